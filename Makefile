@@ -1,0 +1,36 @@
+# The two commands of the README, and what they stand on. Everything happens in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types tests setup clean
+
+demo: setup
+	$(BIN)/featcache demo
+
+test: setup lint types tests
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# cli/ is imported as featcache_cli; mypy is shown it under that name.
+types:
+	mkdir -p build/types && ln -sfn ../../cli build/types/featcache_cli
+	MYPYPATH=build/types $(BIN)/mypy
+
+tests:
+	$(BIN)/pytest
+
+setup: $(STAMP)
+
+# torch comes first and by its exact version, so that nothing else pulls in another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The command line of featcache: the only part that knows the terminal."""

@@ -1,0 +1,94 @@
+"""Where things are printed: data to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+
+    from featcache.errors import FeatcacheError
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def out() -> Console:
+    """Results for people, on stdout; rich leaves colour out off a terminal and under NO_COLOR."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Progress, notes and errors, on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; texts stay readable, whatever stdout's encoding is."""
+    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_error(error: FeatcacheError) -> None:
+    """What was wrong in bold, what to do below it."""
+    console = err()
+    console.print("[bold red]error:[/] ", end="")
+    console.print(error.what, markup=False, soft_wrap=True, style="bold")
+    if error.hint:
+        console.print("       " + error.hint, markup=False, soft_wrap=True)
+
+
+def note(text: str, *, quiet: bool = False) -> None:
+    """One line to stderr."""
+    if not quiet:
+        err().print(text, markup=False, soft_wrap=True, style="dim")
+
+
+def table(columns: Sequence[tuple[str, str]]) -> Table:
+    """A plain table of (header, justification) columns; names fold, numbers never do."""
+    from rich.table import Table
+
+    made = Table(box=_rule_below_head(), padding=0, pad_edge=False, header_style="bold")
+    for header, justify in columns:
+        numeric = justify == "right"
+        made.add_column(header, justify=justify, no_wrap=numeric, overflow="fold")  # type: ignore[arg-type]
+    return made
+
+
+def _rule_below_head() -> Box:
+    """Columns two blanks apart, a line under the head, nothing else."""
+    from rich.box import Box
+
+    return Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """Values as a row of blocks, lowest to highest; thinned out to `width`."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    low, high = min(values), max(values)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((value - low) * scale)] for value in values)
+
+
+def seconds_text(seconds: float) -> str:
+    """0.123 -> '0.12 s', 75 -> '1 min 15 s'."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def percent(share: float) -> str:
+    """0.8975 -> '89.75'; a share that is not known is '-'."""
+    return "-" if share != share else f"{100 * share:.2f}"

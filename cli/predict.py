@@ -1,0 +1,166 @@
+"""`featcache predict`: labels for texts given, piped or typed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import FeatcacheError, UsageError
+from featcache_cli.console import err, note, out, print_error, print_json, table
+from featcache_cli.options import add_command, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from featcache.predictor import Prediction, Predictor
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        "label texts with a trained head; without a text: interactive, q quits",
+        'featcache predict "房间很干净，服务也好" "电池一天就坏了"\n'
+        "featcache predict --run linear-last-mean-1",
+    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
+    parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
+    parser.add_argument(
+        "--run", dest="run_name", metavar="RUN", help="run to use (default: best by validation)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="show the K most probable labels (default: all)"
+    )
+    parser.add_argument("--model", help="folder of the backbone, if it has moved since")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_settings(parser, "paths")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.top_k is not None and args.top_k < 1:
+        raise UsageError(f"--top-k {args.top_k}: at least 1")
+    if args.pair and len(args.pair) != len(args.texts):
+        raise UsageError(f"{len(args.texts)} texts but {len(args.pair)} --pair; one is needed for each")
+    _refuse_empty(args.texts)
+    predictor = _load(args)
+    if args.texts:
+        _show(predictor.predict(args.texts, args.pair), args)
+    elif sys.stdin.isatty():
+        _interactive(predictor, args)
+    else:
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        _show(predictor.predict([line for line in lines if line.strip()]), args)
+    return 0
+
+
+def _refuse_empty(texts: list[str]) -> None:
+    """Said before the model is loaded."""
+    from featcache.texts import check_text
+
+    for number, text in enumerate(texts, start=1):
+        check_text(text, f"text {number}")
+
+
+def _load(args: argparse.Namespace) -> Predictor:
+    """The predictor of the run asked for, or of the best run."""
+    from featcache.runs import choose_run
+
+    reports = Path(_reports_dir(args))
+    chosen = choose_run(reports, args.run_name)
+    if args.run_name is None:
+        accuracy = chosen.metric("validation", "accuracy")
+        note(f"using {chosen.name} (best by validation: accuracy {accuracy:.4f})", quiet=args.quiet)
+    with err().status(f"loading {chosen.record['backbone']['model']}"):
+        from featcache.predictor import Predictor
+
+        return Predictor.from_run(chosen, model=args.model, device=args.device)
+
+
+def _reports_dir(args: argparse.Namespace) -> str:
+    """`--model` and `--device` of this command say where a run's backbone lies now: no settings."""
+    others = dict.fromkeys(("model", "device"))
+    return settings_of(argparse.Namespace(**{**vars(args), **others})).paths.reports_dir
+
+
+def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
+    """Label each line typed, until q or the end of input."""
+    try:
+        import readline  # noqa: F401  # line editing and history for input()
+    except ImportError:
+        pass
+    note("type a text and press Enter; q quits")
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            break
+        if text.strip() in ("q", "Q"):
+            break
+        if text.strip():
+            try:
+                _show(predictor.predict([text]), args, alone=True)
+            except FeatcacheError as error:
+                print_error(error)
+
+
+def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
+    """JSON, a line a text off a terminal, bars for a text typed, else a table."""
+    if args.json:
+        print_json([record(prediction, args.top_k) for prediction in predictions])
+        return
+    if not out().is_terminal:
+        for prediction in predictions:
+            text = " ".join(prediction.text.split())
+            print(prediction.label, f"{prediction.probability:.4f}", text, sep="\t")
+    elif alone:
+        _print_bars(_top(predictions[0], args.top_k))
+    else:
+        show_table(predictions, args.top_k)
+    cut = sum(prediction.truncated for prediction in predictions)
+    if cut:
+        note(
+            f"{cut} of {len(predictions)} texts were longer than the longest length and were cut",
+            quiet=args.quiet,
+        )
+
+
+def record(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
+    """One text as `--json` shows it."""
+    return {
+        "text": prediction.text,
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "probabilities": _top(prediction, top_k),
+        "truncated": prediction.truncated,
+    }
+
+
+def show_table(predictions: list[Prediction], top_k: int | None) -> None:
+    """Label, probability and text; the other labels below the text where they are few."""
+    from rich.text import Text
+
+    shown = table([("label", "left"), ("prob.", "right"), ("text", "left")])
+    for prediction in predictions:
+        others = list(_top(prediction, top_k).items())[1:]
+        text = Text(prediction.text)
+        if 1 < len(others) <= 4:
+            text.append("\n" + ", ".join(f"{name} {value:.4f}" for name, value in others), "dim")
+        label = Text(prediction.label, style="bold")
+        shown.add_row(label, f"{prediction.probability:.4f}", text)
+    out().print(shown)
+
+
+def _print_bars(probabilities: dict[str, float]) -> None:
+    from rich.text import Text
+
+    width = max(len(name) for name in probabilities)
+    for number, (name, value) in enumerate(probabilities.items()):
+        line = Text(f"  {name:<{width}} {value:7.4f} ", style="bold" if number == 0 else "")
+        out().print(line + Text("█" * round(30 * value), style="cyan"))
+
+
+def _top(prediction: Prediction, count: int | None) -> dict[str, float]:
+    """The most probable labels, best first."""
+    ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    return dict(ordered[:count])

@@ -1,0 +1,98 @@
+"""`featcache train-head`: a head on the cached features."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from featcache_cli.console import note, out, percent, print_json, seconds_text, sparkline, table
+from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.progress import TrainingMeter
+
+if TYPE_CHECKING:
+    from featcache.config import Settings
+    from featcache.runs import Run
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "train-head",
+        "train a head on the cached train features, choose on validation, report on test",
+        "featcache train-head --epochs 100\nfeatcache train-head --head logistic --view last/mean",
+    )
+    parser.add_argument(
+        "--head",
+        dest="kind",
+        default="linear",
+        choices=("linear", "logistic"),
+        metavar="{linear,logistic}",
+        help="linear: AdamW; logistic: scikit-learn's LogisticRegression (default: linear)",
+    )
+    parser.add_argument("--view", help="which cached view (default: the first of --views)")
+    add_settings(parser, "head", "backbone", "data", "features", "paths", "")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    made = train(settings_of(args), args.kind, args.view, quiet=args.quiet)
+    if args.json:
+        print_json(record(made))
+    else:
+        show(made)
+        note(f"saved in {made.folder}; next: featcache compare, featcache predict", quiet=args.quiet)
+    return 0
+
+
+def train(settings: Settings, kind: str, view: str | None, *, quiet: bool) -> Run:
+    """Train with a progress bar."""
+    from featcache.train import train_head
+
+    name = f"{kind} {view or settings.features.views[0]}"
+    with TrainingMeter(name, settings.head.epochs, quiet=quiet) as meter:
+        made = train_head(settings, kind, view, progress=meter)
+    if "test" not in made.record["metrics"]:
+        note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
+    return made
+
+
+def record(run: Run) -> dict[str, Any]:
+    """A run as `--json` shows it."""
+    keys = (
+        "run", "head", "view", "fingerprint", "seconds", "metrics", "epochs", "best_epoch",
+        "parameters", "rows", "extraction_seconds", "label_names",
+    )  # fmt: skip
+    return {key: run.record[key] for key in keys} | {"path": str(run.folder)}
+
+
+def show(run: Run) -> None:
+    """Scores by split, and the course of the training."""
+    console = out()
+    about = run.record
+    console.print(f"{run.name}: {about['head']} head on {about['view']}, {seconds_text(about['seconds'])}")
+    numbers = [("rows", "right"), ("accuracy", "right"), ("macro F1", "right"), ("log loss", "right")]
+    shown = table([("split", "left"), *numbers])
+    for split, metrics in about["metrics"].items():
+        shares = (percent(metrics[name]) for name in ("accuracy", "macro_f1"))
+        shown.add_row(split, f"{about['rows'][split]:,}", *shares, f"{metrics['log_loss']:.4f}")
+    console.print(shown)
+    show_history(run)
+
+
+def show_history(run: Run) -> None:
+    """Loss and accuracy by epoch as sparklines, with their ends and the best epoch."""
+    lines = run.history
+    if len(lines) < 2:
+        return
+    console = out()
+    shown = table(
+        [("", "left"), ("first", "right"), (f"epochs 1 to {len(lines)}", "left"), ("last", "right")]
+    )
+    for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
+        values = [getattr(line, name) for line in lines]
+        shown.add_row(name.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
+    console.print(shown)
+    console.print(
+        f"best epoch by validation: {run.record['best_epoch']} (kept as head; the last is kept as last)",
+        style="dim",
+    )

@@ -1,0 +1,67 @@
+"""featcache: run a frozen Transformer once, cache its features, train heads in seconds.
+
+The public names; each is imported when it is first used, so that `import featcache` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache.config import Settings, load_settings
+    from featcache.encode import Encoder
+    from featcache.errors import FeatcacheError
+    from featcache.extract import extract, find_features
+    from featcache.heads import Head, load_head
+    from featcache.predictor import Prediction, Predictor
+    from featcache.runs import Run, list_runs, load_run
+    from featcache.sources import Split, load_splits
+    from featcache.store import CacheFile, Features
+    from featcache.train import train_head
+
+_HOME = {
+    "CacheFile": "store",
+    "Encoder": "encode",
+    "FeatcacheError": "errors",
+    "Features": "store",
+    "Head": "heads",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "Run": "runs",
+    "Settings": "config",
+    "Split": "sources",
+    "extract": "extract",
+    "find_features": "extract",
+    "list_runs": "runs",
+    "load_head": "heads",
+    "load_run": "runs",
+    "load_settings": "config",
+    "load_splits": "sources",
+    "train_head": "train",
+}
+
+__all__ = [
+    "CacheFile",
+    "Encoder",
+    "FeatcacheError",
+    "Features",
+    "Head",
+    "Prediction",
+    "Predictor",
+    "Run",
+    "Settings",
+    "Split",
+    "extract",
+    "find_features",
+    "list_runs",
+    "load_head",
+    "load_run",
+    "load_settings",
+    "load_splits",
+    "train_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+    return getattr(import_module(f"featcache.{_HOME[name]}"), name)

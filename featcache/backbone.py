@@ -1,0 +1,348 @@
+"""The frozen model: loaded at an exact revision, run over packed (or padded) batches.
+
+A family either passes packed batches through its own code unchanged, which is checked by running a
+few tokens both ways when it is loaded, or gets padded batches with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.config import BackboneSettings
+from featcache.errors import BackboneError, FeatcacheError, UsageError
+from featcache.hub import ModelFiles
+from featcache.packing import IMPLEMENTATION, Layout, NotPackable, register
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts end to end, on the CPU.
+
+    Attributes:
+        input_ids: int64 `[T]`.
+        lengths: int64 `[B]`, tokens of each text; they add up to T.
+        type_ids: int64 `[T]` for models that tell the texts of a pair apart, else None.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    type_ids: np.ndarray | None = None
+
+
+class Backbone:
+    """A frozen `AutoModel` with its tokenizer.
+
+    Attributes:
+        blocks: the model's list of equal blocks; None where it has no single one (ALBERT).
+        num_blocks: how many blocks a token goes through.
+        position_limit: longest text in tokens that the model has positions for; None: no limit.
+        packing: `packed`, or `padded` with the reason in `packing_note`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        files: ModelFiles,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.files = files
+        self.device = device
+        self.dtype = dtype
+        self.num_blocks = int(model.config.num_hidden_layers)
+        self.blocks = _find_blocks(model, self.num_blocks)
+        self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+        self._stock_attention: str = model.config._attn_implementation
+        self._first_position, self.position_limit = self._probe_positions()
+        self.packing, self.packing_note = self._probe_packing()
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def states(self, batch: TokenBatch, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], Layout]:
+        """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
+
+        Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest
+        layer asked for are not run.
+        """
+        layout = Layout.of(batch.lengths, self.device)
+        inputs = self._packed_inputs(batch, layout)
+        if self.packing == "padded":
+            inputs = self._padded_inputs(batch)
+        with torch.inference_mode():
+            states = self._run(inputs, layers)
+        if self.packing == "padded":
+            real = inputs["attention_mask"].bool()
+            return {layer: values[real] for layer, values in states.items()}, layout
+        return {layer: values[0] for layer, values in states.items()}, layout
+
+    def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The model's states `[b, t, H]` at `layers`; stops after the highest."""
+        if self.blocks is None:
+            output = self.model(**inputs, output_hidden_states=True)
+            return {layer: output.hidden_states[layer] for layer in layers}
+        below = [layer for layer in layers if layer < self.num_blocks]
+        with _capture(self.blocks, below, stop=len(below) == len(layers)) as captured:
+            with contextlib.suppress(_Stop):
+                captured[self.num_blocks] = self.model(**inputs).last_hidden_state
+        return {layer: captured[layer] for layer in layers}
+
+    def _packed_inputs(self, batch: TokenBatch, layout: Layout) -> dict[str, Any]:
+        places = np.concatenate([np.arange(length) for length in batch.lengths])
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(batch.input_ids[None]),
+            "position_ids": self._tensor((places + self._first_position)[None]),
+            "packed": layout,
+        }
+        if batch.type_ids is not None and "token_type_ids" in self._parameters:
+            inputs["token_type_ids"] = self._tensor(batch.type_ids[None])
+        if "use_cache" in self._parameters:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
+        """Padded on the right; what stands in the padding is masked out and never pooled."""
+        mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
+        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[mask] = batch.input_ids
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(ids),
+            "attention_mask": self._tensor(mask.astype(np.int64)),
+        }
+        if batch.type_ids is not None and "token_type_ids" in self._parameters:
+            types = np.zeros(mask.shape, dtype=np.int64)
+            types[mask] = batch.type_ids
+            inputs["token_type_ids"] = self._tensor(types)
+        if "use_cache" in self._parameters:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _probe_positions(self) -> tuple[int, int | None]:
+        """First row of the learned position table a text reads (RoBERTa: 2), and the room there is."""
+        tables = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe"))
+        ]
+        if len(tables) != 1:
+            limit = getattr(self.model.config, "max_position_embeddings", None)
+            return 0, limit if limit and limit > 0 else None
+        read: list[int] = []
+        hook = tables[0].register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
+        try:
+            with torch.inference_mode():
+                self._run(self._padded_inputs(self._probe_batch([3])), [self.num_blocks])
+        finally:
+            hook.remove()
+        first = read[0] if read else 0
+        return first, tables[0].num_embeddings - first
+
+    def _probe_packing(self) -> tuple[str, str]:
+        """Run a few tokens both ways: packed only where it gives what one-by-one gives."""
+        if "position_ids" not in self._parameters:
+            return "padded", f"{type(self.model).__name__} takes no position_ids"
+        self.packing = "padded"  # the reference: one text at a time, stock attention
+        lengths = self._probe_lengths()
+        batch = self._probe_batch(lengths)
+        layers = [0, self.num_blocks]
+        alone = [self.states(self._probe_batch(lengths, only=i), layers)[0] for i in range(len(lengths))]
+        with _quiet_transformers():
+            self.model.set_attn_implementation(IMPLEMENTATION)
+        if self.model.config._attn_implementation != IMPLEMENTATION:
+            return "padded", f"{type(self.model).__name__} does not use AttentionInterface"
+        try:
+            self.packing = "packed"
+            together, _ = self.states(batch, layers)
+        except (NotPackable, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            return self._fall_back(str(error).splitlines()[0])
+        parts = {layer: values.split(list(batch.lengths)) for layer, values in together.items()}
+        for number, reference in enumerate(alone):
+            if not all(_agree(parts[layer][number], reference[layer]) for layer in layers):
+                return self._fall_back(f"{type(self.model).__name__} mixes the texts of a packed batch")
+        return "packed", ""
+
+    def _fall_back(self, reason: str) -> tuple[str, str]:
+        self.model.set_attn_implementation(self._stock_attention)
+        return "padded", reason
+
+    def _probe_lengths(self) -> list[int]:
+        """Three short texts, and one longer than the sliding window where there is one."""
+        window = getattr(self.model.config, "sliding_window", None) or 0
+        room = self.position_limit or 4096
+        return [9, 5, 5] + ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else [])
+
+    def _probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
+        """Made-up token ids, the same for the same place in `lengths`; `only` one of the texts."""
+        special = set(getattr(self.tokenizer, "all_special_ids", []))
+        vocabulary = int(self.model.get_input_embeddings().num_embeddings)
+        usable = [i for i in range(min(vocabulary, 2000)) if i not in special] or [0]
+        chosen = range(len(lengths)) if only is None else [only]
+        texts = [[usable[(37 * i + 11 * t + 5) % len(usable)] for t in range(lengths[i])] for i in chosen]
+        ids = np.array([token for text in texts for token in text], dtype=np.int64)
+        return TokenBatch(ids, np.array([len(text) for text in texts], dtype=np.int64))
+
+
+def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
+    """Load, freeze and probe a backbone from its local files; never touches the network.
+
+    Raises:
+        BackboneError: unreadable or incomplete weights, no tokenizer, an encoder-decoder model.
+        UsageError: a device that is not there.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
+    register()
+    try:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(files.folder, **source)
+            if getattr(config, "is_encoder_decoder", False):
+                raise BackboneError(
+                    f"{files.name} is an encoder-decoder ({config.model_type})",
+                    hint="a backbone is an encoder (BERT, RoBERTa, ...) or a decoder (GPT-2, Llama, ...)",
+                )
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+            model, info = AutoModel.from_pretrained(
+                files.folder, config=config, dtype=dtype, use_safetensors=True,
+                output_loading_info=True, **source,
+            )  # fmt: skip
+    except FeatcacheError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors raise every kind there is
+        raise BackboneError(
+            f"cannot load {files.name} from {files.folder}: {type(error).__name__}: {error}",
+            hint="is the download complete? a model with code of its own needs --trust-remote-code",
+        ) from error
+    _require_weights(files, info)
+    if hasattr(model, "pooler"):
+        model.pooler = None  # featcache pools the token states itself
+    model.requires_grad_(False).eval()
+    return Backbone(model.to(device), tokenizer, files, device, dtype)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name}: {str(error).splitlines()[0]}",
+            hint="try --device auto or --device cpu",
+        ) from None
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where `device` multiplies it natively, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    return torch.bfloat16 if _native_bfloat16(device) else torch.float32
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:
+    """Refuse a model that would run with made-up weights; a missing pooler is never used."""
+    lost = [key for key in info.get("missing_keys", []) if not key.startswith("pooler.")]
+    lost += [str(key) for key in info.get("mismatched_keys", [])]
+    if lost:
+        raise BackboneError(
+            f"{files.name} lacks {len(lost)} of its weights, e.g. {sorted(lost)[0]}",
+            hint="the weights do not belong to this config.json, or the file is incomplete",
+        )
+
+
+def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
+    """The one ModuleList with an entry for each block."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return lists[0] if len(lists) == 1 else None
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the highest layer asked for is there."""
+
+
+@contextlib.contextmanager
+def _capture(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) -> Iterator[dict[int, Any]]:
+    """Collect the states at `layers` (0: before the first block, i: after block i) by hooks."""
+    captured: dict[int, Any] = {}
+    highest = max(layers, default=-1)
+
+    def keep(layer: int, value: Any) -> None:
+        captured[layer] = value[0] if isinstance(value, tuple) else value
+        if stop and layer == highest:
+            raise _Stop
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(0, args[0] if args else kwargs["hidden_states"])
+
+    hooks = [
+        blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        if layer == 0
+        else blocks[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output))
+        for layer in layers
+    ]
+    try:
+        yield captured
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Equal but for rounding: 1e-3 of the largest state in float32, 5e-2 in 16 bits."""
+    a, b = packed.float(), alone.float()
+    tolerance = 1e-3 if packed.dtype == torch.float32 else 5e-2
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-6))
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No log lines or bars from transformers; what matters reaches the user as an error."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""Backbone and head together again: texts in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache.config import BackboneSettings, FeatureSettings
+from featcache.encode import Encoder
+from featcache.errors import HeadError, SourceError
+from featcache.fingerprint import differences
+from featcache.heads import Head
+from featcache.runs import Run, load_run
+from featcache.texts import check_text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        probabilities: by label name, in the head's order; they add up to 1.
+        truncated: the text was longer than the longest length and was cut.
+    """
+
+    text: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    truncated: bool
+
+
+class Predictor:
+    """An encoder and a head that was trained on its features.
+
+    Args:
+        encoder: the same encode function that filled the cache.
+        head: refused unless its fingerprint is that of the encoder's features.
+
+    Raises:
+        HeadError: the head belongs to other features; names the fields that differ.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        found = differences(head.encoder, encoder.document)
+        if found:
+            raise HeadError(
+                "this head was trained on other features: " + "; ".join(map(str, found)),
+                hint="train a head on these features, or use the model the head was trained with",
+            )
+        self.encoder = encoder
+        self.head = head
+
+    @classmethod
+    def from_run(cls, run: str | Path | Run, *, model: str | None = None, device: str = "auto") -> Predictor:
+        """The predictor of a run in `reports/`, or of a run's folder.
+
+        Args:
+            model: where the backbone lies now, if not where it lay when the head was trained.
+            device: see `--device`; the compute dtype is always the one of the cached features.
+
+        Raises:
+            HeadError: no such run, or a backbone that is not the one the head was trained with.
+            BackboneError: the backbone cannot be loaded.
+        """
+        from featcache.backbone import load_backbone
+        from featcache.hub import find_model
+
+        found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
+        head = found.head()
+        made, document = found.record["backbone"], head.encoder
+        settings = BackboneSettings(
+            model=model or made["model"],
+            revision=None if model else made["commit"] or made["revision"],
+            trust_remote_code=made["trust_remote_code"],
+            device=device,
+            dtype=document["dtype"]["compute"],
+            batch_tokens=made["batch_tokens"],
+        )
+        files = find_model(settings)
+        other = differences({"files": document["files"]}, {"files": files.hashes})
+        if other:  # said before the weights are loaded
+            raise HeadError(
+                f"{found.name} was trained with other files than those of {files.name}: "
+                + "; ".join(map(str, other)),
+                hint="give the backbone it was trained with: --model FOLDER",
+            )
+        features = FeatureSettings(
+            views=(head.view,),
+            prompt=document["prompt"],
+            max_length=document["max_length"],
+            storage=document["dtype"]["storage"],
+        )
+        return cls(Encoder(load_backbone(settings, files), features, settings.batch_tokens), head)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.head.label_names
+
+    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """float64 `[N, C]`, columns in the order of `label_names`.
+
+        Raises:
+            SourceError: an empty text, one that is no string or no valid Unicode; names its place.
+        """
+        return self._encoded(texts, pairs)[0]
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """The most probable label of each text, with all probabilities."""
+        probabilities, truncated = self._encoded(texts, pairs)
+        return [
+            Prediction(
+                text,
+                self.label_names[int(row.argmax())],
+                float(row.max()),
+                dict(zip(self.label_names, map(float, row), strict=True)),
+                bool(cut),
+            )
+            for text, row, cut in zip(texts, probabilities, truncated, strict=True)
+        ]
+
+    def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(texts, str):
+            raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
+        for number, text in enumerate([*texts, *(pairs or [])], start=1):
+            check_text(text, f"text {number}")
+        if not texts:
+            return np.zeros((0, len(self.label_names))), np.zeros(0, dtype=bool)
+        encoded = self.encoder(texts, pairs)
+        return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated

@@ -1,0 +1,204 @@
+"""A run on disk: `reports/<run>/` with the head, its settings, its metrics and its predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.files import explained, fsync_folder, temporary_beside, write_file
+from featcache.heads import Head, load_head
+from featcache.metrics import Scores
+from featcache.solvers import Epoch
+
+RUN_FORMAT = 1
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained head with everything that is known of it; `record` is the content of run.json."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def metric(self, split: str, name: str) -> float:
+        """One metric, e.g. `run.metric("test", "accuracy")`; NaN where the split was not scored."""
+        return float(self.record["metrics"].get(split, {}).get(name, float("nan")))
+
+    @property
+    def history(self) -> list[Epoch]:
+        return [Epoch(**line) for line in self.record["history"]]
+
+    def head(self, which: str = "head") -> Head:
+        """The best head, or with `last` the one after the last epoch."""
+        return load_head(self.folder, which)
+
+
+def save_run(
+    reports_dir: Path,
+    record: Mapping[str, Any],
+    heads: Mapping[str, Head],
+    predictions: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> Run:
+    """Write a run under a name of its own; it appears whole or not at all.
+
+    Args:
+        record: becomes run.json; its `head` and `view` make the name.
+        heads: by file name, e.g. `head` (best by validation) and `last`.
+        predictions: row hashes uint8 `[N, 32]`, labels int64 `[N]` and probabilities `[N, C]`, by split.
+    """
+    stem = re.sub(r"[^\w.\-]+", "-", f"{record['head']}-{record['view']}").strip("-")
+    names = heads["head"].label_names
+    with explained(reports_dir):
+        reports_dir.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(reports_dir / stem)
+        temporary.mkdir()
+        try:
+            for name, head in heads.items():
+                head.save(temporary, name)
+            for split, (hashes, labels, probabilities) in predictions.items():
+                _write_predictions(
+                    temporary / f"predictions-{split}.parquet", hashes, labels, probabilities, names
+                )
+            folder, final = _take_name(reports_dir, stem, temporary, record)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return Run(folder, final)
+
+
+def load_run(reports_dir: Path, name: str) -> Run:
+    """The run of that name, or at that path.
+
+    Raises:
+        HeadError: no such run (lists those there are), or unreadable.
+    """
+    folder = reports_dir / name
+    if not (folder / RUN_FILE).is_file():
+        folder = Path(name)
+    if not (folder / RUN_FILE).is_file():
+        known = ", ".join(run.name for run in list_runs(reports_dir)[:5]) or "none yet"
+        raise HeadError(f"no run {name!r} in {reports_dir}", hint=f"runs there: {known}")
+    run = _read(folder)
+    if run is None:
+        raise HeadError(f"cannot read {folder / RUN_FILE}, or it has another format")
+    return run
+
+
+def list_runs(reports_dir: Path) -> list[Run]:
+    """All readable runs, oldest first."""
+    found = [_read(path.parent) for path in reports_dir.glob(f"[!.]*/{RUN_FILE}")]
+    return sorted((run for run in found if run), key=lambda run: (run.record["created"], run.name))
+
+
+def best_run(runs: list[Run]) -> Run | None:
+    """The best by validation accuracy, then validation loss, then the newest; never by test."""
+    return max(
+        runs,
+        key=lambda run: (
+            run.metric("validation", "accuracy"),
+            -run.metric("validation", "log_loss"),
+            run.record["created"],
+        ),
+        default=None,
+    )
+
+
+def choose_run(reports_dir: Path, name: str | None) -> Run:
+    """The run of that name; without one, the best by validation accuracy.
+
+    Raises:
+        HeadError: no such run, or none at all.
+    """
+    if name is not None:
+        return load_run(reports_dir, name)
+    run = best_run(list_runs(reports_dir))
+    if run is None:
+        raise HeadError(
+            f"no trained head in {reports_dir}",
+            hint="train one with: featcache train-head --epochs 100",
+        )
+    return run
+
+
+def scores_record(scores: Scores) -> dict[str, Any]:
+    """Per-class table and confusion matrix as run.json holds them."""
+    return {
+        "per_class": [dataclasses.asdict(line) for line in scores.per_class],
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def _read(folder: Path) -> Run | None:
+    try:
+        record = json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    needed = {"head", "view", "fingerprint", "metrics", "created", "seconds", "history"}
+    if not isinstance(record, dict) or record.get("format") != RUN_FORMAT or not needed <= set(record):
+        return None
+    return Run(folder, record)
+
+
+def _take_name(
+    reports_dir: Path, stem: str, temporary: Path, record: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Give the finished folder the first free `<stem>-<number>`; its path and its run.json."""
+    number = 1
+    while True:
+        folder = reports_dir / f"{stem}-{number}"
+        if not folder.exists():
+            final = {"format": RUN_FORMAT, "run": folder.name, **record}
+            content = json.dumps(final, indent=1, ensure_ascii=False, default=_plain)
+            write_file(temporary / RUN_FILE, content.encode("utf-8"))
+            with contextlib.suppress(OSError):  # somebody else took the name just now
+                temporary.rename(folder)
+                fsync_folder(reports_dir)
+                return folder, json.loads(content)
+        number += 1
+
+
+def _write_predictions(
+    path: Path,
+    hashes: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: tuple[str, ...],
+) -> None:
+    """One row a text: row_hash (hex), label, prediction, and a probability for each label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "row_hash": pa.array([row.tobytes().hex() for row in hashes]),
+        "label": pa.array([names[label] for label in labels]),
+        "prediction": pa.array([names[label] for label in probabilities.argmax(axis=1)]),
+    }
+    columns |= {
+        f"probability:{name}": pa.array(probabilities[:, number]) for number, name in enumerate(names)
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} in run.json")

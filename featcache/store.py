@@ -1,0 +1,229 @@
+"""The cache folder: which sealed files there are, and which one serves a request.
+
+`cache/<dataset>/<model>/<split>-<fingerprint, 12 hex>.h5` holds the features. Beside it stands a
+`.json` record of how it came to be (when, how long, on what) and of the *requests* it answered: the
+source's content hashes and the settings as asked, by which a repeated request is answered without
+loading a model or a dataset. The record can be lost; the features then are found by their rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import CacheError, CacheMiss
+from featcache.files import explained, write_file
+from featcache.fingerprint import Difference, canonical, differences
+from featcache.sealed import SealedFile
+
+
+@dataclass(frozen=True)
+class Features:
+    """One view of one split, from a sealed file.
+
+    Attributes:
+        x: `[N, D]` in the storage dtype, memory-mapped, checksums verified.
+        y: int64 `[N]`, indexes into `label_names`.
+        row_hash: uint8 `[N, 32]`.
+        encoder: the encoder document the features were made with.
+    """
+
+    split: str
+    view: str
+    x: np.ndarray
+    y: np.ndarray
+    label_names: tuple[str, ...]
+    row_hash: np.ndarray
+    encoder: dict[str, Any]
+    fingerprint: str
+    path: Path
+
+
+class CacheFile:
+    """One sealed file with its record.
+
+    Raises:
+        CorruptCache, CacheError: see `SealedFile`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sealed = SealedFile(path)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.sealed.meta["fingerprint"])
+
+    @property
+    def split(self) -> str:
+        return str(self.sealed.meta["split"])
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The cache document, see `fingerprint.cache_document`."""
+        return dict(self.sealed.meta["document"])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(self.document["views"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.document["rows"]["count"])
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut at the longest length."""
+        return int(np.asarray(self.sealed.column("truncated")).sum())
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The `.json` beside the file; empty where it is lost or unreadable."""
+        return read_record(self.path)
+
+    def features(self, view: str) -> Features:
+        """One view with its labels.
+
+        Raises:
+            CacheMiss: the file has no such view.
+            CorruptCache: damaged bytes.
+        """
+        if view not in self.views:
+            raise CacheMiss(f"{self.path} has views {', '.join(self.views)}, not {view}")
+        document = self.document
+        return Features(
+            split=self.split,
+            view=view,
+            x=self.sealed.column(view_column(view)),
+            y=np.asarray(self.sealed.column("labels")),
+            label_names=tuple(document["labels"]["names"]),
+            row_hash=np.asarray(self.sealed.column("row_hash")),
+            encoder=document["encoder"],
+            fingerprint=self.fingerprint,
+            path=self.path,
+        )
+
+
+def view_column(view: str) -> str:
+    """`last/cls` -> `views/last-cls`, the dataset's name in the file."""
+    return "views/" + view.replace("/", "-")
+
+
+def slug(name: str) -> str:
+    """A folder name for a hub id or a path: `lansinuote/ChnSentiCorp` -> `lansinuote--ChnSentiCorp`."""
+    parts = [part for part in re.split(r"[/\\]+", name.strip("./\\")) if part not in ("", ".", "..")]
+    kept = parts[-2:] if len(parts) == 2 and not name.startswith((".", "/", "~")) else parts[-1:]
+    return re.sub(r"[^\w.\-]+", "_", "--".join(kept)) or "unnamed"
+
+
+def cache_path(cache_dir: Path, dataset: str, model: str, split: str, fingerprint: str) -> Path:
+    """Where the sealed file of a split lies."""
+    return cache_dir / slug(dataset) / slug(model) / f"{split}-{fingerprint[:12]}.h5"
+
+
+def cache_files(cache_dir: Path, split: str = "*") -> list[CacheFile]:
+    """All sealed files that can be opened, newest first; damaged ones are passed over."""
+    found = []
+    for path in sorted(cache_dir.glob(f"*/*/{split}-*.h5"), key=_age):
+        try:
+            found.append(CacheFile(path))
+        except CacheError:
+            continue
+    return found
+
+
+def cache_paths(cache_dir: Path) -> list[Path]:
+    """Every cache file's path, whole or damaged, newest first."""
+    return sorted(cache_dir.glob("*/*/*-*.h5"), key=_age)
+
+
+def record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of the cache file `path`; empty where it is lost, unreadable or of another file."""
+    try:
+        record = json.loads(record_path(path).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get("requests"), list) else {}
+
+
+def add_request(path: Path, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
+    """Note in the record of `path` that it answers `request`."""
+    record = read_record(path) or {"requests": []}
+    if made is not None:
+        record["made"] = dict(made)
+    if canonical(request) not in [canonical(known) for known in record["requests"]]:
+        record["requests"].append(dict(request))
+    write_file(record_path(path), json.dumps(record, indent=1, sort_keys=True).encode("ascii"))
+
+
+def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: set[str]) -> CacheFile | None:
+    """The file that answered this very request before and has all `views`, as they were asked."""
+    wanted = canonical(request)
+    for file in files:
+        for known in file.record.get("requests", []):
+            names = set(known.get("views", {}))
+            if canonical(_without_views(known)) == wanted and views <= names:
+                return file
+    return None
+
+
+def find_rows(
+    files: Iterable[CacheFile], encoder: Mapping[str, Any], document: Mapping[str, Any]
+) -> CacheFile | None:
+    """The file with the same encoder, rows and labels and at least the views of `document`."""
+    for file in files:
+        have = file.document
+        same = all(have[part] == document[part] for part in ("rows", "labels"))
+        if same and have["encoder"] == encoder and set(document["views"]) <= set(have["views"]):
+            return file
+    return None
+
+
+def nearest(
+    files: Sequence[CacheFile], request: Mapping[str, Any]
+) -> tuple[CacheFile, list[Difference]] | None:
+    """The file whose requests differ from `request` in the fewest fields, and these fields."""
+    best: tuple[CacheFile, list[Difference]] | None = None
+    for file in files:
+        for known in file.record.get("requests", []):
+            found = differences(_without_views(known), request)
+            if best is None or len(found) < len(best[1]):
+                best = (file, found)
+    return best
+
+
+def remove(path: Path) -> None:
+    """Remove a cache file with its record and its unfinished blocks; an open reader keeps reading.
+
+    Raises:
+        CacheError: the file system refuses.
+    """
+    with explained(path):
+        path.unlink(missing_ok=True)
+        for suffix in (".json", ".lock", ".holder"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+        shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
+
+
+def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key != "views"}
+
+
+def _age(path: Path) -> float:
+    """Sort key: newest first; a file that is just being removed comes last."""
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0
