@@ -50,10 +50,10 @@ def extract_splits(
     settings: Settings, splits: Sequence[str], *, quiet: bool, force: bool = False
 ) -> list[Extracted]:
     """Extract with a progress bar; what was done otherwise than asked is said on stderr."""
-    from featcache.extract import extract
+    from featcache import extract as extraction
 
     with ExtractionMeter(quiet=quiet) as meter:
-        results = extract(settings, splits, meter, force=force)
+        results = extraction.extract_splits(settings, splits, meter, force=force)
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)
     return results

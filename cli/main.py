@@ -12,7 +12,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
-COMMANDS = ("init", "extract", "train_head", "compare", "predict", "cache", "run", "demo")
+COMMANDS = ("init", "extract", "train_head", "compare", "predict", "cache", "run", "bench", "demo")
 
 DESCRIPTION = """\
 Run a frozen Transformer once over your texts, cache its features, train heads in seconds.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from featcache.config import Settings, load_settings
     from featcache.encode import Encoder
     from featcache.errors import FeatcacheError
-    from featcache.extract import extract, find_features
+    from featcache.extract import extract_splits, find_features
     from featcache.heads import Head, load_head
     from featcache.predictor import Prediction, Predictor
     from featcache.runs import Run, list_runs, load_run
@@ -29,7 +29,7 @@ _HOME = {
     "Run": "runs",
     "Settings": "config",
     "Split": "sources",
-    "extract": "extract",
+    "extract_splits": "extract",
     "find_features": "extract",
     "list_runs": "runs",
     "load_head": "heads",
@@ -50,7 +50,7 @@ __all__ = [
     "Run",
     "Settings",
     "Split",
-    "extract",
+    "extract_splits",
     "find_features",
     "list_runs",
     "load_head",

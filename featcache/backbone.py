@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.attention import IMPLEMENTATION, register
 from featcache.config import BackboneSettings
 from featcache.errors import BackboneError, FeatcacheError, UsageError
+from featcache.fusing import fuse, is_conv1d
 from featcache.hub import ModelFiles
-from featcache.packing import IMPLEMENTATION, Layout, NotPackable, register
+from featcache.packing import Layout, NotPackable
+from featcache.tail import only
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,6 +51,9 @@ class Backbone:
         num_blocks: how many blocks a token goes through.
         position_limit: longest text in tokens that the model has positions for; None: no limit.
         packing: `packed`, or `padded` with the reason in `packing_note`.
+        tail: whether the highest block can run for the pooled tokens alone.
+        block_weights: weights of linear layers that each token is multiplied with, in all blocks.
+        fused: which modules were swapped for faster ones, for people.
     """
 
     def __init__(
@@ -68,27 +75,49 @@ class Backbone:
         self._stock_attention: str = model.config._attn_implementation
         self._first_position, self.position_limit = self._probe_positions()
         self.packing, self.packing_note = self._probe_packing()
+        self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
+        with torch.inference_mode():
+            self.fused = fuse(model, self.blocks if self.blocks is not None else model)
+
+        self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
 
     @property
     def dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
-    def states(self, batch: TokenBatch, layers: Sequence[int]) -> tuple[dict[int, torch.Tensor], Layout]:
+    def states(
+        self, batch: TokenBatch, layers: Sequence[int], places: Sequence[str] = ()
+    ) -> tuple[dict[int, torch.Tensor], Layout]:
         """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
 
         Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest
         layer asked for are not run.
+
+        Args:
+            places: of `first` and `last`, where at the highest layer only these tokens of each text
+                are wanted: its states then are `[len(places), B, H]`. Only where `self.tail`, and
+                not of layer 0.
         """
         layout = Layout.of(batch.lengths, self.device)
-        inputs = self._packed_inputs(batch, layout)
-        if self.packing == "padded":
-            inputs = self._padded_inputs(batch)
         with torch.inference_mode():
-            states = self._run(inputs, layers)
-        if self.packing == "padded":
-            real = inputs["attention_mask"].bool()
-            return {layer: values[real] for layer, values in states.items()}, layout
-        return {layer: values[0] for layer, values in states.items()}, layout
+            if self.packing == "padded":
+                inputs = self._padded_inputs(batch)
+                real = inputs["attention_mask"].bool()
+                return {layer: at[real] for layer, at in self._run(inputs, layers).items()}, layout
+            inputs = self._packed_inputs(batch, layout)
+            highest = max(layers)
+            with self._tail_of(layout, highest, places):
+                states = {layer: at[0] for layer, at in self._run(inputs, layers).items()}
+            if places:
+                states[highest] = states[highest].unflatten(0, (len(places), len(batch.lengths)))
+            return states, layout
+
+    def _tail_of(self, layout: Layout, layer: int, places: Sequence[str]) -> AbstractContextManager[None]:
+        """Within it, the block below `layer` runs for the tokens at `places` alone."""
+        if not places:
+            return contextlib.nullcontext()
+        assert self.blocks is not None
+        return only(self.blocks[layer - 1], layout, torch.cat([layout.token_at(place) for place in places]))
 
     def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The model's states `[b, t, H]` at `layers`; stops after the highest."""
@@ -180,6 +209,21 @@ class Backbone:
             if not all(_agree(parts[layer][number], reference[layer]) for layer in layers):
                 return self._fall_back(f"{type(self.model).__name__} mixes the texts of a packed batch")
         return "packed", ""
+
+    def _probe_tail(self) -> bool:
+        """Run a few tokens both ways: whether the highest block alone gives the same states."""
+        batch, places = self._probe_batch(self._probe_lengths()), ("first", "last")
+        self.tail = True
+        try:
+            for layer in (self.num_blocks, self.num_blocks - 1):
+                whole, layout = self.states(batch, [layer])
+                picked, _ = self.states(batch, [layer], places)
+                expected = torch.stack([whole[layer][layout.token_at(place)] for place in places])
+                if not _agree(picked[layer], expected):
+                    return False
+        except (NotPackable, ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+            return False  # e.g. GPT-2's own code counts on as many tokens coming out as went in
+        return True
 
     def _fall_back(self, reason: str) -> tuple[str, str]:
         self.model.set_attn_implementation(self._stock_attention)
@@ -292,6 +336,12 @@ def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
     """The one ModuleList with an entry for each block."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return lists[0] if len(lists) == 1 else None
+
+
+def _linear_weights(module: nn.Module) -> int:
+    """How many weights its linear layers have, GPT-2's kind included."""
+    linears = (child for child in module.modules() if isinstance(child, nn.Linear) or is_conv1d(child))
+    return sum(linear.get_parameter("weight").numel() for linear in linears)
 
 
 class _Stop(Exception):

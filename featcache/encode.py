@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from featcache.config import FeatureSettings
 from featcache.errors import BackboneError, UsageError
 from featcache.fingerprint import encoder_document
 from featcache.packing import plan_batches
-from featcache.pooling import POOLINGS, View, parse_view
+from featcache.pooling import PLACES, POOLINGS, View, parse_view
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
 
@@ -95,6 +96,14 @@ class Encoder:
         self.notes = self._notes(features.max_length)
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
+
+    @cached_property
+    def _places(self) -> list[str]:
+        """Which tokens are pooled at the highest layer; empty where all are, or where it cannot be used."""
+        highest = self.views[-1].layer
+        poolings = {view.pooling for view in self.views if view.layer == highest}
+        usable = self.backbone.tail and highest > 0 and poolings <= set(PLACES)
+        return sorted(PLACES[pooling] for pooling in poolings) if usable else []
 
     @property
     def document(self) -> dict[str, Any]:
@@ -179,13 +188,17 @@ class Encoder:
 
     def _pool(self, batch: TokenBatch) -> dict[str, np.ndarray]:
         """Features float32 `[B, D]` by view name."""
-        layers = sorted({view.layer for view in self.views})
-        states, layout = self.backbone.states(batch, layers)
+        places = self._places
+        states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
+        highest = self.views[-1].layer
         with torch.inference_mode():
-            return {
-                view.name: POOLINGS[view.pooling](states[view.layer], layout).float().cpu().numpy()
+            pooled = {
+                view.name: states[highest][places.index(PLACES[view.pooling])]
+                if places and view.layer == highest
+                else POOLINGS[view.pooling](states[view.layer], layout)
                 for view in self.views
             }
+            return {name: values.float().cpu().numpy() for name, values in pooled.items()}
 
     def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         """Refuse features that storage would round to infinity, and NaN."""

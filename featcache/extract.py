@@ -83,7 +83,7 @@ class Extracted:
     notes: tuple[str, ...] = ()
 
 
-def extract(
+def extract_splits(
     settings: Settings, splits: Sequence[str], report: Report | None = None, *, force: bool = False
 ) -> list[Extracted]:
     """Make sure that the features of `splits` are in the cache.
@@ -123,8 +123,11 @@ def find_features(settings: Settings, split: str) -> CacheFile:
     return found
 
 
+extract = extract_splits  # TEMPORARY
+
+
 class _Job:
-    """One call of `extract`: what all its splits share."""
+    """One call of `extract_splits`: what all its splits share."""
 
     def __init__(self, settings: Settings, report: Report, force: bool = False) -> None:
         self.settings = settings

@@ -1,28 +1,42 @@
-"""Packed batches: texts laid end to end as one row `[1, T]`, so that no padding is ever computed.
-
-Linear layers do not care where a text begins; attention does. `packed_attention` is registered with
-transformers as an attention implementation and runs attention per text, so any model that goes
-through `AttentionInterface` serves packed batches with its own, unchanged code.
-"""
+"""Packed batches: texts laid end to end as one row `[1, T]`, so that no padding is ever computed."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from featcache.errors import BackboneError
 
-IMPLEMENTATION = "featcache_packed"
+PAD_STEP = 16  # lengths that are a multiple of this suit the 16-bit attention kernel of CPUs
 
 
 class NotPackable(BackboneError):
     """The model asks for something packed attention does not do; padded batches are used instead."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Texts of nearly the same length, padded for attention alone to one length.
+
+    Attributes:
+        tokens: the batch's tokens `[start, end)` that are theirs.
+        shape: (texts, padded length).
+        gather: int64 `[texts * padded length]`, the token at each padded place; padding repeats the
+            text's own first token, so that no text ever touches another.
+        keep: int64 `[end - start]`, the padded place of each token.
+        mask: `[texts, 1, 1, padded length]`, 0 or -inf.
+    """
+
+    tokens: tuple[int, int]
+    shape: tuple[int, int]
+    gather: torch.Tensor
+    keep: torch.Tensor
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,29 @@ class Layout:
     lengths: np.ndarray
     runs: tuple[tuple[int, int, int], ...]
     cu_seqlens: torch.Tensor
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The texts in order, neighbours put together whose lengths round up to the same step."""
+        padded = -(-self.lengths // PAD_STEP) * PAD_STEP
+        edges = [0, *(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)]
+        return [self._bucket(a, b, int(padded[a])) for a, b in itertools.pairwise(edges)]
+
+    def _bucket(self, first: int, last: int, padded: int) -> Bucket:
+        lengths = torch.from_numpy(self.lengths[first:last])[:, None]
+        begins = self.cu_seqlens[first : last + 1].cpu().long()
+        places = torch.arange(padded)[None, :]
+        real = places < lengths
+        gather = begins[:-1, None] + torch.where(real, places, 0)
+        mask = torch.zeros(real.shape).masked_fill_(~real, float("-inf"))[:, None, None, :]
+        tokens = (int(begins[0]), int(begins[-1]))
+        keep = real.flatten().nonzero().squeeze(1)
+        return Bucket(tokens, (last - first, padded), gather.flatten(), keep, mask)
+
+    def token_at(self, place: str) -> torch.Tensor:
+        """The `first` or `last` token of each text, int64 `[B]`."""
+        begins = self.cu_seqlens.long()
+        return begins[:-1] if place == "first" else begins[1:] - 1
 
     @property
     def longest(self) -> int:
@@ -73,85 +110,6 @@ def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     if len(order) > start:
         batches.append(order[start:])
     return batches
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packed: Layout | None = None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention within each text of a packed batch, as transformers' `AttentionInterface` calls it.
-
-    Args:
-        query: `[1, heads, T, d]`; key and value alike, with as many or fewer heads.
-        packed: where the texts lie; handed to the model as a keyword of its forward.
-        sliding_window: a token sees those less than this many places away.
-
-    Returns:
-        `[1, T, heads, d]` and no attention weights.
-
-    Raises:
-        NotPackable: the layout did not arrive, or the model uses soft-capping, biases or sinks.
-    """
-    asked = [name for name in ("softcap", "position_bias", "s_aux") if others.get(name) is not None]
-    if packed is None or attention_mask is not None or asked:
-        raise NotPackable(f"{type(module).__name__} cannot run packed ({', '.join(asked) or 'mask'})")
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    window = sliding_window if sliding_window and packed.longest > sliding_window else None
-    return _attention_by_runs(query, key, value, packed, scaling, causal, window), None
-
-
-def no_mask(*_: Any, **__: Any) -> None:
-    """The mask of a packed batch, as `AttentionMaskInterface` asks for it: there is none."""
-
-
-def register() -> None:
-    """Make `packed_attention` known to transformers; safe to call again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(IMPLEMENTATION, packed_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, no_mask)
-
-
-def _attention_by_runs(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packed: Layout,
-    scaling: float | None,
-    causal: bool,
-    window: int | None,
-) -> torch.Tensor:
-    """One SDPA call for each run of equally long texts; views in, one copy out."""
-    grouped = key.shape[1] != query.shape[1]
-    outputs: list[torch.Tensor] = []
-    for start, count, length in packed.runs:
-        q, k, v = (
-            states[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-            for states in (query, key, value)
-        )
-        mask = _window_mask(length, window, causal, query.device) if window and length > window else None
-        attended = functional.scaled_dot_product_attention(
-            q, k, v, mask, scale=scaling, is_causal=causal and mask is None, enable_gqa=grouped
-        )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).unsqueeze(0)
-
-
-def _window_mask(length: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
-    """Bool `[length, length]`: True where the row's token sees the column's."""
-    places = torch.arange(length, device=device)
-    distance = places[:, None] - places[None, :]
-    near = distance.abs() < window
-    return near & (distance >= 0) if causal else near
 
 
 def split_runs(states: torch.Tensor, packed: Layout) -> Iterator[torch.Tensor]:

@@ -14,12 +14,12 @@ from featcache.packing import Layout, split_runs
 
 def pool_cls(states: torch.Tensor, packed: Layout) -> torch.Tensor:
     """The first token of each text: `[T, H]` -> `[B, H]`."""
-    return states[packed.cu_seqlens[:-1].long()]
+    return states[packed.token_at("first")]
 
 
 def pool_last(states: torch.Tensor, packed: Layout) -> torch.Tensor:
     """The last real token of each text: `[T, H]` -> `[B, H]`."""
-    return states[packed.cu_seqlens[1:].long() - 1]
+    return states[packed.token_at("last")]
 
 
 def pool_mean(states: torch.Tensor, packed: Layout) -> torch.Tensor:
@@ -38,6 +38,10 @@ POOLINGS: dict[str, Callable[[torch.Tensor, Layout], torch.Tensor]] = {
     "last": pool_last,
     "max": pool_max,
 }
+
+
+# Poolings that take one token of each text: which one. The others need all tokens.
+PLACES = {"cls": "first", "last": "last"}
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,224 @@
+"""Faster modules for a frozen model, put in place of its own at load time; same results but rounding.
+
+Three swaps, found by what a module is made of and not by its family's name. Each new module is run
+beside the one it replaces on random input, and only takes its place if both agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+# Names under which families keep the three projections of self-attention.
+PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
+
+
+def fuse(model: nn.Module, blocks: nn.Module) -> list[str]:
+    """Swap modules in `blocks` of a frozen CPU model for faster ones; what was swapped, for people.
+
+    - the three projections of attention become one product,
+    - a linear layer and the GELU after it become one oneDNN call,
+    - the weights of every linear layer are laid out for oneDNN once, not at every call.
+    """
+    if not _has_onednn(model):
+        return []
+    counts = {
+        "one product for q, k, v": sum(_fuse_projections(module) for module in list(blocks.modules())),
+        "linear + GELU": sum(_fuse_gelu(module) for module in list(blocks.modules())),
+        "weights laid out once": sum(_lay_out_linears(module) for module in list(blocks.modules())),
+    }
+    return [f"{what} ({count})" for what, count in counts.items() if count]
+
+
+class OneDnnLinear(nn.Module):
+    """`gelu(x W^T + b)` or without the GELU, by oneDNN, with the weights laid out beforehand.
+
+    Args:
+        weight: `[out, in]`, bfloat16.
+        bias: `[out]` or None.
+        gelu: `none`, `erf` or `tanh`.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: str = "none") -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+        self.operation = "none" if gelu == "none" else "gelu"
+        self.algorithm = "tanh" if gelu == "tanh" else "none"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.laid_out, self.bias, self.operation, [], self.algorithm
+        )
+        return result
+
+
+class SharedProjection(nn.Module):
+    """Query, key and value in one product; the three stand-ins below hand out its parts."""
+
+    def __init__(self, linears: list[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.cat([linear.weight for linear in linears])
+        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        self.linear = OneDnnLinear(weight, bias)
+        self.sizes = [linear.out_features for linear in linears]
+        self._input: torch.Tensor | None = None
+        self._parts: tuple[torch.Tensor, ...] = ()
+
+    def part(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        """The part of projection `number`; the product is made when the first of them is asked for."""
+        if self._input is not x:
+            self._input, self._parts = x, self.linear(x).split(self.sizes, dim=-1)
+        result = self._parts[number]
+        if number == len(self.sizes) - 1:  # value comes last everywhere: let the tensors go
+            self._input, self._parts = None, ()
+        return result
+
+
+class ProjectionPart(nn.Module):
+    """Stands where one of the projections stood."""
+
+    def __init__(self, shared: SharedProjection, number: int) -> None:
+        super().__init__()
+        self.shared, self.number = shared, number
+        self.out_features = shared.sizes[number]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared.part(self.number, x)
+
+
+def _has_onednn(model: nn.Module) -> bool:
+    """Whether the swaps pay here: bfloat16 on a CPU, by a torch that has the oneDNN calls."""
+    first = next(model.parameters())
+    return (
+        first.device.type == "cpu"
+        and first.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def _fuse_projections(module: nn.Module) -> int:
+    for names in PROJECTIONS:
+        found = [getattr(module, name, None) for name in names]
+        linears = [linear for linear in found if type(linear) is nn.Linear]
+        if len(linears) < len(names):
+            continue
+        if len({(linear.in_features, linear.bias is None) for linear in linears}) > 1:
+            continue
+        shared = SharedProjection(linears)
+        parts = [ProjectionPart(shared, number) for number in range(len(names))]
+        x = _sample(linears[0])
+        if all(_agree(part(x), linear(x)) for part, linear in zip(parts, linears, strict=True)):
+            for name, part in zip(names, parts, strict=True):
+                setattr(module, name, part)
+            return 1
+    return 0
+
+
+def _fuse_gelu(module: nn.Module) -> int:
+    """Where a module owns one GELU, the linear layer that feeds it takes it over.
+
+    Which one feeds it is found by running the module: the layer whose very output the GELU gets.
+    """
+    owned = list(module.named_children())
+    activations = [(name, kind) for name, child in owned if (kind := _gelu_kind(child))]
+    if len(activations) != 1:
+        return 0
+    name, kind = activations[0]
+    feeding = _feeding(module, getattr(module, name))
+    if feeding is None:
+        return 0
+    linear = getattr(module, feeding)
+    weight, bias = _weights(linear)
+    fused = OneDnnLinear(weight, bias, kind)
+    x = _sample(linear)
+    if not _agree(fused(x), getattr(module, name)(linear(x))):
+        return 0
+    setattr(module, feeding, fused)
+    setattr(module, name, nn.Identity())
+    return 1
+
+
+def _feeding(module: nn.Module, activation: nn.Module) -> str | None:
+    """The name of the linear child whose output is, untouched, the input of `activation`."""
+    made: list[tuple[str, torch.Tensor]] = []
+    seen: list[str | None] = []
+    linears = [(name, child) for name, child in module.named_children() if _is_linear(child)]
+
+    def watch(name: str, child: nn.Module) -> Any:
+        return child.register_forward_hook(lambda _, __, output: made.append((name, output)))
+
+    def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(next((name for name, output in made if output is args[0]), None))
+
+    hooks = [watch(name, child) for name, child in linears]
+    hooks.append(activation.register_forward_pre_hook(see))
+    try:
+        if linears:
+            module(_sample(linears[0][1]))
+    except Exception:  # a module that wants more than one tensor is none we can fuse
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[0] if len(seen) == 1 else None
+
+
+def _lay_out_linears(module: nn.Module) -> int:
+    count = 0
+    for name, child in list(module.named_children()):
+        if _is_linear(child):
+            weight, bias = _weights(child)
+            laid_out = OneDnnLinear(weight, bias)
+            x = _sample(child)
+            if _agree(laid_out(x), child(x)):
+                setattr(module, name, laid_out)
+                count += 1
+    return count
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's `Conv1D`: a linear layer with its weights transposed."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or is_conv1d(module)
+
+
+def _weights(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`[out, in]` and `[out]`."""
+    weight = linear.weight if type(linear) is nn.Linear else linear.weight.T
+    return weight.detach(), None if linear.bias is None else linear.bias.detach()
+
+
+def _gelu_kind(module: nn.Module) -> str | None:
+    """`erf` or `tanh` for an activation that is that GELU, by its values."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return None
+    if "gelu" not in type(module).__name__.lower():
+        return None
+    x = torch.linspace(-4, 4, 101)
+    for kind, reference in (("erf", functional.gelu(x)), ("tanh", functional.gelu(x, approximate="tanh"))):
+        if torch.allclose(module(x), reference, atol=1e-6, rtol=0):
+            return kind
+    return None
+
+
+def _sample(linear: Any) -> torch.Tensor:
+    """Random input `[1, 7, in]` for a linear layer, the same each time."""
+    weight = _weights(linear)[0]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 7, weight.shape[1], generator=generator).to(weight.dtype)
+
+
+def _agree(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Equal but for the rounding of 16-bit types: a hundredth of the largest value."""
+    difference = (new.float() - old.float()).abs().max()
+    return bool(difference <= 1e-2 * old.float().abs().max().clamp_min(1e-3))

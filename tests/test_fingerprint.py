@@ -1,0 +1,251 @@
+"""Equal values give equal fingerprints, others do not, and what differs is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from extraction import reference_hash as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.extract import first_occurrence
+from featcache.fingerprint import (
+    cache_document,
+    canonical,
+    differences,
+    encoder_document,
+    file_hash,
+    fingerprint,
+    row_hash,
+    row_hashes,
+)
+
+keys = st.text("abcdé中_", min_size=1, max_size=4)
+leaves = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+documents = st.dictionaries(keys, values, max_size=5)
+# Strings as JSON and Python hold them, and as UTF-8 can.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+# ---------------------------------------------------------------- documents
+
+
+def shuffled(value: Any, draw: random.Random) -> Any:
+    """An equal value, the keys of every dictionary in it in another order."""
+    if isinstance(value, dict):
+        items = [(key, shuffled(inner, draw)) for key, inner in value.items()]
+        draw.shuffle(items)
+        return dict(items)
+    return [shuffled(inner, draw) for inner in value] if isinstance(value, list) else value
+
+
+@settings(deadline=None)
+@given(document=documents, seed=st.integers(0, 99))
+def test_equal_values_give_equal_bytes(document: dict[str, Any], seed: int) -> None:
+    other = shuffled(document, random.Random(seed))
+    assert canonical(other) == canonical(document)
+    assert fingerprint(other) == fingerprint(document)
+    assert differences(document, other) == []
+    assert json.loads(canonical(document)) == document  # and nothing is lost on the way
+    assert differences(document, json.loads(canonical(document))) == []  # nor by going through a file
+
+
+@settings(deadline=None)
+@given(one=documents, two=documents)
+def test_differences_and_fingerprints_agree(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert bool(differences(one, two)) == (fingerprint(one) != fingerprint(two))
+
+
+@pytest.mark.parametrize(
+    ("cached", "wanted"),
+    [
+        ({"a": None}, {}),
+        ({}, {"a": None}),
+        ({"a": 1}, {"a": True}),
+        ({"a": 0}, {"a": False}),
+        ({"a": 1}, {"a": 1.0}),
+    ],
+)
+def test_what_python_calls_equal_but_the_fingerprint_does_not(cached: Any, wanted: Any) -> None:
+    assert fingerprint(cached) != fingerprint(wanted)
+    assert [difference.field for difference in differences(cached, wanted)] == ["a"]
+
+
+def leaf_paths(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            yield from leaf_paths(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@settings(deadline=None)
+@given(document=documents.filter(bool), data=st.data())
+def test_a_changed_field_is_named(document: dict[str, Any], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(list(leaf_paths(document))))
+    other = json.loads(json.dumps(document))
+    inner = other
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = ["changed", inner[path[-1]]]
+    assert fingerprint(other) != fingerprint(document)
+    found = differences(document, other)
+    assert [difference.field for difference in found] == [".".join(path)]
+    assert found[0].wanted == inner[path[-1]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), b"x", {1}])
+def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        canonical({"a": value})
+
+
+def encoder(**changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "files": {"model.safetensors": "0" * 64, "tokenizer.json": "1" * 64},
+        "prompt": "",
+        "max_length": 512,
+        "truncation_side": "right",
+        "compute": "float32",
+        "storage": "float16",
+    }
+    return encoder_document(**(fields | changes))
+
+
+def cache(document: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "views": ["last/cls"],
+        "hashes": row_hashes(["a", "b", "c"]),
+        "labels": np.array([0, 1, 0]),
+        "label_names": ["bad", "good"],
+    }
+    return cache_document(document or encoder(), **(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        (cache(encoder(prompt="query: ")), "encoder.prompt"),
+        (cache(encoder(max_length=256)), "encoder.max_length"),
+        (cache(encoder(truncation_side="left")), "encoder.truncation_side"),
+        (cache(encoder(compute="bfloat16")), "encoder.dtype.compute"),
+        (cache(encoder(storage="float32")), "encoder.dtype.storage"),
+        (
+            cache(encoder(files={"model.safetensors": "2" * 64, "tokenizer.json": "1" * 64})),
+            "encoder.files.model.safetensors",
+        ),
+        (cache(encoder(files={"model.safetensors": "0" * 64})), "encoder.files.tokenizer.json"),
+        (cache(views=["last/cls", "last/mean"]), "views"),
+        (cache(hashes=row_hashes(["a", "b", "d"])), "rows.chain"),
+        (cache(hashes=row_hashes(["b", "a", "c"])), "rows.chain"),
+        (cache(labels=np.array([0, 1, 1])), "labels.chain"),
+        (cache(label_names=["bad", "great"]), "labels.names"),
+        (cache(label_names=["good", "bad"]), "labels.names"),
+    ],
+)
+def test_every_part_of_a_cache_counts(changed: dict[str, Any], field: str) -> None:
+    assert fingerprint(changed) != fingerprint(cache())
+    assert [difference.field for difference in differences(cache(), changed)] == [field]
+
+
+def test_what_does_not_count() -> None:
+    assert cache(views=["last/mean", "last/cls"]) == cache(views=["last/cls", "last/mean"])
+    assert cache(labels=np.array([0, 1, 0], dtype=">i4")) == cache()
+    assert cache(label_names=("bad", "good")) == cache()
+
+
+def test_the_fingerprint_never_changes_with_the_version() -> None:
+    """Files made by an earlier version must be found by this one: these are not to be adjusted."""
+    assert canonical({"b": [1, "é"], "a": None}) == b'{"a":null,"b":[1,"\\u00e9"]}'
+    document = cache()
+    assert fingerprint(document) == hashlib.sha256(canonical(document)).hexdigest()
+    assert fingerprint(document) == "9a922ec0528f90952aabaac815bfa5974821185f591d72547dd523439a60bed3"
+
+
+@pytest.mark.parametrize(
+    ("cached", "wanted", "says"),
+    [
+        (512, 256, "f (cached 512, wanted 256)"),
+        ("a" * 64, "b" * 64, "f (cached aaaaaaaaaaaa, wanted bbbbbbbbbbbb)"),
+        ("", None, "f (cached '', wanted none)"),
+        (["坏", "好"], "query: ", 'f (cached ["坏", "好"], wanted \'query: \')'),
+    ],
+)
+def test_a_difference_can_be_read(cached: Any, wanted: Any, says: str) -> None:
+    assert str(differences({"f": cached}, {"f": wanted})[0]) == says
+
+
+def test_file_hash(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(content)
+    assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- rows
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.tuples(texts, texts), max_size=8))
+def test_row_hashes(rows: list[tuple[str, str]]) -> None:
+    alone = row_hashes([text for text, _ in rows])
+    assert alone.shape == (len(rows), 32) and alone.dtype == np.uint8
+    assert [row.tobytes() for row in alone] == [reference(text) for text, _ in rows]
+    both = row_hashes([text for text, _ in rows], [pair for _, pair in rows])
+    assert [row.tobytes() for row in both] == [reference(*row) for row in rows]
+
+
+@settings(deadline=None)
+@given(
+    one=st.tuples(st.none() | texts, st.none() | texts), two=st.tuples(st.none() | texts, st.none() | texts)
+)
+def test_only_equal_rows_have_equal_hashes(one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
+    assert (row_hash(*one) == row_hash(*two)) == (one == two)
+
+
+def test_rows_that_look_alike() -> None:
+    rows = [
+        *(("", None), (None, None), (None, ""), ("", "")),
+        *(("ab", "c"), ("a", "bc"), ("abc", None), ("abc", ""), ("", "abc"), (None, "abc")),
+        *(("a\0", None), ("a", None), ("\0", "\0"), ("\1", None)),
+        *(("é", None), ("e\u0301", None)),  # the same to the eye, other tokens to a tokenizer
+    ]
+    assert len({row_hash(*row) for row in rows}) == len(rows)
+
+
+def test_texts_and_pairs_must_be_as_many() -> None:
+    with pytest.raises(ValueError):
+        row_hashes(["a", "b"], ["c"])
+
+
+@settings(deadline=None)
+@given(rows=st.lists(texts, min_size=2, max_size=6, unique=True), data=st.data())
+def test_the_order_of_rows_counts(rows: list[str], data: st.DataObject) -> None:
+    moved = data.draw(st.permutations(rows))
+    chains = [cache(hashes=row_hashes(order))["rows"]["chain"] for order in (rows, moved)]
+    assert (chains[0] == chains[1]) == (rows == moved)
+    assert chains[0] == hashlib.sha256(b"".join(map(reference, rows))).hexdigest()
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.integers(0, 6), max_size=60), seed=st.integers(0, 9))
+def test_first_occurrence(rows: list[int], seed: int) -> None:
+    # Rows that differ in one byte only, so that a comparison of a part of the hash is seen.
+    kinds = np.random.default_rng(seed).integers(0, 2, (1, 32), dtype=np.uint8).repeat(7, 0)
+    kinds[np.arange(7), [0, 7, 8, 15, 16, 24, 31]] ^= 255
+    first: dict[int, int] = {}
+    expected = [first.setdefault(kind, place) for place, kind in enumerate(rows)]
+    found = first_occurrence(kinds[rows].reshape(-1, 32))
+    assert found.dtype == np.int64 and found.tolist() == expected

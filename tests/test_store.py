@@ -1,0 +1,138 @@
+"""The cache folder: names, what is passed over, what is removed, which file is nearest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featcache.errors import CacheMiss
+from featcache.fingerprint import cache_document, encoder_document, fingerprint, row_hashes
+from featcache.sealed import Column, write_sealed
+from featcache.store import (
+    CacheFile,
+    add_request,
+    cache_files,
+    cache_path,
+    cache_paths,
+    find_request,
+    nearest,
+    read_record,
+    remove,
+    slug,
+)
+
+VIEWS = ("last/cls", "-4/mean")
+
+
+def seal(cache_dir: Path, split: str = "train", prompt: str = "", age: int = 0) -> Path:
+    """A cache file of two rows and two views, as old as asked."""
+    encoder = encoder_document(
+        files={}, prompt=prompt, max_length=9, truncation_side="right", compute="float32", storage="float16"
+    )
+    hashes, labels = row_hashes(["a", "b"]), np.array([1, 0])
+    document = cache_document(encoder, VIEWS, hashes, labels, ["bad", "good"])
+    path = cache_path(cache_dir, "some/data", "model", split, fingerprint(document))
+    meta = {"fingerprint": fingerprint(document), "split": split, "document": document}
+    columns = [
+        Column(f"views/{view.replace('/', '-')}", (2, 3), "float16", [np.full((2, 3), number)])
+        for number, view in enumerate(VIEWS)
+    ]
+    columns += [Column("labels", (2,), "int64", [labels]), Column("row_hash", (2, 32), "uint8", [hashes])]
+    columns += [Column("truncated", (2,), "uint8", [np.array([1, 0])])]
+    assert write_sealed(path, meta, columns)
+    os.utime(path, (age, age))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("lansinuote/ChnSentiCorp", "lansinuote--ChnSentiCorp"),
+        ("bert-base-chinese", "bert-base-chinese"),
+        ("./data/reviews/", "reviews"),
+        ("/home/me/my reviews", "my_reviews"),
+        ("~/models/bert", "bert"),
+        ("a/b/c", "c"),
+        (r"C:\data\reviews", "reviews"),
+        ("评论/酒店", "评论--酒店"),
+        ("../..", "unnamed"),
+        ("", "unnamed"),
+        ("some/data:zh", "some--data_zh"),
+    ],
+)
+def test_folder_names(name: str, folder: str, tmp_path: Path) -> None:
+    assert slug(name) == folder
+    path = cache_path(tmp_path, name, name, "train", "0123456789abcdef" * 4)
+    assert path == tmp_path / folder / folder / "train-0123456789ab.h5"
+
+
+def test_a_file_serves_its_views(tmp_path: Path) -> None:
+    file = CacheFile(seal(tmp_path))
+    for number, view in enumerate(VIEWS):
+        found = file.features(view)
+        assert (found.x == number).all() and found.x.shape == (2, 3) and found.view == view
+        assert (found.y.tolist(), found.label_names, found.split) == ([1, 0], ("bad", "good"), "train")
+        assert (found.row_hash == row_hashes(["a", "b"])).all() and found.encoder["max_length"] == 9
+        assert found.fingerprint == file.fingerprint and found.path == file.path
+    assert (file.rows, file.truncated, set(file.views)) == (2, 1, set(VIEWS))
+    with pytest.raises(CacheMiss, match=r"has views .*, not last/max"):
+        file.features("last/max")
+
+
+def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
+    old, new = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=200)
+    test = seal(tmp_path, "test", age=300)
+    bad = seal(tmp_path, prompt="bad", age=400)
+    bad.write_bytes(bad.read_bytes()[:-1])
+    assert [file.path for file in cache_files(tmp_path, "train")] == [new, old]
+    assert [file.path for file in cache_files(tmp_path)] == [test, new, old]
+    assert cache_paths(tmp_path) == [bad, test, new, old]
+    assert cache_files(tmp_path / "nowhere") == [] and cache_paths(tmp_path / "nowhere") == []
+
+
+def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
+    path, other = seal(tmp_path), seal(tmp_path, prompt="q")
+    add_request(path, {"split": "train"}, {"seconds": 1})
+    add_request(other, {"split": "train"})
+    for suffix in (".lock", ".holder"):
+        path.with_suffix(suffix).write_bytes(b"")
+    path.with_suffix(".partial").mkdir()
+    (path.with_suffix(".partial") / "plan.json").write_bytes(b"{}")
+    remove(path)
+    assert set(path.parent.iterdir()) == {other, other.with_suffix(".json")}
+    remove(path)  # and again is no error
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    encoder = {"prompt": "", "max_length": 512, "files": {"config.json": "0"}} | changes
+    return {"split": "train", "encoder": encoder}
+
+
+def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
+    path = seal(tmp_path)
+    views = {view: view for view in VIEWS} | {"9/mean": "-4/mean"}
+    for asked in (request(), request(max_length=9), request()):
+        add_request(path, {**asked, "views": views}, {"seconds": 2.5})
+    assert len(read_record(path)["requests"]) == 2
+    assert CacheFile(path).record["made"] == {"seconds": 2.5}
+    files = cache_files(tmp_path)
+    for wanted in ({"last/cls"}, {"9/mean", "last/cls"}, set()):
+        found = find_request(files, request(max_length=9), wanted)
+        assert found is not None and found.path == path
+    assert find_request(files, request(), {"last/max"}) is None
+    assert find_request(files, request(max_length=8), {"last/cls"}) is None
+
+
+def test_the_nearest_file_is_the_one_with_the_fewest_differences(tmp_path: Path) -> None:
+    far, near = seal(tmp_path, age=200), seal(tmp_path, prompt="q", age=100)
+    views = {"last/cls": "last/cls"}
+    add_request(far, {**request(prompt="x", max_length=9), "views": views})
+    add_request(near, {**request(prompt="x"), "views": views})
+    found = nearest(cache_files(tmp_path), request(prompt="y"))
+    assert found is not None and found[0].path == near
+    assert [difference.field for difference in found[1]] == ["encoder.prompt"]
+    assert nearest([], request()) is None
