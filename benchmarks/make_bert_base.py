@@ -1,6 +1,6 @@
 """A BERT-base with random weights and a given vocabulary: real shapes for speed work, no download.
 
-    python benchmarks/make_bert_base.py VOCAB_TXT FOLDER
+python benchmarks/make_bert_base.py VOCAB_TXT FOLDER
 """
 
 from __future__ import annotations

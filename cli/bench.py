@@ -97,4 +97,4 @@ def show(result: dict[str, Any]) -> None:
         f"{about['device']}, {about['threads']} threads, {', '.join(about['flags'])}; {versions}", style="dim"
     )
     for name, reason in result["unavailable"].items():
-        err().print(f"left out: {name} ({reason})", style="dim", markup=False)
+        err().print(f"left out: {name} ({reason})", style="dim")

@@ -14,17 +14,22 @@ from featcache_cli.options import add_command, add_settings, settings_of
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = add_command(
-        commands,
-        "cache",
-        "list, describe or remove cache files",
-        "featcache cache ls\nfeatcache cache info 3f2a\nfeatcache cache rm 3f2a",
-    )
-    parser.add_argument("action", choices=("ls", "info", "rm"), metavar="{ls,info,rm}")
-    parser.add_argument("files", nargs="*", metavar="FILE", help="paths, or beginnings of fingerprints")
-    parser.add_argument("--all", action="store_true", help="every cache file")
-    add_settings(parser, "paths")
-    parser.set_defaults(run=run)
+    about = "list, describe or remove cache files"
+    parser = add_command(commands, "cache", about, "featcache cache ls\nfeatcache cache rm 3f2a91")
+    actions = parser.add_subparsers(metavar="{ls,info,rm}", required=True)
+    for name, what in (
+        ("ls", "list the cache files"),
+        ("info", "all that is known of cache files"),
+        ("rm", "remove cache files"),
+    ):
+        example = f"featcache cache {name}" + (" train-3f2a91c07b44.h5" if name != "ls" else "")
+        action = add_command(actions, name, what, example)
+        if name != "ls":
+            names = "paths, file names, or beginnings of fingerprints"
+            action.add_argument("files", nargs="*", metavar="FILE", help=names)
+            action.add_argument("--all", action="store_true", help="every cache file")
+        add_settings(action, "paths")
+        action.set_defaults(run=run, action=name)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,16 +37,18 @@ def run(args: argparse.Namespace) -> int:
 
     paths = cache_paths(Path(settings_of(args).paths.cache_dir))
     if args.action == "ls":
-        _list(paths, args)
-        return 0
+        return _list(paths, args)
     if not args.files and not args.all:
-        raise UsageError(f"cache {args.action}: which file?", hint="name it as cache ls shows it, or --all")
+        hint = "name it as featcache cache ls shows it, or say --all"
+        raise UsageError(f"{args.parser.prog}: which file?", hint=hint)
     chosen = paths if args.all else list(dict.fromkeys(_find(name, paths) for name in args.files))
     return _info(chosen, args) if args.action == "info" else _remove(chosen, args)
 
 
 def _find(name: str, paths: list[Path]) -> Path:
     """The one file meant by a path, a file name or the beginning of a fingerprint."""
+    if not name.strip():
+        raise UsageError("an empty name is no cache file")
     if Path(name) in paths:
         return Path(name)
     found = [path for path in paths if path.name == name or path.stem.rpartition("-")[2].startswith(name)]
@@ -79,36 +86,31 @@ def _describe(path: Path) -> dict[str, Any]:
     return about
 
 
-def _list(paths: list[Path], args: argparse.Namespace) -> None:
+def _list(paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.files import size_text
 
     described = [_describe(path) for path in paths]
     if args.json:
         print_json({"files": described})
-        return
+        return 0
     if not described:
         note("the cache is empty; fill it with: featcache extract --all-splits", quiet=args.quiet)
-        return
-    shown = table(
-        [
-            ("file", "left"),
-            ("rows", "right"),
-            ("views", "left"),
-            ("size", "right"),
-            ("age", "right"),
-        ]
-    )
+        return 0
+    numbers = [("rows", "right"), ("size", "right"), ("age", "right")]
+    shown = table([("file", "left"), *numbers, ("views", "left")])
+    shown.columns[0].min_width = max(len(Path(about["path"]).name) for about in described) + 2
     for about in described:
         path = Path(about["path"])
         sealed = about["status"] == "sealed"
         shown.add_row(
             "/".join(path.parts[-3:-1]) + "\n  " + path.name,
             f"{about['rows']:,}" if sealed else "damaged",
-            ", ".join(about["views"]) if sealed else about["status"],
             size_text(about["bytes"]),
             seconds_text(about["age_seconds"]),
+            ", ".join(about["views"]) if sealed else "see featcache cache info",
         )
     out().print(shown)
+    return 0
 
 
 def _info(paths: list[Path], args: argparse.Namespace) -> int:
@@ -117,7 +119,7 @@ def _info(paths: list[Path], args: argparse.Namespace) -> int:
         print_json({"files": described})
     else:
         for about in described:
-            out().print(json.dumps(about, indent=1, ensure_ascii=False), markup=False, soft_wrap=True)
+            out().print(json.dumps(about, indent=1, ensure_ascii=False), soft_wrap=True)
     return 0 if all(about["status"] == "sealed" for about in described) else CacheError.exit_code
 
 

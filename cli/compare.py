@@ -46,13 +46,15 @@ def run(args: argparse.Namespace) -> int:
 
 def show(runs: list[Run], best: Run | None) -> None:
     """The table of runs, the best by validation first."""
+    from featcache.runs import rank
+
     console = out()
     wide = console.width >= 100
     columns = [("", "left"), ("run", "left"), ("head", "left"), ("view", "left"), ("ep.", "right")]
     columns += [("validation", "right")] if wide else []
-    columns += [("test", "right"), ("F1", "right"), ("train", "right"), ("extract", "right")]
+    columns += [("test", "right"), ("F1", "right"), ("train", "right"), ("extr.", "right")]
     shown = table([*columns, ("params", "right")])
-    for run in sorted(runs, key=lambda run: -run.metric("validation", "accuracy")):
+    for run in sorted(runs, key=rank, reverse=True):
         content = run.record
         cells = [
             "*" if run is best else "",
@@ -92,8 +94,12 @@ def show_details(run: Run) -> None:
 def _show_confusion(confusion: list[list[int]], names: list[str]) -> None:
     """The whole matrix where it fits, else the most frequent confusions."""
     if len(names) <= 8:
-        shown = table([("true \\ predicted", "left"), *((name[:10], "right") for name in names)])
-        for name, row in zip(names, confusion, strict=True):
+        cut = [name[:10] for name in names]
+        told_apart = len(set(cut)) == len(cut)
+        heads = cut if told_apart else [f"({number})" for number in range(1, len(names) + 1)]
+        rows = names if told_apart else [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        shown = table([("true \\ predicted", "left"), *((head, "right") for head in heads)])
+        for name, row in zip(rows, confusion, strict=True):
             shown.add_row(name, *(f"{count:,}" for count in row))
     else:
         shown = table([("most confused: true", "left"), ("predicted", "left"), ("rows", "right")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,25 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 def out() -> Console:
     """Results for people, on stdout; rich leaves colour out off a terminal and under NO_COLOR."""
-    from rich.console import Console
-
-    return Console(highlight=False)
+    return _console()
 
 
 def err() -> Console:
     """Progress, notes and errors, on stderr."""
+    return _console(stderr=True)
+
+
+def _console(**where: Any) -> Console:
+    """A console that prints texts as they are: no markup, no emoji codes, no highlighting."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            """Whoever read our output has left: nobody is told, nothing is wrong."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Plain(highlight=False, markup=False, emoji=False, **where)
 
 
 def print_json(document: Any) -> None:
@@ -41,16 +51,16 @@ def print_json(document: Any) -> None:
 def print_error(error: FeatcacheError) -> None:
     """What was wrong in bold, what to do below it."""
     console = err()
-    console.print("[bold red]error:[/] ", end="")
-    console.print(error.what, markup=False, soft_wrap=True, style="bold")
-    if error.hint:
-        console.print("       " + error.hint, markup=False, soft_wrap=True)
+    console.print("error: ", end="", style="bold red")
+    console.print(error.what, soft_wrap=True, style="bold")
+    for line in (error.hint or "").splitlines():
+        console.print("       " + line, soft_wrap=True)
 
 
 def note(text: str, *, quiet: bool = False) -> None:
     """One line to stderr."""
     if not quiet:
-        err().print(text, markup=False, soft_wrap=True, style="dim")
+        err().print(text, soft_wrap=True, style="dim")
 
 
 def table(columns: Sequence[tuple[str, str]]) -> Table:
@@ -65,7 +75,7 @@ def table(columns: Sequence[tuple[str, str]]) -> Table:
 
 
 def _rule_below_head() -> Box:
-    """Columns two blanks apart, a line under the head, nothing else."""
+    """Columns one blank apart, a line under the head, nothing else."""
     from rich.box import Box
 
     return Box("    \n    \n ── \n    \n    \n    \n    \n    \n")

@@ -36,7 +36,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.split) == args.all_splits:
-        raise UsageError("say which splits", hint="--split train [--split test ...] or --all-splits")
+        what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
+        raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
     results = extract_splits(settings_of(args), splits, quiet=args.quiet, force=args.force)
     if args.json:
@@ -94,6 +95,6 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
             share = result.truncated / result.rows
             note(
                 f"{result.split}: {result.truncated:,} of {result.rows:,} texts ({share:.1%}) were longer "
-                "than the longest length and were cut",
+                f"than {result.max_length} tokens and were cut",
                 quiet=quiet,
             )

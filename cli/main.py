@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
+import traceback
 from importlib import import_module
+from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
@@ -13,63 +16,78 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
 COMMANDS = ("init", "extract", "train_head", "compare", "predict", "cache", "run", "bench", "demo")
+INTERRUPTED = 130
 
 DESCRIPTION = """\
-Run a frozen Transformer once over your texts, cache its features, train heads in seconds.
+Run a frozen Transformer once over your texts, cache its features,
+train heads in seconds.
 
-  featcache demo                              see it work, without any model hub
-  featcache extract --all-splits              features of train, validation and test
-  featcache train-head --epochs 100           a linear head on the cached features
-  featcache compare                           the runs side by side
-  featcache predict "房间很干净，服务也好"      backbone and head together again
+  featcache demo                       see it work, without any model hub
+  featcache extract --all-splits       features of train, validation and test
+  featcache train-head --epochs 100    a linear head on the cached features
+  featcache compare                    the runs side by side
+  featcache predict "房间很干净"       backbone and head together again
 """
 
 EXIT_CODES = """\
-exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, 6 head or run, 1 anything else,
-130 interrupted (finished work is kept). Settings: flags, then featcache.toml, then defaults.
+exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, 6 head or run,
+1 anything else, 130 interrupted (finished work is kept).
+Settings come from flags, then featcache.toml, then the defaults.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # Chinese on an ASCII terminal is no crash
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
+        args = _parse(argv)
         code: int = args.run(args) or 0
         sys.stdout.flush()
         return code
+    except SystemExit as stop:  # argparse after --help or --version
+        return int(stop.code or 0)
     except FeatcacheError as error:
-        if args.debug:
-            raise
-        print_error(error)
+        _explain(error, debug)
         return error.exit_code
     except KeyboardInterrupt:
-        if args.debug:
-            raise
         err().print("\ninterrupted; finished work is kept, the same command goes on from it")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our stdout left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if args.debug:
-            raise
-        print_error(
-            FeatcacheError(
-                f"unexpected {type(error).__name__}: {error}",
-                hint="this is a defect of featcache; --debug shows where it happened",
-            )
-        )
-        return 1
+        what = f"unexpected {type(error).__name__}: {error}"
+        hint = "this is a defect of featcache; --debug shows where it happened"
+        _explain(FeatcacheError(what, hint=hint), debug)
+        return FeatcacheError.exit_code
+
+
+def _explain(error: FeatcacheError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    else:
+        print_error(error)
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        hint = f"see: {self.prog} --help"
-        print_error(UsageError(message, hint=hint))
-        raise SystemExit(UsageError.exit_code)
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see: {self.prog} --help")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        parser: argparse.ArgumentParser = args.parser
+        known = list(parser._option_string_actions)
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1, cutoff=0.5)
+        ask = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"{parser.prog}: unknown argument {unknown[0]!r}", hint=f"{ask}see: {parser.prog} --help"
+        )
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,8 +32,10 @@ def add_command(
         description=help[0].upper() + help[1:] + ".",
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=RawDescriptionRichHelpFormatter,
+        allow_abbrev=False,
     )
     add_common(parser)
+    parser.set_defaults(parser=parser)
     return parser
 
 
@@ -77,7 +79,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         if "views" in given:
             raise UsageError("--pooling and --views cannot be given together")
         given["views"] = ",".join(f"last/{name.strip()}" for name in pooling.split(","))
-    if "dataset" in given and "data_files" not in given:
+    if "dataset" in given and "data_files" in given:
+        raise UsageError("--dataset and --data-files cannot be given together")
+    if "dataset" in given:
         given["data_files"] = {}  # a dataset on the command line wins over files in the settings file
     return load_settings(given, path=args.config)
 

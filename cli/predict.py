@@ -64,6 +64,8 @@ def _refuse_empty(texts: list[str]) -> None:
 
 def _load(args: argparse.Namespace) -> Predictor:
     """The predictor of the run asked for, or of the best run."""
+    from rich.text import Text
+
     from featcache.runs import choose_run
 
     reports = Path(_reports_dir(args))
@@ -71,7 +73,9 @@ def _load(args: argparse.Namespace) -> Predictor:
     if args.run_name is None:
         accuracy = chosen.metric("validation", "accuracy")
         note(f"using {chosen.name} (best by validation: accuracy {accuracy:.4f})", quiet=args.quiet)
-    with err().status(f"loading {chosen.record['backbone']['model']}"):
+    console = err()
+    console.quiet = args.quiet
+    with console.status(Text(f"loading {chosen.record['backbone']['model']}")):
         from featcache.predictor import Predictor
 
         return Predictor.from_run(chosen, model=args.model, device=args.device)
@@ -92,7 +96,7 @@ def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
     note("type a text and press Enter; q quits")
     while True:
         try:
-            text = input("> ")
+            text = _ask()
         except EOFError:
             break
         if text.strip() in ("q", "Q"):
@@ -102,6 +106,14 @@ def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
                 _show(predictor.predict([text]), args, alone=True)
             except FeatcacheError as error:
                 print_error(error)
+
+
+def _ask() -> str:
+    """A line typed; the prompt is no data, so it goes to stderr where stdout is not the terminal."""
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
@@ -152,11 +164,13 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
 
 
 def _print_bars(probabilities: dict[str, float]) -> None:
+    from rich.cells import cell_len
     from rich.text import Text
 
-    width = max(len(name) for name in probabilities)
+    width = max(cell_len(name) for name in probabilities)
     for number, (name, value) in enumerate(probabilities.items()):
-        line = Text(f"  {name:<{width}} {value:7.4f} ", style="bold" if number == 0 else "")
+        blanks = " " * (width - cell_len(name))
+        line = Text(f"  {name}{blanks} {value:7.4f} ", style="bold" if number == 0 else "")
         out().print(line + Text("█" * round(30 * value), style="cyan"))
 
 

@@ -58,7 +58,7 @@ class Meter:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, style="dim", markup=False, soft_wrap=True)
+            self.console.print(text, style="dim", soft_wrap=True)
 
     def step(self, name: str, done: int, total: int, info: str = "") -> None:
         """Say that `done` of `total` are done in the task `name`."""

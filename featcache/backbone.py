@@ -78,6 +78,7 @@ class Backbone:
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():
             self.fused = fuse(model, self.blocks if self.blocks is not None else model)
+        model.eval()
 
         self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
 
@@ -131,10 +132,9 @@ class Backbone:
         return {layer: captured[layer] for layer in layers}
 
     def _packed_inputs(self, batch: TokenBatch, layout: Layout) -> dict[str, Any]:
-        places = np.concatenate([np.arange(length) for length in batch.lengths])
         inputs: dict[str, Any] = {
             "input_ids": self._tensor(batch.input_ids[None]),
-            "position_ids": self._tensor((places + self._first_position)[None]),
+            "position_ids": self._tensor(self._positions(batch)[None]),
             "packed": layout,
         }
         if batch.type_ids is not None and "token_type_ids" in self._parameters:
@@ -142,6 +142,21 @@ class Backbone:
         if "use_cache" in self._parameters:
             inputs["use_cache"] = False
         return inputs
+
+    def _positions(self, batch: TokenBatch) -> np.ndarray:
+        """The row of the position table that each token reads, int64 `[T]`.
+
+        Families that begin after the padding's own row (RoBERTa) give that row to a padding token in
+        a text, and do not count it.
+        """
+        counted = np.ones(len(batch.input_ids), dtype=np.int64)
+        if self._first_position > 0:
+            counted = (batch.input_ids != self.model.config.pad_token_id).astype(np.int64)
+        total = np.cumsum(counted)
+        begins = np.cumsum(batch.lengths) - batch.lengths
+        before = np.repeat(total[begins] - counted[begins], batch.lengths)
+        places: np.ndarray = self._first_position - 1 + (total - before) * counted
+        return places
 
     def _padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
         """Padded on the right; what stands in the padding is masked out and never pooled."""

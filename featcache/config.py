@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -22,9 +23,18 @@ from featcache.errors import UsageError
 CONFIG_FILE = "featcache.toml"
 
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that carries its own help and choices."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that carries its own help, choices and limits (`above`, `below`: exclusive)."""
+    limits = {"least": least, "above": above, "below": below}
+    return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,9 @@ class BackboneSettings:
         "compute type; auto is bfloat16 where the processor has it natively, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    batch_tokens: int | None = setting(None, "tokens in one packed batch (default: chosen by device)")
+    batch_tokens: int | None = setting(
+        None, "tokens in one packed batch (default: chosen by device)", least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,9 @@ class DataSettings:
     pair_column: str | None = setting(None, "column with the second text of a pair")
     label_column: str | None = setting(None, "column with the label (default: found by its usual names)")
     label_names: tuple[str, ...] | None = setting(None, "names of labels 0,1,... separated by commas")
-    validation_share: float = setting(0.1, "share of train held out where there is no validation split")
+    validation_share: float = setting(
+        0.1, "share of train held out where there is no validation split", above=0, below=1
+    )
     skip_bad_rows: bool = setting(False, "leave out rows without text or label, and count them")
 
 
@@ -66,7 +80,7 @@ class FeatureSettings:
 
     views: tuple[str, ...] = setting(("last/cls",), "layer/pooling pairs: last/cls,last/mean,-4/mean")
     prompt: str = setting("", "put before every text, e.g. 'query: ' for E5 models")
-    max_length: int = setting(512, "longest text in tokens; the model's own limit if that is lower")
+    max_length: int = setting(512, "longest text in tokens; the model's own limit if that is lower", least=1)
     storage: str = setting("float16", "type of the stored features", choices=("float16", "float32"))
 
 
@@ -74,11 +88,11 @@ class FeatureSettings:
 class HeadSettings:
     """How a head is trained."""
 
-    epochs: int = setting(100, "passes over the cached train features")
-    lr: float = setting(1e-3, "AdamW learning rate")
-    weight_decay: float = setting(0.01, "AdamW weight decay")
-    batch_size: int = setting(32, "rows in one training step")
-    C: float = setting(0.1, "inverse penalty of the logistic regression baseline")
+    epochs: int = setting(100, "passes over the cached train features", least=1)
+    lr: float = setting(1e-3, "AdamW learning rate", above=0)
+    weight_decay: float = setting(0.01, "AdamW weight decay", least=0)
+    batch_size: int = setting(32, "rows in one training step", least=1)
+    C: float = setting(0.1, "inverse penalty of the logistic regression baseline", above=0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,9 @@ class Option:
     default: Any
     help: str
     choices: tuple[str, ...]
+    least: float | None
+    above: float | None
+    below: float | None
 
     @property
     def flag(self) -> str:
@@ -179,7 +196,22 @@ def coerce(option: Option, value: Any) -> Any:
         raise UsageError(f"{option.flag}: {error}") from None
     if option.choices and typed not in option.choices:
         raise UsageError(f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}")
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
+        _check_limits(option, typed)
     return typed
+
+
+def _check_limits(option: Option, number: float) -> None:
+    """NaN and infinity are outside any limits."""
+    limits = [
+        ("at least", option.least, lambda limit: number >= limit),
+        ("above", option.above, lambda limit: number > limit),
+        ("below", option.below, lambda limit: number < limit),
+    ]
+    known = [(text, limit, holds) for text, limit, holds in limits if limit is not None]
+    if not math.isfinite(number) or not all(holds(limit) for _, limit, holds in known):
+        wanted = " and ".join(f"{text} {limit}" for text, limit, _ in known) or "a finite number"
+        raise UsageError(f"{option.flag} {number}: must be {wanted}")
 
 
 def to_toml(settings: Settings) -> str:
@@ -245,7 +277,7 @@ def _number(kind: type, value: Any) -> int | float:
         raise ValueError(f"wants a number, got {value!r}")
     try:
         number: int | float = kind(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         wanted = "a whole number" if kind is int else "a number"
         raise ValueError(f"wants {wanted}, got {value!r}") from None
     if isinstance(value, float) and number != value:
@@ -314,4 +346,4 @@ def _toml_value(value: Any) -> str:
 
 def _toml_string(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'

@@ -16,20 +16,12 @@ import torch
 
 from featcache.backbone import Backbone, TokenBatch
 from featcache.config import FeatureSettings
-from featcache.errors import BackboneError, UsageError
+from featcache.errors import BackboneError, BadRow, UsageError
 from featcache.fingerprint import encoder_document
 from featcache.packing import plan_batches
 from featcache.pooling import PLACES, POOLINGS, View, parse_view
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
-
-
-class BadFeatures(BackboneError):
-    """Features that cannot be stored; `row` is the first such row of those encoded."""
-
-    def __init__(self, what: str, row: int, hint: str | None) -> None:
-        super().__init__(what, hint=hint)
-        self.row = row
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class Encoder:
         lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
         if not lengths.all():
             row = int(np.argmin(lengths))
-            raise BackboneError(f"the tokenizer makes no token of {texts[row][:40]!r}")
+            raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row)
         return Tokens(
             _flat(coded["input_ids"], np.int32),
             lengths,
@@ -169,7 +161,8 @@ class Encoder:
             try:
                 pooled = self._pool(tokens.batch(rows))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                pending += self._smaller(rows, tokens.lengths, error)
+                left = np.concatenate([rows, *pending[::-1]])
+                pending = self._smaller(rows, left, tokens.lengths, error)
                 continue
             for name, values in pooled.items():
                 self._check_range(name, values, rows)
@@ -207,7 +200,7 @@ class Encoder:
             return
         first = int(np.flatnonzero(~fine.all(axis=1))[0])
         overflow = bool(np.isfinite(values[first]).all())
-        raise BadFeatures(
+        raise BadRow(
             f"its {name} features are {'too large for float16' if overflow else 'NaN or infinite'} "
             f"(compute {self.backbone.dtype_name}, storage {self.storage.name})",
             int(rows[first]),
@@ -216,8 +209,10 @@ class Encoder:
             else "try --dtype float32; if it stays so, the weights themselves are damaged",
         )
 
-    def _smaller(self, rows: np.ndarray, lengths: np.ndarray, error: BaseException) -> list[np.ndarray]:
-        """The rows of a batch that ran out of memory, in batches of half the budget."""
+    def _smaller(
+        self, rows: np.ndarray, left: np.ndarray, lengths: np.ndarray, error: BaseException
+    ) -> list[np.ndarray]:
+        """All rows `left`, in batches of half the tokens of `rows`, which ran out of memory."""
         if not _is_out_of_memory(error):
             raise error
         if len(rows) == 1:
@@ -228,7 +223,7 @@ class Encoder:
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         self.batch_tokens = max(int(lengths[rows].sum()) // 2, 1)
-        return [rows[part] for part in plan_batches(lengths[rows], self.batch_tokens)][::-1]
+        return [left[part] for part in plan_batches(lengths[left], self.batch_tokens)][::-1]
 
     def _truncated(
         self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray

@@ -37,6 +37,14 @@ class BackboneError(FeatcacheError):
     exit_code = 4
 
 
+class BadRow(BackboneError):
+    """A text that cannot be encoded; `row` is its place among those that were handed over."""
+
+    def __init__(self, what: str, row: int, hint: str | None = None) -> None:
+        super().__init__(what, hint=hint)
+        self.row = row
+
+
 class CacheError(FeatcacheError):
     """A cache file that cannot be written, opened or trusted."""
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,7 +23,8 @@ import numpy as np
 
 from featcache import store
 from featcache.config import Settings
-from featcache.files import require_space
+from featcache.errors import BackboneError, BadRow, CacheMiss
+from featcache.files import remove_temporaries, require_space
 from featcache.fingerprint import cache_document, fingerprint, row_hashes
 from featcache.hub import ModelFiles, find_model
 from featcache.sealed import Column, write_sealed
@@ -66,7 +68,8 @@ class Extracted:
         cached: the features were there; no forward pass was run.
         encoded: texts that went through the backbone.
         reused: rows taken from earlier cache files or equal rows.
-        truncated: texts longer than the longest length.
+        truncated: texts longer than `max_length` tokens, which were cut.
+        tokens: tokens of all rows, however they came about.
     """
 
     split: str
@@ -80,6 +83,7 @@ class Extracted:
     fingerprint: str
     path: Path
     views: tuple[str, ...]
+    max_length: int
     notes: tuple[str, ...] = ()
 
 
@@ -110,20 +114,20 @@ def find_features(settings: Settings, split: str) -> CacheFile:
 
     Raises:
         CacheMiss: not extracted yet, or with other settings; names the fields that differ.
+        CorruptCache: not found, and a file of that split is damaged.
     """
-    from featcache.errors import CacheMiss
-
     job = _Job(settings, lambda _: None)
     found = job.lookup(split)
     if found is None:
+        differs, damaged = job.what_differs(split), store.damaged(job.cache_dir, split)
+        if damaged and not differs:
+            raise damaged[0]
+        also = "".join(f"; {error.what}" for error in damaged)
         raise CacheMiss(
-            f"no features of the {split} split for these settings{job.what_differs(split)}",
-            hint=f"make them with: featcache extract --split {split}",
+            f"no features of the {split} split for these settings{differs}{also}",
+            hint=f"make them with the same flags: featcache extract --split {split}",
         )
     return found
-
-
-extract = extract_splits  # TEMPORARY
 
 
 class _Job:
@@ -165,7 +169,7 @@ class _Job:
     def find_by_request(self, split: str) -> Extracted | None:
         began = time.perf_counter()
         found = self.lookup(split)
-        return self._served(found, time.perf_counter() - began) if found else None
+        return self._served(found, split, time.perf_counter() - began) if found else None
 
     def what_differs(self, split: str) -> str:
         """`: max_length (cached 512, wanted 256)` against the nearest file; empty without one."""
@@ -180,11 +184,10 @@ class _Job:
         )
         return f": {file.path.name} differs in {'; '.join(fields)}" if fields else ""
 
-    def _served(self, file: CacheFile, seconds: float, notes: tuple[str, ...] = ()) -> Extracted:
-        tokens = int(np.asarray(file.sealed.column("n_tokens"), dtype=np.int64).sum())
+    def _served(self, file: CacheFile, split: str, seconds: float, notes: tuple[str, ...] = ()) -> Extracted:
         return Extracted(
-            file.split, file.rows, seconds, True, 0, file.rows, file.truncated, tokens,
-            file.fingerprint, file.path, file.views, notes,
+            split, file.rows, seconds, True, 0, file.rows, file.truncated, file.tokens,
+            file.fingerprint, file.path, file.views, file.max_length, notes,
         )  # fmt: skip
 
     # -- the work ---------------------------------------------------------------------------------
@@ -196,8 +199,8 @@ class _Job:
         if not self.force:
             found = self._find_by_rows(split, hashes, asked)
             if found:
-                store.add_request(found.path, {**asked, "views": self._asked_views(found)})
-                return self._served(found, time.perf_counter() - began, split.notes)
+                store.add_request(found, {**asked, "views": self._asked_views(found)})
+                return self._served(found, split.name, time.perf_counter() - began, split.notes)
         encoder = self.encoder(split.name)
         document = cache_document(
             encoder.document,
@@ -209,19 +212,18 @@ class _Job:
         path = cache_path(
             self.cache_dir, self._dataset_name(), self.model.name, split.name, fingerprint(document)
         )
+        if path.exists() and not self.force:
+            CacheFile(path)  # a damaged file is said to be so before anything is encoded
         with locked(path):
             work = _Work(self, split, hashes, encoder, document, path)
             made = work.run()
         seconds = time.perf_counter() - began
-        store.add_request(
-            path,
-            {**asked, "views": self._asked_views(CacheFile(path))},
-            {"seconds": seconds, **made, **_circumstances(self, encoder)},
-        )
         file = CacheFile(path)
+        request = {**asked, "views": self._asked_views(file)}
+        store.add_request(file, request, {"seconds": seconds, **made, **_circumstances(self, encoder)})
         return Extracted(
             split.name, len(split), seconds, False, made["encoded"], len(split) - made["encoded"],
-            file.truncated, made["tokens"], file.fingerprint, path, file.views, split.notes,
+            file.truncated, file.tokens, file.fingerprint, path, file.views, file.max_length, split.notes,
         )  # fmt: skip
 
     def encoder(self, split: str) -> Encoder:
@@ -249,7 +251,7 @@ class _Job:
         """A file made under the same settings from the same rows, wherever they lay then."""
         want = cache_document({}, [], hashes, split.labels, split.label_names)
         views = set(self.settings.features.views)
-        for file in store.cache_files(self.cache_dir):
+        for file in store.cache_files(self.cache_dir, split.name):
             if all(file.document[part] == want[part] for part in ("rows", "labels")):
                 for known in file.record.get("requests", []):
                     if known["encoder"] == asked["encoder"] and views <= set(known["views"]):
@@ -298,6 +300,7 @@ class _Work:
         donated = sum(file.rows for file in self.donors)
         to_encode = np.unique(origin[origin >= donated]) - donated
         self._check_space(len(to_encode))
+        remove_temporaries(self.path)  # of a process that was killed while it wrote this very file
         staging = Staging(self.path.with_suffix(".partial"), self._plan(to_encode))
         encoded = self._encode_missing(staging, to_encode)
         self.job.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
@@ -363,7 +366,8 @@ class _Work:
 
         def tokenize(number: int) -> Tokens:
             rows = blocks[number]
-            return self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
+            with self._naming_rows(rows):
+                return self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
 
         with ThreadPoolExecutor(1) as pool:
             ahead: deque[tuple[int, Future[Tokens]]] = deque()
@@ -380,20 +384,22 @@ class _Work:
                     future.cancel()
 
     def _encode_block(self, tokens: Tokens, rows: np.ndarray) -> dict[str, np.ndarray]:
-        from featcache.encode import BadFeatures
-
-        try:
+        with self._naming_rows(rows):
             encoded = self.encoder.encode(tokens, self._step)
-        except BadFeatures as error:
-            row = int(self.split.row_numbers[rows[error.row]]) + 1
-            raise BadFeatures(
-                f"row {row} of {self.split.name}: {error.what}", error.row, error.hint
-            ) from None
         return {
             **encoded.views,
             "n_tokens": encoded.n_tokens,
             "truncated": encoded.truncated.astype(np.uint8),
         }
+
+    @contextmanager
+    def _naming_rows(self, rows: np.ndarray) -> Iterator[None]:
+        """Let an error of one of these rows say which row of the source it is."""
+        try:
+            yield
+        except BadRow as error:
+            row = int(self.split.row_numbers[rows[error.row]]) + 1
+            raise BackboneError(f"row {row} of {self.split.name}: {error.what}", hint=error.hint) from None
 
     def _step(self, texts: int, tokens: int) -> None:
         self.done += texts

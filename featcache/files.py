@@ -44,6 +44,12 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what unfinished writes of `path` left behind; only for who holds its lock."""
+    for left in path.parent.glob(f"{TEMPORARY}*-{path.name}"):
+        left.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write or replace `path`, whole or not at all, durably.
 

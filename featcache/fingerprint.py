@@ -127,7 +127,7 @@ def cache_document(
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
-    """The fields, by dotted path, in which two documents differ."""
+    """The fields, by dotted path, in which two documents differ; none if and only if their hashes agree."""
     found: list[Difference] = []
     for key in sorted(set(cached) | set(wanted)):
         a, b = cached.get(key), wanted.get(key)
@@ -135,7 +135,7 @@ def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Di
             found += [
                 Difference(f"{key}.{inner.field}", inner.cached, inner.wanted) for inner in differences(a, b)
             ]
-        elif a != b:
+        elif (key in cached) != (key in wanted) or canonical(a) != canonical(b):
             found.append(Difference(key, a, b))
     return found
 

@@ -89,23 +89,31 @@ def load_head(folder: Path, name: str = "head") -> Head:
         tensors = load_file(folder / f"{name}.safetensors")
     except FileNotFoundError as error:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise HeadError(f"cannot read the head in {folder}: {error}") from error
     if not isinstance(note, dict) or note.get("format") != HEAD_FORMAT:
         raise HeadError(f"{folder / name}.json has another head format; this is {HEAD_FORMAT}")
-    try:
-        head = Head(
-            tensors["weight"].astype(np.float32, copy=False),
-            tensors["bias"].astype(np.float32, copy=False),
-            tuple(note["label_names"]),
-            note["view"],
-            note["encoder"],
-            note["kind"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise HeadError(f"the head in {folder} is incomplete: {error}") from error
+    _check_note(note, folder)
+    if not {"weight", "bias"} <= set(tensors):
+        raise HeadError(f"the head in {folder} has no weight and bias")
+    weight, bias = (tensors[part].astype(np.float32, copy=False) for part in ("weight", "bias"))
+    head = Head(weight, bias, tuple(note["label_names"]), note["view"], note["encoder"], note["kind"])
     _check(head, note, folder)
     return head
+
+
+def _check_note(note: Mapping[str, Any], folder: Path) -> None:
+    """Every field is there and of its kind; label names are texts, each one once."""
+    names = note.get("label_names")
+    fine = (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+        and isinstance(note.get("encoder"), dict)
+        and all(isinstance(note.get(part), str) for part in ("view", "kind", "fingerprint"))
+    )
+    if not fine:
+        raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
 
 
 def view_fingerprint(encoder: Mapping[str, Any], view: str) -> str:
@@ -129,5 +137,9 @@ def _check(head: Head, note: Mapping[str, Any], folder: Path) -> None:
         )
     if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
         raise HeadError(f"the head in {folder} holds NaN or infinite weights")
-    if note.get("fingerprint") != head.fingerprint:
+    try:
+        own = head.fingerprint
+    except ValueError:  # NaN, which JSON does not have
+        own = ""
+    if note["fingerprint"] != own:
         raise HeadError(f"the head in {folder} was changed by hand: its fingerprint does not hold")

@@ -10,17 +10,16 @@ from featcache.config import BackboneSettings
 from featcache.errors import BackboneError
 from featcache.fingerprint import file_hash
 
+# Everything a tokenizer may be read from: tokenizer.json, vocabularies, merges, sentencepiece models.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
+    "vocab*",
     "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
+    "*.model",
+    "*.codes",
+    "*.bpe",
 )
 WAYS_OUT = (
     "ways out: a mirror (export HF_ENDPOINT=https://...), a local folder (--model FOLDER), "
@@ -70,10 +69,10 @@ def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
             f"{folder} is no model folder: it has no config.json",
             hint="a backbone is a folder with config.json, *.safetensors and tokenizer files",
         )
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    tokenizer = sorted({path for name in TOKENIZER_FILES for path in folder.glob(name) if path.is_file()})
     if not tokenizer:
         raise BackboneError(
-            f"{folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES[:2])}, vocab files)",
+            f"{folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)})",
             hint="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
         )
     code = sorted(folder.glob("*.py")) if remote_code else []
@@ -88,7 +87,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BackboneError(f"cannot read {index}: {error}") from error
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
@@ -111,7 +110,7 @@ def _download(settings: BackboneSettings) -> Path:
         RevisionNotFoundError,
     )
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    patterns = ["*.json", "*.safetensors", "*.txt", *TOKENIZER_FILES]
     patterns += ["*.py"] if settings.trust_remote_code else []
     try:
         return Path(

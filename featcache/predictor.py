@@ -51,6 +51,9 @@ class Predictor:
                 "this head was trained on other features: " + "; ".join(map(str, found)),
                 hint="train a head on these features, or use the model the head was trained with",
             )
+        views = [view.name for view in encoder.views]
+        if head.view not in views:
+            raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
         self.encoder = encoder
         self.head = head
 
@@ -123,10 +126,14 @@ class Predictor:
         ]
 
     def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(texts, str):
+        if isinstance(texts, str) or isinstance(pairs, str):
             raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
-        for number, text in enumerate([*texts, *(pairs or [])], start=1):
-            check_text(text, f"text {number}")
+        if pairs is not None and len(pairs) != len(texts):
+            raise SourceError(f"{len(texts)} texts but {len(pairs)} second texts; each needs one")
+        texts, pairs = list(texts), None if pairs is None else list(pairs)
+        for kind, values in (("text", texts), ("pair", pairs or [])):
+            for number, text in enumerate(values, start=1):
+                check_text(text, f"{kind} {number}")
         if not texts:
             return np.zeros((0, len(self.label_names))), np.zeros(0, dtype=bool)
         encoded = self.encoder(texts, pairs)

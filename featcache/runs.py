@@ -91,8 +91,10 @@ def load_run(reports_dir: Path, name: str) -> Run:
     if not (folder / RUN_FILE).is_file():
         folder = Path(name)
     if not (folder / RUN_FILE).is_file():
-        known = ", ".join(run.name for run in list_runs(reports_dir)[:5]) or "none yet"
-        raise HeadError(f"no run {name!r} in {reports_dir}", hint=f"runs there: {known}")
+        known = [run.name for run in reversed(list_runs(reports_dir))]
+        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+        there = f"runs there: {', '.join(known[:20]) or 'none yet'}{more}"
+        raise HeadError(f"no run {name!r} in {reports_dir}", hint=there)
     run = _read(folder)
     if run is None:
         raise HeadError(f"cannot read {folder / RUN_FILE}, or it has another format")
@@ -106,16 +108,15 @@ def list_runs(reports_dir: Path) -> list[Run]:
 
 
 def best_run(runs: list[Run]) -> Run | None:
-    """The best by validation accuracy, then validation loss, then the newest; never by test."""
-    return max(
-        runs,
-        key=lambda run: (
-            run.metric("validation", "accuracy"),
-            -run.metric("validation", "log_loss"),
-            run.record["created"],
-        ),
-        default=None,
-    )
+    """The first by `rank`; None of none."""
+    return max(runs, key=rank, default=None)
+
+
+def rank(run: Run) -> tuple[float, float, str, str]:
+    """Higher is better: validation accuracy, then validation loss, then the newest; never test."""
+    accuracy, loss = run.metric("validation", "accuracy"), run.metric("validation", "log_loss")
+    known = accuracy == accuracy and loss == loss  # NaN sorts nowhere
+    return (accuracy if known else -1.0, -loss if known else 0.0, run.record["created"], run.name)
 
 
 def choose_run(reports_dir: Path, name: str | None) -> Run:

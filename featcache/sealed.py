@@ -8,6 +8,7 @@ damaged file is refused before any HDF5 code sees it. `docs/cache-format.md` has
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -76,7 +77,10 @@ def write_sealed(
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            entries = _lay_out(temporary, meta, columns)
+            try:
+                entries = _lay_out(temporary, meta, columns)
+            except RuntimeError as error:  # what HDF5 makes of a full disk
+                raise OSError(errno.ENOSPC, "no space for the file's layout") from error
             with open(temporary, "r+b") as file:
                 _fill(file, entries, columns)
             return publish(temporary, path, replace=replace)
@@ -99,15 +103,14 @@ class SealedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                seal = _read_seal(file, path)
-                if size != seal["length"]:
-                    raise CorruptCache(f"{path} has {size} bytes, sealed with {seal['length']}", hint=_HINT)
-                self._entries: dict[str, dict[str, Any]] = seal["columns"]
-                _check_entries(self._entries, size, path)
-                if _structure_hash(file, size, seal["user_block"], self._entries) != seal["structure"]:
-                    raise CorruptCache(f"{path} is damaged outside its columns", hint=_HINT)
+            # Kept open: who has the file goes on reading it, also after it was replaced or removed.
+            self._file = open(path, "rb")  # noqa: SIM115
+            self.nbytes = os.fstat(self._file.fileno()).st_size
+            seal = _read_seal(self._file, path)
+            self._entries: dict[str, dict[str, Any]] = _checked_entries(seal, self.nbytes, path)
+            structure = _structure_hash(self._file, self.nbytes, seal["user_block"], self._entries)
+            if structure != seal["structure"]:
+                raise CorruptCache(f"{path} is damaged outside its columns", hint=_HINT)
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
         self._verified: set[str] = set()
@@ -117,10 +120,6 @@ class SealedFile:
     def names(self) -> tuple[str, ...]:
         """Names of all columns."""
         return tuple(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        return self.path.stat().st_size
 
     def column(self, name: str) -> np.ndarray:
         """A column as a read-only memory map, after its checksums were checked.
@@ -147,20 +146,17 @@ class SealedFile:
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         if not math.prod(shape):
             return np.empty(shape, dtype)
-        return np.memmap(self.path, dtype, mode="r", offset=entry["offset"], shape=shape)
+        return np.memmap(self._file, dtype, mode="r", offset=entry["offset"], shape=shape)
 
     def _verify(self, name: str, entry: Mapping[str, Any]) -> None:
-        with open(self.path, "rb") as file:
-            file.seek(entry["checksums"])
-            expected = file.read(16 * _chunk_count(entry["bytes"]))
-            file.seek(entry["offset"])
-            for number in range(_chunk_count(entry["bytes"])):
-                chunk = file.read(min(CHUNK, entry["bytes"] - number * CHUNK))
-                if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
-                    rows = _rows_of_chunk(entry, number)
-                    raise CorruptCache(
-                        f"{self.path}: block {number} of {name} ({rows}) is damaged", hint=_HINT
-                    )
+        self._file.seek(entry["checksums"])
+        expected = self._file.read(16 * _chunk_count(entry["bytes"]))
+        self._file.seek(entry["offset"])
+        for number in range(_chunk_count(entry["bytes"])):
+            chunk = self._file.read(min(CHUNK, entry["bytes"] - number * CHUNK))
+            if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
+                rows = _rows_of_chunk(entry, number)
+                raise CorruptCache(f"{self.path}: block {number} of {name} ({rows}) is damaged", hint=_HINT)
 
 
 _HINT = "remove it with featcache cache rm, then run featcache extract again"
@@ -290,19 +286,28 @@ def _read_seal(file: BinaryIO, path: Path) -> dict[str, Any]:
             raise ValueError("checksum")
         seal: dict[str, Any] = json.loads(lines[1])
         padding = head[len(body) + len(lines[2]) + 1 : seal["user_block"]]
-        if padding.strip(b"\0"):
+        if padding.strip(b"\0") or not isinstance(seal["length"], int) or "structure" not in seal:
             raise ValueError("padding")
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise CorruptCache(f"{path}: the seal is damaged", hint=_HINT) from error
     return seal
 
 
-def _check_entries(entries: Mapping[str, Mapping[str, Any]], size: int, path: Path) -> None:
-    for name, entry in entries.items():
-        dtype = DTYPES.get(entry["dtype"])
-        expected = math.prod(entry["shape"]) * np.dtype(dtype).itemsize if dtype else -1
-        if expected != entry["bytes"] or entry["offset"] + entry["bytes"] > size:
-            raise CorruptCache(f"{path}: column {name} does not lie within the file", hint=_HINT)
+def _checked_entries(seal: Mapping[str, Any], size: int, path: Path) -> dict[str, dict[str, Any]]:
+    """The seal's columns, each of a known type and within the file's `size`."""
+    if seal["length"] != size:
+        raise CorruptCache(f"{path} has {size} bytes, sealed with {seal['length']}", hint=_HINT)
+    try:
+        for name, entry in seal["columns"].items():
+            expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
+            ends = (entry["offset"] + entry["bytes"], entry["checksums"] + 16 * _chunk_count(entry["bytes"]))
+            if expected != entry["bytes"] or min(entry["shape"], default=0) < 0 or max(ends) > size:
+                raise CorruptCache(f"{path}: column {name} does not lie within the file", hint=_HINT)
+        if "meta" not in seal["columns"]:
+            raise CorruptCache(f"{path} does not say what it holds", hint=_HINT)
+        return dict(seal["columns"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptCache(f"{path}: the seal makes no sense", hint=_HINT) from error
 
 
 def _structure_hash(

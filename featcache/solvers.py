@@ -123,9 +123,11 @@ def fit_logistic(
     classes: int,
     settings: HeadSettings,
     *,
-    seed: int,
+    seed: int = 0,
 ) -> Fit:
     """scikit-learn's `LogisticRegression` (lbfgs) at penalty `settings.C`: the baseline.
+
+    `seed` is there for the sake of one interface: lbfgs draws nothing.
 
     Raises:
         HeadError: NaN or infinite features, a single class.
@@ -134,7 +136,7 @@ def fit_logistic(
 
     _check_training(train, validation, settings)
     standard = Standard.of(np.asarray(train[0], np.float32))
-    model = LogisticRegression(C=settings.C, max_iter=1000, random_state=seed)
+    model = LogisticRegression(C=settings.C, max_iter=1000)
     model.fit(standard(train[0]), train[1])
     weight = np.zeros((classes, train[0].shape[1]), dtype=np.float64)
     bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # never seen: never said

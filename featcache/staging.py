@@ -113,7 +113,7 @@ def _who(holder: Path) -> str:
     try:
         who = json.loads(holder.read_bytes())
         return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has only just begun"
 
 

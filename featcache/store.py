@@ -22,6 +22,7 @@ import numpy as np
 from featcache.errors import CacheError, CacheMiss
 from featcache.files import explained, write_file
 from featcache.fingerprint import Difference, canonical, differences
+from featcache.fingerprint import fingerprint as document_hash
 from featcache.sealed import SealedFile
 
 
@@ -84,10 +85,19 @@ class CacheFile:
         """How many texts were cut at the longest length."""
         return int(np.asarray(self.sealed.column("truncated")).sum())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, as they were encoded."""
+        return int(np.asarray(self.sealed.column("n_tokens"), dtype=np.int64).sum())
+
+    @property
+    def max_length(self) -> int:
+        return int(self.document["encoder"]["max_length"])
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The `.json` beside the file; empty where it is lost or unreadable."""
-        return read_record(self.path)
+        return read_record(self.path, self.fingerprint)
 
     def features(self, view: str) -> Features:
         """One view with its labels.
@@ -140,6 +150,17 @@ def cache_files(cache_dir: Path, split: str = "*") -> list[CacheFile]:
     return found
 
 
+def damaged(cache_dir: Path, split: str) -> list[CacheError]:
+    """What is wrong with each cache file of `split` that cannot be opened, the newest first."""
+    errors = []
+    for path in sorted(cache_dir.glob(f"*/*/{split}-*.h5"), key=_age):
+        try:
+            CacheFile(path)
+        except CacheError as error:
+            errors.append(error)
+    return errors
+
+
 def cache_paths(cache_dir: Path) -> list[Path]:
     """Every cache file's path, whole or damaged, newest first."""
     return sorted(cache_dir.glob("*/*/*-*.h5"), key=_age)
@@ -149,23 +170,26 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of the cache file `path`; empty where it is lost, unreadable or of another file."""
+def read_record(path: Path, fingerprint: str) -> dict[str, Any]:
+    """The record of the cache file `path`; empty where it is lost, damaged or of another file."""
     try:
         record = json.loads(record_path(path).read_bytes())
-    except (OSError, ValueError):
+        intact = record.pop("checksum") == document_hash(record)
+        return dict(record) if intact and record["fingerprint"] == fingerprint else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return record if isinstance(record, dict) and isinstance(record.get("requests"), list) else {}
 
 
-def add_request(path: Path, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
-    """Note in the record of `path` that it answers `request`."""
-    record = read_record(path) or {"requests": []}
+def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
+    """Note in the record of `file` that it answers `request`."""
+    record = read_record(file.path, file.fingerprint)
+    record = record or {"fingerprint": file.fingerprint, "requests": []}
     if made is not None:
         record["made"] = dict(made)
     if canonical(request) not in [canonical(known) for known in record["requests"]]:
         record["requests"].append(dict(request))
-    write_file(record_path(path), json.dumps(record, indent=1, sort_keys=True).encode("ascii"))
+    signed = {**record, "checksum": document_hash(record)}
+    write_file(record_path(file.path), json.dumps(signed, indent=1, sort_keys=True).encode("ascii"))
 
 
 def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: set[str]) -> CacheFile | None:

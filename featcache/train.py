@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def train_head(
     features = {split: _view_of(file, asked) for split, file in files.items()}
     for cached in features.values():
         _check_same(features["train"], cached)
+    import_module("torch" if kind == "linear" else "sklearn.linear_model")  # no part of the training time
     began = time.perf_counter()
     fit = _fit(features, kind, settings, progress)
     seconds = time.perf_counter() - began
@@ -103,7 +105,7 @@ def _fit(
     train, validation = ((features[name].x, features[name].y) for name in ("train", "validation"))
     classes = len(features["train"].label_names)
     if kind == "logistic":
-        return fit_logistic(train, validation, classes, settings.head, seed=settings.seed)
+        return fit_logistic(train, validation, classes, settings.head)
     return fit_adamw(train, validation, classes, settings.head, seed=settings.seed, progress=progress)
 
 

@@ -169,6 +169,7 @@ class Terminal:
         )
         os.close(slave)
         self.seen = ""
+        self._returned = 0  # characters of `seen` that `read_until` has given out
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
 
     def __enter__(self) -> Terminal:
@@ -184,13 +185,14 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def read_until(self, words: str, seconds: float = 120.0) -> str:
-        """What came since the last call, up to and with `words`."""
-        start, end = len(self.seen), time.monotonic() + seconds
-        while words not in self.seen[start:]:
+        """What was not returned yet, up to and with `words`."""
+        start, end = self._returned, time.monotonic() + seconds
+        while (found := self.seen.find(words, start)) < 0:
             assert time.monotonic() < end, f"no {words!r} in {self.seen[start:]!r}"
             if not self._read(0.2) and self.process.poll() is not None:
                 raise AssertionError(f"ended without {words!r}: {self.seen[start:]!r}")
-        return self.seen[start:]
+        self._returned = found + len(words)
+        return self.seen[start : self._returned]
 
     def finish(self, seconds: float = 120.0) -> int:
         """Read to the end; the exit code."""

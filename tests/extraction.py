@@ -17,7 +17,7 @@ import pytest
 from source_files import jsonl, write
 
 from featcache.config import Settings, load_settings
-from featcache.extract import Extracted, extract, find_features
+from featcache.extract import Extracted, extract_splits, find_features
 from featcache.store import CacheFile
 
 COUNTS = {"train": 60, "validation": 15, "test": 20}
@@ -45,7 +45,7 @@ class Case:
         return load_settings({"dtype": "float32", **own, **self.asked, **changes})
 
     def extract(self, split: str = "train", *, force: bool = False, **changes: Any) -> Extracted:
-        (result,) = extract(self.settings(**changes), [split], force=force)
+        (result,) = extract_splits(self.settings(**changes), [split], force=force)
         assert result.split == split
         return result
 

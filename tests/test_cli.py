@@ -684,6 +684,17 @@ def test_label_names_are_printed_as_they_are(count: int, cli: Cli, work: Path) -
     )
 
 
+def test_columns_of_the_confusion_matrix_can_be_told_apart(cli: Cli, work: Path) -> None:
+    names = ["neutral-positive", "neutral-possible", "neutral-negative"]
+    for split in SPLITS:
+        write_rows(Path(f"odd/{split}.jsonl"), [("好坏差"[i % 3] * (i + 1), names[i % 3]) for i in range(12)])
+    cli.ok("extract", "--all-splits", "--dataset", "odd")
+    run = cli.ok("train-head", "--epochs", "2", "--json", "--dataset", "odd").json["run"]
+    matrix = cli.ok("compare", run).out.partition("true \\ predicted")[2]
+    head = matrix.splitlines()[0].split()
+    assert len(head) == len(set(head)) == 3, head
+
+
 def test_a_table_of_predictions_keeps_brackets(
     cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from source_files import write, write_rows
 from featcache import extract as extract_module
 from featcache.backbone import Backbone
 from featcache.errors import BackboneError, CacheError, CacheMiss, CorruptCache, FeatcacheError, SourceError
-from featcache.extract import extract
+from featcache.extract import extract_splits
 
 TRAIN = COUNTS["train"]
 
@@ -40,7 +40,7 @@ def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Train and test, extracted; not to be changed."""
     case = write_case(tmp_path_factory.mktemp("made"), tiny("bert"))
-    first = extract(case.settings(), ["train", "test"])
+    first = extract_splits(case.settings(), ["train", "test"])
     assert [(one.rows, one.encoded, one.cached) for one in first] == [(60, 60, False), (20, 20, False)]
     return case
 
@@ -72,7 +72,7 @@ def assert_hit(case: Case, **changes: Any) -> None:
 
 def test_the_second_time_nothing_is_run(case: Case, passes: list[int]) -> None:
     before = case.files()[0].stat().st_mtime_ns
-    results = extract(case.settings(), ["test", "train"])
+    results = extract_splits(case.settings(), ["test", "train"])
     assert [(one.split, one.rows, one.cached, one.encoded) for one in results] == [
         ("test", 20, True, 0),
         ("train", 60, True, 0),
@@ -85,9 +85,9 @@ def test_the_second_time_nothing_heavy_is_imported(case: Case) -> None:
     code = (
         "import json, sys\n"
         "from featcache.config import load_settings\n"
-        "from featcache.extract import extract, find_features\n"
+        "from featcache.extract import extract_splits, find_features\n"
         "settings = load_settings(json.loads(sys.argv[1]))\n"
-        "assert [one.cached for one in extract(settings, ['train', 'test'])] == [True, True]\n"
+        "assert [one.cached for one in extract_splits(settings, ['train', 'test'])] == [True, True]\n"
         "total = float(find_features(settings, 'train').features('last/cls').x.astype('f8').sum())\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'datasets', 'pyarrow', 'sklearn', 'h5py'}\n"
         "print(json.dumps([total, sorted(heavy & set(sys.modules))]))\n"
@@ -306,11 +306,11 @@ def test_nothing_is_found_in_an_empty_cache(case: Case) -> None:
 
 def test_the_held_out_rows_depend_on_the_seed(case: Case) -> None:
     (case.data / "validation.jsonl").unlink()
-    first = extract(case.settings(), ["train", "validation"])
+    first = extract_splits(case.settings(), ["train", "validation"])
     assert [(one.rows, one.encoded) for one in first] == [(54, 0), (6, 0)]  # all known by their hashes
     with pytest.raises(CacheMiss, match=r"source\.seed \(cached 0, wanted 1\)"):
         case.find(seed=1)
-    second = extract(case.settings(seed=1), ["train", "validation"])
+    second = extract_splits(case.settings(seed=1), ["train", "validation"])
     assert [(one.rows, one.encoded, one.cached) for one in second] == [(54, 0, False), (6, 0, False)]
     assert second[0].fingerprint != first[0].fingerprint
     rows = [case.find(split, seed=1).sealed.column("row_hash") for split in ("train", "validation")]
@@ -437,7 +437,7 @@ def test_a_split_takes_rows_from_another(case: Case, passes: list[int]) -> None:
 def test_two_splits_of_equal_rows(case: Case, passes: list[int]) -> None:
     """Some data sets bring their test split a second time as validation."""
     shutil.copy(case.data / "test.jsonl", case.data / "validation.jsonl")
-    results = extract(case.settings(), ["train", "validation", "test"])
+    results = extract_splits(case.settings(), ["train", "validation", "test"])
     assert [(one.split, one.encoded) for one in results] == [("train", 0), ("validation", 0), ("test", 0)]
     for split in ("train", "validation", "test"):
         assert case.find(split).split == split

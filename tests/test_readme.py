@@ -44,9 +44,7 @@ def test_the_commands_of_the_readme_work_as_typed(folder: Path, capsys: pytest.C
     assert len(list((folder / "reports").glob("*/run.json"))) == 2
 
 
-def test_the_python_of_the_readme_works_as_written(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_python_of_the_readme_works_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks("python"):
         exec(compile(block, str(README), "exec"), {})
     printed = capsys.readouterr().out

@@ -17,7 +17,7 @@ from extraction import COUNTS, Case, counted, one_thread, write_case
 
 from featcache import extract as extract_module
 from featcache.errors import CacheError
-from featcache.extract import Progress, extract
+from featcache.extract import Progress, extract_splits
 
 TRAIN, BLOCK = COUNTS["train"], 8
 BLOCKS = -(-TRAIN // BLOCK)
@@ -100,13 +100,13 @@ def interrupt() -> None:
 @pytest.mark.parametrize("done", [0, 1, 30, TRAIN])
 def test_ctrl_c_and_again(case: Case, whole: Case, done: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        extract(case.settings(), ["train"], Stop(done, interrupt))
+        extract_splits(case.settings(), ["train"], Stop(done, interrupt))
     kept = blocks(case)
     assert kept >= done // BLOCK - 1 and not case.files()  # but the one in hand all are kept
     assert not list(case.cache.rglob("*.holder"))
     said: list[str] = []
     with counted() as passes:
-        (result,) = extract(case.settings(), ["train"], lambda step: said.append(step.text))
+        (result,) = extract_splits(case.settings(), ["train"], lambda step: said.append(step.text))
     assert result.encoded == sum(passes) == TRAIN - min(kept * BLOCK, TRAIN)
     assert (f"train: going on from {kept} of {BLOCKS} blocks" in said) == bool(kept)
     assert_whole(case, whole)
@@ -117,7 +117,7 @@ def test_stopped_again_and_again(case: Case, whole: Case) -> None:
     with counted() as passes:
         for attempt in range(1, BLOCKS):
             with pytest.raises(KeyboardInterrupt):
-                extract(case.settings(), ["train"], Stop(attempt * BLOCK + 1, interrupt))
+                extract_splits(case.settings(), ["train"], Stop(attempt * BLOCK + 1, interrupt))
             assert blocks(case) >= attempt - 1
         case.extract()
     assert sum(passes) <= TRAIN + 2 * BLOCK * (BLOCKS - 1)
@@ -126,7 +126,7 @@ def test_stopped_again_and_again(case: Case, whole: Case) -> None:
 
 def test_stopped_while_sealing(case: Case, whole: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
-        extract(case.settings(), ["train"], Stop(0, interrupt, "seal"))
+        extract_splits(case.settings(), ["train"], Stop(0, interrupt, "seal"))
     assert blocks(case) == BLOCKS
     with counted() as passes:
         assert case.extract().encoded == 0
@@ -136,7 +136,7 @@ def test_stopped_while_sealing(case: Case, whole: Case) -> None:
 
 def test_a_damaged_block_is_encoded_again_and_only_it(case: Case, whole: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
-        extract(case.settings(), ["train"], Stop(0, interrupt, "seal"))
+        extract_splits(case.settings(), ["train"], Stop(0, interrupt, "seal"))
     path = next(case.cache.rglob("block-00000003-*.safetensors"))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -149,7 +149,7 @@ def test_a_damaged_block_is_encoded_again_and_only_it(case: Case, whole: Case) -
 def test_blocks_of_other_settings_are_not_taken(case: Case, whole: Case) -> None:
     """Each file to be has its own blocks; changed data goes back to what it was and goes on."""
     with pytest.raises(KeyboardInterrupt):
-        extract(case.settings(), ["train"], Stop(30, interrupt))
+        extract_splits(case.settings(), ["train"], Stop(30, interrupt))
     kept = blocks(case)
     rows = case.rows()
     case.write([*rows[:-1], rows[-1] | {"text": "好" * 7}])
@@ -165,7 +165,7 @@ def test_force_interrupted_leaves_the_old_file(case: Case, whole: Case) -> None:
     case.extract()
     content = case.files()[0].read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        extract(case.settings(), ["train"], Stop(30, interrupt), force=True)
+        extract_splits(case.settings(), ["train"], Stop(30, interrupt), force=True)
     assert case.files()[0].read_bytes() == content
     with counted() as passes:
         case.find()
@@ -219,7 +219,7 @@ def killed(case: Case, arrow: Path, done: int, stage: str) -> None:
     prepare(arrow)
     if stage == "publish":
         os.link = lambda *_: die()  # type: ignore[assignment]
-    extract(case.settings(), ["train"], Stop(done, die, stage))
+    extract_splits(case.settings(), ["train"], Stop(done, die, stage))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def together(case: Case, arrow: Path, barrier: Any, number: int) -> None:
     prepare(arrow)
     barrier.wait(60)
     try:
-        (result,) = extract(case.settings(), ["train"])
+        (result,) = extract_splits(case.settings(), ["train"])
         said: dict[str, Any] = {"encoded": result.encoded, "path": str(result.path), "pid": os.getpid()}
     except CacheError as error:
         said = {"refused": error.what, "hint": error.hint, "pid": os.getpid()}
@@ -293,6 +293,6 @@ def test_a_running_extraction_keeps_others_out_and_readers_in(case: Case, whole:
             told.append(str(caught.value))
             assert case.extract("test").encoded == COUNTS["test"]
 
-    extract(case.settings(), ["train"], meanwhile)
+    extract_splits(case.settings(), ["train"], meanwhile)
     assert len(told) == 1
     assert case.find().path.read_bytes() == whole.files()[0].read_bytes()

@@ -20,7 +20,6 @@ from featcache.store import (
     cache_paths,
     find_request,
     nearest,
-    read_record,
     remove,
     slug,
 )
@@ -96,8 +95,8 @@ def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
 
 def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
     path, other = seal(tmp_path), seal(tmp_path, prompt="q")
-    add_request(path, {"split": "train"}, {"seconds": 1})
-    add_request(other, {"split": "train"})
+    add_request(CacheFile(path), {"split": "train"}, {"seconds": 1})
+    add_request(CacheFile(other), {"split": "train"})
     for suffix in (".lock", ".holder"):
         path.with_suffix(suffix).write_bytes(b"")
     path.with_suffix(".partial").mkdir()
@@ -116,8 +115,8 @@ def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
     path = seal(tmp_path)
     views = {view: view for view in VIEWS} | {"9/mean": "-4/mean"}
     for asked in (request(), request(max_length=9), request()):
-        add_request(path, {**asked, "views": views}, {"seconds": 2.5})
-    assert len(read_record(path)["requests"]) == 2
+        add_request(CacheFile(path), {**asked, "views": views}, {"seconds": 2.5})
+    assert len(CacheFile(path).record["requests"]) == 2
     assert CacheFile(path).record["made"] == {"seconds": 2.5}
     files = cache_files(tmp_path)
     for wanted in ({"last/cls"}, {"9/mean", "last/cls"}, set()):
@@ -130,8 +129,8 @@ def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
 def test_the_nearest_file_is_the_one_with_the_fewest_differences(tmp_path: Path) -> None:
     far, near = seal(tmp_path, age=200), seal(tmp_path, prompt="q", age=100)
     views = {"last/cls": "last/cls"}
-    add_request(far, {**request(prompt="x", max_length=9), "views": views})
-    add_request(near, {**request(prompt="x"), "views": views})
+    add_request(CacheFile(far), {**request(prompt="x", max_length=9), "views": views})
+    add_request(CacheFile(near), {**request(prompt="x"), "views": views})
     found = nearest(cache_files(tmp_path), request(prompt="y"))
     assert found is not None and found[0].path == near
     assert [difference.field for difference in found[1]] == ["encoder.prompt"]
