@@ -638,7 +638,7 @@ def test_big_numbers_fit_the_table_of_splits(capsys: pytest.CaptureFixture[str],
     from featcache_cli.extract import show
 
     path = Path("cache/a/b/validation-0123456789ab.h5")
-    big = (1_234_567, 4321.0, False, 1_234_000, 567, 99, 123_456_789, "0" * 64, path, ("last/cls",))
+    big = (1_234_567, 4321.0, False, 1_234_000, 567, 99, 123_456_789, "0" * 64, path, ("last/cls",), 512)
     show([Extracted("validation", *big)])
     text = capsys.readouterr().out
     assert widest(text) <= 80 and "…" not in text

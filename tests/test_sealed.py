@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,16 @@ def test_an_open_reader_keeps_reading(tmp_path: Path, replaced: bool) -> None:
         path.unlink()
     assert {name: reader.column(name).tobytes() for name in reader.names}.items() <= before.items()
     assert early.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_columns_may_be_read_by_several_threads(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (2 * CHUNK, 1), dtype=np.uint8)
+    names = [f"views/{number}" for number in range(6)]
+    write_sealed(tmp_path / "a.h5", {}, [column(name, values) for name in names])
+    for _ in range(8):
+        file = SealedFile(tmp_path / "a.h5")
+        with ThreadPoolExecutor(len(names)) as pool:
+            assert all((found == values).all() for found in pool.map(file.column, names))
 
 
 # ---------------------------------------------------------------- what kind of file it is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,25 @@ def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
     assert [file.path for file in cache_files(tmp_path)] == [test, new, old]
     assert cache_paths(tmp_path) == [bad, test, new, old]
     assert cache_files(tmp_path / "nowhere") == [] and cache_paths(tmp_path / "nowhere") == []
+
+
+def test_a_cache_of_many_files_needs_few_of_the_process(tmp_path: Path) -> None:
+    """A process may have 1,024 files open, on a Mac 256; what it cannot open must not look like a miss."""
+    resource = pytest.importorskip("resource")
+    path = seal(tmp_path)
+    for number in range(100):
+        shutil.copy(path, path.with_name(f"train-{number:012x}.h5"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {
+        int(name) for name in os.listdir("/proc/self/fd" if Path("/proc/self/fd").exists() else "/dev/fd")
+    }
+    most = [number for number in range(1000) if number not in used][50]  # room for 50 more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+    try:
+        found = sum(1 for _ in cache_files(tmp_path, "train"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == 101
 
 
 def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
