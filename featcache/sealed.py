@@ -77,6 +77,7 @@ def write_sealed(
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            _reserve(temporary, sum(column.nbytes for column in columns) + (1 << 16))
             try:
                 entries = _lay_out(temporary, meta, columns)
             except RuntimeError as error:  # what HDF5 makes of a full disk
@@ -111,10 +112,10 @@ class SealedFile:
             structure = _structure_hash(self._file, self.nbytes, seal["user_block"], self._entries)
             if structure != seal["structure"]:
                 raise CorruptCache(f"{path} is damaged outside its columns", hint=_HINT)
+            self._verified: set[str] = set()
+            self.meta: dict[str, Any] = json.loads(self.column("meta").tobytes())
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
-        self._verified: set[str] = set()
-        self.meta: dict[str, Any] = json.loads(self.column("meta").tobytes())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -149,17 +150,27 @@ class SealedFile:
         return np.memmap(self._file, dtype, mode="r", offset=entry["offset"], shape=shape)
 
     def _verify(self, name: str, entry: Mapping[str, Any]) -> None:
-        self._file.seek(entry["checksums"])
-        expected = self._file.read(16 * _chunk_count(entry["bytes"]))
-        self._file.seek(entry["offset"])
-        for number in range(_chunk_count(entry["bytes"])):
-            chunk = self._file.read(min(CHUNK, entry["bytes"] - number * CHUNK))
+        # By a map of its own: the file's position would be shared with other threads.
+        whole = np.memmap(self._file, np.uint8, mode="r")
+        count, end = _chunk_count(entry["bytes"]), entry["offset"] + entry["bytes"]
+        expected = whole[entry["checksums"] :][: 16 * count].tobytes()
+        for number in range(count):
+            start = entry["offset"] + number * CHUNK
+            chunk = whole[start : min(start + CHUNK, end)].tobytes()
             if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
                 rows = _rows_of_chunk(entry, number)
                 raise CorruptCache(f"{self.path}: block {number} of {name} ({rows}) is damaged", hint=_HINT)
 
 
 _HINT = "remove it with featcache cache rm, then run featcache extract again"
+
+
+def _reserve(path: Path, nbytes: int) -> None:
+    """Let the disk say now, as an ordinary error, that it cannot hold `nbytes` under that name."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "xb") as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        path.unlink()
 
 
 def _lay_out(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from featcache.files import explained, write_file
 from featcache.fingerprint import Difference, canonical, differences
 from featcache.fingerprint import fingerprint as document_hash
 from featcache.sealed import SealedFile
+from featcache.staging import locked
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,14 @@ def cache_path(cache_dir: Path, dataset: str, model: str, split: str, fingerprin
     return cache_dir / slug(dataset) / slug(model) / f"{split}-{fingerprint[:12]}.h5"
 
 
-def cache_files(cache_dir: Path, split: str = "*") -> list[CacheFile]:
-    """All sealed files that can be opened, newest first; damaged ones are passed over."""
-    found = []
+def cache_files(cache_dir: Path, split: str = "*") -> Iterator[CacheFile]:
+    """All sealed files that can be opened, newest first and one at a time; damaged ones are passed over."""
     for path in sorted(cache_dir.glob(f"*/*/{split}-*.h5"), key=_age):
         try:
-            found.append(CacheFile(path))
+            file = CacheFile(path)
         except CacheError:
             continue
-    return found
+        yield file
 
 
 def damaged(cache_dir: Path, split: str) -> list[CacheError]:
@@ -203,20 +203,8 @@ def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: 
     return None
 
 
-def find_rows(
-    files: Iterable[CacheFile], encoder: Mapping[str, Any], document: Mapping[str, Any]
-) -> CacheFile | None:
-    """The file with the same encoder, rows and labels and at least the views of `document`."""
-    for file in files:
-        have = file.document
-        same = all(have[part] == document[part] for part in ("rows", "labels"))
-        if same and have["encoder"] == encoder and set(document["views"]) <= set(have["views"]):
-            return file
-    return None
-
-
 def nearest(
-    files: Sequence[CacheFile], request: Mapping[str, Any]
+    files: Iterable[CacheFile], request: Mapping[str, Any]
 ) -> tuple[CacheFile, list[Difference]] | None:
     """The file whose requests differ from `request` in the fewest fields, and these fields."""
     best: tuple[CacheFile, list[Difference]] | None = None
@@ -232,13 +220,13 @@ def remove(path: Path) -> None:
     """Remove a cache file with its record and its unfinished blocks; an open reader keeps reading.
 
     Raises:
-        CacheError: the file system refuses.
+        CacheError: a writer is at work on it, or the file system refuses.
     """
-    with explained(path):
-        path.unlink(missing_ok=True)
-        for suffix in (".json", ".lock", ".holder"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+    with locked(path), explained(path):
+        for left in (path, record_path(path)):
+            left.unlink(missing_ok=True)
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:

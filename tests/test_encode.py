@@ -137,6 +137,14 @@ def test_pairs_equal_the_reference(family: str, lively_tiny: Folder) -> None:
     assert abs(swapped.views["last/mean"] - found.views["last/mean"]).max(axis=1).min() > 1e-3
 
 
+def test_pairs_in_padded_batches_keep_their_token_types(tmp_path: Path) -> None:
+    folder = lively(build("deberta-v2", tmp_path / "plain", type_vocab_size=2), tmp_path / "lively")
+    backbone = load(folder)
+    assert backbone.packing == "padded"
+    texts, pairs = mixed((9, 3, 1, 20)), mixed((4, 11, 30, 1), seed=50)
+    assert_features(encoder(backbone)(texts, pairs).views, stock(folder).matrix(texts, pairs), 3)
+
+
 def test_token_types_of_pairs_reach_the_model(lively_tiny: Folder) -> None:
     folder = lively_tiny("bert")
     found = encoder(loaded(folder), "last/mean")(["very good"], ["book room"])

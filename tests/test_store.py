@@ -91,7 +91,7 @@ def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
     assert [file.path for file in cache_files(tmp_path, "train")] == [new, old]
     assert [file.path for file in cache_files(tmp_path)] == [test, new, old]
     assert cache_paths(tmp_path) == [bad, test, new, old]
-    assert cache_files(tmp_path / "nowhere") == [] and cache_paths(tmp_path / "nowhere") == []
+    assert list(cache_files(tmp_path / "nowhere")) == [] and cache_paths(tmp_path / "nowhere") == []
 
 
 def test_a_cache_of_many_files_needs_few_of_the_process(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
         add_request(CacheFile(path), {**asked, "views": views}, {"seconds": 2.5})
     assert len(CacheFile(path).record["requests"]) == 2
     assert CacheFile(path).record["made"] == {"seconds": 2.5}
-    files = cache_files(tmp_path)
+    files = list(cache_files(tmp_path))
     for wanted in ({"last/cls"}, {"9/mean", "last/cls"}, set()):
         found = find_request(files, request(max_length=9), wanted)
         assert found is not None and found.path == path
