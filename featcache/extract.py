@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -23,7 +23,7 @@ import numpy as np
 
 from featcache import store
 from featcache.config import Settings
-from featcache.errors import BackboneError, BadRow, CacheMiss
+from featcache.errors import BackboneError, BadRow, CacheError, CacheMiss
 from featcache.files import remove_temporaries, require_space
 from featcache.fingerprint import cache_document, fingerprint, row_hashes
 from featcache.hub import ModelFiles, find_model
@@ -199,7 +199,8 @@ class _Job:
         if not self.force:
             found = self._find_by_rows(split, hashes, asked)
             if found:
-                store.add_request(found, {**asked, "views": self._asked_views(found)})
+                with suppress(CacheError):  # a read-only cache still serves; it is only asked again
+                    store.add_request(found, {**asked, "views": self._asked_views(found)})
                 return self._served(found, split.name, time.perf_counter() - began, split.notes)
         encoder = self.encoder(split.name)
         document = cache_document(

@@ -171,6 +171,8 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, monkeypatch: pytes
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs `code` and has all names of this file; killed at the end."""
     start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_staging import *\n"
+    # Whoever starts the tests in the background has SIGINT ignored, and children inherit that.
+    start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = [sys.executable, "-c", start + code]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
