@@ -25,7 +25,13 @@ from featcache.hub import ModelFiles
 from featcache.packing import Layout, NotPackable
 from featcache.tail import only
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# int8: linear layers multiply 8-bit integers, everything else is bfloat16.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Backbone:
         position_limit: longest text in tokens that the model has positions for; None: no limit.
         packing: `packed`, or `padded` with the reason in `packing_note`.
         tail: whether the highest block can run for the pooled tokens alone.
+        dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
+        dtype: of the states; bfloat16 with int8.
         block_weights: weights of linear layers that each token is multiplied with, in all blocks.
         fused: which modules were swapped for faster ones, for people.
     """
@@ -62,13 +70,14 @@ class Backbone:
         tokenizer: Any,
         files: ModelFiles,
         device: torch.device,
-        dtype: torch.dtype,
+        dtype_name: str,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.files = files
         self.device = device
-        self.dtype = dtype
+        self.dtype_name = dtype_name
+        self.dtype = DTYPES[dtype_name]
         self.num_blocks = int(model.config.num_hidden_layers)
         self.blocks = _find_blocks(model, self.num_blocks)
         self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
@@ -77,14 +86,10 @@ class Backbone:
         self.packing, self.packing_note = self._probe_packing()
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():
-            self.fused = fuse(model, self.blocks if self.blocks is not None else model)
+            blocks = self.blocks if self.blocks is not None else model
+            self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         model.eval()
-
         self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
 
     def states(
         self, batch: TokenBatch, layers: Sequence[int], places: Sequence[str] = ()
@@ -271,7 +276,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
+    dtype_name = resolve_dtype(settings.dtype, device)
     source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
     register()
     try:
@@ -284,8 +289,8 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
                 )
             tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
             model, info = AutoModel.from_pretrained(
-                files.folder, config=config, dtype=dtype, use_safetensors=True,
-                output_loading_info=True, **source,
+                files.folder, config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **source,
             )  # fmt: skip
     except FeatcacheError:
         raise
@@ -298,7 +303,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     if hasattr(model, "pooler"):
         model.pooler = None  # featcache pools the token states itself
     model.requires_grad_(False).eval()
-    return Backbone(model.to(device), tokenizer, files, device, dtype)
+    return Backbone(model.to(device), tokenizer, files, device, dtype_name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -320,11 +325,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> str:
     """`auto` is bfloat16 where `device` multiplies it natively, else float32."""
     if name != "auto":
-        return DTYPES[name]
-    return torch.bfloat16 if _native_bfloat16(device) else torch.float32
+        return name
+    return "bfloat16" if _native_bfloat16(device) else "float32"
 
 
 def _native_bfloat16(device: torch.device) -> bool:
@@ -338,8 +343,8 @@ def _native_bfloat16(device: torch.device) -> bool:
 
 def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:
     """Refuse a model that would run with made-up weights; a missing pooler is never used."""
-    lost = [key for key in info.get("missing_keys", []) if not key.startswith("pooler.")]
-    lost += [str(key) for key in info.get("mismatched_keys", [])]
+    lost = [*info.get("missing_keys", []), *(name for name, *_ in info.get("mismatched_keys", []))]
+    lost = [name for name in lost if not name.startswith("pooler.")]
     if lost:
         raise BackboneError(
             f"{files.name} lacks {len(lost)} of its weights, e.g. {sorted(lost)[0]}",

@@ -47,8 +47,9 @@ class BackboneSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = setting(
         "auto",
-        "compute type; auto is bfloat16 where the processor has it natively, else float32",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "compute type; auto is bfloat16 where the processor has it natively, else float32; "
+        "int8: linear layers in 8-bit integers, CPU only",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
     )
     batch_tokens: int | None = setting(
         None, "tokens in one packed batch (default: chosen by device)", least=1
@@ -67,11 +68,14 @@ class DataSettings:
     text_column: str | None = setting(None, "column with the text (default: found by its usual names)")
     pair_column: str | None = setting(None, "column with the second text of a pair")
     label_column: str | None = setting(None, "column with the label (default: found by its usual names)")
+    label_separator: str | None = setting(None, "splits a text label into several, e.g. ;: multi-label")
     label_names: tuple[str, ...] | None = setting(None, "names of labels 0,1,... separated by commas")
     validation_share: float = setting(
         0.1, "share of train held out where there is no validation split", above=0, below=1
     )
-    skip_bad_rows: bool = setting(False, "leave out rows without text or label, and count them")
+    skip_bad_rows: bool = setting(
+        False, "leave out rows without text or label, or with a label unknown to train, and count them"
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,24 @@ class HeadSettings:
     lr: float = setting(1e-3, "AdamW learning rate", above=0)
     weight_decay: float = setting(0.01, "AdamW weight decay", least=0)
     batch_size: int = setting(32, "rows in one training step", least=1)
-    C: float = setting(0.1, "inverse penalty of the logistic regression baseline", above=0)
+    warmup: float = setting(0.0, "share of the steps over which the learning rate rises", least=0, below=1)
+    schedule: str = setting(
+        "constant", "learning rate after the warm-up", choices=("constant", "linear", "cosine")
+    )
+    patience: int | None = setting(
+        None, "stop after this many epochs without a better validation score", least=1
+    )
+    label_smoothing: float = setting(
+        0.0, "share of the target spread evenly over the classes", least=0, below=1
+    )
+    class_weight: str = setting(
+        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
+    )
+    C: float = setting(0.1, "inverse penalty of logistic regression", above=0)
+    hidden: int = setting(256, "units of the mlp head's hidden layer", least=1)
+    dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
+    alpha: float = setting(1.0, "penalty of the ridge head", above=0)
+    neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
 
 
 @dataclass(frozen=True)
