@@ -78,12 +78,22 @@ def _describe(path: Path) -> dict[str, Any]:
             "truncated": file.truncated,
             "label_names": file.document["labels"]["names"],
             "encoder": file.document["encoder"],
+            "computed": _computed(file.record.get("made", {})),
             "made": file.record.get("made", {}),
             "status": "sealed",
         }
     except CacheError as error:
         about["status"] = error.what
     return about
+
+
+def _computed(made: dict[str, Any]) -> str:
+    """How the backbone was run, in a sentence: `packed, bfloat16 on cpu; faster modules: ...`."""
+    if not {"packing", "dtype", "fused"} <= set(made):
+        return "not known: its record is lost, or of an earlier featcache"
+    padded = f" ({made['packing_note']})" if made["packing_note"] else ""
+    fused = ", ".join(made["fused"]) or "none"
+    return f"{made['packing']}{padded}, {made['dtype']} on {made['device']}; faster modules: {fused}"
 
 
 def _list(paths: list[Path], args: argparse.Namespace) -> int:

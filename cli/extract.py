@@ -54,7 +54,7 @@ def extract_splits(
     from featcache import extract as extraction
 
     with ExtractionMeter(quiet=quiet) as meter:
-        results = extraction.extract_splits(settings, splits, meter, force=force)
+        results = extraction.extract_splits(settings, splits, None if quiet else meter, force=force)
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)
     return results

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from featcache_cli.console import err, seconds_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bars
 
     from featcache.extract import Progress
@@ -34,16 +35,7 @@ class Meter:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal and not self.quiet:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                TextColumn("{task.fields[info]}", style="dim"),
-                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-                console=self.console,
-            )
+            self.bars = _bars(self.console)
             self.bars.start()
         return self
 
@@ -64,14 +56,16 @@ class Meter:
         """Say that `done` of `total` are done in the task `name`."""
         if self.quiet:
             return
+        self._began.setdefault(name, (time.monotonic(), done))
         if self.bars:
             if name not in self._tasks:
-                self._tasks[name] = self.bars.add_task(name, total=total, info="")
-            self.bars.update(self._tasks[name], completed=done, total=total, info=info)  # type: ignore[arg-type]
+                self._tasks[name] = self.bars.add_task(name, total=total, info="", count="")
+            count = f"{short(done)}/{short(total)}"
+            self.bars.update(self._tasks[name], completed=done, total=total, info=info, count=count)  # type: ignore[arg-type]
         elif time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
             left = self._time_left(name, done, total)
-            self.note(f"{name} {done:,}/{total:,} {info}{left}")
+            self.note(f"{name} {done:,}/{total:,} {info}".rstrip() + left)
 
     def rate(self, name: str, done: int) -> float:
         """Units a second since the first step of the task."""
@@ -95,8 +89,31 @@ class ExtractionMeter(Meter):
         elif event.stage == "encode":
             texts = self.rate(event.split, event.done)
             tokens = self.rate(f"{event.split} tokens", event.tokens)
-            info = f"{texts:,.0f} texts/s {tokens:,.0f} tokens/s" if texts else ""
+            info = f"{short(texts)} texts/s {short(tokens)} tokens/s" if texts else ""
+            info += f" {event.share:.0%} of peak" if texts and event.share else ""
             self.step(f"extract {event.split}", event.done, event.total, info)
+
+
+def short(number: float) -> str:
+    """At most six characters: 16,023 is written out, 3,392,400 is 3,392k."""
+    if round(number) < 1e5:
+        return f"{number:,.0f}"
+    return f"{number / 1e3:,.0f}k" if number < 9_999_500 else f"{number / 1e6:,.0f}M"
+
+
+def _bars(console: Console) -> Bars:
+    """Task, bar, count, rates, time left on one line; on a narrow terminal the bar yields first."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[info]}", style="dim"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+        console=console,
+    )
 
 
 class TrainingMeter(Meter):
