@@ -34,6 +34,7 @@ from featcache.store import CacheFile, cache_path
 
 if TYPE_CHECKING:
     from featcache.encode import Encoder, Tokens
+    from featcache.speed import Speedometer
 
 BLOCK_ROWS = 1024
 ASSEMBLE_ROWS = 8192
@@ -47,6 +48,7 @@ class Progress:
         stage: `hash`, `load`, `encode`, `seal`, or `note` with something to say in `text`.
         done, total: texts.
         tokens: tokens encoded so far.
+        share: of the machine's GEMM peak that encoding has reached, 0 to 1; None while it is not known.
     """
 
     stage: str
@@ -55,6 +57,7 @@ class Progress:
     total: int = 0
     tokens: int = 0
     text: str = ""
+    share: float | None = None
 
 
 Report = Callable[[Progress], None]
@@ -102,7 +105,7 @@ def extract_splits(
         SourceError, BackboneError, CacheError, UsageError: each says what to do. Committed blocks
             are kept, and the same call goes on from them.
     """
-    job = _Job(settings, report or (lambda _: None), force)
+    job = _Job(settings, report, force)
     known = {} if force else {split: job.find_by_request(split) for split in splits}
     missing = [split for split in splits if known.get(split) is None]
     loaded = load_splits(settings.data, missing, seed=settings.seed) if missing else {}
@@ -116,7 +119,7 @@ def find_features(settings: Settings, split: str) -> CacheFile:
         CacheMiss: not extracted yet, or with other settings; names the fields that differ.
         CorruptCache: not found, and a file of that split is damaged.
     """
-    job = _Job(settings, lambda _: None)
+    job = _Job(settings)
     found = job.lookup(split)
     if found is None:
         differs, damaged = job.what_differs(split), store.damaged(job.cache_dir, split)
@@ -133,9 +136,10 @@ def find_features(settings: Settings, split: str) -> CacheFile:
 class _Job:
     """One call of `extract_splits`: what all its splits share."""
 
-    def __init__(self, settings: Settings, report: Report, force: bool = False) -> None:
+    def __init__(self, settings: Settings, report: Report | None = None, force: bool = False) -> None:
         self.settings = settings
-        self.report = report
+        self.report: Report = report or (lambda _: None)
+        self.watched = report is not None
         self.force = force
         self.cache_dir = Path(settings.paths.cache_dir)
         self.model: ModelFiles = find_model(settings.backbone)
@@ -240,6 +244,14 @@ class _Job:
                 self.report(Progress("note", split, text=note))
         return self._encoder
 
+    def speedometer(self, encoder: Encoder, texts: int) -> Speedometer | None:
+        """For the encoding of `texts`; None where nobody looks at it."""
+        if not self.watched:
+            return None
+        from featcache.speed import Speedometer
+
+        return Speedometer(encoder, texts)
+
     def _hash(self, split: Split) -> np.ndarray:
         parts, done = [], 0
         for texts, pairs in split.batches():
@@ -293,6 +305,7 @@ class _Work:
     tokens: int = 0
     done: int = 0
     donors: list[CacheFile] = field(default_factory=list)
+    speed: Speedometer | None = None
 
     def run(self) -> dict[str, int]:
         """Encode what is missing, assemble, publish; how many texts and tokens were encoded."""
@@ -328,7 +341,7 @@ class _Work:
     def _check_space(self, rows: int) -> None:
         hidden = int(getattr(self.encoder.backbone.model.config, "hidden_size", 1024))
         row_bytes = len(self.encoder.views) * hidden * self.encoder.storage.itemsize + 64
-        needed = row_bytes * (rows + len(self.split)) + (1 << 20)
+        needed = row_bytes * (rows + len(self.split)) + self.split.labels.nbytes + (1 << 20)
         require_space(self.job.cache_dir, needed, f"the cache of {self.split.name}")
 
     def _plan(self, to_encode: np.ndarray) -> dict[str, Any]:
@@ -348,6 +361,7 @@ class _Work:
         if committed:
             text = f"{self.split.name}: going on from {len(committed)} of {len(blocks)} blocks"
             self.job.report(Progress("note", self.split.name, text=text))
+        self.speed = self.job.speedometer(self.encoder, len(self.split) - self.done)
         self._step(0, 0)
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
@@ -385,6 +399,8 @@ class _Work:
                     future.cancel()
 
     def _encode_block(self, tokens: Tokens, rows: np.ndarray) -> dict[str, np.ndarray]:
+        if self.speed:
+            self.speed.expect(tokens.lengths)
         with self._naming_rows(rows):
             encoded = self.encoder.encode(tokens, self._step)
         return {
@@ -405,7 +421,9 @@ class _Work:
     def _step(self, texts: int, tokens: int) -> None:
         self.done += texts
         self.tokens += tokens
-        self.job.report(Progress("encode", self.split.name, self.done, len(self.split), self.tokens))
+        share = self.speed.step(texts) if self.speed else None
+        rows = len(self.split)
+        self.job.report(Progress("encode", self.split.name, self.done, rows, self.tokens, share=share))
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -429,11 +447,17 @@ class _Work:
         ]
         return [
             *columns,
-            Column("labels", (count,), "int64", [self.split.labels]),
+            self._labels(),
             Column("row_hash", (count, 32), "uint8", [self.hashes]),
             Column("n_tokens", (count,), "int32", gather.chunks("n_tokens")),
             Column("truncated", (count,), "uint8", gather.chunks("truncated")),
         ]
+
+    def _labels(self) -> Column:
+        labels = self.split.labels
+        starts = range(0, len(labels), ASSEMBLE_ROWS)
+        chunks = (labels[start : start + ASSEMBLE_ROWS] for start in starts)
+        return Column("labels", labels.shape, labels.dtype.name, chunks)
 
 
 class _Gather:
@@ -515,8 +539,10 @@ def _circumstances(job: _Job, encoder: Encoder) -> dict[str, Any]:
         "model": job.settings.backbone.model,
         "commit": job.model.commit,
         "device": str(encoder.backbone.device),
+        "dtype": encoder.backbone.dtype_name,
         "packing": encoder.backbone.packing,
         "packing_note": encoder.backbone.packing_note,
+        "fused": list(encoder.backbone.fused),
         "host": platform.node(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
     }

@@ -113,17 +113,22 @@ def cache_document(
         encoder: see `encoder_document`.
         views: canonical view names such as `last/cls`.
         hashes: uint8 `[N, 32]`, row hashes in file order.
-        labels: int64 `[N]`, indexes into `label_names`.
+        labels: int64 `[N]`, indexes into `label_names`; or multi-hot uint8 `[N, C]`.
     """
     return {
         "encoder": dict(encoder),
         "views": sorted(views),
         "rows": {"count": len(hashes), "chain": hashlib.sha256(hashes.tobytes()).hexdigest()},
-        "labels": {
-            "chain": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
-            "names": list(label_names),
-        },
+        "labels": labels_document(labels, label_names),
     }
+
+
+def labels_document(labels: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
+    """The labels' part of a cache document; only that of multi-label data has a `kind`."""
+    several = labels.ndim == 2
+    content = np.ascontiguousarray(labels, dtype="u1" if several else "<i8")
+    document = {"chain": hashlib.sha256(content.data).hexdigest(), "names": list(label_names)}
+    return {**document, "kind": "multi-label"} if several else document
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:

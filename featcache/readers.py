@@ -306,10 +306,17 @@ def _parquet_reader(path: Path) -> Reader:
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Names of the ClassLabel columns, which `datasets` notes in a parquet file's metadata."""
+    """Names of the columns of ClassLabel, or of lists of it, which `datasets` notes in the metadata."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        kinds = {name: kind for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
-        return {name: tuple(kind["names"]) for name, kind in kinds.items()}
-    except (KeyError, ValueError, TypeError, AttributeError):
+        kinds = {
+            name: kind[0] if isinstance(kind, list) else kind.get("feature", kind)
+            for name, kind in features.items()
+        }
+        return {
+            name: tuple(kind["names"])
+            for name, kind in kinds.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
         return {}  # written by someone else

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from featcache.config import DataSettings
 from featcache.dataset_hub import hub_commit
 from featcache.errors import SourceError, UsageError
+from featcache.holdout import stratified_share
 from featcache.labels import (
     Labelled,
     bad_rows_note,
     bad_texts,
-    check_against_train,
+    check_one_kind,
+    known_to_train,
     label_indexes,
     label_order,
     read_labels,
@@ -34,7 +36,8 @@ class Split:
     """One split, in file order; its texts stay on disk until they are asked for."""
 
     name: str  #: "train", "validation" or "test"
-    labels: NDArray[np.int64]  #: int64 [N], indexes into `label_names`; -1 where there are none
+    #: int64 [N], indexes into `label_names`, -1 where there are none; multi-label: multi-hot uint8 [N, C]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
     label_names: tuple[str, ...]  #: shared by all splits of one source
     row_numbers: NDArray[np.int64]  #: int64 [N], 0-based rows of the source, before any left out
     notes: tuple[str, ...] = ()  #: what was held out or left out, for people
@@ -102,9 +105,10 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         reference = ["train"] if "train" in tables else list(tables)
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
         read = {name: read_labels(name, tables[name](), data) for name in wanted}
+    check_one_kind(read)
     order = label_order({name: read[name] for name in reference}, data)
     if "train" in read:
-        check_against_train(read)
+        read = known_to_train(read, data)
     splits = {name: _split(name, one, order) for name, one in read.items()}
     if hold_out and {"train", "validation"} & set(names):
         splits |= _held_out(splits["train"], data.validation_share, seed)
@@ -132,6 +136,8 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "label_names": list(data.label_names) if data.label_names else None,
         "skip_bad_rows": data.skip_bad_rows,
     }
+    if data.label_separator is not None:  # said only where it is set, so that older requests still answer
+        document["label_separator"] = data.label_separator
     if place.files:
         hashes = {split: [file_facts(file) for file in files] for split, files in place.files.items()}
         document["files"] = {split: parts if len(parts) > 1 else parts[0] for split, parts in hashes.items()}
@@ -151,7 +157,7 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
 def from_texts(
     name: str,
     texts: Iterable[str],
-    labels: Iterable[object] | None = None,
+    labels: Iterable[object] | NDArray[Any] | None = None,
     label_names: Sequence[str] | None = None,
     pairs: Iterable[str] | None = None,
 ) -> Split:
@@ -160,50 +166,25 @@ def from_texts(
     Args:
         name: what to call it.
         texts: N texts, none of them empty.
-        labels: N integers or strings, as in a file; None gives labels of -1 and no names.
-        label_names: names of labels 0, 1, ..., or the order of string labels.
+        labels: N integers or strings, as in a file; or N lists of them, or a multi-hot array [N, C]
+            (multi-label). None gives labels of -1 and no names.
+        label_names: names of labels 0, 1, ..., or the order of string labels; those of a multi-hot
+            array's columns are by default their numbers.
         pairs: N second texts.
 
     Raises:
         SourceError: an empty or unusable text, a label outside `label_names`, or unequal lengths.
     """
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        labels, label_names = _lists_of(labels, label_names)
     table = table_in_memory(name, texts, labels, pairs)
     data = DataSettings(label_names=tuple(label_names) if label_names is not None else None)
     if labels is None:
-        bad = bad_texts(table)
-        bad_rows_note(name, bad, bad, data)
-        rows, unlabelled = np.arange(len(bad)), np.full(len(bad), -1, np.int64)
+        bad_rows_note(name, {"no usable text": bad_texts(table)}, data)
+        rows, unlabelled = np.arange(len(table.dataset)), np.full(len(table.dataset), -1, np.int64)
         return Split(name, unlabelled, data.label_names or (), rows, _table=table)
     read = read_labels(name, table, data)
     return _split(name, read, label_order({name: read}, data))
-
-
-def stratified_share(
-    labels: NDArray[np.int64], share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to keep and rows to hold out, both int64 and ascending.
-
-    Each class gives its share, rounded up or down so that the total fits; a class of two rows or
-    more is on both sides, a class of one row is kept.
-
-    Args:
-        labels: int64 [N], not negative.
-        share: between 0 and 1.
-        seed: any integer; the raw PCG64 stream is used, which NumPy promises never to change.
-    """
-    counts = np.bincount(labels)
-    quotas = counts * share
-    held = np.floor(quotas).astype(np.int64)
-    by_remainder = np.argsort(held - quotas, kind="stable")
-    held[by_remainder[: round(len(labels) * share) - int(held.sum())]] += 1
-    held = np.clip(held, np.minimum(counts // 2, 1), np.maximum(counts - 1, 0))
-    keys = np.asarray(np.random.PCG64(seed % 2**64).random_raw(len(labels)))
-    order = np.lexsort((keys, labels))
-    first_of_class = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    rank = np.arange(len(labels)) - first_of_class[labels[order]]
-    chosen = np.zeros(len(labels), bool)
-    chosen[order] = rank < held[labels[order]]
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
@@ -212,6 +193,8 @@ def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
             raise UsageError(f"unknown split {name!r}", hint=f"splits are: {', '.join(SPLITS)}")
     if not 0 < data.validation_share < 1:
         raise UsageError(f"--validation-share must be between 0 and 1, got {data.validation_share}")
+    if data.label_separator == "":
+        raise UsageError("--label-separator is empty", hint="e.g. --label-separator ';'")
     if data.label_names and len(set(data.label_names)) < len(data.label_names):
         raise UsageError(f"--label-names has a name twice: {', '.join(data.label_names)}")
 
@@ -226,7 +209,7 @@ def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
     keep, held = stratified_share(train.labels, share, seed)
     if len(held) == 0:
         raise SourceError(
-            "no validation split, and train has no class with two rows to hold one out",
+            "no validation split, and train has too few rows of any class to hold one out",
             hint="add a validation file, or more train rows",
         )
     note = f"no validation split: {len(held)} of {len(train)} train rows held out"
@@ -238,3 +221,15 @@ def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
 
     # The rows left out are counted once, with train.
     return {"train": part(keep), "validation": part(held, name="validation", skipped=0)}
+
+
+def _lists_of(hot: NDArray[Any], names: Sequence[str] | None) -> tuple[list[list[int]], Sequence[str]]:
+    """A multi-hot array as lists of labels, and a name for each of its columns."""
+    if not np.isin(hot, (0, 1)).all():
+        row = int(np.argmax(~np.isin(hot, (0, 1)).all(1))) + 1
+        raise SourceError(f"row {row} of the label array is not multi-hot: {hot[row - 1]!s:.60}")
+    if names is None:
+        names = [str(column) for column in range(hot.shape[1])]
+    if len(names) != hot.shape[1]:
+        raise SourceError(f"the label array has {hot.shape[1]} columns, and there are {len(names)} names")
+    return [np.flatnonzero(row).tolist() for row in hot], names

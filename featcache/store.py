@@ -33,7 +33,7 @@ class Features:
 
     Attributes:
         x: `[N, D]` in the storage dtype, memory-mapped, checksums verified.
-        y: int64 `[N]`, indexes into `label_names`.
+        y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`.
         row_hash: uint8 `[N, 32]`.
         encoder: the encoder document the features were made with.
     """

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
+from featcache.cells import label_cell, text_cell
 from featcache.columns import Columns, pick_columns
 from featcache.config import DataSettings
 from featcache.dataset_hub import load_from_hub
@@ -35,7 +34,7 @@ class Table(NamedTuple):
     dataset: datasets.Dataset
     columns: Columns
     encoded: bool  # labels are JSON in a string column: files may mix types in one column
-    class_names: tuple[str, ...] | None = None  # of a ClassLabel column
+    class_names: tuple[str, ...] | None = None  # of a column of ClassLabel, or of lists of it
 
 
 def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], Table]], list[str]]:
@@ -70,9 +69,14 @@ def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> Table:
                 f"column {column!r} of {data.dataset} holds {held}, not text",
                 hint="name the column with the text: --text-column",
             )
-    label = dataset.features[columns.label]
+    label = _innermost(dataset.features[columns.label])
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
     return Table(dataset, columns, encoded=False, class_names=names)
+
+
+def _innermost(feature: Any) -> Any:
+    """What a list feature is a list of (`datasets` once wrote it as a Python list); else the feature."""
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
 
 
 def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
@@ -118,11 +122,11 @@ def _examples(split: str, picked: Sequence[tuple[Reader, Columns]]) -> Iterator[
     for reader, columns in picked:
         for values in reader.rows(columns):
             example = {
-                "text": _text_cell(values.get(columns.text), row, split),
-                "label": _label_cell(values.get(columns.label), row, split),
+                "text": text_cell(values.get(columns.text), row, split),
+                "label": label_cell(values.get(columns.label), row, split),
             }
             if columns.pair is not None:
-                example["pair"] = _text_cell(values.get(columns.pair), row, split)
+                example["pair"] = text_cell(values.get(columns.pair), row, split)
             yield example
             row += 1
     if row == 0:
@@ -150,44 +154,11 @@ def table_in_memory(
     if not columns["text"]:
         raise SourceError(f"the {name} split has no rows")
     for key, values in columns.items():
-        cell = _label_cell if key == "label" else _text_cell
+        cell = label_cell if key == "label" else text_cell
         columns[key] = [cell(value, row, name) for row, value in enumerate(values)]
     kinds = datasets.Features({key: datasets.Value("string") for key in columns})
     dataset = datasets.Dataset.from_dict(columns, features=kinds)
     return Table(dataset, Columns("text", "label", "pair" if pairs is not None else None), encoded=True)
-
-
-def _text_cell(value: object, row: int, split: str) -> str | None:
-    """`value` as a text; None for a null and for a text that UTF-8 cannot hold."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise SourceError(
-            f"row {row + 1} of {split}: the text is a {kind}, not a string: {value!r:.60}",
-            hint="name the column with the text: --text-column",
-        )
-    return value if _is_utf8(value) else None
-
-
-def _label_cell(value: object, row: int, split: str) -> str | None:
-    """`value` as JSON, so that one Arrow column holds whatever types the labels have."""
-    if value is None or (isinstance(value, str) and not _is_utf8(value)):
-        return None
-    try:
-        return json.dumps(value.item() if isinstance(value, np.generic) else value)
-    except TypeError:
-        kind = type(value).__name__
-        raise SourceError(f"row {row + 1} of {split}: a label cannot be a {kind}: {value!r:.60}") from None
-
-
-def _is_utf8(text: str) -> bool:
-    """False for a text with a lone surrogate, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -242,7 +242,7 @@ def test_a_model_that_cannot_be_loaded(
         ([*GOOD, (7, "good")], "", ("row 13 of train", "int")),
         ([("好", "good"), ("很好", "good")] * 4, "", ("the same", "'good'", "--label-column")),
         ([("好", 0.5), ("坏", 1.5)] * 4, "", ("0.5", "row 1 of train", "regression")),
-        ([("好", ["good"]), ("坏", ["bad", "worse"])] * 4, "", ("row 1 of train", "multi-label")),
+        ([("好", ["good"]), ("坏", "bad")] * 4, "", ("row 2 of train is no list", "row 1 of train")),
     ],
 )
 def test_rows_that_cannot_be_used(

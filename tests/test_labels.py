@@ -83,7 +83,8 @@ def test_label_names(tmp_path: Path, labels: list[Any], names: Any, expected: An
     [
         ([0.5, 1.0], None, "label 0.5 in row 1 .* regression"),
         (["1", "0.25"], None, "label 0.25 in row 2 .* regression"),
-        ([1, [1, 2]], None, "row 2 .* multi-label"),
+        ([1, [1, 2]], None, "row 2 of validation is a list, that in row 1 of validation is not"),
+        ([1, {"a": 1}], None, "label in row 2 of validation is a dict: {'a': 1}"),
         ([-1, -1], None, "has no labels"),
         ([None, None], None, "has no labels"),
         ([0, 2], ("a", "b"), "label 2 in row 2 .* has no name"),
@@ -110,6 +111,21 @@ def test_label_names_come_from_train(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.csv", ["a", "b"], ["pos", "pos"])
     with pytest.raises(SourceError, match="all labels of train are the same: 'pos'"):
         both(tmp_path)
+
+
+def test_rows_with_labels_unknown_to_train_can_be_left_out(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.csv", ["a", "b", "c", "d"], ["pos", "neg", "neg", "pos"])
+    write_rows(tmp_path / "test.csv", ["e", "f", "", "h"], ["pos", "odd", "pos", "neg"])
+    test = both(tmp_path, skip_bad_rows=True)["test"]
+    assert rows_of(test) == [("e", "pos"), ("h", "neg")]
+    assert (test.row_numbers.tolist(), test.skipped) == ([0, 3], 2)
+    assert test.notes == (
+        "left out 1 row without text or label: row 3 of test",
+        "left out 1 row with a label that never occurs in train: row 2 of test",
+    )
+    write_rows(tmp_path / "test.csv", ["e"], ["odd"])
+    with pytest.raises(SourceError, match="every row of test has a label that never occurs in train"):
+        both(tmp_path, skip_bad_rows=True)
 
 
 def test_class_label_names_are_kept(tmp_path: Path) -> None:

@@ -43,6 +43,49 @@ def test_stratified_share(counts: list[int], share: float, seed: int) -> None:
     assert (again[0] == keep).all() and (again[1] == held).all()
 
 
+@st.composite
+def multi_hot(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(st.tuples(st.integers(1, 60), st.integers(1, 8)))
+    density = draw(st.sampled_from([0.05, 0.3, 0.9]))
+    noise = np.random.default_rng(draw(st.integers(0, 2**32))).random(shape)
+    return np.asarray(noise < density, np.uint8)
+
+
+@settings(deadline=None)
+@given(labels=multi_hot(), share=st.floats(0.01, 0.99), seed=st.integers())
+def test_every_label_stays_in_train(labels: np.ndarray, share: float, seed: int) -> None:
+    keep, held = stratified_share(labels, share, seed)
+    assert sorted([*keep, *held]) == list(range(len(labels)))
+    assert (np.diff(keep) > 0).all() and (np.diff(held) > 0).all() and len(keep) > 0
+    assert (labels[keep].any(axis=0) == labels.any(axis=0)).all()
+    again = stratified_share(labels.copy(), share, seed)
+    assert (again[0] == keep).all() and (again[1] == held).all()
+
+
+def test_a_multi_label_share_is_stratified() -> None:
+    """Nearer to each label's share than random rows are, and as large as asked, with a long tail."""
+    draw = np.random.default_rng(0)
+    labels = np.asarray(draw.random((4000, 100)) < 0.3 / np.arange(1, 101), np.uint8)
+    wanted = 0.1 * labels.sum(axis=0, dtype=np.int64)
+    errors: dict[str, list[float]] = {"stratified": [], "random": []}
+    for seed in range(5):
+        held = stratified_share(labels, 0.1, seed)[1]
+        assert abs(len(held) - 400) <= 8
+        for name, rows in (("stratified", held), ("random", draw.permutation(4000)[:400])):
+            errors[name].append(float(np.abs(labels[rows].sum(axis=0) - wanted).mean()))
+    assert max(errors["stratified"]) < 0.5 * min(errors["random"])
+    one, two = (stratified_share(labels, 0.1, seed)[1] for seed in (0, 1))
+    assert set(one) != set(two)
+
+
+def test_one_row_of_each_label_is_kept() -> None:
+    labels = np.repeat(np.eye(6, dtype=np.uint8), 2, axis=0)
+    keep, held = stratified_share(labels, 0.99, 0)
+    assert (labels[keep].sum(axis=0) == 1).all() and len(held) == 6
+    bare = np.zeros((10, 3), np.uint8)
+    assert len(stratified_share(bare, 0.2, 0)[1]) == 2
+
+
 def test_the_seed_changes_the_share_and_never_the_version() -> None:
     labels = np.arange(1000) % 2
     one, two = (stratified_share(labels, 0.1, seed)[1] for seed in (0, 1))
@@ -189,6 +232,8 @@ def test_the_description_is_of_the_content(tmp_path: Path) -> None:
     assert document["files"]["train"]["bytes"] == path.stat().st_size
     assert describe("one", seed=1) != document != describe("one", validation_share=0.2)
     assert describe("one", label_names=("x", "y")) != document
+    assert "label_separator" not in document  # a request of before there was such a setting
+    assert describe("one", label_separator=";")["label_separator"] == ";"
     write_rows(tmp_path / "two" / "dev.csv", ["a"], [0])
     assert "seed" not in describe("two") and describe("two", seed=1) == describe("two")
     write_rows(path, ["a", "c"], [0, 1])
@@ -239,6 +284,34 @@ def test_from_texts() -> None:
 def test_from_texts_checks_rows(texts: list[Any], labels: Any, says: str) -> None:
     with pytest.raises(SourceError, match=says):
         from_texts("test", texts, labels)
+
+
+def test_from_texts_takes_several_labels() -> None:
+    lists = from_texts("train", ["x", "y", "z"], [["b", "a", "b"], [], ("b",)])
+    assert (lists.labels.tolist(), lists.label_names) == ([[1, 1], [0, 0], [0, 1]], ("a", "b"))
+    assert lists.labels.dtype == np.uint8
+    sets = from_texts("test", ["x", "y"], [{"b", "a"}, {"b"}], ["b", "a"])
+    assert (sets.labels.tolist(), sets.label_names) == ([[1, 1], [1, 0]], ("b", "a"))
+    numbers = from_texts("test", ["x", "y"], [[10, 9], np.array([9])])
+    assert (numbers.labels.tolist(), numbers.label_names) == ([[1, 1], [1, 0]], ("9", "10"))
+    again = from_texts("test", ["x", "y", "z"], lists.labels, lists.label_names)
+    assert (again.labels == lists.labels).all() and again.label_names == lists.label_names
+    unnamed = from_texts("test", ["x", "y"], np.array([[True, False, False], [False, True, False]]))
+    assert (unnamed.labels.tolist(), unnamed.label_names) == ([[1, 0, 0], [0, 1, 0]], ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "says"),
+    [
+        (np.array([[0, 1], [2, 1]]), None, "row 2 of the label array is not multi-hot: .2 1."),
+        (np.array([[0, 1], [1, 1]]), ["a"], "has 2 columns, and there are 1 names"),
+        (np.zeros((1, 2)), None, "1 labels: the lengths differ"),
+        ([["a"], {b"b"}], None, "row 2 of test: a label cannot be a set"),
+    ],
+)
+def test_from_texts_checks_several_labels(labels: Any, names: Any, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        from_texts("test", ["x", "y"], labels, names)
 
 
 def test_splits_are_named() -> None:
