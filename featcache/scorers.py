@@ -1,0 +1,341 @@
+"""What maps features to class logits: a linear layer, one hidden layer, stored neighbours.
+
+A scorer takes features as they are stored (float16 or float32, memory-mapped or not): whatever
+standardisation its solver used is folded into its weights or kept beside its rows. It is plain numpy, so that
+a head loads without torch and without scikit-learn. `tensors` and `from_tensors` are its form on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
+
+from featcache.errors import HeadError
+
+Tensors = Mapping[str, np.ndarray]
+
+METRICS = ("cosine", "euclidean")  # written to files by their place here: only ever append
+QUERIES = STORED = 2048  # rows of one block of distances; bounds memory to some 150 MB at 768 features
+
+
+class Scorer(Protocol):
+    """What a head needs of a scorer.
+
+    Attributes:
+        kind: its name in SCORERS and in the head's file.
+        width: D, features of one row.
+        classes: C, logits of one row.
+        parameters: how many numbers were learnt or are kept.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Features `[N, D]` -> float32 `[N, C]`; HeadError for another width."""
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All it is, as contiguous arrays that safetensors can hold."""
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        """The scorer that `tensors` wrote; other names in the mapping are ignored.
+
+        Raises:
+            HeadError: a part is missing, of another dtype or shape, or holds NaN or infinite values.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """`x W^T + b`.
+
+    Attributes:
+        weight: float32 `[C, D]`.
+        bias: float32 `[C]`.
+    """
+
+    kind: ClassVar[str] = "linear"
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def classes(self) -> int:
+        return len(self.bias)
+
+    @property
+    def parameters(self) -> int:
+        return int(self.weight.size + self.bias.size)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        _check_width(self, x)
+        found = np.empty((len(x), self.classes), np.float32)
+        for rows in _blocks(len(x), 65536):
+            found[rows] = np.asarray(x[rows], np.float32) @ self.weight.T + self.bias
+        return found
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return _contiguous(weight=self.weight, bias=self.bias)
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        part = _Parts(cls.kind, tensors)
+        return cls(part("weight", "C D", np.float32), part("bias", "C", np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """`relu(x W1^T + b1) W2^T + b2`: ReLU, as scikit-learn's MLPClassifier has it, is exact in any runtime.
+
+    Attributes:
+        w1: float32 `[M, D]`, b1: float32 `[M]`, with the standardisation folded in.
+        w2: float32 `[C, M]`, b2: float32 `[C]`.
+    """
+
+    kind: ClassVar[str] = "mlp"
+    w1: np.ndarray
+    b1: np.ndarray
+    w2: np.ndarray
+    b2: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return int(self.w1.shape[1])
+
+    @property
+    def hidden(self) -> int:
+        """M, units of the hidden layer."""
+        return len(self.b1)
+
+    @property
+    def classes(self) -> int:
+        return len(self.b2)
+
+    @property
+    def parameters(self) -> int:
+        return int(self.w1.size + self.b1.size + self.w2.size + self.b2.size)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        _check_width(self, x)
+        found = np.empty((len(x), self.classes), np.float32)
+        for rows in _blocks(len(x), 8192):
+            units = np.asarray(x[rows], np.float32) @ self.w1.T
+            units += self.b1
+            np.maximum(units, 0, out=units)
+            found[rows] = units @ self.w2.T + self.b2
+        return found
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return _contiguous(w1=self.w1, b1=self.b1, w2=self.w2, b2=self.b2)
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        part, kept = _Parts(cls.kind, tensors), np.float32
+        return cls(
+            part("w1", "M D", kept), part("b1", "M", kept), part("w2", "C M", kept), part("b2", "C", kept)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Votes of the k nearest of the stored rows, found exactly.
+
+    Distances are taken between standardised features, `(x - mean) / scale`. Products are summed in float64
+    and compared as float32, so that equal rows are equally far whatever block they fall into; of equally far
+    rows the one stored first is nearer, of classes with as many votes the first one wins.
+
+    The logits are the logarithms of smoothed shares: one vote more, split evenly over what could be said. For
+    a single label `log((votes + 1/C) / (k + 1))`, whose softmax is the smoothed share; for several labels the
+    logit of `(votes + 1/2) / (k + 1)`, whose sigmoid is.
+
+    Attributes:
+        features: float16 or float32 `[N, D]`, as stored; may be memory-mapped.
+        labels: int64 `[N]`, or uint8 multi-hot `[N, C]`.
+        classes: C.
+        neighbours: k, from 1 to N.
+        mean, scale: float64 `[D]`.
+        metric: `cosine` (1 - cosine of the angle; a row of zeros is at 1 from all) or `euclidean`.
+    """
+
+    kind: ClassVar[str] = "neighbours"
+    features: np.ndarray
+    labels: np.ndarray
+    classes: int
+    neighbours: int
+    mean: np.ndarray
+    scale: np.ndarray
+    metric: str = METRICS[0]
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise HeadError(f"unknown metric {self.metric!r}", hint=f"there are: {', '.join(METRICS)}")
+        if not 1 <= self.neighbours <= len(self.features):
+            raise HeadError(
+                f"{self.neighbours} neighbours of {len(self.features)} rows",
+                hint=f"ask for 1 to {len(self.features)}",
+            )
+
+    @property
+    def width(self) -> int:
+        return int(self.features.shape[1])
+
+    @property
+    def parameters(self) -> int:
+        """The numbers it keeps; none of them was learnt."""
+        return int(self.features.size)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Features `[N, D]` -> float32 `[N, C]`.
+
+        Raises:
+            HeadError: another width, NaN or infinite features.
+        """
+        _check_width(self, x)
+        found = np.empty((len(x), self.classes), np.float32)
+        for rows in _blocks(len(x), QUERIES):
+            found[rows] = self._smooth(self._votes(self.nearest(x[rows])))
+        return found
+
+    def nearest(self, x: np.ndarray) -> np.ndarray:
+        """The k nearest stored rows of each of some rows `[Q, D]`, in no order: int64 `[Q, k]`.
+
+        A distance and the row it leads to are one uint64, distance first (the bits of floats that are not
+        negative sort as the floats do): the k smallest are the k nearest, ties and all.
+        """
+        if not np.isfinite(x).all():
+            raise HeadError("features to be classified are NaN or infinite")
+        queries, squares = self._prepare(x)
+        floor = 1e-12 * squares[:, None]  # nearer than rounding can tell: equal
+        best = np.empty((len(x), 0), np.uint64)
+        for rows in _blocks(len(self.features), STORED):
+            stored, stored_squares = self._prepare(self.features[rows])
+            distances = queries @ stored.T
+            distances *= -2
+            distances += squares[:, None]
+            distances += stored_squares
+            np.maximum(distances, floor, out=distances)
+            keys = distances.astype(np.float32).view(np.uint32).astype(np.uint64)
+            keys <<= np.uint64(32)
+            keys |= np.arange(rows.start, rows.stop, dtype=np.uint64)
+            best = np.concatenate([best, keys], axis=1)
+            if best.shape[1] > self.neighbours:
+                best = np.partition(best, self.neighbours - 1, axis=1)[:, : self.neighbours]
+        return (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+    def _prepare(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float64 rows, and what stands for their squared length in `a^2 + b^2 - 2ab`: 1 for cosine."""
+        rows = (np.asarray(x, np.float64) - self.mean) / self.scale
+        squares = np.einsum("nd,nd->n", rows, rows)
+        if self.metric == "euclidean":
+            return rows, squares
+        lengths = np.sqrt(squares)
+        rows /= np.where(lengths > 0, lengths, 1.0)[:, None]
+        return rows, np.ones(len(rows))
+
+    def _votes(self, nearest: np.ndarray) -> np.ndarray:
+        """How many of the rows `[Q, k]` have each label: int64 `[Q, C]`."""
+        labels = self.labels[nearest]
+        if self.labels.ndim == 2:
+            return np.asarray(labels.sum(axis=1, dtype=np.int64))
+        places = labels + self.classes * np.arange(len(labels))[:, None]
+        return np.bincount(places.ravel(), minlength=len(labels) * self.classes).reshape(len(labels), -1)
+
+    def _smooth(self, votes: np.ndarray) -> np.ndarray:
+        if self.labels.ndim == 2:
+            return np.asarray(np.log((votes + 0.5) / (self.neighbours - votes + 0.5)))
+        return np.asarray(np.log((votes + 1 / self.classes) / (self.neighbours + 1)))
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        numbers = {
+            "classes": self.classes,
+            "neighbours": self.neighbours,
+            "metric": METRICS.index(self.metric),
+        }
+        return _contiguous(
+            features=self.features,
+            labels=self.labels,
+            mean=self.mean,
+            scale=self.scale,
+            **{name: np.array([number], np.int64) for name, number in numbers.items()},
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        part = _Parts(cls.kind, tensors)
+        classes, neighbours, metric = (
+            int(part(name, "1", np.int64)[0]) for name in ("classes", "neighbours", "metric")
+        )
+        features = part("features", "N D", np.float16, np.float32)
+        mean, scale = part("mean", "D", np.float64), part("scale", "D", np.float64)
+        several = np.ndim(tensors.get("labels", 0)) == 2
+        labels = part("labels", "N C", np.uint8) if several else part("labels", "N", np.int64)
+        if several and classes != labels.shape[1]:
+            raise HeadError(f"the neighbours head has labels {list(labels.shape)} for {classes} classes")
+        if labels.min() < 0 or labels.max() > (1 if several else classes - 1):
+            raise HeadError(f"the neighbours head has labels that none of its {classes} classes has")
+        if not (scale > 0).all():
+            raise HeadError("the neighbours head has a scale that is not above 0")
+        if not 0 <= metric < len(METRICS):
+            raise HeadError(f"the neighbours head has a metric {metric} that this version does not know")
+        return cls(features, labels, classes, neighbours, mean, scale, METRICS[metric])
+
+
+SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (Linear, Mlp, Neighbours)}
+
+
+class _Parts:
+    """The parts of a scorer out of a file, whose sizes must fit each other. Believes nothing."""
+
+    def __init__(self, kind: str, tensors: Tensors) -> None:
+        self.kind, self.tensors = kind, tensors
+        self.sizes: dict[str, int] = {"1": 1}  # what each letter stood for first
+
+    def __call__(self, name: str, shape: str, *dtypes: type) -> np.ndarray:
+        """The part of that name; a letter of `shape`, e.g. `C D`, is one size above 0 wherever it stands."""
+        if name not in self.tensors:
+            raise HeadError(f"the {self.kind} head has no {name}; it has: {', '.join(sorted(self.tensors))}")
+        part, letters = self.tensors[name], shape.split()
+        if part.dtype not in dtypes:
+            wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+            raise HeadError(f"the {self.kind} head's {name} is {part.dtype}, not {wanted}")
+        fits = part.ndim == len(letters) and part.size > 0
+        if not fits or any(
+            self.sizes.setdefault(letter, size) != size
+            for letter, size in zip(letters, part.shape, strict=True)
+        ):
+            known = {letter: size for letter, size in self.sizes.items() if letter != "1"}
+            raise HeadError(
+                f"the {self.kind} head's {name} has shape {list(part.shape)}, not [{', '.join(letters)}]"
+                f" with {known or 'sizes above 0'}"
+            )
+        if not all(np.isfinite(part[rows]).all() for rows in _blocks(len(part), 65536)):
+            raise HeadError(f"the {self.kind} head's {name} holds NaN or infinite values")
+        return part
+
+
+def _check_width(scorer: Scorer, x: np.ndarray) -> None:
+    if x.ndim != 2 or x.shape[1] != scorer.width:
+        raise HeadError(f"this head wants features [N, {scorer.width}], got {list(x.shape)}")
+
+
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows, `size` at a time."""
+    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+
+
+def _contiguous(**parts: np.ndarray) -> dict[str, np.ndarray]:
+    """Without a copy where nothing needs one; a memory map stays one."""
+    return {name: np.ascontiguousarray(part) for name, part in parts.items()}
