@@ -15,7 +15,9 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
-COMMANDS = ("init", "extract", "train_head", "compare", "predict", "cache", "run", "bench", "demo")
+COMMANDS = (
+    "init", "extract", "train_head", "sweep", "compare", "predict", "cache", "run", "bench", "demo",
+)  # fmt: skip
 INTERRUPTED = 130
 
 DESCRIPTION = """\
@@ -25,13 +27,15 @@ train heads in seconds.
   featcache demo                       see it work, without any model hub
   featcache extract --all-splits       features of train, validation and test
   featcache train-head --epochs 100    a linear head on the cached features
+  featcache sweep --seeds 5            a hundred heads at once, the best kept
   featcache compare                    the runs side by side
   featcache predict "房间很干净"       backbone and head together again
 """
 
 EXIT_CODES = """\
 exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, 6 head or run,
-1 anything else, 130 interrupted (finished work is kept).
+7 worse than another run (compare --fail-if-worse), 1 anything else,
+130 interrupted (finished work is kept).
 Settings come from flags, then featcache.toml, then the defaults.
 """
 

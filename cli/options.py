@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
@@ -48,12 +49,12 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", help="settings file (default: featcache.toml here)")
 
 
-def add_settings(parser: argparse.ArgumentParser, *sections: str) -> None:
-    """A flag for every setting in `sections` (`""` holds the seed)."""
+def add_settings(parser: argparse.ArgumentParser, *sections: str, without: Sequence[str] = ()) -> None:
+    """A flag for every setting in `sections` (`""` holds the seed), but for those `without`."""
     for section in sections:
         group = parser.add_argument_group(TITLES[section])
         for option in options().values():
-            if option.section != section:
+            if option.section != section or option.name in without:
                 continue
             help_text = option.help.replace("%", "%%")
             if option.default is not None and option.default not in ("", False):

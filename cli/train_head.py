@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from featcache.config import Settings
     from featcache.runs import Run
 
+HEADS = {
+    "linear": "a linear layer by AdamW",
+    "logistic": "scikit-learn's LogisticRegression",
+    "exact": "the same to its optimum, faster",
+    "mlp": "one hidden layer by AdamW",
+    "ridge": "least squares",
+    "discriminant": "linear discriminant analysis",
+    "centroid": "nearest centroid",
+    "neighbours": "k nearest neighbours",
+}
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
@@ -25,9 +36,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--head",
         dest="kind",
         default="linear",
-        choices=("linear", "logistic"),
-        metavar="{linear,logistic}",
-        help="linear: AdamW; logistic: scikit-learn's LogisticRegression (default: linear)",
+        choices=tuple(HEADS),
+        metavar="KIND",
+        help="; ".join(f"{kind}: {what}" for kind, what in HEADS.items()) + " (default: linear)",
     )
     parser.add_argument("--view", help="which cached view (default: the first of --views)")
     add_settings(parser, "head", "backbone", "data", "features", "paths", "")
@@ -60,9 +71,10 @@ def record(run: Run) -> dict[str, Any]:
     """A run as `--json` shows it."""
     keys = (
         "run", "head", "view", "fingerprint", "seconds", "metrics", "epochs", "best_epoch",
-        "parameters", "rows", "extraction_seconds", "label_names",
+        "parameters", "rows", "extraction_seconds", "label_names", "task", "intervals", "calibration",
+        "solver",
     )  # fmt: skip
-    return {key: run.record[key] for key in keys} | {"path": str(run.folder)}
+    return {key: run.record.get(key) for key in keys} | {"path": str(run.folder)}
 
 
 def show(run: Run) -> None:
@@ -76,7 +88,24 @@ def show(run: Run) -> None:
         shares = (percent(metrics[name]) for name in ("accuracy", "macro_f1"))
         shown.add_row(split, f"{about['rows'][split]:,}", *shares, f"{metrics['log_loss']:.4f}")
     console.print(shown)
+    show_honesty(run)
     show_history(run)
+
+
+def show_honesty(run: Run) -> None:
+    """The interval of the test score, and what calibration did; runs of earlier versions have neither."""
+    console = out()
+    interval = run.record.get("intervals", {}).get("test", {}).get("accuracy")
+    if interval:
+        low, high = (percent(end) for end in interval)
+        console.print(f"test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", style="dim")
+    found = run.record.get("calibration")
+    if found:
+        console.print(
+            f"temperature {found['temperature']:.2f} from validation: calibration error "
+            f"{percent(found['ece_before'])} -> {percent(found['ece_after'])}",
+            style="dim",
+        )
 
 
 def show_history(run: Run) -> None:

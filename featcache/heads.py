@@ -1,4 +1,4 @@
-"""A head: `W, b` with what they belong to; saved as safetensors and JSON, never a pickle."""
+"""A head: a scorer with what it belongs to; saved as safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.files import write_file
 from featcache.fingerprint import fingerprint
+from featcache.scorers import SCORERS, Scorer
 
-HEAD_FORMAT = 1
+HEAD_FORMAT = 2
+READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear map from features to class logits, whatever trained it.
+    """From features to the probability of each label, whatever trained it.
 
     Attributes:
-        weight: float32 `[C, D]`, for features as they are stored: standardisation is folded in.
-        bias: float32 `[C]`.
+        scorer: features `[N, D]` as they are stored -> logits `[N, C]`.
         label_names: C names, in the order of the logits.
         view: the view it was trained on, e.g. `last/mean`.
         encoder: the encoder document of the features it was trained on.
-        kind: `linear` (AdamW) or `logistic` (scikit-learn).
+        kind: how it was trained: `linear`, `logistic`, `mlp`, ...
+        temperature: what logits are divided by, fitted on validation (Guo et al., arXiv:1706.04599).
+        thresholds: float64 `[C]` for a multi-label head: a label is said from this probability on.
+            None for a single label.
     """
 
-    weight: np.ndarray
-    bias: np.ndarray
+    scorer: Scorer
     label_names: tuple[str, ...]
     view: str
     encoder: Mapping[str, Any]
     kind: str
+    temperature: float = 1.0
+    thresholds: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -44,19 +49,19 @@ class Head:
 
     @property
     def parameters(self) -> int:
-        return int(self.weight.size + self.bias.size)
+        return self.scorer.parameters
+
+    @property
+    def multi_label(self) -> bool:
+        return self.thresholds is not None
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Features `[N, D]` -> float32 `[N, C]`, some rows at a time so that `x` may be mapped."""
-        if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
-            raise HeadError(f"this head wants features [N, {self.weight.shape[1]}], got {list(x.shape)}")
-        rows = range(0, len(x), 65536)
-        parts = [np.asarray(x[i : i + 65536], np.float32) @ self.weight.T + self.bias for i in rows]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.bias)), np.float32)
+        return self.scorer.logits(x)
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
-        """Features `[N, D]` -> float64 `[N, C]` that add up to 1."""
-        return softmax(self.logits(x))
+        """Features `[N, D]` -> float64 `[N, C]`; rows add up to 1 unless labels are independent."""
+        return probabilities_of(self.logits(x), self.temperature, multi_label=self.multi_label)
 
     def save(self, folder: Path, name: str = "head") -> None:
         """Write `<name>.safetensors` and `<name>.json` into `folder`."""
@@ -65,13 +70,15 @@ class Head:
         note = {
             "format": HEAD_FORMAT,
             "kind": self.kind,
+            "scorer": self.scorer.kind,
             "view": self.view,
             "label_names": list(self.label_names),
+            "temperature": self.temperature,
+            "thresholds": None if self.thresholds is None else [float(value) for value in self.thresholds],
             "fingerprint": self.fingerprint,
             "encoder": dict(self.encoder),
         }
-        tensors = {"weight": self.weight, "bias": self.bias}
-        write_file(folder / f"{name}.safetensors", save(tensors))
+        write_file(folder / f"{name}.safetensors", save(self.scorer.tensors()))
         write_file(folder / f"{name}.json", json.dumps(note, indent=1, ensure_ascii=False).encode())
 
 
@@ -91,15 +98,42 @@ def load_head(folder: Path, name: str = "head") -> Head:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise HeadError(f"cannot read the head in {folder}: {error}") from error
-    if not isinstance(note, dict) or note.get("format") != HEAD_FORMAT:
+    if not isinstance(note, dict) or note.get("format") not in READABLE:
         raise HeadError(f"{folder / name}.json has another head format; this is {HEAD_FORMAT}")
     _check_note(note, folder)
-    if not {"weight", "bias"} <= set(tensors):
-        raise HeadError(f"the head in {folder} has no weight and bias")
-    weight, bias = (tensors[part].astype(np.float32, copy=False) for part in ("weight", "bias"))
-    head = Head(weight, bias, tuple(note["label_names"]), note["view"], note["encoder"], note["kind"])
+    scorer = SCORERS[note.get("scorer", "linear")].from_tensors(tensors)
+    thresholds = note.get("thresholds")
+    head = Head(
+        scorer,
+        tuple(note["label_names"]),
+        note["view"],
+        note["encoder"],
+        note["kind"],
+        float(note.get("temperature", 1.0)),
+        None if thresholds is None else np.array(thresholds, np.float64),
+    )
     _check(head, note, folder)
     return head
+
+
+def view_fingerprint(encoder: Mapping[str, Any], view: str) -> str:
+    """The identity of the features of one view, whatever texts they are of."""
+    return fingerprint({"encoder": dict(encoder), "view": view})
+
+
+def probabilities_of(logits: np.ndarray, temperature: float, *, multi_label: bool) -> np.ndarray:
+    """Logits `[N, C]` -> float64 probabilities `[N, C]`: softmax, or a sigmoid each for multi-label."""
+    scaled = logits.astype(np.float64) / temperature
+    if multi_label:
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * scaled)))
+    return softmax(scaled)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits `[N, C]` -> float64 probabilities `[N, C]`."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def _check_note(note: Mapping[str, Any], folder: Path) -> None:
@@ -111,32 +145,32 @@ def _check_note(note: Mapping[str, Any], folder: Path) -> None:
         and len(set(names)) == len(names)
         and isinstance(note.get("encoder"), dict)
         and all(isinstance(note.get(part), str) for part in ("view", "kind", "fingerprint"))
+        and note.get("scorer", "linear") in SCORERS
+        and _is_number(note.get("temperature", 1.0))
+        and 0 < note.get("temperature", 1.0) < 1e6
+        and _are_shares(note.get("thresholds"), len(names))
     )
     if not fine:
         raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
 
 
-def view_fingerprint(encoder: Mapping[str, Any], view: str) -> str:
-    """The identity of the features of one view, whatever texts they are of."""
-    return fingerprint({"encoder": dict(encoder), "view": view})
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits `[N, C]` -> float64 probabilities `[N, C]`."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    powers = np.exp(shifted)
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+def _are_shares(values: Any, count: int) -> bool:
+    if values is None:
+        return True
+    fine = isinstance(values, list) and len(values) == count
+    return fine and all(_is_number(value) and 0 <= value <= 1 for value in values)
 
 
 def _check(head: Head, note: Mapping[str, Any], folder: Path) -> None:
     classes = len(head.label_names)
-    if head.weight.ndim != 2 or head.weight.shape[0] != classes or head.bias.shape != (classes,):
+    if head.scorer.classes != classes:
         raise HeadError(
-            f"the head in {folder} does not fit its {classes} labels: "
-            f"W {list(head.weight.shape)}, b {list(head.bias.shape)}"
+            f"the head in {folder} does not fit its {classes} labels: it has {head.scorer.classes}"
         )
-    if not (np.isfinite(head.weight).all() and np.isfinite(head.bias).all()):
-        raise HeadError(f"the head in {folder} holds NaN or infinite weights")
     try:
         own = head.fingerprint
     except ValueError:  # NaN, which JSON does not have

@@ -22,8 +22,11 @@ class Prediction:
     """The answer for one text.
 
     Attributes:
-        probabilities: by label name, in the head's order; they add up to 1.
+        label: the most probable one; of a multi-label head all labels said, joined by `, `.
+        probability: of the label; of a multi-label head the lowest of those said, the highest of all if none.
+        probabilities: by label name, in the head's order; they add up to 1 for a single label.
         truncated: the text was longer than the longest length and was cut.
+        labels: all labels said: one for a single label, any number for a multi-label head.
     """
 
     text: str
@@ -31,6 +34,7 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
     truncated: bool
+    labels: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -115,15 +119,25 @@ class Predictor:
         """The most probable label of each text, with all probabilities."""
         probabilities, truncated = self._encoded(texts, pairs)
         return [
-            Prediction(
-                text,
-                self.label_names[int(row.argmax())],
-                float(row.max()),
-                dict(zip(self.label_names, map(float, row), strict=True)),
-                bool(cut),
-            )
+            self._prediction(text, row, bool(cut))
             for text, row, cut in zip(texts, probabilities, truncated, strict=True)
         ]
+
+    def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
+        """The answer from the probabilities `[C]` of one text."""
+        if self.head.thresholds is None:
+            said = [int(row.argmax())]
+        else:
+            said = np.flatnonzero(row >= self.head.thresholds).tolist()
+        labels = tuple(self.label_names[number] for number in said)
+        return Prediction(
+            text,
+            ", ".join(labels),
+            float(row[said].min() if said else row.max()),
+            dict(zip(self.label_names, map(float, row), strict=True)),
+            truncated,
+            labels,
+        )
 
     def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(texts, str) or isinstance(pairs, str):

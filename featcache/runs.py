@@ -18,6 +18,7 @@ from featcache.errors import HeadError
 from featcache.files import explained, fsync_folder, temporary_beside, write_file
 from featcache.heads import Head, load_head
 from featcache.metrics import Scores
+from featcache.predictions import Predictions, read_predictions, write_predictions
 from featcache.solvers import Epoch
 
 RUN_FORMAT = 1
@@ -47,19 +48,34 @@ class Run:
         """The best head, or with `last` the one after the last epoch."""
         return load_head(self.folder, which)
 
+    def predictions(self, split: str, *, probabilities: bool = True) -> Predictions:
+        """What its head said of every row of `split`; without `probabilities` in less time.
+
+        Raises:
+            HeadError: that split was not scored, or the file is damaged.
+        """
+        path = self.folder / f"predictions-{split}.parquet"
+        if not path.is_file():
+            raise HeadError(
+                f"run {self.name} has no predictions of {split}",
+                hint=f"train again with it in the cache: featcache extract --split {split}",
+            )
+        return read_predictions(path, probabilities=probabilities)
+
 
 def save_run(
     reports_dir: Path,
     record: Mapping[str, Any],
     heads: Mapping[str, Head],
-    predictions: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    predictions: Mapping[str, Predictions | tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> Run:
     """Write a run under a name of its own; it appears whole or not at all.
 
     Args:
         record: becomes run.json; its `head` and `view` make the name.
         heads: by file name, e.g. `head` (best by validation) and `last`.
-        predictions: row hashes uint8 `[N, 32]`, labels int64 `[N]` and probabilities `[N, C]`, by split.
+        predictions: by split; or row hashes uint8 `[N, 32]`, labels (int64 `[N]` or multi-hot `[N, C]`)
+            and probabilities `[N, C]`, of which `Predictions.of` takes the largest or those from 0.5.
     """
     stem = re.sub(r"[^\w.\-]+", "-", f"{record['head']}-{record['view']}").strip("-")
     names = heads["head"].label_names
@@ -70,10 +86,9 @@ def save_run(
         try:
             for name, head in heads.items():
                 head.save(temporary, name)
-            for split, (hashes, labels, probabilities) in predictions.items():
-                _write_predictions(
-                    temporary / f"predictions-{split}.parquet", hashes, labels, probabilities, names
-                )
+            for split, found in predictions.items():
+                whole = found if isinstance(found, Predictions) else Predictions.of(*found, names)
+                write_predictions(temporary / f"predictions-{split}.parquet", whole)
             folder, final = _take_name(reports_dir, stem, temporary, record)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -137,10 +152,10 @@ def choose_run(reports_dir: Path, name: str | None) -> Run:
 
 
 def scores_record(scores: Scores) -> dict[str, Any]:
-    """Per-class table and confusion matrix as run.json holds them."""
+    """Per-class table and confusion matrix (multi-label has none) as run.json holds them."""
     return {
         "per_class": [dataclasses.asdict(line) for line in scores.per_class],
-        "confusion": scores.confusion.tolist(),
+        "confusion": None if scores.confusion is None else scores.confusion.tolist(),
     }
 
 
@@ -171,28 +186,6 @@ def _take_name(
                 fsync_folder(reports_dir)
                 return folder, json.loads(content)
         number += 1
-
-
-def _write_predictions(
-    path: Path,
-    hashes: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    names: tuple[str, ...],
-) -> None:
-    """One row a text: row_hash (hex), label, prediction, and a probability for each label."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "row_hash": pa.array([row.tobytes().hex() for row in hashes]),
-        "label": pa.array([names[label] for label in labels]),
-        "prediction": pa.array([names[label] for label in probabilities.argmax(axis=1)]),
-    }
-    columns |= {
-        f"probability:{name}": pa.array(probabilities[:, number]) for number, name in enumerate(names)
-    }
-    pq.write_table(pa.table(columns), path)
 
 
 def _plain(value: Any) -> Any:

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.calibration import fit_temperature, tune_thresholds
 from featcache.config import Settings
 from featcache.errors import CacheMiss, HeadError
 from featcache.extract import find_features
-from featcache.heads import Head, view_fingerprint
+from featcache.fitting import KINDS
+from featcache.heads import Head, probabilities_of, view_fingerprint
+from featcache.intervals import bootstrap_intervals
 from featcache.metrics import Scores, score
+from featcache.predictions import Predictions
 from featcache.runs import Run, save_run, scores_record
-from featcache.solvers import Epoch, Fit, fit_adamw, fit_logistic
+from featcache.scorers import Scorer
+from featcache.solvers import Epoch, Fit
 from featcache.store import CacheFile, Features
 
-KINDS = ("linear", "logistic")
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The cached splits that heads are trained, chosen and reported on.
+
+    Attributes:
+        files: by split; `test` only where it is cached.
+        features: by view as it was asked for, then by split.
+    """
+
+    files: dict[str, CacheFile]
+    features: dict[str, dict[str, Features]]
+
+    def rows(self, view: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        found = self.features[view][split]
+        return found.x, found.y
 
 
 def train_head(
@@ -34,7 +54,7 @@ def train_head(
 
     Args:
         settings: which features (model, data, views) and how to train.
-        kind: `linear` (AdamW for `settings.head.epochs`) or `logistic` (scikit-learn's baseline).
+        kind: one of `featcache.fitting.KINDS`: `linear` (AdamW), `logistic` (scikit-learn's), ...
         view: which of the cached views; the first of `settings.features.views` by default.
         progress: called after each epoch.
 
@@ -47,37 +67,100 @@ def train_head(
     """
     if kind not in KINDS:
         raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
-    files = _cached_splits(settings)
     asked = view or settings.features.views[0]
-    features = {split: _view_of(file, asked) for split, file in files.items()}
-    for cached in features.values():
-        _check_same(features["train"], cached)
-    import_module("torch" if kind == "linear" else "sklearn.linear_model")  # no part of the training time
+    data = load_data(settings, [asked])
+    solve, _ = KINDS[kind]
+    # What is imported late is no part of the training time.
+    import_module("sklearn.linear_model" if kind == "logistic" else "torch")
     began = time.perf_counter()
-    fit = _fit(features, kind, settings, progress)
-    seconds = time.perf_counter() - began
-    heads = {"head": _head(fit.best, features["train"], kind)}
-    if fit.history:
-        heads["last"] = _head(fit.last, features["train"], kind)
-    probabilities = {name: heads["head"].predict_proba(data.x) for name, data in features.items()}
-    scores = {name: score(probabilities[name], data.y, data.label_names) for name, data in features.items()}
-    record = _record(settings, kind, features["train"], files, fit, seconds, scores)
-    kept = {
-        name: (data.row_hash, data.y, probabilities[name])
-        for name, data in features.items()
-        if name != "train"
-    }
-    return save_run(Path(settings.paths.reports_dir), record, heads, kept)
+    train = data.rows(asked, "train")
+    fit = solve(
+        train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
+        settings.head, seed=settings.seed, progress=progress,
+    )  # fmt: skip
+    return save_fit(settings, kind, data, asked, fit, time.perf_counter() - began)
 
 
-def _cached_splits(settings: Settings) -> dict[str, CacheFile]:
-    """Train and validation, which must be there, and test if it is."""
+def load_data(settings: Settings, views: Sequence[str]) -> Data:
+    """The cached splits for `settings`, with these views.
+
+    Raises:
+        CacheMiss: train or validation, or one of the views, is not there.
+        HeadError: splits that were made differently.
+    """
     files = {split: find_features(settings, split) for split in ("train", "validation")}
     try:
         files["test"] = find_features(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
-    return files
+    features = {view: {split: _view_of(file, view) for split, file in files.items()} for view in views}
+    for by_split in features.values():
+        for cached in by_split.values():
+            _check_same(by_split["train"], cached)
+    return Data(files, features)
+
+
+def save_fit(
+    settings: Settings,
+    kind: str,
+    data: Data,
+    view: str,
+    fit: Fit,
+    seconds: float,
+    more: dict[str, Any] | None = None,
+) -> Run:
+    """Calibrate a fitted head on validation, score it on every split, save it as a run.
+
+    Args:
+        view: as it was asked for, a key of `data.features`.
+        seconds: that the fit took.
+        more: further content of run.json.
+    """
+    features = data.features[view]
+    train, held_out = features["train"], features["validation"]
+    head, calibration = _calibrated(fit.best, train, held_out, kind)
+    heads = {"head": head}
+    if fit.history:
+        heads["last"] = _calibrated(fit.last, train, held_out, kind)[0]
+    probabilities = {split: head.predict_proba(part.x) for split, part in features.items()}
+    scores = {
+        split: score(probabilities[split], part.y, part.label_names, head.thresholds)
+        for split, part in features.items()
+    }
+    said = {
+        split: Predictions.of(part.row_hash, part.y, probabilities[split], part.label_names, head.thresholds)
+        for split, part in features.items()
+        if split != "train"
+    }
+    intervals = {
+        split: bootstrap_intervals(probabilities[split], features[split].y, head.thresholds) for split in said
+    }
+    record = _record(settings, kind, train, data.files, fit, seconds, scores)
+    record |= {"parameters": head.parameters, "intervals": intervals, "calibration": calibration}
+    return save_run(Path(settings.paths.reports_dir), record | (more or {}), heads, said)
+
+
+def _calibrated(
+    scorer: Scorer, train: Features, held_out: Features, kind: str
+) -> tuple[Head, dict[str, float]]:
+    """The head with temperature (and thresholds) from validation, and what that did to validation."""
+    logits, y = scorer.logits(held_out.x), held_out.y
+    several = y.ndim == 2
+    raw = probabilities_of(logits, 1.0, multi_label=several)
+    before = score(raw, y, held_out.label_names)
+    # Where all is right, no temperature is too low: then nothing can be learned about it.
+    temperature = fit_temperature(logits, y) if before.accuracy < 1 else 1.0
+    scaled = probabilities_of(logits, temperature, multi_label=several)
+    after = score(scaled, y, held_out.label_names)
+    thresholds = tune_thresholds(scaled, y) if several else None
+    head = Head(scorer, train.label_names, train.view, train.encoder, kind, temperature, thresholds)
+    return head, {
+        "temperature": temperature,
+        "ece_before": before.ece,
+        "ece_after": after.ece,
+        "log_loss_before": before.log_loss,
+        "log_loss_after": after.log_loss,
+    }
 
 
 def _view_of(file: CacheFile, asked: str) -> Features:
@@ -96,23 +179,6 @@ def _check_same(train: Features, other: Features) -> None:
         )
 
 
-def _fit(
-    features: dict[str, Features],
-    kind: str,
-    settings: Settings,
-    progress: Callable[[Epoch], None] | None,
-) -> Fit:
-    train, validation = ((features[name].x, features[name].y) for name in ("train", "validation"))
-    classes = len(features["train"].label_names)
-    if kind == "logistic":
-        return fit_logistic(train, validation, classes, settings.head)
-    return fit_adamw(train, validation, classes, settings.head, seed=settings.seed, progress=progress)
-
-
-def _head(weights: tuple[np.ndarray, np.ndarray], train: Features, kind: str) -> Head:
-    return Head(*weights, train.label_names, train.view, train.encoder, kind)
-
-
 def _record(
     settings: Settings,
     kind: str,
@@ -123,20 +189,21 @@ def _record(
     scores: dict[str, Scores],
 ) -> dict[str, Any]:
     """The content of run.json."""
-    used = {"linear": ("epochs", "lr", "weight_decay", "batch_size"), "logistic": ("C",)}[kind]
+    used = KINDS[kind][1]
     made = {split: file.record.get("made", {}) for split, file in files.items()}
     return {
         "head": kind,
         "view": train.view,
+        "task": "multi-label" if train.y.ndim == 2 else "single-label",
         "fingerprint": view_fingerprint(train.encoder, train.view),
         "seconds": seconds,
         "metrics": {split: found.summary for split, found in scores.items()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": settings.seed,
         "settings": {name: getattr(settings.head, name) for name in used},
+        "solver": fit.about or {},
         "epochs": len(fit.history) or None,
         "best_epoch": fit.best_epoch or None,
-        "parameters": int(fit.best[0].size + fit.best[1].size),
         "rows": {split: file.rows for split, file in files.items()},
         "truncated": {split: file.truncated for split, file in files.items()},
         "label_names": list(train.label_names),

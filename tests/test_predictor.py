@@ -21,6 +21,7 @@ from featcache.extract import extract_splits, find_features
 from featcache.heads import Head
 from featcache.predictor import Predictor
 from featcache.runs import Run
+from featcache.scorers import Linear
 from featcache.train import train_head
 
 NAMES = ("neutral 中", "差评, bad", "好评/good")  # as they sort
@@ -160,7 +161,8 @@ def test_predictions_equal_a_computation_by_hand(trained: Callable[..., Trained]
     for text in made.texts()[:6]:
         model = stock(Path(made.settings.backbone.model))
         x = model.features("last/mean", text, truncation=True, max_length=64)
-        powers = np.exp(head.weight.astype(np.float64) @ x + head.bias)
+        logits = head.scorer.weight.astype(np.float64) @ x + head.scorer.bias
+        powers = np.exp(logits / head.temperature)
         found = predictor.predict_proba([text])[0]
         np.testing.assert_allclose(found, powers / powers.sum(), rtol=0, atol=1e-4)
 
@@ -407,7 +409,9 @@ def test_an_encoder_with_more_views_will_do(trained: Callable[..., Trained]) -> 
 def test_a_head_of_another_width_is_refused(trained: Callable[..., Trained]) -> None:
     made = trained()
     head = made.run.head()
-    wide = Head(np.zeros((3, 64), np.float32), head.bias, NAMES, head.view, head.encoder, head.kind)
+    wide = Head(
+        Linear(np.zeros((3, 64), np.float32), head.scorer.bias), NAMES, head.view, head.encoder, head.kind
+    )
     predictor = Predictor(Encoder(loaded(Path(made.settings.backbone.model)), made.settings.features), wide)
     with pytest.raises(FeatcacheError, match=r"\[N, 64\]"):
         predictor.predict(["good"])
@@ -417,8 +421,8 @@ def test_the_last_head_is_another(trained: Callable[..., Trained]) -> None:
     """`head` is the best epoch's, `last` the last one's; the predictor takes the best."""
     made = trained(views="last/mean", epochs=60, lr=0.05)
     assert made.run.record["best_epoch"] < 60
-    assert not np.array_equal(made.run.head("last").weight, made.run.head().weight)
-    np.testing.assert_array_equal(predictor_of(made).head.weight, made.run.head().weight)
+    assert not np.array_equal(made.run.head("last").scorer.weight, made.run.head().scorer.weight)
+    np.testing.assert_array_equal(predictor_of(made).head.scorer.weight, made.run.head().scorer.weight)
 
 
 def test_default_settings_are_what_the_run_says(trained: Callable[..., Trained]) -> None:

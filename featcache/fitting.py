@@ -1,0 +1,223 @@
+"""The heads by name, each fitted on train rows and chosen on validation rows: one function a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from featcache.config import HeadSettings
+from featcache.errors import HeadError
+from featcache.rows import check_learnable, check_rows
+from featcache.solvers import Epoch, Fit, Standard
+
+Rows = tuple[np.ndarray, np.ndarray]  # features [N, D] as stored, labels int [N] or uint8 multi-hot [N, C]
+Report = Callable[[Epoch], None]
+
+
+def fit_linear(
+    train: Rows,
+    validation: Rows,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int,
+    progress: Report | None = None,
+) -> Fit:
+    """A linear layer by AdamW, the head of the tutorials: the stack of one."""
+    from featcache.stack import fit_stack
+
+    check_settings(settings)
+    member, course = stack_settings(settings, "features", seed)
+    report = None if progress is None else (lambda _, lines: progress(lines[0]))
+    found = fit_stack(
+        {"features": train[0]}, train[1], {"features": validation[0]}, validation[1],
+        classes, [member], course, report,
+    )  # fmt: skip
+    if found[0].about:
+        epoch = found[0].about["diverged_in_epoch"]
+        raise HeadError(f"the loss diverged in epoch {epoch:.0f}", hint="use a smaller --lr")
+    return found[0]
+
+
+def check_settings(settings: HeadSettings) -> None:
+    """Refuse settings without sense, also those that this kind of head does not read."""
+    for name, value in (("--epochs", settings.epochs), ("--batch-size", settings.batch_size)):
+        if value < 1:
+            raise HeadError(f"{name} {value}: at least 1 is needed")
+    for name, positive in (("--lr", settings.lr), ("--C", settings.C), ("--alpha", settings.alpha)):
+        if not 0 < positive < float("inf"):
+            raise HeadError(f"{name} {positive}: a number above 0 is needed")
+
+
+def stack_settings(settings: HeadSettings, view: str, seed: int):  # type: ignore[no-untyped-def]
+    """`(Member, Course)` of `featcache.stack` as `settings` have them; imports torch."""
+    from featcache.stack import Course, Member
+
+    member = Member(
+        view, settings.lr, settings.weight_decay, seed, settings.label_smoothing, settings.class_weight
+    )
+    course = Course(
+        settings.epochs, settings.batch_size, settings.warmup, settings.schedule, settings.patience, seed
+    )
+    return member, course
+
+
+def fit_logistic(
+    train: Rows,
+    validation: Rows,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Fit:
+    """scikit-learn's `LogisticRegression` (lbfgs) at penalty `settings.C`: the baseline.
+
+    One against the rest for multi-label. lbfgs draws nothing, so `seed` changes nothing.
+
+    Raises:
+        HeadError: NaN or infinite features, a single class.
+    """
+    from featcache.scorers import Linear
+
+    check_settings(settings)
+    check_rows(*train, classes)
+    check_rows(*validation, classes, split="validation")
+    check_learnable(*train, classes)
+    standard = Standard.of(np.asarray(train[0], np.float32))
+    x, y = standard(train[0]), train[1]
+    if y.ndim == 1:
+        weight, bias = _logistic(x, y, classes, settings)
+    else:
+        parts = [_one_label(x, y[:, label], settings) for label in range(classes)]
+        weight, bias = np.stack([part[0] for part in parts]), np.array([part[1] for part in parts])
+    scorer = Linear(*standard.fold(weight, bias))
+    return Fit(best=scorer, last=scorer)
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, classes: int, settings: HeadSettings) -> Rows:
+    from sklearn.linear_model import LogisticRegression
+
+    balanced = None if settings.class_weight == "none" else "balanced"
+    model = LogisticRegression(C=settings.C, max_iter=1000, class_weight=balanced)
+    model.fit(x, y)
+    weight = np.zeros((classes, x.shape[1]), dtype=np.float64)
+    bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # never seen: never said
+    if len(model.classes_) == 2:  # one row of coefficients: the second class against the first
+        bias[model.classes_] = 0.0, model.intercept_[0]
+        weight[model.classes_[1]] = model.coef_[0]
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return weight, bias
+
+
+def _one_label(x: np.ndarray, y: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, float]:
+    """Weights and bias of one label of several; constant where all rows or none have it."""
+    if y.min() == y.max():
+        return np.zeros(x.shape[1]), 1e4 if y.max() else -1e4
+    weight, bias = _logistic(x, y.astype(np.int64), 2, settings)
+    return weight[1], float(bias[1])
+
+
+def fit_exact(
+    train: Rows,
+    validation: Rows,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Fit:
+    """The same objective to its optimum by `featcache.exact`, faster."""
+    from featcache import exact
+    from featcache.scorers import Linear
+
+    check_settings(settings)
+    check_rows(*train, classes)
+    check_rows(*validation, classes, split="validation")
+    standard = Standard.of(np.asarray(train[0], np.float32))
+    found = exact.fit(
+        standard(train[0]), train[1], classes, settings.C, sample_weight=_row_weights(train[1], settings)
+    )
+    scorer = Linear(*standard.fold(found.weight, found.bias))
+    about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
+    return Fit(best=scorer, last=scorer, about=about)
+
+
+def _row_weights(y: np.ndarray, settings: HeadSettings) -> np.ndarray | None:
+    """Balanced: N / (classes seen * rows of the class), as scikit-learn has it."""
+    if settings.class_weight == "none":
+        return None
+    if y.ndim == 2:
+        raise HeadError(
+            "--class-weight balanced is not for the exact head with several labels a row",
+            hint="use --head linear",
+        )
+    counts = np.bincount(y)
+    return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
+
+
+def fit_mlp(
+    train: Rows,
+    validation: Rows,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int,
+    progress: Report | None = None,
+) -> Fit:
+    """One hidden layer, see `featcache.mlp`."""
+    from featcache import mlp
+    from featcache.stack import class_weights
+
+    weighted = settings.class_weight != "none"
+    found = mlp.fit_mlp(
+        train, validation, classes,
+        hidden=settings.hidden, dropout=settings.dropout, epochs=settings.epochs, lr=settings.lr,
+        weight_decay=settings.weight_decay, batch_size=settings.batch_size,
+        label_smoothing=settings.label_smoothing, warmup=settings.warmup, schedule=settings.schedule,
+        patience=settings.patience, seed=seed,
+        class_weight=class_weights(train[1], classes, "balanced").numpy() if weighted else None,
+        progress=None if progress is None else (lambda *line: progress(Epoch(*line))),
+    )  # fmt: skip
+    return Fit(found.best, found.last, tuple(Epoch(*line) for line in found.history), found.best_epoch)
+
+
+def _classical(name: str, *asked: str):  # type: ignore[no-untyped-def]
+    """The solver of `featcache.classical` of that name, with the settings it asks for."""
+
+    def fit(
+        train: Rows,
+        validation: Rows,
+        classes: int,
+        settings: HeadSettings,
+        *,
+        seed: int = 0,
+        progress: Report | None = None,
+    ) -> Fit:
+        from featcache import classical
+
+        check_rows(*validation, classes, split="validation")
+        scorer = getattr(classical, name)(*train, classes, **{key: getattr(settings, key) for key in asked})
+        return Fit(best=scorer, last=scorer)
+
+    return fit
+
+
+_BY_EPOCHS = (
+    "epochs", "lr", "weight_decay", "batch_size", "warmup", "schedule", "patience", "label_smoothing",
+    "class_weight",
+)  # fmt: skip
+
+# kind: how it is fitted, and the settings it reads
+KINDS = {
+    "linear": (fit_linear, _BY_EPOCHS),
+    "logistic": (fit_logistic, ("C", "class_weight")),
+    "exact": (fit_exact, ("C", "class_weight")),
+    "mlp": (fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
+    "ridge": (_classical("ridge", "alpha"), ("alpha",)),
+    "discriminant": (_classical("discriminant"), ()),
+    "centroid": (_classical("centroid"), ()),
+    "neighbours": (_classical("neighbours", "neighbours"), ("neighbours",)),
+}

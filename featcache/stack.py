@@ -1,0 +1,385 @@
+"""Many linear heads trained at once: one stack of weights, the same batches for all, a product a step.
+
+Every head has its own learning rate, weight decay, seed, label smoothing, class weights and view, and goes
+the way `torch.optim.AdamW` would take it alone on the same batches. Adam's steps do not depend on the scale
+of the gradient, so a head's weights are kept divided by its learning rate: one fused update serves all rates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from featcache.batches import Chunk, Source, chunks_of
+from featcache.errors import HeadError
+from featcache.rows import check_learnable, check_rows, counts_of
+from featcache.scorers import Linear
+from featcache.solvers import Epoch, Fit, schedule_factor
+
+SMALL_STEP = 1e8
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one head of a stack has of its own.
+
+    Attributes:
+        view: key of its features.
+        lr: learning rate of AdamW at its highest.
+        weight_decay: decoupled, on weights and bias.
+        seed: of its first weights, uniform in +-1/sqrt(D) as `torch.nn.Linear` has them; None: zeros.
+        label_smoothing: share of the target spread evenly over the classes (arXiv:1512.00567).
+        class_weight: `none`, or `balanced`: N / (C * rows of the class), as in scikit-learn; or a weight for
+            each class.
+    """
+
+    view: str
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int | None = 0
+    label_smoothing: float = 0.0
+    class_weight: str | tuple[float, ...] = "none"
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all heads of a stack share.
+
+    Attributes:
+        warmup: share of all steps over which the learning rate rises.
+        schedule: what follows: `constant`, `linear` or `cosine` down to 0.
+        patience: a head stops after this many epochs without a new best; None: never.
+        seed: of the order of the rows.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    warmup: float = 0.0
+    schedule: str = "constant"
+    patience: int | None = None
+    seed: int = 0
+
+
+@torch.inference_mode()
+def fit_stack(
+    train: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    validation: Mapping[str, np.ndarray],
+    y_validation: np.ndarray,
+    classes: int,
+    members: Sequence[Member],
+    course: Course,
+    progress: Callable[[int, list[Epoch]], None] | None = None,
+) -> list[Fit]:
+    """Train all `members` by AdamW (Loshchilov & Hutter, arXiv:1711.05101) on standardised features.
+
+    Losses are mean cross-entropy, or mean binary cross-entropy for multi-label. The train figures of an
+    epoch are those of its batches as they came, each before its own update. Equal arguments give
+    equal weights on one machine with one number of threads.
+
+    Args:
+        train: features `[N, D]` by view, float16 or float32, may be memory-mapped.
+        y: int `[N]`, or uint8 multi-hot `[N, C]`.
+        validation, y_validation: likewise; they choose each head's best epoch.
+        progress: called after each epoch with its number and a line a head.
+
+    Returns:
+        A Fit a member, in their order.
+
+    Raises:
+        HeadError: rows no head can be trained on, settings out of range, a head that diverges at once.
+    """
+    _check(train, y, validation, y_validation, classes, members, course)
+    stack = _Stack(train, y, classes, members)
+    held_out = {view: Source.of(validation[view], stack.sources[view].standard) for view in stack.views}
+    books = [_Book() for _ in members]
+    total = course.epochs * -(-len(y) // course.batch_size)
+    dice = torch.Generator().manual_seed(course.seed)
+    threads = _threads(stack, course.batch_size)
+    for number in range(1, course.epochs + 1):
+        with threads():
+            train_scores = _epoch(stack, y, course, total, torch.randperm(len(y), generator=dice))
+        lines = [
+            Epoch(number, *a, *b)
+            for a, b in zip(train_scores, stack.scores(held_out, y_validation), strict=True)
+        ]
+        for head, (book, line) in enumerate(zip(books, lines, strict=True)):
+            book.enter(line, partial(stack.scorer, head), course.patience)
+        if progress:
+            progress(number, lines)
+        if all(book.stopped for book in books):
+            break
+    return [book.close() for book in books]
+
+
+def initial_weights(member: Member, classes: int, width: int) -> torch.Tensor:
+    """First weights float32 `[C, D + 1]`, the bias last."""
+    if member.seed is None:
+        return torch.zeros(classes, width + 1)
+    dice = torch.Generator().manual_seed(member.seed)
+    return (torch.rand(classes, width + 1, generator=dice) * 2 - 1) / math.sqrt(width)
+
+
+def _threads(stack: _Stack, batch_size: int) -> Callable[[], AbstractContextManager[None]]:
+    """One thread for steps so small that waking a second one takes longer than it saves."""
+    step = 4 * batch_size * sum(part.numel() for part in stack.theta)  # floating-point operations
+    return _one_thread if step < SMALL_STEP else contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _epoch(
+    stack: _Stack, y: np.ndarray, course: Course, total: int, order: torch.Tensor
+) -> list[tuple[float, float]]:
+    """One pass over the rows; mean loss and accuracy of each head."""
+    loss = right = torch.zeros(len(stack.members), dtype=torch.float64)
+    for chunk in chunks_of(stack.sources, stack.labels, order, course.batch_size):
+        for first in range(0, len(chunk.rows), course.batch_size):
+            factor = schedule_factor(stack.steps, total, course.warmup, course.schedule)
+            stack.step(chunk, first, min(first + course.batch_size, len(chunk.rows)), factor)
+        losses, hits = _tell(stack.seen(len(chunk.rows)), chunk.labels)
+        loss, right = loss + losses, right + hits
+    return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
+
+
+class _Stack:
+    """The weights of all heads, grouped by view: `[heads of the view * C, D + 1 padded]` each.
+
+    The last of the D + 1 columns is the bias, whose feature is 1 in every row. Weights are kept divided by
+    the head's learning rate.
+    """
+
+    def __init__(
+        self, train: Mapping[str, np.ndarray], y: np.ndarray, classes: int, members: Sequence[Member]
+    ) -> None:
+        self.members, self.classes, self.steps = members, classes, 0
+        self.views = list(dict.fromkeys(member.view for member in members))
+        self.sources = {view: Source.of(train[view]) for view in self.views}
+        by_view = [[n for n, member in enumerate(members) if member.view == view] for view in self.views]
+        self.order = [number for group in by_view for number in group]  # place in the stack -> member
+        self.place = {number: place for place, number in enumerate(self.order)}
+        self.columns, first = [], 0
+        for group in by_view:
+            self.columns.append(slice(first * classes, (first + len(group)) * classes))
+            first += len(group)
+        rates = torch.tensor([members[number].lr for number in self.order])
+        self.rates = rates.repeat_interleave(classes)  # [H * C]
+        decays = rates * torch.tensor([members[number].weight_decay for number in self.order])
+        self.decays = decays.repeat_interleave(classes)[:, None]
+        self.theta = [self._first(view, group) for view, group in zip(self.views, by_view, strict=True)]
+        self.gradient = [torch.zeros_like(part) for part in self.theta]
+        self.mean = [torch.zeros_like(part) for part in self.theta]
+        self.square = [torch.zeros_like(part) for part in self.theta]
+        self.count = torch.zeros(())
+        self.labels = torch.tensor(y, dtype=torch.int64 if y.ndim == 1 else torch.uint8)
+        self.targets = _Targets(y, classes, [members[number] for number in self.order])
+        self.probabilities = torch.empty(0, len(members), classes)
+
+    def _first(self, view: str, group: list[int]) -> torch.Tensor:
+        source = self.sources[view]
+        theta = torch.zeros(len(group) * self.classes, source.padded)
+        for place, number in enumerate(group):
+            rows = slice(place * self.classes, (place + 1) * self.classes)
+            member = self.members[number]
+            theta[rows, : source.width + 1] = initial_weights(member, self.classes, source.width) / member.lr
+        # A constant feature (scale 1, see Standard) teaches nothing: it shall say nothing either.
+        theta[:, : source.width] *= torch.from_numpy(source.standard.scale != 1.0)
+        return theta
+
+    def seen(self, rows: int) -> torch.Tensor:
+        """Probabilities `[rows, H, C]` of the chunk just trained on, heads in the members' order."""
+        places = torch.tensor([self.place[number] for number in range(len(self.members))])
+        return self.probabilities[:rows].index_select(1, places)
+
+    def step(self, chunk: Chunk, first: int, last: int, factor: float) -> None:
+        """One update of every head on rows `[first, last)` of the chunk."""
+        if len(self.probabilities) < len(chunk.rows):
+            self.probabilities = torch.empty(len(chunk.rows), len(self.members), self.classes)
+        rows = slice(first, last)
+        features = [chunk.features[view][rows] for view in self.views]
+        probabilities = self._forward(features, self.probabilities[rows])
+        error = self.targets.error(probabilities, chunk.labels[rows]).flatten(1)
+        for part, x, columns in zip(self.gradient, features, self.columns, strict=True):
+            torch.mm(error[:, columns].T, x, out=part)
+        self._update(factor)
+
+    def _forward(self, features: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        """Probabilities `[B, H, C]` into `out`, heads in the stack's order."""
+        logits = [torch.mm(x, part.T) for x, part in zip(features, self.theta, strict=True)]
+        joined = (logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)).mul_(self.rates)
+        joined = joined.view(-1, len(self.members), self.classes)
+        if self.targets.multi_label:
+            return torch.sigmoid(joined, out=out)
+        return torch.softmax(joined, dim=2, out=out)
+
+    def _update(self, factor: float) -> None:
+        """AdamW with the learning rate at `factor` of its highest."""
+        self.steps += 1
+        self.count += 1
+        for part, columns in zip(self.theta, self.columns, strict=True):
+            part.mul_(1 - factor * self.decays[columns])
+        torch._fused_adamw_(
+            self.theta, self.gradient, self.mean, self.square, [], [self.count] * len(self.theta),
+            lr=factor, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPS, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    def scores(self, held_out: Mapping[str, Source], y: np.ndarray) -> list[tuple[float, float]]:
+        """Loss and accuracy of each head on other rows, some at a time."""
+        labels = torch.tensor(y)
+        loss = right = torch.zeros(len(self.members), dtype=torch.float64)
+        places = torch.tensor([self.place[number] for number in range(len(self.members))])
+        step = max(256, (1 << 24) // (len(self.members) * self.classes + self.theta[0].shape[1]))
+        for first in range(0, len(y), step):
+            rows = slice(first, min(first + step, len(y)))
+            features = [held_out[view].block(rows) for view in self.views]
+            out = torch.empty(rows.stop - first, len(self.members), self.classes)
+            losses, hits = _tell(self._forward(features, out).index_select(1, places), labels[rows])
+            loss, right = loss + losses, right + hits
+        return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
+
+    def scorer(self, number: int) -> Linear:
+        """Member `number` as it is now, for features as they are stored."""
+        member = self.members[number]
+        group = self.views.index(member.view)
+        first = self.place[number] * self.classes - self.columns[group].start
+        theta = self.theta[group][first : first + self.classes].double().numpy() * member.lr
+        width = self.sources[member.view].width
+        standard = self.sources[member.view].standard
+        return Linear(*standard.fold(theta[:, :width], theta[:, width]))
+
+
+class _Targets:
+    """The gradient of each head's loss with respect to its logits.
+
+    All losses here have the gradient `(p * S - T) / n` for probabilities p: plain cross-entropy has S = 1, T
+    the label; smoothing and class weights change S, T and n as `torch.nn.functional.cross_entropy` (and
+    `binary_cross_entropy_with_logits` with `pos_weight`) defines them.
+    """
+
+    def __init__(self, y: np.ndarray, classes: int, members: Sequence[Member]) -> None:
+        self.multi_label, self.classes = y.ndim == 2, classes
+        smoothing = torch.tensor([member.label_smoothing for member in members])[:, None]  # [H, 1]
+        weights = torch.stack([class_weights(y, classes, member.class_weight) for member in members])
+        self.plain = bool((smoothing == 0).all() and (weights == 1).all())
+        self.smoothing, self.weights = smoothing, weights  # [H, 1], [H, C]
+        spread = (smoothing / classes)[:, :, None]
+        # [C (of the row's label), H, C]: what a row of that label is pulled to
+        self.table = ((1 - smoothing[:, :, None]) * torch.eye(classes) + spread) * weights[:, None, :]
+        self.table = self.table.transpose(0, 1).contiguous()
+        self.mass = self.table.sum(2, keepdim=True)
+        self.eye = torch.eye(classes)[:, None, :]
+
+    def error(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """`[B, H, C]`."""
+        if self.multi_label:
+            return self._binary_error(probabilities, labels)
+        if self.plain:
+            return probabilities.sub(self.eye.index_select(0, labels)).mul_(1 / len(labels))
+        error = probabilities * self.mass.index_select(0, labels) - self.table.index_select(0, labels)
+        return error / self.weights.T.index_select(0, labels).sum(0)[None, :, None]
+
+    def _binary_error(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        target = labels[:, None, :].float()
+        size = len(labels) * self.classes
+        if self.plain:
+            return probabilities.sub(target).mul_(1 / size)
+        target = target * (1 - self.smoothing) + self.smoothing / 2
+        pulled = self.weights * target
+        return (probabilities * (1 - target + pulled) - pulled) / size
+
+
+class _Book:
+    """The history of one head, and its weights when it was best."""
+
+    def __init__(self) -> None:
+        self.history: list[Epoch] = []
+        self.rank: tuple[float, float] | None = None
+        self.best: Linear | None = None
+        self.last: Linear | None = None
+        self.best_epoch = 0
+        self.stopped = False
+        self.diverged = 0  # the epoch, or 0
+
+    def enter(self, line: Epoch, weights: Callable[[], Linear], patience: int | None) -> None:
+        """Note an epoch; a head that has stopped, or diverges, keeps what it had."""
+        if self.stopped:
+            return
+        if not (math.isfinite(line.train_loss) and math.isfinite(line.validation_loss)):
+            if self.best is None:
+                raise HeadError(f"the loss diverged in epoch {line.epoch}", hint="use a smaller --lr")
+            self.stopped, self.diverged = True, line.epoch
+            return
+        self.history.append(line)
+        rank = (line.validation_accuracy, -line.validation_loss)
+        self.last = weights()
+        if self.rank is None or rank > self.rank:
+            self.rank, self.best, self.best_epoch = rank, self.last, line.epoch
+        self.stopped = patience is not None and line.epoch - self.best_epoch >= patience
+
+    def close(self) -> Fit:
+        assert self.best is not None and self.last is not None
+        about = {"diverged_in_epoch": float(self.diverged)} if self.diverged else None
+        return Fit(self.best, self.last, tuple(self.history), self.best_epoch, about)
+
+
+def class_weights(y: np.ndarray, classes: int, kind: str | tuple[float, ...]) -> torch.Tensor:
+    """`[C]`: single-label N / (C * rows); multi-label the negatives over the positives of each label."""
+    if not isinstance(kind, str):
+        return torch.tensor(kind, dtype=torch.float32)
+    if kind == "none":
+        return torch.ones(classes)
+    counts = np.maximum(counts_of(y, classes), 1).astype(np.float64)
+    weights = len(y) / (classes * counts) if y.ndim == 1 else np.maximum(len(y) - counts, 1) / counts
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def _tell(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed loss and right answers of probabilities `[B, H, C]`, float64 `[H]` each."""
+    if labels.ndim == 1:
+        true = probabilities.gather(2, labels[:, None, None].expand(-1, probabilities.shape[1], 1))[..., 0]
+        right = probabilities.argmax(2) == labels[:, None]
+        return -true.clamp_min(1e-15).double().log().sum(0), right.double().sum(0)
+    said = torch.where(labels[:, None, :] > 0, probabilities, 1 - probabilities).clamp_min(1e-15)
+    right = ((probabilities >= 0.5) == (labels[:, None, :] > 0)).all(2)
+    return -said.double().log().mean(2).sum(0), right.double().sum(0)
+
+
+def _check(
+    train: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    validation: Mapping[str, np.ndarray],
+    y_validation: np.ndarray,
+    classes: int,
+    members: Sequence[Member],
+    course: Course,
+) -> None:
+    if not members:
+        raise HeadError("a stack of no heads")
+    for name, value in (("--epochs", course.epochs), ("--batch-size", course.batch_size)):
+        if value < 1:
+            raise HeadError(f"{name} {value}: at least 1 is needed")
+    for member in members:
+        if not 0 < member.lr < math.inf:
+            raise HeadError(f"--lr {member.lr}: a number above 0 is needed")
+        if not 0 <= member.label_smoothing < 1:
+            raise HeadError(f"--label-smoothing {member.label_smoothing}: 0 to below 1 is needed")
+    for view in dict.fromkeys(member.view for member in members):
+        check_rows(train[view], y, classes)
+        check_rows(validation[view], y_validation, classes, split="validation")
+        check_learnable(train[view], y, classes)
