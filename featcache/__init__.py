@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from featcache.config import Settings, load_settings
     from featcache.encode import Encoder
     from featcache.errors import FeatcacheError
+    from featcache.estimators import FeatureExtractor, LinearHead
     from featcache.extract import extract_splits, find_features
     from featcache.heads import Head, load_head
     from featcache.predictor import Prediction, Predictor
@@ -22,8 +23,10 @@ _HOME = {
     "CacheFile": "store",
     "Encoder": "encode",
     "FeatcacheError": "errors",
+    "FeatureExtractor": "estimators",
     "Features": "store",
     "Head": "heads",
+    "LinearHead": "estimators",
     "Prediction": "predictor",
     "Predictor": "predictor",
     "Run": "runs",
@@ -43,8 +46,10 @@ __all__ = [
     "CacheFile",
     "Encoder",
     "FeatcacheError",
+    "FeatureExtractor",
     "Features",
     "Head",
+    "LinearHead",
     "Prediction",
     "Predictor",
     "Run",
