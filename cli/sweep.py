@@ -38,7 +38,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group.add_argument("--label-smoothing", metavar="X,...", help="default: 0")
     group.add_argument("--class-weight", metavar="A,...", help="none, balanced, or both (default: none)")
     group.add_argument("--view", metavar="A,...", help="cached views (default: all of --views)")
-    group.add_argument("--seeds", type=int, default=1, metavar="N", help="heads of each setting (default: 1)")
+    group.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="random beginnings of each setting (default: 1, from zero)",
+    )
     add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=GRID)
     parser.set_defaults(run=run)
 
@@ -118,7 +124,8 @@ def show(made: Sweep) -> None:
     for number, trial in enumerate(made.trials[:SHOWN]):
         shown.add_row(
             trial.view, f"{trial.lr:.3g}", f"{trial.weight_decay:g}", f"{trial.label_smoothing:g}",
-            trial.class_weight, str(trial.seed), str(trial.best_epoch), percent(trial.validation_accuracy),
+            trial.class_weight, "-" if trial.seed is None else str(trial.seed), str(trial.best_epoch),
+            percent(trial.validation_accuracy),
             f"{trial.validation_loss:.4f}", style="bold green" if number == 0 else None,
         )  # fmt: skip
     console.print(shown)

@@ -51,11 +51,14 @@ def check_settings(settings: HeadSettings) -> None:
 
 
 def stack_settings(settings: HeadSettings, view: str, seed: int):  # type: ignore[no-untyped-def]
-    """`(Member, Course)` of `featcache.stack` as `settings` have them; imports torch."""
+    """`(Member, Course)` of `featcache.stack` as `settings` have them; imports torch.
+
+    The head begins at zero: the loss is convex, and random first weights stay where no row corrects them.
+    """
     from featcache.stack import Course, Member
 
     member = Member(
-        view, settings.lr, settings.weight_decay, seed, settings.label_smoothing, settings.class_weight
+        view, settings.lr, settings.weight_decay, None, settings.label_smoothing, settings.class_weight
     )
     course = Course(
         settings.epochs, settings.batch_size, settings.warmup, settings.schedule, settings.patience, seed

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from featcache.logistic import Hessian, Loss, Objective
 
-PATIENCE = 20
 MEMORY = 10  # steps that are remembered
-COARSE = 1e-7  # a gradient so small is read in float64 only; the error of float32 is about 1e-8
+PATIENCE = 30  # steps after which the Hessian is made anew: it costs about as much as they did
+COARSE = 1e-7  # gradient at which float32 has done its part: its own error is about 1e-8
+STUCK = 10  # float32 steps without a smaller gradient after which it has, too
 ARMIJO, WOLFE = 1e-4, 0.9  # what a step must gain, and how far it may overshoot the lowest point
 TRIALS = 20  # passes of one line search
 NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative rounding error of the objective
@@ -28,12 +29,12 @@ class Model:
     It outlives the penalty: the Hessian does not hold it, and a change of it is exactly known to the steps.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, ridge: float) -> None:
+    def __init__(self, objective: Objective, theta: Tensor, ridge: float, *, rough: bool) -> None:
         self.objective, self.ridge = objective, ridge
-        self.refresh(theta)
+        self.refresh(theta, rough=rough)
 
-    def refresh(self, theta: Tensor) -> None:
-        self.hessian: Hessian = self.objective.hessian(theta)
+    def refresh(self, theta: Tensor, *, rough: bool = False) -> None:
+        self.hessian: Hessian = self.objective.hessian(theta, rough=rough)
         self.steps: list[tuple[Tensor, Tensor]] = []  # step, change of the gradient; both [K, D + 1]
         self.age = 0
 
@@ -97,6 +98,7 @@ def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Mi
     """
     objective, dtype = model.objective, torch.float32
     point, iteration = objective(theta, model.ridge, dtype), 0
+    lowest, stuck = float("inf"), 0
     while True:
         if model.age >= PATIENCE:
             model.refresh(theta)
@@ -106,8 +108,11 @@ def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Mi
             objective.total(direction.square()) / objective.total(theta.square()).clamp(min=1e-16)
         ).sqrt()
         done = (largest <= tolerance) & (moved <= 30 * tolerance)
+        stuck = 0 if float(largest.max()) < lowest else stuck + 1
+        lowest = min(lowest, float(largest.max()))
+        coarse_is_enough = dtype is torch.float32 and lowest > COARSE and stuck < STUCK
         found = None
-        if iteration < steps and not done.all() and (dtype is torch.float64 or largest.max() > COARSE):
+        if iteration < steps and not done.all() and (coarse_is_enough or dtype is torch.float64):
             found = _line_search(model, theta, point, torch.where(done, 0.0, direction), dtype)
         if found is not None:
             step, after = found

@@ -19,6 +19,7 @@ from featcache.errors import HeadError
 
 CHUNK = 2**19  # numbers of a chunk, 4 MiB in float64
 GRAM_CHUNK = 2**22  # numbers of a chunk of the Gram matrix, 16 MiB in float32
+SAMPLE = 4  # rows for each column that make a rough Gram matrix
 GRAM_BLOCK = 256  # columns of one block of it; the blocks below the diagonal are not computed
 
 
@@ -31,12 +32,12 @@ class Rows(Protocol):
 
 
 def chunks(x: Rows, numbers: int, dtype: torch.dtype, stride: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """Every `stride`-th row, in parts `[B, D]` of about `numbers` numbers; each may overwrite the last."""
+    """Every `stride`-th row in parts `[B, D]` of about `numbers` numbers; each may overwrite the last."""
     rows, width = x.shape
     step = max(1, min(numbers // width, rows))
     buffer: Tensor | None = None
-    for first in range(0, rows, step):
-        part = slice(first, min(first + step, rows))
+    for first in range(0, rows, step * stride):
+        part = slice(first, min(first + step * stride, rows), stride)
         array = np.asarray(x[part])
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         if tensor.dtype != dtype:
@@ -125,18 +126,22 @@ class Objective:
         by_class = gradient.abs().amax(1, keepdim=True)
         return by_class if self.independent else by_class.amax(0, keepdim=True)
 
-    def hessian(self, theta: Tensor) -> Hessian:
+    def hessian(self, theta: Tensor, *, rough: bool = False) -> Hessian:
         """Curvature of the loss at `theta`, up to one factor for each class.
+
+        Args:
+            rough: make it of a sample of the rows; enough where they all weigh much the same.
 
         Raises:
             HeadError: features so large that their products overflow.
         """
         if self.rows <= self.width:
             return self._hessian_of_few_rows(theta)
+        stride = max(1, self.rows // (SAMPLE * self.width)) if rough else 1
         gram = torch.zeros(self.width, self.width, dtype=torch.float64)
         total = torch.zeros(self.width, dtype=torch.float64)
         mass = 0.0
-        for rows, x in chunks(self.x, GRAM_CHUNK, torch.float32):
+        for rows, x in chunks(self.x, GRAM_CHUNK, torch.float32, stride):
             weight = self._row_curvature(x, theta.float(), rows)
             weighted = x * weight[:, None]
             for i in range(0, self.width, GRAM_BLOCK):

@@ -29,7 +29,8 @@ class Grid:
 
     Attributes:
         views: as they are asked for.
-        seeds: how many seeds, counted from the settings' own.
+        seeds: 1: every head begins at zero, as `train_head` has it. More: as many random beginnings of
+            each setting, counted from the settings' own seed, to show how much they matter.
     """
 
     lr: tuple[float, ...]
@@ -54,7 +55,7 @@ class Trial:
     weight_decay: float
     label_smoothing: float
     class_weight: str
-    seed: int
+    seed: int | None
     best_epoch: int
     validation_accuracy: float
     validation_loss: float
@@ -167,11 +168,12 @@ def _spaced(low: float, high: float, points: int) -> list[float]:
 def _members(grid: Grid, seed: int) -> list[Member]:
     from featcache.stack import Member
 
+    seeds = [None] if grid.seeds == 1 else range(seed, seed + grid.seeds)
     return [
         Member(view, lr, decay, number, smoothing, weight)
         for view, lr, decay, smoothing, weight, number in itertools.product(
             grid.views, grid.lr, grid.weight_decay, grid.label_smoothing, grid.class_weight,
-            range(seed, seed + grid.seeds),
+            seeds,
         )
     ]  # fmt: skip
 

@@ -20,7 +20,6 @@ from featcache.heads import Head, load_head, softmax
 from featcache.metrics import log_loss
 from featcache.scorers import Linear
 from featcache.solvers import Epoch, Fit, Standard
-from featcache.stack import Member, initial_weights
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -59,8 +58,8 @@ def torch_reference(
     x = torch.tensor(standardised(train[0])[0], dtype=torch.float32)
     y = torch.tensor(train[1])
     layer = torch.nn.Linear(x.shape[1], classes)
-    first = initial_weights(Member("", seed=seed), classes, x.shape[1])
-    layer.load_state_dict({"weight": first[:, :-1], "bias": first[:, -1]})
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     order = torch.Generator().manual_seed(seed)
     mean, scale = train[0].astype(np.float64).mean(0), train[0].astype(np.float64).std(0)
