@@ -1,10 +1,14 @@
-"""Train rows in shuffled chunks, standardised, gathered in a background thread while the last one is used."""
+"""Train rows in shuffled chunks, standardised; what must be read is gathered in a background thread."""
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,7 +17,7 @@ from featcache.rows import blocks, standard_of
 from featcache.solvers import Standard
 
 IN_MEMORY = 1 << 29  # bytes of one view that are kept standardised in float32; above: chunk by chunk
-CHUNK = 1 << 22  # numbers in one chunk of one view: 16 MB
+CHUNK = 1 << 20  # numbers in one chunk of one view: 4 MB
 
 
 @dataclass(frozen=True)
@@ -78,31 +82,77 @@ class Chunk:
 
     Attributes:
         rows: int64 `[M]`, their numbers.
-        features: float32 `[M, padded]` by view.
         labels: as given, `[M]` or `[M, C]`.
+        sources: by view; a batch of what they keep is gathered when it is used, while it fits the cache
+            of the processor.
+        gathered: float32 `[M, padded]` of the views that are not kept.
     """
 
     rows: torch.Tensor
-    features: dict[str, torch.Tensor]
     labels: torch.Tensor
+    sources: Mapping[str, Source]
+    gathered: Mapping[str, torch.Tensor]
+
+    def batches(self, size: int) -> Iterator[list[torch.Tensor]]:
+        """Features `[B, padded]` of each view, in the order of `sources`, batch after batch."""
+        return map(list, zip(*(self._batches_of(view, size) for view in self.sources), strict=True))
+
+    def _batches_of(self, view: str, size: int) -> Iterator[torch.Tensor]:
+        kept = self.sources[view].kept
+        if kept is None:
+            return iter(self.gathered[view].split(size))
+        return map(partial(kept.index_select, 0), self.rows.split(size))
 
 
-def chunks_of(
-    sources: Mapping[str, Source], labels: torch.Tensor, order: torch.Tensor, batch_size: int
-) -> Iterator[Chunk]:
-    """The rows in `order`, in chunks of whole batches; the next is gathered while one is used."""
-    widest = max(source.padded for source in sources.values())
-    size = max(1, CHUNK // widest // batch_size) * batch_size
-    parts = order.split(size)
+class Feed:
+    """The rows of epoch after epoch in chunks of whole batches; one is gathered while another is used.
 
-    def gather(rows: torch.Tensor) -> Chunk:
-        features = {view: source.take(rows) for view, source in sources.items()}
-        return Chunk(rows, features, labels.index_select(0, rows))
+    Args:
+        sources: features by view.
+        labels: of all rows, `[N]` or `[N, C]`.
+        orders: the rows of each epoch, int64 `[N]`, drawn one epoch ahead.
+    """
 
-    with ThreadPoolExecutor(1) as thread:
-        pending = thread.submit(gather, parts[0])
-        for following in [*parts[1:], None]:
-            chunk = pending.result()
-            if following is not None:
-                pending = thread.submit(gather, following)
-            yield chunk
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        labels: torch.Tensor,
+        orders: Iterator[torch.Tensor],
+        batch_size: int,
+    ) -> None:
+        widest = max(source.padded for source in sources.values())
+        self.size = max(1, CHUNK // widest // batch_size) * batch_size
+        self.sources, self.labels, self.orders = sources, labels, orders
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: deque[tuple[Future[Chunk], bool]] = deque()  # with whether its epoch ends there
+        self.parts: Iterator[tuple[torch.Tensor, bool]] = self._parts()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def epoch(self) -> Iterator[Chunk]:
+        """The chunks of the next epoch."""
+        ends = False
+        while not ends:
+            if not self.waiting:
+                self._prepare()
+            future, ends = self.waiting.popleft()
+            self._prepare()  # also of the epoch after this one
+            yield future.result()
+
+    def _prepare(self) -> None:
+        for rows, ends in itertools.islice(self.parts, 1):
+            self.waiting.append((self.thread.submit(self._gather, rows), ends))
+
+    def _parts(self) -> Iterator[tuple[torch.Tensor, bool]]:
+        for order in self.orders:
+            parts = order.split(self.size)
+            yield from ((rows, number == len(parts)) for number, rows in enumerate(parts, 1))
+
+    def _gather(self, rows: torch.Tensor) -> Chunk:
+        sources = self.sources
+        gathered = {view: source.take(rows) for view, source in sources.items() if source.kept is None}
+        return Chunk(rows, self.labels.index_select(0, rows), sources, gathered)

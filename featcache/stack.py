@@ -17,13 +17,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from featcache.batches import Chunk, Source, chunks_of
+from featcache.batches import Feed, Source
 from featcache.errors import HeadError
 from featcache.rows import check_learnable, check_rows, counts_of
 from featcache.scorers import Linear
 from featcache.solvers import Epoch, Fit, schedule_factor
 
-SMALL_STEP = 1e8
+SMALL_STEP = 1e7  # floating-point operations
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
@@ -104,20 +104,22 @@ def fit_stack(
     total = course.epochs * -(-len(y) // course.batch_size)
     dice = torch.Generator().manual_seed(course.seed)
     threads = _threads(stack, course.batch_size)
-    for number in range(1, course.epochs + 1):
-        with threads():
-            train_scores = _epoch(stack, y, course, total, torch.randperm(len(y), generator=dice))
-        lines = [
-            Epoch(number, *a, *b)
-            for a, b in zip(train_scores, stack.scores(held_out, y_validation), strict=True)
-        ]
-        for head, (book, line) in enumerate(zip(books, lines, strict=True)):
-            book.enter(line, partial(stack.scorer, head), course.patience)
-        if progress:
-            progress(number, lines)
-        if all(book.stopped for book in books):
-            break
-    return [book.close() for book in books]
+    orders = (torch.randperm(len(y), generator=dice) for _ in range(course.epochs))
+    with Feed(stack.sources, stack.labels, orders, course.batch_size) as feed:
+        for number in range(1, course.epochs + 1):
+            with threads():
+                train_scores = _epoch(stack, feed, course, total)
+            lines = [
+                Epoch(number, *a, *b)
+                for a, b in zip(train_scores, stack.scores(held_out, y_validation), strict=True)
+            ]
+            for head, (book, line) in enumerate(zip(books, lines, strict=True)):
+                book.enter(line, partial(stack.weights, head), course.patience)
+            if progress:
+                progress(number, lines)
+            if all(book.stopped for book in books):
+                break
+    return [book.close(partial(stack.scorer, head)) for head, book in enumerate(books)]
 
 
 def initial_weights(member: Member, classes: int, width: int) -> torch.Tensor:
@@ -144,18 +146,19 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _epoch(
-    stack: _Stack, y: np.ndarray, course: Course, total: int, order: torch.Tensor
-) -> list[tuple[float, float]]:
+def _epoch(stack: _Stack, feed: Feed, course: Course, total: int) -> list[tuple[float, float]]:
     """One pass over the rows; mean loss and accuracy of each head."""
     loss = right = torch.zeros(len(stack.members), dtype=torch.float64)
-    for chunk in chunks_of(stack.sources, stack.labels, order, course.batch_size):
-        for first in range(0, len(chunk.rows), course.batch_size):
+    for chunk in feed.epoch():
+        wanted = stack.targets.batches(chunk.labels, course.batch_size)
+        seen = []
+        for features, truth in zip(chunk.batches(course.batch_size), wanted, strict=True):
             factor = schedule_factor(stack.steps, total, course.warmup, course.schedule)
-            stack.step(chunk, first, min(first + course.batch_size, len(chunk.rows)), factor)
-        losses, hits = _tell(stack.seen(len(chunk.rows)), chunk.labels)
+            seen.append(stack.step(features, truth, factor))
+        losses, hits = stack.tell(torch.cat(seen, dim=2), chunk.labels)
         loss, right = loss + losses, right + hits
-    return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
+    rows = len(stack.labels)
+    return list(zip((loss / rows).tolist(), (right / rows).tolist(), strict=True))
 
 
 class _Stack:
@@ -179,17 +182,19 @@ class _Stack:
             self.columns.append(slice(first * classes, (first + len(group)) * classes))
             first += len(group)
         rates = torch.tensor([members[number].lr for number in self.order])
-        self.rates = rates.repeat_interleave(classes)  # [H * C]
+        self.rates = rates.repeat_interleave(classes)[:, None]  # [H * C, 1]
         decays = rates * torch.tensor([members[number].weight_decay for number in self.order])
         self.decays = decays.repeat_interleave(classes)[:, None]
         self.theta = [self._first(view, group) for view, group in zip(self.views, by_view, strict=True)]
         self.gradient = [torch.zeros_like(part) for part in self.theta]
         self.mean = [torch.zeros_like(part) for part in self.theta]
         self.square = [torch.zeros_like(part) for part in self.theta]
-        self.count = torch.zeros(())
+        self.endless = [torch.full((), 1e12)] * len(self.views)  # see _update
         self.labels = torch.tensor(y, dtype=torch.int64 if y.ndim == 1 else torch.uint8)
         self.targets = _Targets(y, classes, [members[number] for number in self.order])
-        self.probabilities = torch.empty(0, len(members), classes)
+        shared = self.decays.unique().tolist()
+        self.shared_decay = shared[0] if len(shared) == 1 else None
+        self.kept_factor, self.kept = -1.0, [self.decays]
 
     def _first(self, view: str, group: list[int]) -> torch.Tensor:
         source = self.sources[view]
@@ -202,66 +207,88 @@ class _Stack:
         theta[:, : source.width] *= torch.from_numpy(source.standard.scale != 1.0)
         return theta
 
-    def seen(self, rows: int) -> torch.Tensor:
-        """Probabilities `[rows, H, C]` of the chunk just trained on, heads in the members' order."""
-        places = torch.tensor([self.place[number] for number in range(len(self.members))])
-        return self.probabilities[:rows].index_select(1, places)
+    def step(self, features: list[torch.Tensor], truth: torch.Tensor, factor: float) -> torch.Tensor:
+        """One update of every head on a batch; the probabilities `[H, C, B]` before it.
 
-    def step(self, chunk: Chunk, first: int, last: int, factor: float) -> None:
-        """One update of every head on rows `[first, last)` of the chunk."""
-        if len(self.probabilities) < len(chunk.rows):
-            self.probabilities = torch.empty(len(chunk.rows), len(self.members), self.classes)
-        rows = slice(first, last)
-        features = [chunk.features[view][rows] for view in self.views]
-        probabilities = self._forward(features, self.probabilities[rows])
-        error = self.targets.error(probabilities, chunk.labels[rows]).flatten(1)
+        Args:
+            features: float32 `[B, padded]` of each view.
+            truth: float32 `[C, B]`, 1 where a row has the label.
+        """
+        probabilities = self._forward(features)
+        error, scale = self.targets.error(probabilities, truth)
+        error = error.view(-1, error.shape[2])
         for part, x, columns in zip(self.gradient, features, self.columns, strict=True):
-            torch.mm(error[:, columns].T, x, out=part)
+            own = error if len(features) == 1 else error[columns]
+            torch.addmm(part, own, x, beta=0, alpha=scale, out=part)
         self._update(factor)
+        return probabilities
 
-    def _forward(self, features: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-        """Probabilities `[B, H, C]` into `out`, heads in the stack's order."""
-        logits = [torch.mm(x, part.T) for x, part in zip(features, self.theta, strict=True)]
-        joined = (logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)).mul_(self.rates)
-        joined = joined.view(-1, len(self.members), self.classes)
-        if self.targets.multi_label:
-            return torch.sigmoid(joined, out=out)
-        return torch.softmax(joined, dim=2, out=out)
+    def _forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Probabilities `[H, C, B]`, heads in the stack's order.
+
+        Rows come last: classes are few, and kernels are fast along the last dimension only.
+        """
+        logits = [torch.mm(part, x.T) for x, part in zip(features, self.theta, strict=True)]
+        joined = (logits[0] if len(logits) == 1 else torch.cat(logits)).mul_(self.rates)
+        joined = joined.view(len(self.members), self.classes, -1)
+        return joined.sigmoid_() if self.targets.multi_label else torch.softmax(joined, 1)
 
     def _update(self, factor: float) -> None:
-        """AdamW with the learning rate at `factor` of its highest."""
+        """AdamW with the learning rate at `factor` of its highest.
+
+        The corrections of Adam's first steps go into its rate and epsilon (section 2 of arXiv:1412.6980), and
+        the kernel is told that it runs since ever; so no counter on its side is to be kept up.
+        """
         self.steps += 1
-        self.count += 1
-        for part, columns in zip(self.theta, self.columns, strict=True):
-            part.mul_(1 - factor * self.decays[columns])
+        late = math.sqrt(1 - BETA2**self.steps)
+        rate = factor * late / (1 - BETA1**self.steps)
+        decay = 0.0
+        if self.shared_decay is None:
+            self._decay(factor)
+        elif rate > 0:
+            decay = factor * self.shared_decay / rate
         torch._fused_adamw_(
-            self.theta, self.gradient, self.mean, self.square, [], [self.count] * len(self.theta),
-            lr=factor, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPS, amsgrad=False, maximize=False,
+            self.theta, self.gradient, self.mean, self.square, [], self.endless, lr=rate, beta1=BETA1,
+            beta2=BETA2, weight_decay=decay, eps=EPS * late, amsgrad=False, maximize=False,
         )  # fmt: skip
+
+    def _decay(self, factor: float) -> None:
+        if factor != self.kept_factor:
+            self.kept_factor = factor
+            self.kept = [1 - factor * self.decays[columns] for columns in self.columns]
+        for part, kept in zip(self.theta, self.kept, strict=True):
+            part.mul_(kept)
+
+    def tell(self, probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and right answers of `[H, C, B]`, float64 `[H]` each, in the members' order."""
+        places = torch.tensor([self.place[number] for number in range(len(self.members))])
+        losses, hits = _tell(probabilities, labels)
+        return losses[places], hits[places]
 
     def scores(self, held_out: Mapping[str, Source], y: np.ndarray) -> list[tuple[float, float]]:
         """Loss and accuracy of each head on other rows, some at a time."""
         labels = torch.tensor(y)
         loss = right = torch.zeros(len(self.members), dtype=torch.float64)
-        places = torch.tensor([self.place[number] for number in range(len(self.members))])
         step = max(256, (1 << 24) // (len(self.members) * self.classes + self.theta[0].shape[1]))
         for first in range(0, len(y), step):
             rows = slice(first, min(first + step, len(y)))
             features = [held_out[view].block(rows) for view in self.views]
-            out = torch.empty(rows.stop - first, len(self.members), self.classes)
-            losses, hits = _tell(self._forward(features, out).index_select(1, places), labels[rows])
+            losses, hits = self.tell(self._forward(features), labels[rows])
             loss, right = loss + losses, right + hits
         return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
 
-    def scorer(self, number: int) -> Linear:
-        """Member `number` as it is now, for features as they are stored."""
-        member = self.members[number]
-        group = self.views.index(member.view)
+    def weights(self, number: int) -> torch.Tensor:
+        """A copy of the weights of member `number` as they are now, `[C, D + 1 padded]`."""
+        group = self.views.index(self.members[number].view)
         first = self.place[number] * self.classes - self.columns[group].start
-        theta = self.theta[group][first : first + self.classes].double().numpy() * member.lr
-        width = self.sources[member.view].width
-        standard = self.sources[member.view].standard
-        return Linear(*standard.fold(theta[:, :width], theta[:, width]))
+        return self.theta[group][first : first + self.classes].clone()
+
+    def scorer(self, number: int, weights: torch.Tensor) -> Linear:
+        """Member `number` with these weights, for features as they are stored."""
+        member = self.members[number]
+        source = self.sources[member.view]
+        theta = weights.double().numpy() * member.lr
+        return Linear(*source.standard.fold(theta[:, : source.width], theta[:, source.width]))
 
 
 class _Targets:
@@ -279,29 +306,28 @@ class _Targets:
         self.plain = bool((smoothing == 0).all() and (weights == 1).all())
         self.smoothing, self.weights = smoothing, weights  # [H, 1], [H, C]
         spread = (smoothing / classes)[:, :, None]
-        # [C (of the row's label), H, C]: what a row of that label is pulled to
+        # [H, C of the logit, C of the row's label]: what a row of that label is pulled to
         self.table = ((1 - smoothing[:, :, None]) * torch.eye(classes) + spread) * weights[:, None, :]
-        self.table = self.table.transpose(0, 1).contiguous()
-        self.mass = self.table.sum(2, keepdim=True)
-        self.eye = torch.eye(classes)[:, None, :]
+        self.table = self.table.transpose(1, 2).contiguous()
+        self.mass = self.table.sum(1, keepdim=True)
 
-    def error(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """`[B, H, C]`."""
+    def batches(self, labels: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+        """Batches of rows with labels `[M]`, or multi-hot `[M, C]`, as float32 `[C, B]`."""
+        truth = labels.T if self.multi_label else torch.eye(self.classes).index_select(1, labels)
+        return truth.float().split(size, 1)
+
+    def error(self, probabilities: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """The gradient `[H, C, B]` of the mean loss, and a factor that it has yet to be multiplied by."""
+        scale = 1 / (truth.numel() if self.multi_label else truth.shape[1])
+        if self.plain:
+            return probabilities - truth, scale
         if self.multi_label:
-            return self._binary_error(probabilities, labels)
-        if self.plain:
-            return probabilities.sub(self.eye.index_select(0, labels)).mul_(1 / len(labels))
-        error = probabilities * self.mass.index_select(0, labels) - self.table.index_select(0, labels)
-        return error / self.weights.T.index_select(0, labels).sum(0)[None, :, None]
-
-    def _binary_error(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        target = labels[:, None, :].float()
-        size = len(labels) * self.classes
-        if self.plain:
-            return probabilities.sub(target).mul_(1 / size)
-        target = target * (1 - self.smoothing) + self.smoothing / 2
-        pulled = self.weights * target
-        return (probabilities * (1 - target + pulled) - pulled) / size
+            smoothed = truth * (1 - self.smoothing[:, :, None]) + self.smoothing[:, :, None] / 2
+            pulled = self.weights[:, :, None] * smoothed
+            return probabilities * (1 - smoothed + pulled) - pulled, scale
+        labels = truth.argmax(0)
+        error = probabilities * self.mass.index_select(2, labels) - self.table.index_select(2, labels)
+        return error / self.weights.index_select(1, labels).sum(1)[:, None, None], 1.0
 
 
 class _Book:
@@ -310,13 +336,13 @@ class _Book:
     def __init__(self) -> None:
         self.history: list[Epoch] = []
         self.rank: tuple[float, float] | None = None
-        self.best: Linear | None = None
-        self.last: Linear | None = None
+        self.best: torch.Tensor | None = None
+        self.last: torch.Tensor | None = None
         self.best_epoch = 0
         self.stopped = False
         self.diverged = 0  # the epoch, or 0
 
-    def enter(self, line: Epoch, weights: Callable[[], Linear], patience: int | None) -> None:
+    def enter(self, line: Epoch, weights: Callable[[], torch.Tensor], patience: int | None) -> None:
         """Note an epoch; a head that has stopped, or diverges, keeps what it had."""
         if self.stopped:
             return
@@ -332,10 +358,10 @@ class _Book:
             self.rank, self.best, self.best_epoch = rank, self.last, line.epoch
         self.stopped = patience is not None and line.epoch - self.best_epoch >= patience
 
-    def close(self) -> Fit:
+    def close(self, scorer: Callable[[torch.Tensor], Linear]) -> Fit:
         assert self.best is not None and self.last is not None
         about = {"diverged_in_epoch": float(self.diverged)} if self.diverged else None
-        return Fit(self.best, self.last, tuple(self.history), self.best_epoch, about)
+        return Fit(scorer(self.best), scorer(self.last), tuple(self.history), self.best_epoch, about)
 
 
 def class_weights(y: np.ndarray, classes: int, kind: str | tuple[float, ...]) -> torch.Tensor:
@@ -350,14 +376,20 @@ def class_weights(y: np.ndarray, classes: int, kind: str | tuple[float, ...]) ->
 
 
 def _tell(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed loss and right answers of probabilities `[B, H, C]`, float64 `[H]` each."""
+    """Summed loss and right answers of probabilities `[H, C, B]`, float64 `[H]` each."""
     if labels.ndim == 1:
-        true = probabilities.gather(2, labels[:, None, None].expand(-1, probabilities.shape[1], 1))[..., 0]
-        right = probabilities.argmax(2) == labels[:, None]
-        return -true.clamp_min(1e-15).double().log().sum(0), right.double().sum(0)
-    said = torch.where(labels[:, None, :] > 0, probabilities, 1 - probabilities).clamp_min(1e-15)
-    right = ((probabilities >= 0.5) == (labels[:, None, :] > 0)).all(2)
-    return -said.double().log().mean(2).sum(0), right.double().sum(0)
+        true = probabilities.gather(1, labels.expand(len(probabilities), 1, -1))[:, 0]
+        top = probabilities.amax(1)  # argmax, ten times faster where few classes are
+        right = true == top
+        if (
+            torch.count_nonzero(probabilities == top[:, None]) > top.numel()
+        ):  # argmax says the first of equals
+            right = probabilities.argmax(1) == labels
+        return -true.clamp_min(1e-15).log().sum(1, dtype=torch.float64), right.double().sum(1)
+    has = labels.T > 0
+    said = torch.where(has, probabilities, 1 - probabilities).clamp_min(1e-15)
+    right = ((probabilities >= 0.5) == has).all(1)
+    return -said.double().log().mean(1).sum(1), right.double().sum(1)
 
 
 def _check(
