@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from featcache_cli.console import err, seconds_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
 
     from featcache.extract import Progress
@@ -114,6 +115,36 @@ def _bars(console: Console) -> Bars:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
         console=console,
     )
+
+
+class LiveMeter(Meter):
+    """A bar with something that changes above it; `show` says what."""
+
+    def __enter__(self) -> Self:
+        from rich.live import Live
+
+        self.live: Live | None = None
+        if self.console.is_terminal and not self.quiet:
+            self.bars = _bars(self.console)
+            self.live = Live(self.bars, console=self.console, transient=True, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, above: Callable[[], RenderableType]) -> None:
+        """Draw `above()` over the bar, where there is a terminal."""
+        from rich.console import Group
+
+        if self.live and self.bars:
+            self.live.update(Group(above(), self.bars))
 
 
 class TrainingMeter(Meter):

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from featcache.errors import UsageError
 from featcache_cli.console import note, out, percent, print_json, seconds_text, table
 from featcache_cli.options import add_command, add_settings, settings_of
-from featcache_cli.progress import Meter
+from featcache_cli.progress import LiveMeter
 from featcache_cli.train_head import record
 from featcache_cli.train_head import show as show_run
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from featcache.config import Settings
     from featcache.solvers import Epoch
     from featcache.stack import Member
     from featcache.sweep import Grid, Sweep
 
-SHOWN = 8  # trials in the table
+SHOWN = 8  # trials in the table at the end
+LEADERS = 5  # heads in the table while they train
 GRID = ("lr", "weight_decay", "label_smoothing", "class_weight")
 
 
@@ -87,21 +90,37 @@ def _grid(asked: dict[str, str | None], view: str | None, seeds: int, settings: 
 
 
 def train(settings: Settings, grid: Grid, *, quiet: bool) -> Sweep:
-    """Sweep with a bar that names the head that leads."""
+    """Sweep with a bar and, on a terminal, a table of the heads that lead."""
     from featcache.sweep import sweep
 
-    with Meter(quiet=quiet) as meter:
+    with LiveMeter(quiet=quiet) as meter:
 
         def report(number: int, members: Sequence[Member], lines: list[Epoch]) -> None:
             leader = max(range(len(lines)), key=lambda n: lines[n].validation_accuracy)
             best, member = lines[leader], members[leader]
             info = f"leads {percent(best.validation_accuracy)} {member.view} lr {member.lr:g}"
             meter.step(f"sweep {len(members)} heads", number, settings.head.epochs, info)
+            meter.show(lambda: _leaders(members, lines))
 
         made = sweep(settings, grid, progress=report)
     if "test" not in made.best.record["metrics"]:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
     return made
+
+
+def _leaders(members: Sequence[Member], lines: list[Epoch]) -> Table:
+    """The heads that lead by validation now."""
+    shown = table(
+        [("view", "left"), ("lr", "right"), ("decay", "right"), ("valid.", "right"), ("loss", "right")]
+    )
+    order = sorted(range(len(lines)), key=lambda n: (-lines[n].validation_accuracy, lines[n].validation_loss))
+    for number in order[:LEADERS]:
+        member, line = members[number], lines[number]
+        shown.add_row(
+            member.view, f"{member.lr:.3g}", f"{member.weight_decay:g}",
+            percent(line.validation_accuracy), f"{line.validation_loss:.4f}",
+        )  # fmt: skip
+    return shown
 
 
 def document(made: Sweep) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def show(run: Run) -> None:
     console.print(f"{run.name}: {about['head']} head on {about['view']}, {seconds_text(about['seconds'])}")
     numbers = [("rows", "right"), ("accuracy", "right"), ("macro F1", "right"), ("log loss", "right")]
     shown = table([("split", "left"), *numbers])
+    if about.get("settings", {}).get("penalty", "fixed") != "fixed":
+        console.print(f"C = {about['solver']['C']:g}, chosen by {about['settings']['penalty']}")
     for split, metrics in about["metrics"].items():
         shares = (percent(metrics[name]) for name in ("accuracy", "macro_f1"))
         shown.add_row(split, f"{about['rows'][split]:,}", *shares, f"{metrics['log_loss']:.4f}")

@@ -13,10 +13,10 @@ from typing import Self
 import numpy as np
 import torch
 
+from featcache import rows as row_blocks
 from featcache.rows import blocks, standard_of
 from featcache.solvers import Standard
 
-IN_MEMORY = 1 << 29  # bytes of one view that are kept standardised in float32; above: chunk by chunk
 CHUNK = 1 << 20  # numbers in one chunk of one view: 4 MB
 
 
@@ -38,7 +38,7 @@ class Source:
     def of(cls, x: np.ndarray, standard: Standard | None = None) -> Source:
         """By default standardised by its own mean and scale."""
         source = cls(x, standard or standard_of(x), None)
-        if len(x) * source.padded * 4 > IN_MEMORY:
+        if len(x) * source.padded * 4 > row_blocks.IN_MEMORY:
             return source
         kept = torch.empty(len(x), source.padded)
         first = 0

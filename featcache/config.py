@@ -110,6 +110,11 @@ class HeadSettings:
         "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
     )
     C: float = setting(0.1, "inverse penalty of logistic regression", above=0)
+    penalty: str = setting(
+        "fixed", "exact head: C as it is, or chosen by validation or by k-fold cross-validation",
+        choices=("fixed", "validation", "folds"),
+    )  # fmt: skip
+    folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
     hidden: int = setting(256, "units of the mlp head's hidden layer", least=1)
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float = setting(1.0, "penalty of the ridge head", above=0)

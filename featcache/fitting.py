@@ -8,11 +8,13 @@ import numpy as np
 
 from featcache.config import HeadSettings
 from featcache.errors import HeadError
-from featcache.rows import check_learnable, check_rows
-from featcache.solvers import Epoch, Fit, Standard
+from featcache.rows import check_learnable, check_rows, standard_of, standardised_rows
+from featcache.solvers import Epoch, Fit
 
 Rows = tuple[np.ndarray, np.ndarray]  # features [N, D] as stored, labels int [N] or uint8 multi-hot [N, C]
 Report = Callable[[Epoch], None]
+
+PENALTIES = tuple(float(f"{10 ** (-4 + 6 * step / 19):.3g}") for step in range(20))  # C from 0.0001 to 100
 
 
 def fit_linear(
@@ -88,8 +90,8 @@ def fit_logistic(
     check_rows(*train, classes)
     check_rows(*validation, classes, split="validation")
     check_learnable(*train, classes)
-    standard = Standard.of(np.asarray(train[0], np.float32))
-    x, y = standard(train[0]), train[1]
+    standard = standard_of(train[0])
+    x, y = standard(train[0]), train[1]  # scikit-learn wants the whole matrix
     if y.ndim == 1:
         weight, bias = _logistic(x, y, classes, settings)
     else:
@@ -132,17 +134,34 @@ def fit_exact(
     seed: int = 0,
     progress: Report | None = None,
 ) -> Fit:
-    """The same objective to its optimum by `featcache.exact`, faster."""
+    """The same objective to its optimum by `featcache.exact`, faster, in bounded memory.
+
+    `settings.penalty` says where C comes from: `settings.C`, or the best of `PENALTIES` by the validation
+    rows, or by cross-validation among the train rows.
+
+    Raises:
+        HeadError: rows no head can be trained on; a class with fewer rows than folds.
+    """
     from featcache import exact
     from featcache.scorers import Linear
 
     check_settings(settings)
     check_rows(*train, classes)
     check_rows(*validation, classes, split="validation")
-    standard = Standard.of(np.asarray(train[0], np.float32))
-    found = exact.fit(
-        standard(train[0]), train[1], classes, settings.C, sample_weight=_row_weights(train[1], settings)
-    )
+    check_learnable(*train, classes)
+    standard = standard_of(train[0])
+    x, y = standardised_rows(train[0], standard), train[1]
+    weight = _row_weights(y, settings)
+    if settings.penalty == "validation":
+        held_out = standardised_rows(validation[0], standard)
+        found = exact.choose_penalty(x, y, classes, PENALTIES, held_out, validation[1], sample_weight=weight)
+    else:
+        C = settings.C
+        if settings.penalty == "folds":
+            C = exact.cross_validate_penalty(
+                x, y, classes, PENALTIES, folds=settings.folds, seed=seed, sample_weight=weight
+            ).C
+        found = exact.fit(x, y, classes, C, sample_weight=weight)
     scorer = Linear(*standard.fold(found.weight, found.bias))
     about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
     return Fit(best=scorer, last=scorer, about=about)
@@ -217,7 +236,7 @@ _BY_EPOCHS = (
 KINDS = {
     "linear": (fit_linear, _BY_EPOCHS),
     "logistic": (fit_logistic, ("C", "class_weight")),
-    "exact": (fit_exact, ("C", "class_weight")),
+    "exact": (fit_exact, ("C", "class_weight", "penalty", "folds")),
     "mlp": (fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
     "ridge": (_classical("ridge", "alpha"), ("alpha",)),
     "discriminant": (_classical("discriminant"), ()),

@@ -15,6 +15,7 @@ from featcache.solvers import Standard
 
 NEVER = 1e4  # a logit that nothing outweighs, for labels that train rows never (or always) have
 BLOCK = 1 << 22  # numbers in one block: 32 MB in float64
+IN_MEMORY = 1 << 29  # bytes of standardised float32 features that are kept; above, they are made when read
 
 
 def check_rows(x: np.ndarray, y: np.ndarray, classes: int, split: str = "train") -> None:
@@ -103,3 +104,30 @@ def standardised(
             numbers = rows[first : first + step]
             block = x[numbers]
         yield numbers, (block.astype(np.float64) - standard.mean) / standard.scale
+
+
+class Standardised:
+    """Features standardised when they are read, slice by slice, for solvers that take any `[N, D]` rows.
+
+    Args:
+        x: features as stored, float16 or float32, memory-mapped or not.
+    """
+
+    def __init__(self, x: np.ndarray, standard: Standard) -> None:
+        self.x, self.standard, self.shape = x, standard, x.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """float32 `[B, D]`."""
+        return self.standard(self.x[rows])
+
+
+def standardised_rows(x: np.ndarray, standard: Standard) -> np.ndarray | Standardised:
+    """`x` standardised to float32: kept where that is small enough, else made anew at each reading."""
+    if x.size * 4 > IN_MEMORY:
+        return Standardised(x, standard)
+    kept = np.empty(x.shape, np.float32)
+    first = 0
+    for block in blocks(x):
+        kept[first : first + len(block)] = standard(block)
+        first += len(block)
+    return kept

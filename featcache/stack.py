@@ -314,7 +314,8 @@ class _Targets:
     def batches(self, labels: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
         """Batches of rows with labels `[M]`, or multi-hot `[M, C]`, as float32 `[C, B]`."""
         truth = labels.T if self.multi_label else torch.eye(self.classes).index_select(1, labels)
-        return truth.float().split(size, 1)
+        batches: Sequence[torch.Tensor] = truth.float().split(size, 1)
+        return batches
 
     def error(self, probabilities: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, float]:
         """The gradient `[H, C, B]` of the mean loss, and a factor that it has yet to be multiplied by."""

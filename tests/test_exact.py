@@ -14,8 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from featcache import logistic
+from featcache.config import HeadSettings
 from featcache.errors import HeadError
 from featcache.exact import Solution, choose_penalty, cross_validate_penalty, fit, fit_path
+from featcache.fitting import KINDS
+from featcache.fitting import PENALTIES as PATH
+from featcache.rows import standard_of
 
 PENALTIES = (1e-3, 0.03, 1.0, 10.0)
 
@@ -450,3 +454,47 @@ class TestCrossValidation:
         x, y = rows(100, 5, 2)
         with pytest.raises(HeadError, match="folds of 100 rows"):
             cross_validate_penalty(x, y, 2, [1.0], folds=folds)
+
+
+def _overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    dice = np.random.default_rng(seed)
+    x = dice.standard_normal((rows, 12)).astype(np.float32)
+    return x, (x[:, 0] + 2 * dice.standard_normal(rows) > 0).astype(np.int64)
+
+
+def test_the_penalty_of_the_head_is_the_best_of_the_path_by_validation() -> None:
+    (x, y), (held_out, y_held_out) = _overlapping(120, 0), _overlapping(80, 1)
+    asked = HeadSettings(penalty="validation")
+    fit = KINDS["exact"][0]((x, y), (held_out, y_held_out), 2, asked, seed=0)
+    assert fit.about is not None
+    ranks = {}
+    for C in PATH:
+        one = KINDS["exact"][0]((x, y), (held_out, y_held_out), 2, HeadSettings(C=C), seed=0)
+        logits = one.best.logits(held_out).astype(np.float64)
+        loss = -log_softmax(logits, axis=1)[np.arange(80), y_held_out].mean()
+        ranks[C] = (float((logits.argmax(1) == y_held_out).mean()), -round(float(loss), 6))
+    best = max(ranks.values())
+    assert ranks[fit.about["C"]] == best and min(PATH) < fit.about["C"] < max(PATH)
+
+
+def test_the_penalty_of_the_head_by_folds_never_sees_validation() -> None:
+    x, y = _overlapping(120, 0)
+    asked = HeadSettings(penalty="folds", folds=4)
+    chosen = []
+    for labels in (y, 1 - y):  # validation labels that contradict each other change nothing
+        fit = KINDS["exact"][0]((x, y), (x, labels), 2, asked, seed=3)
+        assert fit.about is not None
+        chosen.append(fit.about["C"])
+    standard = standard_of(x)
+    expected = cross_validate_penalty(standard(x), y, 2, PATH, folds=4, seed=3)
+    assert chosen == [expected.C, expected.C]
+
+
+def test_rows_standardised_when_they_are_read_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = _overlapping(300, 0)
+    stored = x.astype(np.float16)
+    kept = KINDS["exact"][0]((stored, y), (stored, y), 2, HeadSettings(), seed=0)
+    monkeypatch.setattr("featcache.rows.IN_MEMORY", 0)
+    streamed = KINDS["exact"][0]((stored, y), (stored, y), 2, HeadSettings(), seed=0)
+    np.testing.assert_array_equal(kept.best.weight, streamed.best.weight)
+    np.testing.assert_array_equal(kept.best.bias, streamed.best.bias)

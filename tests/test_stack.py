@@ -12,6 +12,7 @@ import torch
 from stock import one_thread
 
 from featcache import batches, stack
+from featcache import rows as row_blocks
 from featcache.errors import HeadError
 from featcache.solvers import Standard, schedule_factor
 from featcache.stack import Course, Member, class_weights, fit_stack, initial_weights
@@ -132,7 +133,7 @@ def test_rows_too_many_to_keep_train_alike(monkeypatch: pytest.MonkeyPatch) -> N
     validation, y_validation = rows(60, 1)
     course = Course(epochs=3, batch_size=8)
     kept = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
-    monkeypatch.setattr(batches, "IN_MEMORY", 0)
+    monkeypatch.setattr(row_blocks, "IN_MEMORY", 0)
     monkeypatch.setattr(batches, "CHUNK", 16 * 24)
     streamed = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
     for one, other in zip(kept, streamed, strict=True):
