@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types tests setup clean
+.PHONY: demo test test-faults lint types tests setup clean
 
 demo: setup
 	$(BIN)/featcache demo
 
 test: setup lint types tests
+
+# Power cuts, kills and flipped bytes for longer; ends with a line of counts.
+test-faults: setup
+	$(BIN)/python tests/faults.py
 
 lint:
 	$(BIN)/ruff check .

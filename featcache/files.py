@@ -13,30 +13,94 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from featcache.errors import CacheError
 
 TEMPORARY = ".tmp-"
 
 
+class Disk:
+    """The operations a crash can come between, as the operating system has them.
+
+    The cache makes its changes through `disk` alone, so that the tests can put one in its place that loses
+    power (`tests/disk.py`).
+    """
+
+    def open(self, path: Path, mode: str) -> BinaryIO:
+        """A file to be written, in a binary mode."""
+        return cast(BinaryIO, open(path, mode))
+
+    def reserve(self, file: BinaryIO, nbytes: int) -> None:
+        """Make room for `nbytes`; a disk that cannot hold them says so now, as an ordinary error."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        else:
+            file.truncate(nbytes)
+
+    def fsync(self, file: BinaryIO) -> None:
+        """Make the bytes of `file` durable, those in Python's buffer too."""
+        file.flush()
+        os.fsync(file.fileno())
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Make the names in `folder` durable, where the system knows such a thing."""
+        if os.name == "nt":
+            return  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives: no such operation
+                raise
+        finally:
+            os.close(descriptor)
+
+    def mkdir(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+
+    def replace(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give `source` a second name; raises FileExistsError where that is taken."""
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def rmdir(self, folder: Path) -> None:
+        folder.rmdir()
+
+
+disk = Disk()
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable. A no-op where folders cannot be opened (Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.fsync_folder(folder)
 
 
 def fsync_file(path: Path) -> None:
     """Make the bytes of `path` durable."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with disk.open(path, "r+b") as file:
+        disk.fsync(file)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` with those above it, and make all their names durable.
+
+    A file survives only if every name above it does. A folder that is there already may be as new as one
+    that is made here, by a process that was killed just then: so nothing is asked about who made which,
+    and every name is made durable up to the mount point or the first folder that is not ours to write to.
+    """
+    folder = folder.absolute()
+    for new in reversed([level for level in (folder, *folder.parents) if not level.is_dir()]):
+        disk.mkdir(new)
+    for level in (folder, *folder.parents):
+        if os.path.ismount(level) or not os.access(level.parent, os.W_OK):
+            break
+        disk.fsync_folder(level.parent)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -47,7 +111,7 @@ def temporary_beside(path: Path) -> Path:
 def remove_temporaries(path: Path) -> None:
     """Remove what unfinished writes of `path` left behind; only for who holds its lock."""
     for left in path.parent.glob(f"{TEMPORARY}*-{path.name}"):
-        left.unlink(missing_ok=True)
+        disk.unlink(left)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -57,18 +121,18 @@ def write_file(path: Path, content: bytes) -> None:
         CacheError: disk full, quota, or any other refusal of the file system.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            make_folder(path.parent)
         temporary = temporary_beside(path)
         try:
-            with open(temporary, "xb") as file:
+            with disk.open(temporary, "xb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+                disk.fsync(file)
+            disk.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            disk.unlink(temporary)
             raise
-        fsync_folder(path.parent)
+        disk.fsync_folder(path.parent)
 
 
 def publish(temporary: Path, final: Path, *, replace: bool = False) -> bool:
@@ -81,27 +145,33 @@ def publish(temporary: Path, final: Path, *, replace: bool = False) -> bool:
         True when published, False when `final` was there already (and `temporary` is removed).
     """
     with explained(final):
-        fsync_file(temporary)
-        if replace:
-            os.replace(temporary, final)
-            fsync_folder(final.parent)
-            return True
-        try:
-            os.link(temporary, final)  # fails where the name is taken; rename would overwrite
-        except FileExistsError:
-            temporary.unlink()
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-                raise
-            if final.exists():
-                temporary.unlink()
-                return False
-            os.rename(temporary, final)  # file systems without hard links
-        else:
-            temporary.unlink()
-        fsync_folder(final.parent)
+        with disk.open(temporary, "r+b") as file:
+            disk.fsync(file)
+        won = _take(temporary, final, replace)
+        if not won:
+            disk.unlink(temporary)
+        disk.fsync_folder(final.parent)  # also of another's file: the caller gives up its own for it
+        return won
+
+
+def _take(temporary: Path, final: Path, replace: bool) -> bool:
+    """Move `temporary` to `final`; False where that is taken and not to be replaced."""
+    if replace:
+        disk.replace(temporary, final)
         return True
+    try:
+        disk.link(temporary, final)  # fails where the name is taken; a rename would overwrite
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        if final.exists():
+            return False
+        disk.replace(temporary, final)  # file systems without hard links
+    else:
+        disk.unlink(temporary)
+    return True
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

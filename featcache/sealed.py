@@ -8,11 +8,13 @@ damaged file is refused before any HDF5 code sees it. `docs/cache-format.md` has
 
 from __future__ import annotations
 
-import errno
+import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from featcache import files
 from featcache.errors import CacheError, CorruptCache
-from featcache.files import explained, publish, require_space, temporary_beside
+from featcache.files import explained, make_folder, publish, require_space, temporary_beside
 
 MAGIC = b"featcache cache "
 VERSION = 1
@@ -56,8 +59,9 @@ def write_sealed(
 ) -> bool:
     """Write a cache file, seal it, and publish it under `path` unless that is taken.
 
-    HDF5 lays out the empty file; the rows are then written with plain file writes into space that
-    was reserved first, so that a full disk is an ordinary error and never reaches HDF5.
+    HDF5 lays out the empty file in memory; its few bytes and the rows are then written with plain file
+    writes into space that was reserved first, so that a full disk is an ordinary error and never reaches
+    HDF5, which can crash on one.
 
     Args:
         meta: JSON-able description, stored as `/meta`; small strings also become attributes.
@@ -72,21 +76,18 @@ def write_sealed(
     content = json.dumps(meta, sort_keys=True, ensure_ascii=True).encode("ascii")
     note = Column("meta", (len(content),), "uint8", [np.frombuffer(content, dtype=np.uint8)])
     columns = [*columns, note]
-    require_space(path.parent, sum(column.nbytes for column in columns) + (1 << 16), f"{path.name}")
+    layout = _lay_out(meta, columns)
+    require_space(path.parent, layout.size, f"{path.name}")
     temporary = temporary_beside(path)
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
-            _reserve(temporary, sum(column.nbytes for column in columns) + (1 << 16))
-            try:
-                entries = _lay_out(temporary, meta, columns)
-            except RuntimeError as error:  # what HDF5 makes of a full disk
-                raise OSError(errno.ENOSPC, "no space for the file's layout") from error
-            with open(temporary, "r+b") as file:
-                _fill(file, entries, columns)
+            with files.disk.open(temporary, "x+b") as file:
+                files.disk.reserve(file, layout.size)
+                _fill(file, layout, columns)
             return publish(temporary, path, replace=replace)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            files.disk.unlink(temporary)
             raise
 
 
@@ -103,6 +104,8 @@ class SealedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # to open a named pipe is to wait for ever
+            raise CacheError(f"cannot read {path}: it is no file")
         try:
             # Kept open: who has the file goes on reading it, also after it was replaced or removed.
             self._file = open(path, "rb")  # noqa: SIM115
@@ -110,12 +113,12 @@ class SealedFile:
             seal = _read_seal(self._file, path)
             self._entries: dict[str, dict[str, Any]] = _checked_entries(seal, self.nbytes, path)
             structure = _structure_hash(self._file, self.nbytes, seal["user_block"], self._entries)
-            if structure != seal["structure"]:
-                raise CorruptCache(f"{path} is damaged outside its columns", hint=_HINT)
-            self._verified: set[str] = set()
-            self.meta: dict[str, Any] = json.loads(self.column("meta").tobytes())
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+        if structure != seal["structure"]:
+            raise CorruptCache(f"{path} is damaged outside its columns", hint=_HINT)
+        self._verified: set[str] = set()
+        self.meta: dict[str, Any] = self._read_meta()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,9 +133,9 @@ class SealedFile:
             KeyError: no such column.
         """
         entry = self._entries[name]
-        mapped = self._map(entry)
+        mapped = self._map(entry["offset"], DTYPES[entry["dtype"]], tuple(entry["shape"]))
         if name not in self._verified:
-            self._verify(name, entry)
+            self._check(name, entry, mapped)
             self._verified.add(name)
         return mapped
 
@@ -143,38 +146,111 @@ class SealedFile:
             self.column(name)
         return self.nbytes
 
-    def _map(self, entry: Mapping[str, Any]) -> np.ndarray:
-        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    def _read_meta(self) -> dict[str, Any]:
+        try:
+            meta = json.loads(self.column("meta").tobytes())
+        except (ValueError, RecursionError) as error:
+            raise CorruptCache(f"{self.path}: /meta is no JSON", hint=_HINT) from error
+        if not isinstance(meta, dict):
+            raise CorruptCache(f"{self.path}: /meta is no JSON object", hint=_HINT)
+        return meta
+
+    def _map(self, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         if not math.prod(shape):
             return np.empty(shape, dtype)
-        return np.memmap(self._file, dtype, mode="r", offset=entry["offset"], shape=shape)
+        try:
+            return np.memmap(self._file, dtype, mode="r", offset=offset, shape=shape)
+        except (OSError, ValueError) as error:  # ValueError: the file became shorter since it was opened
+            raise CorruptCache(f"{self.path} cannot be mapped: {error}", hint=_HINT) from error
 
-    def _verify(self, name: str, entry: Mapping[str, Any]) -> None:
-        # By a map of its own: the file's position would be shared with other threads.
-        whole = np.memmap(self._file, np.uint8, mode="r")
-        count, end = _chunk_count(entry["bytes"]), entry["offset"] + entry["bytes"]
-        expected = whole[entry["checksums"] :][: 16 * count].tobytes()
-        for number in range(count):
-            start = entry["offset"] + number * CHUNK
-            chunk = whole[start : min(start + CHUNK, end)].tobytes()
-            if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
+    def _check(self, name: str, entry: Mapping[str, Any], mapped: np.ndarray) -> None:
+        """Compare the checksums, through the very map that is handed out: its pages are loaded once."""
+        content = mapped.reshape(-1).view(np.uint8).data
+        count = _chunk_count(entry["bytes"])
+        expected = self._map(entry["checksums"], "|u1", (count, 16)).tobytes()
+
+        def first_damaged(numbers: range) -> int | None:
+            for number in numbers:
+                chunk = content[number * CHUNK : (number + 1) * CHUNK]
+                if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
+                    return number
+            return None
+
+        for number in _in_threads(first_damaged, count):
+            if number is not None:
                 rows = _rows_of_chunk(entry, number)
                 raise CorruptCache(f"{self.path}: block {number} of {name} ({rows}) is damaged", hint=_HINT)
+
+
+def _in_threads(search: Callable[[range], int | None], count: int) -> Iterable[int | None]:
+    """`search` of 0 to count - 1, a range for each processor; xxhash lets other threads run."""
+    workers = min(8, os.cpu_count() or 1) if count >= 16 else 1
+    borders = [count * number // workers for number in range(workers + 1)]
+    ranges = [range(*pair) for pair in itertools.pairwise(borders)]
+    if workers == 1:
+        return map(search, ranges)
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(search, ranges))
 
 
 _HINT = "remove it with featcache cache rm, then run featcache extract again"
 
 
-def _reserve(path: Path, nbytes: int) -> None:
-    """Let the disk say now, as an ordinary error, that it cannot hold `nbytes` under that name."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "xb") as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
-        path.unlink()
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything lies in a file to be written, and the bytes HDF5 wants between the columns."""
+
+    size: int
+    user_block: int
+    entries: dict[str, dict[str, Any]]
+    pages: dict[int, bytearray]
 
 
-def _lay_out(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> dict[str, dict[str, Any]]:
-    """Create the HDF5 file with space for every column; where each one lies."""
+class _Sketch(io.RawIOBase):
+    """A file in memory of which only the pages that were written exist; the rows are not among them."""
+
+    PAGE = 4096
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.size = self.position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self.position if size is None else size
+        return self.size
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        for page, inside, part in self._parts(view):
+            part[:] = self.pages.get(page, bytes(self.PAGE))[inside]
+        return len(view)
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        for page, inside, part in self._parts(view):
+            self.pages.setdefault(page, bytearray(self.PAGE))[inside] = part
+        self.size = max(self.size, self.position)
+        return len(view)
+
+    def _parts(self, view: memoryview) -> Iterator[tuple[int, slice, memoryview]]:
+        """Page, place in the page, and part of `view` that belongs there; moves the position on."""
+        while view:
+            page, start = divmod(self.position, self.PAGE)
+            part = view[: self.PAGE - start]
+            yield page, slice(start, start + len(part)), part
+            self.position += len(part)
+            view = view[len(part) :]
+
+
+def _lay_out(meta: Mapping[str, Any], columns: list[Column]) -> _Layout:
+    """Let HDF5 make an empty file with space for every column."""
     import h5py
 
     user_block = 512
@@ -188,7 +264,8 @@ def _lay_out(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> dict
     link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     link.set_create_intermediate_group(True)
     entries: dict[str, dict[str, Any]] = {}
-    with h5py.File(path, "x", userblock_size=user_block, libver=("earliest", "v110")) as file:
+    sketch = _Sketch()
+    with h5py.File(sketch, "w", userblock_size=user_block, libver=("earliest", "v110")) as file:
         for key, value in meta.items():
             if isinstance(value, (str, int)):
                 file.attrs[key] = value
@@ -210,72 +287,71 @@ def _lay_out(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> dict
                 "dtype": column.dtype,
                 "checksums": (places[1] or 0),
             }
-    return _absolute(path, entries, user_block)
+    _require_sense(sketch.size, user_block, entries)
+    return _Layout(sketch.size, user_block, entries, sketch.pages)
 
 
-def _absolute(path: Path, entries: dict[str, dict[str, Any]], user_block: int) -> dict[str, dict[str, Any]]:
-    """HDF5 counts offsets from the file's first byte; make sure that is so, by the file's size."""
-    size = path.stat().st_size
-    ends = [entry["offset"] + entry["bytes"] for entry in entries.values()]
-    if any(entry["offset"] < user_block for entry in entries.values() if entry["bytes"]) or max(ends) > size:
-        raise CacheError(f"{path}: this HDF5 library places data where it cannot be")
-    return entries
+def _require_sense(size: int, user_block: int, entries: Mapping[str, dict[str, Any]]) -> None:
+    """HDF5 is free to count offsets from elsewhere than the file's first byte; make sure it does not."""
+    places = [
+        (start, start + nbytes)
+        for entry in entries.values()
+        for start, nbytes in (
+            (entry["offset"], entry["bytes"]),
+            (entry["checksums"], 16 * _chunk_count(entry["bytes"])),
+        )
+        if nbytes
+    ]
+    borders = [user_block, *(border for place in sorted(places) for border in place), size]
+    if borders != sorted(borders):
+        raise CacheError("this HDF5 library places data where it cannot be")
 
 
-def _fill(file: BinaryIO, entries: Mapping[str, dict[str, Any]], columns: list[Column]) -> None:
-    """Write the rows and their checksums, then the seal."""
-    size = os.fstat(file.fileno()).st_size
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
+def _fill(file: BinaryIO, layout: _Layout, columns: list[Column]) -> None:
+    """Write what HDF5 wants, the rows and their checksums, then the seal."""
+    for page, content in layout.pages.items():
+        file.seek(page * _Sketch.PAGE)
+        file.write(content[: layout.size - page * _Sketch.PAGE])
     for column in columns:
-        entry = entries[column.name]
+        entry = layout.entries[column.name]
         file.seek(entry["offset"])
         sums = _write_column(file, column)
         file.seek(entry["checksums"])
         file.write(sums)
     file.flush()
-    user_block = _user_block_size(file)
     seal = {
-        "length": size,
-        "user_block": user_block,
-        "structure": _structure_hash(file, size, user_block, entries),
-        "columns": entries,
+        "length": layout.size,
+        "user_block": layout.user_block,
+        "structure": _structure_hash(file, layout.size, layout.user_block, layout.entries),
+        "columns": layout.entries,
     }
     head = MAGIC + f"{VERSION}\n".encode() + json.dumps(seal, sort_keys=True).encode() + b"\n"
     head += xxhash.xxh3_128_hexdigest(head).encode() + b"\n"
-    if len(head) > user_block:
-        raise CacheError(f"seal of {len(head)} bytes does not fit the user block of {user_block}")
+    if len(head) > layout.user_block:
+        raise CacheError(f"seal of {len(head)} bytes does not fit the user block of {layout.user_block}")
     file.seek(0)
-    file.write(head.ljust(user_block, b"\0"))
-    file.flush()
+    file.write(head.ljust(layout.user_block, b"\0"))
 
 
 def _write_column(file: BinaryIO, column: Column) -> bytes:
     """Write all rows; the checksums of the bytes, one for each CHUNK."""
-    sums, pending, written = bytearray(), bytearray(), 0
+    sums, chunk, room, written = bytearray(), xxhash.xxh3_128(), CHUNK, 0
     for rows in column.chunks:
-        content = np.ascontiguousarray(rows, dtype=DTYPES[column.dtype]).tobytes()
+        content = np.ascontiguousarray(rows, dtype=DTYPES[column.dtype]).reshape(-1).view(np.uint8).data
         file.write(content)
         written += len(content)
-        pending += content
-        while len(pending) >= CHUNK:
-            sums += xxhash.xxh3_128_digest(pending[:CHUNK])
-            del pending[:CHUNK]
+        while content:
+            part = content[:room]
+            chunk.update(part)
+            content, room = content[len(part) :], room - len(part)
+            if not room:
+                sums += chunk.digest()
+                chunk, room = xxhash.xxh3_128(), CHUNK
     if written != column.nbytes:
         raise CacheError(f"{column.name}: {written} bytes came, {column.nbytes} were announced")
-    if pending:
-        sums += xxhash.xxh3_128_digest(pending)
+    if room < CHUNK:
+        sums += chunk.digest()
     return bytes(sums)
-
-
-def _user_block_size(file: BinaryIO) -> int:
-    """Where HDF5's own signature stands: at 512 or a later power of two."""
-    place = 512
-    while True:
-        file.seek(place)
-        if file.read(8) == b"\x89HDF\r\n\x1a\n":
-            return place
-        place *= 2
 
 
 def _read_seal(file: BinaryIO, path: Path) -> dict[str, Any]:
@@ -297,9 +373,10 @@ def _read_seal(file: BinaryIO, path: Path) -> dict[str, Any]:
             raise ValueError("checksum")
         seal: dict[str, Any] = json.loads(lines[1])
         padding = head[len(body) + len(lines[2]) + 1 : seal["user_block"]]
-        if padding.strip(b"\0") or not isinstance(seal["length"], int) or "structure" not in seal:
+        sized = 0 < seal["user_block"] <= LONGEST_SEAL and isinstance(seal["length"], int)
+        if padding.strip(b"\0") or not sized or "structure" not in seal:
             raise ValueError("padding")
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCache(f"{path}: the seal is damaged", hint=_HINT) from error
     return seal
 
@@ -309,16 +386,28 @@ def _checked_entries(seal: Mapping[str, Any], size: int, path: Path) -> dict[str
     if seal["length"] != size:
         raise CorruptCache(f"{path} has {size} bytes, sealed with {seal['length']}", hint=_HINT)
     try:
-        for name, entry in seal["columns"].items():
-            expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
-            ends = (entry["offset"] + entry["bytes"], entry["checksums"] + 16 * _chunk_count(entry["bytes"]))
-            if expected != entry["bytes"] or min(entry["shape"], default=0) < 0 or max(ends) > size:
-                raise CorruptCache(f"{path}: column {name} does not lie within the file", hint=_HINT)
-        if "meta" not in seal["columns"]:
-            raise CorruptCache(f"{path} does not say what it holds", hint=_HINT)
-        return dict(seal["columns"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptCache(f"{path}: the seal makes no sense", hint=_HINT) from error
+        columns = dict(seal["columns"])
+        places = [place for entry in columns.values() for place in _places(entry)]
+        borders = [seal["user_block"], *(border for place in sorted(places) for border in place), size]
+        if borders != sorted(borders):
+            raise ValueError("columns lie over each other, or not within the file")
+        if columns["meta"]["dtype"] != "uint8":
+            raise ValueError("no description")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCache(f"{path}: the seal makes no sense: {error}", hint=_HINT) from error
+    return columns
+
+
+def _places(entry: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Where a column and its checksums begin and end; nothing for empty ones."""
+    numbers = (entry["offset"], entry["bytes"], entry["checksums"], *entry["shape"])
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("a place or shape that is no number")
+    if math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize != entry["bytes"]:
+        raise ValueError("a column of another length than its shape")
+    if entry["bytes"]:
+        yield entry["offset"], entry["offset"] + entry["bytes"]
+        yield entry["checksums"], entry["checksums"] + 16 * _chunk_count(entry["bytes"])
 
 
 def _structure_hash(

@@ -1,27 +1,25 @@
 """Unfinished work: a folder of small committed blocks beside the cache file to be.
 
 A block carries its checksum in its name and is written whole or not at all, so a killed extraction
-goes on from the blocks that are there. The lock keeps a second writer out and says who holds it.
+goes on from the blocks that are there.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from featcache import files
 from featcache.errors import CacheError
-from featcache.files import explained, write_file
+from featcache.files import explained, make_folder, write_file
 from featcache.fingerprint import canonical
+
+_NAME = re.compile(r"block-[0-9]{8,}-([0-9a-f]{32})\.safetensors")
 
 
 class Staging:
@@ -35,19 +33,29 @@ class Staging:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         content, note = canonical(plan), folder / "plan.json"
-        if folder.exists() and (not note.is_file() or note.read_bytes() != content):
-            self.discard()
+        with explained(folder):
+            if folder.exists() and (not note.is_file() or note.read_bytes() != content):
+                self.discard()
+            make_folder(folder)
         if not note.is_file():
             write_file(note, content)
 
     def committed(self) -> set[int]:
-        """Numbers of the blocks whose checksums hold; damaged ones are removed."""
+        """Numbers of the blocks whose checksums hold; damaged ones are removed.
+
+        These are durable, even where the process that wrote one was killed before it could say so.
+
+        Raises:
+            CacheError: a block that cannot be read; none is removed for that.
+        """
         good = set()
         for path in self.folder.glob("block-*.safetensors"):
-            if _checksum(path.read_bytes()) == path.stem.rpartition("-")[2]:
-                good.add(_number(path))
+            if _is_block(path, _content(path)):
+                good.add(int(path.name.split("-")[1]))
             else:
-                path.unlink()
+                files.disk.unlink(path)
+        with explained(self.folder):
+            files.disk.fsync_folder(self.folder)
         return good
 
     def commit(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -66,8 +74,8 @@ class Staging:
         from safetensors.numpy import load
 
         for path in self.folder.glob(f"block-{number:08d}-*.safetensors"):
-            content = path.read_bytes()
-            if _checksum(content) == path.stem.rpartition("-")[2]:
+            content = _content(path)
+            if _is_block(path, content):
                 return load(content)
         raise CacheError(
             f"block {number} in {self.folder} is gone or damaged",
@@ -77,48 +85,25 @@ class Staging:
     def discard(self) -> None:
         """Remove the folder and everything in it."""
         with explained(self.folder):
-            shutil.rmtree(self.folder)
+            for path in list(self.folder.iterdir()):
+                files.disk.unlink(path)
+            files.disk.rmdir(self.folder)
 
 
-@contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the writer's lock of `target`; the lock of a dead process counts as free.
+def _is_block(path: Path, content: bytes) -> bool:
+    """Whether these are the bytes that the block's name promises."""
+    named = _NAME.fullmatch(path.name)
+    return named is not None and named[1] == _checksum(content)
 
-    Raises:
-        CacheError: another process holds it; says which, where and since when.
-    """
-    from filelock import FileLock, Timeout
 
-    holder = target.with_suffix(".holder")
-    lock = FileLock(target.with_suffix(".lock"))
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise CacheError(
-                f"another process is writing {target}: {_who(holder)}",
-                hint="wait for it, or stop it; what it finished is kept",
-            ) from None
+def _content(path: Path) -> bytes:
     try:
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        write_file(holder, canonical(who))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _who(holder: Path) -> str:
-    try:
-        who = json.loads(holder.read_bytes())
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it has only just begun"
-
-
-def _number(path: Path) -> int:
-    return int(path.name.split("-")[1])
+        return path.read_bytes()
+    except OSError as error:
+        raise CacheError(
+            f"cannot read {path}: {error.strerror or error}",
+            hint="if it stays so, remove that block; it is then computed again",
+        ) from error
 
 
 def _checksum(content: bytes) -> str:

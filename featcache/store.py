@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import CacheError, CacheMiss
-from featcache.files import explained, write_file
+from featcache.errors import CacheError, CacheMiss, CorruptCache
+from featcache.files import TEMPORARY, explained, remove_temporaries, write_file
 from featcache.fingerprint import Difference, canonical, differences
 from featcache.fingerprint import fingerprint as document_hash
+from featcache.locks import discard_lock, locked
 from featcache.sealed import SealedFile
-from featcache.staging import locked
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ class CacheFile:
     """One sealed file with its record.
 
     Raises:
-        CorruptCache, CacheError: see `SealedFile`.
+        CorruptCache: see `SealedFile`; or a whole file that does not hold what it says it does.
+        CacheError: see `SealedFile`; or what bears that name is no file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _check_is_file(path)
         self.sealed = SealedFile(path)
+        _check_meta(self.sealed)
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +146,7 @@ def cache_path(cache_dir: Path, dataset: str, model: str, split: str, fingerprin
 
 def cache_files(cache_dir: Path, split: str = "*") -> Iterator[CacheFile]:
     """All sealed files that can be opened, newest first and one at a time; damaged ones are passed over."""
-    for path in sorted(cache_dir.glob(f"*/*/{split}-*.h5"), key=_age):
+    for path in cache_paths(cache_dir, split):
         try:
             file = CacheFile(path)
         except CacheError:
@@ -153,7 +157,7 @@ def cache_files(cache_dir: Path, split: str = "*") -> Iterator[CacheFile]:
 def damaged(cache_dir: Path, split: str) -> list[CacheError]:
     """What is wrong with each cache file of `split` that cannot be opened, the newest first."""
     errors = []
-    for path in sorted(cache_dir.glob(f"*/*/{split}-*.h5"), key=_age):
+    for path in cache_paths(cache_dir, split):
         try:
             CacheFile(path)
         except CacheError as error:
@@ -161,9 +165,10 @@ def damaged(cache_dir: Path, split: str) -> list[CacheError]:
     return errors
 
 
-def cache_paths(cache_dir: Path) -> list[Path]:
-    """Every cache file's path, whole or damaged, newest first."""
-    return sorted(cache_dir.glob("*/*/*-*.h5"), key=_age)
+def cache_paths(cache_dir: Path, split: str = "*") -> list[Path]:
+    """Every cache file's path, whole or damaged, newest first; files that are being written are none yet."""
+    found = cache_dir.glob(f"*/*/{split}-*.h5")
+    return sorted((path for path in found if not path.name.startswith(TEMPORARY)), key=_age)
 
 
 def record_path(path: Path) -> Path:
@@ -217,7 +222,10 @@ def nearest(
 
 
 def remove(path: Path) -> None:
-    """Remove a cache file with its record and its unfinished blocks; an open reader keeps reading.
+    """Remove a cache file with its record and its unfinished blocks.
+
+    A reader that has it open keeps reading (its memory map outlives the name); one that has only found
+    the name is told that there is no such file.
 
     Raises:
         CacheError: a writer is at work on it, or the file system refuses.
@@ -225,8 +233,17 @@ def remove(path: Path) -> None:
     with locked(path), explained(path):
         for left in (path, record_path(path)):
             left.unlink(missing_ok=True)
-        shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
-    path.with_suffix(".lock").unlink(missing_ok=True)
+        remove_folder(path.with_suffix(".partial"))
+        remove_temporaries(path)
+        discard_lock(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that may be gone already; of a link to one, only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,3 +256,34 @@ def _age(path: Path) -> float:
         return -path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuse folders, and pipes, which would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise CacheError(f"{path} is no cache file but {what}")
+
+
+def _check_meta(sealed: SealedFile) -> None:
+    """Refuse a file whose seal holds but whose description lacks what is asked of it later."""
+    try:
+        meta = sealed.meta
+        document, named = meta["document"], (meta["fingerprint"], meta["split"])
+        views = document["views"]
+        fine = all(isinstance(text, str) for text in (*named, *views, *document["labels"]["names"]))
+        numbers = (document["encoder"]["max_length"], document["rows"]["count"])
+        fine = fine and all(isinstance(number, int) for number in numbers)
+        wanted = {view_column(view) for view in views} | {"labels", "row_hash", "truncated"}
+        fine = fine and wanted <= set(sealed.names)
+    except (KeyError, TypeError, AttributeError):
+        fine = False
+    if not fine:
+        raise CorruptCache(
+            f"{sealed.path} does not hold what its description says",
+            hint="remove it with featcache cache rm, then run featcache extract again",
+        )

@@ -16,6 +16,7 @@ import pytest
 from extraction import COUNTS, Case, counted, one_thread, write_case
 
 from featcache import extract as extract_module
+from featcache import files
 from featcache.errors import CacheError
 from featcache.extract import Progress, extract_splits
 
@@ -178,16 +179,16 @@ def test_an_error_in_the_middle_keeps_what_was_done(
     case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up while a block is written: said as such, and nothing is lost."""
-    fsync, calls = os.fsync, []
+    fsync, calls = files.Disk.fsync, []
 
-    def full(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) > 12:
+    def full(disk: files.Disk, file: Any) -> None:
+        calls.append(file)
+        if len(calls) > 6:
             raise OSError(28, "No space left on device")
-        fsync(descriptor)
+        fsync(disk, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr(files.Disk, "fsync", full)
         with pytest.raises(CacheError, match="No space left on device") as caught:
             case.extract()
     assert "finished blocks are kept" in (caught.value.hint or "")

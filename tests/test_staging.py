@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import CacheError
-from featcache.staging import Staging, locked
+from featcache.locks import locked
+from featcache.staging import Staging
 
 PLAN = {"fingerprint": "f" * 64, "block_rows": 4}
 

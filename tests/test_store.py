@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from featcache.errors import CacheMiss
+from featcache.errors import CacheError, CacheMiss
 from featcache.fingerprint import cache_document, encoder_document, fingerprint, row_hashes
 from featcache.sealed import Column, write_sealed
 from featcache.store import (
@@ -91,6 +92,9 @@ def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
     assert [file.path for file in cache_files(tmp_path, "train")] == [new, old]
     assert [file.path for file in cache_files(tmp_path)] == [test, new, old]
     assert cache_paths(tmp_path) == [bad, test, new, old]
+    writing = new.with_name(f".tmp-0123456789ab-{new.name}")  # another process is about to publish it
+    shutil.copy(new, writing)
+    assert writing not in [*cache_paths(tmp_path), *(file.path for file in cache_files(tmp_path))]
     assert list(cache_files(tmp_path / "nowhere")) == [] and cache_paths(tmp_path / "nowhere") == []
 
 
@@ -124,6 +128,40 @@ def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
     remove(path)
     assert set(path.parent.iterdir()) == {other, other.with_suffix(".json")}
     remove(path)  # and again is no error
+
+
+def test_removing_takes_no_more_than_the_link(tmp_path: Path) -> None:
+    """Who linked file or blocks to another disk loses the link, not what others may still use."""
+    path = seal(tmp_path)
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "plan.json").write_bytes(b"{}")
+    os.replace(path, tmp_path / "features")
+    path.symlink_to(tmp_path / "features")
+    path.with_suffix(".partial").symlink_to(tmp_path / "blocks")
+    remove(path)
+    assert list(path.parent.iterdir()) == []
+    assert (tmp_path / "features").is_file() and (tmp_path / "blocks" / "plan.json").is_file()
+
+
+def test_removing_takes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    path, other = seal(tmp_path), seal(tmp_path, prompt="q")
+    path.with_name(f".tmp-0123456789ab-{path.name}").write_bytes(b"half")
+    theirs = path.with_name(f".tmp-0123456789ab-{other.name}")
+    theirs.write_bytes(b"half")
+    remove(path)
+    assert set(path.parent.iterdir()) == {other, theirs}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused_and_passed_over(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = seal(tmp_path)
+    odd = path.with_name("train-000000000000.h5")
+    make(odd)
+    with pytest.raises(CacheError, match="is no cache file but a"):
+        CacheFile(odd)
+    assert [file.path for file in cache_files(tmp_path)] == [path]
+    with pytest.raises(CacheError, match=r"cannot read .*No such file"):
+        CacheFile(path.with_name("train-000000000001.h5"))
 
 
 def request(**changes: Any) -> dict[str, Any]:

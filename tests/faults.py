@@ -1,0 +1,37 @@
+"""What the fault tests count; run as a script, all of them and for longer, with one line at the end.
+
+`python tests/faults.py` is `make test-faults`: the tests of `test_faults_*.py`, the slow ones too.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+Site = tuple[str, str, int]  #: file, function, line
+COUNT = {"cuts": 0, "kills": 0, "flips": 0, "lost": 0, "wrong": 0}
+
+
+class Fault(AssertionError):
+    """An acknowledged block is gone (lost), or something else was handed out than was written (wrong)."""
+
+
+def require(holds: bool, kind: str, what: str) -> None:
+    """Count and raise what must not be; `kind` is `lost` or `wrong`."""
+    if not holds:
+        COUNT[kind] += 1
+        raise Fault(f"{kind}: {what}")
+
+
+def main() -> int:
+    import faults  # the module the tests import, not this script
+    import pytest
+
+    tests = sorted(str(path) for path in Path(__file__).parent.glob("test_faults_*.py"))
+    code = pytest.main(["-m", "", *sys.argv[1:], *tests])
+    print("faults:", *(f"{kind}={number}" for kind, number in faults.COUNT.items()))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
