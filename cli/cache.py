@@ -1,33 +1,52 @@
-"""`featcache cache ls | info | rm`: what lies in the cache."""
+"""`featcache cache ls | info | verify | gc | export | rm`: what lies in the cache."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheError, UsageError
-from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli import cache_upkeep
+from featcache_cli.console import note, out, print_error, print_json, seconds_text, table
 from featcache_cli.options import add_command, add_settings, settings_of
+
+ACTIONS = {
+    "ls": ("list the cache files", "featcache cache ls"),
+    "info": ("all that is known of cache files", "featcache cache info train-3f2a91c07b44.h5"),
+    "verify": (
+        "check every byte of cache files, and fresh features against cached ones",
+        "featcache cache verify\nfeatcache cache verify 3f2a91 --reencode 32",
+    ),
+    "gc": (
+        "remove what nobody will use, what is too old, and the oldest beyond a size",
+        "featcache cache gc --max-size 10GB --older-than 30d --dry-run",
+    ),
+    "export": (
+        "write a view as numpy arrays or a parquet table",
+        "featcache cache export 3f2a91 --view last/cls --output train.parquet",
+    ),
+    "rm": ("remove cache files", "featcache cache rm train-3f2a91c07b44.h5"),
+}
+NAMES = "paths, file names, or beginnings of fingerprints"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "list, describe or remove cache files"
-    parser = add_command(commands, "cache", about, "featcache cache ls\nfeatcache cache rm 3f2a91")
-    actions = parser.add_subparsers(metavar="{ls,info,rm}", required=True)
-    for name, what in (
-        ("ls", "list the cache files"),
-        ("info", "all that is known of cache files"),
-        ("rm", "remove cache files"),
-    ):
-        example = f"featcache cache {name}" + (" train-3f2a91c07b44.h5" if name != "ls" else "")
+    about = "list, describe, check, export or remove cache files"
+    parser = add_command(commands, "cache", about, "featcache cache ls\nfeatcache cache verify")
+    actions = parser.add_subparsers(metavar="{" + ",".join(ACTIONS) + "}", required=True)
+    for name, (what, example) in ACTIONS.items():
         action = add_command(actions, name, what, example)
-        if name != "ls":
-            names = "paths, file names, or beginnings of fingerprints"
-            action.add_argument("files", nargs="*", metavar="FILE", help=names)
-            action.add_argument("--all", action="store_true", help="every cache file")
+        if name in ("info", "verify", "rm"):
+            every = "every cache file" + (" (the default)" if name == "verify" else "")
+            action.add_argument("files", nargs="*", metavar="FILE", help=NAMES)
+            action.add_argument("--all", action="store_true", help=every)
+        elif name == "export":
+            action.add_argument("file", metavar="FILE", help="path, file name, or beginning of a fingerprint")
+        if name in ("verify", "gc", "export"):
+            getattr(cache_upkeep, f"add_{name}")(action)
         add_settings(action, "paths")
         action.set_defaults(run=run, action=name)
 
@@ -35,23 +54,40 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     from featcache.store import cache_paths
 
-    paths = cache_paths(Path(settings_of(args).paths.cache_dir))
+    cache_dir = Path(settings_of(args).paths.cache_dir)
+    if args.action == "gc":
+        return cache_upkeep.gc(cache_dir, args)
+    paths = cache_paths(cache_dir)
     if args.action == "ls":
         return _list(paths, args)
+    if args.action == "export":
+        return cache_upkeep.export(_find(args.file, paths, elsewhere=True), args)
+    if args.action == "verify" and not args.files:
+        return cache_upkeep.verify(paths, args)
     if not args.files and not args.all:
         hint = "name it as featcache cache ls shows it, or say --all"
         raise UsageError(f"{args.parser.prog}: which file?", hint=hint)
-    chosen = paths if args.all else list(dict.fromkeys(_find(name, paths) for name in args.files))
-    return _info(chosen, args) if args.action == "info" else _remove(chosen, args)
+    elsewhere = args.action != "rm"
+    named = list(dict.fromkeys(_find(name, paths, elsewhere=elsewhere) for name in args.files))
+    does: dict[str, Callable[[list[Path], argparse.Namespace], int]] = {
+        "info": _info, "verify": cache_upkeep.verify, "rm": _remove,
+    }  # fmt: skip
+    return does[args.action](paths if args.all else named, args)
 
 
-def _find(name: str, paths: list[Path]) -> Path:
-    """The one file meant by a path, a file name or the beginning of a fingerprint."""
+def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
+    """The one file meant by a path, a file name or the beginning of a fingerprint.
+
+    With `elsewhere`, any path will do that is there, in this cache folder or not.
+    """
     if not name.strip():
         raise UsageError("an empty name is no cache file")
-    if Path(name) in paths:
-        return Path(name)
+    same = [path for path in paths if path == Path(name) or path.absolute() == Path(name).absolute()]
+    if same:
+        return same[0]
     found = [path for path in paths if path.name == name or path.stem.rpartition("-")[2].startswith(name)]
+    if not found and elsewhere and Path(name).suffix == ".h5" and Path(name).exists():
+        return Path(name)
     if len(found) != 1:
         known = ", ".join(path.name for path in (found or paths)[:5]) or "none"
         what = "several cache files begin with" if found else "no cache file"
@@ -63,12 +99,10 @@ def _describe(path: Path) -> dict[str, Any]:
     """What `ls` and `info` show of a file; a damaged one is said to be so."""
     from featcache.store import CacheFile
 
-    about: dict[str, Any] = {
-        "path": str(path),
-        "bytes": path.stat().st_size,
-        "age_seconds": time.time() - path.stat().st_mtime,
-    }
+    about: dict[str, Any] = {"path": str(path), "bytes": 0, "age_seconds": 0.0}
     try:
+        stat = path.stat()
+        about |= {"bytes": stat.st_size, "age_seconds": max(time.time() - stat.st_mtime, 0.0)}
         file = CacheFile(path)
         about |= {
             "split": file.split,
@@ -84,6 +118,8 @@ def _describe(path: Path) -> dict[str, Any]:
         }
     except CacheError as error:
         about["status"] = error.what
+    except OSError as error:  # just being removed; a link that leads nowhere
+        about["status"] = f"cannot read {path}: {error.strerror or error}"
     return about
 
 
@@ -107,7 +143,7 @@ def _list(paths: list[Path], args: argparse.Namespace) -> int:
         note("the cache is empty; fill it with: featcache extract --all-splits", quiet=args.quiet)
         return 0
     numbers = [("rows", "right"), ("size", "right"), ("age", "right")]
-    shown = table([("file", "left"), *numbers, ("views", "left")])
+    shown = table([("dataset/model, split-fingerprint", "left"), *numbers, ("views", "left")])
     shown.columns[0].min_width = max(len(Path(about["path"]).name) for about in described) + 2
     for about in described:
         path = Path(about["path"])
@@ -116,9 +152,11 @@ def _list(paths: list[Path], args: argparse.Namespace) -> int:
             "/".join(path.parts[-3:-1]) + "\n  " + path.name,
             f"{about['rows']:,}" if sealed else "damaged",
             size_text(about["bytes"]),
-            seconds_text(about["age_seconds"]),
+            cache_upkeep.age_text(about["age_seconds"]),
             ", ".join(about["views"]) if sealed else "see featcache cache info",
         )
+    if len(described) > 1:
+        shown.add_row(f"{len(described)} files", "", size_text(sum(about["bytes"] for about in described)))
     out().print(shown)
     return 0
 
@@ -128,20 +166,81 @@ def _info(paths: list[Path], args: argparse.Namespace) -> int:
     if args.json:
         print_json({"files": described})
     else:
-        for about in described:
-            out().print(json.dumps(about, indent=1, ensure_ascii=False), soft_wrap=True)
+        for number, about in enumerate(described):
+            if number:
+                out().print()
+            _show_info(about)
     return 0 if all(about["status"] == "sealed" for about in described) else CacheError.exit_code
+
+
+def _show_info(about: dict[str, Any]) -> None:
+    """One file as two columns, the second as wide as the terminal lets it be."""
+    from rich.table import Table
+
+    shown = Table.grid(padding=(0, 2))
+    shown.add_column(no_wrap=True, style="bold")
+    shown.add_column(overflow="fold")
+    for name, value in _facts(about):
+        shown.add_row(name, value)
+    out().print(shown)
+
+
+def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
+    from featcache.files import size_text
+
+    size = f"{size_text(about['bytes'])}, {cache_upkeep.age_text(about['age_seconds'])} old"
+    if about["status"] != "sealed":
+        return [("file", about["path"]), ("status", about["status"]), ("size", size)]
+    made, encoder = about["made"], about["encoder"]
+    commit = f" at {made['commit']}" if made.get("commit") else ""
+    cut = f"{about['truncated']:,} cut at {encoder['max_length']} tokens, on the {encoder['truncation_side']}"
+    dtype = encoder["dtype"]
+    facts = [
+        ("file", about["path"]),
+        ("status", f"sealed (its bytes: featcache cache verify {about['fingerprint'][:6]})"),
+        ("size", size),
+        ("split", f"{about['split']}, {about['rows']:,} rows"),
+        ("texts", cut),
+        ("views", ", ".join(about["views"])),
+        ("labels", ", ".join(about["label_names"]) or "none"),
+        ("dataset", str(made.get("dataset", "not known: the record is lost"))),
+        ("model", str(made.get("model", "not known: the record is lost")) + commit),
+        ("prompt", repr(encoder["prompt"]) if encoder["prompt"] else "none"),
+        ("numbers", f"{dtype['compute']} computed, {dtype['storage']} stored"),
+        ("run", about["computed"]),
+    ]
+    if "created" in made:
+        facts.append(("made", f"{made['created']} on {made.get('host')}, {_effort(made)}"))
+        versions = made.get("versions", {})
+        facts.append(("with", ", ".join(f"{name} {number}" for name, number in versions.items())))
+    files = [f"{name} {digest[:12]}" for name, digest in encoder.get("files", {}).items()]
+    facts.append(("weights", "\n".join(files) or "none"))
+    facts.append(("fingerprint", about["fingerprint"]))
+    return facts
+
+
+def _effort(made: dict[str, Any]) -> str:
+    """`12.3 s for 9,600 texts`: what the making took."""
+    return f"{seconds_text(made.get('seconds', 0.0))} for {made.get('encoded', 0):,} texts encoded"
 
 
 def _remove(paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.files import size_text
     from featcache.store import remove
 
-    freed = sum(path.stat().st_size for path in paths)
+    removed, freed, refused = [], 0, 0
     for path in paths:
-        remove(path)
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            remove(path)
+        except CacheError as error:  # the others still go
+            print_error(error)
+            refused = error.exit_code
+            continue
+        removed.append(str(path))
+        freed += size
         note(f"removed {path}", quiet=args.quiet)
-    note(f"{len(paths)} files, {size_text(freed)} freed", quiet=args.quiet)
+    note(f"{len(removed)} files, {size_text(freed)} freed", quiet=args.quiet)
     if args.json:
-        print_json({"removed": [str(path) for path in paths], "bytes": freed})
-    return 0
+        print_json({"removed": removed, "bytes": freed})
+    return refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -271,12 +270,13 @@ def test_in_a_pipe(work: Path, impatient: None) -> None:
 # ---------------------------------------------------------------- cache info
 
 
-def info(cli: Cli) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`cache info` of the one file, in JSON and as printed."""
+def info(cli: Cli) -> dict[str, Any]:
+    """`cache info` of the one file, in JSON; as printed it says the same of how it was computed."""
     (about,) = cli.ok("cache", "info", "--all", "--json").json["files"]
-    printed = json.loads(cli.ok("cache", "info", "--all").out)
-    assert {**printed, "age_seconds": 0} == {**about, "age_seconds": 0}
-    return about, printed
+    printed = " ".join(cli.ok("cache", "info", "--all").out.split())
+    assert about["computed"] in printed and about["fingerprint"] in printed
+    found: dict[str, Any] = about
+    return found
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_cache_info_says_how_it_was_computed(
     monkeypatch.chdir(tmp_path / "work")
     cli.ok("extract", "--split", "train", "--dtype", dtype, "--device", "cpu")
     backbone = loaded(tiny(family), dtype=dtype)
-    about, _ = info(cli)
+    about = info(cli)
     made = about["made"]
     assert (made["device"], made["dtype"], made["packing"]) == ("cpu", dtype, backbone.packing)
     assert made["packing_note"] == backbone.packing_note
@@ -308,7 +308,7 @@ def test_cache_info_without_the_record(content: str | None, cli: Cli, work: Path
     record.unlink()
     if content is not None:
         record.write_text(content, encoding="utf-8")
-    about, _ = info(cli)
+    about = info(cli)
     assert about["status"] == "sealed" and about["rows"] == 500
     assert about["computed"] == LOST
 
@@ -318,5 +318,5 @@ def test_cache_info_of_a_record_of_earlier_days(cli: Cli, work: Path) -> None:
     (path,) = Path("cache").rglob("*.h5")
     made = CacheFile(path).record["made"]
     add_request(CacheFile(path), {}, {name: made[name] for name in made if name not in ("dtype", "fused")})
-    about, _ = info(cli)
+    about = info(cli)
     assert about["computed"] == LOST and about["made"]["packing"] == "packed"

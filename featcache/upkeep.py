@@ -1,0 +1,398 @@
+"""Looking after the cache folder: is every byte what was written, and what may go.
+
+Removal is planned by pure functions over a survey of the folder, then done piece by piece, each under the
+writer's lock of the file it belongs to. Only names that featcache gives are ever touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from featcache import store
+from featcache.errors import CacheError, UsageError
+from featcache.files import TEMPORARY, explained
+from featcache.fingerprint import fingerprint
+from featcache.locks import discard_lock, is_locked, locked
+from featcache.sealed import MAGIC
+
+DAY = 86400.0
+STALE = DAY  # seconds untouched after which unfinished work counts as given up
+YOUNG = 3600.0  # seconds in which a temporary record may still be somebody's
+
+Report = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+# -- verify ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of one cache file found.
+
+    Attributes:
+        bytes: checked; 0 where the file could not be opened.
+        damage: one sentence for each thing that is wrong; empty for a good file.
+    """
+
+    path: Path
+    bytes: int
+    damage: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.damage
+
+
+def verify(path: Path, report: Report | None = None) -> Verdict:
+    """Check every byte of a cache file, and that its content is what its fingerprint says.
+
+    Args:
+        report: called first and after each column with the bytes checked and the bytes of the file.
+
+    Returns:
+        A verdict; of each damaged column the first damaged block is named, with its rows. Nothing is
+        raised for a file that is damaged, unreadable or no cache file.
+    """
+    try:
+        file = store.CacheFile(path)
+    except CacheError as error:
+        return Verdict(path, 0, (error.what,))
+    damage, done = [], 0
+    if report:
+        report(done, file.sealed.nbytes)
+    for name in file.sealed.names:
+        try:
+            done += file.sealed.column(name).nbytes
+        except CacheError as error:
+            damage.append(error.what)
+        except OSError as error:  # the file system gives up on a map of it
+            damage.append(f"{path}: {name} cannot be read: {error.strerror or error}")
+        if report:
+            report(done, file.sealed.nbytes)
+    return Verdict(path, file.sealed.nbytes, tuple(damage) or tuple(_contradictions(file)))
+
+
+def _contradictions(file: store.CacheFile) -> list[str]:
+    """What a file with good checksums says of itself that is not so."""
+    document, found = file.document, []
+    if fingerprint(document) != file.fingerprint or not file.path.stem.endswith(file.fingerprint[:12]):
+        found.append(f"{file.path}: name and fingerprint are not those of its description")
+    shapes = {name: file.sealed.column(name).shape for name in file.sealed.names if name != "meta"}
+    if any(shape[:1] != (file.rows,) for shape in shapes.values()):
+        found.append(f"{file.path}: not every column has {file.rows} rows")
+    for part, column in (("rows", "row_hash"), ("labels", "labels")):
+        content = np.ascontiguousarray(file.sealed.column(column))
+        if hashlib.sha256(content.data).hexdigest() != document[part].get("chain"):
+            found.append(f"{file.path}: its {part} are not those of its fingerprint")
+    return found
+
+
+# -- gc: what there is ----------------------------------------------------------------------------
+
+_NAME = r".+-[0-9a-f]{12}"
+_KINDS = {
+    ".h5": "features",
+    ".json": "record",
+    ".partial": "unfinished",
+    ".lock": "lock",
+    ".holder": "holder",
+}
+_OURS = re.compile(rf"(?P<tmp>{re.escape(TEMPORARY)}[0-9a-f]{{12}}-)?(?P<stem>{_NAME})(?P<end>\.[a-z0-9]+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file or folder that belongs to a cache file.
+
+    Attributes:
+        kind: `features`, `record`, `unfinished`, `temporary`, `lock` or `holder`.
+        modified: seconds since the epoch; of a folder, of the newest file in it.
+    """
+
+    path: Path
+    kind: str
+    bytes: int
+    modified: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cache file, there or not, with all that lies around it under its name."""
+
+    target: Path
+    parts: tuple[Part, ...]
+
+    def of(self, kind: str) -> list[Part]:
+        return [part for part in self.parts if part.kind == kind]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def made(self) -> float:
+        """When features were sealed, else when something was last written."""
+        parts = self.of("features") or self.parts
+        return max(part.modified for part in parts)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Parts to be removed together, and why."""
+
+    target: Path
+    parts: tuple[Part, ...]
+    why: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+def survey(cache_dir: Path) -> list[Group]:
+    """All that featcache made under `cache_dir`, by the cache file it belongs to, sorted by path.
+
+    Left out is whatever bears another name, and a `.h5` that featcache did not write.
+    """
+    groups: dict[Path, list[Part]] = {}
+    foreign = set()
+    for path in cache_dir.glob("*/*/*"):
+        named = _OURS.fullmatch(path.name)
+        if named is None or not (named["tmp"] or named["end"] in _KINDS):
+            continue
+        target = path.with_name(named["stem"] + ".h5")
+        part = _part(path, "temporary" if named["tmp"] else _KINDS[named["end"]])
+        if part is None or (part.kind == "features" and not _is_ours(path)):
+            foreign.add(target)
+        else:
+            groups.setdefault(target, []).append(part)
+    return [
+        Group(target, tuple(sorted(parts, key=lambda part: (part.kind != "features", part.path))))
+        for target, parts in sorted(groups.items())
+        if target not in foreign
+    ]
+
+
+def _part(path: Path, kind: str) -> Part | None:
+    """None where a folder stands in a file's place, or where it is just being removed."""
+    try:
+        about = path.lstat()
+        if path.is_dir() and not path.is_symlink():
+            inside = [each.lstat() for each in path.rglob("*")]
+            newest = max([about.st_mtime, *(each.st_mtime for each in inside)])
+            return (
+                Part(path, kind, sum(each.st_size for each in inside), newest)
+                if kind == "unfinished"
+                else None
+            )
+        return Part(path, kind, about.st_size, about.st_mtime)
+    except OSError:
+        return None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+# -- gc: what may go ------------------------------------------------------------------------------
+
+
+def plan_removals(
+    groups: Iterable[Group],
+    now: float,
+    *,
+    max_size: int | None = None,
+    older_than: float | None = None,
+    busy: Collection[Path] = (),
+) -> list[Removal]:
+    """What to remove: litter, then what is too old, then the oldest until the rest fits.
+
+    Litter is what no one will use: temporary files and locks of dead processes, records without
+    features, and unfinished work whose file is finished or that was not touched for a day (for
+    `older_than`, where that is given). Age counts from when a file was made.
+
+    Args:
+        now: seconds since the epoch.
+        max_size: bytes that may stay, unfinished work included.
+        older_than: seconds.
+        busy: targets a writer is at work on; nothing of theirs goes, but their size counts.
+    """
+    removals, kept, total = [], [], 0
+    for group in groups:
+        free = group.target not in busy
+        litter = _litter(group, now, STALE if older_than is None else older_than) if free else {}
+        for why, parts in litter.items():
+            removals.append(Removal(group.target, tuple(parts), why))
+        rest = Group(group.target, tuple(part for part in group.parts if not _within(part, litter)))
+        if not rest.of("features") and not rest.of("unfinished"):
+            continue
+        if free and older_than is not None and now - rest.made > older_than:
+            removals.append(Removal(rest.target, rest.parts, "older than asked"))
+            continue
+        total += rest.bytes
+        if free:
+            kept.append(rest)
+    for group in sorted(kept, key=lambda group: group.made):
+        if max_size is None or total <= max_size:
+            break
+        removals.append(Removal(group.target, group.parts, "oldest, over the size asked"))
+        total -= group.bytes
+    return removals
+
+
+def _litter(group: Group, now: float, stale: float) -> dict[str, list[Part]]:
+    """What of a group nobody will use, by the reason; assumes that no writer is at work on it."""
+    sealed = bool(group.of("features"))
+    found: dict[str, list[Part]] = {}
+    for part in group.parts:
+        why = ""
+        if part.kind == "temporary" and (part.path.suffix == ".h5" or now - part.modified > YOUNG):
+            why = "left by a process that was killed"
+        elif part.kind == "unfinished" and sealed:
+            why = "unfinished, but its file is there"
+        elif part.kind == "unfinished" and now - part.modified > stale:
+            why = "unfinished and left alone"
+        elif part.kind == "record" and not sealed:
+            why = "record of a file that is gone"
+        elif part.kind == "holder":
+            why = "lock of a dead process"
+        if why:
+            found.setdefault(why, []).append(part)
+    left = [part for part in group.parts if not _within(part, found)]
+    if left and all(part.kind == "lock" for part in left):
+        found.setdefault("lock of a file that is gone", []).extend(left)
+    return found
+
+
+def _within(part: Part, found: Mapping[str, list[Part]]) -> bool:
+    return any(part in parts for parts in found.values())
+
+
+# -- gc: doing it ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Collected:
+    """What a collection did, or would do.
+
+    Attributes:
+        removed: as planned, where nothing stood in the way.
+        kept: targets that were to go but could not, and why.
+        busy: targets a writer is at work on.
+        bytes_before: of all that featcache made in the folder.
+    """
+
+    bytes_before: int
+    removed: list[Removal] = field(default_factory=list)
+    kept: list[tuple[Path, str]] = field(default_factory=list)
+    busy: list[Path] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(removal.bytes for removal in self.removed)
+
+
+def collect(
+    cache_dir: Path,
+    *,
+    max_size: int | None = None,
+    older_than: float | None = None,
+    dry_run: bool = False,
+) -> Collected:
+    """Remove what nobody will use, what is too old, and the oldest until the rest fits.
+
+    Readers that have a file open keep reading. What a writer is at work on stays.
+
+    Args:
+        max_size: bytes that may stay; all by default.
+        older_than: seconds since a file was made; any age by default.
+        dry_run: remove nothing, only say what would be.
+    """
+    groups = survey(cache_dir)
+    made = Collected(sum(group.bytes for group in groups))
+    for group in groups:
+        try:
+            if is_locked(group.target):
+                made.busy.append(group.target)
+        except CacheError as error:  # a folder that is not ours to write
+            made.kept.append((group.target, error.what))
+    untouched = {*made.busy, *(target for target, _ in made.kept)}
+    plan = plan_removals(groups, time.time(), max_size=max_size, older_than=older_than, busy=untouched)
+    for removal in plan:
+        try:
+            if not dry_run:
+                _remove(removal)
+            made.removed.append(removal)
+        except CacheError as error:
+            if (removal.target, error.what) not in made.kept:
+                made.kept.append((removal.target, error.what))
+    return made
+
+
+def _remove(removal: Removal) -> None:
+    """Remove these parts under the lock of their target, features first: a record alone is litter.
+
+    Raises:
+        CacheError: a writer came in between, or the file system refuses.
+    """
+    with locked(removal.target), explained(removal.target):
+        for part in removal.parts:
+            if part.kind == "unfinished":
+                store.remove_folder(part.path)
+            elif part.kind not in ("lock", "holder"):
+                part.path.unlink(missing_ok=True)
+        if not removal.target.exists():
+            discard_lock(removal.target)
+
+
+# -- sizes and ages as typed ----------------------------------------------------------------------
+
+_BYTES = {"": 1, "b": 1} | {
+    prefix + unit: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("", 1000), ("b", 1000), ("ib", 1024))
+}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
+
+
+def parse_size(text: str) -> int:
+    """`10GB` -> 10,000,000,000; also kB, MB, TB, in powers of 1000, and KiB ... of 1024.
+
+    Raises:
+        UsageError: no such size.
+    """
+    number, unit = _number_and_unit(text)
+    if number is None or unit not in _BYTES:
+        raise UsageError(f"{text!r} is no size", hint="a number and a unit: 500MB, 10GB, 1.5TB, 8GiB")
+    return int(number * _BYTES[unit])
+
+
+def parse_age(text: str) -> float:
+    """`30d` -> seconds; s, m (minutes), h, d or w.
+
+    Raises:
+        UsageError: no such age.
+    """
+    number, unit = _number_and_unit(text)
+    if number is None or unit not in _SECONDS:
+        raise UsageError(f"{text!r} is no age", hint="a number and a unit: 90m, 12h, 30d, 8w")
+    return number * _SECONDS[unit]
+
+
+def _number_and_unit(text: str) -> tuple[float | None, str]:
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
+    if found is None or not math.isfinite(float(found[1])):
+        return None, ""
+    return float(found[1]), found[2].lower()
