@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featcache.config import Settings, load_settings
+    from featcache.curve import learning_curve
     from featcache.encode import Encoder
     from featcache.errors import FeatcacheError
     from featcache.estimators import FeatureExtractor, LinearHead
@@ -34,6 +35,7 @@ _HOME = {
     "Split": "sources",
     "extract_splits": "extract",
     "find_features": "extract",
+    "learning_curve": "curve",
     "list_runs": "runs",
     "load_head": "heads",
     "load_run": "runs",
@@ -57,6 +59,7 @@ __all__ = [
     "Split",
     "extract_splits",
     "find_features",
+    "learning_curve",
     "list_runs",
     "load_head",
     "load_run",
