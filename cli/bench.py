@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     about = "speed beside the machine's limit and beside peers, in one run"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    benches = parser.add_subparsers(metavar="{extract,heads}", required=True)
+    benches = parser.add_subparsers(metavar="{extract,heads,store}", required=True)
     extract = add_command(
         benches,
         "extract",
@@ -39,6 +39,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     ):  # fmt: skip
         _add_count(heads, flag, default, what)
     heads.set_defaults(run=run_heads)
+    about = "measure what commits, checksums and verification cost"
+    store = add_command(benches, "store", about, "featcache bench store --json")
+    _add_count(store, "--texts", 1024, "texts of the train split")
+    _add_count(store, "--rows", 1_000_000, "rows of the file that is read")
+    add_settings(store, "backbone", "data", "features", "")
+    store.set_defaults(run=run_store)
 
 
 def _add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
@@ -78,6 +84,23 @@ def run_heads(args: argparse.Namespace) -> int:
         print_json(result)
     else:
         show_heads(result)
+    return 0
+
+
+def run_store(args: argparse.Namespace) -> int:
+    _require_counts(args, "texts", "rows")
+    settings = settings_of(args)
+    texts = _texts(settings, args.texts)
+    note("loading torch", quiet=args.quiet)
+    from featcache.bench_store import bench_store
+
+    result = bench_store(settings, texts, rows=args.rows, report=_report(args))
+    if args.json:
+        print_json(result)
+        return 0
+    encoded, read = f"{result['texts']:,} texts", f"{result['rows']:,} rows"
+    out().print(f"commits and checksums: {result['commit_overhead']:.2%} of encoding {encoded}")
+    out().print(f"verification: {result['read_overhead']:.2%} of a first pass over {read}")
     return 0
 
 

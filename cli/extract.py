@@ -30,6 +30,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
     parser.add_argument("--all-splits", action="store_true", help="train, validation and test")
     parser.add_argument("--force", action="store_true", help="encode again what is cached already")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for another process that writes the same file (default: say so at once)",
+    )
     add_settings(parser, "backbone", "data", "features", "paths", "")
     parser.set_defaults(run=run)
 
@@ -39,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
-    results = extract_splits(settings_of(args), splits, quiet=args.quiet, force=args.force)
+    results = extract_splits(settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait)
     if args.json:
         print_json({"splits": [record(result) for result in results]})
     else:
@@ -48,13 +55,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def extract_splits(
-    settings: Settings, splits: Sequence[str], *, quiet: bool, force: bool = False
+    settings: Settings, splits: Sequence[str], *, quiet: bool, force: bool = False, wait: float = 0.0
 ) -> list[Extracted]:
     """Extract with a progress bar; what was done otherwise than asked is said on stderr."""
     from featcache import extract as extraction
 
     with ExtractionMeter(quiet=quiet) as meter:
-        results = extraction.extract_splits(settings, splits, None if quiet else meter, force=force)
+        results = extraction.extract_splits(
+            settings, splits, None if quiet else meter, force=force, wait=wait
+        )
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)
     return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from importlib import import_module
@@ -16,7 +17,7 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
 COMMANDS = (
-    "init", "extract", "train_head", "sweep", "compare", "predict", "cache", "run", "bench", "demo",
+    "init", "extract", "train_head", "sweep", "curve", "compare", "predict", "cache", "run", "bench", "demo",
 )  # fmt: skip
 INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ train heads in seconds.
   featcache train-head --epochs 100    a linear head on the cached features
   featcache sweep --seeds 5            a hundred heads at once, the best kept
   featcache compare                    the runs side by side
+  featcache curve                      what more labels would bring
   featcache predict "房间很干净"       backbone and head together again
 """
 
@@ -82,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    args, unknown = _parser().parse_known_args(argv)
+    args, unknown = _parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:
         parser: argparse.ArgumentParser = args.parser
         known = list(parser._option_string_actions)
@@ -92,6 +94,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             f"{parser.prog}: unknown argument {unknown[0]!r}", hint=f"{ask}see: {parser.prog} --help"
         )
     return args
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """`--view -4/mean` as `--view=-4/mean`: argparse takes what begins with a dash for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-\d+/", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,12 +3,21 @@
 Linear layers do not care where a text begins; attention does. `packed_attention` is registered with
 transformers as an attention implementation, so any model that goes through `AttentionInterface`
 serves packed batches with its own, unchanged code.
+
+On CUDA one kernel takes texts of any lengths (`torch.nn.attention.varlen.varlen_attn`: flash attention,
+16 bits only). What it does not take there, and everything elsewhere, is one SDPA call for each run of
+texts of one length, or on CPUs in 16 bits for each group of nearly one length.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -16,6 +25,7 @@ from featcache.packing import Layout, NotPackable
 from featcache.tail import Keep, Kept, Tail, tail_attention
 
 IMPLEMENTATION = "featcache_packed"
+VARLEN_DEVICES = ("cuda",)
 
 
 def packed_attention(
@@ -55,6 +65,8 @@ def packed_attention(
     window = sliding_window if sliding_window and layout.longest > sliding_window else None
     if isinstance(packed, Tail):
         return tail_attention(packed, scaling, causal, window), None
+    if _runs_varlen(query, key, value, scaling, causal, window):
+        return attention_varlen(query, key, value, packed, scaling, causal, window), None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and window is None:
         return _attention_by_buckets(query, key, value, packed, scaling, causal), None
     return _attention_by_runs(query, key, value, packed, scaling, causal, window), None
@@ -72,6 +84,117 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, no_mask)
 
 
+def attention_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packed: Layout,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """All texts in one call of `varlen_attn`, as this torch's has its arguments."""
+    call, arguments = varlen()
+    heads, width = query.shape[1], query.shape[-1]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, d]
+    q, k, v = (states if states.stride(-1) == 1 else states.contiguous() for states in (q, k, v))
+    options: dict[str, Any] = {}
+    if not _is_default(scaling, width):
+        options["scale"] = scaling
+    if "window_size" in arguments:
+        left = window - 1 if window else -1
+        options["window_size"] = (left, 0 if causal else left)
+    elif causal:  # torch 2.10
+        options["is_causal"] = True
+    if "enable_gqa" in arguments:
+        options["enable_gqa"] = k.shape[1] != heads
+    else:
+        k, v = _expanded(k, heads, axis=1), _expanded(v, heads, axis=1)
+    if "num_splits" in arguments:
+        options["num_splits"] = 1  # a text's vector must not depend on the longest one beside it
+    longest = packed.longest
+    attended = call(q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest, **options)
+    result: torch.Tensor = attended.unsqueeze(0)
+    return result
+
+
+@lru_cache(maxsize=1)
+def varlen() -> tuple[Callable[..., Any], frozenset[str]]:
+    """`varlen_attn` and the names of its arguments: torch 2.10 knows `is_causal`, later ones windows.
+
+    Raises:
+        ImportError: a torch without it.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _runs_varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    causal: bool,
+    window: int | None,
+) -> bool:
+    """Whether `attention_varlen` can take these: by what is known of it, then by trying it once."""
+    if query.device.type not in VARLEN_DEVICES or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if query.shape[-1] != value.shape[-1] or query.shape[1] % key.shape[1]:
+        return False
+    shapes = query.shape[1], key.shape[1], query.shape[-1]
+    return _varlen_agrees(query.device, query.dtype, shapes, scaling, causal, window is not None)
+
+
+@lru_cache(maxsize=256)
+def _varlen_agrees(
+    device: torch.device,
+    dtype: torch.dtype,
+    shapes: tuple[int, int, int],
+    scaling: float | None,
+    causal: bool,
+    windowed: bool,
+) -> bool:
+    """Whether `varlen_attn` gives what SDPA gives, on made-up texts; False also where it cannot run.
+
+    Old GPUs, head sizes and builds without flash attention are found so, and need no list here.
+    """
+    heads, key_heads, width = shapes
+    layout = Layout.of(np.array([17, 5, 5, 1, 40]), device)
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, int(layout.lengths.sum()), count, width, generator=draw)
+        .to(device, dtype)
+        .transpose(1, 2)
+        for count in (heads, key_heads, key_heads)
+    )
+    window = 4 if windowed else None
+    try:
+        _, arguments = varlen()
+        if not _is_default(scaling, width) and "scale" not in arguments:
+            return False
+        if windowed and "window_size" not in arguments:
+            return False
+        found = attention_varlen(query, key, value, layout, scaling, causal, window)
+    except torch.OutOfMemoryError:
+        raise  # says nothing of varlen_attn
+    except (ImportError, RuntimeError, ValueError, TypeError):
+        return False
+    exact = _attention_by_runs(query.float(), key.float(), value.float(), layout, scaling, causal, window)
+    return bool((found.float() - exact).abs().max() <= 2e-2 * exact.abs().max())
+
+
+def _is_default(scaling: float | None, width: int) -> bool:
+    return scaling is None or math.isclose(scaling, width**-0.5, rel_tol=1e-9)
+
+
+def _expanded(states: torch.Tensor, heads: int, axis: int) -> torch.Tensor:
+    """Heads that several queries share, once for each query."""
+    shared = heads // states.shape[axis]
+    return states if shared == 1 else states.repeat_interleave(shared, dim=axis)
+
+
 def _attention_by_runs(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -82,6 +205,8 @@ def _attention_by_runs(
     window: int | None,
 ) -> torch.Tensor:
     """One SDPA call for each run of equally long texts; views in, one copy out."""
+    if query.device.type == "cuda":  # the kernels for float32 and for masks know of no shared heads
+        key, value = (_expanded(states, query.shape[1], axis=1) for states in (key, value))
     grouped = key.shape[1] != query.shape[1]
     outputs: list[torch.Tensor] = []
     for start, count, length in packed.runs:

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import nn
 from featcache.attention import IMPLEMENTATION, register
 from featcache.config import BackboneSettings
 from featcache.errors import BackboneError, FeatcacheError, UsageError
+from featcache.feeding import feed_of
 from featcache.fusing import fuse, is_conv1d
 from featcache.hub import ModelFiles
 from featcache.packing import Layout, NotPackable
+from featcache.positions import Extension, extend_table, position_table
 from featcache.tail import only
 
 # int8: linear layers multiply 8-bit integers, everything else is bfloat16.
@@ -56,6 +59,8 @@ class Backbone:
         blocks: the model's list of equal blocks; None where it has no single one (ALBERT).
         num_blocks: how many blocks a token goes through.
         position_limit: longest text in tokens that the model has positions for; None: no limit.
+        extension: how positions beyond the learned ones were made; None: there are none. Why an
+            extension that was asked for was not made stands in `extension_note`.
         packing: `packed`, or `padded` with the reason in `packing_note`.
         tail: whether the highest block can run for the pooled tokens alone.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
@@ -83,11 +88,14 @@ class Backbone:
         self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
         self._stock_attention: str = model.config._attn_implementation
         self._first_position, self.position_limit = self._probe_positions()
+        self.extension: Extension | None = None
+        self.extension_note = ""
         self.packing, self.packing_note = self._probe_packing()
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():
             blocks = self.blocks if self.blocks is not None else model
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
+        self._prepared = False
         model.eval()
         self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
 
@@ -117,6 +125,55 @@ class Backbone:
             if places:
                 states[highest] = states[highest].unflatten(0, (len(places), len(batch.lengths)))
             return states, layout
+
+    def prepare(self, texts: int) -> None:
+        """Before so many texts are run: compile parts of the blocks where that pays; adds to `fused`.
+
+        On CUDA alone, for very many texts; a second call does nothing.
+        """
+        from featcache.compiling import OPTIONS, compile_parts, worth_compiling
+
+        if self._prepared or self.blocks is None or self.packing != "packed":
+            return
+        if worth_compiling(self.device, self.block_weights, texts):
+            self._prepared = True
+            room = min(128, self.position_limit or 128)
+            batches = [self._probe_batch([room] * count) for count in (128, 37)]
+            runs = [partial(self.states, batch, [self.num_blocks]) for batch in batches]
+            self.fused += compile_parts(self.blocks, runs, options=OPTIONS)
+
+    def can_extend(self, limit: int) -> bool:
+        """Whether `extend` would let texts be longer than `limit` tokens."""
+        return position_table(self.model) is not None or (self.position_limit or limit + 1) > limit
+
+    def extend(self, extension: Extension) -> None:
+        """Make room for texts of `extension.length` tokens, in model, config and tokenizer.
+
+        Positions the model has stay what they are, but for `interpolate`. Families without a table of
+        learned positions get nothing but the tokenizer's limit raised, up to the model's own. A second
+        call of the same does nothing.
+
+        Raises:
+            BackboneError: extended otherwise before, or a model that cannot be.
+        """
+        if extension == self.extension:
+            return
+        if self.extension is not None:
+            raise BackboneError(
+                f"{self.files.name} has its positions extended already, by {self.extension.how} to "
+                f"{self.extension.length}",
+                hint="load the backbone again",
+            )
+        table, limit = position_table(self.model), self.position_limit or extension.length
+        if extension.length <= limit:
+            self.extension_note = f"{self.files.name} takes {limit} tokens as it is"
+        elif table is None:
+            self.extension_note = f"{self.files.name} has no table of learned positions"
+        else:
+            extend_table(self.model, table, self._first_position, extension)
+            self.extension, self.position_limit = extension, extension.length
+        room = min(extension.length, self.position_limit or extension.length)
+        self.tokenizer.model_max_length = max(self.tokenizer.model_max_length, room)
 
     def _tail_of(self, layout: Layout, layer: int, places: Sequence[str]) -> AbstractContextManager[None]:
         """Within it, the block below `layer` runs for the tokens at `places` alone."""
@@ -181,30 +238,23 @@ class Backbone:
         return inputs
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return feed_of(self.device).up(np.ascontiguousarray(values, dtype=np.int64))
 
     def _probe_positions(self) -> tuple[int, int | None]:
         """First row of the learned position table a text reads (RoBERTa: 2), and the room there is."""
-        tables = [
-            module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe"))
-        ]
-        if len(tables) != 1:
+        table = position_table(self.model)
+        if table is None:
             limit = getattr(self.model.config, "max_position_embeddings", None)
             return 0, limit if limit and limit > 0 else None
         read: list[int] = []
-        hook = tables[0].register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
+        hook = table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
         try:
             with torch.inference_mode():
                 self._run(self._padded_inputs(self._probe_batch([3])), [self.num_blocks])
         finally:
             hook.remove()
         first = read[0] if read else 0
-        return first, tables[0].num_embeddings - first
+        return first, table.num_embeddings - first
 
     def _probe_packing(self) -> tuple[str, str]:
         """Run a few tokens both ways: packed only where it gives what one-by-one gives."""

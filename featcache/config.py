@@ -85,6 +85,18 @@ class FeatureSettings:
     views: tuple[str, ...] = setting(("last/cls",), "layer/pooling pairs: last/cls,last/mean,-4/mean")
     prompt: str = setting("", "put before every text, e.g. 'query: ' for E5 models")
     max_length: int = setting(512, "longest text in tokens; the model's own limit if that is lower", least=1)
+    extend_positions: str = setting(
+        "none",
+        "room for --max-length beyond the model's learned positions; new ones are random, copies of "
+        "the learned ones, or all are interpolated",
+        choices=("none", "random", "copy", "interpolate"),
+    )
+    long_text: str = setting(
+        "truncate",
+        "longer texts are cut, encoded in overlapping windows that are pooled, or cut in the middle",
+        choices=("truncate", "chunks", "head-tail"),
+    )
+    overlap: int = setting(64, "tokens that neighbouring windows of --long-text chunks share", least=0)
     storage: str = setting("float16", "type of the stored features", choices=("float16", "float32"))
 
 

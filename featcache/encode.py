@@ -6,7 +6,8 @@ backbone, pooled, and written into one preallocated matrix a view, by row number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,28 +18,41 @@ import torch
 from featcache.backbone import Backbone, TokenBatch
 from featcache.config import FeatureSettings
 from featcache.errors import BackboneError, BadRow, UsageError
+from featcache.feeding import IN_FLIGHT, Landing, feed_of
 from featcache.fingerprint import encoder_document
 from featcache.packing import plan_batches
 from featcache.pooling import PLACES, POOLINGS, View, parse_view
+from featcache.positions import Extension
+from featcache.windows import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
+# How a RuntimeError says that memory ran out: CUDA and its libraries, then the CPU's allocator twice.
+MEMORY_WORDS = ("out of memory", "status_alloc_failed", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
 class Tokens:
     """The token ids of many texts, end to end.
 
+    Each text is one row for the model, or several where it is split into windows.
+
     Attributes:
         ids: int32 `[sum of lengths]`.
-        lengths: int64 `[N]`, tokens kept of each text.
+        lengths: int64 `[rows]`, tokens kept of each text, or of each window.
         type_ids: uint8, like `ids`; None for models without token types.
         truncated: bool `[N]`, whether tokens were cut off.
+        windows: which rows are windows of which text; None where every row is a text.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
     type_ids: np.ndarray | None
     truncated: np.ndarray
+    windows: Windows | None = None
+
+    def texts_of(self, rows: np.ndarray) -> np.ndarray:
+        """The text that each of `rows` is, or is a window of."""
+        return rows if self.windows is None else self.windows.owner[rows]
 
     def batch(self, rows: np.ndarray) -> TokenBatch:
         ends = np.cumsum(self.lengths)
@@ -57,7 +71,7 @@ class Encoded:
 
     Attributes:
         views: features `[N, D]` in the storage dtype, by view name.
-        n_tokens: int32 `[N]`.
+        n_tokens: int32 `[N]`, tokens that were encoded; those in two windows count once.
         truncated: bool `[N]`.
     """
 
@@ -71,11 +85,13 @@ class Encoder:
 
     Args:
         backbone: loaded and frozen.
-        features: views, prompt, longest text, storage dtype.
+        features: views, prompt, longest text and what is done with longer ones, storage dtype. The
+            backbone's positions are extended where they ask for it.
         batch_tokens: token budget of a batch; by default chosen by device.
 
     Raises:
         UsageError: a view or a length that the backbone does not have.
+        BackboneError: positions that cannot be extended.
     """
 
     def __init__(
@@ -84,8 +100,12 @@ class Encoder:
         self.backbone = backbone
         self.views: list[View] = sorted({parse_view(text, backbone.num_blocks) for text in features.views})
         self.prompt = features.prompt
+        if extension := Extension.of(features):
+            backbone.extend(extension)
         self.max_length = _usable_length(backbone, features.max_length)
-        self.notes = self._notes(features.max_length)
+        self.long_text, self.overlap = features.long_text, features.overlap
+        self._frame = self._long_texts()
+        self.notes = self._notes(features)
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
 
@@ -107,24 +127,55 @@ class Encoder:
             truncation_side=self.backbone.tokenizer.truncation_side,
             compute=self.backbone.dtype_name,
             storage=self.storage.name,
+            long_text=self.long_text,
+            overlap=self.overlap if self.long_text == "chunks" else None,
+            positions=self.backbone.extension.document if self.backbone.extension else None,
         )
 
-    def _notes(self, asked: int) -> list[str]:
+    def _long_texts(self) -> Frame | None:
+        """What the parts of a long text need around them; None where it is simply cut."""
+        if self.long_text == "truncate":
+            return None
+        if self.long_text not in ("chunks", "head-tail"):
+            raise UsageError(f"--long-text {self.long_text}: truncate, chunks or head-tail")
+        frame = Frame.of(self.backbone.tokenizer, self.prompt)
+        check_overlap(self.overlap if self.long_text == "chunks" else 0, frame, self.max_length)
+        return frame
+
+    def _notes(self, features: FeatureSettings) -> list[str]:
         """What differs from what was asked for, to be said aloud."""
-        notes = []
+        notes, asked = [], features.max_length
+        what = "window" if self.long_text == "chunks" else "text"
         if self.max_length < asked:
-            notes.append(f"longest text: {self.max_length} tokens, the model's own limit (not {asked})")
+            notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
+            if self.long_text == "truncate":
+                more = " or --extend-positions copy" if self.backbone.can_extend(self.max_length) else ""
+                notes.append(f"what is longer is cut; to use all of it: --long-text chunks{more}")
+        if features.extend_positions != "none" and self.backbone.extension is None:
+            notes.append(f"positions are not extended: {self.backbone.extension_note}")
         if self.backbone.packing == "padded":
             notes.append(f"padded batches instead of packed ones: {self.backbone.packing_note}")
         return notes
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
-        """Token ids of texts (and pairs), prompt included, cut at `max_length`."""
+        """Token ids of texts (and pairs), prompt included, cut or split at `max_length`.
+
+        Raises:
+            BadRow: a text without any token.
+            UsageError: pairs, where long texts are not simply cut.
+        """
         tokenizer = self.backbone.tokenizer
         prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
         if not prompted:
             none = np.zeros(0, dtype=np.int64)
             return Tokens(none.astype(np.int32), none, None, none.astype(bool))
+        if self._frame is not None:
+            if pairs is not None:
+                raise UsageError(
+                    f"--long-text {self.long_text} takes single texts, not pairs",
+                    hint="use --long-text truncate, which cuts the longer text of a pair",
+                )
+            return self._tokenize_whole(texts, prompted, self._frame)
         coded = tokenizer(
             prompted,
             None if pairs is None else list(pairs),
@@ -143,6 +194,42 @@ class Encoder:
             self._truncated(coded, prompted, pairs, lengths),
         )
 
+    def _tokenize_whole(self, texts: Sequence[str], prompted: list[str], frame: Frame) -> Tokens:
+        """Tokens where long texts are split into windows, or keep their two ends; few texts at a time."""
+        ids: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        counts, whole = [], []
+        for part in groups(prompted):
+            coded = self.backbone.tokenizer(prompted[part], return_attention_mask=False, verbose=False)
+            for number, row in enumerate(coded["input_ids"]):
+                if not row:
+                    place = part.start + number
+                    raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
+                text = np.asarray(row, dtype=np.int32)
+                windows = self._windows(text, frame)
+                counts.append(len(windows))
+                whole.append(len(text))
+                ids += [text[places] for places in windows]
+                if "token_type_ids" in coded:
+                    kinds = np.asarray(coded["token_type_ids"][number], dtype=np.uint8)
+                    types += [kinds[places] for places in windows]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        n_tokens = np.array(whole, dtype=np.int64)
+        split = self.long_text == "chunks"
+        return Tokens(
+            np.concatenate(ids),
+            lengths,
+            np.concatenate(types) if types else None,
+            np.zeros(len(whole), dtype=bool) if split else n_tokens > self.max_length,
+            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if split else None,
+        )
+
+    def _windows(self, ids: np.ndarray, frame: Frame) -> list[np.ndarray]:
+        """The parts of a text that are run, as places in its token ids."""
+        if self.long_text == "chunks":
+            return chunks(ids, frame, self.max_length, self.overlap)
+        return head_and_tail(ids, frame, self.max_length)
+
     def encode(self, tokens: Tokens, progress: Callable[[int, int], None] | None = None) -> Encoded:
         """Features of tokenised texts, in their order.
 
@@ -153,34 +240,76 @@ class Encoder:
             BackboneError: NaN, infinite, or too large for the storage dtype; a text that does not
                 fit in memory even alone.
         """
+        tell, windows = progress or (lambda *_: None), tokens.windows
+        if windows is None:
+            views = self._encode_rows(tokens, self.storage, lambda rows, count: tell(len(rows), count))
+            return Encoded(views, tokens.lengths.astype(np.int32), tokens.truncated)
+        done = windows.count_texts(tell)
+        parts = self._encode_rows(tokens, np.dtype(np.float32), done)
+        views = {
+            view.name: windows.join(parts[view.name], view.pooling).astype(self.storage)
+            for view in self.views
+        }
+        return Encoded(views, windows.n_tokens.astype(np.int32), tokens.truncated)
+
+    def _encode_rows(
+        self, tokens: Tokens, dtype: np.dtype[Any], done: Callable[[np.ndarray, int], None]
+    ) -> dict[str, np.ndarray]:
+        """Features of each row, `[rows, D]` of `dtype`; `done` is told the rows of each batch, and tokens."""
         count = len(tokens.lengths)
         filled: dict[str, np.ndarray] = {}
         pending = plan_batches(tokens.lengths, self.batch_tokens)[::-1]
-        while pending:
-            rows = pending.pop()
-            try:
-                pooled = self._pool(tokens.batch(rows))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                left = np.concatenate([rows, *pending[::-1]])
-                pending = self._smaller(rows, left, tokens.lengths, error)
+        flight: deque[tuple[np.ndarray, Landing]] = deque()  # batches that the device has, oldest first
+        while pending or flight:
+            if pending and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
+                rows = pending.pop()
+                if landing := self._try(tokens.batch(rows)):
+                    flight.append((rows, landing))
+                else:  # what is in flight fitted, and stays
+                    pending = self._smaller(np.concatenate([rows, *pending[::-1]]), tokens.lengths)
                 continue
-            for name, values in pooled.items():
-                self._check_range(name, values, rows)
+            rows, landing = flight.popleft()
+            for name, values in landing.arrived().items():
+                self._check_range(name, values, tokens.texts_of(rows))
                 if name not in filled:
-                    filled[name] = np.empty((count, values.shape[1]), dtype=self.storage)
+                    filled[name] = np.empty((count, values.shape[1]), dtype=dtype)
                 filled[name][rows] = values
-            if progress:
-                progress(len(rows), int(tokens.lengths[rows].sum()))
+            done(rows, int(tokens.lengths[rows].sum()))
         for view in self.views:
-            filled.setdefault(view.name, np.empty((0, 0), dtype=self.storage))
-        return Encoded(filled, tokens.lengths.astype(np.int32), tokens.truncated)
+            filled.setdefault(view.name, np.empty((0, 0), dtype=dtype))
+        return filled
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """`encode(tokenize(texts, pairs))`."""
         return self.encode(self.tokenize(texts, pairs))
 
-    def _pool(self, batch: TokenBatch) -> dict[str, np.ndarray]:
-        """Features float32 `[B, D]` by view name."""
+    def _try(self, batch: TokenBatch) -> Landing | None:
+        """`_pool`; None where memory ran out and smaller batches are worth trying.
+
+        Only when this has returned are the tensors of what failed free again: the error holds them.
+        """
+        try:
+            return self._pool(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(batch.lengths) == 1:
+                raise BackboneError(
+                    f"out of memory on one text of {batch.lengths[0]} tokens",
+                    hint="use a smaller --max-length (with --long-text chunks no text is cut), "
+                    "or another --device",
+                ) from error
+        self.batch_tokens = max(int(batch.lengths.sum()) // 2, 1)
+        return None
+
+    def _smaller(self, left: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """The rows `left` in batches of today's budget, the last batch first."""
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [left[part] for part in plan_batches(lengths[left], self.batch_tokens)][::-1]
+
+    def _pool(self, batch: TokenBatch) -> Landing:
+        """Features float32 `[B, D]` by view name, on their way to the host."""
         places = self._places
         states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
         highest = self.views[-1].layer
@@ -191,7 +320,7 @@ class Encoder:
                 else POOLINGS[view.pooling](states[view.layer], layout)
                 for view in self.views
             }
-            return {name: values.float().cpu().numpy() for name, values in pooled.items()}
+            return feed_of(self.backbone.device).down({name: v.float() for name, v in pooled.items()})
 
     def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         """Refuse features that storage would round to infinity, and NaN."""
@@ -208,22 +337,6 @@ class Encoder:
             if overflow
             else "try --dtype float32; if it stays so, the weights themselves are damaged",
         )
-
-    def _smaller(
-        self, rows: np.ndarray, left: np.ndarray, lengths: np.ndarray, error: BaseException
-    ) -> list[np.ndarray]:
-        """All rows `left`, in batches of half the tokens of `rows`, which ran out of memory."""
-        if not _is_out_of_memory(error):
-            raise error
-        if len(rows) == 1:
-            raise BackboneError(
-                f"out of memory on one text of {lengths[rows[0]]} tokens",
-                hint="use a smaller --max-length, or another --device",
-            ) from error
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch_tokens = max(int(lengths[rows].sum()) // 2, 1)
-        return [left[part] for part in plan_batches(lengths[left], self.batch_tokens)][::-1]
 
     def _truncated(
         self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray
@@ -249,9 +362,27 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
     if asked > max(limit, FeatureSettings.max_length):
         raise UsageError(
             f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
-            hint=f"use --max-length {limit}; longer texts are cut there, and counted",
+            hint=f"use --max-length {limit}; longer texts are cut there, and counted, or split by "
+            "--long-text chunks"
+            + ("; or make room: --extend-positions copy" if backbone.can_extend(limit) else ""),
         )
     return min(asked, limit)
+
+
+def document_settings(document: Mapping[str, Any], views: Sequence[str]) -> FeatureSettings:
+    """The settings by which an encoder makes `views` as the encoder document `document` says.
+
+    Of a document that no settings make, another comes out of the encoder; comparing the two tells.
+    """
+    return FeatureSettings(
+        views=tuple(views),
+        prompt=document["prompt"],
+        max_length=document["max_length"],
+        storage=document["dtype"]["storage"],
+        extend_positions=document.get("positions", {}).get("how", "none"),
+        long_text=document["long_text"],
+        overlap=document.get("overlap", FeatureSettings.overlap),
+    )
 
 
 def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
@@ -261,6 +392,4 @@ def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+    return any(words in str(error).lower() for words in MEMORY_WORDS)

@@ -7,7 +7,6 @@ Both follow scikit-learn's rules, so that its pipelines, searches and cross-vali
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -37,7 +36,6 @@ Solved = tuple[
 ]  # W [C, D] and b [C] for features as they are; epochs or iterations
 
 PREDICT_ROWS = 65536  # rows of one product, so that a memory-mapped matrix may be larger than memory
-WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
 
 
 class CannotFit(HeadError, ValueError):
@@ -114,7 +112,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         _texts(X)
         settings = self._settings(_compute_dtype(self.dtype, self.device))
         self.dtype_ = settings.backbone.dtype
-        width = _width(model_files(settings.backbone))
+        width = model_files(settings.backbone).width
         if width is not None:
             self.n_features_out_ = width
         return self
@@ -136,7 +134,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if texts:
             return text_features(texts, settings, self._encoder)
         files = model_files(settings.backbone)
-        width = _width(files)
+        width = files.width
         if width is None:
             raise BackboneError(f"the width of {files.name} is not known before a text is encoded")
         return np.empty((0, width), np.float32)
@@ -202,15 +200,6 @@ def _compute_dtype(dtype: str, device: str) -> str:
     from featcache.backbone import resolve_device, resolve_dtype
 
     return resolve_dtype(dtype, resolve_device(device))
-
-
-def _width(files: ModelFiles) -> int | None:
-    """D as the model's config.json has it."""
-    try:
-        config = json.loads((files.folder / "config.json").read_bytes())
-    except ValueError as error:
-        raise BackboneError(f"{files.folder / 'config.json'} is no JSON: {error}") from None
-    return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
 
 
 class LinearHead(ClassifierMixin, BaseEstimator):

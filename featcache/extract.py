@@ -25,11 +25,12 @@ from featcache import store
 from featcache.config import Settings
 from featcache.errors import BackboneError, BadRow, CacheError, CacheMiss
 from featcache.files import remove_temporaries, require_space
-from featcache.fingerprint import cache_document, fingerprint, row_hashes
+from featcache.fingerprint import cache_document, fingerprint, later_settings, row_hashes
 from featcache.hub import ModelFiles, find_model
+from featcache.locks import locked
 from featcache.sealed import Column, write_sealed
 from featcache.sources import Split, describe_source, load_splits
-from featcache.staging import Staging, locked
+from featcache.staging import Staging
 from featcache.store import CacheFile, cache_path
 
 if TYPE_CHECKING:
@@ -91,7 +92,12 @@ class Extracted:
 
 
 def extract_splits(
-    settings: Settings, splits: Sequence[str], report: Report | None = None, *, force: bool = False
+    settings: Settings,
+    splits: Sequence[str],
+    report: Report | None = None,
+    *,
+    force: bool = False,
+    wait: float = 0.0,
 ) -> list[Extracted]:
     """Make sure that the features of `splits` are in the cache.
 
@@ -100,12 +106,13 @@ def extract_splits(
         splits: of `train`, `validation`, `test`, in the order wanted.
         report: called with progress.
         force: encode again and replace what is there.
+        wait: seconds to wait for another process that writes the same file; by default one is told at once.
 
     Raises:
         SourceError, BackboneError, CacheError, UsageError: each says what to do. Committed blocks
             are kept, and the same call goes on from them.
     """
-    job = _Job(settings, report, force)
+    job = _Job(settings, report, force, wait)
     known = {} if force else {split: job.find_by_request(split) for split in splits}
     missing = [split for split in splits if known.get(split) is None]
     loaded = load_splits(settings.data, missing, seed=settings.seed) if missing else {}
@@ -136,11 +143,14 @@ def find_features(settings: Settings, split: str) -> CacheFile:
 class _Job:
     """One call of `extract_splits`: what all its splits share."""
 
-    def __init__(self, settings: Settings, report: Report | None = None, force: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, report: Report | None = None, force: bool = False, wait: float = 0.0
+    ) -> None:
         self.settings = settings
         self.report: Report = report or (lambda _: None)
         self.watched = report is not None
         self.force = force
+        self.wait = wait
         self.cache_dir = Path(settings.paths.cache_dir)
         self.model: ModelFiles = find_model(settings.backbone)
         self.source = describe_source(settings.data, seed=settings.seed)
@@ -163,6 +173,7 @@ class _Job:
                 "max_length": features.max_length,
                 "dtype": backbone.dtype,
                 "storage": features.storage,
+                **later_settings(features),
             },
         }
 
@@ -206,6 +217,7 @@ class _Job:
                 with suppress(CacheError):  # a read-only cache still serves; it is only asked again
                     store.add_request(found, {**asked, "views": self._asked_views(found)})
                 return self._served(found, split.name, time.perf_counter() - began, split.notes)
+        self._require_room(split)
         encoder = self.encoder(split.name)
         document = cache_document(
             encoder.document,
@@ -219,13 +231,16 @@ class _Job:
         )
         if path.exists() and not self.force:
             CacheFile(path)  # a damaged file is said to be so before anything is encoded
-        with locked(path):
+        with locked(path, self.wait, lambda text: self.report(Progress("note", split.name, text=text))):
             work = _Work(self, split, hashes, encoder, document, path)
             made = work.run()
         seconds = time.perf_counter() - began
         file = CacheFile(path)
         request = {**asked, "views": self._asked_views(file)}
-        store.add_request(file, request, {"seconds": seconds, **made, **_circumstances(self, encoder)})
+        # Who only waited while another process made the file leaves that one's record as it is.
+        again = made["encoded"] == 0 and bool(file.record.get("made"))
+        how = None if again else {"seconds": seconds, **made, **_circumstances(self, encoder)}
+        store.add_request(file, request, how)
         return Extracted(
             split.name, len(split), seconds, False, made["encoded"], len(split) - made["encoded"],
             file.truncated, file.tokens, file.fingerprint, path, file.views, file.max_length, split.notes,
@@ -243,6 +258,16 @@ class _Job:
             for note in self._encoder.notes:
                 self.report(Progress("note", split, text=note))
         return self._encoder
+
+    def _require_room(self, split: Split) -> None:
+        """Refuse before the model is loaded what can never fit; `_Work` looks again, exactly."""
+        width = self.model.width
+        if width is not None:
+            row_bytes = (
+                len(self.settings.features.views) * width * np.dtype(self.settings.features.storage).itemsize
+            )
+            needed = len(split) * (row_bytes + 64) + split.labels.nbytes
+            require_space(self.cache_dir, needed, f"the cache of {split.name}")
 
     def speedometer(self, encoder: Encoder, texts: int) -> Speedometer | None:
         """For the encoding of `texts`; None where nobody looks at it."""
@@ -361,6 +386,7 @@ class _Work:
         if committed:
             text = f"{self.split.name}: going on from {len(committed)} of {len(blocks)} blocks"
             self.job.report(Progress("note", self.split.name, text=text))
+        self.encoder.backbone.prepare(len(self.split))  # by the whole, so that a resumed run decides alike
         self.speed = self.job.speedometer(self.encoder, len(self.split) - self.done)
         self._step(0, 0)
         with ThreadPoolExecutor(1) as writer:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from featcache.config import FeatureSettings
+
 FEATURE_FORMAT = 1  # raised when the same document would give other features
 
 
@@ -78,8 +80,14 @@ def encoder_document(
     truncation_side: str,
     compute: str,
     storage: str,
+    long_text: str = "truncate",
+    overlap: int | None = None,
+    positions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that turns a text into a vector, layer and pooling apart.
+
+    What came later than the first documents is left out where it changes nothing, so that features
+    and heads of that time are still found.
 
     Args:
         files: SHA-256 by name of weights, config and tokenizer files.
@@ -88,6 +96,9 @@ def encoder_document(
         truncation_side: the end at which longer texts are cut, `left` or `right`.
         compute: dtype of the forward pass, e.g. `bfloat16`.
         storage: dtype of the features, `float16` or `float32`.
+        long_text: what is done with texts longer than that: `truncate`, `chunks` or `head-tail`.
+        overlap: tokens that neighbouring windows share; None where there are no windows.
+        positions: how the position table was extended, see `positions.Extension`; None where it was not.
     """
     return {
         "format": FEATURE_FORMAT,
@@ -95,9 +106,28 @@ def encoder_document(
         "prompt": prompt,
         "max_length": max_length,
         "truncation_side": truncation_side,
-        "long_text": "truncate",
+        "long_text": long_text,
+        **({} if overlap is None else {"overlap": overlap}),
+        **({} if positions is None else {"positions": dict(positions)}),
         "dtype": {"compute": compute, "storage": storage},
     }
+
+
+def later_settings(features: FeatureSettings) -> dict[str, Any]:
+    """What requests have held only since these settings exist: left out where they change nothing.
+
+    Requests recorded before then are equal to those made now with the settings at their defaults.
+    """
+    asked: dict[str, Any] = {}
+    if features.extend_positions != "none":
+        asked["extend_positions"] = features.extend_positions
+    if features.long_text != "truncate":
+        asked["long_text"] = features.long_text
+    if features.long_text == "chunks":
+        asked["overlap"] = features.overlap
+    if FEATURE_FORMAT != 1:
+        asked["format"] = FEATURE_FORMAT
+    return asked
 
 
 def cache_document(

@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "*.codes",
     "*.bpe",
 )
+WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
 WAYS_OUT = (
     "ways out: a mirror (export HF_ENDPOINT=https://...), a local folder (--model FOLDER), "
     "or the embedded encoder (featcache demo)"
@@ -42,6 +43,19 @@ class ModelFiles:
     folder: Path
     commit: str | None
     hashes: dict[str, str]
+
+    @property
+    def width(self) -> int | None:
+        """D, the numbers in a token's state, as config.json has it; None where it does not say.
+
+        Raises:
+            BackboneError: config.json is no JSON.
+        """
+        try:
+            config = json.loads((self.folder / "config.json").read_bytes())
+        except ValueError as error:
+            raise BackboneError(f"{self.folder / 'config.json'} is no JSON: {error}") from None
+        return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
 
 
 def find_model(settings: BackboneSettings) -> ModelFiles:

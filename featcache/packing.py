@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from featcache.errors import BackboneError
+from featcache.feeding import feed_of
 
 PAD_STEP = 16  # lengths that are a multiple of this suit the 16-bit attention kernel of CPUs
 
@@ -21,7 +22,7 @@ class NotPackable(BackboneError):
 
 @dataclass(frozen=True)
 class Bucket:
-    """Texts of nearly the same length, padded for attention alone to one length.
+    """Texts of nearly the same length, padded for attention alone to one length; on the batch's device.
 
     Attributes:
         tokens: the batch's tokens `[start, end)` that are theirs.
@@ -58,18 +59,11 @@ class Layout:
         """The texts in order, neighbours put together whose lengths round up to the same step."""
         padded = -(-self.lengths // PAD_STEP) * PAD_STEP
         edges = [0, *(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)]
-        return [self._bucket(a, b, int(padded[a])) for a, b in itertools.pairwise(edges)]
-
-    def _bucket(self, first: int, last: int, padded: int) -> Bucket:
-        lengths = torch.from_numpy(self.lengths[first:last])[:, None]
-        begins = self.cu_seqlens[first : last + 1].cpu().long()
-        places = torch.arange(padded)[None, :]
-        real = places < lengths
-        gather = begins[:-1, None] + torch.where(real, places, 0)
-        mask = torch.zeros(real.shape).masked_fill_(~real, float("-inf"))[:, None, None, :]
-        tokens = (int(begins[0]), int(begins[-1]))
-        keep = real.flatten().nonzero().squeeze(1)
-        return Bucket(tokens, (last - first, padded), gather.flatten(), keep, mask)
+        ends = _ends(self.lengths)
+        return [
+            _bucket(ends[a : b + 1], int(padded[a]), self.cu_seqlens.device)
+            for a, b in itertools.pairwise(edges)
+        ]
 
     def token_at(self, place: str) -> torch.Tensor:
         """The `first` or `last` token of each text, int64 `[B]`."""
@@ -82,12 +76,27 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: np.ndarray, device: torch.device) -> Layout:
-        ends = np.concatenate([[0], np.cumsum(lengths)])
+        ends = _ends(lengths)
         breaks = np.flatnonzero(np.diff(lengths)) + 1
         edges = [0, *breaks.tolist(), len(lengths)]
         runs = tuple((int(ends[a]), b - a, int(lengths[a])) for a, b in itertools.pairwise(edges))
-        cu_seqlens = torch.from_numpy(ends.astype(np.int32)).to(device, non_blocking=True)
-        return cls(lengths, runs, cu_seqlens)
+        return cls(lengths, runs, feed_of(device).up(ends.astype(np.int32)))
+
+
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    """Where each text begins, and last where all of them end: int64 `[B + 1]`."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _bucket(ends: np.ndarray, padded: int, device: torch.device) -> Bucket:
+    """The texts between `ends`, each padded to `padded` tokens."""
+    places = np.arange(padded)[None, :]
+    real = places < np.diff(ends)[:, None]
+    gather = ends[:-1, None] + np.where(real, places, 0)
+    mask = np.where(real, np.float32(0), np.float32("-inf"))[:, None, None, :]
+    up = feed_of(device).up
+    tokens = (int(ends[0]), int(ends[-1]))
+    return Bucket(tokens, real.shape, up(gather.ravel()), up(np.flatnonzero(real)), up(mask))
 
 
 def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

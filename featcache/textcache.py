@@ -82,6 +82,7 @@ class _TextJob(_Job):
         self.report = lambda _: None
         self.watched = False
         self.force = True  # rows are looked up here; there are no donors to be found twice
+        self.wait = 0.0
         self.cache_dir = Path(settings.paths.cache_dir)
         self.model = model_files(settings.backbone)
         self.source: dict[str, object] = {}

@@ -681,6 +681,11 @@ def test_a_full_disk_is_said_before_anything_is_encoded(
     with pytest.raises(CacheError, match=r"the cache of train needs .* has 100\.0 kB free"):
         case.extract()
     assert passes == [] and case.files() == []
+    # What can be known without the model is said before it is loaded.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=100))
+    monkeypatch.setattr("featcache.backbone.load_backbone", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(CacheError, match=r"the cache of train needs .* has 100 B free"):
+        case.extract()
     monkeypatch.undo()
     assert case.extract().encoded == TRAIN
 

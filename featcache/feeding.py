@@ -1,0 +1,82 @@
+"""Copies between host and device that run beside the computing.
+
+On CUDA, what a batch needs goes up on one stream and what came out of the batch before it comes down on
+another, through pinned memory, while the device computes on its own stream. Elsewhere a copy is a copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+# Batches handed to the device before the oldest one's results are waited for. With two, the next batch
+# is gathered and queued while the device works; more would only hold memory.
+IN_FLIGHT = {"cuda": 2}
+
+
+@dataclass(frozen=True)
+class Landing:
+    """Tensors on their way to the host.
+
+    Attributes:
+        host: where they arrive, by name; not to be read before `arrived`.
+        done: what says that they are there; None where they are there already.
+    """
+
+    host: dict[str, torch.Tensor]
+    done: torch.cuda.Event | None = None
+
+    def arrived(self) -> dict[str, np.ndarray]:
+        """The values, waited for."""
+        if self.done is not None:
+            self.done.synchronize()
+        return {name: tensor.numpy() for name, tensor in self.host.items()}
+
+
+class Feed:
+    """Ways up to a device and down from it.
+
+    Whatever stream is current when a method is called is the one that computes: copies up are finished
+    before its next kernel begins, copies down begin when its kernels so far are done, and the memory of
+    both is not given away before whoever uses it has finished.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        streams = device.type == "cuda"
+        self._up = torch.cuda.Stream(device) if streams else None
+        self._down = torch.cuda.Stream(device) if streams else None
+
+    def up(self, values: np.ndarray) -> torch.Tensor:
+        """`values` on the device."""
+        tensor = torch.from_numpy(values)
+        if self._up is None:
+            return tensor.to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._up):
+            there = tensor.pin_memory().to(self.device, non_blocking=True)
+        computing.wait_stream(self._up)
+        there.record_stream(computing)  # it is made on one stream and read on another
+        return there
+
+    def down(self, tensors: dict[str, torch.Tensor]) -> Landing:
+        """Begin to bring `tensors` to the host."""
+        if self._down is None:
+            return Landing({name: tensor.cpu() for name, tensor in tensors.items()})
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
+        host = {}
+        with torch.cuda.stream(self._down):
+            for name, tensor in tensors.items():
+                host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                host[name].copy_(tensor, non_blocking=True)
+                tensor.record_stream(self._down)
+            return Landing(host, self._down.record_event())
+
+
+@lru_cache(maxsize=16)
+def feed_of(device: torch.device) -> Feed:
+    """The one Feed of a device."""
+    return Feed(device)
