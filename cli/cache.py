@@ -193,7 +193,10 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         return [("file", about["path"]), ("status", about["status"]), ("size", size)]
     made, encoder = about["made"], about["encoder"]
     commit = f" at {made['commit']}" if made.get("commit") else ""
-    cut = f"{about['truncated']:,} cut at {encoder['max_length']} tokens, on the {encoder['truncation_side']}"
+    where = (
+        "in the middle" if encoder.get("long_text") == "head-tail" else f"on the {encoder['truncation_side']}"
+    )
+    cut = f"{about['truncated']:,} cut at {encoder['max_length']} tokens, {where}"
     dtype = encoder["dtype"]
     facts = [
         ("file", about["path"]),

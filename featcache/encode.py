@@ -150,7 +150,7 @@ class Encoder:
             notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
             if self.long_text == "truncate":
                 more = " or --extend-positions copy" if self.backbone.can_extend(self.max_length) else ""
-                notes.append(f"what is longer is cut; to use all of it: --long-text chunks{more}")
+                notes.append(f"longer texts are cut; to use all of them: --long-text chunks{more}")
         if features.extend_positions != "none" and self.backbone.extension is None:
             notes.append(f"positions are not extended: {self.backbone.extension_note}")
         if self.backbone.packing == "padded":
@@ -362,8 +362,8 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
     if asked > max(limit, FeatureSettings.max_length):
         raise UsageError(
             f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
-            hint=f"use --max-length {limit}; longer texts are cut there, and counted, or split by "
-            "--long-text chunks"
+            hint=f"use --max-length {limit}; longer texts are cut there, and counted\n"
+            "or split them: --long-text chunks"
             + ("; or make room: --extend-positions copy" if backbone.can_extend(limit) else ""),
         )
     return min(asked, limit)

@@ -447,7 +447,7 @@ class _Work:
     def _step(self, texts: int, tokens: int) -> None:
         self.done += texts
         self.tokens += tokens
-        share = self.speed.step(texts) if self.speed else None
+        share = self.speed.step(texts, tokens) if self.speed else None
         rows = len(self.split)
         self.job.report(Progress("encode", self.split.name, self.done, rows, self.tokens, share=share))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.config import BackboneSettings, FeatureSettings, Settings
+from featcache.config import BackboneSettings, Settings
 from featcache.errors import CacheError
 from featcache.fingerprint import canonical, differences, row_hashes
 from featcache.hub import find_model
@@ -116,17 +116,12 @@ class Reencoder:
 
     def _load(self, file: CacheFile, document: Mapping[str, Any]) -> Encoder:
         from featcache.backbone import load_backbone
-        from featcache.encode import Encoder
+        from featcache.encode import Encoder, document_settings
 
         settings = self._backbone(file, document)
         files = find_model(settings)
         _check_same(file, files.name, {"files": document["files"]}, {"files": files.hashes})
-        features = FeatureSettings(
-            views=file.views,
-            prompt=document["prompt"],
-            max_length=document["max_length"],
-            storage=document["dtype"]["storage"],
-        )
+        features = document_settings(document, file.views)
         encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
         _check_same(file, files.name, document, encoder.document)
         return encoder

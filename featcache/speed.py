@@ -40,15 +40,16 @@ class Speedometer:
         self._peak: float | None = None
 
     def expect(self, lengths: np.ndarray) -> None:
-        """Tokens of each text that is encoded next; batches take the longest first."""
+        """Tokens of each text (or window of one) encoded next; batches take the longest first."""
         self._coming = np.sort(lengths)[::-1]
 
-    def step(self, texts: int) -> float | None:
-        """Count `texts` more as encoded; the share, 0 to 1, or None where the peak is not known."""
+    def step(self, texts: int, tokens: int) -> float | None:
+        """Count `texts` of so many tokens as encoded; the share, 0 to 1, None where the peak is not known."""
         from featcache.peak import useful_flops
 
-        now, self._coming = self._coming[:texts], self._coming[texts:]
-        self._done += len(now)
+        rows = int(np.searchsorted(np.cumsum(self._coming), tokens, "right"))  # windows, of long texts
+        now, self._coming = self._coming[:rows], self._coming[rows:]
+        self._done += texts
         self._flops += useful_flops(self.backbone, now) * self._depth
         seconds = time.perf_counter() - self._began
         if self._peak is None and self._worth_measuring(seconds):

@@ -95,6 +95,8 @@ def any_settings(draw: st.DrawFn) -> Settings:
     values: dict[str, Any] = {}
     for name, option in options().items():
         strategy = st.sampled_from(option.choices) if option.choices else VALUES[option.type]
+        if option.least is not None:
+            strategy = strategy.filter(lambda value, least=option.least: value is None or value >= least)
         if draw(st.booleans()):
             values[name] = draw(st.integers(-(2**63), 2**63 - 1) if name == "seed" else strategy)
     return build_settings(values)

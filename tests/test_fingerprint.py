@@ -15,6 +15,7 @@ from extraction import reference_hash as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache.config import FeatureSettings
 from featcache.extract import first_occurrence
 from featcache.fingerprint import (
     cache_document,
@@ -23,6 +24,7 @@ from featcache.fingerprint import (
     encoder_document,
     file_hash,
     fingerprint,
+    later_settings,
     row_hash,
     row_hashes,
 )
@@ -143,6 +145,9 @@ def cache(document: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
         (cache(encoder(truncation_side="left")), "encoder.truncation_side"),
         (cache(encoder(compute="bfloat16")), "encoder.dtype.compute"),
         (cache(encoder(storage="float32")), "encoder.dtype.storage"),
+        (cache(encoder(long_text="head-tail")), "encoder.long_text"),
+        (cache(encoder(overlap=64)), "encoder.overlap"),
+        (cache(encoder(positions={"how": "copy", "length": 1500})), "encoder.positions"),
         (
             cache(encoder(files={"model.safetensors": "2" * 64, "tokenizer.json": "1" * 64})),
             "encoder.files.model.safetensors",
@@ -173,6 +178,35 @@ def test_the_fingerprint_never_changes_with_the_version() -> None:
     document = cache()
     assert fingerprint(document) == hashlib.sha256(canonical(document)).hexdigest()
     assert fingerprint(document) == "9a922ec0528f90952aabaac815bfa5974821185f591d72547dd523439a60bed3"
+
+
+def test_documents_and_requests_of_the_first_version_are_those_of_the_defaults() -> None:
+    """Heads and caches from before long texts had settings go on being found."""
+    assert list(encoder()) == [
+        "format", "files", "prompt", "max_length", "truncation_side", "long_text", "dtype"
+    ]  # fmt: skip
+    assert (encoder()["format"], encoder()["long_text"]) == (1, "truncate")
+    assert encoder(long_text="truncate", overlap=None, positions=None) == encoder()
+    assert later_settings(FeatureSettings()) == {}
+    assert later_settings(FeatureSettings(overlap=3, max_length=99, prompt="x", storage="float32")) == {}
+
+
+def test_requests_hold_what_came_later_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [
+        FeatureSettings(extend_positions="copy"),
+        FeatureSettings(extend_positions="random"),
+        FeatureSettings(long_text="head-tail"),
+        FeatureSettings(long_text="chunks"),
+        FeatureSettings(long_text="chunks", overlap=3),
+        FeatureSettings(),
+    ]
+    made = [canonical(later_settings(features)) for features in asked]
+    assert len(set(made)) == len(asked)
+    same = [FeatureSettings(long_text="head-tail", overlap=overlap) for overlap in (3, 4)]
+    assert later_settings(same[0]) == later_settings(same[1])
+    monkeypatch.setattr("featcache.fingerprint.FEATURE_FORMAT", 2)
+    assert later_settings(FeatureSettings()) == {"format": 2}  # what was asked of format 1 is not answered
+    assert encoder()["format"] == 2
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,14 @@ def test_the_share_is_useful_work_over_time_and_peak(tiny: Folder, clock: Clock)
     made = encoder(loaded(tiny("bert")), "last/mean")
     lengths = np.array([3, 9, 50, 9, 30, 2])
     meter = Speedometer(made, 1000)
-    assert meter.step(0) is None
+    assert meter.step(0, 0) is None
     meter.expect(lengths)
     clock.now += 1.5
     first = useful_flops(made.backbone, np.array([50, 30])) / 1.5 / (PEAK * 1e9)  # the longest are first
-    assert meter.step(2) == pytest.approx(first)
+    assert meter.step(2, 80) == pytest.approx(first)
     clock.now += 0.5
     whole = useful_flops(made.backbone, lengths) / 2.0 / (PEAK * 1e9)  # without the 3 s of the measurement
-    assert meter.step(4) == pytest.approx(whole)
+    assert meter.step(4, 23) == pytest.approx(whole)
     assert clock.measured == 1  # type: ignore[attr-defined]
 
 
@@ -110,7 +110,7 @@ def test_blocks_that_are_not_run_are_no_useful_work(tiny: Folder, clock: Clock) 
         meter = Speedometer(encoder(loaded(tiny("bert")), view), 1000)
         meter.expect(np.array([50]))
         clock.now += 2.0
-        shares.append(meter.step(1))
+        shares.append(meter.step(1, 50))
     assert shares[1] == pytest.approx(shares[0] / 3)
 
 
@@ -122,7 +122,7 @@ def test_the_peak_is_measured_where_it_is_worth_it(
     meter = Speedometer(encoder(loaded(tiny("bert"))), total)
     meter.expect(np.full(5, 10))
     clock.now += seconds
-    assert (meter.step(5) is not None) == bool(measured)
+    assert (meter.step(5, 50) is not None) == bool(measured)
     assert getattr(clock, "measured", 0) == measured
 
 
