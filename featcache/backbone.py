@@ -22,7 +22,7 @@ from featcache.attention import IMPLEMENTATION, register
 from featcache.config import BackboneSettings
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.feeding import feed_of
-from featcache.fusing import fuse, is_conv1d
+from featcache.fusing import fuse, is_conv1d, measure_inputs
 from featcache.hub import ModelFiles
 from featcache.packing import Layout, NotPackable
 from featcache.positions import Extension, extend_table, position_table
@@ -94,6 +94,9 @@ class Backbone:
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():
             blocks = self.blocks if self.blocks is not None else model
+            if dtype_name == "int8":
+                made_up = self._probe_batch([min(64, self.position_limit or 64)] * 8)
+                measure_inputs(blocks, lambda: self.states(made_up, [self.num_blocks]))
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         self._prepared = False
         model.eval()

@@ -7,6 +7,7 @@ linear layers multiply 8-bit integers (`Int8Linear`), which is a choice of the u
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from featcache.errors import BackboneError
 
+PEAKS = "input_peaks"  # attribute of a linear layer whose inputs were measured
 # Names under which families keep the three projections of self-attention.
 PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj", "k_proj", "v_proj"))
 
@@ -116,21 +118,34 @@ class Int8Linear(nn.Module):
     """`gelu(x W^T + b)` or without the GELU, multiplied in 8-bit integers (u8 x s8) by oneDNN.
 
     Weights are rounded once, with a scale for each output; activations as they come, with a scale for
-    each token, so that what a text's vector is never depends on the texts beside it.
+    each token, so that what a text's vector is never depends on the texts beside it. A few inputs of a
+    Transformer's layers are far larger than the others and would take all the steps of that scale: part of
+    their size is moved into the weights beforehand (SmoothQuant, arXiv:2211.10438, with exponent 1/2), in
+    steps of a quarter octave, so that small differences between machines seldom show.
 
     Args:
         weight: `[out, in]`, bfloat16 (or float32: rounded from there).
         bias: `[out]` or None.
         gelu: `none`, `erf` or `tanh`.
+        peaks: `[in]`, about the largest value of each input; None: all alike.
     """
 
     gelus: ClassVar[tuple[str, ...]] = ("erf", "tanh")
     ROWS = 512  # tokens at once: what they take stays in the processor's cache
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: str = "none") -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        gelu: str = "none",
+        peaks: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         exact = weight.detach().float()
+        moved = None if peaks is None else _moved(peaks, exact)
+        exact = exact if moved is None else exact * moved
+        self.smaller = None if moved is None else (1 / moved).to(weight.dtype)
         self.scale = exact.abs().amax(1).clamp_min(1e-12) / 127
         rounded = (exact / self.scale[:, None]).round().to(torch.int8)
         self.laid_out = torch.ops.onednn.qlinear_prepack(rounded, [self.ROWS, self.in_features])
@@ -142,6 +157,7 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(len(rows), self.out_features)
         for part, result in zip(rows.split(self.ROWS), out.split(self.ROWS), strict=True):
+            part = part if self.smaller is None else part * self.smaller
             # 126: in bfloat16 a quotient can come out half a step above what it should be
             scale = part.abs().amax(1, keepdim=True).float().clamp_min_(1e-12).div_(126)
             whole = part.div(scale.to(part.dtype)).round_().add_(128).to(torch.uint8)
@@ -155,6 +171,34 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], self.out_features)
 
 
+def _moved(peaks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What the weights of each input are multiplied by, `[in]`; the geometric mean is about 1."""
+    wanted = (peaks.float().clamp_min(1e-5) / weight.abs().amax(0).clamp_min(1e-5)).log2() / 2
+    return ((wanted - wanted.mean()) * 4).round().div(4).clamp(-8, 8).exp2()
+
+
+def measure_inputs(blocks: nn.Module, run: Callable[[], object]) -> None:
+    """Note on every linear layer of `blocks` the largest value of each input while `run` runs the model.
+
+    `fuse` reads it for 8-bit layers, to decide how their range is shared out.
+    """
+    hooks = []
+
+    def note(linear: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        peaks = args[0].detach().flatten(0, -2).abs().amax(0)
+        before = getattr(linear, PEAKS, None)
+        setattr(linear, PEAKS, peaks if before is None else torch.maximum(before, peaks))
+
+    for module in blocks.modules():
+        if _is_linear(module):
+            hooks.append(module.register_forward_pre_hook(note))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 LinearKind = type[CudaLinear] | type[OneDnnLinear] | type[Int8Linear]
 
 
@@ -163,9 +207,7 @@ class SharedProjection(nn.Module):
 
     def __init__(self, linears: list[nn.Linear], kind: LinearKind = OneDnnLinear) -> None:
         super().__init__()
-        weight = torch.cat([linear.weight for linear in linears])
-        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-        self.linear = kind(weight, bias)
+        self.linear = _made(kind, linears)
         self.sizes = [linear.out_features for linear in linears]
         self._input: torch.Tensor | None = None
         self._parts: tuple[torch.Tensor, ...] = ()
@@ -239,7 +281,7 @@ def _fuse_gelu(module: nn.Module, kind: LinearKind) -> int:
     if feeding is None:
         return 0
     linear, activation = getattr(module, feeding), getattr(module, name)
-    fused = kind(*_weights(linear), gelu)
+    fused = _made(kind, [linear], gelu)
     x = _sample(linear)
     if not _agree(fused(x), activation(linear(x)), kind):
         return 0
@@ -283,8 +325,7 @@ def _lay_out_linears(module: nn.Module, kind: LinearKind) -> int:
     count = 0
     for name, child in list(module.named_children()):
         if _is_linear(child):
-            weight, bias = _weights(child)
-            laid_out = kind(weight, bias)
+            laid_out = _made(kind, [child])
             x = _sample(child)
             if _agree(laid_out(x), child(x), kind):
                 setattr(module, name, laid_out)
@@ -320,11 +361,22 @@ def _gelu_kind(module: nn.Module) -> str | None:
     return None
 
 
+def _made(kind: LinearKind, linears: Sequence[Any], gelu: str = "none") -> nn.Module:
+    """One layer of `kind` for linear layers that share their input, their outputs side by side."""
+    weights, biases = zip(*(_weights(linear) for linear in linears), strict=True)
+    bias = None if biases[0] is None else torch.cat(biases)
+    if kind is Int8Linear:
+        return Int8Linear(torch.cat(weights), bias, gelu, getattr(linears[0], PEAKS, None))
+    return kind(torch.cat(weights), bias, gelu)
+
+
 def _sample(linear: Any) -> torch.Tensor:
-    """Random input `[1, 7, in]` for a linear layer, the same each time."""
+    """Random input `[1, 7, in]` for a linear layer, the same each time; as large as it was seen to be."""
     weight = _weights(linear)[0]
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 7, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    x = torch.randn(1, 7, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    peaks = getattr(linear, PEAKS, None)
+    return x if peaks is None else x * peaks / 3
 
 
 def _agree(new: torch.Tensor, old: torch.Tensor, kind: LinearKind) -> bool:

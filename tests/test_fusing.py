@@ -21,7 +21,7 @@ from featcache import backbone as backbones
 from featcache import fusing
 from featcache.attention import _attention_by_buckets, _attention_by_runs
 from featcache.backbone import Backbone
-from featcache.fusing import OneDnnLinear, ProjectionPart, fuse
+from featcache.fusing import Int8Linear, OneDnnLinear, ProjectionPart, fuse, measure_inputs
 from featcache.packing import Layout
 
 Folder = Callable[[str], Path]
@@ -499,3 +499,23 @@ def test_buckets_without_rounding_are_runs(causal: bool) -> None:
     torch.testing.assert_close(
         found, _attention_by_runs(*states, layout, None, causal, None), rtol=0, atol=1e-12
     )
+
+
+def test_a_few_large_inputs_do_not_take_all_steps_of_8_bits() -> None:
+    if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        pytest.skip("a torch without oneDNN's 8-bit products")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 48).bfloat16().requires_grad_(False)
+    x = torch.randn(200, 64)
+    x[:, 7] *= 60  # as one feature of BERT's layers is
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    blocks = torch.nn.ModuleList([layer])
+    measure_inputs(blocks, lambda: layer(x[:50].bfloat16()))
+    peaks = layer.input_peaks
+    torch.testing.assert_close(peaks.float(), x[:50].abs().amax(0), rtol=0.01, atol=0)
+
+    def error(given: torch.Tensor | None) -> float:
+        made = Int8Linear(layer.weight, layer.bias, peaks=given)(x.bfloat16())
+        return float((made.double() - expected).norm() / expected.norm())
+
+    assert error(peaks) < 0.4 * error(None)
