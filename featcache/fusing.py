@@ -366,7 +366,11 @@ def _made(kind: LinearKind, linears: Sequence[Any], gelu: str = "none") -> nn.Mo
     weights, biases = zip(*(_weights(linear) for linear in linears), strict=True)
     bias = None if biases[0] is None else torch.cat(biases)
     if kind is Int8Linear:
-        return Int8Linear(torch.cat(weights), bias, gelu, getattr(linears[0], PEAKS, None))
+        weight = torch.cat(weights)
+        # Layers that widen are fed by a norm, whose large values are always the same inputs. After attention
+        # or a GELU it is another one for each token: shifting sizes there made the features worse.
+        widens = weight.shape[0] > weight.shape[1]
+        return Int8Linear(weight, bias, gelu, getattr(linears[0], PEAKS, None) if widens else None)
     return kind(torch.cat(weights), bias, gelu)
 
 
