@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
+from featcache.runs import choose_run
 from featcache_cli.console import err, note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     about = "speed beside the machine's limit and beside peers, in one run"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    benches = parser.add_subparsers(metavar="{extract,heads,store}", required=True)
+    benches = parser.add_subparsers(metavar="{extract,heads,store,finetune,serve}", required=True)
     extract = add_command(
         benches,
         "extract",
@@ -45,6 +47,33 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_count(store, "--rows", 1_000_000, "rows of the file that is read")
     add_settings(store, "backbone", "data", "features", "")
     store.set_defaults(run=run_store)
+    about = "measure training above the cut beside training everything"
+    tuning = add_command(
+        benches, "finetune", about, "featcache bench finetune --epochs 3 --view last/mean --max-length 256"
+    )
+    tuning.add_argument(
+        "--parts", default="top2,top4,all", metavar="A,B,...", help="of top2, top4, all (default: all three)"
+    )
+    _add_count(tuning, "--steps", 12, "timed steps of each")
+    tuning.add_argument(
+        "--epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train that long and score on test, too (default: 0)",
+    )
+    tuning.add_argument("--view", metavar="VIEW", help="last/POOLING (default: the first of --views)")
+    add_settings(tuning, "backbone", "data", "features", "paths", "")
+    tuning.set_defaults(run=run_finetune)
+    about = "measure the server beside a naive one on the same model"
+    server = add_command(benches, "serve", about, "featcache bench serve --run linear-last-mean-1")
+    server.add_argument(
+        "--run", dest="run_name", metavar="RUN", help="a run (default: the best by validation)"
+    )
+    _add_count(server, "--rows", 256, "texts of the train split to ask for")
+    server.add_argument("--seconds", type=float, default=20.0, metavar="X", help="of each load (default: 20)")
+    add_settings(server, "data", "paths", "")
+    server.set_defaults(run=run_serve)
 
 
 def _add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
@@ -101,6 +130,54 @@ def run_store(args: argparse.Namespace) -> int:
     encoded, read = f"{result['texts']:,} texts", f"{result['rows']:,} rows"
     out().print(f"commits and checksums: {result['commit_overhead']:.2%} of encoding {encoded}")
     out().print(f"verification: {result['read_overhead']:.2%} of a first pass over {read}")
+    return 0
+
+
+def run_finetune(args: argparse.Namespace) -> int:
+    _require_counts(args, "steps")
+    if args.epochs < 0:
+        raise UsageError(f"--epochs {args.epochs}: 0 or more")
+    if args.view:
+        args.views = args.view
+    epochs, args.epochs = args.epochs, None  # no setting of heads is meant
+    settings = settings_of(args)
+    note("loading torch", quiet=args.quiet)
+    from featcache.bench_finetune import bench_finetune
+
+    parts = tuple(part.strip() for part in args.parts.split(","))
+    result = bench_finetune(settings, parts, steps=args.steps, epochs=epochs, report=_report(args))
+    if args.json:
+        print_json(result)
+        return 0
+    columns = [("trained", "left"), ("seconds an epoch", "right"), ("share of the GEMM peak", "right")]
+    shown = table([*columns, ("test accuracy", "right")])
+    for part, seconds in result["epoch_seconds"].items():
+        share, accuracy = result["share_of_peak"].get(part), result.get("test_accuracy", {}).get(part)
+        shown.add_row(
+            part, f"{seconds:.1f}", f"{share:.2f}" if share else "", f"{accuracy:.4f}" if accuracy else ""
+        )
+    out().print(shown)
+    return 0
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    _require_counts(args, "rows")
+    if not 0 < args.seconds < 3600:
+        raise UsageError(f"--seconds {args.seconds}: above 0 and below 3600")
+    settings = settings_of(args)
+    run = choose_run(Path(settings.paths.reports_dir), args.run_name)
+    texts = _texts(settings, args.rows)
+    note("loading torch", quiet=args.quiet)
+    from featcache.bench_serve import bench_serve
+
+    result = bench_serve(run.folder, texts, seconds=args.seconds, report=_report(args))
+    if args.json:
+        print_json(result)
+        return 0
+    out().print(
+        f"faster than a naive server: {result['ratio_1']:.2f}x at 1 client, {result['ratio_32']:.2f}x at 32"
+    )
+    out().print(f"slowest hundredth at 32 clients: {result['p99_ms_32']:.0f} ms; errors: {result['errors']}")
     return 0
 
 

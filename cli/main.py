@@ -17,7 +17,8 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
 COMMANDS = (
-    "init", "extract", "train_head", "sweep", "curve", "compare", "predict", "cache", "run", "bench", "demo",
+    "init", "extract", "train_head", "sweep", "finetune", "curve", "compare", "report", "inspect", "predict",
+    "serve", "export", "cache", "run", "bench", "demo",
 )  # fmt: skip
 INTERRUPTED = 130
 
@@ -29,9 +30,13 @@ train heads in seconds.
   featcache extract --all-splits       features of train, validation and test
   featcache train-head --epochs 100    a linear head on the cached features
   featcache sweep --seeds 5            a hundred heads at once, the best kept
+  featcache finetune --epochs 3        the highest blocks too, above a cut
   featcache compare                    the runs side by side
   featcache curve                      what more labels would bring
+  featcache report                     a page to show, with figures
+  featcache inspect                    label errors, duplicates, leakage
   featcache predict "房间很干净"       backbone and head together again
+  featcache serve                      the same behind HTTP, with a page
 """
 
 EXIT_CODES = """\

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, note, out, print_error, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.predict_file import add_flags, run_file
+
+HISTORY_FILE = ".predict-history"  # in the folder of the runs
+HISTORY_LINES = 1000
+BARS = 10  # labels shown for a text typed
 
 if TYPE_CHECKING:
     from featcache.predictor import Prediction, Predictor
+    from featcache.runs import Run
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "predict",
-        "label texts with a trained head; without a text: interactive, q quits",
+        "label texts or a file with a trained head; without either: interactive",
         'featcache predict "房间很干净，服务也好" "电池一天就坏了"\n'
-        "featcache predict --run linear-last-mean-1",
+        "featcache predict --run linear-last-mean-1\n"
+        "featcache predict --input reviews.csv --output labelled.csv",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
@@ -33,6 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--model", help="folder of the backbone, if it has moved since")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_flags(parser)
     add_settings(parser, "paths")
     parser.set_defaults(run=run)
 
@@ -42,8 +53,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--top-k {args.top_k}: at least 1")
     if args.pair and len(args.pair) != len(args.texts):
         raise UsageError(f"{len(args.texts)} texts but {len(args.pair)} --pair; one is needed for each")
+    if args.input is not None or args.output is not None:
+        return run_file(args, lambda: load(args, choose(args)))
     _refuse_empty(args.texts)
-    predictor = _load(args)
+    predictor = load(args, choose(args))
+    predictor.check_pairs(bool(args.pair))
     if args.texts:
         _show(predictor.predict(args.texts, args.pair), args)
     elif sys.stdin.isatty():
@@ -62,17 +76,21 @@ def _refuse_empty(texts: list[str]) -> None:
         check_text(text, f"text {number}")
 
 
-def _load(args: argparse.Namespace) -> Predictor:
-    """The predictor of the run asked for, or of the best run."""
-    from rich.text import Text
-
+def choose(args: argparse.Namespace) -> Run:
+    """The run asked for, or the best one."""
     from featcache.runs import choose_run
 
-    reports = Path(_reports_dir(args))
-    chosen = choose_run(reports, args.run_name)
+    chosen = choose_run(Path(reports_dir(args)), args.run_name)
     if args.run_name is None:
         accuracy = chosen.metric("validation", "accuracy")
         note(f"using {chosen.name} (best by validation: accuracy {accuracy:.4f})", quiet=args.quiet)
+    return chosen
+
+
+def load(args: argparse.Namespace, chosen: Run) -> Predictor:
+    """The predictor of a run, with a spinner meanwhile."""
+    from rich.text import Text
+
     console = err()
     console.quiet = args.quiet
     with console.status(Text(f"loading {chosen.record['backbone']['model']}")):
@@ -81,19 +99,20 @@ def _load(args: argparse.Namespace) -> Predictor:
         return Predictor.from_run(chosen, model=args.model, device=args.device)
 
 
-def _reports_dir(args: argparse.Namespace) -> str:
+def reports_dir(args: argparse.Namespace) -> str:
     """`--model` and `--device` of this command say where a run's backbone lies now: no settings."""
-    others = dict.fromkeys(("model", "device"))
+    others = dict.fromkeys(("model", "device", "text_column", "pair_column"))
     return settings_of(argparse.Namespace(**{**vars(args), **others})).paths.reports_dir
 
 
 def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
     """Label each line typed, until q or the end of input."""
-    try:
-        import readline  # noqa: F401  # line editing and history for input()
-    except ImportError:
-        pass
     note("type a text and press Enter; q quits")
+    with _history(reports_dir(args)):
+        _answer_lines(predictor, args)
+
+
+def _answer_lines(predictor: Predictor, args: argparse.Namespace) -> None:
     while True:
         try:
             text = _ask()
@@ -106,6 +125,39 @@ def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
                 _show(predictor.predict([text]), args, alone=True)
             except FeatcacheError as error:
                 print_error(error)
+
+
+@contextmanager
+def _history(reports_dir: str) -> Iterator[None]:
+    """Line editing for `input`, with the lines typed before; where there is no readline, without."""
+    _edit_whole_characters()
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = Path(reports_dir) / HISTORY_FILE
+    with suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a folder that cannot be written to: no history
+            readline.write_history_file(path)
+
+
+def _edit_whole_characters() -> None:
+    """Readline edits bytes, not characters, where the locale has no UTF-8; typed is UTF-8 all the same.
+
+    It sets its locale by the environment whenever a line is asked for, so that is where it is told.
+    """
+    import locale
+
+    if hasattr(locale, "nl_langinfo") and locale.nl_langinfo(locale.CODESET).upper() != "UTF-8":
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+            os.environ["LC_ALL"] = "C.UTF-8"
 
 
 def _ask() -> str:
@@ -126,7 +178,7 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
             text = " ".join(prediction.text.split())
             print(prediction.label, f"{prediction.probability:.4f}", text, sep="\t")
     elif alone:
-        _print_bars(_top(predictions[0], args.top_k))
+        _print_bars(_top(predictions[0], args.top_k or BARS))
     else:
         show_table(predictions, args.top_k)
     cut = sum(prediction.truncated for prediction in predictions)
@@ -164,6 +216,7 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
 
 
 def _print_bars(probabilities: dict[str, float]) -> None:
+    """The most probable labels; `--top-k` shows more or fewer."""
     from rich.cells import cell_len
     from rich.text import Text
 

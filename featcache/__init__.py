@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from featcache.errors import FeatcacheError
     from featcache.estimators import FeatureExtractor, LinearHead
     from featcache.extract import extract_splits, find_features
+    from featcache.finetune import finetune
     from featcache.heads import Head, load_head
     from featcache.predictor import Prediction, Predictor
+    from featcache.recipe import Recipe
     from featcache.runs import Run, list_runs, load_run
     from featcache.sources import Split, load_splits
     from featcache.store import CacheFile, Features
@@ -30,11 +32,13 @@ _HOME = {
     "LinearHead": "estimators",
     "Prediction": "predictor",
     "Predictor": "predictor",
+    "Recipe": "recipe",
     "Run": "runs",
     "Settings": "config",
     "Split": "sources",
     "extract_splits": "extract",
     "find_features": "extract",
+    "finetune": "finetune",
     "learning_curve": "curve",
     "list_runs": "runs",
     "load_head": "heads",
@@ -54,11 +58,13 @@ __all__ = [
     "LinearHead",
     "Prediction",
     "Predictor",
+    "Recipe",
     "Run",
     "Settings",
     "Split",
     "extract_splits",
     "find_features",
+    "finetune",
     "learning_curve",
     "list_runs",
     "load_head",

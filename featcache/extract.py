@@ -239,7 +239,11 @@ class _Job:
         request = {**asked, "views": self._asked_views(file)}
         # Who only waited while another process made the file leaves that one's record as it is.
         again = made["encoded"] == 0 and bool(file.record.get("made"))
-        how = None if again else {"seconds": seconds, **made, **_circumstances(self, encoder)}
+        how = (
+            None
+            if again
+            else {"seconds": seconds, "pairs": split.has_pairs, **made, **_circumstances(self, encoder)}
+        )
         store.add_request(file, request, how)
         return Extracted(
             split.name, len(split), seconds, False, made["encoded"], len(split) - made["encoded"],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featcache.config import BackboneSettings, FeatureSettings
-from featcache.encode import Encoder
+from featcache.config import BackboneSettings
+from featcache.encode import Encoder, Tokens, document_settings
 from featcache.errors import HeadError, SourceError
 from featcache.fingerprint import differences
 from featcache.heads import Head
@@ -60,6 +60,7 @@ class Predictor:
             raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
         self.encoder = encoder
         self.head = head
+        self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
 
     @classmethod
     def from_run(cls, run: str | Path | Run, *, model: str | None = None, device: str = "auto") -> Predictor:
@@ -95,13 +96,30 @@ class Predictor:
                 + "; ".join(map(str, other)),
                 hint="give the backbone it was trained with: --model FOLDER",
             )
-        features = FeatureSettings(
-            views=(head.view,),
-            prompt=document["prompt"],
-            max_length=document["max_length"],
-            storage=document["dtype"]["storage"],
-        )
-        return cls(Encoder(load_backbone(settings, files), features, settings.batch_tokens), head)
+        features = document_settings(document, (head.view,))
+        if "tuned" in document:
+            from featcache.finetune import tuned_encoder
+
+            encoder = tuned_encoder(settings, files, features, found.folder, document)
+        else:
+            encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
+        predictor = cls(encoder, head)
+        predictor.pairs = found.record.get("pairs")
+        return predictor
+
+    def check_pairs(self, given: bool) -> None:
+        """Refuse pairs for a head of single texts, and single texts for one of pairs, where that is known.
+
+        Raises:
+            HeadError
+        """
+        if self.pairs is not None and self.pairs != given:
+            raise HeadError(
+                f"this head was trained on {'pairs of texts' if self.pairs else 'single texts'}",
+                hint="give each text its second one: --pair, or --pair-column"
+                if self.pairs
+                else "leave --pair and --pair-column out",
+            )
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -123,12 +141,31 @@ class Predictor:
             for text, row, cut in zip(texts, probabilities, truncated, strict=True)
         ]
 
+    def said(self, row: np.ndarray) -> list[int]:
+        """Numbers of the labels said at the probabilities `[C]` of one text."""
+        if self.head.thresholds is None:
+            return [int(row.argmax())]
+        found: list[int] = np.flatnonzero(row >= self.head.thresholds).tolist()
+        return found
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """The first half of a prediction, for who makes it ready ahead; texts are not checked here."""
+        return self.encoder.tokenize(texts, pairs)
+
+    def answer(
+        self, tokens: Tokens, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were cut.
+
+        Args:
+            progress: called after each batch with the texts and the tokens done in it.
+        """
+        encoded = self.encoder.encode(tokens, progress)
+        return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated
+
     def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""
-        if self.head.thresholds is None:
-            said = [int(row.argmax())]
-        else:
-            said = np.flatnonzero(row >= self.head.thresholds).tolist()
+        said = self.said(row)
         labels = tuple(self.label_names[number] for number in said)
         return Prediction(
             text,
@@ -150,5 +187,4 @@ class Predictor:
                 check_text(text, f"{kind} {number}")
         if not texts:
             return np.zeros((0, len(self.label_names))), np.zeros(0, dtype=bool)
-        encoded = self.encoder(texts, pairs)
-        return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated
+        return self.answer(self.tokenize(texts, pairs))

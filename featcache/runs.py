@@ -68,6 +68,7 @@ def save_run(
     record: Mapping[str, Any],
     heads: Mapping[str, Head],
     predictions: Mapping[str, Predictions | tuple[np.ndarray, np.ndarray, np.ndarray]],
+    files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Write a run under a name of its own; it appears whole or not at all.
 
@@ -76,6 +77,7 @@ def save_run(
         heads: by file name, e.g. `head` (best by validation) and `last`.
         predictions: by split; or row hashes uint8 `[N, 32]`, labels (int64 `[N]` or multi-hot `[N, C]`)
             and probabilities `[N, C]`, of which `Predictions.of` takes the largest or those from 0.5.
+        files: what else belongs to the run, by file name.
     """
     stem = re.sub(r"[^\w.\-]+", "-", f"{record['head']}-{record['view']}").strip("-")
     names = heads["head"].label_names
@@ -89,6 +91,8 @@ def save_run(
             for split, found in predictions.items():
                 whole = found if isinstance(found, Predictions) else Predictions.of(*found, names)
                 write_predictions(temporary / f"predictions-{split}.parquet", whole)
+            for name, content in (files or {}).items():
+                write_file(temporary / name, content)
             folder, final = _take_name(reports_dir, stem, temporary, record)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

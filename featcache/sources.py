@@ -51,6 +51,11 @@ class Split:
         """The texts of these rows of the split (0..N-1, a slice or a mask); only they are read."""
         return self._read(self._table.columns.text, rows)
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row has a second text."""
+        return self._table.columns.pair is not None
+
     def pairs(self, rows: Rows) -> list[str] | None:
         """The second texts of these rows, or None when the source has no pair column."""
         pair = self._table.columns.pair

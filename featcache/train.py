@@ -205,6 +205,7 @@ def _record(
         "epochs": len(fit.history) or None,
         "best_epoch": fit.best_epoch or None,
         "rows": {split: file.rows for split, file in files.items()},
+        "pairs": made["train"].get("pairs"),  # None: made by a featcache that did not say
         "truncated": {split: file.truncated for split, file in files.items()},
         "label_names": list(train.label_names),
         "scores": {split: scores_record(found) for split, found in scores.items()},

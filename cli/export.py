@@ -1,0 +1,49 @@
+"""`featcache export`: a run as a model that other tools load."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from featcache_cli.console import err, note, out, print_json
+from featcache_cli.options import add_command, add_settings
+from featcache_cli.predict import choose
+
+FORMATS = ("huggingface",)
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "write a run as a standard Hugging Face model",
+        "featcache export linear-last-cls-1 --output my-model",
+    )
+    parser.add_argument("run_name", nargs="?", metavar="RUN", help="default: best by validation")
+    parser.add_argument("--format", choices=FORMATS, default="huggingface", help="default: huggingface")
+    parser.add_argument("--output", metavar="FOLDER", help="default: the name of the run, here")
+    parser.add_argument("--force", action="store_true", help="replace the folder that is there")
+    parser.add_argument("--model", help="folder of the backbone, if it has moved since")
+    add_settings(parser, "paths")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    chosen = choose(args)
+    folder = Path(args.output or chosen.name)
+    console = err()
+    console.quiet = args.quiet
+    with console.status("comparing logits"):
+        from featcache.hf_export import export_huggingface
+
+        made = export_huggingface(chosen, folder, model=args.model, force=args.force)
+    if args.json:
+        print_json({"folder": str(made.folder), "class": made.model_class, "compared": made.compared,
+                    "largest_difference": made.difference})  # fmt: skip
+        return 0
+    out().print(f"{made.folder}: {made.model_class}", soft_wrap=True)
+    note(
+        f"logits on {made.compared} texts differ from the run's by at most {made.difference:.1e}",
+        quiet=args.quiet,
+    )
+    return 0

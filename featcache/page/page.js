@@ -1,0 +1,81 @@
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const BARS = 10;
+
+/** An element with text in it; texts are never read as markup. */
+function made(tag, text, className) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  if (className) element.className = className;
+  return element;
+}
+
+function show(...parts) {
+  byId("answer").replaceChildren(...parts);
+}
+
+function showAnswer(found) {
+  const bars = made("div", undefined, "bars");
+  for (const [name, share] of Object.entries(found.probabilities)) {
+    const bar = made("progress");
+    bar.max = 1;
+    bar.value = share;
+    bar.setAttribute("aria-label", name);
+    bars.append(made("span", name), made("span", share.toFixed(4), "number"), bar);
+  }
+  const parts = [made("p", found.label || "(no label)", "label"), bars];
+  if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was cut.", "quiet"));
+  show(...parts);
+}
+
+function remember(text, found) {
+  byId("earlier-head").hidden = false;
+  const line = made("li");
+  line.append(made("b", found.label || "(no label)"), made("span", text));
+  byId("earlier").prepend(line);
+  while (byId("earlier").children.length > 20) byId("earlier").lastChild.remove();
+}
+
+async function ask(event) {
+  event.preventDefault();
+  const text = byId("text").value;
+  if (!text.trim() || byId("send").disabled) return;
+  const asked = { text, top_k: BARS };
+  if (!byId("pair-field").hidden) asked.pair = byId("pair").value;
+  byId("send").disabled = true;
+  try {
+    const reply = await fetch("/predict", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(asked),
+    });
+    const found = await reply.json();
+    if (reply.ok) {
+      showAnswer(found);
+      remember(text, found);
+    } else {
+      show(made("p", found.error, "wrong"), made("p", found.hint || "", "quiet"));
+    }
+  } catch (error) {
+    show(made("p", "The server cannot be reached.", "wrong"));
+  } finally {
+    byId("send").disabled = false;
+  }
+}
+
+async function introduce() {
+  const info = await (await fetch("/info")).json();
+  byId("about").textContent = [info.run, info.model, `${info.labels.length} labels`].filter(Boolean).join(" · ");
+  byId("pair-field").hidden = info.pairs !== true;
+}
+
+byId("ask").addEventListener("submit", ask);
+byId("text").addEventListener("keydown", (event) => {
+  // While an input method composes, Enter chooses a candidate.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    byId("ask").requestSubmit();
+  }
+});
+introduce().catch(() => {});
