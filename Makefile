@@ -24,8 +24,9 @@ types:
 	mkdir -p build/types && ln -sfn ../../cli build/types/featcache_cli
 	MYPYPATH=build/types $(BIN)/mypy
 
+# Two workers with one thread each: two OpenMP pools on few cores slow each other down.
 tests:
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 setup: $(STAMP)
 

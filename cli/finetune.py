@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.files import size_text
-from featcache.recipe import Recipe, build_recipe, recipe_options
+from featcache.recipe import Recipe, load_recipe, recipe_options
 from featcache_cli import train_head
 from featcache_cli.console import note, out, print_json, seconds_text, sparkline
 from featcache_cli.options import add_command, add_settings, settings_of
@@ -25,13 +25,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "finetune",
-        "train the highest blocks with a head; what is below them runs once and is cached",
+        "train the highest blocks with a head; what lies below runs once",
         "featcache finetune --train top-blocks:2 --epochs 3\n"
         "featcache finetune --train all --lr 5e-5 --dropout 0.1",
     )
     parser.add_argument(
         "--train",
-        default="top-blocks:2",
         metavar="PART",
         help="head (as train-head), top-blocks:N, positions, or all (default: top-blocks:2)",
     )
@@ -53,10 +52,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in recipe_options()}
+    args.train, recipe = load_recipe(given, args.train, path=args.config)
     if args.train == "head":
         made = _train_head(args, given)
     else:
-        recipe = build_recipe(given)
         for name in recipe_options():  # of the same names as settings of heads, which are not meant here
             setattr(args, name, None)
         made = _finetune(args, recipe)

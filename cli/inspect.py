@@ -20,8 +20,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "inspect",
-        "likely label errors, duplicates, leakage between splits, outliers, balance, cut texts",
-        "featcache inspect\nfeatcache inspect --view last/mean --list 20\nfeatcache inspect --json > a.json",
+        "likely label errors, duplicates, leakage, outliers, balance, cut texts",
+        "featcache inspect\nfeatcache inspect --view last/mean --list 20",
     )
     group = parser.add_argument_group("inspection")
     group.add_argument("--view", help="which cached view (default: the first of --views)")

@@ -31,9 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         commands,
         "serve",
         "answer HTTP requests with a trained head, and show a page to try it on",
-        "featcache serve\n"
-        "curl http://127.0.0.1:8000/predict -H 'Content-Type: application/json' \\\n"
-        '     -d \'{"texts": ["房间很干净", "电池一天就坏了"]}\'',
+        "featcache serve --port 8000",
     )
     parser.add_argument("--run", dest="run_name", metavar="RUN", help="default: best by validation")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

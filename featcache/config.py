@@ -21,6 +21,7 @@ from typing import Any
 from featcache.errors import UsageError
 
 CONFIG_FILE = "featcache.toml"
+OTHER_TABLES = ("finetune",)  # read by those whose settings they are: featcache.recipe
 
 
 def setting(
@@ -334,10 +335,18 @@ def _mapping(value: Any) -> dict[str, str]:
     return {str(key): str(file) for key, file in value.items()}
 
 
-def _read_toml(path: str | Path | None) -> dict[str, Any]:
+def load_table(name: str, path: str | Path | None = None) -> dict[str, Any]:
+    """One of `OTHER_TABLES` of the settings file as it stands there; empty where it does not."""
+    table = _toml_tables(path).get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{name} is no table of settings", hint=f"write it as [{name}]")
+    return table
+
+
+def _toml_tables(path: str | Path | None) -> dict[str, Any]:
     file = Path(path if path is not None else CONFIG_FILE)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path is None:
             return {}
@@ -346,10 +355,17 @@ def _read_toml(path: str | Path | None) -> dict[str, Any]:
         raise UsageError(
             f"cannot read {file}: {error}", hint="write a new one with: featcache init"
         ) from None
+
+
+def _read_toml(path: str | Path | None) -> dict[str, Any]:
+    file = Path(path if path is not None else CONFIG_FILE)
+    tables = _toml_tables(path)
     known = options()
     sections = [name for name in _sections() if name]
     values: dict[str, Any] = {}
     for key, content in tables.items():
+        if key in OTHER_TABLES:
+            continue
         if not isinstance(content, dict):
             content, section = {key: content}, ""
         elif key in sections:

@@ -54,7 +54,9 @@ class ModelFiles:
         try:
             config = json.loads((self.folder / "config.json").read_bytes())
         except ValueError as error:
-            raise BackboneError(f"{self.folder / 'config.json'} is no JSON: {error}") from None
+            raise BackboneError(
+                f"{self.folder / 'config.json'} is no JSON: {error}", hint="is the download complete?"
+            ) from None
         return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
 
 

@@ -6,10 +6,13 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from featcache.config import Option, coerce, setting
+from featcache.config import Option, coerce, load_table, setting
 from featcache.errors import UsageError
+
+DEFAULT_PART = "top-blocks:2"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,22 @@ def recipe_options() -> dict[str, Option]:
         bare = kinds[0] if kinds else hints[item.name]
         found[item.name] = Option("", item.name, bare, bool(kinds), item.default, **item.metadata)
     return found
+
+
+def load_recipe(
+    given: Mapping[str, Any], part: str | None = None, *, path: str | Path | None = None
+) -> tuple[str, Recipe]:
+    """What is trained and how: as given, else as the `[finetune]` table of the settings file has it.
+
+    Args:
+        given: values by name; None counts as not given.
+        part: what is trained; the table calls it `train`; `top-blocks:2` by default.
+        path: the settings file, as for `load_settings`.
+    """
+    table = load_table("finetune", path)
+    asked = str(table.pop("train", DEFAULT_PART))
+    table |= {name: value for name, value in given.items() if value is not None}
+    return part or asked, build_recipe(table)
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:

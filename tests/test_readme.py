@@ -41,7 +41,7 @@ def test_the_commands_of_the_readme_work_as_typed(folder: Path, capsys: pytest.C
     assert {words[1] for words in typed} >= {"extract", "train-head", "compare", "predict"}
     for words in typed:
         assert main(words[1:]) == 0, (words, capsys.readouterr().err)
-    assert len(list((folder / "reports").glob("*/run.json"))) == 3
+    assert len(list((folder / "reports").glob("*/run.json"))) == 4
 
 
 def test_the_python_of_the_readme_works_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
