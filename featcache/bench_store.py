@@ -71,7 +71,7 @@ def bench_store(
         "commit_overhead": round(safety / writing["encode"], 5),
         "read_overhead": round(reading["verify"] / reading["first_pass"], 5),
         "convert_overhead": round(reading["verify"] / reading["convert"], 5),
-        "seconds": {part: round(value, 5) for part, value in (writing | reading).items()},
+        "seconds": {part: round(value, 9) for part, value in (writing | reading).items()},
         "texts": len(texts),
         "rows": rows,
         "bytes": nbytes,
