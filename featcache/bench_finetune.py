@@ -22,7 +22,7 @@ import torch
 from featcache.config import Settings
 from featcache.cut import parse_part
 from featcache.errors import UsageError
-from featcache.extract import _Job
+from featcache.extract import Job
 from featcache.finetune import _facts, _inputs, _tuner, _Work, finetune
 from featcache.peak import gemm_peak
 from featcache.recipe import Recipe
@@ -83,7 +83,7 @@ def _timed(
     tuners: dict[str, Tuner] = {}
     flops: dict[str, Callable[[np.ndarray], float]] = {}
     prefix: dict[str, float] = {}
-    job = _Job(settings)
+    job = Job(settings)
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]
     compute = "float32"
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def _rates(
     }
 
 
-def _training_flops(job: _Job, blocks: int) -> Callable[[np.ndarray], float]:
+def _training_flops(job: Job, blocks: int) -> Callable[[np.ndarray], float]:
     """Floating-point operations of a step in the trained blocks: forward, and twice that backward."""
     from featcache.peak import useful_flops
 

@@ -6,6 +6,7 @@ the commits while it encodes, so that what is reported is the most that they can
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -23,8 +24,8 @@ import safetensors.numpy  # noqa: F401
 from featcache.backbone import load_backbone
 from featcache.config import Settings
 from featcache.encode import Encoder
-from featcache.extract import BLOCK_ROWS
 from featcache.hub import find_model
+from featcache.division import BLOCK_BATCHES, block_starts, token_costs
 from featcache.rows import blocks, standard_of
 from featcache.sealed import Column, SealedFile, write_sealed
 from featcache.staging import Staging
@@ -101,13 +102,14 @@ def _write(settings: Settings, texts: Sequence[str], folder: Path) -> tuple[dict
     staging = Staging(folder / "write.partial", {"bench": "store"})
     ready = staging.committed()
     spent("commit")
-    starts = range(0, len(texts), BLOCK_ROWS)
-    for number, start in enumerate(starts, start=len(ready)):
-        encoded = encoder.encode(encoder.tokenize(texts[start : start + BLOCK_ROWS]))
+    costs = token_costs(np.array([len(text.encode()) for text in texts]), encoder.max_length)
+    starts = block_starts(costs, BLOCK_BATCHES * encoder.batch_tokens)
+    for number, (start, end) in enumerate(itertools.pairwise(starts), start=len(ready)):
+        encoded = encoder.encode(encoder.tokenize(texts[start:end]))
         spent("encode")
         staging.commit(number, encoded.views)
         spent("commit")
-    parts = [staging.read(number) for number in range(len(starts))]
+    parts = [staging.read(number) for number in range(len(starts) - 1)]
     columns = [
         Column(f"views/{view}", (len(texts), part.shape[1]), part.dtype.name, [one[view] for one in parts])
         for view, part in parts[0].items()

@@ -51,6 +51,10 @@ class CacheError(FeatcacheError):
     exit_code = 5
 
 
+class LockHeld(CacheError):
+    """Another process is writing the file; the message says which."""
+
+
 class CacheMiss(CacheError):
     """The features asked for are not in the cache; the message names the field that differs."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from featcache.config import Settings
 from featcache.errors import HeadError, UsageError
-from featcache.extract import Progress, _Job
+from featcache.extract import Job, Progress
 from featcache.fingerprint import fingerprint
 from featcache.heads import Head, view_fingerprint
 from featcache.intervals import bootstrap_intervals
@@ -98,7 +98,7 @@ def finetune(
     recipe = recipe or Recipe()
     view = view or settings.features.views[0]
     settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=(view,)))
-    job = _Job(settings, report, wait=wait)
+    job = Job(settings, report, wait=wait)
     splits = load_splits(settings.data, _split_names(settings), seed=settings.seed)
     encoder = job.encoder("train")
     part = parse_part(train, encoder.backbone.num_blocks)
@@ -166,7 +166,7 @@ def _check_encoder(encoder: Encoder, view: str) -> None:
 
 def _tuner(
     work: _Work,
-    job: _Job,
+    job: Job,
     device: torch.device,
     budget: int,
     checkpoint: Path,
@@ -304,7 +304,7 @@ def tuned_encoder(
     Raises:
         HeadError: the trained part is missing, was changed, or belongs to another backbone.
     """
-    from featcache.cut import load_tuned, read_weights
+    from featcache.cut import load_tuned
     from featcache.encode import Encoder
 
     class TunedEncoder(Encoder):
@@ -312,20 +312,32 @@ def tuned_encoder(
         def document(self) -> dict[str, Any]:
             return {**super().document, "tuned": dict(document["tuned"])}
 
-    for name in (TRAINED, f"{TRAINED}-last"):
-        path = folder / f"{name}.safetensors"
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == document["tuned"].get(
-            "weights"
-        ):
-            weights = read_weights(path)
-            break
-    else:
-        raise HeadError(
-            f"the trained part in {folder} is gone or was changed: no file has the head's checksum",
-            hint="train it again: featcache finetune",
-        )
+    weights = trained_weights(folder, document)
     backbone = load_tuned(settings, files, weights, lambda plain: Encoder(plain, features))
     return TunedEncoder(backbone, features, settings.batch_tokens)
+
+
+def trained_weights(folder: Path, document: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What was trained of the backbone in a run, float32, by the names of its parameters.
+
+    Args:
+        folder: of the run.
+        document: the head's encoder document.
+
+    Raises:
+        HeadError: the trained part is missing or was changed.
+    """
+    from featcache.cut import read_weights
+
+    wanted = document["tuned"].get("weights")
+    for name in (TRAINED, f"{TRAINED}-last"):
+        path = folder / f"{name}.safetensors"
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
+            return read_weights(path)
+    raise HeadError(
+        f"the trained part in {folder} is gone or was changed: no file has the head's checksum",
+        hint="train it again: featcache finetune",
+    )
 
 
 def _split_names(settings: Settings) -> list[str]:
@@ -334,9 +346,9 @@ def _split_names(settings: Settings) -> list[str]:
     return ["train", "validation", *(["test"] if "test" in tables else [])]
 
 
-def _inputs(job: _Job, split: Split, encoder: Encoder, part: Part) -> _Inputs:
+def _inputs(job: Job, split: Split, encoder: Encoder, part: Part) -> _Inputs:
     """The states of a split, or its tokens where nothing can be cached."""
-    hashes = job._hash(split)
+    hashes, _ = job.hash_rows(split)
     for note in split.notes:
         job.report(Progress("note", split.name, text=note))
     if part.cut is None:
@@ -355,7 +367,7 @@ def _inputs(job: _Job, split: Split, encoder: Encoder, part: Part) -> _Inputs:
         stage = "note" if step.text else "encode"
         job.report(Progress(stage, step.split, step.done, step.total, text=step.text))
 
-    folder = job.cache_dir / slug(job._dataset_name()) / slug(job.settings.backbone.model)
+    folder = job.cache_dir / slug(job.dataset_name()) / slug(job.settings.backbone.model)
     file: StatesFile = cache_states(split, hashes, encoder, part.cut, folder, told, wait=job.wait)
     caches = {"path": str(file.path), "fingerprint": file.fingerprint}
     return _Inputs(split, hashes, file, file.truncated, file.seconds, file.nbytes, caches)

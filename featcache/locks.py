@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.errors import CacheError, UsageError
+from featcache.errors import LockHeld, UsageError
 from featcache.files import explained, write_file
 from featcache.fingerprint import canonical
 
@@ -62,7 +62,7 @@ def locked(target: Path, wait: float = 0.0, waiting: Callable[[str], None] | Non
         waiting: called once, with who is waited for, when there is something to wait for.
 
     Raises:
-        CacheError: another process holds it (still, after `wait`); says which, where and since when.
+        LockHeld: another process holds it (still, after `wait`); says which, where and since when.
         UsageError: `wait` is negative or no number.
     """
     if not wait >= 0:
@@ -144,7 +144,7 @@ def _acquire(target: Path, wait: float, waiting: Callable[[str], None] | None) -
         return lock
     except Timeout:
         waited = f" (waited {wait:g} seconds)" if wait else ""
-        raise CacheError(
+        raise LockHeld(
             f"another process is writing {target}: {_who(target)}{waited}",
             hint="wait for it, or stop it; what it finished is kept",
         ) from None

@@ -1,15 +1,16 @@
 """Unfinished work: a folder of small committed blocks beside the cache file to be.
 
 A block carries its checksum in its name and is written whole or not at all, so a killed extraction
-goes on from the blocks that are there.
+goes on from the blocks that are there, and several processes can share the work.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -19,7 +20,10 @@ from featcache.errors import CacheError
 from featcache.files import explained, make_folder, write_file
 from featcache.fingerprint import canonical
 
-_NAME = re.compile(r"block-[0-9]{8,}-([0-9a-f]{32})\.safetensors")
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+_NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 
 
 class Staging:
@@ -28,11 +32,16 @@ class Staging:
     Args:
         folder: made where it is not there.
         plan: what the blocks are blocks of; blocks made under another plan are thrown away.
+        joined: the plan is that of another process, and the folder is left as it is.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, plan: Mapping[str, Any], *, joined: bool = False) -> None:
         self.folder = folder
         content, note = canonical(plan), folder / "plan.json"
+        # Part of each checksum: a process that still works by another plan cannot pass its blocks off here.
+        self._seed = xxhash.xxh3_64_intdigest(content)
+        if joined:
+            return
         with explained(folder):
             if folder.exists() and (not note.is_file() or note.read_bytes() != content):
                 self.discard()
@@ -50,7 +59,7 @@ class Staging:
         """
         good = set()
         for path in self.folder.glob("block-*.safetensors"):
-            if _is_block(path, _content(path)):
+            if self._is_block(path, _content(path)):
                 good.add(int(path.name.split("-")[1]))
             else:
                 files.disk.unlink(path)
@@ -58,12 +67,17 @@ class Staging:
             files.disk.fsync_folder(self.folder)
         return good
 
+    def named(self) -> set[int]:
+        """Numbers of the blocks that are there by their names, which costs nothing; `read` checks them."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("block-*.safetensors"))
+        return {int(match[1]) for match in found if match}
+
     def commit(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Make a block durable; on return it survives a crash."""
         from safetensors.numpy import save
 
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        write_file(self.folder / f"block-{number:08d}-{_checksum(content)}.safetensors", content)
+        write_file(self.folder / f"block-{number:08d}-{self._checksum(content)}.safetensors", content)
 
     def read(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of a committed block.
@@ -75,12 +89,28 @@ class Staging:
 
         for path in self.folder.glob(f"block-{number:08d}-*.safetensors"):
             content = _content(path)
-            if _is_block(path, content):
+            if self._is_block(path, content):
                 return load(content)
         raise CacheError(
             f"block {number} in {self.folder} is gone or damaged",
             hint="run the same command again; only this block is computed again",
         )
+
+    def claim(self, number: int) -> FileLock | None:
+        """The right to work on a block, to be released; None where another process has it.
+
+        It is a lock of the operating system, so that of a killed process is free at once. Where a file
+        system has no locks, two may make the same block, and the second changes nothing.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / f"claim-{number:08d}.lock", thread_local=False)
+        try:
+            with explained(self.folder):
+                lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        return lock
 
     def discard(self) -> None:
         """Remove the folder and everything in it."""
@@ -89,11 +119,22 @@ class Staging:
                 files.disk.unlink(path)
             files.disk.rmdir(self.folder)
 
+    def _is_block(self, path: Path, content: bytes) -> bool:
+        """Whether these are the bytes that the block's name promises."""
+        named = _NAME.fullmatch(path.name)
+        return named is not None and named[2] == self._checksum(content)
 
-def _is_block(path: Path, content: bytes) -> bool:
-    """Whether these are the bytes that the block's name promises."""
-    named = _NAME.fullmatch(path.name)
-    return named is not None and named[1] == _checksum(content)
+    def _checksum(self, content: bytes) -> str:
+        return xxhash.xxh3_128_hexdigest(content, seed=self._seed)
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of the unfinished work in `folder`; None where there is none that can be read."""
+    try:
+        plan = json.loads((folder / "plan.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
 
 
 def _content(path: Path) -> bytes:
@@ -104,7 +145,3 @@ def _content(path: Path) -> bytes:
             f"cannot read {path}: {error.strerror or error}",
             hint="if it stays so, remove that block; it is then computed again",
         ) from error
-
-
-def _checksum(content: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(content)

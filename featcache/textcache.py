@@ -20,10 +20,11 @@ import numpy as np
 from featcache import store
 from featcache.config import BackboneSettings, Settings
 from featcache.errors import CacheError
-from featcache.extract import _Job, first_occurrence
+from featcache.extract import Job
 from featcache.files import explained
 from featcache.fingerprint import FEATURE_FORMAT, row_hashes
 from featcache.hub import ModelFiles, find_model
+from featcache.division import first_occurrence
 from featcache.sources import from_texts
 from featcache.store import CacheFile
 
@@ -73,7 +74,7 @@ class _Exact:
     view: str
 
 
-class _TextJob(_Job):
+class _TextJob(Job):
     """What an extraction shares, for texts that have no source but memory."""
 
     def __init__(self, settings: Settings, load: Load) -> None:
@@ -81,6 +82,7 @@ class _TextJob(_Job):
         self.settings = settings
         self.report = lambda _: None
         self.watched = False
+        self.gang = None
         self.force = True  # rows are looked up here; there are no donors to be found twice
         self.wait = 0.0
         self.cache_dir = Path(settings.paths.cache_dir)
@@ -102,7 +104,7 @@ class _TextJob(_Job):
         whole = from_texts(NAME, texts)
         self.extract(replace(whole, labels=whole.labels[rows], row_numbers=whole.row_numbers[rows]))
 
-    def _dataset_name(self) -> str:
+    def dataset_name(self) -> str:
         return NAME
 
 

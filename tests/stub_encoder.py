@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from featcache import division
 from featcache import extract as extract_module
 
 WIDTH = 96
@@ -76,6 +77,6 @@ def stubbed(block_rows: int) -> Iterator[StubEncoder]:
     """`extract` encodes by the stub, in blocks of so many rows."""
     stub = StubEncoder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module._Job, "encoder", lambda job, split: stub)
-        patch.setattr(extract_module, "BLOCK_ROWS", block_rows)
+        patch.setattr(extract_module.Job, "encoder", lambda job, split: stub)
+        patch.setattr(division, "BLOCK_ROWS", block_rows)
         yield stub

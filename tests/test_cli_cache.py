@@ -284,7 +284,7 @@ def test_unfinished_work_can_be_gone_on_from(cli: Cli, work: Path, monkeypatch: 
 
     whole = {path.name: path.read_bytes() for path in Path("cache").rglob("*.h5")}
     shutil.rmtree("cache")
-    monkeypatch.setattr("featcache.extract.BLOCK_ROWS", 16)
+    monkeypatch.setattr("featcache.division.BLOCK_ROWS", 16)
     with monkeypatch.context() as patch:
         commit = Staging.commit
 

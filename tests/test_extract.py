@@ -17,7 +17,6 @@ import pytest
 from extraction import COUNTS, Case, counted, one_thread, reference_hash, some_texts, write_case
 from source_files import write, write_rows
 
-from featcache import extract as extract_module
 from featcache.backbone import Backbone
 from featcache.errors import BackboneError, CacheError, CacheMiss, CorruptCache, FeatcacheError, SourceError
 from featcache.extract import extract_splits
@@ -450,8 +449,8 @@ def test_rows_from_everywhere_land_in_their_places(
     case: Case, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From two cache files, from several blocks, once and again: each row gets its own text's vector."""
-    monkeypatch.setattr(extract_module, "BLOCK_ROWS", 8)
-    monkeypatch.setattr(extract_module, "ASSEMBLE_ROWS", 7)
+    monkeypatch.setattr("featcache.division.BLOCK_ROWS", 8)
+    monkeypatch.setattr("featcache.assemble.ASSEMBLE_ROWS", 7)
     draw = np.random.default_rng(seed)
     texts = [row["text"] for split in ("train", "test") for row in case.rows(split)] + some_texts(
         50, 9 + seed

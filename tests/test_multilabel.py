@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import MultiLabelBinarizer
 from source_files import both, jsonl, train, write, write_rows
 
-from featcache import extract as extract_module
 from featcache.config import DataSettings
 from featcache.errors import CacheMiss, SourceError, UsageError
 from featcache.extract import extract_splits
@@ -489,7 +488,7 @@ def test_corrected_labels_need_no_forward_pass(case: Case) -> None:
 
 
 def test_stopped_and_gone_on_with(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_module, "BLOCK_ROWS", 8)
+    monkeypatch.setattr("featcache.division.BLOCK_ROWS", 8)
     whole = case.fresh("whole")
     whole.extract()
 
@@ -506,7 +505,7 @@ def test_stopped_and_gone_on_with(case: Case, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_long_label_columns_are_written_in_pieces(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_module, "ASSEMBLE_ROWS", 7)
+    monkeypatch.setattr("featcache.assemble.ASSEMBLE_ROWS", 7)
     case.extract()
     assert_cached(case)
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from extraction import COUNTS, Case, counted, one_thread, write_case
 
-from featcache import extract as extract_module
-from featcache import files
+from featcache import division, files
 from featcache.errors import CacheError
 from featcache.extract import Progress, extract_splits
 
@@ -30,6 +29,11 @@ HEAVY = [
 ]
 
 
+def block_starts(costs: np.ndarray, _: float) -> np.ndarray:
+    """Blocks of equally many rows, so that it is known how many texts are in one."""
+    return np.append(np.arange(0, len(costs), BLOCK), len(costs))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`datasets` keeps its Arrow files in one folder for all tests here."""
@@ -38,7 +42,7 @@ def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("arrow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
-        patch.setattr(extract_module, "BLOCK_ROWS", BLOCK)
+        patch.setattr(division, "block_starts", block_starts)
         with one_thread():
             yield folder
 
@@ -212,7 +216,7 @@ def prepare(arrow: Path) -> None:
 
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = arrow
-    extract_module.BLOCK_ROWS = BLOCK
+    division.block_starts = block_starts
 
 
 def killed(case: Case, arrow: Path, done: int, stage: str) -> None:
