@@ -37,6 +37,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help="wait for another process that writes the same file (default: say so at once)",
     )
+    parser.add_argument(
+        "--workers",
+        default="1",
+        metavar="N",
+        help="processes at work: a number, or auto: one for each GPU, or for every few cores (default: 1)",
+    )
     add_settings(parser, "backbone", "data", "features", "paths", "")
     parser.set_defaults(run=run)
 
@@ -46,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
         what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
-    results = extract_splits(settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait)
+    workers = 1 if args.workers == "1" else args.workers
+    results = extract_splits(
+        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, workers=workers
+    )
     if args.json:
         print_json({"splits": [record(result) for result in results]})
     else:
@@ -55,14 +64,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def extract_splits(
-    settings: Settings, splits: Sequence[str], *, quiet: bool, force: bool = False, wait: float = 0.0
+    settings: Settings,
+    splits: Sequence[str],
+    *,
+    quiet: bool,
+    force: bool = False,
+    wait: float = 0.0,
+    workers: int | str = 1,
 ) -> list[Extracted]:
     """Extract with a progress bar; what was done otherwise than asked is said on stderr."""
     from featcache import extract as extraction
 
     with ExtractionMeter(quiet=quiet) as meter:
         results = extraction.extract_splits(
-            settings, splits, None if quiet else meter, force=force, wait=wait
+            settings, splits, None if quiet else meter, force=force, wait=wait, workers=workers
         )
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)

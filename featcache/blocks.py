@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 POLL = 0.1  # seconds between two looks for work where there is none
 
 
+class Unclaimed:
+    """In the place of a lock, for a block that was dealt to this process."""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to encode a block."""
 
     number: int
-    lock: FileLock
+    lock: FileLock | Unclaimed
 
 
 def encode_blocks(
@@ -55,7 +62,7 @@ def encode_blocks(
         BackboneError: a text that cannot be encoded, by its row in the source.
         CacheError: a block that cannot be written.
     """
-    held: dict[int, FileLock] = {}
+    held: dict[int, FileLock | Unclaimed] = {}
 
     def commit(claim: Claim, arrays: dict[str, np.ndarray]) -> None:
         staging.commit(claim.number, arrays)
@@ -95,7 +102,7 @@ def _tokenized(
     split: Split,
     division: Division,
     claims: Iterable[Claim | None],
-    held: dict[int, FileLock],
+    held: dict[int, FileLock | Unclaimed],
     ahead: int,
 ) -> Iterator[tuple[Claim, Tokens]]:
     """Tokens of each claimed block, made in a thread that stays `ahead` blocks ahead of the model."""

@@ -25,7 +25,7 @@ from featcache.files import require_space
 from featcache.fingerprint import cache_document, fingerprint, later_settings, row_hashes
 from featcache.gang import Gang
 from featcache.hub import ModelFiles, find_model
-from featcache.making import Making, Progress, Report
+from featcache.making import Elsewhere, Making, Progress, Report
 from featcache.sources import Split, describe_source, load_splits
 from featcache.store import CacheFile, cache_path
 
@@ -98,11 +98,7 @@ def extract_splits(
         return extract_with_workers(settings, splits, workers, report, force=force, wait=wait)
     if gang and force and gang.board is None:
         raise UsageError("--force under torchrun", hint="remove the file first: featcache cache rm")
-    job = Job(settings, report, force, wait, gang)
-    known = {} if force else {split: job.find_by_request(split) for split in splits}
-    missing = [split for split in splits if known.get(split) is None]
-    loaded = load_splits(settings.data, missing, seed=settings.seed) if missing else {}
-    return [known.get(split) or job.extract(loaded[split]) for split in splits]
+    return Job(settings, report, force, wait, gang).run(splits)
 
 
 def extracted(
@@ -157,6 +153,15 @@ class Job:
         self.model: ModelFiles = find_model(settings.backbone)
         self.source = describe_source(settings.data, seed=settings.seed)
         self._encoder: Encoder | None = None
+        self.elsewhere: Elsewhere | None = None
+
+    def run(self, splits: Sequence[str]) -> list[Extracted]:
+        """As `extract_splits`."""
+        known = {} if self.force else {split: self.find_by_request(split) for split in splits}
+        missing = [split for split in splits if known.get(split) is None]
+        data, seed = self.settings.data, self.settings.seed
+        loaded = load_splits(data, missing, seed=seed) if missing else {}
+        return [known.get(split) or self.extract(loaded[split]) for split in splits]
 
     # -- answers from the cache -------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class Job:
             CacheFile(path)  # a damaged file is said to be so before anything is encoded
         made = Making(
             split, hashes, sizes, encoder, document, self.model.name, self.cache_dir, path, self.report,
-            self.speedometer, self.force, self.wait, self.gang,
+            self.speedometer, self.force, self.wait, self.gang, self.elsewhere,
         ).run()  # fmt: skip
         seconds = time.perf_counter() - began
         file = CacheFile(path)

@@ -1,4 +1,4 @@
-"""The making of one cache file: divide, encode what is missing, assemble, seal; alone or with other processes.
+"""The making of one cache file: divide, encode, assemble, seal; alone or with others.
 
 Whoever holds the file's lock leads: it plans, and it seals once every block is there. The others of a gang
 join its plan. All of them, the leader too, take one unclaimed block after the other. Where the leader is
@@ -85,6 +85,7 @@ class Making:
         force: take no rows of earlier files, and replace one of this name.
         wait: seconds to wait for another process that makes it.
         gang: the processes that this one works with; None: it works alone.
+        elsewhere: has blocks encoded and committed in the place of this process.
     """
 
     split: Split
@@ -100,6 +101,7 @@ class Making:
     force: bool = False
     wait: float = 0.0
     gang: Gang | None = None
+    elsewhere: Elsewhere | None = None
     speed: Speedometer | None = None
     note: Note = field(init=False)
 
@@ -140,16 +142,23 @@ class Making:
         self._check_space(len(division.to_encode))
         remove_temporaries(self.path)  # of a process that was killed while it wrote this very file
         staging = Staging(self.partial, self._note_of(division))
-        encoded = self._encode_missing(staging, division)
+        self._encode_missing(staging, division)
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
         write_sealed(self.path, self._meta(), parts, replace=self.force)
-        tokens = self.note.tokens
+        made = self._all_made()
         if self.gang:
-            tokens = sum(each.tokens for each in self.board.notes() if each.split == self.split.name)
             self.board.finish(self.split.name)
         staging.discard()
-        return Made(encoded, tokens, sealed=True)
+        return made
+
+    def _all_made(self) -> Made:
+        """What all workers together have done: what was missing when the first of them began."""
+        if self.gang is None:
+            return Made(self.note.left, self.note.tokens, sealed=True)
+        self.board.post(self.note, now=True)
+        notes = [note for note in self.board.notes() if note.split == self.split.name]
+        return Made(max(note.left for note in notes), sum(note.tokens for note in notes), sealed=True)
 
     def _join(self) -> None:
         """Help whoever leads until no block is missing; nothing where there is no plan to join yet."""
@@ -217,14 +226,18 @@ class Making:
 
     # -- blocks -----------------------------------------------------------------------------------
 
-    def _encode_missing(self, staging: Staging, division: Division) -> int:
-        """Encode and commit blocks until none is missing; how many texts were when it began."""
+    def _encode_missing(self, staging: Staging, division: Division) -> None:
+        """Encode and commit blocks until none is missing."""
         committed = staging.committed() if self.gang is None else staging.named()
         missing = sorted(set(range(division.blocks)) - committed)
         if committed:
             text = f"{self.split.name}: going on from {len(committed)} of {division.blocks} blocks"
             self.report(Progress("note", self.split.name, text=text))
         self.note.left = division.count(missing)
+        if self.elsewhere is not None:
+            self._step(0, 0)
+            self.elsewhere(self, staging, division, missing, self._step)
+            return
         self.encoder.backbone.prepare(len(self.split))  # by the whole, so that a resumed run decides alike
         self.speed = self.speedometer(self.encoder, self.note.left)
         self._step(0, 0)
@@ -239,7 +252,8 @@ class Making:
             self.speed,
             AHEAD if not self.gang else 1,
         )
-        return self.note.left
+        if self.gang:
+            self.board.post(self.note, now=True)
 
     def _claimed(self, staging: Staging, missing: list[int]) -> Iterator[Claim | None]:
         """Blocks that are this process's to encode; None where there is none at the moment.
@@ -279,6 +293,10 @@ class Making:
         share = self.speed.step(texts, tokens) if self.speed else None
         done = rows - note.left + note.done
         self.report(Progress("encode", self.split.name, done, rows, note.tokens, share=share))
+
+
+# Making, its staging, its division, the blocks missing, and whom to tell of texts and tokens that are done.
+Elsewhere = Callable[[Making, Staging, Division, list[int], Callable[[int, int], None]], None]
 
 
 def _each(staging: Staging, numbers: Sequence[int]) -> Iterator[Claim]:

@@ -105,11 +105,11 @@ class Staging:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / f"claim-{number:08d}.lock", thread_local=False)
-        try:
-            with explained(self.folder):
+        with explained(self.folder):
+            try:
                 lock.acquire(timeout=0)
-        except Timeout:
-            return None
+            except Timeout:  # an OSError, too
+                return None
         return lock
 
     def discard(self) -> None:

@@ -230,11 +230,13 @@ def _environment(rank: int, count: int, cores: Sequence[int], board: Path) -> di
 
 
 def _results(board: Path) -> dict[str, dict[str, Any]]:
-    """What a worker that came to the end says of each split."""
+    """What the workers that came to the end say of each split; of each, the one that knows of most work."""
+    best: dict[str, dict[str, Any]] = {}
     for path in sorted(board.glob("result-*.json")):
         with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(path.read_bytes()))
-    return {}
+            for split, one in json.loads(path.read_bytes()).items():
+                best[split] = max(best.get(split, one), one, key=lambda each: int(each["encoded"]))
+    return best
 
 
 # -- a worker -------------------------------------------------------------------------------------
