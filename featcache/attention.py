@@ -44,7 +44,8 @@ def packed_attention(
     """Attention within each text of a packed batch, as transformers' `AttentionInterface` calls it.
 
     Args:
-        query: `[1, heads, T, d]`; key and value alike, with as many or fewer heads.
+        query: `[1, heads, T, d]`; key and value alike, with as many or fewer heads. Tokens after the last
+            text belong to none, and get zeros.
         packed: where the texts lie; handed to the model as a keyword of its forward. In the highest
             block, what to keep or attend to instead of everything.
         sliding_window: a token sees those less than this many places away.
@@ -69,7 +70,9 @@ def packed_attention(
         return attention_varlen(query, key, value, packed, scaling, causal, window), None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and window is None:
         return _attention_by_buckets(query, key, value, packed, scaling, causal), None
-    return _attention_by_runs(query, key, value, packed, scaling, causal, window), None
+    attended = _attention_by_runs(query, key, value, packed, scaling, causal, window)
+    more = query.shape[2] - attended.shape[1]  # tokens of no text, which fill the batch
+    return functional.pad(attended, (0, 0, 0, 0, 0, more)) if more else attended, None
 
 
 def no_mask(*_: Any, **__: Any) -> None:
@@ -236,6 +239,7 @@ def _attention_by_buckets(
     """
     heads, width = query.shape[1], value.shape[-1]
     output = query.new_empty(query.shape[2], heads * width)
+    output[int(packed.lengths.sum()) :] = 0  # tokens of no text, which fill the batch
     for bucket in packed.buckets:
         q, k, v = (
             states[0]

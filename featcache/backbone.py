@@ -24,7 +24,7 @@ from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.feeding import feed_of
 from featcache.fusing import fuse, is_conv1d, measure_inputs
 from featcache.hub import ModelFiles
-from featcache.packing import Layout, NotPackable
+from featcache.packing import Layout, NotPackable, filling
 from featcache.positions import Extension, extend_table, position_table
 from featcache.tail import only
 
@@ -86,7 +86,7 @@ class Backbone:
         self.num_blocks = int(model.config.num_hidden_layers)
         self.blocks = _find_blocks(model, self.num_blocks)
         self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
-        self._stock_attention: str = model.config._attn_implementation
+        self.stock_attention: str = model.config._attn_implementation
         self._first_position, self.position_limit = self._probe_positions()
         self.extension: Extension | None = None
         self.extension_note = ""
@@ -95,7 +95,7 @@ class Backbone:
         with torch.inference_mode():
             blocks = self.blocks if self.blocks is not None else model
             if dtype_name == "int8":
-                made_up = self._probe_batch([min(64, self.position_limit or 64)] * 8)
+                made_up = self.probe_batch([min(64, self.position_limit or 64)] * 8)
                 measure_inputs(blocks, lambda: self.states(made_up, [self.num_blocks]))
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         self._prepared = False
@@ -118,13 +118,17 @@ class Backbone:
         layout = Layout.of(batch.lengths, self.device)
         with torch.inference_mode():
             if self.packing == "padded":
-                inputs = self._padded_inputs(batch)
+                inputs = self.padded_inputs(batch)
                 real = inputs["attention_mask"].bool()
                 return {layer: at[real] for layer, at in self._run(inputs, layers).items()}, layout
-            inputs = self._packed_inputs(batch, layout)
+            tokens = len(batch.input_ids)
+            inputs = self.packed_inputs(batch, layout, filling(tokens) if self._fills else 0)
             highest = max(layers)
             with self._tail_of(layout, highest, places):
                 states = {layer: at[0] for layer, at in self._run(inputs, layers).items()}
+            states = {
+                layer: at if places and layer == highest else at[:tokens] for layer, at in states.items()
+            }
             if places:
                 states[highest] = states[highest].unflatten(0, (len(places), len(batch.lengths)))
             return states, layout
@@ -141,7 +145,7 @@ class Backbone:
         if worth_compiling(self.device, self.block_weights, texts):
             self._prepared = True
             room = min(128, self.position_limit or 128)
-            batches = [self._probe_batch([room] * count) for count in (128, 37)]
+            batches = [self.probe_batch([room] * count) for count in (128, 37)]
             runs = [partial(self.states, batch, [self.num_blocks]) for batch in batches]
             self.fused += compile_parts(self.blocks, runs, options=OPTIONS)
 
@@ -196,14 +200,21 @@ class Backbone:
                 captured[self.num_blocks] = self.model(**inputs).last_hidden_state
         return {layer: captured[layer] for layer in layers}
 
-    def _packed_inputs(self, batch: TokenBatch, layout: Layout) -> dict[str, Any]:
+    @property
+    def _fills(self) -> bool:
+        """Whether batches are filled up to one of few sizes, see `packing.filling`."""
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16
+
+    def packed_inputs(self, batch: TokenBatch, layout: Layout, more: int = 0) -> dict[str, Any]:
+        """What the model's forward takes of a packed batch; `more` tokens at the end are no text's."""
+        fill, ids = partial(np.pad, pad_width=(0, more)), batch.input_ids
         inputs: dict[str, Any] = {
-            "input_ids": self._tensor(batch.input_ids[None]),
-            "position_ids": self._tensor(self._positions(batch)[None]),
+            "input_ids": self._tensor(fill(ids, mode="edge")[None]),
+            "position_ids": self._tensor(fill(self._positions(batch), mode="edge")[None]),
             "packed": layout,
         }
         if batch.type_ids is not None and "token_type_ids" in self._parameters:
-            inputs["token_type_ids"] = self._tensor(batch.type_ids[None])
+            inputs["token_type_ids"] = self._tensor(fill(batch.type_ids, mode="edge")[None])
         if "use_cache" in self._parameters:
             inputs["use_cache"] = False
         return inputs
@@ -223,7 +234,7 @@ class Backbone:
         places: np.ndarray = self._first_position - 1 + (total - before) * counted
         return places
 
-    def _padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
+    def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
         """Padded on the right; what stands in the padding is masked out and never pooled."""
         mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -253,7 +264,7 @@ class Backbone:
         hook = table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
         try:
             with torch.inference_mode():
-                self._run(self._padded_inputs(self._probe_batch([3])), [self.num_blocks])
+                self._run(self.padded_inputs(self.probe_batch([3])), [self.num_blocks])
         finally:
             hook.remove()
         first = read[0] if read else 0
@@ -265,10 +276,10 @@ class Backbone:
             return "padded", f"{type(self.model).__name__} takes no position_ids"
         self.packing = "padded"  # the reference: one text at a time, stock attention
         lengths = self._probe_lengths()
-        batch = self._probe_batch(lengths)
+        batch = self.probe_batch(lengths)
         layers = [0, self.num_blocks]
-        alone = [self.states(self._probe_batch(lengths, only=i), layers)[0] for i in range(len(lengths))]
-        with _quiet_transformers():
+        alone = [self.states(self.probe_batch(lengths, only=i), layers)[0] for i in range(len(lengths))]
+        with quiet_transformers():
             self.model.set_attn_implementation(IMPLEMENTATION)
         if self.model.config._attn_implementation != IMPLEMENTATION:
             return "padded", f"{type(self.model).__name__} does not use AttentionInterface"
@@ -285,7 +296,7 @@ class Backbone:
 
     def _probe_tail(self) -> bool:
         """Run a few tokens both ways: whether the highest block alone gives the same states."""
-        batch, places = self._probe_batch(self._probe_lengths()), ("first", "last")
+        batch, places = self.probe_batch(self._probe_lengths()), ("first", "last")
         self.tail = True
         try:
             for layer in (self.num_blocks, self.num_blocks - 1):
@@ -299,7 +310,7 @@ class Backbone:
         return True
 
     def _fall_back(self, reason: str) -> tuple[str, str]:
-        self.model.set_attn_implementation(self._stock_attention)
+        self.model.set_attn_implementation(self.stock_attention)
         return "padded", reason
 
     def _probe_lengths(self) -> list[int]:
@@ -308,7 +319,7 @@ class Backbone:
         room = self.position_limit or 4096
         return [9, 5, 5] + ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else [])
 
-    def _probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
+    def probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
         """Made-up token ids, the same for the same place in `lengths`; `only` one of the texts."""
         special = set(getattr(self.tokenizer, "all_special_ids", []))
         vocabulary = int(self.model.get_input_embeddings().num_embeddings)
@@ -333,7 +344,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
     register()
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(files.folder, **source)
             if getattr(config, "is_encoder_decoder", False):
                 raise BackboneError(
@@ -456,7 +467,7 @@ def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No log lines or bars from transformers; what matters reaches the user as an error."""
     from transformers.utils import logging
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from featcache.attention_grad import IMPLEMENTATION, register
 from featcache.backbone import DTYPES, Backbone, TokenBatch, load_backbone, resolve_device, resolve_dtype
 from featcache.config import BackboneSettings
-from featcache.encode import _is_out_of_memory
+from featcache.encode import is_out_of_memory
 from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.hub import ModelFiles
 from featcache.packing import Layout, plan_batches
@@ -126,13 +126,13 @@ class Suffix:
         """The model's final token states `[T, H]`, and where the texts lie."""
         layout = Layout.of(batch.lengths, self.device)
         if self.backbone.packing == "padded":
-            inputs = self.backbone._padded_inputs(self._tokens(batch))
+            inputs = self.backbone.padded_inputs(self._tokens(batch))
             real = inputs["attention_mask"].bool()
             with self._putting_in(batch, real):
                 states: torch.Tensor = self.model(**inputs).last_hidden_state
             return states[real], layout
         filled = self._filled(batch)
-        inputs = self.backbone._packed_inputs(self._tokens(filled), Layout.of(filled.lengths, self.device))
+        inputs = self.backbone.packed_inputs(self._tokens(filled), Layout.of(filled.lengths, self.device))
         with self._putting_in(filled, None):
             states = self.model(**inputs).last_hidden_state
         return states[0, : int(batch.lengths.sum())], layout
@@ -316,7 +316,7 @@ class _Probe:
 
     def __init__(self, backbone: Backbone, cut: int | None) -> None:
         self.name, self.cut = backbone.files.name, cut
-        self.batch = backbone._probe_batch([7, 5, 5])
+        self.batch = backbone.probe_batch([7, 5, 5])
         blocks = require_blocks(backbone)
         self.returned: int | None = None
         self.after: set[nn.Module] = set()
@@ -400,7 +400,7 @@ def load_tuned(
             raise HeadError(f"the trained part does not fit {files.name}: {name} {list(value.shape)}")
         known[name].data.copy_(value)
     if plain.packing == "packed":
-        plain.model.set_attn_implementation(plain._stock_attention)
+        plain.model.set_attn_implementation(plain.stock_attention)
     plain.model.to(device)
     for parameter in known.values():
         parameter.data = parameter.data.to(DTYPES[dtype_name])
@@ -443,7 +443,7 @@ def fits(work: Callable[[np.ndarray], None], batch: np.ndarray, tokens: int) -> 
         work(batch)
         return True
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(batch) == 1:
             raise BackboneError(

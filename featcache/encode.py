@@ -291,7 +291,7 @@ class Encoder:
         try:
             return self._pool(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(batch.lengths) == 1:
                 raise BackboneError(
@@ -389,7 +389,7 @@ def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return any(words in str(error).lower() for words in MEMORY_WORDS)

@@ -45,7 +45,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 
 def runs_of(backbone: Backbone) -> list[Callable[[], Any]]:
-    batches = [backbone._probe_batch([20] * count) for count in (8, 3)]
+    batches = [backbone.probe_batch([20] * count) for count in (8, 3)]
     return [partial(backbone.states, batch, [backbone.num_blocks]) for batch in batches]
 
 

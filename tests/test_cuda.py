@@ -326,7 +326,7 @@ def test_compiled_parts_give_the_same_features(family: str, dtype: str, lively_t
     backbone, texts = on_cuda(lively_tiny(family), dtype), texts_for(family)
     before = encoder(backbone, *VIEWS)(texts).views
     assert backbone.blocks is not None
-    batches = [backbone._probe_batch([40] * count) for count in (64, 11)]
+    batches = [backbone.probe_batch([40] * count) for count in (64, 11)]
     runs = [partial(backbone.states, batch, [backbone.num_blocks]) for batch in batches]
     notes = compile_parts(backbone.blocks, runs, gain=0.0, options=OPTIONS)
     assert notes

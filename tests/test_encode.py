@@ -678,3 +678,18 @@ def test_settings_reach_the_encoder(tiny: Folder) -> None:
     assert (made.batch_tokens, made.storage, made.prompt) == (77, np.float16, "")
     assert settings_of(tiny("bert")).batch_tokens is None
     assert Encoder(loaded(tiny("bert")), FeatureSettings()).batch_tokens > 1000
+
+
+def test_batches_come_in_few_sizes(lively_tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits on CPUs; what fills a batch touches no text."""
+    backbone, texts, sizes = loaded(lively_tiny("bert"), dtype="bfloat16"), mixed(), []
+    made = encoder(backbone, batch_tokens=300)
+    assert backbone.blocks is not None
+    backbone.blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append((args or list(kwargs.values()))[0].shape[1]), with_kwargs=True
+    )
+    found = {count: made(texts[:count]).views["last/mean"] for count in range(1, len(texts) + 1)}
+    assert len(set(sizes)) < len(sizes) and all(size % 16 == 0 for size in sizes)
+    monkeypatch.setattr("featcache.backbone.filling", lambda _: 0)
+    for count, features in found.items():
+        np.testing.assert_allclose(features, made(texts[:count]).views["last/mean"], rtol=0.05, atol=0.05)

@@ -19,7 +19,7 @@ from varlen_stand_in import STAND_INS, first, later, varlen_on_cpu
 from featcache import attention
 from featcache.attention import IMPLEMENTATION, packed_attention, register
 from featcache.errors import BackboneError
-from featcache.packing import Layout, plan_batches
+from featcache.packing import Layout, filling, plan_batches
 from featcache.pooling import POOLINGS
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
@@ -410,3 +410,17 @@ def test_registering_twice_is_harmless() -> None:
     register()
     assert AttentionInterface()[IMPLEMENTATION] is packed_attention
     assert AttentionMaskInterface()[IMPLEMENTATION](1, 2, anything=3) is None
+
+
+# ---------------------------------------------------------------- few sizes
+
+
+@given(st.integers(1, 70_000))
+def test_filling_is_small_and_leaves_few_sizes(tokens: int) -> None:
+    more = filling(tokens)
+    assert 0 <= more < 128 and more <= max(15, tokens / 8)
+    assert filling(tokens + more) == 0
+
+
+def test_how_many_sizes_there_are() -> None:
+    assert len({tokens + filling(tokens) for tokens in range(1, 4097)}) < 60
