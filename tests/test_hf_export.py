@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stock import encoder, load, one_thread, sentence
+from made_run import NAMES, TEXTS, made_run
+from stock import encoder, load, one_thread
 
 from featcache import hf_export
-from featcache.encode import Encoder
 from featcache.errors import BackboneError, FeatcacheError, HeadError, UsageError
 from featcache.heads import Head
 from featcache.hf_export import export_huggingface
 from featcache.predictor import Predictor
-from featcache.runs import Run
 from featcache.scorers import Linear, Mlp
 
-NAMES = ("差评, bad", "neutral 中", "好评/good")
-TEXTS = ["好 房间", "very bad book", sentence(20), sentence(100), "一", "差 电池 失望 " * 3]
 FAMILIES = ("bert", "albert", "roberta", "xlm-roberta", "distilbert", "electra")
 
 
@@ -30,29 +27,6 @@ FAMILIES = ("bert", "albert", "roberta", "xlm-roberta", "distilbert", "electra")
 def on_one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-def made_run(model: Path, folder: Path, *, view: str = "last/cls", scorer: Any = None, **head: Any) -> Run:
-    """A run whose head is made up, on features in float32."""
-    options = {name: head.pop(name) for name in ("prompt", "max_length") if name in head}
-    own: Encoder = encoder(load(model), view, **options)
-    x = own(TEXTS).views[view]
-    middle = x.mean(axis=0)
-    weight = np.random.default_rng(1).normal(size=(3, len(TEXTS))) @ (x - middle)
-    weight = (2 * weight / (weight @ (x - middle).T).std()).astype(
-        np.float32
-    )  # tiny models make x nearly equal
-    linear = Linear(weight, -(weight @ middle).astype(np.float32))
-    made = Head(scorer or linear, NAMES, view, own.document, "linear", **head)
-    folder.mkdir()
-    made.save(folder)
-    backbone = {"model": str(model), "commit": None, "revision": None, "trust_remote_code": False}
-    record = {
-        "backbone": backbone | {"batch_tokens": None},
-        "metrics": {"validation": {"accuracy": 0.9, "macro_f1": 0.89}, "test": {"accuracy": 0.8765}},
-        "rows": {"train": 60},
-    }
-    return Run(folder, record)
 
 
 def said(folder: Path, **options: Any) -> np.ndarray:
@@ -103,6 +77,35 @@ def test_a_multi_label_head(tiny: Callable[[str], Path], tmp_path: Path) -> None
     np.testing.assert_allclose(said(folder), expected, rtol=0, atol=1e-5)
     assert abs(expected.sum(1) - 1).max() > 0.1  # a sigmoid each
     assert "好评/good (said from 0.7500 on)" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_trained_blocks_are_exported(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    run = made_run(tiny("bert"), tmp_path / "run", tuned=True)
+    folder = export_huggingface(run, tmp_path / "model").folder
+    expected = Predictor.from_run(run, device="cpu").predict_proba(TEXTS)
+    np.testing.assert_allclose(said(folder), expected, rtol=0, atol=1e-5)
+    plain = made_run(tiny("bert"), tmp_path / "plain")
+    other = Predictor.from_run(plain, device="cpu").predict_proba(TEXTS)
+    assert abs(other - expected).max() > 0.05  # the blocks do change what is said
+
+
+def test_a_prompt_for_pairs_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """A normalizer would put it before both texts."""
+    run = made_run(tiny("bert"), tmp_path / "run", prompt="very good: ", pairs=True)
+    with pytest.raises(HeadError, match="before both texts"):
+        export_huggingface(run, tmp_path / "model")
+
+
+def test_what_is_not_a_folder_of_its_own_stays(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    run = made_run(tiny("bert"), tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    for folder, words in ((run.folder, "the run itself"), (tmp_path, "of its own"), (Path(), "of its own"),
+                          (tmp_path / "file", "is a file")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            export_huggingface(run, folder, force=True)
+    assert (run.folder / "head.json").is_file()
+    with pytest.raises(UsageError, match="cannot write"):
+        export_huggingface(run, tmp_path / "file" / "model")
 
 
 def test_the_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
