@@ -18,7 +18,7 @@ from featcache_cli.console import err, print_error
 
 COMMANDS = (
     "init", "extract", "train_head", "sweep", "finetune", "curve", "compare", "report", "inspect", "predict",
-    "serve", "export", "cache", "run", "bench", "demo",
+    "serve", "plan", "export", "cache", "run", "bench", "demo",
 )  # fmt: skip
 INTERRUPTED = 130
 
