@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.runs import choose_run
+from featcache_cli import bench_scale
 from featcache_cli.console import err, note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     about = "speed beside the machine's limit and beside peers, in one run"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    benches = parser.add_subparsers(metavar="{extract,heads,store,finetune,serve}", required=True)
+    benches = parser.add_subparsers(metavar="{extract,heads,store,finetune,serve,scale}", required=True)
     extract = add_command(
         benches,
         "extract",
@@ -74,6 +75,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     server.add_argument("--seconds", type=float, default=20.0, metavar="X", help="of each load (default: 20)")
     add_settings(server, "data", "paths", "")
     server.set_defaults(run=run_serve)
+    bench_scale.add(benches)
 
 
 def _add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_reviews
+from review_files import write_reviews
 from rich.cells import cell_len
 
 from featcache_cli.main import main

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,12 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this only once
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
+from cli_tools import Cli, make_trained, make_work, plain_terminal
+from review_files import write_reviews
+from stock import lively
 from tiny import build
+
+Tiny = Callable[[str], Path]  #: a family -> the folder of a backbone
 
 
 @pytest.fixture(scope="session")
@@ -36,21 +40,50 @@ def reviews(tmp_path: Path) -> dict[str, Path]:
     return write_reviews(tmp_path / "reviews")
 
 
-def write_reviews(folder: Path, rows: int = 60, seed: int = 0) -> dict[str, Path]:
-    """`rows` train rows and a third of that in validation and test, as jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(seed)
-    files = {}
-    for split, count in (("train", rows), ("validation", rows // 3), ("test", rows // 3)):
-        lines = []
-        for number in range(count):
-            good = number % 2 == 0
-            words = draw.choices("好喜欢干净便宜快" if good else "坏差失望慢贵", k=draw.randint(2, 12))
-            text = "".join(words) + "".join(draw.choices("房间服务酒店电池书", k=draw.randint(1, 20)))
-            lines.append(json.dumps({"text": text, "label": "good" if good else "bad"}, ensure_ascii=False))
-        files[split] = folder / f"{split}.jsonl"
-        files[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return files
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line in this process, on a terminal of 80 columns without colours."""
+    plain_terminal(monkeypatch)
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
+    """Extracted, with two runs; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain_terminal(patch)
+        return make_trained(tmp_path_factory.mktemp("trained"), tiny("bert"))
+
+
+@pytest.fixture
+def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a copy of `template` for each test."""
+    shutil.copytree(template, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder with reviews and featcache.toml, nothing extracted."""
+    folder = make_work(tmp_path / "work", tiny("bert"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lively_tiny(
+    tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`tiny`, with biases and norms that are not all 0 and 1."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = lively(tiny(family), tmp_path_factory.mktemp("lively") / family)
+        return made[family]
+
+    return folder
 
 
 @pytest.fixture

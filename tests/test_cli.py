@@ -26,15 +26,12 @@ from cli_tools import (
     contents,
     edit_run,
     environment,
-    make_trained,
-    make_work,
-    plain_terminal,
     read_rows,
     shell,
     widest,
     write_rows,
 )
-from conftest import write_reviews
+from review_files import write_reviews
 from rich.cells import cell_len
 
 from featcache.config import Settings, load_settings, options
@@ -48,35 +45,6 @@ LINEAR, LOGISTIC = "linear-last-cls-1", "logistic-last-mean-1"
 HEAVY = {"torch", "transformers", "datasets", "sklearn"}
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        plain_terminal(patch)
-        return make_trained(tmp_path_factory.mktemp("trained"), tiny("bert"))
-
-
-@pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: extracted, with two runs; every test has its own."""
-    shutil.copytree(template, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
-@pytest.fixture
-def work(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder with reviews and featcache.toml, nothing extracted."""
-    folder = make_work(tmp_path / "work", tiny("bert"))
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def encoder_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,6 @@ from cli_tools import (
     contents,
     environment,
     interruptible,
-    make_trained,
-    plain_terminal,
     widest,
 )
 from extraction import one_thread
@@ -33,23 +31,10 @@ from test_locks import holding, leave_holder, nobodys_pid
 CACHE, USAGE = 5, 2
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def single_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        plain_terminal(patch)
-        return make_trained(tmp_path_factory.mktemp("trained"), tiny("bert"))
 
 
 @pytest.fixture

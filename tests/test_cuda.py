@@ -40,18 +40,6 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def lively_tiny(tiny: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = lively(tiny(family), tmp_path_factory.mktemp("lively") / family)
-        return made[family]
-
-    return folder
-
-
 def texts_for(family: str) -> list[str]:
     long = CONFIGS[family].get("max_position_embeddings", 0) > 66
     return mixed((*MIXED, 100, 33, 101, 200) if long else MIXED)

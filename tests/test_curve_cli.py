@@ -5,38 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import Cli, make_trained, plain_terminal, widest
+from cli_tools import Cli, widest
 
 from featcache import curve as module
 from featcache_cli.plot import Mark, plot
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        plain_terminal(patch)
-        return make_trained(tmp_path_factory.mktemp("trained"), tiny("bert"))
-
-
-@pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: extracted, with two runs; every test has its own."""
-    shutil.copytree(template, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
 
 
 def curves() -> list[Path]:

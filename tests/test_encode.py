@@ -46,19 +46,6 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def lively_tiny(tiny: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """`tiny`, with biases and norms that are not all 0 and 1."""
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = lively(tiny(family), tmp_path_factory.mktemp("lively") / family)
-        return made[family]
-
-    return folder
-
-
 def lengths_for(family: str) -> tuple[int, ...]:
     return (*MIXED, *LONG) if CONFIGS[family].get("max_position_embeddings", 0) > 66 else MIXED
 

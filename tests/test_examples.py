@@ -9,19 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import Cli, plain_terminal
-from conftest import write_reviews
+from cli_tools import Cli
+from review_files import write_reviews
 
 Folder = Callable[[str], Path]
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RECIPES = sorted(path.parent.name for path in EXAMPLES.glob("*/featcache.toml"))
 FAMILY = {"bert-base-chinese": "bert", "distilbert-base-uncased": "distilbert", "gpt2": "gpt2"}
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
 
 
 def commands(recipe: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stock import MIXED, encoder, lively, load, loaded, mixed, one_thread, sentence, stock
+from stock import MIXED, encoder, load, loaded, mixed, one_thread, sentence, stock
 from tiny import CONFIGS, PACKED
 from varlen_stand_in import STAND_INS, later, varlen_on_cpu
 
@@ -197,18 +197,6 @@ def test_a_bad_row_is_named_while_others_fly(tiny: Folder, late: LateFeed) -> No
 
 
 # ---------------------------------------------------------------- whole families through varlen_attn
-
-
-@pytest.fixture(scope="module")
-def lively_tiny(tiny: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = lively(tiny(family), tmp_path_factory.mktemp("lively") / family)
-        return made[family]
-
-    return folder
 
 
 VIEWS = ("last/cls", "last/last", "-2/mean")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_tools import Cli, widest, write_rows
-from conftest import write_reviews
+from review_files import write_reviews
 from stock import one_thread
 from test_cut import Rows, batch_of, suffix_of
 from tiny import build

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.config import FeatureSettings
+from featcache.division import first_occurrence
 from featcache.fingerprint import (
     cache_document,
     canonical,
@@ -27,7 +28,6 @@ from featcache.fingerprint import (
     row_hash,
     row_hashes,
 )
-from featcache.division import first_occurrence
 
 keys = st.text("abcdé中_", min_size=1, max_size=4)
 leaves = (

@@ -61,19 +61,6 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def lively_tiny(tiny: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """`tiny`, with biases and norms that are not all 0 and 1."""
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = lively(tiny(family), tmp_path_factory.mktemp("lively") / family)
-        return made[family]
-
-    return folder
-
-
 def unswapped(folder: Path, dtype: str) -> Backbone:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "fuse", lambda *_, **__: [])

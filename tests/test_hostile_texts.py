@@ -69,12 +69,6 @@ def case(tmp_path: Path, tiny: Folder) -> Case:
     return write_case(tmp_path, tiny("bert"))
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
-
-
 def process(*argv: str | bytes, stdin: bytes = b"") -> Result:
     """The installed command with raw bytes as arguments and input."""
     done = subprocess.run(

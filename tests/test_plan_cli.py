@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import Cli, contents, make_work, plain_terminal, widest
+from cli_tools import Cli, contents, make_work, widest
 
 from featcache.config import load_settings
 from featcache.errors import UsageError
@@ -18,12 +18,6 @@ from featcache_cli.plan import amount, command_lines, count_text, time_text
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
 QUICK = ("plan", "--sample-seconds", "0.05", "--device", "cpu")
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
 
 
 @pytest.fixture

@@ -49,12 +49,6 @@ def on_one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    plain_terminal(monkeypatch)
-    return Cli(capsys)
-
-
-@pytest.fixture
 def work(tmp_path: Path, tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = make_work(tmp_path / "work", tiny("bert"), rows=1500)
     monkeypatch.chdir(folder)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import write_reviews
+from review_files import write_reviews
 from stock import encoder, load, one_thread
 
 from featcache import states

@@ -22,7 +22,6 @@ from stock import (
     assert_features,
     canonical_name,
     encoder,
-    lively,
     load,
     loaded,
     mixed,
@@ -52,18 +51,6 @@ FAMILIES = ["bert", "roberta", "gpt2", "llama", "deberta-v2"]
 def on_one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def lively_tiny(tiny: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            made[family] = lively(tiny(family), tmp_path_factory.mktemp("windows") / family)
-        return made[family]
-
-    return folder
 
 
 def reference_windows(folder: Path, text: str) -> list[list[int]]:
