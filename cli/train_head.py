@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from featcache.collective import ALONE, Group, described, environment_group
+from featcache.errors import UsageError
 from featcache_cli.console import note, out, percent, print_json, seconds_text, sparkline, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import TrainingMeter
@@ -30,7 +32,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         commands,
         "train-head",
         "train a head on the cached train features, choose on validation, report on test",
-        "featcache train-head --epochs 100\nfeatcache train-head --head logistic --view last/mean",
+        "featcache train-head --epochs 100\nfeatcache train-head --head logistic --view last/mean\n"
+        "featcache train-head --head exact --workers 4",
     )
     parser.add_argument(
         "--head",
@@ -41,12 +44,29 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="; ".join(f"{kind}: {what}" for kind, what in HEADS.items()) + " (default: linear)",
     )
     parser.add_argument("--view", help="which cached view (default: the first of --views)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the rows, linear and exact heads (default: 1); under torchrun, its own",
+    )
     add_settings(parser, "head", "backbone", "data", "features", "paths", "")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    made = train(settings_of(args), args.kind, args.view, quiet=args.quiet)
+    settings = settings_of(args)
+    if args.workers != 1 and described():
+        raise UsageError(
+            "--workers where RANK and WORLD_SIZE are set",
+            hint="under torchrun leave it away; elsewhere unset the two",
+        )
+    with environment_group(settings.backbone.device) as group:
+        quiet = args.quiet or group.rank > 0
+        made = train(settings, args.kind, args.view, quiet=quiet, workers=args.workers, group=group)
+    if group.rank > 0:
+        return 0
     if args.json:
         print_json(record(made))
     else:
@@ -55,13 +75,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(settings: Settings, kind: str, view: str | None, *, quiet: bool) -> Run:
-    """Train with a progress bar."""
+def train(
+    settings: Settings,
+    kind: str,
+    view: str | None,
+    *,
+    quiet: bool,
+    workers: int = 1,
+    group: Group = ALONE,
+) -> Run:
+    """Train with a progress bar: as one of `group`, or by processes of its own."""
     from featcache.train import train_head
 
     name = f"{kind} {view or settings.features.views[0]}"
     with TrainingMeter(name, settings.head.epochs, quiet=quiet) as meter:
-        made = train_head(settings, kind, view, progress=meter)
+        if workers == 1:
+            made = train_head(settings, kind, view, progress=meter, group=group)
+        else:
+            from featcache.head_workers import train_with_workers
+
+            made = train_with_workers(settings, workers, kind, view, progress=meter)
     if "test" not in made.record["metrics"]:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
     return made

@@ -81,8 +81,11 @@ class Chunk:
     """Some rows of an epoch, in its order.
 
     Attributes:
-        rows: int64 `[M]`, their numbers.
-        labels: as given, `[M]` or `[M, C]`.
+        rows: int64 `[M]`, their numbers in `sources`.
+        labels: theirs, `[M]` or `[M, C]`.
+        sizes: how many of them a batch has, the last one perhaps fewer; or, where other workers have rows
+            of these batches too, how many each has.
+        everyone: labels of all rows of the batches, `[K]` or `[K, C]`.
         sources: by view; a batch of what they keep is gathered when it is used, while it fits the cache
             of the processor.
         gathered: float32 `[M, padded]` of the views that are not kept.
@@ -90,27 +93,30 @@ class Chunk:
 
     rows: torch.Tensor
     labels: torch.Tensor
+    sizes: int | list[int]
+    everyone: torch.Tensor
     sources: Mapping[str, Source]
     gathered: Mapping[str, torch.Tensor]
 
-    def batches(self, size: int) -> Iterator[list[torch.Tensor]]:
+    def batches(self) -> Iterator[list[torch.Tensor]]:
         """Features `[B, padded]` of each view, in the order of `sources`, batch after batch."""
-        return map(list, zip(*(self._batches_of(view, size) for view in self.sources), strict=True))
+        return map(list, zip(*(self._batches_of(view) for view in self.sources), strict=True))
 
-    def _batches_of(self, view: str, size: int) -> Iterator[torch.Tensor]:
+    def _batches_of(self, view: str) -> Iterator[torch.Tensor]:
         kept = self.sources[view].kept
         if kept is None:
-            return iter(self.gathered[view].split(size))
-        return map(partial(kept.index_select, 0), self.rows.split(size))
+            return iter(self.gathered[view].split(self.sizes))
+        return map(partial(kept.index_select, 0), self.rows.split(self.sizes))
 
 
 class Feed:
     """The rows of epoch after epoch in chunks of whole batches; one is gathered while another is used.
 
     Args:
-        sources: features by view.
+        sources: features by view; with a `share`, of its rows alone.
         labels: of all rows, `[N]` or `[N, C]`.
         orders: the rows of each epoch, int64 `[N]`, drawn one epoch ahead.
+        share: the rows that this worker takes out of every batch; the others are another's.
     """
 
     def __init__(
@@ -119,10 +125,12 @@ class Feed:
         labels: torch.Tensor,
         orders: Iterator[torch.Tensor],
         batch_size: int,
+        share: slice | None = None,
     ) -> None:
         widest = max(source.padded for source in sources.values())
         self.size = max(1, CHUNK // widest // batch_size) * batch_size
         self.sources, self.labels, self.orders = sources, labels, orders
+        self.batch_size, self.share = batch_size, share or slice(0, len(labels))
         self.thread = ThreadPoolExecutor(1)
         self.waiting: deque[tuple[Future[Chunk], bool]] = deque()  # with whether its epoch ends there
         self.parts: Iterator[tuple[torch.Tensor, bool]] = self._parts()
@@ -154,5 +162,11 @@ class Feed:
 
     def _gather(self, rows: torch.Tensor) -> Chunk:
         sources = self.sources
+        everyone = labels = self.labels.index_select(0, rows)
+        sizes: int | list[int] = self.batch_size
+        if self.share.stop - self.share.start < len(self.labels):
+            mine = (rows >= self.share.start) & (rows < self.share.stop)
+            sizes = [int(batch.sum()) for batch in mine.split(self.batch_size)]
+            rows, labels = rows[mine] - self.share.start, labels[mine]
         gathered = {view: source.take(rows) for view, source in sources.items() if source.kept is None}
-        return Chunk(rows, self.labels.index_select(0, rows), sources, gathered)
+        return Chunk(rows, labels, sizes, everyone, sources, gathered)

@@ -20,6 +20,7 @@ import torch
 from scipy.special import expit, softmax
 from torch import Tensor
 
+from featcache.collective import ALONE, Group
 from featcache.errors import HeadError
 from featcache.lbfgs import Minimum, Model, minimise
 from featcache.logistic import CHUNK, Objective, Rows, chunks, logits
@@ -80,12 +81,14 @@ def fit(
     sample_weight: np.ndarray | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 1000,
+    group: Group = ALONE,
 ) -> Solution:
     """`fit_path` for one penalty."""
-    solutions = fit_path(
-        x, y, classes, [C], sample_weight=sample_weight, tolerance=tolerance, max_iterations=max_iterations
-    )
-    return solutions[0]
+    (solution,) = fit_path(
+        x, y, classes, [C],
+        sample_weight=sample_weight, tolerance=tolerance, max_iterations=max_iterations, group=group,
+    )  # fmt: skip
+    return solution
 
 
 def fit_path(
@@ -97,6 +100,7 @@ def fit_path(
     sample_weight: np.ndarray | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 1000,
+    group: Group = ALONE,
 ) -> list[Solution]:
     """Solve for each of `penalties`, from the smallest to the largest, each starting from those before.
 
@@ -105,7 +109,8 @@ def fit_path(
 
     Args:
         x: standardised features `[N, D]`, usually float32; an array, or anything with a shape that gives
-            rows for a slice, such as an HDF5 data set: it is read slice by slice.
+            rows for a slice, such as an HDF5 data set: it is read slice by slice. With other workers, only
+            this one's rows, `group.share(N)`.
         y: labels int `[N]` below `classes`, or multi-hot 0/1 `[N, classes]`.
         classes: C, of which any may be missing in `y`.
         penalties: values of scikit-learn's `C`, above 0, in any order.
@@ -113,6 +118,8 @@ def fit_path(
         tolerance: bound of the gradient, see `Solution.gradient_norm`; the weights are then usually right
             to about 30 times this, relative to their length.
         max_iterations: steps allowed for each penalty.
+        group: workers that call this together, all with the same arguments but for `x`; all return the same
+            solutions, which are those of one worker up to rounding.
 
     Returns:
         One solution for each of `penalties`, in their order.
@@ -122,16 +129,17 @@ def fit_path(
             shapes that do not fit.
     """
     _check_settings(penalties, tolerance, max_iterations)
-    y, weight = _check_rows(x, y, classes, sample_weight)
+    y, weight = _check_rows(x, y, classes, sample_weight, group)
     targets, present = _targets(y, weight, classes)
-    objective = Objective(x, targets, weight, targets.shape[1] if targets.ndim == 2 else len(present))
+    problems = targets.shape[1] if targets.ndim == 2 else len(present)
+    objective = Objective(x, targets, weight, problems, group)
     theta = objective.start()
-    _check_finite(x, objective(theta, 0.0, torch.float32).gradient)
+    _check_finite(objective, objective(theta, 0.0, torch.float32).gradient)
     mass = float(weight.sum())
     order = sorted(set(penalties))
     # One penalty alone is solved in about ten passes; all rows in the Hessian would cost more than they save.
     model = Model(objective, theta, 1 / (order[0] * mass), rough=len(order) == 1)
-    counted = y[weight > 0]
+    counted = _chosen(y, weight > 0)
     path: list[tuple[float, Tensor]] = []
     solutions: dict[float, Solution] = {}
     for penalty in order:
@@ -155,6 +163,7 @@ def choose_penalty(
     *,
     sample_weight: np.ndarray | None = None,
     tolerance: float = 1e-6,
+    group: Group = ALONE,
 ) -> Solution:
     """The solution with the highest validation accuracy, then the lowest log loss, then the smallest C.
 
@@ -165,12 +174,14 @@ def choose_penalty(
     Raises:
         HeadError: as `fit_path`; validation rows that do not fit, or none.
     """
-    y_val, _ = _check_rows(x_val, y_val, classes, None)
+    y_val, _ = _check_rows(x_val, y_val, classes, None, group)
     if y_val.ndim != np.ndim(y) or x_val.shape[1] != x.shape[1]:
         raise HeadError("train and validation rows differ in width or in the kind of their labels")
-    solutions = fit_path(x, y, classes, penalties, sample_weight=sample_weight, tolerance=tolerance)
+    solutions = fit_path(
+        x, y, classes, penalties, sample_weight=sample_weight, tolerance=tolerance, group=group
+    )
     everything = np.ones(len(y_val), dtype=bool)
-    ranks = [_scores(solution, x_val, y_val, everything) for solution in solutions]
+    ranks = [_scores(solution, x_val, y_val, everything, group) for solution in solutions]
     best = max(range(len(ranks)), key=lambda i: (ranks[i][0], -ranks[i][1], -solutions[i].C))
     return solutions[best]
 
@@ -185,6 +196,7 @@ def cross_validate_penalty(
     seed: int = 0,
     sample_weight: np.ndarray | None = None,
     tolerance: float = 1e-6,
+    group: Group = ALONE,
 ) -> CrossValidation:
     """Score each penalty by stratified k-fold cross-validation.
 
@@ -199,15 +211,15 @@ def cross_validate_penalty(
         HeadError: as `fit_path`; a class with fewer rows than folds.
     """
     _check_settings(penalties, tolerance, 1)
-    y, weight = _check_rows(x, y, classes, sample_weight)
+    y, weight = _check_rows(x, y, classes, sample_weight, group)
     fold_of = _deal(y, classes, folds, seed)
     results = np.empty((2, len(penalties), folds))
     for fold in range(folds):
         held_out = fold_of == fold
         kept = np.where(held_out, 0.0, weight)
-        solutions = fit_path(x, y, classes, penalties, sample_weight=kept, tolerance=tolerance)
+        solutions = fit_path(x, y, classes, penalties, sample_weight=kept, tolerance=tolerance, group=group)
         for i, solution in enumerate(solutions):
-            results[:, i, fold] = _scores(solution, x, y, held_out)
+            results[:, i, fold] = _scores(solution, x, y, held_out, group)
     accuracy, loss = results.mean(axis=2)
     best = max(range(len(penalties)), key=lambda i: (accuracy[i], -loss[i], -penalties[i]))
     return CrossValidation(tuple(penalties), results[0], results[1], float(penalties[best]))
@@ -217,18 +229,23 @@ def _targets(y: np.ndarray, weight: np.ndarray, classes: int) -> tuple[np.ndarra
     """What the objective takes, and the classes `[K]` or labels that it is about; those to learn."""
     counted = weight > 0
     if y.ndim == 2:
-        seen = y[counted]
+        seen = _chosen(y, counted)
         varies = np.flatnonzero(seen.any(axis=0) & ~seen.all(axis=0))
         if not len(varies):
             raise HeadError("every label is on all rows or on none; there is nothing to learn")
         return y[:, varies], varies
-    present = np.unique(y[counted])
+    present = np.flatnonzero(np.bincount(_chosen(y, counted)))
     if len(present) < 2:
         raise HeadError("the labels hold a single class; there is nothing to learn")
     if len(present) == 2:
         return (y == present[1]).astype(np.uint8)[:, None], present
     # Rows of weight 0 may be of a class that no counted row has; any number does for them.
     return np.minimum(np.searchsorted(present, y), len(present) - 1), present
+
+
+def _chosen(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`y[rows]` of a mask; no copy where that is all of `y`, which may have many million rows."""
+    return y if rows.all() else y[rows]
 
 
 def _full(theta: Tensor, y: np.ndarray, present: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,9 +281,11 @@ def _extrapolate(path: list[tuple[float, Tensor]], at: float) -> Tensor:
     return guess
 
 
-def _scores(solution: Solution, x: Rows, y: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
-    """Accuracy and log loss of the rows that the mask `[N]` selects."""
-    found = logits(x, solution.weight, solution.bias)[rows].astype(np.float64)
+def _scores(
+    solution: Solution, x: Rows, y: np.ndarray, rows: np.ndarray, group: Group
+) -> tuple[float, float]:
+    """Accuracy and log loss of the rows that the mask `[N]` selects; `x` is this worker's share of all."""
+    found = group.gather(logits(x, solution.weight, solution.bias), len(y))[rows].astype(np.float64)
     probabilities = expit(found) if y.ndim == 2 else softmax(found, axis=1)
     scores = score(probabilities, y[rows], tuple(str(i) for i in range(len(solution.bias))))
     return scores.accuracy, scores.log_loss
@@ -306,13 +325,14 @@ def _check_settings(penalties: Sequence[float], tolerance: float, max_iterations
 
 
 def _check_rows(
-    x: Rows, y: np.ndarray, classes: int, sample_weight: np.ndarray | None
+    x: Rows, y: np.ndarray, classes: int, sample_weight: np.ndarray | None, group: Group
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 `[N]` or uint8 `[N, C]`, and weights float64 `[N]`."""
     y = np.asarray(y)
-    if len(x.shape) != 2 or 0 in x.shape:
+    if len(x.shape) != 2 or 0 in (x.shape[1], y.size if group.joined else x.shape[0]):
         raise HeadError(f"features of shape {tuple(x.shape)}: a matrix of rows and columns is needed")
-    if y.shape not in ((x.shape[0],), (x.shape[0], classes)):
+    share = group.share(len(y)) if y.ndim else slice(0, 0)
+    if x.shape[0] != share.stop - share.start or y.shape not in ((len(y),), (len(y), classes)):
         raise HeadError(f"labels of shape {y.shape} do not fit features of shape {tuple(x.shape)}")
     top = 1 if y.ndim == 2 else classes - 1
     if y.dtype.kind not in "iub" or y.min() < 0 or y.max() > top:
@@ -320,17 +340,18 @@ def _check_rows(
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     if weight.shape != (len(y),) or not np.isfinite(weight).all() or weight.min() < 0 or not weight.any():
         raise HeadError("sample weights must be one finite number a row, none negative and not all of them 0")
-    return y.astype(np.uint8 if y.ndim == 2 else np.int64), weight
+    return y.astype(np.uint8 if y.ndim == 2 else np.int64, copy=False), weight
 
 
-def _check_finite(x: Rows, gradient: Tensor) -> None:
+def _check_finite(objective: Objective, gradient: Tensor) -> None:
     """Any NaN or infinite feature makes the gradient NaN, so the rows are searched only then."""
     if gradient.isfinite().all():
         return
-    bad: list[int] = []
-    for rows, part in chunks(x, CHUNK, torch.float32):
-        bad += (rows.start + torch.nonzero(~part.isfinite().all(1))[:, 0]).tolist()
-    if bad:
+    odd = np.zeros(objective.x.shape[0], np.uint8)
+    for rows, part in chunks(objective.x, CHUNK, torch.float32):
+        odd[rows] = ~part.isfinite().all(1).numpy()
+    bad = np.flatnonzero(objective.group.gather(odd, objective.rows))
+    if len(bad):
         raise HeadError(
             f"{len(bad)} rows of the features are NaN or infinite, the first is row {bad[0] + 1}",
             hint="extract again with --dtype float32",

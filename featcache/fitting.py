@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from featcache.collective import ALONE, Group
 from featcache.config import HeadSettings
-from featcache.errors import HeadError
+from featcache.errors import HeadError, UsageError
 from featcache.rows import check_learnable, check_rows, standard_of, standardised_rows
+from featcache.shard_column import part_of
 from featcache.solvers import Epoch, Fit
 
 Rows = tuple[np.ndarray, np.ndarray]  # features [N, D] as stored, labels int [N] or uint8 multi-hot [N, C]
 Report = Callable[[Epoch], None]
 
+TOLERANCE = 1e-7  # of the exact head: its weights are then right to about 1e-5, whoever adds up
 PENALTIES = tuple(float(f"{10 ** (-4 + 6 * step / 19):.3g}") for step in range(20))  # C from 0.0001 to 100
 
 
@@ -25,6 +28,7 @@ def fit_linear(
     *,
     seed: int,
     progress: Report | None = None,
+    group: Group = ALONE,
 ) -> Fit:
     """A linear layer by AdamW, the head of the tutorials: the stack of one."""
     from featcache.stack import fit_stack
@@ -34,7 +38,7 @@ def fit_linear(
     report = None if progress is None else (lambda _, lines: progress(lines[0]))
     found = fit_stack(
         {"features": train[0]}, train[1], {"features": validation[0]}, validation[1],
-        classes, [member], course, report,
+        classes, [member], course, report, group,
     )  # fmt: skip
     if found[0].about:
         epoch = found[0].about["diverged_in_epoch"]
@@ -133,6 +137,7 @@ def fit_exact(
     *,
     seed: int = 0,
     progress: Report | None = None,
+    group: Group = ALONE,
 ) -> Fit:
     """The same objective to its optimum by `featcache.exact`, faster, in bounded memory.
 
@@ -146,22 +151,27 @@ def fit_exact(
     from featcache.scorers import Linear
 
     check_settings(settings)
-    check_rows(*train, classes)
-    check_rows(*validation, classes, split="validation")
+    check_rows(*train, classes, group=group)
+    check_rows(*validation, classes, split="validation", group=group)
     check_learnable(*train, classes)
-    standard = standard_of(train[0])
-    x, y = standardised_rows(train[0], standard), train[1]
+    standard = standard_of(train[0], group)
+    mine = part_of(train[0], group.share(len(train[0])))
+    x, y = standardised_rows(mine, standard), train[1]
     weight = _row_weights(y, settings)
     if settings.penalty == "validation":
-        held_out = standardised_rows(validation[0], standard)
-        found = exact.choose_penalty(x, y, classes, PENALTIES, held_out, validation[1], sample_weight=weight)
+        others = part_of(validation[0], group.share(len(validation[0])))
+        held_out = standardised_rows(others, standard)
+        found = exact.choose_penalty(
+            x, y, classes, PENALTIES, held_out, validation[1],
+            sample_weight=weight, tolerance=TOLERANCE, group=group,
+        )  # fmt: skip
     else:
         C = settings.C
         if settings.penalty == "folds":
             C = exact.cross_validate_penalty(
-                x, y, classes, PENALTIES, folds=settings.folds, seed=seed, sample_weight=weight
+                x, y, classes, PENALTIES, folds=settings.folds, seed=seed, sample_weight=weight, group=group
             ).C
-        found = exact.fit(x, y, classes, C, sample_weight=weight)
+        found = exact.fit(x, y, classes, C, sample_weight=weight, tolerance=TOLERANCE, group=group)
     scorer = Linear(*standard.fold(found.weight, found.bias))
     about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
     return Fit(best=scorer, last=scorer, about=about)
@@ -243,3 +253,18 @@ KINDS = {
     "centroid": (_classical("centroid"), ()),
     "neighbours": (_classical("neighbours", "neighbours"), ("neighbours",)),
 }
+
+PARALLEL = ("linear", "exact")  # kinds whose rows can be shared by several workers
+
+
+def check_parallel(kind: str) -> None:
+    """Refuse several workers for a kind of head that only one can fit.
+
+    Raises:
+        UsageError: with the kinds that can be.
+    """
+    if kind not in PARALLEL:
+        raise UsageError(
+            f"--workers: the {kind} head is fitted by one worker",
+            hint=f"several can fit: {', '.join(PARALLEL)}",
+        )

@@ -95,18 +95,20 @@ def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Mi
     Early steps read the features in float32; the last ones, and the result, are float64. Weights stand still
     when the next step would change them by less than 30 * tolerance of their length: a small gradient alone
     says little about them where the penalty is weak.
+
+    Workers that share the rows all search alike: what they decide by is the same bits for all, either summed
+    over them or the first one's.
     """
-    objective, dtype = model.objective, torch.float32
+    objective, dtype, agreed = model.objective, torch.float32, model.objective.group.first
     point, iteration = objective(theta, model.ridge, dtype), 0
     lowest, stuck = float("inf"), 0
     while True:
         if model.age >= PATIENCE:
             model.refresh(theta)
-        direction = model.direction(point)
+        direction = agreed(model.direction(point))
         largest = objective.largest(point.gradient)
-        moved = (
-            objective.total(direction.square()) / objective.total(theta.square()).clamp(min=1e-16)
-        ).sqrt()
+        length = objective.total(theta.square()).clamp(min=1e-16)
+        moved = agreed((objective.total(direction.square()) / length).sqrt())
         done = (largest <= tolerance) & (moved <= 30 * tolerance)
         stuck = 0 if float(largest.max()) < lowest else stuck + 1
         lowest = min(lowest, float(largest.max()))
@@ -132,14 +134,14 @@ def _line_search(
 
     A convex function: where the slope has turned too far, the secant through both slopes says where it is 0.
     """
-    objective = model.objective
-    slope = objective.total(point.gradient * direction)
+    objective, agreed = model.objective, model.objective.group.first
+    slope = agreed(objective.total(point.gradient * direction))
     resting = slope == 0
     length = torch.ones_like(slope)
     for _ in range(TRIALS if dtype is torch.float64 else 5):
         step = length * direction
         after = objective(theta + step, model.ridge, dtype)
-        slope_after = objective.total(after.gradient * direction)
+        slope_after = agreed(objective.total(after.gradient * direction))
         limit = point.value + ARMIJO * length * slope + NOISE[dtype] * point.value.abs()
         accepted = resting | ((after.value <= limit) & (slope_after <= -WOLFE * slope))
         if accepted.all():

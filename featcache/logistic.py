@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featcache.collective import ALONE, Group
 from featcache.errors import HeadError
 
 CHUNK = 2**19  # numbers of a chunk, 4 MiB in float64
@@ -31,12 +32,17 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
-def chunks(x: Rows, numbers: int, dtype: torch.dtype, stride: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """Every `stride`-th row in parts `[B, D]` of about `numbers` numbers; each may overwrite the last."""
+def chunks(
+    x: Rows, numbers: int, dtype: torch.dtype, stride: int = 1, begin: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Every `stride`-th row from `begin` on, in parts `[B, D]` of about `numbers` numbers.
+
+    Each part may overwrite the one before.
+    """
     rows, width = x.shape
     step = max(1, min(numbers // width, rows))
     buffer: Tensor | None = None
-    for first in range(0, rows, step * stride):
+    for first in range(begin, rows, step * stride):
         part = slice(first, min(first + step * stride, rows), stride)
         array = np.asarray(x[part])
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -73,26 +79,33 @@ class Loss:
 class Objective:
     """Weighted mean log loss of the logits `x W' + b`, plus `ridge / 2 * ||W||^2`.
 
+    Sums over rows are taken by all workers of `group`, each over its share, and added up in float64.
+
     Args:
-        x: features `[N, D]`.
+        x: features `[N, D]`; with other workers, this one's share of them.
         targets: int64 `[N]`, each of the K classes present, for softmax; uint8 `[N, K]` for K independent
             sigmoids, neither all 0 nor all 1.
-        weight: float64 `[N]`, not negative.
+        weight: float64 `[N]`, not negative; these two are of all rows.
         classes: K.
+        group: the workers.
     """
 
-    def __init__(self, x: Rows, targets: np.ndarray, weight: np.ndarray, classes: int) -> None:
-        self.x, self.classes = x, classes
-        self.rows, self.width = x.shape
+    def __init__(
+        self, x: Rows, targets: np.ndarray, weight: np.ndarray, classes: int, group: Group = ALONE
+    ) -> None:
+        share = group.share(len(weight))
+        self.x, self.classes, self.group, self.first = x, classes, group, share.start
+        self.rows, self.width = len(weight), x.shape[1]
         self.independent = targets.ndim == 2
-        self.targets = torch.from_numpy(np.ascontiguousarray(targets))
-        self.weight = torch.from_numpy(weight / weight.sum())
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets[share]))
+        self.weight = torch.from_numpy((weight / weight.sum())[share])
 
     def __call__(self, theta: Tensor, ridge: float, dtype: torch.dtype = torch.float64) -> Loss:
         """The objective at `theta`, in one pass that computes in `dtype` and adds up in float64.
 
         float32 is right to about 1e-7 of standardised features and several times as fast.
         """
+        ridge = ridge if self.group.rank == 0 else 0.0  # the penalty counts once
         value = ridge / 2 * self.total(theta[:, :-1].square())
         gradient = torch.cat([ridge * theta[:, :-1], torch.zeros_like(theta[:, -1:])], dim=1)
         curvature = torch.zeros(self.classes, 1, dtype=torch.float64)
@@ -105,15 +118,19 @@ class Objective:
             gradient[:, :-1] += error.T @ x
             gradient[:, -1] += error.sum(0)
             curvature += (self._second_derivative(probabilities) * weight).sum(0)[:, None]
+        self.group.sum_(value, gradient, curvature)
         return Loss(value, gradient, curvature)
 
     def start(self) -> Tensor:
         """The best point with no weights, `[K, D + 1]`: a bias that gives each class its share."""
         if self.independent:
-            bias = (self.targets * self.weight[:, None]).sum(0).logit()
+            share = (self.targets * self.weight[:, None]).sum(0)
+            self.group.sum_(share)
+            bias = share.logit()
         else:
             share = torch.zeros(self.classes, dtype=torch.float64)
-            bias = share.index_add_(0, self.targets, self.weight).log()
+            self.group.sum_(share.index_add_(0, self.targets, self.weight))
+            bias = share.log()
             bias -= bias.mean()
         return torch.cat([torch.zeros(self.classes, self.width, dtype=torch.float64), bias[:, None]], dim=1)
 
@@ -140,14 +157,16 @@ class Objective:
         stride = max(1, self.rows // (SAMPLE * self.width)) if rough else 1
         gram = torch.zeros(self.width, self.width, dtype=torch.float64)
         total = torch.zeros(self.width, dtype=torch.float64)
-        mass = 0.0
-        for rows, x in chunks(self.x, GRAM_CHUNK, torch.float32, stride):
+        mass = torch.zeros((), dtype=torch.float64)
+        begin = -self.first % stride  # the same rows, however many workers share them
+        for rows, x in chunks(self.x, GRAM_CHUNK, torch.float32, stride, begin):
             weight = self._row_curvature(x, theta.float(), rows)
             weighted = x * weight[:, None]
             for i in range(0, self.width, GRAM_BLOCK):
                 gram[i:, i : i + GRAM_BLOCK] += x[:, i:].T @ weighted[:, i : i + GRAM_BLOCK]
             total += weighted.sum(0)
-            mass += float(weight.sum())
+            mass += weight.sum()
+        self.group.sum_(gram, total, mass)
         if not gram.isfinite().all():
             raise HeadError(
                 "the features are so large that their squares overflow float32",
@@ -157,9 +176,15 @@ class Objective:
         return Hessian(mean, gram.div_(mass).addr_(mean, mean, alpha=-1))
 
     def _hessian_of_few_rows(self, theta: Tensor) -> Hessian:
-        """The same by way of `[N, N]`; there `x` has no more numbers than `[D, D]` and is held in float64."""
-        x = torch.from_numpy(np.asarray(self.x[0 : self.rows], np.float64))
-        weight = self._row_curvature(x, theta, slice(0, self.rows))
+        """The same by way of `[N, N]`; there `x` has no more numbers than `[D, D]` and is held in float64.
+
+        Every worker takes all rows.
+        """
+        here = slice(0, self.x.shape[0])
+        mine = np.asarray(self.x[here], np.float64)
+        of_rows = self._row_curvature(torch.from_numpy(mine), theta, here).numpy()
+        x = torch.from_numpy(self.group.gather(mine, self.rows))
+        weight = torch.from_numpy(self.group.gather(of_rows, self.rows))
         weight = weight / weight.sum()
         mean = weight @ x
         x = (x - mean).mul_(weight.sqrt()[:, None])

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from featcache.collective import ALONE, Group
 from featcache.errors import HeadError
+from featcache.shard_column import part_of
 from featcache.solvers import Standard
 
 NEVER = 1e4  # a logit that nothing outweighs, for labels that train rows never (or always) have
@@ -18,13 +20,16 @@ BLOCK = 1 << 22  # numbers in one block: 32 MB in float64
 IN_MEMORY = 1 << 29  # bytes of standardised float32 features that are kept; above, they are made when read
 
 
-def check_rows(x: np.ndarray, y: np.ndarray, classes: int, split: str = "train") -> None:
+def check_rows(
+    x: np.ndarray, y: np.ndarray, classes: int, split: str = "train", group: Group = ALONE
+) -> None:
     """Refuse what no solver can use.
 
     Args:
         x: features `[N, D]`.
         y: int `[N]` below `classes`, or uint8 or bool multi-hot `[N, classes]`.
         split: named in the message.
+        group: whose workers read a part of the features each.
 
     Raises:
         HeadError: shapes that do not fit, no rows, labels out of range, NaN or infinite features.
@@ -39,7 +44,9 @@ def check_rows(x: np.ndarray, y: np.ndarray, classes: int, split: str = "train")
         fine = y.shape == (len(x), classes) and y.dtype in (np.uint8, np.bool_) and bool(y.max() <= 1)
     if not fine:
         raise HeadError(f"the {split} labels ({y.dtype} {list(y.shape)}) are not of {classes} classes")
-    bad = np.flatnonzero(np.concatenate([~np.isfinite(block).all(axis=1) for block in blocks(x)]))
+    mine = part_of(x, group.share(len(x)))
+    odd = [~np.isfinite(block).all(axis=1) for block in blocks(mine)]
+    bad = np.flatnonzero(group.gather(np.concatenate([np.zeros(0, bool), *odd]).view(np.uint8), len(x)))
     if len(bad):
         raise HeadError(
             f"{len(bad)} rows of the {split} features are NaN or infinite, the first is row {bad[0] + 1}",
@@ -80,10 +87,20 @@ def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
     return (x[first : first + step] for first in range(0, len(x), step))
 
 
-def standard_of(x: np.ndarray) -> Standard:
-    """What `Standard.of` says of the whole of `x`, one block at a time: population mean and deviation."""
-    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks(x)) / len(x)
-    squares = sum(((block.astype(np.float64) - mean) ** 2).sum(axis=0) for block in blocks(x))
+def standard_of(x: np.ndarray, group: Group = ALONE) -> Standard:
+    """What `Standard.of` says of the whole of `x`, one block at a time: population mean and deviation.
+
+    Each worker of `group` adds up its share of the rows; all return the same.
+    """
+    mine = part_of(x, group.share(len(x)))
+    mean, squares = np.zeros((2, x.shape[1]))
+    for block in blocks(mine):
+        mean += block.sum(axis=0, dtype=np.float64)
+    group.sum_(mean)
+    mean /= len(x)
+    for block in blocks(mine):
+        squares += ((block.astype(np.float64) - mean) ** 2).sum(axis=0)
+    group.sum_(squares)
     scale = np.sqrt(squares / len(x))
     return Standard(mean, np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1), scale, 1.0))
 

@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from featcache.batches import Feed, Source
+from featcache.collective import ALONE, Group
 from featcache.errors import HeadError
-from featcache.rows import check_learnable, check_rows, counts_of
+from featcache.rows import check_learnable, check_rows, counts_of, standard_of
 from featcache.scorers import Linear
+from featcache.shard_column import part_of
 from featcache.solvers import Epoch, Fit, schedule_factor
 
 SMALL_STEP = 1e7  # floating-point operations
@@ -78,6 +80,7 @@ def fit_stack(
     members: Sequence[Member],
     course: Course,
     progress: Callable[[int, list[Epoch]], None] | None = None,
+    group: Group = ALONE,
 ) -> list[Fit]:
     """Train all `members` by AdamW (Loshchilov & Hutter, arXiv:1711.05101) on standardised features.
 
@@ -90,6 +93,9 @@ def fit_stack(
         y: int `[N]`, or uint8 multi-hot `[N, C]`.
         validation, y_validation: likewise; they choose each head's best epoch.
         progress: called after each epoch with its number and a line a head.
+        group: workers that call this together with the same arguments. Each takes the rows of its share out
+            of the same batches that one worker would take; gradients are summed in float32 once a step, and
+            all make the same update. The weights are those of one worker up to the rounding of these sums.
 
     Returns:
         A Fit a member, in their order.
@@ -97,15 +103,18 @@ def fit_stack(
     Raises:
         HeadError: rows no head can be trained on, settings out of range, a head that diverges at once.
     """
-    _check(train, y, validation, y_validation, classes, members, course)
-    stack = _Stack(train, y, classes, members)
-    held_out = {view: Source.of(validation[view], stack.sources[view].standard) for view in stack.views}
+    _check(train, y, validation, y_validation, classes, members, course, group)
+    stack = _Stack(train, y, classes, members, group)
+    mine = group.share(len(y_validation))
+    held_out = {
+        view: Source.of(part_of(validation[view], mine), stack.sources[view].standard) for view in stack.views
+    }
     books = [_Book() for _ in members]
     total = course.epochs * -(-len(y) // course.batch_size)
     dice = torch.Generator().manual_seed(course.seed)
     threads = _threads(stack, course.batch_size)
     orders = (torch.randperm(len(y), generator=dice) for _ in range(course.epochs))
-    with Feed(stack.sources, stack.labels, orders, course.batch_size) as feed:
+    with Feed(stack.sources, stack.labels, orders, course.batch_size, group.share(len(y))) as feed:
         for number in range(1, course.epochs + 1):
             with threads():
                 train_scores = _epoch(stack, feed, course, total)
@@ -148,45 +157,55 @@ def _one_thread() -> Iterator[None]:
 
 def _epoch(stack: _Stack, feed: Feed, course: Course, total: int) -> list[tuple[float, float]]:
     """One pass over the rows; mean loss and accuracy of each head."""
-    loss = right = torch.zeros(len(stack.members), dtype=torch.float64)
+    sums = torch.zeros(2, len(stack.members), dtype=torch.float64)
     for chunk in feed.epoch():
-        wanted = stack.targets.batches(chunk.labels, course.batch_size)
+        wanted = stack.targets.batches(chunk.labels, chunk.sizes)
+        masses = stack.targets.masses(chunk.everyone, course.batch_size)
         seen = []
-        for features, truth in zip(chunk.batches(course.batch_size), wanted, strict=True):
+        for features, truth, mass in zip(chunk.batches(), wanted, masses, strict=True):
             factor = schedule_factor(stack.steps, total, course.warmup, course.schedule)
-            seen.append(stack.step(features, truth, factor))
-        losses, hits = stack.tell(torch.cat(seen, dim=2), chunk.labels)
-        loss, right = loss + losses, right + hits
-    rows = len(stack.labels)
-    return list(zip((loss / rows).tolist(), (right / rows).tolist(), strict=True))
+            seen.append(stack.step(features, truth, mass, factor))
+        sums += stack.tell(torch.cat(seen, dim=2), chunk.labels)
+    return stack.means(sums, len(stack.labels))
 
 
 class _Stack:
     """The weights of all heads, grouped by view: `[heads of the view * C, D + 1 padded]` each.
 
     The last of the D + 1 columns is the bias, whose feature is 1 in every row. Weights are kept divided by
-    the head's learning rate.
+    the head's learning rate. Features are those of this worker's share, labels those of all rows.
     """
 
     def __init__(
-        self, train: Mapping[str, np.ndarray], y: np.ndarray, classes: int, members: Sequence[Member]
+        self,
+        train: Mapping[str, np.ndarray],
+        y: np.ndarray,
+        classes: int,
+        members: Sequence[Member],
+        group: Group,
     ) -> None:
-        self.members, self.classes, self.steps = members, classes, 0
+        self.members, self.classes, self.steps, self.group = members, classes, 0, group
         self.views = list(dict.fromkeys(member.view for member in members))
-        self.sources = {view: Source.of(train[view]) for view in self.views}
+        mine = group.share(len(y))
+        self.sources = {
+            view: Source.of(part_of(train[view], mine), standard_of(train[view], group))
+            for view in self.views
+        }
         by_view = [[n for n, member in enumerate(members) if member.view == view] for view in self.views]
-        self.order = [number for group in by_view for number in group]  # place in the stack -> member
+        self.order = [number for numbers in by_view for number in numbers]  # place in the stack -> member
         self.place = {number: place for place, number in enumerate(self.order)}
         self.columns, first = [], 0
-        for group in by_view:
-            self.columns.append(slice(first * classes, (first + len(group)) * classes))
-            first += len(group)
+        for numbers in by_view:
+            self.columns.append(slice(first * classes, (first + len(numbers)) * classes))
+            first += len(numbers)
         rates = torch.tensor([members[number].lr for number in self.order])
         self.rates = rates.repeat_interleave(classes)[:, None]  # [H * C, 1]
         decays = rates * torch.tensor([members[number].weight_decay for number in self.order])
         self.decays = decays.repeat_interleave(classes)[:, None]
-        self.theta = [self._first(view, group) for view, group in zip(self.views, by_view, strict=True)]
-        self.gradient = [torch.zeros_like(part) for part in self.theta]
+        self.theta = [self._first(view, numbers) for view, numbers in zip(self.views, by_view, strict=True)]
+        self.gradients = torch.zeros(sum(part.numel() for part in self.theta))  # one piece: one exchange
+        pieces = self.gradients.split([part.numel() for part in self.theta])
+        self.gradient = [piece.view_as(part) for piece, part in zip(pieces, self.theta, strict=True)]
         self.mean = [torch.zeros_like(part) for part in self.theta]
         self.square = [torch.zeros_like(part) for part in self.theta]
         self.endless = [torch.full((), 1e12)] * len(self.views)  # see _update
@@ -196,10 +215,10 @@ class _Stack:
         self.shared_decay = shared[0] if len(shared) == 1 else None
         self.kept_factor, self.kept = -1.0, [self.decays]
 
-    def _first(self, view: str, group: list[int]) -> torch.Tensor:
+    def _first(self, view: str, numbers: list[int]) -> torch.Tensor:
         source = self.sources[view]
-        theta = torch.zeros(len(group) * self.classes, source.padded)
-        for place, number in enumerate(group):
+        theta = torch.zeros(len(numbers) * self.classes, source.padded)
+        for place, number in enumerate(numbers):
             rows = slice(place * self.classes, (place + 1) * self.classes)
             member = self.members[number]
             theta[rows, : source.width + 1] = initial_weights(member, self.classes, source.width) / member.lr
@@ -207,19 +226,23 @@ class _Stack:
         theta[:, : source.width] *= torch.from_numpy(source.standard.scale != 1.0)
         return theta
 
-    def step(self, features: list[torch.Tensor], truth: torch.Tensor, factor: float) -> torch.Tensor:
+    def step(
+        self, features: list[torch.Tensor], truth: torch.Tensor, mass: float | torch.Tensor, factor: float
+    ) -> torch.Tensor:
         """One update of every head on a batch; the probabilities `[H, C, B]` before it.
 
         Args:
             features: float32 `[B, padded]` of each view.
             truth: float32 `[C, B]`, 1 where a row has the label.
+            mass: of the whole batch, see `_Targets.masses`.
         """
         probabilities = self._forward(features)
-        error, scale = self.targets.error(probabilities, truth)
-        error = error.view(-1, error.shape[2])
+        error, scale = self.targets.error(probabilities, truth, mass)
+        error = error.view(len(self.members) * self.classes, -1)
         for part, x, columns in zip(self.gradient, features, self.columns, strict=True):
             own = error if len(features) == 1 else error[columns]
             torch.addmm(part, own, x, beta=0, alpha=scale, out=part)
+        self.group.sum_(self.gradients)
         self._update(factor)
         return probabilities
 
@@ -259,29 +282,32 @@ class _Stack:
         for part, kept in zip(self.theta, self.kept, strict=True):
             part.mul_(kept)
 
-    def tell(self, probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and right answers of `[H, C, B]`, float64 `[H]` each, in the members' order."""
+    def tell(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Summed loss and right answers of `[H, C, B]`, float64 `[2, H]`, in the members' order."""
         places = torch.tensor([self.place[number] for number in range(len(self.members))])
-        losses, hits = _tell(probabilities, labels)
-        return losses[places], hits[places]
+        return torch.stack(_tell(probabilities, labels))[:, places]
+
+    def means(self, sums: torch.Tensor, rows: int) -> list[tuple[float, float]]:
+        """Loss and accuracy of each head from what every worker summed over its share of `rows`."""
+        self.group.sum_(sums)
+        return list(zip(*(sums / rows).tolist(), strict=True))
 
     def scores(self, held_out: Mapping[str, Source], y: np.ndarray) -> list[tuple[float, float]]:
-        """Loss and accuracy of each head on other rows, some at a time."""
-        labels = torch.tensor(y)
-        loss = right = torch.zeros(len(self.members), dtype=torch.float64)
+        """Loss and accuracy of each head on other rows, some at a time; `y` of all, features of the share."""
+        labels = torch.tensor(y[self.group.share(len(y))])
+        sums = torch.zeros(2, len(self.members), dtype=torch.float64)
         step = max(256, (1 << 24) // (len(self.members) * self.classes + self.theta[0].shape[1]))
-        for first in range(0, len(y), step):
-            rows = slice(first, min(first + step, len(y)))
+        for first in range(0, len(labels), step):
+            rows = slice(first, min(first + step, len(labels)))
             features = [held_out[view].block(rows) for view in self.views]
-            losses, hits = self.tell(self._forward(features), labels[rows])
-            loss, right = loss + losses, right + hits
-        return list(zip((loss / len(y)).tolist(), (right / len(y)).tolist(), strict=True))
+            sums += self.tell(self._forward(features), labels[rows])
+        return self.means(sums, len(y))
 
     def weights(self, number: int) -> torch.Tensor:
         """A copy of the weights of member `number` as they are now, `[C, D + 1 padded]`."""
-        group = self.views.index(self.members[number].view)
-        first = self.place[number] * self.classes - self.columns[group].start
-        return self.theta[group][first : first + self.classes].clone()
+        view = self.views.index(self.members[number].view)
+        first = self.place[number] * self.classes - self.columns[view].start
+        return self.theta[view][first : first + self.classes].clone()
 
     def scorer(self, number: int, weights: torch.Tensor) -> Linear:
         """Member `number` with these weights, for features as they are stored."""
@@ -311,24 +337,38 @@ class _Targets:
         self.table = self.table.transpose(1, 2).contiguous()
         self.mass = self.table.sum(1, keepdim=True)
 
-    def batches(self, labels: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
-        """Batches of rows with labels `[M]`, or multi-hot `[M, C]`, as float32 `[C, B]`."""
+    def batches(self, labels: torch.Tensor, sizes: int | list[int]) -> Sequence[torch.Tensor]:
+        """Batches of these sizes, of rows with labels `[M]` or multi-hot `[M, C]`, as float32 `[C, B]`."""
         truth = labels.T if self.multi_label else torch.eye(self.classes).index_select(1, labels)
-        batches: Sequence[torch.Tensor] = truth.float().split(size, 1)
+        batches: Sequence[torch.Tensor] = truth.float().split(sizes, 1)
         return batches
 
-    def error(self, probabilities: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def masses(self, labels: torch.Tensor, size: int) -> Sequence[float | torch.Tensor]:
+        """What each batch's summed loss is divided by: a number, or with class weights `[H, 1, 1]`.
+
+        Args:
+            labels: of all rows of the batches, whichever worker has them.
+        """
+        if self.plain or self.multi_label:
+            terms = self.classes if self.multi_label else 1
+            whole, rest = divmod(len(labels), size)
+            return [float(size * terms)] * whole + [float(rest * terms)] * (rest > 0)
+        return [self.weights.index_select(1, part).sum(1)[:, None, None] for part in labels.split(size)]
+
+    def error(
+        self, probabilities: torch.Tensor, truth: torch.Tensor, mass: float | torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
         """The gradient `[H, C, B]` of the mean loss, and a factor that it has yet to be multiplied by."""
-        scale = 1 / (truth.numel() if self.multi_label else truth.shape[1])
+        if isinstance(mass, torch.Tensor):
+            labels = truth.argmax(0)
+            error = probabilities * self.mass.index_select(2, labels) - self.table.index_select(2, labels)
+            return error / mass, 1.0
+        scale = 1 / mass
         if self.plain:
             return probabilities - truth, scale
-        if self.multi_label:
-            smoothed = truth * (1 - self.smoothing[:, :, None]) + self.smoothing[:, :, None] / 2
-            pulled = self.weights[:, :, None] * smoothed
-            return probabilities * (1 - smoothed + pulled) - pulled, scale
-        labels = truth.argmax(0)
-        error = probabilities * self.mass.index_select(2, labels) - self.table.index_select(2, labels)
-        return error / self.weights.index_select(1, labels).sum(1)[:, None, None], 1.0
+        smoothed = truth * (1 - self.smoothing[:, :, None]) + self.smoothing[:, :, None] / 2
+        pulled = self.weights[:, :, None] * smoothed
+        return probabilities * (1 - smoothed + pulled) - pulled, scale
 
 
 class _Book:
@@ -401,6 +441,7 @@ def _check(
     classes: int,
     members: Sequence[Member],
     course: Course,
+    group: Group,
 ) -> None:
     if not members:
         raise HeadError("a stack of no heads")
@@ -413,6 +454,6 @@ def _check(
         if not 0 <= member.label_smoothing < 1:
             raise HeadError(f"--label-smoothing {member.label_smoothing}: 0 to below 1 is needed")
     for view in dict.fromkeys(member.view for member in members):
-        check_rows(train[view], y, classes)
-        check_rows(validation[view], y_validation, classes, split="validation")
+        check_rows(train[view], y, classes, group=group)
+        check_rows(validation[view], y_validation, classes, split="validation", group=group)
         check_learnable(train[view], y, classes)

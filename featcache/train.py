@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from featcache.calibration import fit_temperature, tune_thresholds
+from featcache.collective import ALONE, Group
 from featcache.config import Settings
 from featcache.errors import CacheMiss, HeadError
 from featcache.extract import find_features
-from featcache.fitting import KINDS
+from featcache.fitting import KINDS, check_parallel
 from featcache.heads import Head, probabilities_of, view_fingerprint
 from featcache.intervals import bootstrap_intervals
 from featcache.metrics import Scores, score
@@ -49,6 +50,7 @@ def train_head(
     view: str | None = None,
     *,
     progress: Callable[[Epoch], None] | None = None,
+    group: Group = ALONE,
 ) -> Run:
     """Train one head on the cached train features and save it as a run.
 
@@ -57,18 +59,27 @@ def train_head(
         kind: one of `featcache.fitting.KINDS`: `linear` (AdamW), `logistic` (scikit-learn's), ...
         view: which of the cached views; the first of `settings.features.views` by default.
         progress: called after each epoch.
+        group: workers that call this together, see `featcache.head_workers` for an easier way; the first
+            one saves the run.
 
     Returns:
-        The saved run. Its test scores are there where a test split is cached.
+        The saved run, to every worker. Its test scores are there where a test split is cached.
 
     Raises:
         CacheMiss: train or validation is not extracted for these settings.
         HeadError: data no head can be trained on.
+        UsageError: several workers for a head that one fits.
+        WorkerLost: another worker has ended.
     """
     if kind not in KINDS:
         raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
+    shared: dict[str, Any] = {}
+    if group.size > 1:
+        check_parallel(kind)
+        shared["group"] = group
     asked = view or settings.features.views[0]
     data = load_data(settings, [asked])
+    _check_agreed(group, settings, kind, asked, data)
     solve, _ = KINDS[kind]
     # What is imported late is no part of the training time.
     import_module("sklearn.linear_model" if kind == "logistic" else "torch")
@@ -76,9 +87,10 @@ def train_head(
     train = data.rows(asked, "train")
     fit = solve(
         train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
-        settings.head, seed=settings.seed, progress=progress,
+        settings.head, seed=settings.seed, progress=progress, **shared,
     )  # fmt: skip
-    return save_fit(settings, kind, data, asked, fit, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return group.tell(save_fit(settings, kind, data, asked, fit, seconds) if group.rank == 0 else None)
 
 
 def load_data(settings: Settings, views: Sequence[str]) -> Data:
@@ -169,6 +181,17 @@ def _view_of(file: CacheFile, asked: str) -> Features:
         if asked in request["views"]:
             return file.features(request["views"][asked])
     return file.features(asked)
+
+
+def _check_agreed(group: Group, settings: Settings, kind: str, view: str, data: Data) -> None:
+    """Refuse a worker that was started otherwise than the first one: each would wait for other sums."""
+    files = {split: file.fingerprint for split, file in data.files.items()}
+    own = (kind, view, settings.seed, settings.head, files)
+    if group.tell(own) != own:
+        raise HeadError(
+            f"worker {group.rank + 1} of {group.size} has other settings or features than the first one",
+            hint="start all with the same command, the same featcache.toml and the same cache",
+        )
 
 
 def _check_same(train: Features, other: Features) -> None:

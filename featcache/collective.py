@@ -1,0 +1,209 @@
+"""The few operations by which workers train one head together; without other workers they do nothing.
+
+Every worker (a rank) holds a contiguous part of the rows. What it adds up over its part is summed over all
+by `torch.distributed`: after a sum all workers hold the same bits, so what they decide from it is the same.
+What each computes for itself from these sums may differ in the last bit (processors, numbers of threads):
+where a decision hangs on that, all take the first worker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from featcache.errors import HeadError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+
+WAIT = 1800.0  # seconds that one worker waits for another before it gives up
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class WorkerLost(HeadError):
+    """Another worker ended, or did not answer in time; its own error says why."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The workers of one training, as one of them sees it.
+
+    Attributes:
+        rank: number of this worker, from 0; the first one reports and writes.
+        size: how many there are.
+        device: where tensors are exchanged: `cpu` (gloo), or this worker's GPU (nccl).
+        joined: whether there is a `torch.distributed` group behind it; without one, all operations return
+            what they are given.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+    joined: bool = False
+
+    def share(self, count: int) -> slice:
+        """This worker's part of `count` rows; the parts of all differ by one row at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum_(self, *parts: torch.Tensor | np.ndarray) -> None:
+        """Sum each over all workers, in place: one exchange; several together are summed in float64."""
+        if not self.joined:
+            return
+        import torch
+        import torch.distributed as dist
+
+        tensors = [torch.as_tensor(part) for part in parts]  # shares an array's memory
+        packed = tensors[0] if len(tensors) == 1 else torch.cat([part.double().ravel() for part in tensors])
+        packed = packed.contiguous().to(self.device)
+        with _told():
+            dist.all_reduce(packed)
+        sums = packed.split([part.numel() for part in tensors]) if len(tensors) > 1 else [packed]
+        for part, found in zip(tensors, sums, strict=True):
+            if found is not part:
+                part.copy_(found.view(part.shape))
+
+    def gather(self, part: np.ndarray, count: int) -> np.ndarray:
+        """The rows `[count, ...]` of all workers, from each one's share of them."""
+        if not self.joined:
+            return part
+        import numpy as np
+
+        whole = np.zeros((count, *part.shape[1:]), part.dtype)
+        whole[self.share(count)] = part
+        self.sum_(whole)
+        return whole
+
+    def first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The first worker's values of a tensor that all have in the same shape and dtype."""
+        if not self.joined:
+            return tensor
+        import torch.distributed as dist
+
+        sent = tensor.contiguous().to(self.device, copy=True)
+        with _told():
+            dist.broadcast(sent, 0)
+        return sent.to(tensor.device)
+
+    def tell(self, what: T | None) -> T:
+        """The first worker's `what`, any object that can be pickled; the others give None."""
+        held = [what]
+        if self.joined:
+            import torch.distributed as dist
+
+            with _told():
+                dist.broadcast_object_list(held, 0)
+        assert held[0] is not None
+        return held[0]
+
+
+ALONE = Group()
+
+
+@contextlib.contextmanager
+def join(
+    rank: int, size: int, meeting: Path | None = None, *, local: int = 0, gpus: int = 0, wait: float = WAIT
+) -> Iterator[Group]:
+    """Meet the other workers, and leave them at the end.
+
+    Args:
+        meeting: where, on one machine: a file that is not there yet; by default at MASTER_ADDR, MASTER_PORT.
+        local: number of this worker on its machine.
+        gpus: GPUs of this machine to exchange tensors by, one a worker (nccl); 0: none (gloo).
+        wait: seconds for which workers wait for each other.
+
+    Raises:
+        WorkerLost: the others did not come; inside, also: one of them ended.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if gpus:
+        torch.cuda.set_device(local)
+    with _told():
+        store = None if meeting is None else dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if gpus else "gloo", rank=rank, world_size=size, store=store,
+            timeout=datetime.timedelta(seconds=wait),
+        )  # fmt: skip
+    try:
+        yield Group(rank, size, f"cuda:{local}" if gpus else "cpu", joined=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def described() -> bool:
+    """Whether the environment describes a group, as `torchrun` does."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+@contextlib.contextmanager
+def environment_group(device: str = "cpu") -> Iterator[Group]:
+    """The group that `torchrun` describes in the environment; `ALONE` where it describes none.
+
+    Args:
+        device: as settings have it; with `cuda`, workers that have a GPU each exchange tensors by nccl.
+            Heads are computed on processors either way.
+
+    Raises:
+        UsageError: half a description, or numbers that cannot be meant.
+        WorkerLost: see `join`.
+    """
+    if not described():
+        yield ALONE
+        return
+    missing = [name for name in TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}",
+            hint="start workers by torchrun or --workers, or unset RANK and WORLD_SIZE",
+        )
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    local, here = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
+    if rank >= size or local >= here or not 0 < _number("MASTER_PORT") < 65536:
+        raise UsageError(
+            f"RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local} of {here}, "
+            f"MASTER_PORT {os.environ['MASTER_PORT']}: out of range"
+        )
+    with join(rank, size, local=local, gpus=usable_gpus(device, here)) as group:
+        yield group
+
+
+def usable_gpus(device: str, workers: int) -> int:
+    """How many GPUs nccl may use for `workers` on this machine: one each, or none at all."""
+    if device != "cuda":
+        return 0
+    import torch
+    import torch.distributed as dist
+
+    return workers if dist.is_nccl_available() and torch.cuda.device_count() >= workers else 0
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdigit():
+        raise UsageError(f"{name}={text!r} in the environment: a whole number from 0 is needed")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """`WorkerLost` for whatever goes wrong between workers."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = re.sub(r"^\[.*?\]:?\s*", "", str(error).partition("\n")[0])  # without the place in its source
+        raise WorkerLost(
+            f"another worker ended, or cannot be reached: {said.partition('. ')[0]}",
+            hint="see what that worker says; unfinished training is not kept",
+        ) from error

@@ -1,0 +1,183 @@
+"""A column that lies in several shards, read like an array: rows are copied out of the shards."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+RESIDENT = 1 << 27  # bytes of mapped shards that may stay in this process's memory, about
+PAGES = 1 << 16  # bytes that the system maps around one row that is read
+
+
+class ShardedColumn:
+    """Rows `[N, ...]` of one column in all shards, in order.
+
+    It has what readers of features ask of an array: `shape`, `ndim`, `size`, `dtype`, `nbytes`, `len`,
+    indexing of rows by number, slice, list or mask, and `numpy.asarray`. What is read is a copy of its own.
+    A shard is opened and checked when one of its rows is asked for; the memory that maps of shards take is
+    bounded by `RESIDENT`, whatever their size.
+
+    Args:
+        open_rows: shard number -> its rows as a memory map, checked.
+        ends: rows before each shard, and in all: 0, n0, n0 + n1, ...
+        shape: of a single row, e.g. `(768,)`; `()` for labels.
+    """
+
+    def __init__(
+        self,
+        open_rows: Callable[[int], np.ndarray],
+        ends: Sequence[int],
+        dtype: DTypeLike,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.dtype = np.dtype(dtype)
+        self._row_shape = shape
+        self._ends = np.asarray(ends, np.int64)
+        self._rows = range(int(self._ends[-1]))
+        self._maps = _Maps(open_rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows), *self._row_shape)
+
+    @property
+    def ndim(self) -> int:
+        return 1 + len(self._row_shape)
+
+    @property
+    def size(self) -> int:
+        return len(self._rows) * int(np.prod(self._row_shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"ShardedColumn(shape={self.shape}, dtype={self.dtype}, shards={len(self._ends) - 1})"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        step = max(1, PAGES // max(self.nbytes // max(len(self), 1), 1))
+        for first in range(0, len(self), step):
+            yield from self[first : first + step]
+
+    def part(self, rows: slice) -> ShardedColumn:
+        """Neighbouring rows as such a column; none of them is read."""
+        if rows.step not in (None, 1):
+            raise IndexError("a part is of neighbouring rows")
+        found = object.__new__(ShardedColumn)
+        found.__dict__ |= {**self.__dict__, "_rows": self._rows[rows]}
+        return found
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("the rows of several shards make an array only by being copied")
+        return np.asarray(self[:], dtype)
+
+    def astype(self, dtype: DTypeLike) -> np.ndarray:
+        """All rows as an array of that type."""
+        return self[:].astype(dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, slice):
+            rows = self._rows[key]
+            return self._between(rows) if rows.step == 1 else self._gathered(np.asarray(rows, np.int64))
+        if isinstance(key, tuple) or key is None or key is Ellipsis or isinstance(key, (bool, np.bool_)):
+            return self._as_numpy_has_it(key)
+        if hasattr(key, "__index__") and not isinstance(key, np.ndarray):
+            try:
+                row = self._rows[operator.index(key)]
+            except IndexError:
+                raise IndexError(f"row {key} of {len(self)}") from None
+            one: np.ndarray = self._between(range(row, row + 1))[0]
+            return one
+        numbers = self._numbers(key)
+        found = self._gathered(numbers.reshape(-1) + self._rows.start)
+        return found.reshape(*numbers.shape, *self._row_shape)
+
+    def _as_numpy_has_it(self, key: Any) -> np.ndarray:
+        """Any other key; columns of a slice of rows are taken from these rows, other ways read all rows."""
+        found: np.ndarray
+        if isinstance(key, tuple) and key and isinstance(key[0], slice):
+            found = self[key[0]][(slice(None), *key[1:])]
+        else:
+            found = self[:][key]
+        return found
+
+    def _numbers(self, key: Any) -> np.ndarray:
+        """Row numbers from 0 on, int64 of any shape, of a list, an array or a mask."""
+        rows = np.asarray(key)
+        if rows.dtype == np.bool_:
+            if rows.shape != (len(self),):
+                raise IndexError(f"a mask of shape {rows.shape} for {len(self)} rows")
+            return np.flatnonzero(rows)
+        if rows.dtype.kind not in "iu" and rows.size:
+            raise IndexError(f"rows are chosen by whole numbers or a mask, not by {rows.dtype}")
+        rows = rows.astype(np.int64)
+        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
+            odd = rows[(rows < -len(self)) | (rows >= len(self))].flat[0]
+            raise IndexError(f"row {odd} of {len(self)}")
+        return np.where(rows < 0, rows + len(self), rows)
+
+    def _between(self, rows: range) -> np.ndarray:
+        """Neighbouring rows, by their numbers in the whole."""
+        found = np.empty((len(rows), *self._row_shape), self.dtype)
+        number, done = int(np.searchsorted(self._ends, rows.start, side="right")) - 1, 0
+        while done < len(rows):
+            start = rows.start + done - int(self._ends[number])
+            part = found[done : done + int(self._ends[number + 1] - self._ends[number]) - start]
+            part[...] = self._maps.of(number, part.nbytes)[start : start + len(part)]
+            number, done = number + 1, done + len(part)
+        return found
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        """Rows in any order, int64 `[M]`, by their numbers in the whole."""
+        found = np.empty((len(rows), *self._row_shape), self.dtype)
+        shards = np.searchsorted(self._ends, rows, side="right") - 1
+        for number in np.unique(shards):
+            picked = np.flatnonzero(shards == number)
+            mapped = self._maps.of(int(number), PAGES * len(picked))
+            found[picked] = mapped[rows[picked] - self._ends[number]]
+        return found
+
+
+def part_of(x: np.ndarray, rows: slice) -> np.ndarray:
+    """Neighbouring rows of features, not read: a view of an array, or a part of a sharded column."""
+    return as_array(x.part(rows)) if isinstance(x, ShardedColumn) else x[rows]
+
+
+def as_array(column: ShardedColumn) -> np.ndarray:
+    """The column where an array is wanted: it answers to all that featcache asks of one."""
+    return cast(np.ndarray, column)
+
+
+class _Maps:
+    """Shards as they are mapped now; all are let go when they may hold too much memory.
+
+    Nobody but a reader in the midst of copying has a map beside this, so that letting go frees it.
+    """
+
+    def __init__(self, open_rows: Callable[[int], np.ndarray]) -> None:
+        self.open_rows = open_rows
+        self.maps: dict[int, np.ndarray] = {}
+        self.touched: dict[int, int] = {}
+        self.lock = threading.Lock()
+
+    def of(self, number: int, touched: int) -> np.ndarray:
+        """A shard's rows, of which about so many bytes will be read."""
+        with self.lock:
+            if sum(self.touched.values()) + touched > RESIDENT:
+                self.maps.clear()
+                self.touched.clear()
+            if number not in self.maps:
+                self.maps[number] = np.asarray(self.open_rows(number))
+            mapped = self.maps[number]
+            self.touched[number] = min(self.touched.get(number, 0) + touched, mapped.nbytes)
+            return mapped
