@@ -52,9 +52,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from featcache.mirror import cache_folder
+    from featcache.remote import is_remote
     from featcache.store import cache_paths
 
-    cache_dir = Path(settings_of(args).paths.cache_dir)
+    named_dir = settings_of(args).paths.cache_dir
+    if args.action == "gc" and is_remote(named_dir):
+        hint = "its files: featcache cache rm; what is fetched of them keeps to FEATCACHE_MIRROR_SIZE"
+        raise UsageError("cache gc looks after folders, not after stores", hint=hint)
+    cache_dir = cache_folder(named_dir)
     if args.action == "gc":
         return cache_upkeep.gc(cache_dir, args)
     paths = cache_paths(cache_dir)
@@ -97,14 +103,16 @@ def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
 
 def _describe(path: Path) -> dict[str, Any]:
     """What `ls` and `info` show of a file; a damaged one is said to be so."""
+    from featcache.mirror import facts, place
     from featcache.store import CacheFile
 
-    about: dict[str, Any] = {"path": str(path), "bytes": 0, "age_seconds": 0.0}
+    about: dict[str, Any] = {"path": place(path), "bytes": 0, "age_seconds": 0.0}
     try:
-        stat = path.stat()
-        about |= {"bytes": stat.st_size, "age_seconds": max(time.time() - stat.st_mtime, 0.0)}
+        size, modified = facts(path)
+        about |= {"bytes": size, "age_seconds": max(time.time() - modified, 0.0)}
         file = CacheFile(path)
         about |= {
+            "bytes": file.sealed.nbytes,
             "split": file.split,
             "rows": file.rows,
             "views": list(file.views),
@@ -229,12 +237,13 @@ def _effort(made: dict[str, Any]) -> str:
 
 def _remove(paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.files import size_text
+    from featcache.shards import cache_bytes
     from featcache.store import remove
 
     removed, freed, refused = [], 0, 0
     for path in paths:
         try:
-            size = path.stat().st_size if path.exists() else 0
+            size = cache_bytes(path)
             remove(path)
         except CacheError as error:  # the others still go
             print_error(error)

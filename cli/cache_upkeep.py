@@ -177,7 +177,9 @@ def _show_collected(made: Collected, *, dry_run: bool, quiet: bool) -> None:
     console = out()
     word = "would remove" if dry_run else "removed"
     for removal in made.removed:
-        names = ", ".join(part.path.name for part in removal.parts if part.kind != "lock")
+        named = [part.path.name for part in removal.parts if part.kind not in ("lock", "shard")]
+        count = sum(part.kind == "shard" for part in removal.parts)
+        names = ", ".join([*named, *([f"{count} shards"] if count else [])])
         console.print(f"{word} {names or removal.parts[0].path.name}", soft_wrap=True)
         console.print(f"  {size_text(removal.bytes)}, {removal.why}", soft_wrap=True)
     for path in made.busy:

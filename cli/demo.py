@@ -75,10 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _demo_settings(args: argparse.Namespace) -> Settings:
     from featcache.demo import MODEL_NAME, PROMPT
+    from featcache.mirror import cache_folder
 
     given = {"cache_dir": args.cache_dir, "reports_dir": args.reports_dir}
     paths = build_settings({key: value for key, value in given.items() if value}).paths
-    cache = Path(paths.cache_dir)
+    cache = cache_folder(paths.cache_dir)
     defaults = Settings()
     return replace(
         defaults,

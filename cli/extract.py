@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli.engine import add_engine, check_engine
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import ExtractionMeter
 
@@ -39,10 +41,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--workers",
-        default="1",
         metavar="N",
-        help="processes at work: a number, or auto: one for each GPU, or for every few cores (default: 1)",
+        help="processes at work: a number, or auto: one for each GPU, or for every few cores "
+        "(default: 1; with --engine ray: auto)",
     )
+    add_engine(parser)
     add_settings(parser, "backbone", "data", "features", "paths", "")
     parser.set_defaults(run=run)
 
@@ -52,15 +55,26 @@ def run(args: argparse.Namespace) -> int:
         what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
-    workers = 1 if args.workers == "1" else args.workers
     results = extract_splits(
-        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, workers=workers
+        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine(args)
     )
     if args.json:
         print_json({"splits": [record(result) for result in results]})
     else:
         show(results, quiet=args.quiet)
     return 0
+
+
+def engine(args: argparse.Namespace) -> Callable[..., list[Extracted]]:
+    """What makes the features: this machine, or a Ray cluster."""
+    if args.engine == "ray":
+        from featcache.ray_extract import extract_with_ray
+
+        return partial(extract_with_ray, workers=args.workers or "auto", address=args.ray_address)
+    from featcache.extract import extract_splits
+
+    check_engine(args)
+    return partial(extract_splits, workers=1 if args.workers in (None, "1") else args.workers)
 
 
 def extract_splits(
@@ -70,15 +84,18 @@ def extract_splits(
     quiet: bool,
     force: bool = False,
     wait: float = 0.0,
-    workers: int | str = 1,
+    engine: Callable[..., list[Extracted]] | None = None,
 ) -> list[Extracted]:
-    """Extract with a progress bar; what was done otherwise than asked is said on stderr."""
+    """Extract with a progress bar; what was done otherwise than asked is said on stderr.
+
+    Args:
+        engine: as `extract.extract_splits`, which it is by default.
+    """
     from featcache import extract as extraction
 
+    make = engine or extraction.extract_splits
     with ExtractionMeter(quiet=quiet) as meter:
-        results = extraction.extract_splits(
-            settings, splits, None if quiet else meter, force=force, wait=wait, workers=workers
-        )
+        results = make(settings, splits, None if quiet else meter, force=force, wait=wait)
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)
     return results

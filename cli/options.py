@@ -9,6 +9,7 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 from featcache.config import Option, Settings, load_settings, options
 from featcache.errors import UsageError
+from featcache.remote import is_remote, shown
 
 TITLES = {
     "": "common",
@@ -84,7 +85,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise UsageError("--dataset and --data-files cannot be given together")
     if "dataset" in given:
         given["data_files"] = {}  # a dataset on the command line wins over files in the settings file
-    return load_settings(given, path=args.config)
+    settings = load_settings(given, path=args.config)
+    if is_remote(settings.paths.reports_dir):
+        raise UsageError(f"--reports-dir {shown(settings.paths.reports_dir)}: runs are kept in a folder")
+    return settings
 
 
 def _metavar(option: Option) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, note, out, print_error, print_json, table
+from featcache_cli.engine import add_engine, check_engine
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.predict_file import add_flags, run_file
+from featcache_cli.predict_ray import run_ray
 
 HISTORY_FILE = ".predict-history"  # in the folder of the runs
 HISTORY_LINES = 1000
@@ -31,7 +33,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "label texts or a file with a trained head; without either: interactive",
         'featcache predict "房间很干净，服务也好" "电池一天就坏了"\n'
         "featcache predict --run linear-last-mean-1\n"
-        "featcache predict --input reviews.csv --output labelled.csv",
+        "featcache predict --input reviews.csv --output labelled.csv\n"
+        "featcache predict --input 's3://reviews/*.parquet' --engine ray --output s3://reviews/labelled/",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
@@ -44,6 +47,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--model", help="folder of the backbone, if it has moved since")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add_flags(parser)
+    group = parser.add_argument_group("many files, into a folder")
+    add_engine(group)
+    group.add_argument("--workers", metavar="N", help="with --engine ray: actors (default: auto)")
     add_settings(parser, "paths")
     parser.set_defaults(run=run)
 
@@ -53,6 +59,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--top-k {args.top_k}: at least 1")
     if args.pair and len(args.pair) != len(args.texts):
         raise UsageError(f"{len(args.texts)} texts but {len(args.pair)} --pair; one is needed for each")
+    if args.engine == "ray":
+        return run_ray(args, choose(args))
+    check_engine(args)
+    if args.workers is not None:
+        raise UsageError("--workers without --engine ray", hint="--engine ray")
     if args.input is not None or args.output is not None:
         return run_file(args, lambda: load(args, choose(args)))
     _refuse_empty(args.texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,64 +24,125 @@ SHOWN_LABELS = 12
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a file (csv, tsv, jsonl, parquet, txt)")
-    group.add_argument("--input", metavar="FILE", help="file to label, all columns kept; - for stdin")
-    group.add_argument("--output", metavar="FILE", help="file to write; its ending says its form")
+    group = parser.add_argument_group("a file (csv, tsv, json, jsonl, parquet, txt)")
+    group.add_argument("--input", metavar="FILE", help="file or URL to label, all columns kept; - for stdin")
+    group.add_argument("--output", metavar="FILE", help="file or URL to write; its ending says its form")
     group.add_argument("--force", action="store_true", help="replace the output that is there")
     group.add_argument("--text-column", metavar="COLUMN", help="default: found by its usual names")
     group.add_argument("--pair-column", metavar="COLUMN", help="column with the second text of a pair")
     group.add_argument("--no-header", action="store_true", help="csv, tsv: the first line is a row")
-    group.add_argument("--input-format", metavar="FORMAT", help="csv, tsv, jsonl, parquet or txt")
+    group.add_argument("--input-format", metavar="FORMAT", help="csv, tsv, json, jsonl, parquet or txt")
     group.add_argument("--prefix", default="", help="put before the names of the added columns")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One file to label: where its rows come from and go, each a path or a URL, and their kinds."""
+
+    source: Path | BinaryIO | str
+    target: Path | str
+    read: str
+    written: str
 
 
 def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
     """Everything that can be refused is refused before the model is loaded."""
     from featcache.predict_files import predict_file, refuse_target
+    from featcache.targets import Target
 
-    source, target, kinds = _places(args)
-    refuse_target(target, force=args.force)
-    rows = _open(args, source, kinds[0])
-    predictor = load()
-    _check_pairs(predictor, rows, args)
-    with FileMeter(quiet=args.quiet) as meter:
-        made = predict_file(
-            predictor, rows, target, kinds[1], prefix=args.prefix, force=args.force, report=meter
-        )
+    predictor: Predictor | None = None
+    several, made, left = _is_prefix(args), [], []
+    for task in _tasks(args):
+        if several and not args.force and Target.of(task.target).exists():
+            left.append(str(task.target))  # of an earlier call that was interrupted
+            note(f"left as it is: {task.target}", quiet=args.quiet)
+            continue
+        refuse_target(task.target, force=args.force)
+        rows = open_input(args, fetched_source(task.source), task.read)
+        predictor = predictor or load()
+        _check_pairs(predictor, rows, args)
+        with FileMeter(quiet=args.quiet) as meter:
+            done = predict_file(
+                predictor, rows, task.target, task.written,
+                prefix=args.prefix, force=args.force, report=meter,
+            )  # fmt: skip
+        made.append(done)
+        if not args.json:
+            show(done)
     if args.json:
-        print_json(document(made))
-    else:
-        show(made)
+        print_json({"files": [document(one) for one in made], "left": left} if several else document(made[0]))
     return 0
 
 
-def _places(args: argparse.Namespace) -> tuple[Path | BinaryIO, Path, tuple[str, str]]:
-    from featcache.row_files import KINDS, kind_of
+def _tasks(args: argparse.Namespace) -> list[_Task]:
+    """One file, or with an output that ends in / one for each that the URL of the input matches."""
+    from featcache.remote import expanded, is_remote, shown
+    from featcache.row_files import KINDS
 
     if args.texts or args.pair:
         raise UsageError("--input and texts cannot be given together")
     if not args.input or not args.output:
         raise UsageError("--input and --output belong together", hint="e.g. --input a.csv --output b.csv")
-    target = Path(args.output)
-    written = kind_of(target)
-    if written is None or target.name.endswith(".gz"):
-        raise UsageError(f"--output {target}: its ending is none of {', '.join(KINDS)}")
     if args.input_format is not None and args.input_format not in KINDS:
         raise UsageError(f"--input-format {args.input_format}: it is none of {', '.join(KINDS)}")
-    if args.input == "-":
-        return sys.stdin.buffer, target, (args.input_format or "txt", written)
-    source = Path(args.input)
-    read = args.input_format or kind_of(source)
+    if args.input == "-" or not is_remote(args.input):
+        return [_task(args, args.input, args.output)]
+    urls = expanded(args.input)
+    if not _is_prefix(args):
+        if len(urls) > 1:
+            what = f"{shown(args.input)} matches {len(urls)} files"
+            raise UsageError(what, hint="let --output end in /: each gets a file of its name there")
+        return [_task(args, urls[0], args.output)]
+    names = [url.rpartition("/")[2] for url in urls]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UsageError(f"{shown(args.input)} matches several files called {twice}")
+    names = [name.removesuffix(".gz") for name in names]
+    return [_task(args, url, args.output + name) for url, name in zip(urls, names, strict=True)]
+
+
+def _task(args: argparse.Namespace, source: str, target: str) -> _Task:
+    from featcache.remote import is_remote, shown
+    from featcache.row_files import KINDS, kind_of
+
+    place = target if is_remote(target) else Path(target)
+    written = kind_of(Path(target))
+    if written is None or target.endswith(".gz"):
+        raise UsageError(f"--output {shown(target)}: its ending is none of {', '.join(KINDS)}")
+    if source == "-":
+        return _Task(sys.stdin.buffer, place, args.input_format or "txt", written)
+    read = args.input_format or kind_of(Path(source))
     if read is None:
         raise UsageError(
-            f"--input {source}: its ending is none of {', '.join(KINDS)}", hint="say it: --input-format csv"
+            f"--input {shown(source)}: its ending is none of {', '.join(KINDS)}",
+            hint="say it: --input-format csv",
         )
-    if source.exists() and target.exists() and source.samefile(target):
-        raise UsageError(f"--output {target} is the input", hint="write another file")
-    return source, target, (read, written)
+    origin = source if is_remote(source) else Path(source)
+    same = source == target if isinstance(origin, str) or isinstance(place, str) else _same(origin, place)
+    if same:
+        raise UsageError(f"--output {shown(target)} is the input", hint="write another file")
+    return _Task(origin, place, read, written)
 
 
-def _open(args: argparse.Namespace, source: Path | BinaryIO, kind: str) -> RowFile:
+def _same(source: Path, target: Path) -> bool:
+    return source.exists() and target.exists() and source.samefile(target)
+
+
+def _is_prefix(args: argparse.Namespace) -> bool:
+    """Whether the output names a folder of files to be: where it ends in / and the input is a URL."""
+    from featcache.remote import is_remote
+
+    return bool(args.input) and is_remote(args.input) and str(args.output).endswith("/")
+
+
+def fetched_source(source: Path | BinaryIO | str) -> Path | BinaryIO:
+    """What a URL stands for as a file of this machine; anything else as it is."""
+    from featcache.fetched import fetched
+
+    return fetched(source) if isinstance(source, str) else source
+
+
+def open_input(args: argparse.Namespace, source: Path | BinaryIO, kind: str) -> RowFile:
     """Columns as named by flags; those of the settings file count where the file has them."""
     from featcache.errors import SourceError
     from featcache.row_files import open_rows

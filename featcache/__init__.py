@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featcache.estimators import FeatureExtractor, LinearHead
     from featcache.extract import extract_splits, find_features
     from featcache.finetune import finetune
+    from featcache.head_workers import train_with_workers
     from featcache.heads import Head, load_head
     from featcache.predictor import Prediction, Predictor
     from featcache.recipe import Recipe
@@ -46,6 +47,7 @@ _HOME = {
     "load_settings": "config",
     "load_splits": "sources",
     "train_head": "train",
+    "train_with_workers": "head_workers",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "load_settings",
     "load_splits",
     "train_head",
+    "train_with_workers",
 ]
 
 

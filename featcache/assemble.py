@@ -1,8 +1,8 @@
-"""Donors' rows and committed blocks -> the columns of a cache file, in order, a few rows at a time."""
+"""Donors' rows and committed blocks -> the columns of a cache file or of its shards, a few rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +19,8 @@ ASSEMBLE_ROWS = 8192
 
 def columns(
     split: Split, hashes: np.ndarray, document: Mapping[str, Any], division: Division, staging: Staging
-) -> list[Column]:
-    """All columns of a cache file; nothing is read before they are written.
+) -> Callable[[slice], list[Column]]:
+    """All columns of a cache file for any of its rows; nothing is read before they are written.
 
     Args:
         hashes: row hashes of the split, uint8 `[N, 32]`.
@@ -28,20 +28,24 @@ def columns(
         division: what is copied and what lies in which block.
         staging: every block of the division, committed.
     """
-    count = len(split)
     gather = _Gather(division, staging)
     storage = str(document["encoder"]["dtype"]["storage"])
-    views = [
-        Column(store.view_column(name), (count, gather.width(name)), storage, gather.chunks(name))
-        for name in document["views"]
-    ]
-    return [
-        *views,
-        _labels(split.labels),
-        Column("row_hash", (count, 32), "uint8", [hashes]),
-        Column("n_tokens", (count,), "int32", gather.chunks("n_tokens")),
-        Column("truncated", (count,), "uint8", gather.chunks("truncated")),
-    ]
+
+    def of_rows(rows: slice) -> list[Column]:
+        count = len(range(len(split))[rows])
+        views = [
+            Column(store.view_column(name), (count, gather.width(name)), storage, gather.chunks(name, rows))
+            for name in document["views"]
+        ]
+        return [
+            *views,
+            _labels(split.labels[rows]),
+            Column("row_hash", (count, 32), "uint8", [hashes[rows]]),
+            Column("n_tokens", (count,), "int32", gather.chunks("n_tokens", rows)),
+            Column("truncated", (count,), "uint8", gather.chunks("truncated", rows)),
+        ]
+
+    return of_rows
 
 
 def _labels(labels: np.ndarray) -> Column:
@@ -57,14 +61,17 @@ class _Gather:
         self.division = division
         self.ends = np.cumsum([0, *(file.rows for file in division.donors)])
         self.block = lru_cache(maxsize=16)(staging.read)
+        self.widths: dict[str, int] = {}
 
     def width(self, view: str) -> int:
-        if self.division.donors:
-            return int(self.division.donors[0].sealed.column(store.view_column(view)).shape[1])
-        return int(self.block(0)[view].shape[1])
+        if view not in self.widths:  # a block that is read for it may not be kept until the next shard
+            donors = self.division.donors
+            rows = donors[0].sealed.column(store.view_column(view)) if donors else self.block(0)[view]
+            self.widths[view] = int(rows.shape[1])
+        return self.widths[view]
 
-    def chunks(self, name: str) -> Iterator[np.ndarray]:
-        origin = self.division.origin
+    def chunks(self, name: str, rows: slice) -> Iterator[np.ndarray]:
+        origin = self.division.origin[rows]
         for start in range(0, len(origin), ASSEMBLE_ROWS):
             yield self._rows(name, origin[start : start + ASSEMBLE_ROWS])
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from featcache.config import DataSettings, Settings, load_settings, to_toml
+from featcache.cores import available_cores
 from featcache.errors import FeatcacheError, UsageError
 from featcache.sources import load_splits
-from featcache.workers import available_cores
 
 PLANNED = (1000, 4000, 9000)  # rows that a plan is checked at, as far as the data has them
 LARGE_ROWS, LARGE_WIDTH = 20_000_000, 64
@@ -167,7 +167,7 @@ def _plans(settings: Settings, planned: Sequence[int], report: Callable[[str], N
         }
         for one in checked
     ]
-    return {"plans": plans, "plan_error": max(plan["error"] for plan in plans)}
+    return {"plans": plans, "plan_error": round(max(one.error for one in checked), 4)}
 
 
 def main(path: str, engine: str, count: str) -> None:

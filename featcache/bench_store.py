@@ -21,11 +21,12 @@ import h5py  # noqa: F401  (its import is no part of what sealing costs)
 import numpy as np
 import safetensors.numpy  # noqa: F401
 
+from featcache import mirror
 from featcache.backbone import load_backbone
 from featcache.config import Settings
+from featcache.division import BLOCK_BATCHES, block_starts, token_costs
 from featcache.encode import Encoder
 from featcache.hub import find_model
-from featcache.division import BLOCK_BATCHES, block_starts, token_costs
 from featcache.rows import blocks, standard_of
 from featcache.sealed import Column, SealedFile, write_sealed
 from featcache.staging import Staging
@@ -60,7 +61,7 @@ def bench_store(
     Raises:
         CacheError: the disk cannot hold the file.
     """
-    cache_dir = Path(settings.paths.cache_dir)
+    cache_dir = mirror.cache_folder(settings.paths.cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=cache_dir) as name:
         report(f"encoding {len(texts)} texts, committing and sealing them")

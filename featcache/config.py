@@ -65,7 +65,7 @@ class DataSettings:
         "lansinuote/ChnSentiCorp", "hub id, save_to_disk folder, or folder of csv/tsv/json/parquet"
     )
     dataset_revision: str | None = setting(None, "hub revision of the dataset")
-    data_files: dict[str, str] | None = setting(None, "train=F,validation=F,test=F instead of a dataset")
+    data_files: dict[str, str] | None = setting(None, "train=F,validation=F,test=F (files or URLs)")
     text_column: str | None = setting(None, "column with the text (default: found by its usual names)")
     pair_column: str | None = setting(None, "column with the second text of a pair")
     label_column: str | None = setting(None, "column with the label (default: found by its usual names)")
@@ -138,8 +138,9 @@ class HeadSettings:
 class PathSettings:
     """Where results are kept."""
 
-    cache_dir: str = setting("cache", "folder of the feature caches")
+    cache_dir: str = setting("cache", "folder or URL (s3://..., gs://...) of the feature caches")
     reports_dir: str = setting("reports", "folder of the trained runs")
+    shard_size: str = setting("4GB", "most bytes of one cache file; what is larger becomes several shards")
 
 
 @dataclass(frozen=True)

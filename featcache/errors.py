@@ -67,3 +67,13 @@ class HeadError(FeatcacheError):
     """A head or a run that cannot be trained, loaded or used with these features."""
 
     exit_code = 6
+
+
+def restored(kind: str, what: str, hint: str | None) -> FeatcacheError:
+    """An error that another process raised, by the name of its class."""
+    if kind == "BadRow":  # whose row is known to that process alone
+        kind = "BackboneError"
+    classes = {one.__name__: one for one in globals().values() if isinstance(one, type)}
+    found = classes.get(kind, FeatcacheError)
+    made: FeatcacheError = found(what, hint=hint)
+    return made

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache import store
+from featcache import mirror, store
 from featcache.config import BackboneSettings, Settings
 from featcache.errors import CacheError, CacheMiss, UsageError
 from featcache.files import require_space
@@ -28,12 +28,16 @@ from featcache.hub import ModelFiles, find_model
 from featcache.making import Elsewhere, Making, Progress, Report
 from featcache.sources import Split, describe_source, load_splits
 from featcache.store import CacheFile, cache_path
+from featcache.units import parse_size
 
 if TYPE_CHECKING:
     from featcache.encode import Encoder
     from featcache.speed import Speedometer
 
 __all__ = ["Extracted", "Job", "Progress", "Report", "extract_splits", "find_features"]
+
+
+LEAST_SHARD = 20_000  # bytes: little more than what a file has without rows
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Job:
         self.watched = report is not None
         self.force = force
         self.wait = wait
-        self.cache_dir = Path(settings.paths.cache_dir)
+        self.cache_dir = mirror.cache_folder(settings.paths.cache_dir)
         self.model: ModelFiles = find_model(settings.backbone)
         self.source = describe_source(settings.data, seed=settings.seed)
         self._encoder: Encoder | None = None
@@ -162,6 +166,19 @@ class Job:
         data, seed = self.settings.data, self.settings.seed
         loaded = load_splits(data, missing, seed=seed) if missing else {}
         return [known.get(split) or self.extract(loaded[split]) for split in splits]
+
+    @property
+    def shard_size(self) -> int:
+        """Most bytes of one file.
+
+        Raises:
+            UsageError: no size, or one that no shard is that small.
+        """
+        asked = self.settings.paths.shard_size
+        size = parse_size(asked)
+        if size < LEAST_SHARD:
+            raise UsageError(f"--shard-size {asked}: at least 20kB", hint="4GB is a good size")
+        return size
 
     # -- answers from the cache -------------------------------------------------------------------
 
@@ -207,6 +224,7 @@ class Job:
         return f": {file.path.name} differs in {'; '.join(fields)}" if fields else ""
 
     def _served(self, file: CacheFile, split: str, seconds: float, notes: tuple[str, ...] = ()) -> Extracted:
+        mirror.push(file.path)  # what could not be brought to the store when it was made
         return replace(extracted(file, split, seconds, 0, notes), cached=True)
 
     # -- the work ---------------------------------------------------------------------------------
@@ -222,6 +240,7 @@ class Job:
                     store.add_request(found, {**asked, "views": self._asked_views(found)})
                 return self._served(found, split.name, time.perf_counter() - began, split.notes)
         self._require_room(split)
+        self.shard_size  # noqa: B018  (one that makes no sense is refused before the model is loaded)
         encoder = self.encoder(split.name)
         views = [view.name for view in encoder.views]
         document = cache_document(encoder.document, views, hashes, split.labels, split.label_names)
@@ -232,6 +251,7 @@ class Job:
         made = Making(
             split, hashes, sizes, encoder, document, self.model.name, self.cache_dir, path, self.report,
             self.speedometer, self.force, self.wait, self.gang, self.elsewhere,
+            shard_size=self.shard_size,
         ).run()  # fmt: skip
         seconds = time.perf_counter() - began
         file = CacheFile(path)
@@ -242,6 +262,7 @@ class Job:
                 **_circumstances(self, encoder),
             }  # fmt: skip
             store.add_request(file, {**asked, "views": self._asked_views(file)}, how)
+            mirror.push(path, replace=self.force)
         return extracted(file, split.name, seconds, made.encoded, split.notes)
 
     def encoder(self, split: str) -> Encoder:

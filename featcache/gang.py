@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from featcache.errors import BackboneError, BadRow, CacheError, FeatcacheError, UsageError
+from featcache.errors import FeatcacheError, UsageError, restored
 
 BOARD = "FEATCACHE_BOARD"  # where workers of one `--workers` say how far they are
 LAUNCHER = "FEATCACHE_LAUNCHER"  # the process that started them
@@ -120,21 +120,15 @@ class Board:
 
     def fail(self, rank: int, error: FeatcacheError) -> None:
         """Leave word of why this worker gives up."""
-        kind = type(BackboneError(error.what) if isinstance(error, BadRow) else error).__name__
-        content = {"kind": kind, "what": error.what, "hint": error.hint}
+        content = {"kind": type(error).__name__, "what": error.what, "hint": error.hint}
         with contextlib.suppress(OSError):
             (self.folder / f"error-{rank}.json").write_text(json.dumps(content))
 
     def failure(self) -> FeatcacheError | None:
         """Why a worker gave up, as the error it was."""
-        from featcache import errors
-
         for path in sorted(self.folder.glob("error-*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                content = json.loads(path.read_bytes())
-                kind = getattr(errors, content["kind"], CacheError)
-                error: FeatcacheError = kind(content["what"], hint=content["hint"])
-                return error
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                return restored(**json.loads(path.read_bytes()))
         return None
 
     def finish(self, split: str) -> None:

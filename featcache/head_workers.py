@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from featcache import errors
 from featcache.collective import WAIT, WorkerLost, join, usable_gpus
 from featcache.config import Settings, build_settings, options
-from featcache.errors import FeatcacheError, HeadError, UsageError
+from featcache.cores import available_cores, core_groups, keep_to
+from featcache.errors import FeatcacheError, HeadError, UsageError, restored
 from featcache.fitting import check_parallel
 from featcache.runs import Run, load_run
 from featcache.solvers import Epoch
@@ -60,7 +60,7 @@ def train_with_workers(
         HeadError: a worker was killed or stopped answering; no run is saved.
         FeatcacheError: whatever `train_head` raises in a worker.
     """
-    most = max(MOST, len(_cores()))
+    most = max(MOST, len(available_cores()))
     if not 1 <= workers <= most:
         raise UsageError(f"--workers {workers}: from 1 to {most} are possible here")
     if workers == 1:
@@ -85,13 +85,13 @@ class _Crew:
         self.listeners: list[threading.Thread] = []
         self.said: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
 
-    def start(self, job: dict[str, Any], cores: list[int] | None, threads: int) -> None:
+    def start(self, job: dict[str, Any], cores: list[int]) -> None:
         rank = len(self.workers)
         with open(self._errors_of(rank), "wb") as file:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "featcache.head_workers"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
-                env=_environment(threads), process_group=0,  # Ctrl-C comes to us, and we end them
+                env=_environment(max(len(cores), 1)), process_group=0,  # Ctrl-C comes to us, and we end them
             )  # fmt: skip
         self.workers.append(worker)
         assert worker.stdin is not None and worker.stdout is not None
@@ -168,22 +168,13 @@ class _Crew:
 
 @contextlib.contextmanager
 def _started(job: dict[str, Any], folder: Path) -> Iterator[_Crew]:
-    crew, cores, size = _Crew(folder), _cores(), job["size"]
-    threads = max(1, len(cores) // size)
+    crew = _Crew(folder)
     try:
-        for rank in range(size):
-            own = cores[len(cores) * rank // size : len(cores) * (rank + 1) // size]
-            crew.start(job, own if len(cores) >= size else None, threads)
+        for cores in core_groups(available_cores(), job["size"]):
+            crew.start(job, cores)
         yield crew
     finally:
         crew.end()
-
-
-def _cores() -> list[int]:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -203,9 +194,7 @@ def _values(settings: Settings) -> dict[str, Any]:
 
 def _error(kind: str, what: str, hint: str | None) -> FeatcacheError:
     """A worker's error as it was raised there."""
-    classes = {**vars(errors), "WorkerLost": WorkerLost}
-    made: FeatcacheError = classes.get(kind, HeadError)(what, hint=hint)
-    return made
+    return WorkerLost(what, hint=hint) if kind == "WorkerLost" else restored(kind, what, hint)
 
 
 # -- a worker -------------------------------------------------------------------------------------
@@ -218,8 +207,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if job["cores"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, job["cores"])
+    keep_to(job["cores"])
 
     def say(**what: Any) -> None:
         print(json.dumps(what), file=pipe, flush=True)

@@ -8,13 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
+from featcache.division import first_occurrence
 from featcache.errors import HeadError, UsageError
 from featcache.intervals import bootstrap_intervals
 from featcache.label_errors import FOLDS, fit_reference, likely_errors, out_of_fold
 from featcache.metrics import score
 from featcache.neighbourhood import THRESHOLD, Neighbourhood, neighbourhood
 from featcache.places import SPLITS
-from featcache.division import first_occurrence
 from featcache.rows import check_rows
 from featcache.store import CacheFile, Features
 

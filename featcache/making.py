@@ -24,7 +24,7 @@ from featcache.files import remove_temporaries, require_space
 from featcache.fingerprint import fingerprint
 from featcache.gang import Board, Gang, Note
 from featcache.locks import locked
-from featcache.sealed import write_sealed
+from featcache.shards import write_cache
 from featcache.sources import Split
 from featcache.staging import Staging, read_plan
 from featcache.store import CacheFile
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # blocks whose texts are tokenised before the model is there for them
 POLL = 0.1  # seconds between two looks at what other processes do
+SHARD_SIZE = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Making:
         force: take no rows of earlier files, and replace one of this name.
         wait: seconds to wait for another process that makes it.
         gang: the processes that this one works with; None: it works alone.
+        shard_size: most bytes of one file; what is larger becomes several shards.
         elsewhere: has blocks encoded and committed in the place of this process.
     """
 
@@ -102,6 +104,7 @@ class Making:
     wait: float = 0.0
     gang: Gang | None = None
     elsewhere: Elsewhere | None = None
+    shard_size: int = SHARD_SIZE
     speed: Speedometer | None = None
     note: Note = field(init=False)
 
@@ -145,7 +148,8 @@ class Making:
         self._encode_missing(staging, division)
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
-        write_sealed(self.path, self._meta(), parts, replace=self.force)
+        rows = len(self.split)
+        write_cache(self.path, self._meta(), rows, parts, self.shard_size, replace=self.force)
         made = self._all_made()
         if self.gang:
             self.board.finish(self.split.name)

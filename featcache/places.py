@@ -1,4 +1,4 @@
-"""Where the rows of a source are: local files by split, a `save_to_disk` folder, or a hub id."""
+"""Where the rows of a source are: files by split, here or by URL, a `save_to_disk` folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from featcache.config import DataSettings
 from featcache.errors import SourceError
+from featcache.fetched import fetched
 from featcache.fingerprint import file_hash
 from featcache.readers import FORMATS, file_format, reading
+from featcache.remote import is_remote, opened, shown
 
 SPLITS = ("train", "validation", "test")
 _ALIASES = {
@@ -39,13 +41,16 @@ class Place(NamedTuple):
 
 
 def locate(data: DataSettings) -> Place:
-    """What `data` points to; only looks at names.
+    """What `data` points to; only looks at names, but fetches a file that is named by a URL.
 
     Raises:
-        SourceError: a file or folder that is not there or holds no rows.
+        SourceError: a file or folder that is not there, holds no rows, or cannot be fetched.
+        UsageError: a URL of an unknown kind, or whose driver is not installed.
     """
     if data.data_files:
         return _data_files(data.data_files)
+    if is_remote(data.dataset):
+        return Place(files={"train": [_here(data.dataset)]}, splits=("train",))
     path = Path(data.dataset).expanduser()
     if path.is_dir():
         return _folder(path)
@@ -67,11 +72,25 @@ def _data_files(data_files: Mapping[str, str]) -> Place:
             raise SourceError(f"--data-files: unknown split {key!r}", hint=f"splits are: {', '.join(SPLITS)}")
         if split in files:
             raise SourceError(f"--data-files names the {split} split twice")
-        path = Path(value).expanduser()
+        path = _here(value)
         if not path.is_file():
             raise SourceError(f"no such file: {value} (--data-files {key}=...)")
         files[split] = [_readable(path)]
     return Place(files=files, splits=tuple(files))
+
+
+def _here(text: str) -> Path:
+    """The file meant by a path or a URL, as one of this machine."""
+    if not is_remote(text):
+        return Path(text).expanduser()
+    name = opened(text, SourceError).name
+    if file_format(Path(name)) is None:
+        raise SourceError(
+            f"{shown(text)}: unknown file type",
+            hint="name files, not folders, of a store: --data-files train=URL,test=URL; "
+            f"they end in one of: {' '.join(FORMATS)}",
+        )
+    return fetched(text)
 
 
 def _folder(folder: Path) -> Place:

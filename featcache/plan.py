@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache import mirror
 from featcache.config import Settings
 from featcache.division import BLOCK_BATCHES, BLOCK_ROWS
 from featcache.errors import UsageError
@@ -138,7 +139,7 @@ def forecast(
         ),
         cache_bytes=cache,
         staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * BLOCK_HEAD,
-        free_bytes=_free(Path(settings.paths.cache_dir)),
+        free_bytes=_free(mirror.cache_folder(settings.paths.cache_dir)),
         shards=shards,
         rows_a_shard=math.ceil(rows / shards),
         memory=sample.memory,
@@ -154,7 +155,7 @@ def forecast(
 
 
 def _team(ask: Ask, sample: Sample) -> Team:
-    from featcache.workers import available_cores
+    from featcache.cores import available_cores
 
     cores = len(available_cores())
     nodes = ask.nodes or (math.ceil(ask.gpus / GPUS_A_NODE) if ask.gpus else 1)

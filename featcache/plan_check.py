@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache import mirror
 from featcache.config import DataSettings, Settings
 from featcache.errors import UsageError
 from featcache.plan import plan
@@ -62,7 +63,7 @@ def check_plan(
     report("loading the model for the first time")
     load_backbone(settings.backbone, find_model(settings.backbone))
     foretold = plan(settings, ["train"], Ask(rows=rows, sample_seconds=sample_seconds), report)
-    cache_dir = Path(settings.paths.cache_dir)
+    cache_dir = mirror.cache_folder(settings.paths.cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".check-", dir=cache_dir) as name:
         folder = Path(name)

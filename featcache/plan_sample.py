@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache import mirror
 from featcache.config import Settings
 from featcache.division import BLOCK_BATCHES, BLOCK_ROWS
 from featcache.errors import BackboneError, CacheError
@@ -155,7 +156,7 @@ def take_sample(
         hash_row = drawn.hash_seconds()
     timing = _time(encoder, texts, seconds, draw, report) if encode else None
     width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
-    seal, seal_byte = _storing(Path(settings.paths.cache_dir), width, encoder.storage.name)
+    seal, seal_byte = _storing(mirror.cache_folder(settings.paths.cache_dir), width, encoder.storage.name)
     return Sample(
         width=width,
         lengths=texts.lengths,

@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
-from featcache.files import disk, publish, temporary_beside, write_file
+from featcache.files import disk, temporary_beside, write_file
 from featcache.fingerprint import fingerprint
 from featcache.locks import locked
 from featcache.row_files import Chunk, RowFile
 from featcache.row_writers import Answers, Writer
+from featcache.targets import Target
 
 if TYPE_CHECKING:
     from featcache.encode import Tokens
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of what lies in OUTPUT.partial
 AHEAD = 2  # chunks tokenised before the model is free for them
 STATE = "state.json"
+BAD_ROWS = ".bad.jsonl"  # after the output's name
 COMMIT_EVERY = 1.0  # seconds between two durable states, at the least
 FIRST_BAD = 5  # rows of `Labelled.first_bad`
 BAD_A_CHUNK = 16  # rows of a chunk that the model may refuse; more, and it is the model that is broken
@@ -64,6 +66,7 @@ class Labelled:
     """What `predict_file` made.
 
     Attributes:
+        path: a URL where that was asked for, and then `bad_path` too.
         rows: read; `bad` of them have no label.
         truncated: texts that were longer than the longest length and were cut.
         counts: rows by label said; a row of a multi-label head counts for each.
@@ -71,7 +74,7 @@ class Labelled:
         first_bad: the first few of those.
     """
 
-    path: Path
+    path: Path | str
     rows: int
     bad: int
     truncated: int
@@ -79,14 +82,14 @@ class Labelled:
     seconds: float
     tokens: int
     counts: dict[str, int]
-    bad_path: Path | None
+    bad_path: Path | str | None
     first_bad: tuple[dict[str, Any], ...]
 
 
 def predict_file(
     predictor: Predictor,
     rows: RowFile,
-    target: Path,
+    target: Path | str,
     kind: str,
     *,
     prefix: str = "",
@@ -101,6 +104,7 @@ def predict_file(
 
     Args:
         rows: just opened.
+        target: a path or a URL. What goes to a URL is made on this machine and uploaded when it is whole.
         kind: the form of `target`, one of `row_files.KINDS`; txt holds the labels alone.
         prefix: put before the names of the added columns.
         force: replace `target`, and begin anew where an unfinished one is of other rows or another head.
@@ -109,9 +113,10 @@ def predict_file(
     Raises:
         UsageError: `target` is there, or an added column is.
         SourceError: no row of the first chunk can be used; an unfinished `target` is of other rows or
-            another head; the disk is full (finished chunks are kept).
+            another head; the disk is full, the store out of reach (finished chunks are kept).
     """
-    refuse_target(target, force=force)
+    place = Target.of(target)
+    refuse_target(place, force=force)
     writer = Writer(kind, rows, predictor.label_names, several=predictor.head.multi_label, prefix=prefix)
     key = fingerprint(
         {
@@ -122,25 +127,27 @@ def predict_file(
             "kinds": [rows.kind, kind],
         }
     )
-    folder = partial_folder(target)
-    with _written(target), locked(folder / "rows"):
-        refuse_target(target, force=force)  # who held the lock may have made it
+    folder = partial_folder(place.path)
+    with _written(place.path), locked(folder / "rows"):
+        refuse_target(place, force=force)  # who held the lock may have made it
         work = _Work(predictor, rows, writer, folder, key, force, report)
-        return work.run(target, force)
+        return work.run(place, force)
 
 
-def refuse_target(target: Path, *, force: bool) -> None:
+def refuse_target(target: Target | Path | str, *, force: bool) -> None:
     """Before anything is loaded: an output that is there already, or that no file can become.
 
     Raises:
         UsageError
+        SourceError: the store of the output cannot be asked.
     """
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder")
-    unfinished = (partial_folder(target) / STATE).is_file()  # killed between the two, it has the one
-    for path in (target,) if unfinished else (target, bad_path(target)):
-        if path.exists() and not force:
-            raise UsageError(f"{path} is there already", hint="another --output, or --force to replace it")
+    place = target if isinstance(target, Target) else Target.of(target)
+    if place.is_folder():
+        raise UsageError(f"{place} is a folder")
+    unfinished = (partial_folder(place.path) / STATE).is_file()  # killed between the two, it has the one
+    for one in (place,) if unfinished else (place, place.beside(BAD_ROWS)):
+        if not force and one.exists():
+            raise UsageError(f"{one} is there already", hint="another --output, or --force to replace it")
 
 
 def partial_folder(target: Path) -> Path:
@@ -148,7 +155,7 @@ def partial_folder(target: Path) -> Path:
 
 
 def bad_path(target: Path) -> Path:
-    return target.with_name(target.name + ".bad.jsonl")
+    return target.with_name(target.name + BAD_ROWS)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ class _Work:
         self.total = rows.total
         self.first_bad: list[dict[str, Any]] = []
 
-    def run(self, target: Path, force: bool) -> Labelled:
+    def run(self, target: Target, force: bool) -> Labelled:
         began = time.perf_counter()
         self.predictor.encoder.backbone.prepare(self.total or 0)
         if not self.state.chunks:
@@ -212,21 +219,20 @@ class _Work:
             if not self.state.chunks:  # nothing to go on from
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        finished = self.writer.finish(self.log, temporary_beside(target))
-        state = self.state
-        with_bad = bad_path(target) if state.bad else None
-        if with_bad:
-            copy = temporary_beside(with_bad)
+        finished = self.writer.finish(self.log, temporary_beside(target.path))
+        state, bad_rows = self.state, target.beside(BAD_ROWS)
+        if state.bad:
+            copy = temporary_beside(bad_rows.path)
             shutil.copyfile(self.bad_log, copy)
-            publish(copy, with_bad, replace=True)
+            bad_rows.publish(copy, replace=True)
         elif force:
-            bad_path(target).unlink(missing_ok=True)
-        if not publish(finished, target, replace=force):
+            bad_rows.remove()
+        if not target.publish(finished, replace=force):
             raise UsageError(f"{target} was made by someone else meanwhile", hint="--force replaces it")
         shutil.rmtree(self.folder, ignore_errors=True)
         return Labelled(
-            target, state.rows, state.bad, state.truncated, self.resumed, time.perf_counter() - began,
-            self.tokens, state.counts, with_bad, tuple(self.first_bad),
+            target.place, state.rows, state.bad, state.truncated, self.resumed, time.perf_counter() - began,
+            self.tokens, state.counts, bad_rows.place if state.bad else None, tuple(self.first_bad),
         )  # fmt: skip
 
     # -- going on ---------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ class _Work:
         begun = self.state.rows
         with ThreadPoolExecutor(1) as pool, _Commits(self) as commits:
             for number, ready in enumerate(self._ahead(pool), self.state.chunks):
-                if number == 0 and not len(ready.places):
+                if number == 0 and not self.rows.first and not len(ready.places):
                     self._refuse_all(ready.chunk)
                 answers = self._answers(ready)
                 self.done = begun = begun + len(ready.chunk.rows)

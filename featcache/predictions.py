@@ -50,7 +50,7 @@ class Predictions:
             predicted = probabilities.argmax(axis=1)
         else:
             predicted = multi_hot(probabilities, thresholds)
-        return cls(row_hash, labels, predicted, probabilities, label_names)
+        return cls(np.asarray(row_hash), labels, predicted, probabilities, label_names)
 
     @property
     def multi_label(self) -> bool:

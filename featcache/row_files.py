@@ -7,9 +7,11 @@ goes on past it: a row that cannot be used carries what is wrong with it. Memory
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -22,18 +24,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from featcache.columns import USUAL_NAMES, pick_columns
 from featcache.config import DataSettings
 from featcache.errors import SourceError, UsageError
+from featcache.json_array import elements
 from featcache.readers import first_line, reading
 from featcache.texts import check_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-KINDS = ("csv", "tsv", "jsonl", "parquet", "txt")
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
+ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
            ".parquet": "parquet", ".txt": "txt"}  # fmt: skip
 CHUNK_ROWS = 1024  # as a block of an extraction: the same texts are packed together
 CHUNK_CHARS = 4 << 20  # a chunk ends early where its texts are this long together
 LINE_BYTES = 16 << 20  # a longer line is no row of texts
+BLOCK_BYTES = 1 << 20  # of a JSON array, read at once
 RECORD_CHARS = 1 << 20  # a quoted field that spans lines ends before this, or its quote is a stray one
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _NO_LABEL = "(no label is needed)"
@@ -81,11 +85,13 @@ class RowFile:
 
     Attributes:
         kind: one of KINDS.
-        columns: in order; of JSON lines those of the first chunk.
+        columns: in order; of JSON those of the first chunk.
         text, pair: the columns that are labelled.
         total: rows, where the file says so; else None.
         size: bytes, where that is known; else None.
         plain_tabs: a tab-separated file in which a quote is only a character.
+        array: the rows are the values of one JSON array, not lines.
+        first: rows of the file before these.
     """
 
     kind: str
@@ -97,7 +103,9 @@ class RowFile:
     total: int | None = None
     size: int | None = None
     plain_tabs: bool = False
+    array: bool = False
     schema: pa.Schema | None = None
+    first: int = 0
 
 
 def kind_of(path: Path) -> str | None:
@@ -106,7 +114,12 @@ def kind_of(path: Path) -> str | None:
 
 
 def open_rows(
-    source: Path | BinaryIO, kind: str, columns: DataSettings | None = None, *, header: bool = True
+    source: Path | BinaryIO,
+    kind: str,
+    columns: DataSettings | None = None,
+    *,
+    header: bool = True,
+    groups: range | None = None,
 ) -> RowFile:
     """Open a file, or a stream of bytes, for reading once from its beginning.
 
@@ -115,6 +128,7 @@ def open_rows(
         kind: one of KINDS.
         columns: `text_column` and `pair_column` count; by default the usual names.
         header: False: a csv or tsv file begins with a row, its columns are column1, column2, ...
+        groups: of a parquet file, the row groups to read; by default all.
 
     Raises:
         SourceError: empty, unreadable, or without a column of texts.
@@ -122,11 +136,15 @@ def open_rows(
     data = columns or DataSettings()
     name = str(source) if isinstance(source, Path) else "standard input"
     if kind == "parquet":
-        return _parquet(source, name, data)
+        return _parquet(source, name, data, groups)
     lines = _Lines(source, name)
     with reading(Path(name)):
-        return {"txt": _txt, "jsonl": _jsonl, "csv": _delimited, "tsv": _delimited}[kind](
-            lines, RowFile(kind, name, [], "", None, iter(()), size=lines.size), data, header
+        array = kind in ("json", "jsonl") and lines.are_array()
+        return _READERS[kind](
+            _Values(lines) if array else lines,
+            RowFile(kind, name, [], "", None, iter(()), size=lines.size, array=array),
+            data,
+            header,
         )
 
 
@@ -143,7 +161,8 @@ class _Lines:
         if isinstance(source, Path):
             self.size = source.stat().st_size
         packed = isinstance(source, Path) and source.name.lower().endswith(".gz")
-        self._bytes = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if packed else self._raw
+        plain = gzip.GzipFile(fileobj=self._raw) if packed else self._raw
+        self._bytes: Any = plain if hasattr(plain, "peek") else io.BufferedReader(cast(Any, plain))
         self._back: deque[tuple[int, str]] = deque()
         self._number = 0
 
@@ -155,8 +174,23 @@ class _Lines:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if self._back:
-            return self._back.popleft()
+        return self._back.popleft() if self._back else self._read()
+
+    def are_array(self) -> bool:
+        """Whether one JSON array begins where nothing has been read yet."""
+        start: bytes = self._bytes.peek(1)
+        return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+    def blocks(self) -> Iterator[str]:
+        """All of the stream in parts, decoded as lines are."""
+        decoder, more = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape"), True
+        while more:
+            with reading(Path(self.name)):
+                block = self._bytes.read(BLOCK_BYTES)
+            more = bool(block)
+            yield decoder.decode(block, final=not more)
+
+    def _read(self) -> tuple[int, str]:
         with reading(Path(self.name)):
             line = self._bytes.readline(LINE_BYTES)
             if len(line) == LINE_BYTES and not line.endswith(b"\n"):
@@ -182,6 +216,21 @@ class _Lines:
 
     def put_back(self, lines: Sequence[tuple[int, str]]) -> None:
         self._back.extendleft(reversed(lines))
+
+
+class _Values(_Lines):
+    """The values of one JSON array, each with the line it begins in, in the place of lines.
+
+    Args:
+        lines: nothing of them read.
+    """
+
+    def __init__(self, lines: _Lines) -> None:
+        self.name, self.size, self._raw, self._back = lines.name, lines.size, lines._raw, deque()
+        self._values = elements(lines.blocks(), lines.name, LINE_BYTES)
+
+    def _read(self) -> tuple[int, str]:
+        return next(self._values)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -224,7 +273,7 @@ def _unreadable(text: str) -> str | None:
     return None
 
 
-# --- txt and json lines -------------------------------------------------------------------------
+# --- txt and json -------------------------------------------------------------------------
 
 
 def _txt(lines: _Lines, found: RowFile, data: DataSettings, header: bool) -> RowFile:
@@ -244,11 +293,6 @@ def _jsonl(lines: _Lines, found: RowFile, data: DataSettings, header: bool) -> R
     sample = [text for text in lines.sample() if text.strip()]
     if not sample:
         raise SourceError(f"{found.name} is empty")
-    if sample[0].lstrip().startswith("["):
-        raise SourceError(
-            f"{found.name} is one JSON array, which cannot be read row by row",
-            hint="write one object a line, e.g. with pandas: to_json(..., orient='records', lines=True)",
-        )
     parsed = (_parsed(text)[0] or {} for text in sample)
     columns = list(dict.fromkeys(itertools.chain.from_iterable(parsed)))
     if not columns:
@@ -398,7 +442,7 @@ def _header(records: Iterator[_Record], name: str, data: DataSettings) -> list[s
 # --- parquet ------------------------------------------------------------------------------------
 
 
-def _parquet(source: Path | BinaryIO, name: str, data: DataSettings) -> RowFile:
+def _parquet(source: Path | BinaryIO, name: str, data: DataSettings, groups: range | None) -> RowFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -416,18 +460,22 @@ def _parquet(source: Path | BinaryIO, name: str, data: DataSettings) -> RowFile:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise SourceError(f"column {column!r} of {name} holds {kind}, not text", hint=_NAME_IT)
-    chunks = _table_chunks(file, name, text, pair)
-    total = file.metadata.num_rows
-    return RowFile("parquet", name, list(schema.names), text, pair, chunks, total, schema=schema)
+    groups = range(file.num_row_groups) if groups is None else groups
+    sizes = [file.metadata.row_group(group).num_rows for group in range(groups.stop)]
+    first, total = sum(sizes[: groups.start]), sum(sizes[groups.start :])
+    chunks = _table_chunks(file, name, text, pair, groups, first)
+    return RowFile("parquet", name, list(schema.names), text, pair, chunks, total, schema=schema, first=first)
 
 
-def _table_chunks(file: Any, name: str, text: str, pair: str | None) -> Iterator[Chunk]:
+def _table_chunks(
+    file: Any, name: str, text: str, pair: str | None, groups: range, first: int
+) -> Iterator[Chunk]:
     import pyarrow as pa
 
-    digest, number = hashlib.sha256(), itertools.count(1)
+    digest, number = hashlib.sha256(), itertools.count(first + 1)
     wanted = [text] if pair is None else [text, pair]
     try:
-        for batch in file.iter_batches(batch_size=CHUNK_ROWS):
+        for batch in file.iter_batches(batch_size=CHUNK_ROWS, row_groups=list(groups)):
             digest.update(batch.serialize())
             try:
                 values = batch.select(wanted).to_pylist()
@@ -463,3 +511,4 @@ _CSV_ERRORS = {
 }
 _AS_UTF8 = "save it as UTF-8, e.g.: iconv -f GB18030 -t UTF-8 OLD > NEW"
 _NAME_IT = "name the column with the text: --text-column"
+_READERS = {"txt": _txt, "json": _jsonl, "jsonl": _jsonl, "csv": _delimited, "tsv": _delimited}

@@ -1,4 +1,4 @@
-"""Labelled rows as csv, tsv, JSON lines, parquet or plain labels, appended chunk by chunk.
+"""Labelled rows as csv, tsv, JSON, parquet or plain labels, appended chunk by chunk.
 
 What is appended can be cut off again at any chunk, so that an interrupted run goes on from the last one
 that is durable. A parquet file cannot grow like that: its chunks are kept as Arrow messages until the end.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 DIGITS = 6  # of a probability in a text file
 GROUP_ROWS = 1 << 16  # rows of a parquet row group
+ARRAY = b"[\n"  # how a JSON array begins
 
 
 class Answers:
@@ -52,7 +55,7 @@ class Writer:
     """Rows with their answers as bytes to be appended to one file.
 
     Args:
-        kind: one of `row_files.KINDS`.
+        kind: one of `row_files.KINDS`; json is an array for rows that were read from one, else lines.
         names: C label names.
         several: multi-label: the prediction is a list of labels.
         prefix: put before the name of every added column.
@@ -65,6 +68,8 @@ class Writer:
         self, kind: str, rows: RowFile, names: Sequence[str], *, several: bool, prefix: str = ""
     ) -> None:
         self.kind, self.rows, self.several = kind, rows, several
+        self.array = kind == "json" and rows.array
+        self._end = b",\n" if self.array else b"\n"  # of a row
         self.added = [
             prefix + name
             for name in ("prediction", "probability", *(f"probability:{name}" for name in names), "truncated")
@@ -78,6 +83,7 @@ class Writer:
         self._encode: Callable[[Chunk, Answers], bytes] = {
             "csv": self._delimited,
             "tsv": self._delimited,
+            "json": self._lines,
             "jsonl": self._lines,
             "txt": self._labels,
             "parquet": self._message,
@@ -87,7 +93,7 @@ class Writer:
         """What comes before the first row."""
         if self.kind in ("csv", "tsv"):
             return self._csv([[*self.rows.columns, *self.added]])
-        return b""
+        return ARRAY if self.array else b""
 
     def chunk(self, chunk: Chunk, answers: Answers) -> bytes:
         """The rows of a chunk that have columns; one without a usable text has no answer."""
@@ -95,6 +101,8 @@ class Writer:
 
     def finish(self, log: Path, target: Path) -> Path:
         """The file to be published, made of what was appended to `log`."""
+        if self.array:
+            return self._to_array(log, target)
         return self._to_parquet(log, target) if self.kind == "parquet" else log
 
     # -- text files -------------------------------------------------------------------------------
@@ -131,8 +139,18 @@ class Writer:
                         hint="name the added columns otherwise, e.g. --prefix new_",
                     )
                 whole = values | dict(zip(self.added, said.get(place, blank), strict=True))
-                found.append(_json(whole) + b"\n")
+                found.append(_json(whole) + self._end)
         return b"".join(found)
+
+    def _to_array(self, log: Path, target: Path) -> Path:
+        """A copy that is closed in the place of the last comma: `log` can still be gone on with."""
+        shutil.copyfile(log, target)
+        with target.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.truncate(file.tell() - len(self._end) if file.tell() > len(ARRAY) else len(ARRAY))
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n]\n")
+        return target
 
     def _labels(self, chunk: Chunk, answers: Answers) -> bytes:
         """One line a row, empty for one without an answer, so that lines stay side by side."""

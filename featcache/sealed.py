@@ -73,9 +73,7 @@ def write_sealed(
     Raises:
         CacheError: disk full or any other refusal of the file system; nothing is published.
     """
-    content = json.dumps(meta, sort_keys=True, ensure_ascii=True).encode("ascii")
-    note = Column("meta", (len(content),), "uint8", [np.frombuffer(content, dtype=np.uint8)])
-    columns = [*columns, note]
+    columns = _with_note(meta, columns)
     layout = _lay_out(meta, columns)
     require_space(path.parent, layout.size, f"{path.name}")
     temporary = temporary_beside(path)
@@ -89,6 +87,17 @@ def write_sealed(
         except BaseException:
             files.disk.unlink(temporary)
             raise
+
+
+def sealed_size(meta: Mapping[str, Any], columns: list[Column]) -> int:
+    """Bytes of the file that `write_sealed` would write; no chunk is asked for."""
+    return _lay_out(meta, _with_note(meta, columns)).size
+
+
+def _with_note(meta: Mapping[str, Any], columns: list[Column]) -> list[Column]:
+    """The columns with `meta` as the last of them."""
+    content = json.dumps(meta, sort_keys=True, ensure_ascii=True).encode("ascii")
+    return [*columns, Column("meta", (len(content),), "uint8", [np.frombuffer(content, dtype=np.uint8)])]
 
 
 class SealedFile:
@@ -110,8 +119,9 @@ class SealedFile:
             # Kept open: who has the file goes on reading it, also after it was replaced or removed.
             self._file = open(path, "rb")  # noqa: SIM115
             self.nbytes = os.fstat(self._file.fileno()).st_size
-            seal = _read_seal(self._file, path)
-            self._entries: dict[str, dict[str, Any]] = _checked_entries(seal, self.nbytes, path)
+            seal = read_seal(self._file, path)
+            self.digest: str = seal["digest"]
+            self._entries: dict[str, dict[str, Any]] = checked_entries(seal, self.nbytes, path)
             structure = _structure_hash(self._file, self.nbytes, seal["user_block"], self._entries)
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
@@ -146,6 +156,15 @@ class SealedFile:
             self.column(name)
         return self.nbytes
 
+    def checks(self) -> Iterator[tuple[str, Callable[[], int]]]:
+        """What `verify` does in steps: what is checked, and a function that does it and returns its bytes."""
+        for name in self.names:
+            yield name, lambda name=name: self.column(name).nbytes  # type: ignore[misc]
+
+    def total(self, name: str) -> int:
+        """The sum of a column of numbers."""
+        return int(np.asarray(self.column(name)).sum(dtype=np.int64))
+
     def _read_meta(self) -> dict[str, Any]:
         try:
             meta = json.loads(self.column("meta").tobytes())
@@ -165,21 +184,22 @@ class SealedFile:
 
     def _check(self, name: str, entry: Mapping[str, Any], mapped: np.ndarray) -> None:
         """Compare the checksums, through the very map that is handed out: its pages are loaded once."""
-        content = mapped.reshape(-1).view(np.uint8).data
-        count = _chunk_count(entry["bytes"])
-        expected = self._map(entry["checksums"], "|u1", (count, 16)).tobytes()
-
-        def first_damaged(numbers: range) -> int | None:
-            for number in numbers:
-                chunk = content[number * CHUNK : (number + 1) * CHUNK]
-                if xxhash.xxh3_128_digest(chunk) != expected[16 * number : 16 * number + 16]:
-                    return number
-            return None
-
-        for number in _in_threads(first_damaged, count):
+        expected = self._map(entry["checksums"], "|u1", (chunk_count(entry["bytes"]), 16)).tobytes()
+        for number in self._first_damaged(entry, mapped, expected):
             if number is not None:
                 rows = _rows_of_chunk(entry, number)
                 raise CorruptCache(f"{self.path}: block {number} of {name} ({rows}) is damaged", hint=_HINT)
+
+    def _first_damaged(
+        self, entry: Mapping[str, Any], mapped: np.ndarray, expected: bytes
+    ) -> Iterable[int | None]:
+        """The first damaged block, or None, of each of some parts of a column, in order."""
+        content = mapped.reshape(-1).view(np.uint8).data
+
+        def first_damaged(numbers: range) -> int | None:
+            return next((number for number in numbers if not intact(content, expected, number)), None)
+
+        return _in_threads(first_damaged, chunk_count(entry["bytes"]))
 
 
 def _in_threads(search: Callable[[range], int | None], count: int) -> Iterable[int | None]:
@@ -270,7 +290,7 @@ def _lay_out(meta: Mapping[str, Any], columns: list[Column]) -> _Layout:
             if isinstance(value, (str, int)):
                 file.attrs[key] = value
         for column in columns:
-            sums = (_chunk_count(column.nbytes), 16)
+            sums = (chunk_count(column.nbytes), 16)
             places = []
             for name, shape, dtype in (
                 (column.name, column.shape, DTYPES[column.dtype]),
@@ -298,7 +318,7 @@ def _require_sense(size: int, user_block: int, entries: Mapping[str, dict[str, A
         for entry in entries.values()
         for start, nbytes in (
             (entry["offset"], entry["bytes"]),
-            (entry["checksums"], 16 * _chunk_count(entry["bytes"])),
+            (entry["checksums"], 16 * chunk_count(entry["bytes"])),
         )
         if nbytes
     ]
@@ -354,7 +374,12 @@ def _write_column(file: BinaryIO, column: Column) -> bytes:
     return bytes(sums)
 
 
-def _read_seal(file: BinaryIO, path: Path) -> dict[str, Any]:
+def read_seal(file: BinaryIO, path: Path | str) -> dict[str, Any]:
+    """The seal of a file that begins like `file`, its checksum checked; `path` is what errors call it.
+
+    Returns:
+        The seal, and under `digest` that checksum, which covers every byte of the file by way of others.
+    """
     first = file.read(len(MAGIC) + 8)
     if not first.startswith(MAGIC):
         raise CacheError(f"{path} is no featcache cache file", hint="see docs/cache-format.md")
@@ -378,10 +403,10 @@ def _read_seal(file: BinaryIO, path: Path) -> dict[str, Any]:
             raise ValueError("padding")
     except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCache(f"{path}: the seal is damaged", hint=_HINT) from error
-    return seal
+    return {**seal, "digest": lines[2].decode("ascii")}
 
 
-def _checked_entries(seal: Mapping[str, Any], size: int, path: Path) -> dict[str, dict[str, Any]]:
+def checked_entries(seal: Mapping[str, Any], size: int, path: Path | str) -> dict[str, dict[str, Any]]:
     """The seal's columns, each of a known type and within the file's `size`."""
     if seal["length"] != size:
         raise CorruptCache(f"{path} has {size} bytes, sealed with {seal['length']}", hint=_HINT)
@@ -407,7 +432,7 @@ def _places(entry: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         raise ValueError("a column of another length than its shape")
     if entry["bytes"]:
         yield entry["offset"], entry["offset"] + entry["bytes"]
-        yield entry["checksums"], entry["checksums"] + 16 * _chunk_count(entry["bytes"])
+        yield entry["checksums"], entry["checksums"] + 16 * chunk_count(entry["bytes"])
 
 
 def _structure_hash(
@@ -434,7 +459,14 @@ def _gaps(size: int, start: int, entries: Mapping[str, Mapping[str, Any]]) -> It
     yield start, size
 
 
-def _chunk_count(nbytes: int) -> int:
+def intact(content: memoryview, sums: bytes, number: int) -> bool:
+    """Whether one block of a column is what its checksum, one of `sums`, says."""
+    chunk = content[number * CHUNK : (number + 1) * CHUNK]
+    return xxhash.xxh3_128_digest(chunk) == sums[16 * number : 16 * number + 16]
+
+
+def chunk_count(nbytes: int) -> int:
+    """How many blocks, each with a checksum of its own, so many bytes have."""
     return -(-nbytes // CHUNK)
 
 

@@ -79,6 +79,13 @@ class Staging:
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         write_file(self.folder / f"block-{number:08d}-{self._checksum(content)}.safetensors", content)
 
+    def take(self, name: str, content: bytes) -> bool:
+        """Commit a block of another machine, as it came; False for one that is damaged or of another plan."""
+        fine = self._is_block(Path(name), content)
+        if fine:
+            write_file(self.folder / name, content)
+        return fine
+
     def read(self, number: int) -> dict[str, np.ndarray]:
         """The arrays of a committed block.
 
@@ -126,6 +133,12 @@ class Staging:
 
     def _checksum(self, content: bytes) -> str:
         return xxhash.xxh3_128_hexdigest(content, seed=self._seed)
+
+
+def block_number(name: str) -> int | None:
+    """The number of the block in a file of that name; None for another file."""
+    named = _NAME.fullmatch(name)
+    return None if named is None else int(named[1])
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:

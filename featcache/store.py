@@ -8,7 +8,6 @@ loading a model or a dataset. The record can be lost; the features then are foun
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import stat
@@ -20,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from featcache import mirror, shards
 from featcache.errors import CacheError, CacheMiss, CorruptCache
-from featcache.files import TEMPORARY, explained, remove_temporaries, write_file
+from featcache.files import TEMPORARY, explained, remove_temporaries
 from featcache.fingerprint import Difference, canonical, differences
-from featcache.fingerprint import fingerprint as document_hash
 from featcache.locks import discard_lock, locked
+from featcache.records import read_record, record_path, with_request, write_record
 from featcache.sealed import SealedFile
 
 
@@ -33,9 +33,10 @@ class Features:
     """One view of one split, from a sealed file.
 
     Attributes:
-        x: `[N, D]` in the storage dtype, memory-mapped, checksums verified.
+        x: `[N, D]` in the storage dtype, memory-mapped, checksums verified; of a cache of several shards
+            a `ShardedColumn`, which is read like an array, some rows at a time.
         y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`.
-        row_hash: uint8 `[N, 32]`.
+        row_hash: uint8 `[N, 32]`, likewise.
         encoder: the encoder document the features were made with.
     """
 
@@ -60,8 +61,15 @@ class CacheFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _check_is_file(path)
-        self.sealed = SealedFile(path)
+        mirrored = mirror.open_sealed(path)
+        if mirrored is None:
+            _check_is_file(path)
+        self.sealed = mirrored or SealedFile(path)
+        if self.sealed.meta.get("format") == shards.SHARD:
+            whole = shards.cache_of(path) or path.parent
+            raise CacheError(f"{path} is a shard and no cache by itself", hint=f"its cache is {whole.name}")
+        if "shards" in self.sealed.meta:
+            self.sealed = shards.ShardedFile(self.sealed)
         _check_meta(self.sealed)
 
     @property
@@ -88,12 +96,12 @@ class CacheFile:
     @property
     def truncated(self) -> int:
         """How many texts were cut at the longest length."""
-        return int(np.asarray(self.sealed.column("truncated")).sum())
+        return self.sealed.total("truncated")
 
     @property
     def tokens(self) -> int:
         """Tokens of all rows, as they were encoded."""
-        return int(np.asarray(self.sealed.column("n_tokens"), dtype=np.int64).sum())
+        return self.sealed.total("n_tokens")
 
     @property
     def max_length(self) -> int:
@@ -120,7 +128,7 @@ class CacheFile:
             x=self.sealed.column(view_column(view)),
             y=np.asarray(self.sealed.column("labels")),
             label_names=tuple(document["labels"]["names"]),
-            row_hash=np.asarray(self.sealed.column("row_hash")),
+            row_hash=self.sealed.column("row_hash"),
             encoder=document["encoder"],
             fingerprint=self.fingerprint,
             path=self.path,
@@ -166,23 +174,14 @@ def damaged(cache_dir: Path, split: str) -> list[CacheError]:
 
 
 def cache_paths(cache_dir: Path, split: str = "*") -> list[Path]:
-    """Every cache file's path, whole or damaged, newest first; files that are being written are none yet."""
-    found = cache_dir.glob(f"*/*/{split}-*.h5")
-    return sorted((path for path in found if not path.name.startswith(TEMPORARY)), key=_age)
+    """Every cache file's path, whole or damaged, newest first; files that are being written are none yet.
 
-
-def record_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def read_record(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The record of the cache file `path`; empty where it is lost, damaged or of another file."""
-    try:
-        record = json.loads(record_path(path).read_bytes())
-        intact = record.pop("checksum") == document_hash(record)
-        return dict(record) if intact and record["fingerprint"] == fingerprint else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    Of a cache in a store also where its files will lie when they are fetched.
+    """
+    elsewhere = mirror.known(cache_dir, split)  # first: what is gone from the store is removed here
+    found = {*elsewhere, *cache_dir.glob(f"*/*/{split}-*.h5")}
+    named = (path for path in found if not path.name.startswith(TEMPORARY) and not shards.cache_of(path))
+    return sorted(named, key=_age)
 
 
 def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
@@ -191,10 +190,7 @@ def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, 
     record = record or {"fingerprint": file.fingerprint, "requests": []}
     if made is not None:
         record["made"] = dict(made)
-    if canonical(request) not in [canonical(known) for known in record["requests"]]:
-        record["requests"].append(dict(request))
-    signed = {**record, "checksum": document_hash(record)}
-    write_file(record_path(file.path), json.dumps(signed, indent=1, sort_keys=True).encode("ascii"))
+    write_record(file.path, with_request(record, request))
 
 
 def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: set[str]) -> CacheFile | None:
@@ -231,7 +227,8 @@ def remove(path: Path) -> None:
         CacheError: a writer is at work on it, or the file system refuses.
     """
     with locked(path), explained(path):
-        for left in (path, record_path(path)):
+        mirror.remove(path)
+        for left in (path, record_path(path), *shards.shard_paths(path)):  # shards without it are litter
             left.unlink(missing_ok=True)
         remove_folder(path.with_suffix(".partial"))
         remove_temporaries(path)
@@ -253,7 +250,7 @@ def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:
 def _age(path: Path) -> float:
     """Sort key: newest first; a file that is just being removed comes last."""
     try:
-        return -path.stat().st_mtime
+        return -mirror.facts(path)[1]
     except OSError:
         return 0.0
 

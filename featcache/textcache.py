@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache import store
+from featcache import mirror, store
 from featcache.config import BackboneSettings, Settings
+from featcache.division import first_occurrence
 from featcache.errors import CacheError
 from featcache.extract import Job
 from featcache.files import explained
 from featcache.fingerprint import FEATURE_FORMAT, row_hashes
 from featcache.hub import ModelFiles, find_model
-from featcache.division import first_occurrence
 from featcache.sources import from_texts
 from featcache.store import CacheFile
 
@@ -83,9 +83,10 @@ class _TextJob(Job):
         self.report = lambda _: None
         self.watched = False
         self.gang = None
+        self.elsewhere = None
         self.force = True  # rows are looked up here; there are no donors to be found twice
         self.wait = 0.0
-        self.cache_dir = Path(settings.paths.cache_dir)
+        self.cache_dir = mirror.cache_folder(settings.paths.cache_dir)
         self.model = model_files(settings.backbone)
         self.source: dict[str, object] = {}
         self._load = load

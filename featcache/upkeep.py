@@ -7,7 +7,6 @@ writer's lock of the file it belongs to. Only names that featcache gives are eve
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,13 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from featcache import store
-from featcache.errors import CacheError, UsageError
+from featcache.errors import CacheError
 from featcache.files import TEMPORARY, explained
 from featcache.fingerprint import fingerprint
 from featcache.locks import discard_lock, is_locked, locked
 from featcache.sealed import MAGIC
+from featcache.shards import shards_in_use
+from featcache.units import DAY
+from featcache.units import parse_age as parse_age
+from featcache.units import parse_size as parse_size
 
-DAY = 86400.0
+CHAIN_ROWS = 1 << 18
 STALE = DAY  # seconds untouched after which unfinished work counts as given up
 YOUNG = 3600.0  # seconds in which a temporary record may still be somebody's
 
@@ -68,9 +71,9 @@ def verify(path: Path, report: Report | None = None) -> Verdict:
     damage, done = [], 0
     if report:
         report(done, file.sealed.nbytes)
-    for name in file.sealed.names:
+    for name, check in file.sealed.checks():
         try:
-            done += file.sealed.column(name).nbytes
+            done += check()
         except CacheError as error:
             damage.append(error.what)
         except OSError as error:  # the file system gives up on a map of it
@@ -89,10 +92,17 @@ def _contradictions(file: store.CacheFile) -> list[str]:
     if any(shape[:1] != (file.rows,) for shape in shapes.values()):
         found.append(f"{file.path}: not every column has {file.rows} rows")
     for part, column in (("rows", "row_hash"), ("labels", "labels")):
-        content = np.ascontiguousarray(file.sealed.column(column))
-        if hashlib.sha256(content.data).hexdigest() != document[part].get("chain"):
+        if _chain(file.sealed.column(column)) != document[part].get("chain"):
             found.append(f"{file.path}: its {part} are not those of its fingerprint")
     return found
+
+
+def _chain(rows: np.ndarray) -> str:
+    """SHA-256 of a column's bytes, read some rows at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, len(rows), CHAIN_ROWS):
+        digest.update(np.ascontiguousarray(rows[start : start + CHAIN_ROWS]).data)
+    return digest.hexdigest()
 
 
 # -- gc: what there is ----------------------------------------------------------------------------
@@ -105,7 +115,10 @@ _KINDS = {
     ".lock": "lock",
     ".holder": "holder",
 }
-_OURS = re.compile(rf"(?P<tmp>{re.escape(TEMPORARY)}[0-9a-f]{{12}}-)?(?P<stem>{_NAME})(?P<end>\.[a-z0-9]+)")
+_OURS = re.compile(
+    rf"(?P<tmp>{re.escape(TEMPORARY)}[0-9a-f]{{12}}-)?(?P<stem>{_NAME})"
+    r"(?P<shard>\.shard-[0-9]{5,}b?(?=\.h5$))?(?P<end>\.[a-z0-9]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,8 @@ class Part:
     """One file or folder that belongs to a cache file.
 
     Attributes:
-        kind: `features`, `record`, `unfinished`, `temporary`, `lock` or `holder`.
+        kind: `features`, `shard` (one that the features consist of), `record`, `unfinished`, `temporary`,
+            `lock` or `holder`.
         modified: seconds since the epoch; of a folder, of the newest file in it.
     """
 
@@ -163,13 +177,21 @@ def survey(cache_dir: Path) -> list[Group]:
     Left out is whatever bears another name, and a `.h5` that featcache did not write.
     """
     groups: dict[Path, list[Part]] = {}
+    used: dict[Path, set[Path] | None] = {}
     foreign = set()
     for path in cache_dir.glob("*/*/*"):
         named = _OURS.fullmatch(path.name)
         if named is None or not (named["tmp"] or named["end"] in _KINDS):
             continue
         target = path.with_name(named["stem"] + ".h5")
-        part = _part(path, "temporary" if named["tmp"] else _KINDS[named["end"]])
+        if named["shard"] and not named["tmp"]:
+            if target not in used:
+                used[target] = shards_in_use(target) if target.exists() else set()
+            part = _shard(path, used[target])
+        else:
+            part = _part(path, "temporary" if named["tmp"] else _KINDS[named["end"]])
+        if named["shard"] and part is None:
+            continue
         if part is None or (part.kind == "features" and not _is_ours(path)):
             foreign.add(target)
         else:
@@ -179,6 +201,11 @@ def survey(cache_dir: Path) -> list[Group]:
         for target, parts in sorted(groups.items())
         if target not in foreign
     ]
+
+
+def _shard(path: Path, used: set[Path] | None) -> Part | None:
+    """A shard; one that its cache file does not consist of is unfinished work. A damaged one may need all."""
+    return _part(path, "shard" if used is None or path in used else "unfinished") if _is_ours(path) else None
 
 
 def _part(path: Path, kind: str) -> Part | None:
@@ -349,50 +376,9 @@ def _remove(removal: Removal) -> None:
     """
     with locked(removal.target), explained(removal.target):
         for part in removal.parts:
-            if part.kind == "unfinished":
+            if part.kind == "unfinished" and part.path.is_dir():
                 store.remove_folder(part.path)
             elif part.kind not in ("lock", "holder"):
                 part.path.unlink(missing_ok=True)
         if not removal.target.exists():
             discard_lock(removal.target)
-
-
-# -- sizes and ages as typed ----------------------------------------------------------------------
-
-_BYTES = {"": 1, "b": 1} | {
-    prefix + unit: base**power
-    for power, prefix in enumerate("kmgt", start=1)
-    for unit, base in (("", 1000), ("b", 1000), ("ib", 1024))
-}
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
-
-
-def parse_size(text: str) -> int:
-    """`10GB` -> 10,000,000,000; also kB, MB, TB, in powers of 1000, and KiB ... of 1024.
-
-    Raises:
-        UsageError: no such size.
-    """
-    number, unit = _number_and_unit(text)
-    if number is None or unit not in _BYTES:
-        raise UsageError(f"{text!r} is no size", hint="a number and a unit: 500MB, 10GB, 1.5TB, 8GiB")
-    return int(number * _BYTES[unit])
-
-
-def parse_age(text: str) -> float:
-    """`30d` -> seconds; s, m (minutes), h, d or w.
-
-    Raises:
-        UsageError: no such age.
-    """
-    number, unit = _number_and_unit(text)
-    if number is None or unit not in _SECONDS:
-        raise UsageError(f"{text!r} is no age", hint="a number and a unit: 90m, 12h, 30d, 8w")
-    return number * _SECONDS[unit]
-
-
-def _number_and_unit(text: str) -> tuple[float | None, str]:
-    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
-    if found is None or not math.isfinite(float(found[1])):
-        return None, ""
-    return float(found[1]), found[2].lower()

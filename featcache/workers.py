@@ -7,7 +7,6 @@ here they are only watched. Run as `python -m featcache.workers FOLDER`, this fi
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -15,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featcache.config import Settings, load_settings, to_toml
+from featcache.cores import available_cores, core_groups, keep_to
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.extract import Extracted, Job, extract_splits, extracted
 from featcache.gang import BOARD, LAUNCHER, Board, Gang, together
@@ -100,20 +100,6 @@ def extract_with_workers(
     return [known.get(split) or made[split] for split in splits]
 
 
-def available_cores() -> list[int]:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def core_groups(count: int) -> list[list[int]]:
-    """The cores in `count` groups of neighbours, as equal as can be."""
-    cores = available_cores()
-    ends = [len(cores) * number // count for number in range(count + 1)]
-    return [cores[start:end] for start, end in itertools.pairwise(ends)]
-
-
 def _gpus() -> int:
     import torch
 
@@ -123,7 +109,7 @@ def _gpus() -> int:
 def _share(count: int, settings: Settings) -> str:
     if settings.backbone.device in ("auto", "cuda") and _gpus():
         return "one GPU"
-    cores = len(core_groups(count)[0])
+    cores = len(core_groups(available_cores(), count)[0])
     return f"{cores} cores" if cores > 1 else "one core"
 
 
@@ -200,7 +186,7 @@ class _Crew:
 def _running(count: int, board: Path) -> Iterator[_Crew]:
     crew = _Crew(board, {})
     try:
-        for rank, cores in enumerate(core_groups(count)):
+        for rank, cores in enumerate(core_groups(available_cores(), count)):
             with open(board / f"stderr-{rank}.txt", "wb") as errors:
                 crew.running[rank] = subprocess.Popen(
                     [sys.executable, "-m", "featcache.workers", str(board)],
@@ -247,7 +233,7 @@ def main(folder: str) -> int:
     board = Path(folder)
     gang = Gang.of_environment()
     assert gang is not None
-    _pin(os.environ)
+    keep_to([int(core) for core in os.environ.get(CORES, "").split(",") if core])
 
     def report(event: Progress) -> None:
         if event.stage == "note":
@@ -271,13 +257,6 @@ def main(folder: str) -> int:
     temporary.write_text(json.dumps(content))
     temporary.replace(board / f"result-{gang.rank}.json")
     return 0
-
-
-def _pin(environment: Mapping[str, str]) -> None:
-    """Keep to the cores that are this worker's, where the system lets a process choose."""
-    cores = environment.get(CORES)
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, [int(core) for core in cores.split(",")])
 
 
 if __name__ == "__main__":

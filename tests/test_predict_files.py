@@ -34,12 +34,13 @@ from featcache import predict_files, row_files
 from featcache.config import DataSettings
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
 from featcache.files import disk
+from featcache.json_array import elements
 from featcache.predict_files import Labelled, Step, bad_path, partial_folder, predict_file
 from featcache.predictor import Predictor
 from featcache.row_files import kind_of, open_rows
 
 ADDED = ["prediction", "probability", *(f"probability:{name}" for name in NAMES), "truncated"]
-KINDS = ("csv", "tsv", "jsonl", "parquet")
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,8 @@ def write_kind(path: Path, rows: list[dict[str, Any]]) -> Path:
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif kind == "jsonl":
         write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif kind == "json":
+        write(path, json.dumps(rows, ensure_ascii=False, indent=len(rows) % 3))
     elif kind == "txt":
         write(path, "".join(row["text"] + "\n" for row in rows))
     else:
@@ -91,7 +94,10 @@ def read_kind(path: Path) -> list[dict[str, Any]]:
     kind = kind_of(path)
     if kind == "parquet":
         return pq.read_table(path).to_pylist()
-    if kind == "jsonl":
+    if kind == "json" and path.read_text(encoding="utf-8").startswith("["):
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    if kind in ("json", "jsonl"):
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t" if kind == "tsv" else ","))
@@ -283,6 +289,101 @@ def test_bad_rows_of_json_lines(predictor: Predictor, tmp_path: Path) -> None:
     assert [one["line"] for one in read_kind(made.bad_path)] == [3, 4, 5, 6, 7, 8, 10]
 
 
+ARRAY = """\ufeff
+[ {"text": "good", "n": [1, {"a": "]}"}]}, {broken},
+  {"text": null},
+  {"text": "a \\"quote\\", \\\\"}, "text" ,,
+  {"text": "good" "n": 1}, {
+    "text": "over lines"}
+, [{"text": "bad"}], {"text": "bad"},
+]
+"""
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_bad_rows_of_a_json_array(
+    block: int, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told apart wherever the file is split for reading; a broken one costs no other."""
+    monkeypatch.setattr(row_files, "BLOCK_BYTES", block)
+    made = label(predictor, write(tmp_path / "in.json", ARRAY), tmp_path / "out.json")
+    found = json.loads(made.path.read_text(encoding="utf-8"))
+    said = [(row["text"], row["prediction"] is not None) for row in found]
+    assert said == [
+        ("good", True),
+        (None, False),
+        ('a "quote", \\', True),
+        ("over lines", True),
+        ("bad", True),
+    ]
+    assert found[0]["n"] == [1, {"a": "]}"}] and "n" not in found[1]
+    assert made.bad_path is not None and (made.rows, made.bad) == (9, 5)
+    assert [one["line"] for one in read_kind(made.bad_path)] == [2, 3, 4, 5, 7]
+    again = label(predictor, made.path, tmp_path / "again.json", prefix="new_")  # it is such an array itself
+    assert again.rows == 5 and again.bad == 1
+
+
+def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor, tmp_path: Path) -> None:
+    array, lines = tmp_path / "array.json", tmp_path / "lines.json"
+    write(array, b'\xef\xbb\xbf[{"text":"good"},{"text":" "}]')
+    write(lines, '{"text": "good"}\n{"text": " "}\n')
+    out = {}
+    for source in (array, lines):
+        for ending in ("json", "jsonl"):
+            out[source, ending] = label(predictor, source, tmp_path / f"{source.stem}-out.{ending}").path
+    assert len(json.loads(out[array, "json"].read_bytes())) == 2
+    assert (
+        out[array, "jsonl"].read_bytes()
+        == out[lines, "jsonl"].read_bytes()
+        == out[lines, "json"].read_bytes()
+    )
+    packed = write(tmp_path / "a.json.gz", gzip.compress(array.read_bytes()))
+    assert label(predictor, packed, tmp_path / "gz.json").path.read_bytes() == out[array, "json"].read_bytes()
+    stream = open_rows(io.BytesIO(array.read_bytes()), "json")
+    made = predict_file(predictor, stream, tmp_path / "stream.json", "json")
+    assert made.path.read_bytes() == out[array, "json"].read_bytes()
+
+
+def test_an_array_that_breaks_off_keeps_what_is_done(
+    predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is not guessed at; when the file is whole, the same call goes on."""
+    monkeypatch.setattr(row_files, "BLOCK_BYTES", 64)
+    source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
+    whole = label(predictor, source, tmp_path / "whole.json").path.read_bytes()
+    content = source.read_bytes()
+    write(source, content[: int(len(content) * 0.9)])
+    with pytest.raises(SourceError, match=r"line \d+: from there on[\s\S]*cut short"):
+        label(predictor, source, target)
+    assert not target.exists()
+    made = label(predictor, write(source, content), target)
+    assert made.resumed >= 16 and target.read_bytes() == whole
+
+
+def test_a_value_that_never_ends_is_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(row_files, "LINE_BYTES", 1000)
+    source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
+    with pytest.raises(SourceError, match="line 2: a value longer than"):
+        label(predictor, source, tmp_path / "out.json")
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.lists(st.text(), max_size=2))
+    ),
+    st.sampled_from([None, 0, 2]),
+    st.integers(1, 40),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_array_is_split_into_its_values(rows: list[Any], indent: int | None, size: int) -> None:
+    text = json.dumps(rows, ensure_ascii=False, indent=indent)
+    blocks = (text[at : at + size] for at in range(0, len(text), size))
+    assert [json.loads(value) for _, value in elements(blocks, "a file", 1 << 20)] == rows
+
+
 def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> None:
     raw = pa.array([b"good", b"\xff\xfe", None, b" ", b"bad"], pa.binary())
     strings = pa.Array.from_buffers(pa.string(), 5, raw.buffers())
@@ -364,7 +465,12 @@ def test_a_file_of_another_encoding_is_refused_at_once(predictor: Predictor, tmp
     [
         ("in.csv", b"", "empty"),
         ("in.jsonl", b"\n\n", "empty"),
-        ("in.jsonl", b'[{"text": "a"}]', "JSON array"),
+        ("in.json", b"[]", "empty"),
+        ("in.json", b'[{"text": "good"}', "line 1: from there on"),
+        ("in.json", b'[{"text": "good"},\n\n {"text": "good}]', "line 3: from there on"),
+        ("in.json", b'[{"text": "good"}]\n{"text": "bad"}', "goes on where its array ends"),
+        ("in.json", b'[{"text": "good"}}', "a } closes the array"),
+        ("in.json", b"[1, [], null]", "no JSON objects"),
         ("in.jsonl", b"{broken\n", "no JSON objects"),
         ("in.csv", b"text,text\na,b\n", "twice"),
         ("in.csv", b"title,headline\na,b\n", "more than one text column"),
@@ -580,8 +686,9 @@ def test_killed_in_between(
 # ---------------------------------------------------------------- size
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
 def test_memory_does_not_grow_with_the_file(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model stands still: what is measured is reading, writing and what waits between them."""
 
@@ -591,12 +698,14 @@ def test_memory_does_not_grow_with_the_file(
     monkeypatch.setattr(predictor, "tokenize", lambda texts, pairs=None: texts)
     monkeypatch.setattr(predictor, "answer", said)
     monkeypatch.setattr(row_files, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(row_files, "BLOCK_BYTES", 1 << 14)
     peaks = []
     for rows in (2_500, 15_000):
-        source = tmp_path / f"{rows}.csv"
-        source.write_text("id,text\n" + "".join(f"{n},{'好房间' * 20}\n" for n in range(rows)))
+        made = [{"id": str(n), "text": "好房间" * 20, "note": ""} for n in range(rows)]
+        source = write_kind(tmp_path / f"{rows}.{kind}", made)
+        del made
         tracemalloc.start()
-        label(predictor, source, tmp_path / f"{rows}-out.csv")
+        label(predictor, source, tmp_path / f"{rows}-out.{kind}")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]

@@ -22,6 +22,7 @@ from test_store import seal
 
 from featcache import store
 from featcache.errors import CacheError, UsageError
+from featcache.fingerprint import fingerprint as document_hash
 from featcache.sealed import CHUNK, Column, write_sealed
 from featcache.store import CacheFile, add_request
 from featcache.upkeep import (
@@ -57,7 +58,7 @@ def big(folder: Path) -> Path:
     document = base.document | {"views": ["last/cls"]}
     document["rows"] = {"count": rows, "chain": hashlib.sha256(hashes.tobytes()).hexdigest()}
     document["labels"] = document["labels"] | {"chain": hashlib.sha256(labels.tobytes()).hexdigest()}
-    fingerprint = store.document_hash(document)
+    fingerprint = document_hash(document)
     path = folder / "a" / "b" / f"train-{fingerprint[:12]}.h5"
     columns = [
         Column("views/last-cls", x.shape, "float32", [x]),
@@ -227,7 +228,7 @@ def test_rows_that_are_not_those_of_the_fingerprint(part: str, tmp_path: Path) -
     path = seal(tmp_path)
     meta = dict(CacheFile(path).sealed.meta)
     meta["document"][part]["chain"] = "0" * 64
-    meta["fingerprint"] = store.document_hash(meta["document"])
+    meta["fingerprint"] = document_hash(meta["document"])
     path = rewrite(path, meta, path.with_name(f"train-{meta['fingerprint'][:12]}.h5"))
     assert verify(path).damage == (f"{path}: its {part} are not those of its fingerprint",)
 

@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from stub_encoder import StubEncoder, stubbed
 
 from featcache import division, workers
+from featcache.cores import available_cores, core_groups
 from featcache.division import block_starts, token_costs
 from featcache.errors import BackboneError, UsageError
 from featcache.extract import Progress, extract_splits
 from featcache.gang import Board, Gang, Note, together
-from featcache.workers import available_cores, core_groups, worker_count
+from featcache.workers import worker_count
 
 TRAIN, BLOCK = COUNTS["train"], 4
 HEAVY = [
@@ -348,7 +349,7 @@ def test_auto_is_one_for_several_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, expected in [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)]:
         monkeypatch.setattr(workers, "available_cores", lambda cores=cores: list(range(cores)))
         assert worker_count("auto", "cpu") == expected
-        groups = core_groups(expected)
+        groups = core_groups(list(range(cores)), expected)
         assert sorted(core for group in groups for core in group) == list(range(cores))
         assert max(map(len, groups)) - min(map(len, groups)) <= 1
     monkeypatch.setattr(workers, "_gpus", lambda: 8)
