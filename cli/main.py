@@ -37,6 +37,7 @@ train heads in seconds.
   featcache inspect                    label errors, duplicates, leakage
   featcache predict "房间很干净"       backbone and head together again
   featcache serve                      the same behind HTTP, with a page
+  featcache plan --rows 100M           what it will take, before it runs
 """
 
 EXIT_CODES = """\

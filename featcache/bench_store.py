@@ -47,7 +47,7 @@ def bench_store(
 
     Args:
         settings: the encoder, and the cache folder in whose file system all is written (and removed).
-        texts: what is encoded, in blocks of 1,024.
+        texts: what is encoded, in blocks as those of an extraction.
         rows: of the file that is read, as wide as the encoder's vectors, float16.
         report: told what is measured next.
 

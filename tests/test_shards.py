@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import integer_array_indices
 
 from featcache import shard_column, store
-from featcache.bench_shards import shard_memory, write_made_up
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.export import export
 from featcache.files import remove_temporaries
 from featcache.fingerprint import cache_document, encoder_document, fingerprint
 from featcache.sealed import Column, SealedFile, write_sealed
 from featcache.shard_column import ShardedColumn, as_array, part_of
+from featcache.shard_memory import measure, write_made_up
 from featcache.shards import cache_bytes, shard_paths, shards_in_use, write_cache
 from featcache.store import CacheFile
 from featcache.upkeep import collect, survey, verify
@@ -524,7 +524,7 @@ def test_gc_leaves_the_shards_of_a_damaged_manifest(sharded: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_twenty_million_rows_take_less_than_1500_mb() -> None:
-    found = shard_memory()
+    found = measure()
     assert found["rows"] == 20_000_000 and found["shards"] > 8 and found["accuracy"] > 0.8
     assert found["rss_mb"] < 1500 and found["write_rss_mb"] < 500
 

@@ -25,7 +25,12 @@ CHUNK = 1 << 16  # rows that are made up at a time
 NAMES = ("no", "yes")
 
 
-def shard_memory(
+def shard_memory(rows: int = ROWS, width: int = WIDTH) -> float:
+    """The `rss_mb` of `measure`."""
+    return float(measure(rows, width)["rss_mb"])
+
+
+def measure(
     rows: int = ROWS,
     width: int = WIDTH,
     *,
@@ -49,7 +54,7 @@ def shard_memory(
         CacheError: the disk cannot hold the shards, or the process was ended.
     """
     with tempfile.TemporaryDirectory(prefix="featcache-", dir=folder) as name:
-        argv = [sys.executable, "-m", "featcache.bench_shards", name, str(rows), str(width), str(shard_size)]
+        argv = [sys.executable, "-m", "featcache.shard_memory", name, str(rows), str(width), str(shard_size)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
