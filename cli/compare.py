@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import HeadError, UsageError
+from featcache.files import size_text
 from featcache_cli.console import note, out, percent, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.train_head import record, show_history
@@ -218,8 +219,14 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
         Column("ep.", [str(line["epochs"] or "-") for line in about], importance=3),
         Column("train", [f"{line['seconds']:.1f}s" for line in about], importance=2),
         Column("extr.", [f"{line['extraction_seconds']:.0f}s" for line in about], importance=4),
-        Column("params", [f"{line['parameters']:,}" for line in about], importance=5),
+        Column("cached", [_bytes(line.get("bytes_cached")) for line in about], importance=5),
+        Column("params", [f"{line['parameters']:,}" for line in about], importance=6),
     ]
+
+
+def _bytes(count: int | None) -> str:
+    """Of a run's features or token states; runs of older versions do not say."""
+    return "-" if count is None else size_text(count)
 
 
 def _fitting(columns: list[Column], width: int) -> list[Column]:
@@ -267,6 +274,8 @@ def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[
         lines.append("= a tie: the difference may well be luck (Holm-corrected p of 0.05 or more)")
         if split == "validation" and name == "*":
             lines.append("the best was chosen on these very rows: its lead here flatters it")
+    if "cached" in headers:
+        lines.append("extr., cached: what the features or token states took, once, and take on disk")
     return lines
 
 

@@ -233,6 +233,7 @@ def _record(
         "label_names": list(train.label_names),
         "scores": {split: scores_record(found) for split, found in scores.items()},
         "extraction_seconds": sum(part.get("seconds", 0.0) for part in made.values()),
+        "bytes_cached": sum(file.rows for file in files.values()) * train.x.shape[1] * train.x.dtype.itemsize,
         "backbone": dataclasses.asdict(settings.backbone) | {"commit": made["train"].get("commit")},
         "features": dataclasses.asdict(settings.features),
         "data": dataclasses.asdict(settings.data),
