@@ -52,7 +52,9 @@ def cleaned(value: Any) -> Any:
     """A JSON document without times and places."""
     if isinstance(value, dict):
         return {key: cleaned(part) for key, part in value.items() if key not in OWN and "second" not in key}
-    return [cleaned(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):  # runs are listed by the second that they were made in
+        return sorted((cleaned(part) for part in value), key=json.dumps)
+    return value
 
 
 def both(works: dict[str, Path], cli: Cli, *argv: str) -> Any:
