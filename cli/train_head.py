@@ -104,8 +104,8 @@ def record(run: Run) -> dict[str, Any]:
     """A run as `--json` shows it."""
     keys = (
         "run", "head", "view", "fingerprint", "seconds", "metrics", "epochs", "best_epoch",
-        "parameters", "rows", "extraction_seconds", "bytes_cached", "label_names", "task", "intervals", "calibration",
-        "solver",
+        "parameters", "rows", "extraction_seconds", "bytes_cached", "label_names", "task",
+        "intervals", "calibration", "solver",
     )  # fmt: skip
     return {key: run.record.get(key) for key in keys} | {"path": str(run.folder)}
 
