@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         'featcache predict "房间很干净，服务也好" "电池一天就坏了"\n'
         "featcache predict --run linear-last-mean-1\n"
         "featcache predict --input reviews.csv --output labelled.csv\n"
-        "featcache predict --input 's3://reviews/*.parquet' --engine ray --output s3://reviews/labelled/",
+        "featcache predict --input 's3://in/*.parquet' --engine ray --output s3://out/",
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
