@@ -80,8 +80,9 @@ def show(result: dict[str, Any]) -> None:
             rate = result["texts_a_second"][name]
             shown.add_row(NAMES[name], seconds_text(value), f"{rate:.1f}", f"{seconds['one'] / value:.2f}")
         console.print(shown)
-        same = "the same" if result["same_bytes"] else "not the same"
-        console.print(f"{result['rows']:,} texts; the files have {same} bytes", style="dim")
+        console.print(f"{result['rows']:,} texts", style="dim")
+        for pair, same in result["same_bytes"].items():
+            console.print(f"{pair}: {'the same bytes' if same else 'other bits'}", style="dim")
     if plans := result.get("plans"):
         shown = table([("planned", "left"), ("said", "right"), ("took", "right"), ("off by", "right")])
         for one in plans:

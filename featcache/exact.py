@@ -337,7 +337,8 @@ def _check_rows(
     top = 1 if y.ndim == 2 else classes - 1
     if y.dtype.kind not in "iub" or y.min() < 0 or y.max() > top:
         raise HeadError(f"labels must be whole numbers from 0 to {top}")
-    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weight = np.asarray(1.0 if sample_weight is None else sample_weight, np.float64)
+    weight = np.broadcast_to(weight, len(y)) if sample_weight is None else weight  # one number, seen N times
     if weight.shape != (len(y),) or not np.isfinite(weight).all() or weight.min() < 0 or not weight.any():
         raise HeadError("sample weights must be one finite number a row, none negative and not all of them 0")
     return y.astype(np.uint8 if y.ndim == 2 else np.int64, copy=False), weight

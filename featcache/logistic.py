@@ -98,7 +98,10 @@ class Objective:
         self.rows, self.width = len(weight), x.shape[1]
         self.independent = targets.ndim == 2
         self.targets = torch.from_numpy(np.ascontiguousarray(targets[share]))
-        self.weight = torch.from_numpy((weight / weight.sum())[share])
+        if weight.strides == (0,):  # all alike: one number, however many rows there are
+            self.weight = torch.full((1,), 1 / self.rows, dtype=torch.float64).expand(len(self.targets))
+        else:
+            self.weight = torch.from_numpy((weight / weight.sum())[share])
 
     def __call__(self, theta: Tensor, ridge: float, dtype: torch.dtype = torch.float64) -> Loss:
         """The objective at `theta`, in one pass that computes in `dtype` and adds up in float64.
@@ -124,7 +127,9 @@ class Objective:
     def start(self) -> Tensor:
         """The best point with no weights, `[K, D + 1]`: a bias that gives each class its share."""
         if self.independent:
-            share = (self.targets * self.weight[:, None]).sum(0)
+            share = torch.zeros(self.classes, dtype=torch.float64)
+            for rows in (slice(first, first + CHUNK) for first in range(0, len(self.targets), CHUNK)):
+                share += (self.targets[rows] * self.weight[rows, None]).sum(0)
             self.group.sum_(share)
             bias = share.logit()
         else:

@@ -145,7 +145,7 @@ class Making:
         self._check_space(len(division.to_encode))
         remove_temporaries(self.path)  # of a process that was killed while it wrote this very file
         staging = Staging(self.partial, self._note_of(division))
-        self._encode_missing(staging, division)
+        self._encode_missing(staging, division, staging.committed())
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
         rows = len(self.split)
@@ -175,7 +175,8 @@ class Making:
         division = self._divided(donors)
         if self._note_of(division) != note:
             return
-        self._encode_missing(Staging(self.partial, note, joined=True), division)
+        staging = Staging(self.partial, note, joined=True)
+        self._encode_missing(staging, division, staging.named())
 
     def _divide(self) -> Division:
         """A new division, or that of unfinished work where it leaves no more to be encoded."""
@@ -230,9 +231,8 @@ class Making:
 
     # -- blocks -----------------------------------------------------------------------------------
 
-    def _encode_missing(self, staging: Staging, division: Division) -> None:
+    def _encode_missing(self, staging: Staging, division: Division, committed: set[int]) -> None:
         """Encode and commit blocks until none is missing."""
-        committed = staging.committed() if self.gang is None else staging.named()
         missing = sorted(set(range(division.blocks)) - committed)
         if committed:
             text = f"{self.split.name}: going on from {len(committed)} of {division.blocks} blocks"
@@ -246,16 +246,8 @@ class Making:
         self.speed = self.speedometer(self.encoder, self.note.left)
         self._step(0, 0)
         work = self._claimed(staging, missing) if self.gang else _each(staging, missing)
-        encode_blocks(
-            self.encoder,
-            self.split,
-            division,
-            staging,
-            work,
-            self._step,
-            self.speed,
-            AHEAD if not self.gang else 1,
-        )
+        ahead = 1 if self.gang else AHEAD
+        encode_blocks(self.encoder, self.split, division, staging, work, self._step, self.speed, ahead)
         if self.gang:
             self.board.post(self.note, now=True)
 

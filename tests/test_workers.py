@@ -200,6 +200,20 @@ def test_the_others_go_on_without_the_leader(case: Case, whole: Case, crew: Any,
     assert [path.read_bytes() for path in case.files()] == [whole.files()[0].read_bytes()]
 
 
+def test_a_damaged_block_is_encoded_again(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
+    members = crew(2, slow=0.1)
+    until(lambda: len(list(case.cache.rglob("block-*"))) >= 3)
+    for process in members:
+        process.kill()
+        process.join()
+    block = next(case.cache.rglob("block-*"))
+    block.write_bytes(block.read_bytes()[:-1] + b"?")
+    for process in crew(2):
+        process.join(60)
+        assert process.exitcode == 0
+    assert_whole(case, whole)
+
+
 def test_a_worker_that_comes_late_finds_the_file(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
     for process in crew(2):
         process.join(60)
