@@ -15,6 +15,7 @@ from featcache.sources import Split
 from featcache.staging import Staging
 
 ASSEMBLE_ROWS = 8192
+BLOCKS_KEPT = 4  # rows come in order; equal texts may lie in an earlier block
 
 
 def columns(
@@ -60,7 +61,7 @@ class _Gather:
     def __init__(self, division: Division, staging: Staging) -> None:
         self.division = division
         self.ends = np.cumsum([0, *(file.rows for file in division.donors)])
-        self.block = lru_cache(maxsize=16)(staging.read)
+        self.block = lru_cache(maxsize=BLOCKS_KEPT)(staging.read)
         self.widths: dict[str, int] = {}
 
     def width(self, view: str) -> int:

@@ -67,10 +67,13 @@ def packed_attention(
     if isinstance(packed, Tail):
         return tail_attention(packed, scaling, causal, window), None
     if _runs_varlen(query, key, value, scaling, causal, window):
-        return attention_varlen(query, key, value, packed, scaling, causal, window), None
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and window is None:
+        tokens = int(packed.lengths.sum())
+        of_texts = (states[:, :, :tokens] for states in (query, key, value))
+        attended = attention_varlen(*of_texts, packed, scaling, causal, window)
+    elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and window is None:
         return _attention_by_buckets(query, key, value, packed, scaling, causal), None
-    attended = _attention_by_runs(query, key, value, packed, scaling, causal, window)
+    else:
+        attended = _attention_by_runs(query, key, value, packed, scaling, causal, window)
     more = query.shape[2] - attended.shape[1]  # tokens of no text, which fill the batch
     return functional.pad(attended, (0, 0, 0, 0, 0, more)) if more else attended, None
 
