@@ -18,7 +18,7 @@ import pytest
 from cli_tools import environment
 from tiny import VOCABULARY, build
 
-FEW = 2_000
+FEW = 20_000  # several blocks already
 WIDTH = 256
 VIEWS = ("last/mean", "0/mean")
 ROW_BYTES = len(VIEWS) * WIDTH * 4  # float32: 40,000 rows are 82 MB, 200,000 rows 410 MB
@@ -93,7 +93,7 @@ def write_texts(path: Path, rows: int) -> Path:
 
 
 def test_memory_is_bounded(peak: Callable[[int, str], int]) -> None:
-    check(peak, 40_000, "jsonl", ROW_BYTES * 40_000 * 3 // 4)  # a few blocks are kept while a file is assembled
+    check(peak, 60_000, "jsonl", ROW_BYTES * 40_000 * 3 // 4)  # of the 40,000 rows more
 
 
 @pytest.mark.slow
