@@ -517,3 +517,29 @@ def test_a_port_that_is_taken() -> None:
             serving.bind("127.0.0.1", port)
     with pytest.raises(UsageError, match="70000"):
         serving.bind("127.0.0.1", 70000)
+
+
+@pytest.mark.enable_socket
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """asyncio switches Nagle's algorithm off on sockets that name their protocol, and on no others."""
+    import asyncio
+
+    from featcache.serve import bind
+
+    async def ask() -> int:
+        seen: list[int] = []
+
+        async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            seen.append(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        server = await asyncio.start_server(answer, sock=listening)
+        reader, writer = await asyncio.open_connection("127.0.0.1", listening.getsockname()[1])
+        await reader.read()
+        writer.close()
+        server.close()
+        return seen[0]
+
+    with bind("127.0.0.1", 0) as listening:
+        assert asyncio.run(ask()) != 0
