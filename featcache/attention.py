@@ -68,8 +68,8 @@ def packed_attention(
         return tail_attention(packed, scaling, causal, window), None
     if _runs_varlen(query, key, value, scaling, causal, window):
         tokens = int(packed.lengths.sum())
-        of_texts = (states[:, :, :tokens] for states in (query, key, value))
-        attended = attention_varlen(*of_texts, packed, scaling, causal, window)
+        q, k, v = (states[:, :, :tokens] for states in (query, key, value))
+        attended = attention_varlen(q, k, v, packed, scaling, causal, window)
     elif query.device.type == "cpu" and query.dtype == torch.bfloat16 and window is None:
         return _attention_by_buckets(query, key, value, packed, scaling, causal), None
     else:
