@@ -102,6 +102,32 @@ def test_memory_of_200_000_rows_is_bounded(kind: str, peak: Callable[[int, str],
     check(peak, 200_000, kind, BOUND)
 
 
+@pytest.mark.slow
+def test_a_million_rows_are_labelled_in_bounded_memory(trained: Path) -> None:
+    few, many = labelled(trained, FEW), labelled(trained, 1_000_000)
+    print(f"predict: {FEW} rows {few / 2**20:.0f} MiB, 1000000 rows {many / 2**20:.0f} MiB")
+    assert many - few < 100 << 20, (few, many)
+
+
+def labelled(folder: Path, rows: int) -> int:
+    """Bytes resident at most while so many rows of a csv file are labelled; every row comes out, in order."""
+    source, target = write_texts(folder / f"{rows}.csv", rows), folder / f"{rows}-labelled.csv"
+    argv = ["predict", "--quiet", "--run", "linear-last-cls-1", "--input", source, "--output", target]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, argv)], capture_output=True, text=True, timeout=1800,
+        check=False, cwd=folder, env=environment(OMP_NUM_THREADS="1"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with source.open(encoding="utf-8") as given, target.open(encoding="utf-8") as made:
+        next(given), next(made)
+        count = 0
+        for one, other in zip(given, made, strict=True):
+            assert other.startswith(one.rstrip("\n"))
+            count += 1
+    assert count == rows
+    return int(done.stdout.split()[-1])
+
+
 def check(peak: Callable[[int, str], int], rows: int, kind: str, bound: int) -> None:
     few, many = peak(FEW, kind), peak(rows, kind)
     print(f"{kind}: {FEW} rows {few / 2**20:.0f} MiB, {rows} rows {many / 2**20:.0f} MiB")
