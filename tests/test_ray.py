@@ -120,6 +120,14 @@ def test_a_cluster_makes_the_file_that_one_machine_makes(case: Case, alone: None
 
 
 @needs_ray
+@pytest.mark.enable_socket
+def test_actors_are_not_put_behind_whatever_else_computes_here(alone: None) -> None:
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)  # Ray would say 15
+
+
+@needs_ray
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_only_blocks_that_are_not_there_are_encoded_and_errors_are_those_of_one_machine(
