@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featcache.config import DataSettings
     from featcache.predict_files import Labelled, Step
     from featcache.predictor import Predictor
-    from featcache.row_files import RowFile
+    from featcache.row_lines import RowFile
 
 SHOWN_LABELS = 12
 

@@ -29,7 +29,7 @@ from featcache.sources import load_splits
 
 PLANNED = (1000, 4000, 9000)  # rows that a plan is checked at, as far as the data has them
 LARGE_ROWS, LARGE_WIDTH = 20_000_000, 64
-TRIED = 1024  # texts by which it is found how many take the seconds asked for
+TRIED = 4096  # texts by which it is found how many take the seconds asked for
 
 
 def bench_scale(

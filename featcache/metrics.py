@@ -7,6 +7,7 @@ is made of sums over rows (`RowStatistics` -> `Sums` -> `metrics_of`), so that t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from featcache.errors import HeadError, UsageError
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "log_loss", "ece")
 FLOOR = 1e-15  # no probability counts as less in a log loss
 BINS = 15  # of the calibration error, as in Guo et al.
+PART_ROWS = 1 << 16  # rows whose statistics are held at a time
 
 Entries = tuple[np.ndarray, np.ndarray]  # rows int [E], label numbers int [E]
 
@@ -106,6 +108,14 @@ class Sums:
     hits: np.ndarray
     multi_label: bool
 
+    def __add__(self, other: Sums) -> Sums:
+        """Of both parts together."""
+        parts = ((getattr(self, name), getattr(other, name)) for name in _SUMMED)
+        return Sums(*(mine + theirs for mine, theirs in parts), self.multi_label)
+
+
+_SUMMED = ("rows", "correct", "loss", "gaps", "true", "predicted", "hits")
+
 
 def score(
     probabilities: np.ndarray,
@@ -127,16 +137,40 @@ def score(
     """
     if len(label_names) != np.shape(probabilities)[-1]:
         raise UsageError(f"{len(label_names)} label names for probabilities {list(np.shape(probabilities))}")
-    sums = _total(row_statistics(probabilities, labels, thresholds))
-    table = zip(label_names, sums.true.tolist(), sums.predicted.tolist(), sums.hits.tolist(), strict=True)
-    confusion = None
-    if not sums.multi_label:
-        confusion = confusion_matrix(labels, np.argmax(probabilities, axis=1), len(label_names))
+    check_labels(probabilities, labels)
+    parts = ((probabilities[rows], labels[rows]) for rows in row_parts(len(labels)))
+    return score_parts(parts, label_names, thresholds)
+
+
+def score_parts(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    label_names: tuple[str, ...],
+    thresholds: np.ndarray | None = None,
+) -> Scores:
+    """As `score`, of rows that are never in memory all at once.
+
+    Args:
+        parts: probabilities and labels of some rows each; one part at least.
+    """
+    total: Sums | None = None
+    confusion: np.ndarray | int = 0
+    for probabilities, labels in parts:
+        sums = _total(row_statistics(probabilities, labels, thresholds))
+        total = sums if total is None else total + sums
+        if not sums.multi_label:
+            confusion = confusion + confusion_matrix(labels, probabilities.argmax(axis=1), len(label_names))
+    assert total is not None
+    table = zip(label_names, total.true.tolist(), total.predicted.tolist(), total.hits.tolist(), strict=True)
     return Scores(
-        **{name: float(value) for name, value in metrics_of(sums).items()},
+        **{name: float(value) for name, value in metrics_of(total).items()},
         per_class=tuple(_class_score(*line) for line in table),
-        confusion=confusion,
+        confusion=None if total.multi_label else np.asarray(confusion),
     )
+
+
+def row_parts(rows: int) -> Iterator[slice]:
+    """All of so many rows, PART_ROWS at a time; one empty part of none."""
+    return (slice(start, start + PART_ROWS) for start in range(0, max(rows, 1), PART_ROWS))
 
 
 def row_statistics(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
 import tempfile
 import time
 from collections import deque
@@ -28,6 +27,7 @@ from featcache.config import Settings
 from featcache.division import BLOCK_BATCHES, BLOCK_ROWS
 from featcache.errors import BackboneError, CacheError
 from featcache.hub import find_model
+from featcache.memory import peak_memory
 from featcache.plan_texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths
 from featcache.sources import Split
 
@@ -164,7 +164,7 @@ def take_sample(
         views=len(encoder.views),
         timing=timing,
         start_up=start_up + (timing.warm_up if timing else 0.0),
-        memory=_peak_memory(),
+        memory=peak_memory(),
         gpu_memory=_gpu_memory(encoder),
         device=str(encoder.backbone.device),
         threads=_threads(),
@@ -281,19 +281,6 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _peak_memory() -> int | None:
-    """The most that this process has had resident, bytes."""
-    status = Path("/proc/self/status")  # `ru_maxrss` keeps the parent's peak across exec
-    if status.exists():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        return None if line is None else 1024 * int(line.split()[1])
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
 
 
 def _gpu_memory(encoder: Encoder) -> int | None:

@@ -27,7 +27,7 @@ from featcache.errors import BadRow, CacheError, SourceError, UsageError
 from featcache.files import disk, temporary_beside, write_file
 from featcache.fingerprint import fingerprint
 from featcache.locks import locked
-from featcache.row_files import Chunk, RowFile
+from featcache.row_lines import Chunk, RowFile
 from featcache.row_writers import Answers, Writer
 from featcache.targets import Target
 

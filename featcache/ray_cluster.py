@@ -22,8 +22,8 @@ from featcache.cores import available_cores
 from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
 from featcache.workers import CORES_A_WORKER
 
-TASKS_AN_ACTOR = 8  # at least so many for each, so that all are done at about the same time
 BLOCKS_A_TASK = 4  # at most; the next block of a task is tokenised while the model has the last one
+LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer blocks are left
 CONNECT = 10.0  # seconds in which a cluster answers
 OWN_STORE = 256 << 20  # bytes of shared memory for the messages of a cluster on this machine
 
@@ -273,11 +273,22 @@ def deal(
         left = now
 
 
+def tasks_of(numbers: Sequence[int], actors: int) -> list[list[int]]:
+    """Blocks in tasks that get smaller towards the end, so that actors are done at about the same time."""
+    tasks: list[list[int]] = []
+    start = 0
+    while start < len(numbers):
+        left = len(numbers) - start
+        size = min(max(left // (actors * LAST_TASKS), 1), BLOCKS_A_TASK)
+        tasks.append(list(numbers[start : start + size]))
+        start += size
+    return tasks
+
+
 def _round(actor: type, reference: Any, numbers: Sequence[int], crew: Crew) -> Iterator[Done]:
     import ray.data
 
-    each = min(max(len(numbers) // (crew.actors * TASKS_AN_ACTOR), 1), BLOCKS_A_TASK)
-    tasks = [{"numbers": list(numbers[start : start + each])} for start in range(0, len(numbers), each)]
+    tasks = [{"numbers": task} for task in tasks_of(numbers, crew.actors)]
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the two numbers below are to be named otherwise some day
         answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(

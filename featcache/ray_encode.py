@@ -102,8 +102,11 @@ def described(settings: Settings, crew: Crew) -> SimpleNamespace:
     def ask() -> bytes:
         return answered(lambda: description(_load_encoder(settings)))
 
+    answer = ask.remote()
+    import ray.data  # takes a second, and is needed next
+
     try:
-        return cast(SimpleNamespace, read_answer(ray.get(ask.remote())))
+        return cast(SimpleNamespace, read_answer(ray.get(answer)))
     except ray.exceptions.RayError as error:
         raise BackboneError(
             f"the model cannot be loaded on the Ray cluster: {str(error).splitlines()[0]}",

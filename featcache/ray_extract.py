@@ -104,6 +104,7 @@ class _RayJob(Job):
     def encoder(self, split: str) -> Encoder:
         """What an actor says of the encoder; as much of one as the making of a file asks for."""
         if self._encoder is None:
+            self.report(Progress("load", split, text="Ray"))
             self.connect()
             crew = self._crew()
             self.report(Progress("load", split, text=f"{self.model.name} on {crew}"))

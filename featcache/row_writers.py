@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.errors import SourceError, UsageError
-from featcache.row_files import Chunk, Row, RowFile
+from featcache.row_lines import Chunk, Row, RowFile
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,6 +15,7 @@ import numpy as np
 
 from featcache.errors import CacheError
 from featcache.fingerprint import cache_document, encoder_document, fingerprint
+from featcache.memory import peak_memory
 from featcache.sealed import Column
 from featcache.shards import shard_paths, write_cache
 from featcache.store import CacheFile, cache_path
@@ -115,11 +116,9 @@ def _features(rows: slice, width: int) -> Iterator[np.ndarray]:
 
 
 def _peak_mb() -> float:
-    """The most memory that this process ever had, in 10^6 bytes."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+    """The most memory that this process ever had, in 10^6 bytes; NaN where the system does not tell."""
+    peak = peak_memory()
+    return float("nan") if peak is None else round(peak / 1e6, 1)
 
 
 def main() -> int:

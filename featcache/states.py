@@ -8,11 +8,10 @@ rows; labels are no part of it. Unfinished work lies in committed blocks, as tha
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from featcache.blocks import naming_rows
 from featcache.cut import StateBatch, smaller_batches
-from featcache.errors import BackboneError, BadRow, CorruptCache, UsageError
+from featcache.errors import BackboneError, CorruptCache, UsageError
 from featcache.files import remove_temporaries, require_space, size_text, write_file
 from featcache.fingerprint import fingerprint
 from featcache.locks import locked
@@ -220,7 +220,7 @@ class _Making:
         lengths, truncated = [], []
         for start in range(0, len(self.split), TOKENIZE_ROWS):
             rows = np.arange(start, min(start + TOKENIZE_ROWS, len(self.split)))
-            with self._naming_rows(rows):
+            with naming_rows(self.split, rows):
                 tokens = self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
             lengths.append(tokens.lengths)
             truncated.append(tokens.truncated.astype(np.uint8))
@@ -237,7 +237,7 @@ class _Making:
     def _encode(self, rows: np.ndarray) -> np.ndarray:
         """The states of neighbouring rows in their order: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
         cut, backbone = self.document["cut"], self.encoder.backbone
-        with self._naming_rows(rows):
+        with naming_rows(self.split, rows):
             tokens = self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
         ends = np.cumsum(tokens.lengths)
         dtype = getattr(torch, self.storage)
@@ -275,15 +275,6 @@ class _Making:
             Column("truncated", truncated.shape, "uint8", [truncated]),
         ]
         write_sealed(self.path, meta, columns)
-
-    @contextlib.contextmanager
-    def _naming_rows(self, rows: np.ndarray) -> Iterator[None]:
-        """Let an error of one of these rows say which row of the source it is."""
-        try:
-            yield
-        except BadRow as error:
-            row = int(self.split.row_numbers[rows[error.row]]) + 1
-            raise BackboneError(f"row {row} of {self.split.name}: {error.what}", hint=error.hint) from None
 
 
 def _blocks(lengths: np.ndarray) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from featcache.extract import find_features
 from featcache.fitting import KINDS, check_parallel
 from featcache.heads import Head, probabilities_of, view_fingerprint
 from featcache.intervals import bootstrap_intervals
-from featcache.metrics import Scores, score
+from featcache.metrics import Scores, row_parts, score, score_parts
 from featcache.predictions import Predictions
 from featcache.runs import Run, save_run, scores_record
 from featcache.scorers import Scorer
@@ -134,22 +134,26 @@ def save_fit(
     heads = {"head": head}
     if fit.history:
         heads["last"] = _calibrated(fit.last, train, held_out, kind)[0]
-    probabilities = {split: head.predict_proba(part.x) for split, part in features.items()}
-    scores = {
-        split: score(probabilities[split], part.y, part.label_names, head.thresholds)
-        for split, part in features.items()
-    }
+    scores = {split: _score_rows(head, part) for split, part in features.items()}
+    reported = {split: part for split, part in features.items() if split != "train"}
+    probabilities = {split: head.predict_proba(part.x) for split, part in reported.items()}
     said = {
         split: Predictions.of(part.row_hash, part.y, probabilities[split], part.label_names, head.thresholds)
-        for split, part in features.items()
-        if split != "train"
+        for split, part in reported.items()
     }
     intervals = {
-        split: bootstrap_intervals(probabilities[split], features[split].y, head.thresholds) for split in said
+        split: bootstrap_intervals(probabilities[split], part.y, head.thresholds)
+        for split, part in reported.items()
     }
     record = _record(settings, kind, train, data.files, fit, seconds, scores)
     record |= {"parameters": head.parameters, "intervals": intervals, "calibration": calibration}
     return save_run(Path(settings.paths.reports_dir), record | (more or {}), heads, said)
+
+
+def _score_rows(head: Head, rows: Features) -> Scores:
+    """Scores of cached rows, some of them in memory at a time."""
+    parts = ((head.predict_proba(rows.x[part]), rows.y[part]) for part in row_parts(len(rows.y)))
+    return score_parts(parts, rows.label_names, head.thresholds)
 
 
 def _calibrated(

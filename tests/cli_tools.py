@@ -241,3 +241,12 @@ def make_trained(folder: Path, model: Path) -> Path:
         assert main(["train-head", "--epochs", "30", "--quiet"]) == 0
         assert main(["train-head", "--head", "logistic", "--view", "last/mean", "--quiet"]) == 0
     return folder / "work"
+
+
+def make_one_run(folder: Path, model: Path) -> Path:
+    """`make_work` of one view with all splits extracted and one run of three epochs."""
+    make_work(folder / "work", model, views="last/mean")
+    with arrow_in(folder / "arrow"), contextlib.chdir(folder / "work"):
+        assert main(["extract", "--all-splits", "--quiet"]) == 0
+        assert main(["train-head", "--epochs", "3", "--quiet"]) == 0
+    return folder / "work"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,16 +15,13 @@ import pytest
 from cli_tools import (
     Cli,
     Terminal,
-    arrow_in,
     environment,
-    make_work,
+    make_one_run,
     plain_terminal,
     read_rows,
     shell,
     widest,
 )
-
-from featcache_cli.main import main
 
 DATA, USAGE = 3, 2
 HEAD = "linear-last-mean-1"
@@ -35,17 +31,7 @@ ROWS = "id,text\n1,房间干净，服务好\n2,  \n3,坏电池 失望\n"
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
     """Extracted, with one run."""
-    folder = tmp_path_factory.mktemp("predict") / "work"
-    before = Path.cwd()
-    with arrow_in(tmp_path_factory.mktemp("arrow")):
-        make_work(folder, tiny("bert"), views="last/mean")
-        os.chdir(folder)
-        try:
-            assert main(["extract", "--all-splits", "--quiet"]) == 0
-            assert main(["train-head", "--epochs", "3", "--quiet"]) == 0
-        finally:
-            os.chdir(before)
-    return folder
+    return make_one_run(tmp_path_factory.mktemp("predict"), tiny("bert"))
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ from cli_tools import (
     Result,
     check_refusal,
     environment,
-    make_trained,
-    plain_terminal,
     write_rows,
 )
 from extraction import Case, counted, one_thread, reference_hash, write_case
@@ -47,21 +45,12 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, tiny: Folder) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        plain_terminal(patch)
-        return make_trained(tmp_path_factory.mktemp("trained"), tiny("bert"))
-
-
 @pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(trained: Path) -> Path:
     """The working folder: extracted, with two runs, and `odd/` for what a test brings."""
-    shutil.copytree(template, tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
     for split in ("train", "validation", "test"):
         write_rows(Path(f"odd/{split}.jsonl"), GOOD)
-    return tmp_path / "work"
+    return trained
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,10 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from featcache import metrics
 from featcache.errors import HeadError, UsageError
 from featcache.metrics import METRICS, calibration_gaps, confusion_matrix, log_loss, multi_hot, score
 
 Case = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_rows_at_a_time() -> Iterator[None]:
+    """Every case is summed from parts, as large data are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "PART_ROWS", 3)
+        yield
 
 
 def names(classes: int) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from source_files import write
 from stock import WORDS, one_thread
 from tiny_predictor import NAMES, tiny_predictor
 
-from featcache import predict_files, row_files
+from featcache import predict_files, row_lines
 from featcache.config import DataSettings
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
 from featcache.files import disk
@@ -56,7 +56,7 @@ def several(tiny: Callable[[str], Path]) -> Predictor:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 16)
 
 
 def texts_of(count: int, seed: int = 0, most: int = 30) -> list[str]:
@@ -305,7 +305,7 @@ def test_bad_rows_of_a_json_array(
     block: int, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told apart wherever the file is split for reading; a broken one costs no other."""
-    monkeypatch.setattr(row_files, "BLOCK_BYTES", block)
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", block)
     made = label(predictor, write(tmp_path / "in.json", ARRAY), tmp_path / "out.json")
     found = json.loads(made.path.read_text(encoding="utf-8"))
     said = [(row["text"], row["prediction"] is not None) for row in found]
@@ -348,7 +348,7 @@ def test_an_array_that_breaks_off_keeps_what_is_done(
     predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest is not guessed at; when the file is whole, the same call goes on."""
-    monkeypatch.setattr(row_files, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
     source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
     whole = label(predictor, source, tmp_path / "whole.json").path.read_bytes()
     content = source.read_bytes()
@@ -363,8 +363,8 @@ def test_an_array_that_breaks_off_keeps_what_is_done(
 def test_a_value_that_never_ends_is_refused(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(row_files, "LINE_BYTES", 1000)
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(row_lines, "LINE_BYTES", 1000)
     source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
     with pytest.raises(SourceError, match="line 2: a value longer than"):
         label(predictor, source, tmp_path / "out.json")
@@ -397,7 +397,7 @@ def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> Non
 def test_a_line_without_an_end_is_one_bad_row(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files, "LINE_BYTES", 100)
+    monkeypatch.setattr(row_lines, "LINE_BYTES", 100)
     source = write(tmp_path / "in.txt", "good\n" + "x" * 1000 + "\nbad\n" + "y" * 100 + "\nbook")
     made = label(predictor, source, tmp_path / "out.txt")
     lines = made.path.read_text(encoding="utf-8").split("\n")
@@ -644,8 +644,8 @@ def test_two_at_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.M
 KILLED = """
 import sys
 from pathlib import Path
-from featcache import row_files, predict_files
-row_files.CHUNK_ROWS = 16
+from featcache import row_lines, predict_files
+row_lines.CHUNK_ROWS = 16
 predict_files.COMMIT_EVERY = 0.0
 from stock import one_thread
 from tiny_predictor import tiny_predictor
@@ -697,8 +697,8 @@ def test_memory_does_not_grow_with_the_file(
 
     monkeypatch.setattr(predictor, "tokenize", lambda texts, pairs=None: texts)
     monkeypatch.setattr(predictor, "answer", said)
-    monkeypatch.setattr(row_files, "CHUNK_ROWS", 128)
-    monkeypatch.setattr(row_files, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 1 << 14)
     peaks = []
     for rows in (2_500, 15_000):
         made = [{"id": str(n), "text": "好房间" * 20, "note": ""} for n in range(rows)]
@@ -712,7 +712,7 @@ def test_memory_does_not_grow_with_the_file(
 
 
 def test_huge_texts_make_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "CHUNK_CHARS", 1000)
+    monkeypatch.setattr(row_lines, "CHUNK_CHARS", 1000)
     content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
     chunks = list(open_rows(io.BytesIO(content.encode()), "txt").chunks)
     assert [len(chunk.rows) for chunk in chunks] == [2, 2, 2]

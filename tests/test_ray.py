@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli_tools import Cli, arrow_in, make_work, plain_terminal
+from cli_tools import Cli, arrow_in, make_one_run, plain_terminal
 from extraction import Case, one_thread, some_texts, write_case
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from featcache import division, predict_parts, ray_cluster
@@ -68,14 +70,7 @@ def case(tiny: Callable[[str], Path], tmp_path: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def run(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder, before = tmp_path_factory.mktemp("trained") / "work", Path.cwd()
-    make_work(folder, tiny("bert"), views="last/mean")
-    os.chdir(folder)
-    try:
-        assert main(["extract", "--all-splits", "--quiet"]) == 0
-        assert main(["train-head", "--epochs", "3", "--quiet"]) == 0
-    finally:
-        os.chdir(before)
+    folder = make_one_run(tmp_path_factory.mktemp("trained"), tiny("bert"))
     return load_run(folder / "reports", HEAD)
 
 
@@ -297,6 +292,15 @@ def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatc
         list(dealt)
     assert rounds == [[0, 1, 2], [1, 2]]
     assert len(notes) == 1 and "2 blocks" in notes[0]
+
+
+@given(st.lists(st.integers(0, 999), max_size=300, unique=True), st.integers(1, 70))
+def test_tasks_hold_every_block_once_and_shrink_to_single_blocks(numbers: list[int], actors: int) -> None:
+    tasks = ray_cluster.tasks_of(numbers, actors)
+    assert [number for task in tasks for number in task] == numbers
+    sizes = [len(task) for task in tasks]
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= set(range(1, ray_cluster.BLOCKS_A_TASK + 1))
+    assert sizes[-actors:] == [1] * min(actors, len(sizes))
 
 
 @needs_ray

@@ -535,16 +535,16 @@ def test_reading_shards_takes_no_memory_for_them(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from resource import RUSAGE_SELF, getrusage\n"
         "from featcache import shard_column\n"
+        "from featcache.memory import peak_memory\n"
         "from featcache.store import CacheFile\n"
         "shard_column.RESIDENT = 10_000_000\n"
         "file = CacheFile(Path(sys.argv[1]))\n"
-        "x, peak = file.sealed.column('views/last-mean'), getrusage(RUSAGE_SELF).ru_maxrss\n"
+        "x, peak = file.sealed.column('views/last-mean'), peak_memory()\n"
         "for start in range(0, len(x), 50_000):\n"
         "    x[start : start + 50_000].sum(dtype='f8')\n"
         "x[::1001].sum(dtype='f8')\n"
-        "print((getrusage(RUSAGE_SELF).ru_maxrss - peak) * 1024)\n"
+        "print(peak_memory() - peak)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert cache_bytes(path) > 200e6 and int(done.stdout) < 60e6
