@@ -54,7 +54,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     from featcache.mirror import cache_folder
     from featcache.remote import is_remote
-    from featcache.store import cache_paths
+    from featcache.store import cache_paths, states_paths
 
     named_dir = settings_of(args).paths.cache_dir
     if args.action == "gc" and is_remote(named_dir):
@@ -64,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "gc":
         return cache_upkeep.gc(cache_dir, args)
     paths = cache_paths(cache_dir)
-    if args.action == "ls":
-        return _list(paths, args)
     if args.action == "export":
         return cache_upkeep.export(_find(args.file, paths, elsewhere=True), args)
+    paths += states_paths(cache_dir)
+    if args.action == "ls":
+        return _list(paths, args)
     if args.action == "verify" and not args.files:
         return cache_upkeep.verify(paths, args)
     if not args.files and not args.all:
@@ -104,31 +105,57 @@ def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
 def _describe(path: Path) -> dict[str, Any]:
     """What `ls` and `info` show of a file; a damaged one is said to be so."""
     from featcache.mirror import facts, place
-    from featcache.store import CacheFile
+    from featcache.store import is_states
 
-    about: dict[str, Any] = {"path": place(path), "bytes": 0, "age_seconds": 0.0}
+    kind = "states" if is_states(path) else "features"
+    about: dict[str, Any] = {"path": place(path), "kind": kind, "bytes": 0, "age_seconds": 0.0}
     try:
         size, modified = facts(path)
         about |= {"bytes": size, "age_seconds": max(time.time() - modified, 0.0)}
-        file = CacheFile(path)
-        about |= {
-            "bytes": file.sealed.nbytes,
-            "split": file.split,
-            "rows": file.rows,
-            "views": list(file.views),
-            "fingerprint": file.fingerprint,
-            "truncated": file.truncated,
-            "label_names": file.document["labels"]["names"],
-            "encoder": file.document["encoder"],
-            "computed": _computed(file.record.get("made", {})),
-            "made": file.record.get("made", {}),
-            "status": "sealed",
-        }
+        about |= _states(path) if kind == "states" else _features(path)
+        about["status"] = "sealed"
     except CacheError as error:
         about["status"] = error.what
     except OSError as error:  # just being removed; a link that leads nowhere
         about["status"] = f"cannot read {path}: {error.strerror or error}"
     return about
+
+
+def _features(path: Path) -> dict[str, Any]:
+    from featcache.store import CacheFile
+
+    file = CacheFile(path)
+    return {
+        "bytes": file.sealed.nbytes,
+        "split": file.split,
+        "rows": file.rows,
+        "views": list(file.views),
+        "fingerprint": file.fingerprint,
+        "truncated": file.truncated,
+        "label_names": file.document["labels"]["names"],
+        "encoder": file.document["encoder"],
+        "computed": _computed(file.record.get("made", {})),
+        "made": file.record.get("made", {}),
+    }
+
+
+def _states(path: Path) -> dict[str, Any]:
+    from featcache.sealed import SealedFile
+
+    file = SealedFile(path)
+    try:
+        document = file.meta["document"]
+        return {
+            "split": file.meta["split"],
+            "rows": document["rows"]["count"],
+            "tokens": int(file.column("offsets")[-1]),
+            "cut": document["cut"],
+            "fingerprint": file.meta["fingerprint"],
+            "truncated": int(file.column("truncated").sum()),
+            "encoder": document["encoder"],
+        }
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"{path} holds no states") from error
 
 
 def _computed(made: dict[str, Any]) -> str:
@@ -157,16 +184,22 @@ def _list(paths: list[Path], args: argparse.Namespace) -> int:
         path = Path(about["path"])
         sealed = about["status"] == "sealed"
         shown.add_row(
-            "/".join(path.parts[-3:-1]) + "\n  " + path.name,
+            "/".join(path.parts[-4:-2] if about["kind"] == "states" else path.parts[-3:-1])
+            + "\n  "
+            + path.name,
             f"{about['rows']:,}" if sealed else "damaged",
             size_text(about["bytes"]),
             cache_upkeep.age_text(about["age_seconds"]),
-            ", ".join(about["views"]) if sealed else "see featcache cache info",
+            _held(about) if sealed else "see featcache cache info",
         )
     if len(described) > 1:
         shown.add_row(f"{len(described)} files", "", size_text(sum(about["bytes"] for about in described)))
     out().print(shown)
     return 0
+
+
+def _held(about: dict[str, Any]) -> str:
+    return f"states before block {about['cut']}" if about["kind"] == "states" else ", ".join(about["views"])
 
 
 def _info(paths: list[Path], args: argparse.Namespace) -> int:
@@ -199,19 +232,32 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     size = f"{size_text(about['bytes'])}, {cache_upkeep.age_text(about['age_seconds'])} old"
     if about["status"] != "sealed":
         return [("file", about["path"]), ("status", about["status"]), ("size", size)]
-    made, encoder = about["made"], about["encoder"]
-    commit = f" at {made['commit']}" if made.get("commit") else ""
+    encoder = about["encoder"]
     where = (
         "in the middle" if encoder.get("long_text") == "head-tail" else f"on the {encoder['truncation_side']}"
     )
-    cut = f"{about['truncated']:,} cut at {encoder['max_length']} tokens, {where}"
-    dtype = encoder["dtype"]
-    facts = [
+    files = [f"{name} {digest[:12]}" for name, digest in encoder.get("files", {}).items()]
+    return [
         ("file", about["path"]),
         ("status", f"sealed (its bytes: featcache cache verify {about['fingerprint'][:6]})"),
         ("size", size),
         ("split", f"{about['split']}, {about['rows']:,} rows"),
-        ("texts", cut),
+        ("texts", f"{about['truncated']:,} cut at {encoder['max_length']} tokens, {where}"),
+        *(_facts_of_states(about) if about["kind"] == "states" else _facts_of_features(about)),
+        ("weights", "\n".join(files) or "none"),
+        ("fingerprint", about["fingerprint"]),
+    ]
+
+
+def _facts_of_states(about: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("states", f"of {about['tokens']:,} tokens before block {about['cut']}, for featcache finetune")]
+
+
+def _facts_of_features(about: dict[str, Any]) -> list[tuple[str, str]]:
+    made, encoder = about["made"], about["encoder"]
+    commit = f" at {made['commit']}" if made.get("commit") else ""
+    dtype = encoder["dtype"]
+    facts = [
         ("views", ", ".join(about["views"])),
         ("labels", ", ".join(about["label_names"]) or "none"),
         ("dataset", str(made.get("dataset", "not known: the record is lost"))),
@@ -224,9 +270,6 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("made", f"{made['created']} on {made.get('host')}, {_effort(made)}"))
         versions = made.get("versions", {})
         facts.append(("with", ", ".join(f"{name} {number}" for name, number in versions.items())))
-    files = [f"{name} {digest[:12]}" for name, digest in encoder.get("files", {}).items()]
-    facts.append(("weights", "\n".join(files) or "none"))
-    facts.append(("fingerprint", about["fingerprint"]))
     return facts
 
 

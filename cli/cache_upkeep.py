@@ -36,6 +36,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def verify(paths: list[Path], args: argparse.Namespace) -> int:
     """Check files one by one; damage to one keeps no other from being checked."""
     from featcache.reencode import Reencoder
+    from featcache.store import is_states
     from featcache.upkeep import verify as check
 
     if args.reencode is not None and args.reencode < 1:
@@ -46,7 +47,7 @@ def verify(paths: list[Path], args: argparse.Namespace) -> int:
         for path in paths:
             verdict = check(path, partial(meter.step, f"verify {path.stem}"))
             about = _document(verdict)
-            if reencoder is not None and verdict.ok:
+            if reencoder is not None and verdict.ok and not is_states(path):
                 about["reencoded"] = _reencoded(path, reencoder, args.reencode, meter)
                 about["ok"] = about["reencoded"]["ok"]
             documents.append(about)

@@ -110,8 +110,8 @@ class Sums:
 
     def __add__(self, other: Sums) -> Sums:
         """Of both parts together."""
-        parts = ((getattr(self, name), getattr(other, name)) for name in _SUMMED)
-        return Sums(*(mine + theirs for mine, theirs in parts), self.multi_label)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        return Sums(**sums, multi_label=self.multi_label)
 
 
 _SUMMED = ("rows", "correct", "loss", "gaps", "true", "predicted", "hits")

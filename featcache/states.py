@@ -29,6 +29,7 @@ from featcache.locks import locked
 from featcache.sealed import Column, SealedFile, write_sealed
 from featcache.sources import Split
 from featcache.staging import Staging
+from featcache.store import STATES
 
 if TYPE_CHECKING:
     from featcache.encode import Encoder
@@ -120,7 +121,7 @@ class StatesFile:
 
 def states_path(folder: Path, split: str, document: dict[str, Any]) -> Path:
     """Where the states of a split lie; `folder`: that of the features of the same data and model."""
-    return folder / "states" / f"{split}-cut{document['cut']}-{fingerprint(document)[:12]}.h5"
+    return folder / STATES / f"{split}-cut{document['cut']}-{fingerprint(document)[:12]}.h5"
 
 
 def states_document(encoder: Encoder, cut: int, hashes: np.ndarray) -> dict[str, Any]:

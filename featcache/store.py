@@ -27,6 +27,9 @@ from featcache.locks import discard_lock, locked
 from featcache.records import read_record, record_path, with_request, write_record
 from featcache.sealed import SealedFile
 
+STATES = "states"  # the folder of token states, beside the features of the same data and model
+_STATES = re.compile(r".+-cut[0-9]+-[0-9a-f]{12}\.h5")
+
 
 @dataclass(frozen=True)
 class Features:
@@ -182,6 +185,16 @@ def cache_paths(cache_dir: Path, split: str = "*") -> list[Path]:
     found = {*elsewhere, *cache_dir.glob(f"*/*/{split}-*.h5")}
     named = (path for path in found if not path.name.startswith(TEMPORARY) and not shards.cache_of(path))
     return sorted(named, key=_age)
+
+
+def states_paths(cache_dir: Path) -> list[Path]:
+    """Every file of token states, whole or damaged, newest first."""
+    return sorted(filter(is_states, cache_dir.glob(f"*/*/{STATES}/*.h5")), key=_age)
+
+
+def is_states(path: Path) -> bool:
+    """Whether a file of this name holds token states and not features."""
+    return path.parent.name == STATES and _STATES.fullmatch(path.name) is not None
 
 
 def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:

@@ -7,11 +7,13 @@ writer's lock of the file it belongs to. Only names that featcache gives are eve
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from featcache.errors import CacheError
 from featcache.files import TEMPORARY, explained
 from featcache.fingerprint import fingerprint
 from featcache.locks import discard_lock, is_locked, locked
-from featcache.sealed import MAGIC
+from featcache.sealed import MAGIC, SealedFile
 from featcache.shards import shards_in_use
 from featcache.units import DAY
 from featcache.units import parse_age as parse_age
@@ -55,7 +57,7 @@ class Verdict:
 
 
 def verify(path: Path, report: Report | None = None) -> Verdict:
-    """Check every byte of a cache file, and that its content is what its fingerprint says.
+    """Check every byte of a file of features or token states, and that it holds what its fingerprint says.
 
     Args:
         report: called first and after each column with the bytes checked and the bytes of the file.
@@ -65,13 +67,14 @@ def verify(path: Path, report: Report | None = None) -> Verdict:
         raised for a file that is damaged, unreadable or no cache file.
     """
     try:
-        file = store.CacheFile(path)
+        file = SealedFile(path) if store.is_states(path) else store.CacheFile(path)
     except CacheError as error:
         return Verdict(path, 0, (error.what,))
+    sealed = file if isinstance(file, SealedFile) else file.sealed
     damage, done = [], 0
     if report:
-        report(done, file.sealed.nbytes)
-    for name, check in file.sealed.checks():
+        report(done, sealed.nbytes)
+    for name, check in sealed.checks():
         try:
             done += check()
         except CacheError as error:
@@ -79,15 +82,16 @@ def verify(path: Path, report: Report | None = None) -> Verdict:
         except OSError as error:  # the file system gives up on a map of it
             damage.append(f"{path}: {name} cannot be read: {error.strerror or error}")
         if report:
-            report(done, file.sealed.nbytes)
-    return Verdict(path, file.sealed.nbytes, tuple(damage) or tuple(_contradictions(file)))
+            report(done, sealed.nbytes)
+    if not damage:
+        damage = _contradictions_of_states(file) if isinstance(file, SealedFile) else _contradictions(file)
+    return Verdict(path, sealed.nbytes, tuple(damage))
 
 
 def _contradictions(file: store.CacheFile) -> list[str]:
     """What a file with good checksums says of itself that is not so."""
-    document, found = file.document, []
-    if fingerprint(document) != file.fingerprint or not file.path.stem.endswith(file.fingerprint[:12]):
-        found.append(f"{file.path}: name and fingerprint are not those of its description")
+    document = file.document
+    found = _misnamed(file.path, document, file.fingerprint)
     shapes = {name: file.sealed.column(name).shape for name in file.sealed.names if name != "meta"}
     if any(shape[:1] != (file.rows,) for shape in shapes.values()):
         found.append(f"{file.path}: not every column has {file.rows} rows")
@@ -95,6 +99,27 @@ def _contradictions(file: store.CacheFile) -> list[str]:
         if _chain(file.sealed.column(column)) != document[part].get("chain"):
             found.append(f"{file.path}: its {part} are not those of its fingerprint")
     return found
+
+
+def _contradictions_of_states(file: SealedFile) -> list[str]:
+    """Likewise, of token states."""
+    try:
+        document, hashes = file.meta["document"], file.column("row_hash")
+        found = _misnamed(file.path, document, str(file.meta["fingerprint"]))
+        if _chain(hashes) != document["rows"]["chain"] or len(hashes) != document["rows"]["count"]:
+            found.append(f"{file.path}: its rows are not those of its fingerprint")
+        offsets = np.asarray(file.column("offsets"))
+        if len(offsets) != len(hashes) + 1 or offsets[-1] != len(file.column("values")):
+            found.append(f"{file.path}: its parts do not fit each other")
+    except (KeyError, TypeError, CacheError):
+        return [f"{file.path} holds no states"]
+    return found
+
+
+def _misnamed(path: Path, document: Mapping[str, Any], name: str) -> list[str]:
+    if fingerprint(document) == name and path.stem.endswith(name[:12]):
+        return []
+    return [f"{path}: name and fingerprint are not those of its description"]
 
 
 def _chain(rows: np.ndarray) -> str:
@@ -179,7 +204,7 @@ def survey(cache_dir: Path) -> list[Group]:
     groups: dict[Path, list[Part]] = {}
     used: dict[Path, set[Path] | None] = {}
     foreign = set()
-    for path in cache_dir.glob("*/*/*"):
+    for path in itertools.chain(cache_dir.glob("*/*/*"), cache_dir.glob(f"*/*/{store.STATES}/*")):
         named = _OURS.fullmatch(path.name)
         if named is None or not (named["tmp"] or named["end"] in _KINDS):
             continue

@@ -101,6 +101,31 @@ def test_info_without_a_record(cli: Cli, work: Path) -> None:
     assert "record is lost" in text and "60 rows" in text
 
 
+def test_token_states_are_looked_after_like_features(cli: Cli, work: Path) -> None:
+    cli.ok("finetune", "--epochs", "1", "--view", "last/mean", "--train", "top-blocks:1", "--quiet")
+    made = {path.name: path for path in Path("cache").glob("*/*/states/*.h5")}
+    listed = cli.ok("cache", "ls", "--json").json["files"]
+    assert {Path(one["path"]).name for one in listed if one["kind"] == "states"} == set(made)
+    assert len(made) == 3 and sum(one["kind"] == "features" for one in listed) == 3
+    result = cli.ok("cache", "ls")
+    assert "states before block" in result.out and widest(result.out) <= 80
+    train = next(path for name, path in made.items() if name.startswith("train"))
+    about = cli.ok("cache", "info", train.name).out
+    assert "finetune" in about and widest(about) <= 80
+
+    assert cli.ok("cache", "verify", "--json").json["ok"]
+    flip(train, "values")
+    said = cli("cache", "verify")
+    assert said.code == CACHE
+    assert f"damaged  {train.name}" in said.out and said.out.count("damaged  ") == 1
+
+    other = next(path for path in made.values() if path != train)
+    cli.ok("cache", "rm", other.name)
+    assert not other.exists() and not other.with_suffix(".json").exists()
+    assert cli.ok("cache", "gc", "--max-size", "0", "--json").json["bytes"] > 0
+    assert not list(Path("cache").rglob("*.h5"))
+
+
 # ---------------------------------------------------------------- verify
 
 
