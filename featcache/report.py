@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.compare import Change, compare_runs
 from featcache.config import DataSettings
-from featcache.errors import FeatcacheError, HeadError
+from featcache.errors import CacheMiss, FeatcacheError, HeadError
 from featcache.findings import findings
 from featcache.inspection import Inspection, Part, cleaned, inspect_parts
 from featcache.metrics import METRICS
@@ -25,7 +25,8 @@ from featcache.report_cost import cost
 from featcache.report_numbers import by_length, by_truncation, confidence_histogram, reliability, worst
 from featcache.row_texts import RowTexts, find_texts
 from featcache.runs import Run
-from featcache.store import CacheFile
+from featcache.sealed import SealedFile
+from featcache.store import CacheFile, cache_files, is_states
 
 REPORT_FORMAT = 1
 LISTED = 20  # rows of each list of the inspection
@@ -71,6 +72,8 @@ def build_report(
     files = _files(subject, notes)
     file = files.get(split)
     places = None if file is None else _places(file, said, notes)
+    if files and subject.record.get("finetune"):
+        notes.append("the map and the look at the data are of the features before fine-tuning")
     parts = {name: Part.of(one, subject.record["view"]) for name, one in files.items()}
     hashes = {name: part.features.row_hash for name, part in parts.items()} or {split: said.row_hash}
     say("reading texts", 0, 1)
@@ -96,7 +99,7 @@ def build_report(
         "lengths": None if places is None else by_length(said, parts[split].n_tokens[places]),
         "truncated": None if places is None else by_truncation(said, parts[split].truncated[places]),
         "map": None if places is None else _map(said, parts[split], places, method, say),
-        "cost": cost(runs, parts, files),
+        "cost": None if subject.record.get("finetune") else cost(runs, parts, files),
         "data": None if looked is None else findings(looked, texts, LISTED),
         "without_leaks": _clean_score(subject, said, looked, split, places),
         "notes": notes,
@@ -108,7 +111,7 @@ def build_report(
 def _inspect(parts: Mapping[str, Part], run: Run, notes: list[str], say: Progress) -> Inspection | None:
     """None, with a note, where it cannot be done."""
     if "train" not in parts:
-        notes.append("the data were not inspected: the train features are no longer in the cache")
+        notes.append("the data were not inspected: the train features are not in the cache")
         return None
     try:
         return inspect_parts(parts, seed=int(run.record.get("seed", 0)), progress=say)
@@ -281,17 +284,45 @@ def _mistakes(
 
 
 def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
-    """The cache files that the run was trained on, as far as they are there unchanged."""
-    found, caches = {}, run.record.get("caches", {})
+    """The features that the run was trained on, as far as they are there unchanged.
+
+    Of a fine-tuned run, those of its frozen backbone: its own were never kept.
+    """
+    found, caches = dict[str, CacheFile](), run.record.get("caches", {})
     for split in (name for name in SPLITS if name in caches):
         try:
-            file = CacheFile(Path(caches[split]["path"]))
-            if file.fingerprint != caches[split]["fingerprint"]:
-                raise HeadError(f"{file.path} is another file than the one the run was trained on")
-            found[split] = file
+            path, wanted = Path(caches[split]["path"]), caches[split]["fingerprint"]
+            if is_states(path):
+                found[split] = _frozen_features(path, wanted, split, run.record["view"])
+            else:
+                file = CacheFile(path)
+                _check_unchanged(path, file.fingerprint, wanted)
+                found[split] = file
         except FeatcacheError as error:
             notes.append(f"{split} features are not shown: {error.what}")
     return found
+
+
+def _frozen_features(path: Path, wanted: str, split: str, view: str) -> CacheFile:
+    """What the frozen backbone made of the rows whose token states a fine-tuned run had.
+
+    Raises:
+        CacheError: neither the states nor such features are there.
+        HeadError: other states.
+    """
+    states = SealedFile(path).meta
+    _check_unchanged(path, states["fingerprint"], wanted)
+    document = states["document"]
+    for file in cache_files(path.parents[3], split):
+        same_rows = file.document["rows"]["chain"] == document["rows"]["chain"]
+        if same_rows and file.document["encoder"] == document["encoder"] and view in file.views:
+            return file
+    raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
+
+
+def _check_unchanged(path: Path, there: str, wanted: str) -> None:
+    if there != wanted:
+        raise HeadError(f"{path} is another file than the one the run was trained on")
 
 
 def _places(file: CacheFile, said: Predictions, notes: list[str]) -> np.ndarray | None:

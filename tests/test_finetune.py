@@ -28,6 +28,7 @@ from featcache.extract import extract_splits
 from featcache.finetune import finetune
 from featcache.predictor import Predictor
 from featcache.recipe import Recipe, build_recipe, recipe_options
+from featcache.report import build_report
 from featcache.runs import Run, choose_run, load_run
 from featcache.train import train_head
 from featcache.tuning import Step, Tuner
@@ -332,6 +333,15 @@ def finetune_free(made: Made) -> Predictor:
     """The predictor of a plain head on the same frozen features."""
     extract_splits(made.settings, ["train", "validation", "test"])
     return Predictor.from_run(train_head(made.settings, "logistic"))
+
+
+def test_its_report_looks_at_the_features_of_the_frozen_backbone(made: Made) -> None:
+    finetune_free(made)
+    document = build_report([made.run])
+    assert document["map"]["rows"] == 20 and document["lengths"] and document["cost"] is None
+    assert all(one["tokens"] for one in document["mistakes"])
+    assert any("before fine-tuning" in note for note in document["notes"])
+    assert not any("not shown" in note for note in document["notes"])
 
 
 def test_compare_puts_it_beside_plain_heads(made: Made) -> None:
