@@ -119,7 +119,8 @@ def forecast(
     start_up = (sample.start_up or 0.0) + sample.storing.seal
     serial = rows * (sample.storing.hash_row + sample.storing.seal_byte * (row_bytes + ROW_INDEX))
     uneven = _uneven(rows, sample, team.parallel)
-    seconds = rate.map(lambda value: start_up + serial + uneven * rows / (value * parallel))
+    fresh = rows * (1 - (sample.repeated or 0.0))  # equal texts are encoded once
+    seconds = rate.map(lambda value: start_up + serial + uneven * fresh / (value * parallel))
     seconds = replace(seconds, how=ASSUMED if ASSUMED in (rate.how, team.how) else rate.how)
     spread = _relative_error(sample.lengths.tokens, rows)
     cache = sealed_bytes(rows, sample.views, sample.width, storage, label_bytes)

@@ -28,7 +28,7 @@ from featcache.division import BLOCK_BATCHES, BLOCK_ROWS
 from featcache.errors import BackboneError, CacheError
 from featcache.hub import find_model
 from featcache.memory import peak_memory
-from featcache.plan_texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths
+from featcache.plan_texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths, repeated_share
 from featcache.sources import Split
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class Sample:
         max_length: longest text in tokens, as the model allows it.
         batch_tokens: token budget, lowered where memory ran out; `asked_tokens` is what it was before.
         made_up: the texts are random token ids.
+        repeated: share of the rows planned that equal another of them; None where not all are at hand.
         load: processes that wanted a core in the minute before; 0 where the system does not say.
         notes: the encoder's, for people.
     """
@@ -104,6 +105,7 @@ class Sample:
     batch_tokens: int = 4096
     asked_tokens: int = 4096
     made_up: bool = False
+    repeated: float | None = None
     load: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -125,7 +127,8 @@ def take_sample(
         splits: where the texts are drawn from; not looked at with `mean_tokens`.
         seconds: of encoding; longer where 8 parts of one batch each take longer.
         mean_tokens: of made-up texts: log-normal lengths of random token ids.
-        rows: of the run that is planned; decides whether parts of the model are compiled (CUDA).
+        rows: of the run that is planned; decides whether parts of the model are compiled (CUDA), and how
+            many of the source's are looked at for equal ones.
         encode: False where the rate is known already: nothing is timed.
 
     Raises:
@@ -155,6 +158,7 @@ def take_sample(
         texts = drawn = Drawn(encoder, splits, draw, TOKENIZING * seconds)
         hash_row = drawn.hash_seconds()
     timing = _time(encoder, texts, seconds, draw, report) if encode else None
+    repeated = None if mean_tokens is not None else repeated_share(splits, rows, draw)
     width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
     seal, seal_byte = _storing(mirror.cache_folder(settings.paths.cache_dir), width, encoder.storage.name)
     return Sample(
@@ -172,6 +176,7 @@ def take_sample(
         batch_tokens=encoder.batch_tokens,
         asked_tokens=asked,
         made_up=mean_tokens is not None,
+        repeated=repeated,
         load=load,
         notes=tuple(encoder.notes),
     )

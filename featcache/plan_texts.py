@@ -21,6 +21,7 @@ MOST_TEXTS = 20_000  # that are tokenised
 DRAWN_AT_ONCE = 1024
 SPREAD = 0.6  # of made-up lengths: standard deviation of their logarithm, as reviews and news have it
 MADE_UP = 4096  # texts
+MOST_COUNTED = 1_000_000  # rows among which equal ones are counted
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,24 @@ class Drawn:
         began = time.perf_counter()
         row_hashes(self.texts, self.pairs)
         return (time.perf_counter() - began) / len(self.texts)
+
+
+def repeated_share(splits: Sequence[Split], rows: int, draw: np.random.Generator) -> float | None:
+    """Share of `rows` rows that equal another of them, and are not encoded again.
+
+    None where that is not known: the source has fewer rows, or too many to be looked at.
+    """
+    ends = np.cumsum([0, *(len(split) for split in splits)])
+    if not 0 < rows <= min(int(ends[-1]), MOST_COUNTED):
+        return None
+    picked = np.sort(draw.permutation(int(ends[-1]))[:rows])
+    hashes = []
+    for number, split in enumerate(splits):
+        own = picked[(picked >= ends[number]) & (picked < ends[number + 1])] - ends[number]
+        for start in range(0, len(own), DRAWN_AT_ONCE):
+            part = own[start : start + DRAWN_AT_ONCE]
+            hashes.append(row_hashes(split.texts(part), split.pairs(part)))
+    return 1 - len(np.unique(np.concatenate(hashes), axis=0)) / rows
 
 
 class MadeUp:

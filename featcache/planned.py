@@ -211,7 +211,9 @@ def facts_of(ask: Ask, sample: Sample, team: Team, rate: Estimate, serial: float
         )
     facts.append(Fact("tokens a text", f"{tokens:,.1f}", known_from))
     facts.append(Fact("texts that are cut", f"{sample.lengths.truncated:.1%}", known_from))
-    if sample.lengths.equal is not None:
+    if sample.repeated is not None:
+        facts.append(Fact("equal texts, encoded once", f"{sample.repeated:.1%}", MEASURED))
+    elif sample.lengths.equal is not None:
         facts.append(Fact("equal texts in the sample", f"{sample.lengths.equal:.1%}", MEASURED))
     if sample.start_up is not None:
         facts.append(Fact("start-up", f"{sample.start_up:.1f} s", MEASURED))
@@ -231,7 +233,7 @@ def facts_of(ask: Ask, sample: Sample, team: Team, rate: Estimate, serial: float
 
 def notes_of(ask: Ask, sample: Sample) -> tuple[str, ...]:
     notes = list(sample.notes)
-    if sample.lengths.equal:
+    if sample.lengths.equal and sample.repeated is None:
         notes.append(
             f"{sample.lengths.equal:.1%} of the sample's texts equal another one of it; equal texts are"
             " encoded once, so it may be faster. How many of the corpus are equal, a sample cannot know."

