@@ -153,7 +153,10 @@ class Making:
         made = self._all_made()
         if self.gang:
             self.board.finish(self.split.name)
-        staging.discard()
+        try:
+            staging.discard()
+        except CacheError as error:  # the file is whole; what is left goes with `cache gc`
+            self.report(Progress("note", self.split.name, text=error.what))
         return made
 
     def _all_made(self) -> Made:
@@ -162,7 +165,11 @@ class Making:
             return Made(self.note.left, self.note.tokens, sealed=True)
         self.board.post(self.note, now=True)
         notes = [note for note in self.board.notes() if note.split == self.split.name]
-        return Made(max(note.left for note in notes), sum(note.tokens for note in notes), sealed=True)
+        return Made(
+            max((note.left for note in notes), default=self.note.left),
+            sum(note.tokens for note in notes),
+            sealed=True,
+        )
 
     def _join(self) -> None:
         """Help whoever leads until no block is missing; nothing where there is no plan to join yet."""
@@ -176,7 +183,10 @@ class Making:
         if self._note_of(division) != note:
             return
         staging = Staging(self.partial, note, joined=True)
-        self._encode_missing(staging, division, staging.named())
+        named = staging.named()
+        if not staging.there:  # finished while this one divided
+            return
+        self._encode_missing(staging, division, named)
 
     def _divide(self) -> Division:
         """A new division, or that of unfinished work where it leaves no more to be encoded."""
@@ -260,7 +270,8 @@ class Making:
         while missing:
             idle = True
             for claim in _each(staging, missing):
-                if claim.number in staging.named():  # since we looked
+                # Made since we looked; or all of it is, and what was there is being removed.
+                if claim.number in staging.named() or not staging.there:
                     claim.lock.release()
                     continue
                 idle = False

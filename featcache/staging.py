@@ -6,9 +6,11 @@ goes on from the blocks that are there, and several processes can share the work
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ from featcache.fingerprint import canonical
 if TYPE_CHECKING:
     from filelock import FileLock
 
+PLAN = "plan.json"
+TRIES = 20  # at removing a folder that others write to
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 
 
@@ -37,7 +41,7 @@ class Staging:
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], *, joined: bool = False) -> None:
         self.folder = folder
-        content, note = canonical(plan), folder / "plan.json"
+        content, note = canonical(plan), folder / PLAN
         # Part of each checksum: a process that still works by another plan cannot pass its blocks off here.
         self._seed = xxhash.xxh3_64_intdigest(content)
         if joined:
@@ -104,7 +108,7 @@ class Staging:
         )
 
     def claim(self, number: int) -> FileLock | None:
-        """The right to work on a block, to be released; None where another process has it.
+        """The right to work on a block, to be released; None where another process has it, or all is done.
 
         It is a lock of the operating system, so that of a killed process is free at once. Where a file
         system has no locks, two may make the same block, and the second changes nothing.
@@ -112,19 +116,38 @@ class Staging:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / f"claim-{number:08d}.lock", thread_local=False)
+        if not self.there:
+            return None
         with explained(self.folder):
             try:
                 lock.acquire(timeout=0)
             except Timeout:  # an OSError, too
                 return None
-        return lock
+        if self.there:
+            return lock
+        lock.release()
+        with suppress(CacheError):  # to lock is to make the folder, where it was just removed
+            self.discard()
+        return None
+
+    @property
+    def there(self) -> bool:
+        """Whether the work still goes on here: nobody has begun to discard it."""
+        return (self.folder / PLAN).is_file()
 
     def discard(self) -> None:
-        """Remove the folder and everything in it."""
+        """Remove the folder and everything in it; from the first moment on nobody joins the work in it."""
         with explained(self.folder):
-            for path in list(self.folder.iterdir()):
-                files.disk.unlink(path)
-            files.disk.rmdir(self.folder)
+            files.disk.unlink(self.folder / PLAN)
+            for left in reversed(range(TRIES)):
+                for path in list(self.folder.iterdir()):
+                    files.disk.unlink(path)
+                try:
+                    files.disk.rmdir(self.folder)
+                    return
+                except OSError as error:  # a worker has just written its note, or its claim
+                    if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
 
     def _is_block(self, path: Path, content: bytes) -> bool:
         """Whether these are the bytes that the block's name promises."""
@@ -144,7 +167,7 @@ def block_number(name: str) -> int | None:
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of the unfinished work in `folder`; None where there is none that can be read."""
     try:
-        plan = json.loads((folder / "plan.json").read_bytes())
+        plan = json.loads((folder / PLAN).read_bytes())
     except (OSError, ValueError):
         return None
     return plan if isinstance(plan, dict) else None

@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_encoder import StubEncoder, stubbed
 
-from featcache import division, workers
+from featcache import division, files, workers
 from featcache.cores import available_cores, core_groups
 from featcache.division import block_starts, token_costs
 from featcache.errors import BackboneError, UsageError
 from featcache.extract import Progress, extract_splits
 from featcache.gang import Board, Gang, Note, together
+from featcache.making import Making
 from featcache.workers import worker_count
 
 TRAIN, BLOCK = COUNTS["train"], 4
@@ -71,8 +72,11 @@ def case(whole: Case, tmp_path: Path) -> Case:
     return Case(tmp_path / "case", whole.model, dict(whole.asked))
 
 
-def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path) -> None:
-    """In a process of its own: one worker of torchrun's, whose blocks take `slow` seconds."""
+def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path, dividing: float) -> None:
+    """In a process of its own: one worker of torchrun's, whose blocks take `slow` seconds.
+
+    With `dividing` it takes so many seconds to divide the rows, and a file 20 ms to be removed.
+    """
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = str(arrow)
@@ -86,6 +90,10 @@ def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path)
         return encode(self, *args)
 
     StubEncoder.encode = slowly  # type: ignore[method-assign]
+    if dividing:
+        divided, unlink = Making._divided, files.disk.unlink
+        Making._divided = lambda *args: (divided(*args), time.sleep(dividing))[0]  # type: ignore
+        files.disk.unlink = lambda path: (unlink(path), time.sleep(0.02))[0]  # type: ignore
     with stubbed(BLOCK):
         (result,) = extract_splits(case.settings(), ["train"])
     (told.parent / f"said-{rank}.json").write_text(json.dumps({"encoded": result.encoded}))
@@ -96,10 +104,11 @@ def crew(case: Case, arrow: Path, processes: Any, tmp_path: Path) -> Iterator[Ca
     """Starts workers; those that are left at the end are killed."""
     started: list[Any] = []
 
-    def start(size: int, slow: float = 0.02) -> list[Any]:
+    def start(size: int, slow: float = 0.02, dividing: float = 0.0) -> list[Any]:
         told = tmp_path / "told.txt"
         new = [
-            processes.Process(target=work, args=(case, arrow, rank, size, slow, told)) for rank in range(size)
+            processes.Process(target=work, args=(case, arrow, rank, size, slow, told, dividing))
+            for rank in range(size)
         ]
         for process in new:
             process.start()
@@ -149,6 +158,18 @@ def test_workers_share_the_blocks(
     assert len(set(blocks)) > 1
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text())["encoded"] for rank in range(size)]
     assert max(said) == TRAIN
+
+
+@pytest.mark.parametrize("dividing", [0.15, 0.15, 0.8])
+def test_nobody_joins_work_that_is_done(
+    dividing: float, case: Case, whole: Case, crew: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    members = crew(2, slow=0.01, dividing=dividing)
+    for process in members:
+        process.join(60)
+    assert [process.exitcode for process in members] == [0, 0]
+    assert_whole(case, whole)
+    assert len(begun(tmp_path)) == TRAIN // BLOCK
 
 
 def kill_and_check(case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int) -> None:
