@@ -280,13 +280,14 @@ def _effort(made: dict[str, Any]) -> str:
 
 def _remove(paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.files import size_text
+    from featcache.mirror import facts
     from featcache.shards import cache_bytes
     from featcache.store import remove
 
     removed, freed, refused = [], 0, 0
     for path in paths:
         try:
-            size = cache_bytes(path)
+            size = cache_bytes(path) if path.exists() else facts(path)[0]
             remove(path)
         except CacheError as error:  # the others still go
             print_error(error)

@@ -47,8 +47,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     split_help = "train, validation or test; may be repeated (default: train)"
     group.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
     group.add_argument("--rows", metavar="N", help="of the corpus: 100M, 1e9 (default: the source's)")
-    shard_help = "most bytes in a file (default: 4GB)"
-    group.add_argument("--shard-size", default="4GB", metavar="SIZE", help=shard_help)
     for name, help in TEAM.items():
         group.add_argument(f"--{name}", type=int, metavar="N", help=help)
     group.add_argument("--price", type=float, metavar="X", help="a GPU-hour's; without --gpus a machine's")
@@ -56,16 +54,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for name, (default, help) in RATES.items():
         flag, shown = f"--{name.replace('_', '-')}", "" if default is None else f" (default: {default:g})"
         group.add_argument(flag, type=float, default=default, metavar="X", help=help + shown)
-    add_settings(parser, "backbone", "data", "features", "paths", "", without=("shard_size",))
+    add_settings(parser, "backbone", "data", "features", "paths", "")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    ask = _ask(args)
+    settings = settings_of(args)
+    ask = _ask(args, settings.paths.shard_size)
     from featcache.plan import plan
 
     splits = list(dict.fromkeys(args.split or ["train"]))
-    made = plan(settings_of(args), splits, ask, lambda what: note(what, quiet=args.quiet))
+    made = plan(settings, splits, ask, lambda what: note(what, quiet=args.quiet))
     if args.json:
         print_json(made.document)
     else:
@@ -73,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(args: argparse.Namespace) -> Ask:
+def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
     from featcache.planned import Ask
 
     return Ask(
         rows=None if args.rows is None else amount("--rows", args.rows),
-        shard_bytes=amount("--shard-size", args.shard_size, of_bytes=True),
+        shard_bytes=amount("--shard-size", shard_size, of_bytes=True),
         price=args.price,
         **{name: getattr(args, name) for name in (*TEAM, *RATES)},
     )

@@ -93,11 +93,10 @@ def _tasks(args: argparse.Namespace) -> list[_Task]:
             what = f"{shown(args.input)} matches {len(urls)} files"
             raise UsageError(what, hint="let --output end in /: each gets a file of its name there")
         return [_task(args, urls[0], args.output)]
-    names = [url.rpartition("/")[2] for url in urls]
+    names = [url.rpartition("/")[2].removesuffix(".gz") for url in urls]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise UsageError(f"{shown(args.input)} matches several files called {twice}")
-    names = [name.removesuffix(".gz") for name in names]
+        raise UsageError(f"{shown(args.input)} matches several files that would be {twice} in the output")
     return [_task(args, url, args.output + name) for url, name in zip(urls, names, strict=True)]
 
 

@@ -246,7 +246,7 @@ class Job:
         document = cache_document(encoder.document, views, hashes, split.labels, split.label_names)
         name = fingerprint(document)
         path = cache_path(self.cache_dir, self.dataset_name(), self.model.name, split.name, name)
-        if path.exists() and not self.force:
+        if not self.force and path in store.cache_paths(self.cache_dir, split.name):
             CacheFile(path)  # a damaged file is said to be so before anything is encoded
         made = Making(
             split, hashes, sizes, encoder, document, self.model.name, self.cache_dir, path, self.report,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache import store
+from featcache import mirror, store
 from featcache.assemble import columns
 from featcache.blocks import Claim, encode_blocks
 from featcache.division import Division, divide, token_costs
@@ -149,7 +149,15 @@ class Making:
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
         rows = len(self.split)
-        write_cache(self.path, self._meta(), rows, parts, self.shard_size, replace=self.force)
+        write_cache(
+            self.path,
+            self._meta(),
+            rows,
+            parts,
+            self.shard_size,
+            replace=self.force,
+            taken=mirror.shards_of(self.path),
+        )
         made = self._all_made()
         if self.gang:
             self.board.finish(self.split.name)

@@ -122,6 +122,19 @@ def push(path: Path, *, replace: bool = False) -> None:
         mirror.push(path, replace=replace)
 
 
+def shards_of(path: Path) -> list[str]:
+    """Names of the shards that the store has of the cache file `path`; none of a plain folder.
+
+    Raises:
+        CacheError: the store cannot be asked.
+    """
+    mirror = _mirror_of(path)
+    if mirror is None:
+        return []
+    mirror.refresh(now=True)
+    return shard_names(mirror.card(path) or {}, path)
+
+
 def remove(path: Path) -> None:
     """Remove a cache file with its record from the store; nothing happens to a file of a plain folder.
 
@@ -227,6 +240,8 @@ class Mirror:
         try:
             card |= description(entry, int(info["size"]))
         except CacheError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return  # removed since the store was listed
             if error.__cause__ is not None and not isinstance(error, CorruptCache):
                 raise  # out of reach: nothing is known of the file itself
             card |= {"damage": error.what, "corrupt": isinstance(error, CorruptCache)}
@@ -248,7 +263,12 @@ class Mirror:
             return
         if info["size"] <= LONGEST_RECORD:
             name = card["meta"].get("fingerprint")
-            theirs = parse_record(self.entry(record_path(path)).read(), name)
+            try:
+                theirs = parse_record(self.entry(record_path(path)).read(), name)
+            except CacheError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    return  # removed since the store was listed
+                raise
             ours = read_record(path, name)
             if theirs and merged(ours, theirs) != ours:
                 write_record(path, merged(ours, theirs))
@@ -305,11 +325,13 @@ class Mirror:
     def push(self, path: Path, *, replace: bool = False) -> None:
         """See the function of this name."""
         entry = self.entry(path)
+        before = shard_names(self.card(path) or {}, path)
         if replace or self.card(path) is None:
             if replace or entry.info() is None:
                 self._push_shards(path)  # first: with its manifest the cache is there, and whole
             if entry.put(path, replace=replace):
                 self._push_shards(path)  # again those that another machine replaced meanwhile
+                self._remove_shards(path, before)
             else:
                 self._take_theirs(path)
             info = entry.info()
@@ -326,6 +348,13 @@ class Mirror:
             shard = path.with_name(about["name"])
             if seal_digest(self.entry(shard)) != about["seal"]:
                 self.entry(shard).put(shard, replace=True)
+
+    def _remove_shards(self, path: Path, before: list[str]) -> None:
+        """Remove shards that the manifest had and has no more."""
+        kept = {about["name"] for about in SealedFile(path).meta.get("shards", [])}
+        for name in before:
+            if name not in kept:
+                self.entry(path.with_name(name)).remove()
 
     def _take_theirs(self, path: Path) -> None:
         """Of two machines that made one file the store keeps the first one's; where it is damaged, ours."""
@@ -349,7 +378,8 @@ class Mirror:
 
     def remove(self, path: Path) -> None:
         """See the function of this name."""
-        shards = [path.with_name(name) for name in shard_names(self.card(path) or {}, path)]
+        there = (self.folder / name for name in self.remote.listing())
+        shards = [one for one in there if cache_of(one) == path != one]  # with those that no manifest has
         for one in (path, record_path(path), *shards):
             self.entry(one).remove()
         with entry_lock(path), explained(path):

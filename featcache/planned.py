@@ -13,6 +13,7 @@ from featcache.config import Settings, options
 from featcache.errors import UsageError
 from featcache.files import size_text
 from featcache.plan_sample import Sample
+from featcache.units import parse_size
 
 MEASURED, GIVEN, ASSUMED, COMPUTED = "measured", "given", "assumed", "computed"
 GPUS_A_NODE = 8
@@ -85,6 +86,12 @@ def check(ask: Ask) -> None:
             raise UsageError(
                 f"{flag} {value:g}: must be above 0" + (f" and at most {limit:g}" if limit < math.inf else "")
             )
+    team = ask.gpus or ask.workers
+    if ask.nodes and team and team % ask.nodes:
+        raise UsageError(
+            f"{team} workers on {ask.nodes} machines: each starts as many",
+            hint=f"e.g. {math.ceil(team / ask.nodes) * ask.nodes} of them",
+        )
     if len(ask.rates) > 1:
         raise UsageError(f"{' and '.join(ask.rates)} cannot be given together")
     if ask.tokens is not None and ask.rows is None:
@@ -325,7 +332,7 @@ def command_of(
         words += _words(option.flag, value)
     if nodes == 1 and workers > 1:
         words += ["--workers", str(workers)]
-    if shards > 1:
+    if shards > 1 and parse_size(settings.paths.shard_size) != ask.shard_bytes:
         words += ["--shard-size", str(ask.shard_bytes)]
     return tuple(words)
 

@@ -99,8 +99,13 @@ def _group_sizes(source: str) -> list[int]:
     return [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
 
 
-def state_of(source: str) -> str:
-    """What changes when a source does."""
+def states_of(sources: Sequence[str]) -> dict[str, str]:
+    """Of each source, what changes when it does."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(sources, pool.map(_state_of, sources), strict=True))
+
+
+def _state_of(source: str) -> str:
     if is_remote(source):
         return stamp(opened(source, SourceError).info() or {})
     status = Path(source).stat()
@@ -146,19 +151,28 @@ class OutputFolder:
                 raise SourceError(error.what, hint=error.hint) from error
             raise
 
-    def begin(self, key: str, *, force: bool) -> None:
-        """Refuse a folder that holds something else, and note whose it is from now on."""
+    def is_to_begin(self, key: str, *, force: bool) -> bool:
+        """Whether nothing is there to go on with.
+
+        Raises:
+            UsageError: something else is there, and is not to be replaced.
+        """
         plan = self._read("plan.json")
         if plan is not None and plan.get("key") == key and not force:
-            return
+            return False
         parts = [name for name in self.remote.listing() if _PART.match(name)]
         if parts and (plan is None or not force):
             raise UsageError(
                 f"{shown(self.place)} holds the output of other rows, or of another head",
                 hint="another --output" + (", or --force to replace what is there" if plan else ""),
             )
-        for name in parts:
-            self.remote.child(name).remove()
+        return True
+
+    def begin(self, key: str) -> None:
+        """Remove what is there, and note whose the folder is from now on."""
+        for name in self.remote.listing():
+            if _PART.match(name):
+                self.remote.child(name).remove()
         self._write("plan.json", {"key": key})
 
     def notes(self, blocks: Sequence[Block]) -> dict[int, dict[str, Any]]:

@@ -110,7 +110,7 @@ class Crew:
     """How many actors there are to be, and what each has to itself.
 
     Attributes:
-        cpus: threads of each.
+        cpus: cores of each; 0 where a node has fewer of them than GPUs.
         gpus: 0 or 1.
     """
 
@@ -118,10 +118,16 @@ class Crew:
     cpus: int
     gpus: int
 
+    @property
+    def threads(self) -> int:
+        """Of torch, in each."""
+        return max(1, self.cpus)
+
     def fitting(self) -> Crew:
         """As many of these actors as the cluster has room for now; one at least, which waits for it."""
         cpus, gpus = _resources()
-        room = sum(gpus) if self.gpus else sum(node // self.cpus for node in cpus)
+        cores = [node // self.cpus if self.cpus else most for node, most in zip(cpus, gpus, strict=True)]
+        room = sum(map(min, cores, gpus)) if self.gpus else sum(cores)
         return replace(self, actors=max(1, min(self.actors, room)))
 
     def __str__(self) -> str:
@@ -155,7 +161,9 @@ def crew_of(asked: int | str, device: str) -> Crew:
         what = "GPUs" if on_gpus else "cores"
         raise UsageError(f"--workers {asked}: the cluster has {most} {what}", hint=f"--workers {most}")
     if on_gpus:
-        return Crew(count, max(1, min(CORES_A_WORKER, sum(cpus) // sum(gpus))), 1)
+        # So many cores that every node with GPUs has them for each; an actor can be had with none.
+        shares = [node // has for node, has in zip(cpus, gpus, strict=True) if has]
+        return Crew(count, min(CORES_A_WORKER, *shares), 1)
     return Crew(count, _share(cpus, count), 0)
 
 
@@ -301,9 +309,15 @@ def _round(actor: type, reference: Any, numbers: Sequence[int], crew: Crew) -> I
             max_restarts=-1,
             max_task_retries=0,  # a task retried on its own actor would wait for a node that may never come
         )
-        for row in answers.iter_rows():
-            done: Done = read_answer(row["answer"])
-            yield done
+        try:
+            for row in answers.iter_rows():
+                done: Done = read_answer(row["answer"])
+                yield done
+        except ray.exceptions.RayError as error:
+            raise BackboneError(
+                f"Ray's actors cannot work: {str(error).splitlines()[0]}",
+                hint="every node needs the same featcache with its extras; finished blocks are kept",
+            ) from error
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class _RayJob(Job):
         note = lambda text: self.report(Progress("note", making.split.name, text=text))  # noqa: E731
         crew = self._crew()
         store = self._store(staging)
-        order = order_of(self.settings, making, staging, division, crew.cpus, store.url if store else None)
+        order = order_of(self.settings, making, staging, division, crew.threads, store.url if store else None)
         if store:
             take_blocks(store, staging)  # of an earlier call
 

@@ -18,7 +18,7 @@ from featcache.config import DataSettings
 from featcache.fetched import fetched
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.predict_files import FIRST_BAD, Labelled, Step, predict_file
-from featcache.predict_parts import Block, OutputFolder, divide, state_of
+from featcache.predict_parts import Block, OutputFolder, divide, states_of
 from featcache.ray_cluster import Actor, connected, crew_of, deal, require_ray
 from featcache.remote import is_remote
 from featcache.row_files import open_rows
@@ -82,17 +82,20 @@ def predict_with_ray(
     require_ray()
     began = time.perf_counter()
     blocks = divide(sources)
+    states = states_of(sources)
     key = fingerprint(
         {
             "head": [file_hash(run.folder / name) for name in ("head.json", "head.safetensors")],
             "reading": asdict(reading),
-            "blocks": [[asdict(block), state_of(block.source)] for block in blocks],
+            "blocks": [[asdict(block), states[block.source]] for block in blocks],
         }
     )
     folder = OutputFolder.of(output)
     with folder.locked():
-        folder.begin(key, force=force)
-        found = folder.notes(blocks)
+        anew = folder.is_to_begin(key, force=force)
+        if anew and not force:
+            folder.begin(key)
+        found = {} if anew else folder.notes(blocks)
         resumed, tokens = sum(said["rows"] for said in found.values()), 0
         total = None if any(block.rows is None for block in blocks) else sum(b.rows or 0 for b in blocks)
 
@@ -102,9 +105,11 @@ def predict_with_ray(
         if left():
             with connected(address):
                 crew = crew_of(workers, device)
+                if anew and force:  # what is there goes when there are actors to make it anew, not before
+                    folder.begin(key)
                 tell(f"{len(left())} blocks for {crew}")
                 order = PredictOrder(
-                    _content(run), blocks, folder.place, reading, _model(run, model), device, crew.cpus
+                    _content(run), blocks, folder.place, reading, _model(run, model), device, crew.threads
                 )
                 for done in deal(_Predicting, order, left, crew, tell):
                     found |= done.said

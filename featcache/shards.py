@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def write_cache(
     shard_size: int,
     *,
     replace: bool = False,
+    taken: Collection[str] = (),
 ) -> bool:
     """Write a cache as one sealed file, or as shards of at most `shard_size` bytes where it is larger.
 
@@ -88,6 +89,7 @@ def write_cache(
         meta: as for `write_sealed`.
         columns: the columns of some of the rows.
         replace: take the place of a cache of that name, in one step, instead of leaving it.
+        taken: names of shards that a cache of that name has elsewhere; none of them is given again.
 
     Returns:
         False when a cache of that name was there already; it is left as it is.
@@ -100,7 +102,7 @@ def write_cache(
     if sealed_size(meta, whole) <= shard_size:
         done = write_sealed(path, meta, whole, replace=replace)
     else:
-        used = shards_in_use(path) or set()
+        used = (shards_in_use(path) or set()) | {path.with_name(name) for name in taken}
         other = "b" if any(cache_of(each) and not each.stem.endswith("b") for each in used) else ""
         entries = []
         for number, part in enumerate(_parts(meta, rows, columns, shard_size)):

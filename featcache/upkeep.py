@@ -251,6 +251,8 @@ def _part(path: Path, kind: str) -> Part | None:
 
 
 def _is_ours(path: Path) -> bool:
+    if not path.is_file():  # to open a named pipe is to wait for ever
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
