@@ -61,10 +61,14 @@ def run(args: argparse.Namespace) -> int:
         hint = "its files: featcache cache rm; what is fetched of them keeps to FEATCACHE_MIRROR_SIZE"
         raise UsageError("cache gc looks after folders, not after stores", hint=hint)
     cache_dir = cache_folder(named_dir)
+    if cache_dir.exists() and not cache_dir.is_dir():
+        raise UsageError(f"--cache-dir {named_dir} is no folder")
     if args.action == "gc":
         return cache_upkeep.gc(cache_dir, args)
     paths = cache_paths(cache_dir)
     if args.action == "export":
+        if args.file in {path.name for path in states_paths(cache_dir)}:
+            raise UsageError(f"{args.file} holds token states", hint="views of features can be exported")
         return cache_upkeep.export(_find(args.file, paths, elsewhere=True), args)
     paths += states_paths(cache_dir)
     if args.action == "ls":
@@ -190,7 +194,7 @@ def _list(paths: list[Path], args: argparse.Namespace) -> int:
             f"{about['rows']:,}" if sealed else "damaged",
             size_text(about["bytes"]),
             cache_upkeep.age_text(about["age_seconds"]),
-            _held(about) if sealed else "see featcache cache info",
+            _held(about) if sealed else "see cache info",
         )
     if len(described) > 1:
         shown.add_row(f"{len(described)} files", "", size_text(sum(about["bytes"] for about in described)))

@@ -108,7 +108,7 @@ def _show_verified(documents: list[dict[str, Any]], *, quiet: bool) -> None:
     damaged = any(about["damage"] for about in documents)
     note(f"{len(documents)} files checked, {bad or 'none'} not as they should be", quiet=quiet)
     if damaged:
-        note("remove what is damaged with featcache cache rm, then extract again", quiet=quiet)
+        note("remove what is damaged with featcache cache rm, then extract (or finetune) again", quiet=quiet)
 
 
 def _show_drifts(about: dict[str, Any] | None) -> None:

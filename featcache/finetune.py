@@ -16,7 +16,7 @@ import numpy as np
 from featcache.config import Settings
 from featcache.errors import HeadError, UsageError
 from featcache.extract import Job, Progress
-from featcache.fingerprint import fingerprint
+from featcache.fingerprint import fingerprint, row_chain
 from featcache.heads import Head, view_fingerprint
 from featcache.intervals import bootstrap_intervals
 from featcache.metrics import Scores, score
@@ -278,6 +278,11 @@ class _Saving:
             "features": dataclasses.asdict(settings.features),
             "data": dataclasses.asdict(settings.data),
             "caches": {split: each.caches for split, each in inputs.items() if each.caches},
+            "frozen": {
+                "cache_dir": settings.paths.cache_dir,
+                "encoder": fingerprint(self.work.document),
+                "rows": {split: row_chain(each.hashes) for split, each in inputs.items()},
+            },
             "history": [dataclasses.asdict(line) for line in tuned.history],
             "finetune": {
                 "cut": self.work.part.cut,

@@ -130,6 +130,11 @@ def later_settings(features: FeatureSettings) -> dict[str, Any]:
     return asked
 
 
+def row_chain(hashes: np.ndarray) -> str:
+    """SHA-256 over row hashes uint8 `[N, 32]`, in file order: which rows, and in which order."""
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
 def cache_document(
     encoder: Mapping[str, Any],
     views: Iterable[str],
@@ -148,7 +153,7 @@ def cache_document(
     return {
         "encoder": dict(encoder),
         "views": sorted(views),
-        "rows": {"count": len(hashes), "chain": hashlib.sha256(hashes.tobytes()).hexdigest()},
+        "rows": {"count": len(hashes), "chain": row_chain(hashes)},
         "labels": labels_document(labels, label_names),
     }
 

@@ -261,8 +261,9 @@ def _digest(path: Path, name: str) -> str:
 
 def stamp(info: Mapping[str, Any]) -> str:
     """What changes when a file does: its size with the store's tag for it, else with its time."""
-    values = [str(info[key]) for key in (*_CONTENT, *_TIMES) if info.get(key)]
-    return f"{info.get('size')} {values[0] if values else ''}"
+    tag = next((str(info[key]) for key in _CONTENT if info.get(key)), None)
+    # Some stores tell a time of one file as they do not in a listing: as a date here, as a number there.
+    return f"{info.get('size')} {tag or modified(info) or ''}"
 
 
 def modified(info: Mapping[str, Any]) -> float:

@@ -14,8 +14,10 @@ from featcache.compare import Change, compare_runs
 from featcache.config import DataSettings
 from featcache.errors import CacheMiss, FeatcacheError, HeadError
 from featcache.findings import findings
+from featcache.fingerprint import fingerprint
 from featcache.inspection import Inspection, Part, cleaned, inspect_parts
 from featcache.metrics import METRICS
+from featcache.mirror import cache_folder
 from featcache.paired import right_rows
 from featcache.places import SPLITS
 from featcache.plain import plain
@@ -25,8 +27,7 @@ from featcache.report_cost import cost
 from featcache.report_numbers import by_length, by_truncation, confidence_histogram, reliability, worst
 from featcache.row_texts import RowTexts, find_texts
 from featcache.runs import Run
-from featcache.sealed import SealedFile
-from featcache.store import CacheFile, cache_files, is_states
+from featcache.store import CacheFile, cache_files
 
 REPORT_FORMAT = 1
 LISTED = 20  # rows of each list of the inspection
@@ -288,41 +289,33 @@ def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
 
     Of a fine-tuned run, those of its frozen backbone: its own were never kept.
     """
-    found, caches = dict[str, CacheFile](), run.record.get("caches", {})
-    for split in (name for name in SPLITS if name in caches):
+    found, caches, frozen = dict[str, CacheFile](), run.record.get("caches", {}), run.record.get("frozen")
+    for split in (name for name in SPLITS if name in (frozen["rows"] if frozen else caches)):
         try:
-            path, wanted = Path(caches[split]["path"]), caches[split]["fingerprint"]
-            if is_states(path):
-                found[split] = _frozen_features(path, wanted, split, run.record["view"])
+            if frozen:
+                found[split] = _frozen_features(frozen, split, run.record["view"])
             else:
-                file = CacheFile(path)
-                _check_unchanged(path, file.fingerprint, wanted)
-                found[split] = file
+                found[split] = _unchanged(caches[split])
         except FeatcacheError as error:
             notes.append(f"{split} features are not shown: {error.what}")
     return found
 
 
-def _frozen_features(path: Path, wanted: str, split: str, view: str) -> CacheFile:
-    """What the frozen backbone made of the rows whose token states a fine-tuned run had.
+def _unchanged(cache: Mapping[str, str]) -> CacheFile:
+    file = CacheFile(Path(cache["path"]))
+    if file.fingerprint != cache["fingerprint"]:
+        raise HeadError(f"{file.path} is another file than the one the run was trained on")
+    return file
 
-    Raises:
-        CacheError: neither the states nor such features are there.
-        HeadError: other states.
-    """
-    states = SealedFile(path).meta
-    _check_unchanged(path, states["fingerprint"], wanted)
-    document = states["document"]
-    for file in cache_files(path.parents[3], split):
-        same_rows = file.document["rows"]["chain"] == document["rows"]["chain"]
-        if same_rows and file.document["encoder"] == document["encoder"] and view in file.views:
+
+def _frozen_features(frozen: Mapping[str, Any], split: str, view: str) -> CacheFile:
+    """What the frozen backbone made of the rows of a fine-tuned run; CacheMiss where it is not cached."""
+    for file in cache_files(cache_folder(frozen["cache_dir"]), split):
+        same_rows = file.document["rows"]["chain"] == frozen["rows"][split]
+        same_encoder = fingerprint(file.document["encoder"]) == frozen["encoder"]
+        if same_rows and same_encoder and view in file.views:
             return file
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
-
-
-def _check_unchanged(path: Path, there: str, wanted: str) -> None:
-    if there != wanted:
-        raise HeadError(f"{path} is another file than the one the run was trained on")
 
 
 def _places(file: CacheFile, said: Predictions, notes: list[str]) -> np.ndarray | None:

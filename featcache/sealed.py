@@ -213,7 +213,7 @@ def _in_threads(search: Callable[[range], int | None], count: int) -> Iterable[i
         return list(pool.map(search, ranges))
 
 
-_HINT = "remove it with featcache cache rm, then run featcache extract again"
+_HINT = "remove it with featcache cache rm, then run featcache extract again (for token states: finetune)"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from featcache.blocks import naming_rows
 from featcache.cut import StateBatch, smaller_batches
 from featcache.errors import BackboneError, CorruptCache, UsageError
 from featcache.files import remove_temporaries, require_space, size_text, write_file
-from featcache.fingerprint import fingerprint
+from featcache.fingerprint import fingerprint, row_chain
 from featcache.locks import locked
 from featcache.sealed import Column, SealedFile, write_sealed
 from featcache.sources import Split
@@ -130,15 +130,13 @@ def states_document(encoder: Encoder, cut: int, hashes: np.ndarray) -> dict[str,
     Args:
         hashes: row hashes uint8 `[N, 32]`, in file order.
     """
-    import hashlib
-
     compute = encoder.backbone.dtype_name
     return {
         "kind": "states",
         "encoder": encoder.document,
         "cut": cut,
         "storage": "bfloat16" if compute == "bfloat16" else encoder.storage.name,
-        "rows": {"count": len(hashes), "chain": hashlib.sha256(hashes.tobytes()).hexdigest()},
+        "rows": {"count": len(hashes), "chain": row_chain(hashes)},
     }
 
 

@@ -130,3 +130,15 @@ def test_a_long_command_is_one_on_several_lines() -> None:
     lines = command_lines(words, 40)
     assert max(map(len, lines)) <= 42 and len(lines) > 3
     assert shlex.split("\n".join(lines).replace("\\\n", " ")) == words
+
+
+def test_the_shard_size_of_the_settings_counts(cli: Cli, work: Path) -> None:
+    Path("featcache.toml").write_text(Path("featcache.toml").read_text().replace('"4GB"', '"500MB"'))
+    made = cli.ok("plan", "--rows", "1e8", "--tokens", "20", "--rate", "1000", "--json").json
+    assert made["shards"] == -(-made["cache_bytes"] // 500_000_000)
+    assert made["command"].count("--shard-size") == 1 and "500MB" in made["command"]
+
+
+def test_workers_that_do_not_go_evenly_onto_machines(cli: Cli, work: Path) -> None:
+    argv = ["plan", "--rows", "1e6", "--tokens", "20", "--rate", "1000", "--nodes", "4", "--workers", "10"]
+    cli.refused(2, argv, "10 workers on 4 machines", "12 of them")

@@ -251,6 +251,26 @@ def test_actors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, asked: str, devi
         crew_of(asked, device)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "crew", "fitting"),
+    [
+        ([16, 3], [0, 1], Crew(1, 3, 1), 1),  # a head without a GPU lends its cores to none
+        ([64, 16], [0, 8], Crew(8, 2, 1), 8),
+        ([2, 32], [4, 4], Crew(8, 0, 1), 8),
+        ([8, 8], [2, 2], Crew(4, 4, 1), 4),
+    ],
+)
+def test_actors_on_gpus_fit_every_node_that_has_some(
+    cpus: list[int], gpus: list[int], crew: Crew, fitting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
+    assert crew_of("auto", "auto") == crew and crew.threads >= 1
+    assert crew.fitting().actors == fitting
+    if crew.cpus:
+        monkeypatch.setattr(ray_cluster, "_resources", lambda: ([crew.cpus, 0], [8, 8]))
+        assert crew.fitting().actors == 1
+
+
 def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception) -> bytes:
         def work() -> None:

@@ -593,3 +593,12 @@ def test_survey_is_by_file(tmp_path: Path) -> None:
     (found,) = survey(tmp_path)
     assert [part.kind for part in found.parts] == ["features", "record"] and found.target == path
     assert found.made == 0 and found.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size
+
+
+def test_a_pipe_of_our_name_is_not_waited_for(tmp_path: Path) -> None:
+    for folder in ("data/model", "data/model/states"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("train-0123456789ab.h5", "train-0123456789ab.shard-00000.h5"):
+            os.mkfifo(tmp_path / folder / name)
+    assert collect(tmp_path).removed == []
+    assert len(list(tmp_path.rglob("*.h5"))) == 4
