@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait for another process that writes the same file (default: say so at once)",
+        help="wait for another process that writes the file (default: say so at once); --workers join it",
     )
     parser.add_argument(
         "--workers",

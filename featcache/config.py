@@ -38,6 +38,23 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
+_SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "patience": (None, "stop after this many epochs without a better validation score", {"least": 1}),
+    "label_smoothing": (
+        0.0, "share of the target spread evenly over the classes", {"least": 0, "below": 1},
+    ),
+    "class_weight": (
+        "none", "balanced: rare classes weigh as much as frequent ones", {"choices": ("none", "balanced")},
+    ),
+}  # fmt: skip
+
+
+def shared_setting(name: str) -> Any:
+    """A setting that heads and fine-tuning both have, and mean the same by."""
+    default, help, limits = _SHARED[name]
+    return setting(default, help, **limits)
+
+
 @dataclass(frozen=True)
 class BackboneSettings:
     """Which frozen model, and how it computes."""
@@ -113,15 +130,9 @@ class HeadSettings:
     schedule: str = setting(
         "constant", "learning rate after the warm-up", choices=("constant", "linear", "cosine")
     )
-    patience: int | None = setting(
-        None, "stop after this many epochs without a better validation score", least=1
-    )
-    label_smoothing: float = setting(
-        0.0, "share of the target spread evenly over the classes", least=0, below=1
-    )
-    class_weight: str = setting(
-        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
-    )
+    patience: int | None = shared_setting("patience")
+    label_smoothing: float = shared_setting("label_smoothing")
+    class_weight: str = shared_setting("class_weight")
     C: float = setting(0.1, "inverse penalty of logistic regression", above=0)
     penalty: str = setting(
         "fixed", "exact head: C as it is, or chosen by validation or by k-fold cross-validation",

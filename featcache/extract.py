@@ -86,6 +86,7 @@ def extract_splits(
         report: called with progress.
         force: encode again and replace what is there.
         wait: seconds to wait for another process that writes the same file; by default one is told at once.
+            Several workers share its work instead, however long it takes.
         workers: processes to be started on this machine, see `featcache.workers`; `auto`: one a GPU, or one
             for several cores.
 

@@ -68,7 +68,7 @@ def predict_with_ray(
         output: folder or URL; made where it is not there.
         model: where the backbone lies now, if not where it lay when the head was trained.
         workers, address: see `ray_extract.extract_with_ray`.
-        force: replace what is there.
+        force: replace what is there, from the moment on at which there are actors for it.
         report: called when a task of a few blocks is done.
         tell: is told what a person may want to know.
 

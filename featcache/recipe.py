@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.config import Option, coerce, load_table, setting
+from featcache.config import Option, coerce, load_table, setting, shared_setting
 from featcache.errors import UsageError
 
 DEFAULT_PART = "top-blocks:2"
@@ -37,15 +37,9 @@ class Recipe:
     dropout: float = setting(
         0.0, "share left out by the model's own dropout layers above the cut", least=0, below=1
     )
-    patience: int | None = setting(
-        None, "stop after this many epochs without a better validation score", least=1
-    )
-    label_smoothing: float = setting(
-        0.0, "share of the target spread evenly over the classes", least=0, below=1
-    )
-    class_weight: str = setting(
-        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
-    )
+    patience: int | None = shared_setting("patience")
+    label_smoothing: float = shared_setting("label_smoothing")
+    class_weight: str = shared_setting("class_weight")
 
 
 def recipe_options() -> dict[str, Option]:

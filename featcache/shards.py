@@ -34,7 +34,7 @@ _HINT = "remove it with featcache cache rm, then run featcache extract again"
 Columns = Callable[[slice], list[Column]]
 
 
-def cache_of(path: Path) -> Path | None:
+def owner_of(path: Path) -> Path | None:
     """The cache file that `path` is a shard of, by its name; None where it is none."""
     named = _NAME.fullmatch(path.name)
     return path.with_name(named["stem"] + ".h5") if named else None
@@ -43,7 +43,7 @@ def cache_of(path: Path) -> Path | None:
 def shard_paths(path: Path) -> list[Path]:
     """What lies beside the cache file `path` under a name of its shards, in use or not."""
     found = path.parent.glob(f"{glob.escape(path.stem)}.shard-*.h5")
-    return sorted(each for each in found if cache_of(each) == path)
+    return sorted(each for each in found if owner_of(each) == path)
 
 
 def shards_in_use(path: Path) -> set[Path] | None:
@@ -103,7 +103,7 @@ def write_cache(
         done = write_sealed(path, meta, whole, replace=replace)
     else:
         used = (shards_in_use(path) or set()) | {path.with_name(name) for name in taken}
-        other = "b" if any(cache_of(each) and not each.stem.endswith("b") for each in used) else ""
+        other = "b" if any(owner_of(each) and not each.stem.endswith("b") for each in used) else ""
         entries = []
         for number, part in enumerate(_parts(meta, rows, columns, shard_size)):
             shard = path.with_name(f"{path.stem}.shard-{number:05d}{other}.h5")
@@ -342,7 +342,7 @@ def _checked_entry(about: Any, path: Path) -> dict[str, Any]:
     if any(type(number) is not int or number < 1 for number in numbers):
         raise ValueError("a number that is none")
     name, seal = about["name"], about["seal"]
-    if not isinstance(seal, str) or not _NAME.fullmatch(name) or cache_of(path.with_name(name)) != path:
+    if not isinstance(seal, str) or not _NAME.fullmatch(name) or owner_of(path.with_name(name)) != path:
         raise ValueError(f"{name!r} is no name of a shard")
     return dict(about)
 

@@ -69,7 +69,7 @@ class CacheFile:
             _check_is_file(path)
         self.sealed = mirrored or SealedFile(path)
         if self.sealed.meta.get("format") == shards.SHARD:
-            whole = shards.cache_of(path) or path.parent
+            whole = shards.owner_of(path) or path.parent
             raise CacheError(f"{path} is a shard and no cache by itself", hint=f"its cache is {whole.name}")
         if "shards" in self.sealed.meta:
             self.sealed = shards.ShardedFile(self.sealed)
@@ -183,7 +183,7 @@ def cache_paths(cache_dir: Path, split: str = "*") -> list[Path]:
     """
     elsewhere = mirror.known(cache_dir, split)  # first: what is gone from the store is removed here
     found = {*elsewhere, *cache_dir.glob(f"*/*/{split}-*.h5")}
-    named = (path for path in found if not path.name.startswith(TEMPORARY) and not shards.cache_of(path))
+    named = (path for path in found if not path.name.startswith(TEMPORARY) and not shards.owner_of(path))
     return sorted(named, key=_age)
 
 
