@@ -108,15 +108,24 @@ class Board:
         temporary = self.folder / f".tmp-worker-{note.rank}.json"
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(asdict(note)))
-            temporary.replace(self.folder / f"worker-{note.rank}.json")
+            temporary.replace(self.folder / f"worker-{note.rank}-{note.split}.json")
 
     def notes(self) -> list[Note]:
-        """The notes there are, by rank."""
+        """What each worker said last, by rank."""
+        last = {note.rank: note for _, note in sorted(self._read(), key=lambda each: each[0])}
+        return [last[rank] for rank in sorted(last)]
+
+    def notes_of(self, split: str) -> list[Note]:
+        """What each worker said last of a split, though it may be at the next one by now."""
+        return [note for _, note in self._read() if note.split == split]
+
+    def _read(self) -> list[tuple[int, Note]]:
+        """All notes, with the time at which they were written."""
         found = []
         for path in self.folder.glob("worker-*.json"):
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found.append(Note(**json.loads(path.read_bytes())))
-        return sorted(found, key=lambda note: note.rank)
+                found.append((path.stat().st_mtime_ns, Note(**json.loads(path.read_bytes()))))
+        return found
 
     def fail(self, rank: int, error: FeatcacheError) -> None:
         """Leave word of why this worker gives up."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # blocks whose texts are tokenised before the model is there for them
 POLL = 0.1  # seconds between two looks at what other processes do
+PATIENCE = 2.0  # seconds in which a worker says what it has done
 SHARD_SIZE = 4_000_000_000
 
 
@@ -145,7 +146,11 @@ class Making:
         self._check_space(len(division.to_encode))
         remove_temporaries(self.path)  # of a process that was killed while it wrote this very file
         staging = Staging(self.partial, self._note_of(division))
-        self._encode_missing(staging, division, staging.committed())
+        committed = staging.committed()
+        if committed:
+            text = f"{self.split.name}: going on from {len(committed)} of {division.blocks} blocks"
+            self.report(Progress("note", self.split.name, text=text))
+        self._encode_missing(staging, division, committed)
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
         rows = len(self.split)
@@ -172,12 +177,13 @@ class Making:
         if self.gang is None:
             return Made(self.note.left, self.note.tokens, sealed=True)
         self.board.post(self.note, now=True)
-        notes = [note for note in self.board.notes() if note.split == self.split.name]
-        return Made(
-            max((note.left for note in notes), default=self.note.left),
-            sum(note.tokens for note in notes),
-            sealed=True,
-        )
+        until = time.monotonic() + PATIENCE
+        while True:  # a worker says what it has done when its last block is there already
+            notes = self.board.notes_of(self.split.name)
+            left = max((note.left for note in notes), default=self.note.left)
+            if sum(note.done for note in notes) >= left or time.monotonic() > until:
+                return Made(left, sum(note.tokens for note in notes), sealed=True)
+            time.sleep(POLL)
 
     def _join(self) -> None:
         """Help whoever leads until no block is missing; nothing where there is no plan to join yet."""
@@ -252,9 +258,6 @@ class Making:
     def _encode_missing(self, staging: Staging, division: Division, committed: set[int]) -> None:
         """Encode and commit blocks until none is missing."""
         missing = sorted(set(range(division.blocks)) - committed)
-        if committed:
-            text = f"{self.split.name}: going on from {len(committed)} of {division.blocks} blocks"
-            self.report(Progress("note", self.split.name, text=text))
         self.note.left = division.count(missing)
         if self.elsewhere is not None:
             self._step(0, 0)

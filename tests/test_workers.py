@@ -427,9 +427,15 @@ def test_all_notes_as_one(tmp_path: Path) -> None:
     # One began with 80 of 100 texts to encode; the other came when 60 were left.
     board.post(Note(0, "train", "encode", 100, 80, 30, 300), now=True)
     board.post(Note(1, "train", "encode", 100, 60, 20, 200), now=True)
-    (tmp_path / "worker-7.json").write_text("{")
+    (tmp_path / "worker-7-train.json").write_text("{")
     now = together(board.notes())
     assert now is not None and (now.done, now.total, now.tokens) == (70, 100, 500)
+    # What a worker did for a split is known when it is at the next one.
+    for rank in (0, 1):
+        board.post(Note(rank, "test", "encode", 10, 10, 1, 9), now=True)
+    now = together(board.notes())
+    assert now is not None and (now.split, now.done, now.tokens) == ("test", 2, 18)
+    assert sorted(note.tokens for note in board.notes_of("train")) == [200, 300]
 
 
 @pytest.mark.parametrize("error", [BackboneError("a", hint="b"), UsageError("c")])
