@@ -344,7 +344,9 @@ class _Work:
     def _step(self, texts: int, tokens: int) -> None:
         self.done += texts
         self.tokens += tokens
-        self.report(Step(self.done, self.total, self.tokens, self.resumed))
+        # The guess is made where chunks are written, which is after they are labelled.
+        total = None if self.total is None else max(self.total, self.done)
+        self.report(Step(self.done, total, self.tokens, self.resumed))
 
     def _refuse_all(self, chunk: Chunk) -> None:
         first = chunk.rows[0]
