@@ -13,20 +13,23 @@ test: setup lint types tests
 
 # Power cuts, kills and flipped bytes for longer; ends with a line of counts.
 test-faults: setup
-	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tests.support.fault_counts
 
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # cli/ is imported as featcache_cli; mypy is shown it under that name.
 types:
-	mkdir -p build/types && ln -sfn ../../cli build/types/featcache_cli
-	MYPYPATH=build/types $(BIN)/mypy
+	mkdir -p build/types
+	ln -sfn ../../featcache build/types/featcache
+	ln -sfn ../../cli build/types/featcache_cli
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml featcache featcache_cli
 
 # Two workers with one thread each: two OpenMP pools on few cores slow each other down.
 tests:
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 10
 
 setup: $(STAMP)
 

@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"featcache {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        import_module(f"featcache_cli.{name}").add(commands)
+        import_module(f"featcache_cli.commands.{name}").add(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Flags: derived from the settings in `featcache.config`, plus those every command has."""
+"""Flags: derived from the settings in `featcache.settings`, plus those every command has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
-from featcache.config import Option, Settings, load_settings, options
 from featcache.errors import UsageError
-from featcache.remote import is_remote, shown
+from featcache.settings import Option, Settings, load_settings, options
+from featcache.system.stores import is_remote, shown
 
 TITLES = {
     "": "common",

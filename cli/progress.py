@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
 
-    from featcache.extract import Progress
-    from featcache.solvers import Epoch
+    from featcache.heads.fit import Epoch
+    from featcache.system.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between lines off a terminal
 
@@ -80,7 +80,7 @@ class Meter:
 
 
 class ExtractionMeter(Meter):
-    """Draws what `featcache.extract.extract` reports."""
+    """Draws what `featcache.extraction.api.extract` reports."""
 
     def __call__(self, event: Progress) -> None:
         if event.stage == "note":

@@ -7,47 +7,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.config import Settings, load_settings
-    from featcache.curve import learning_curve
-    from featcache.encode import Encoder
+    from featcache.backbone.encoder import Encoder
+    from featcache.cache.catalog import CacheFile, Features
+    from featcache.data.split import Split, load_splits
     from featcache.errors import FeatcacheError
-    from featcache.estimators import FeatureExtractor, LinearHead
-    from featcache.extract import extract_splits, find_features
-    from featcache.finetune import finetune
-    from featcache.head_workers import train_with_workers
-    from featcache.heads import Head, load_head
-    from featcache.predictor import Prediction, Predictor
-    from featcache.recipe import Recipe
-    from featcache.runs import Run, list_runs, load_run
-    from featcache.sources import Split, load_splits
-    from featcache.store import CacheFile, Features
-    from featcache.train import train_head
+    from featcache.extraction.api import extract_splits, find_features
+    from featcache.finetuning.finetune import finetune
+    from featcache.finetuning.recipe import Recipe
+    from featcache.heads.head import Head, load_head
+    from featcache.prediction.predictor import Prediction, Predictor
+    from featcache.prediction.sklearn_api import FeatureExtractor, LinearHead
+    from featcache.runs.learning_curve import learning_curve
+    from featcache.runs.run import Run, list_runs, load_run
+    from featcache.runs.train import train_head
+    from featcache.runs.train_workers import train_with_workers
+    from featcache.settings import Settings, load_settings
 
 _HOME = {
-    "CacheFile": "store",
-    "Encoder": "encode",
+    "CacheFile": "cache.catalog",
+    "Encoder": "backbone.encoder",
     "FeatcacheError": "errors",
-    "FeatureExtractor": "estimators",
-    "Features": "store",
-    "Head": "heads",
-    "LinearHead": "estimators",
-    "Prediction": "predictor",
-    "Predictor": "predictor",
-    "Recipe": "recipe",
-    "Run": "runs",
-    "Settings": "config",
-    "Split": "sources",
-    "extract_splits": "extract",
-    "find_features": "extract",
-    "finetune": "finetune",
-    "learning_curve": "curve",
-    "list_runs": "runs",
-    "load_head": "heads",
-    "load_run": "runs",
-    "load_settings": "config",
-    "load_splits": "sources",
-    "train_head": "train",
-    "train_with_workers": "head_workers",
+    "FeatureExtractor": "prediction.sklearn_api",
+    "Features": "cache.catalog",
+    "Head": "heads.head",
+    "LinearHead": "prediction.sklearn_api",
+    "Prediction": "prediction.predictor",
+    "Predictor": "prediction.predictor",
+    "Recipe": "finetuning.recipe",
+    "Run": "runs.run",
+    "Settings": "settings",
+    "Split": "data.split",
+    "extract_splits": "extraction.api",
+    "find_features": "extraction.api",
+    "finetune": "finetuning.finetune",
+    "learning_curve": "runs.learning_curve",
+    "list_runs": "runs.run",
+    "load_head": "heads.head",
+    "load_run": "runs.run",
+    "load_settings": "settings",
+    "load_splits": "data.split",
+    "train_head": "runs.train",
+    "train_with_workers": "runs.train_workers",
 }
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.config import FeatureSettings
+from featcache.settings import FeatureSettings
 
 FEATURE_FORMAT = 1  # raised when the same document would give other features
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start import `tests.support`, too
+    filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")])
+)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this only once
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
-from cli_tools import Cli, make_trained, make_work, plain_terminal
-from review_files import write_reviews
-from stock import lively
-from tiny import build
+from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal
+from tests.support.review_files import write_reviews
+from tests.support.stock import lively
+from tests.support.tiny import build
 
 Tiny = Callable[[str], Path]  #: a family -> the folder of a backbone
 
@@ -106,7 +109,7 @@ def arrow_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real encoder as a folder: the repository's where that is whole, else built for the session."""
-    from featcache.demo import MODEL_NAME, MODEL_SOURCE, build_model, model_is_built
+    from featcache.demo.demo import MODEL_NAME, MODEL_SOURCE, build_model, model_is_built
 
     kept = Path(__file__).resolve().parents[1] / "cache" / "models" / MODEL_NAME
     if model_is_built(kept):

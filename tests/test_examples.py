@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import Cli
-from review_files import write_reviews
+
+from tests.support.cli_tools import Cli
+from tests.support.review_files import write_reviews
 
 Folder = Callable[[str], Path]
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from extraction import reference_hash as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.config import FeatureSettings
-from featcache.division import first_occurrence
+from featcache.extraction.partition import first_occurrence
 from featcache.fingerprint import (
     cache_document,
     canonical,
@@ -28,6 +26,8 @@ from featcache.fingerprint import (
     row_hash,
     row_hashes,
 )
+from featcache.settings import FeatureSettings
+from tests.support.extraction import reference_hash as reference
 
 keys = st.text("abcdé中_", min_size=1, max_size=4)
 leaves = (

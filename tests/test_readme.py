@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.config import load_settings, to_toml
+from featcache.settings import load_settings, to_toml
 from featcache_cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"

@@ -1,0 +1,365 @@
+"""`featcache compare`: runs side by side; one run in depth; a gate against getting worse."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from featcache.errors import HeadError, UsageError
+from featcache.system.durable import size_text
+from featcache_cli.commands.train_head import record, show_history
+from featcache_cli.console import note, out, percent, print_json, table
+from featcache_cli.options import add_command, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from featcache.runs.compare import Change, Comparison, Comparisons
+    from featcache.runs.run import Run
+
+WORSE = 7  # exit code of --fail-if-worse: nothing went wrong, but a run is worse
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        "runs side by side; a single run with its classes, confusions and curves",
+        "featcache compare\nfeatcache compare linear-last-mean-1 logistic-last-mean-1\n"
+        "featcache compare linear-last-mean-2 --fail-if-worse linear-last-mean-1",
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="names or folders of runs (default: all)")
+    parser.add_argument("--base", metavar="RUN", help="compare with this run (default: the best)")
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("test", "validation"),
+        metavar="{test,validation}",
+        help="compare what the runs predict here; the best is the best on validation all the same "
+        "(default: test)",
+    )
+    parser.add_argument(
+        "--fail-if-worse",
+        metavar="BASE",
+        help=f"exit with {WORSE} if another run is significantly worse than BASE in accuracy or macro F1",
+    )
+    add_settings(parser, "paths")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from featcache.runs.run import best_run
+
+    runs, base = _asked(args)
+    best = best_run(runs)
+    against = _compare(runs, base or best, args)
+    worse = against.worse if against and args.fail_if_worse else []
+    if args.json:
+        print_json(_document(runs, best, against, args.split))
+    else:
+        show(runs, best, against, args.split)
+        if len(runs) == 1:
+            show_details(runs[0], args.split)
+        if against:
+            two = len(against.made) == 1 and (args.runs or args.base)
+            for comparison in against.made if two else worse:
+                _show_comparison(against, comparison)
+        if args.fail_if_worse:
+            _show_verdict(worse, len(against.made) if against else 0, args)
+    return WORSE if worse else 0
+
+
+def _asked(args: argparse.Namespace) -> tuple[list[Run], Run | None]:
+    """The runs to show, each once, and the base if one was named; it is among them."""
+    from featcache.runs.run import list_runs, load_run
+
+    reports = Path(settings_of(args).paths.reports_dir)
+    if args.base and args.fail_if_worse and args.base != args.fail_if_worse:
+        raise UsageError("--base and --fail-if-worse name two different runs", hint="give one of them")
+    name = args.fail_if_worse or args.base
+    listed = [load_run(reports, run) for run in args.runs] or list_runs(reports)
+    if not listed:
+        raise HeadError(f"no runs in {reports}", hint="train one with: featcache train-head --epochs 100")
+    base = load_run(reports, name) if name else None
+    unique = {run.folder.resolve(): run for run in (*listed, *([base] if base else []))}
+    if args.fail_if_worse and not args.runs and len(unique) == 1:
+        raise HeadError(f"no run besides {name} in {reports}", hint="train one, or name the runs to check")
+    return list(unique.values()), base
+
+
+def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Comparisons | None:
+    """All runs against the base; None where there is nothing to compare.
+
+    What cannot be compared is said in a note, but is an error of who asked for it by name.
+    """
+    from featcache.runs.compare import compare_runs
+
+    if base is None or len(runs) == 1:
+        return None
+    try:
+        against = compare_runs(runs, base, args.split, skip=not args.fail_if_worse)
+    except HeadError as error:
+        if args.fail_if_worse and not args.runs:
+            hint = f"name the runs to check: featcache compare RUN --fail-if-worse {args.fail_if_worse}"
+            raise HeadError(error.what, hint=hint) from error
+        if args.base or args.fail_if_worse:
+            raise
+        if args.split in base.record["metrics"]:  # else the table shows that there is none
+            note(f"not compared with the best: {error.what}", quiet=args.quiet)
+        return None
+    names = _names(runs)
+    reasons: dict[str, list[str]] = {}
+    for run, reason in against.refused:
+        if args.split in run.record["metrics"]:
+            reasons.setdefault(reason, []).append(names[run.folder])
+    for reason, which in reasons.items():
+        more = f" and {len(which) - 3} more" if len(which) > 3 else ""
+        note(f"not compared with {base.name}: {', '.join(which[:3])}{more}: {reason}", quiet=args.quiet)
+    return against
+
+
+def _document(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> dict[str, Any]:
+    """What `--json` prints; shares of 1, not percent."""
+    document: dict[str, Any] = {
+        "runs": [record(run) | {"intervals": run.record.get("intervals", {})} for run in runs],
+        "best": best.name if best else None,
+        "split": split,
+        "base": against.base.name if against else None,
+        "comparisons": [_comparison_document(made) for made in against.made] if against else [],
+        "not_compared": [],
+    }
+    if against:
+        document["not_compared"] = [
+            {"run": run.name, "path": str(run.folder), "reason": why} for run, why in against.refused
+        ]
+    return document
+
+
+def _comparison_document(made: Comparison) -> dict[str, Any]:
+    def change(metric: Change) -> dict[str, Any]:
+        found = metric.difference
+        return {
+            "base": found.first,
+            "run": found.second,
+            "difference": found.value,
+            "interval": [found.low, found.high],
+            "p": metric.p,
+            "corrected_p": metric.corrected_p,
+            "tie": metric.tie,
+        }
+
+    return {
+        "run": made.run.name,
+        "path": str(made.run.folder),
+        "rows": made.rows,
+        "left_out": {"base": made.only_base, "run": made.only_run},
+        "only_right": {"base": made.discordant.only_first, "run": made.discordant.only_second},
+        "accuracy": change(made.accuracy),
+        "macro_f1": change(made.macro_f1),
+        "tie": made.tie,
+        "worse": made.worse,
+    }
+
+
+class Column(NamedTuple):
+    """One column of the table; those of importance 0 are always shown, the others as far as they fit."""
+
+    header: str
+    cells: list[str | Text]
+    justify: str = "right"
+    importance: int = 0
+
+    @property
+    def width(self) -> int:
+        from rich.cells import cell_len
+
+        return max(cell_len(str(cell)) for cell in (self.header, *self.cells))
+
+
+def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, split: str = "test") -> None:
+    """The table of runs, the best by validation first; `against` marks which differences are luck."""
+    from featcache.runs.run import rank
+
+    console = out()
+    ordered = sorted(runs, key=rank, reverse=True)
+    columns = _fitting(_columns(ordered, best, against, split), console.width)
+    shown = table([(column.header, column.justify) for column in columns])
+    for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):
+        shown.add_row(*cells, style="bold green" if run is best else None)
+    console.print(shown)
+    for line in _legend({column.header for column in columns}, against, split):
+        console.print(line, style="dim")
+
+
+def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[Column]:
+    about, names = [run.record for run in runs], _names(runs)
+    validation, test, f1 = (
+        [percent(run.metric(*which)) for run in runs]
+        for which in (("validation", "accuracy"), ("test", "accuracy"), (split, "macro_f1"))
+    )
+    intervals = [_interval(run, split) for run in runs]
+    columns = [
+        Column("", ["*" if run is best else "" for run in runs], "left"),
+        Column("run", [names[run.folder] for run in runs], "left"),
+        Column("head", [line["head"] for line in about], "left", 7),
+        Column("view", [line["view"] for line in about], "left", 6),
+        Column("val.", [*validation]),
+        *([Column("test", [*test])] if split == "test" else []),
+        Column("95 %", [*intervals]),
+    ]
+    name = "*" if against and against.base is best else "base"
+    if against:
+        columns.append(Column(f"vs {name}", _changes(runs, against, "accuracy")))
+    columns.append(Column("F1", [*f1]))
+    if against:
+        columns.append(Column(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
+    return [
+        *columns,
+        Column("ep.", [str(line["epochs"] or "-") for line in about], importance=3),
+        Column("train", [f"{line['seconds']:.1f}s" for line in about], importance=2),
+        Column("extr.", [f"{line['extraction_seconds']:.0f}s" for line in about], importance=4),
+        Column("cached", [_bytes(line.get("bytes_cached")) for line in about], importance=5),
+        Column("params", [f"{line['parameters']:,}" for line in about], importance=6),
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    """Of a run's features or token states; runs of older versions do not say."""
+    return "-" if count is None else size_text(count)
+
+
+def _fitting(columns: list[Column], width: int) -> list[Column]:
+    """The most important columns, as many as fit, in their order; one blank stands around each."""
+    kept = {0}
+    for level in sorted({column.importance for column in columns}):
+        tried = [column for column in columns if column.importance in {*kept, level}]
+        if sum(column.width + 1 for column in tried) + 1 <= width:
+            kept.add(level)
+    return [column for column in columns if column.importance in kept]
+
+
+def _interval(run: Run, split: str) -> str:
+    """95 % interval of the accuracy, as 89.1-92.3; runs of older versions have none."""
+    low, high = run.record.get("intervals", {}).get(split, {}).get("accuracy", (None, None))
+    return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def _changes(runs: list[Run], against: Comparisons, metric: str) -> list[str | Text]:
+    """Points against the base, ties marked, for each of `runs`."""
+    from rich.text import Text
+
+    made = {comparison.run.folder: getattr(comparison, metric) for comparison in against.made}
+    cells: list[str | Text] = []
+    for run in runs:
+        change: Change | None = made.get(run.folder)
+        if change is None:
+            cells.append("" if run.folder == against.base.folder else "-")
+        elif change.tie:
+            cells.append(f"= {_points(change.difference.value)}")
+        else:
+            cells.append(Text(_points(change.difference.value), style="red" if change.worse else "green"))
+    return cells
+
+
+def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[str]:
+    scores = "test, F1: accuracy and macro F1 on test" if split == "test" else "F1: macro F1 on validation"
+    lines = [
+        f"* best by validation accuracy; {scores}, in %",
+        f"95 %: interval of the {split} accuracy",
+    ]
+    if against:
+        name = "*" if "vs *" in headers else against.base.name
+        lines[1] += f"; vs {name}: points more or less on the same rows"
+        lines.append("= a tie: the difference may well be luck (Holm-corrected p of 0.05 or more)")
+        if split == "validation" and name == "*":
+            lines.append("the best was chosen on these very rows: its lead here flatters it")
+    if "cached" in headers:
+        lines.append("extr., cached: what the features or token states took, once, and take on disk")
+    return lines
+
+
+def _show_comparison(against: Comparisons, made: Comparison) -> None:
+    """Both metrics of a run against the base, in depth."""
+    console, test = out(), made.discordant
+    names = _names([against.base, made.run])
+    base, run = names[against.base.folder], names[made.run.folder]
+    left_out = f" ({made.only_base + made.only_run:,} left out)" if made.only_base or made.only_run else ""
+    console.print(f"\n{run} against {base}, {made.rows:,} shared {against.split} rows{left_out}")
+    console.print(f"  right in {base} alone: {test.only_first:,}, in {run} alone: {test.only_second:,}")
+    for name, change in (("accuracy", made.accuracy), ("macro F1", made.macro_f1)):
+        found = change.difference
+        verdict = "tie" if change.tie else "worse" if change.worse else "better"
+        console.print(
+            f"  {name} {_points(found.value):>7}  95 % {_points(found.low)} to {_points(found.high)}"
+            f"  p {_p(change.p)}, corrected {_p(change.corrected_p)}  {verdict}"
+        )
+
+
+def _show_verdict(worse: list[Comparison], compared: int, args: argparse.Namespace) -> None:
+    """The last line of `--fail-if-worse`."""
+    which = ", ".join(comparison.run.name for comparison in worse)
+    if worse:
+        line, style = f"worse than {args.fail_if_worse}: {which}", "bold red"
+    elif compared:
+        line, style = f"none of {compared} is significantly worse than {args.fail_if_worse}", "bold green"
+    else:
+        line, style = f"{args.fail_if_worse} is not worse than itself", "bold green"
+    out().print(f"\n{line}", style=style)
+
+
+def _names(runs: list[Run]) -> dict[Path, str]:
+    """A name for each folder: its own, or the path where two have the same."""
+    names = [run.name for run in runs]
+    return {run.folder: run.name if names.count(run.name) == 1 else str(run.folder) for run in runs}
+
+
+def _points(share: float) -> str:
+    """0.0123 -> '+1.23'; what rounds to nothing has no sign."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def _p(p: float) -> str:
+    return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
+
+
+def show_details(run: Run, split: str = "test") -> None:
+    """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
+    split = split if split in run.record["scores"] else "validation"
+    scores, names = run.record["scores"][split], run.record["label_names"]
+    columns = [("precision", "right"), ("recall", "right"), ("F1", "right"), ("rows", "right")]
+    classes = table([(f"class ({split})", "left"), *columns])
+    for line in scores["per_class"]:
+        ratios = (percent(line[name]) for name in ("precision", "recall", "f1"))
+        classes.add_row(line["label"], *ratios, f"{line['support']:,}")
+    console = out()
+    console.print()
+    console.print(classes)
+    console.print()
+    if scores["confusion"] is not None:  # multi-label has none
+        _show_confusion(scores["confusion"], names)
+    show_history(run)
+
+
+def _show_confusion(confusion: list[list[int]], names: list[str]) -> None:
+    """The whole matrix where it fits, else the most frequent confusions."""
+    if len(names) <= 8:
+        cut = [name[:10] for name in names]
+        told_apart = len(set(cut)) == len(cut)
+        heads = cut if told_apart else [f"({number})" for number in range(1, len(names) + 1)]
+        rows = names if told_apart else [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        shown = table([("true \\ predicted", "left"), *((head, "right") for head in heads)])
+        for name, row in zip(rows, confusion, strict=True):
+            shown.add_row(name, *(f"{count:,}" for count in row))
+    else:
+        shown = table([("most confused: true", "left"), ("predicted", "left"), ("rows", "right")])
+        wrong = [
+            (count, true, predicted)
+            for true, row in enumerate(confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        for count, true, predicted in sorted(wrong, reverse=True)[:10]:
+            shown.add_row(names[true], names[predicted], f"{count:,}")
+    out().print(shown)

@@ -1,0 +1,177 @@
+"""`featcache curve`: the score against the number of labelled rows, and what more of them would bring."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import TYPE_CHECKING
+
+from featcache.errors import UsageError
+from featcache_cli.commands.train_head import HEADS
+from featcache_cli.console import note, out, percent, print_json, seconds_text, table
+from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.plot import Mark, plot
+from featcache_cli.progress import Meter
+
+if TYPE_CHECKING:
+    from featcache.evaluation.extrapolation import Forecast
+    from featcache.runs.learning_curve import Curve, Plan
+    from featcache.settings import Settings
+
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+TIMES = {2: "twice", 4: "four times", 10: "ten times"}
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "curve",
+        "score against the number of labelled rows, and what more of them would bring",
+        "featcache curve\nfeatcache curve --head linear --sizes 100,1000,5000 --metric macro_f1",
+    )
+    group = parser.add_argument_group("curve")
+    group.add_argument("--sizes", metavar="N,...", help="train rows (default: log-spaced, up to all)")
+    group.add_argument("--points", type=int, metavar="N", help="how many log-spaced sizes (default: 8)")
+    group.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="random orders of the rows (default: 5)"
+    )
+    group.add_argument(
+        "--metric", default="accuracy", choices=tuple(SCORES), metavar="{accuracy,macro_f1}",
+        help="what is scored (default: accuracy)",
+    )  # fmt: skip
+    group.add_argument(
+        "--head", dest="kind", default="exact", choices=tuple(HEADS), metavar="KIND",
+        help=f"{', '.join(HEADS)} (default: exact)",
+    )  # fmt: skip
+    group.add_argument(
+        "--C", metavar="X,...",
+        help="penalties of exact and logistic, of which each fit takes the best on validation"
+        " (default: 1e-4,1e-3,1e-2,0.1,1)",
+    )  # fmt: skip
+    group.add_argument("--view", help="which cached view (default: the first of --views)")
+    add_settings(
+        parser, "head", "backbone", "data", "features", "paths", "", without=("C", "penalty", "folds")
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = _plan(args)
+    args.C = None  # a list here, a single value in the settings
+    curve = measure(settings_of(args), plan, args.view, quiet=args.quiet)
+    if args.json:
+        print_json(curve.document)
+    else:
+        show(curve)
+        note(f"saved in {curve.folder}", quiet=args.quiet)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from featcache.heads.registry import KINDS
+    from featcache.runs.learning_curve import PENALTIES, Plan
+    from featcache.runs.sweep import parse_values
+
+    if args.C is not None and "C" not in KINDS[args.kind][1]:
+        raise UsageError(f"--C is not for the {args.kind} head")
+    if args.sizes is not None and args.points is not None:
+        raise UsageError("--sizes and --points cannot be given together")
+    return Plan(
+        kind=args.kind,
+        metric=args.metric,
+        sizes=None if args.sizes is None else _whole_numbers(args.sizes),
+        points=8 if args.points is None else args.points,
+        seeds=args.seeds,
+        penalties=PENALTIES if args.C is None else parse_values(args.C, least=1e-12),
+    )
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--sizes {text}: whole numbers are needed", hint="e.g. 100,1000,10000") from None
+
+
+def measure(settings: Settings, plan: Plan, view: str | None, *, quiet: bool) -> Curve:
+    """Measure with a bar that counts the rows trained on."""
+    from featcache.runs.learning_curve import learning_curve
+
+    with Meter(quiet=quiet) as meter:
+
+        def report(done: int, total: int, size: int, seed: int) -> None:
+            meter.step(f"curve {plan.kind}", done, total, f"rows, {size:,} with seed {seed}")
+
+        curve = learning_curve(settings, plan, view, progress=report)
+    if curve.split != "test":
+        note(
+            "no cached test split: scored on validation, where choices were made too, so somewhat too high;"
+            " featcache extract --split test",
+            quiet=quiet,
+        )
+    return curve
+
+
+def show(curve: Curve) -> None:
+    """The table, the plot, and the extrapolation in sentences."""
+    console = out()
+    name, seeds = SCORES[curve.metric], len(curve.points[0].scores)
+    console.print(
+        f"{curve.kind} head on {curve.view}, {curve.split} {name},"
+        f" {seeds} seed{'s' * (seeds > 1)}, {seconds_text(curve.seconds)}"
+    )
+    columns = [("rows", "right"), (name, "right"), ("95 % interval", "right"), ("sd", "right")]
+    shown = table([*columns, ("per doubling", "right"), *([("C", "right")] if _chose(curve) else [])])
+    for point in curve.points:
+        between = "-" if point.deviation is None else percent(point.deviation)
+        growth = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
+        ends = f"{percent(point.low)} to {percent(point.high)}"
+        chosen = [f"{statistics.median(point.penalties):g}"] if _chose(curve) else []
+        shown.add_row(f"{point.rows:,}", percent(point.score), ends, between, growth, *chosen)
+    console.print(shown)
+    console.print()
+    for line in _drawing(curve, min(console.width, 80) - 2, console.encoding):
+        console.print(line)
+    console.print()
+    for line in sentences(curve):
+        console.print(line)
+
+
+def _chose(curve: Curve) -> bool:
+    """Whether there was a penalty to choose."""
+    return len({C for point in curve.points for C in point.penalties}) > 1
+
+
+def _drawing(curve: Curve, width: int, encoding: str) -> list[str]:
+    marks = [Mark(point.rows, point.score, point.low, point.high) for point in curve.points]
+    told = curve.outlook.forecasts
+    marks += [Mark(one.rows, one.score, one.low, one.high, "beyond") for one in told]
+    line = []
+    if told:
+        first, last, steps = curve.points[0].rows, told[-1].rows, 2 * width
+        places = [first * (last / first) ** (step / steps) for step in range(steps + 1)]
+        line = list(zip(places, curve.outlook.score_at(places).tolist(), strict=True))
+    return plot(marks, line, width=width, encoding=encoding)
+
+
+def sentences(curve: Curve) -> list[str]:
+    """What more labels would bring, that this is an extrapolation, and what speaks against it."""
+    outlook = curve.outlook
+    said = [_sentence(one) for one in outlook.forecasts]
+    if said:
+        said.append(
+            "This is an extrapolation, with 95 % intervals: it holds if the curve goes on as a power law,"
+            f" error = {100 * (outlook.limit or 0):.2f} + {100 * (outlook.scale or 0):.2f}"
+            f" * (rows / {outlook.base:,})^-{outlook.rate:.2f} (in points)."
+        )
+    if outlook.doubts:
+        said += ["Do not rely on it:" if outlook.forecasts else "No extrapolation:"]
+        said += [f"- {doubt}" for doubt in outlook.doubts]
+    return said
+
+
+def _sentence(one: Forecast) -> str:
+    ends = f"[{percent(one.gain_low)}, {percent(one.gain_high)}]"
+    return (
+        f"{TIMES[one.factor]} the labels ({one.rows:,} rows) would bring {100 * one.gain:+.2f} points {ends}"
+    )

@@ -1,0 +1,141 @@
+"""`featcache extract`: the features of one or more splits, into the cache."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import UsageError
+from featcache_cli.commands.engine import add_engine, check_engine
+from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.progress import ExtractionMeter
+
+if TYPE_CHECKING:
+    from featcache.extraction.api import Extracted
+    from featcache.settings import Settings
+
+SPLITS = ("train", "validation", "test")
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "extract",
+        "run the backbone once over the splits and cache the features",
+        "featcache extract --split train --split test\n"
+        "featcache extract --all-splits --views last/cls,last/mean,-4/mean",
+    )
+    split_help = "train, validation or test; may be repeated"
+    parser.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
+    parser.add_argument("--all-splits", action="store_true", help="train, validation and test")
+    parser.add_argument("--force", action="store_true", help="encode again what is cached already")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait for another process that writes the file (default: say so at once); --workers join it",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        help="processes at work: a number, or auto: one for each GPU, or for every few cores "
+        "(default: 1; with --engine ray: auto)",
+    )
+    add_engine(parser)
+    add_settings(parser, "backbone", "data", "features", "paths", "")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if bool(args.split) == args.all_splits:
+        what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
+        raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
+    splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
+    results = extract_splits(
+        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine(args)
+    )
+    if args.json:
+        print_json({"splits": [record(result) for result in results]})
+    else:
+        show(results, quiet=args.quiet)
+    return 0
+
+
+def engine(args: argparse.Namespace) -> Callable[..., list[Extracted]]:
+    """What makes the features: this machine, or a Ray cluster."""
+    if args.engine == "ray":
+        from featcache.cluster.extract import extract_with_ray
+
+        return partial(extract_with_ray, workers=args.workers or "auto", address=args.ray_address)
+    from featcache.extraction.api import extract_splits
+
+    check_engine(args)
+    return partial(extract_splits, workers=1 if args.workers in (None, "1") else args.workers)
+
+
+def extract_splits(
+    settings: Settings,
+    splits: Sequence[str],
+    *,
+    quiet: bool,
+    force: bool = False,
+    wait: float = 0.0,
+    engine: Callable[..., list[Extracted]] | None = None,
+) -> list[Extracted]:
+    """Extract with a progress bar; what was done otherwise than asked is said on stderr.
+
+    Args:
+        engine: as `extract.extract_splits`, which it is by default.
+    """
+    from featcache.extraction import api as extraction
+
+    make = engine or extraction.extract_splits
+    with ExtractionMeter(quiet=quiet) as meter:
+        results = make(settings, splits, None if quiet else meter, force=force, wait=wait)
+    for text in dict.fromkeys(text for result in results for text in result.notes):
+        note(text, quiet=quiet)
+    return results
+
+
+def record(result: Extracted) -> dict[str, Any]:
+    """One split as `--json` shows it."""
+    return {
+        "split": result.split,
+        "rows": result.rows,
+        "seconds": round(result.seconds, 3),
+        "cached": result.cached,
+        "encoded": result.encoded,
+        "truncated": result.truncated,
+        "tokens": result.tokens,
+        "views": list(result.views),
+        "fingerprint": result.fingerprint,
+        "path": str(result.path),
+    }
+
+
+def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
+    """A table of the splits, and how many texts were cut."""
+    columns = [("split", "left"), ("rows", "right"), ("encoded", "right"), ("tokens", "right")]
+    shown = table([*columns, ("seconds", "right"), ("file", "left")])
+    for result in results:
+        shown.add_row(
+            result.split,
+            f"{result.rows:,}",
+            "cached" if result.cached else f"{result.encoded:,}",
+            f"{result.tokens:,}",
+            seconds_text(result.seconds),
+            result.path.name,
+        )
+    out().print(shown)
+    for result in results:
+        if result.truncated:
+            share = result.truncated / result.rows
+            note(
+                f"{result.split}: {result.truncated:,} of {result.rows:,} texts ({share:.1%}) were longer "
+                f"than {result.max_length} tokens and were cut",
+                quiet=quiet,
+            )

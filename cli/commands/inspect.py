@@ -1,0 +1,237 @@
+"""`featcache inspect`: what the cached features know about the data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import CacheMiss, UsageError
+from featcache_cli.console import note, out, percent, print_json, table
+from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.progress import Meter
+
+if TYPE_CHECKING:
+    from featcache.settings import Settings
+
+PRINTED, LISTED = 5, 1000  # rows of each list on a terminal, in JSON
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        "likely label errors, duplicates, leakage, outliers, balance, cut texts",
+        "featcache inspect\nfeatcache inspect --view last/mean --list 20",
+    )
+    group = parser.add_argument_group("inspection")
+    group.add_argument("--view", help="which cached view (default: the first of --views)")
+    group.add_argument(
+        "--threshold", type=float, metavar="X",
+        help="cosine of centred features from which on two texts are nearly equal (default: 0.95)",
+    )  # fmt: skip
+    group.add_argument(
+        "--neighbours", type=int, default=10, metavar="N",
+        help="an outlier is far from its N nearest train texts (default: 10)",
+    )  # fmt: skip
+    group.add_argument(
+        "--folds", type=int, default=5, metavar="N",
+        help="parts of train; each is judged by a head of the others (default: 5)",
+    )  # fmt: skip
+    group.add_argument(
+        "--list", type=int, metavar="N", help=f"rows of each list (default: {PRINTED}, {LISTED} with --json)"
+    )
+    add_settings(parser, "backbone", "data", "features", "paths", "")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    most = args.list if args.list is not None else LISTED if args.json else PRINTED
+    if most < 0:
+        raise UsageError(f"--list {most}: 0 or more")
+    found = inspect(settings_of(args), args, most)
+    if args.json:
+        print_json(found)
+    else:
+        show(found, out().width)
+        if found["no_texts"]:
+            note(f"without texts: {found['no_texts']}", quiet=args.quiet)
+    return 0
+
+
+def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str, Any]:
+    """The findings, with a bar for each part of the work."""
+    from featcache.data.text_lookup import find_texts
+    from featcache.inspection.document import findings
+    from featcache.inspection.inspection import Part, inspect_parts
+    from featcache.inspection.neighbours import THRESHOLD
+
+    view = args.view or settings.features.views[0]
+    parts = {name: Part.of(file, _canonical(file, view)) for name, file in _files(settings).items()}
+    with Meter(quiet=args.quiet) as meter:
+        inspection = inspect_parts(
+            parts,
+            threshold=THRESHOLD if args.threshold is None else args.threshold,
+            neighbours=args.neighbours,
+            folds=args.folds,
+            seed=settings.seed,
+            progress=lambda what, done, total: meter.step(what, done, total),
+        )
+    hashes = {name: part.features.row_hash for name, part in parts.items()}
+    return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
+
+
+def _files(settings: Settings) -> dict[str, Any]:
+    """The cached splits; train must be there."""
+    from featcache.data.locate import SPLITS
+    from featcache.extraction.api import find_features
+
+    files = {"train": find_features(settings, "train")}
+    for split in SPLITS[1:]:
+        try:
+            files[split] = find_features(settings, split)
+        except CacheMiss:
+            continue  # the table of splits shows that it is not there
+    return files
+
+
+def _canonical(file: Any, view: str) -> str:
+    """The name in the file of a view as it was asked for (`12/cls` is `last/cls`)."""
+    asked = (known["views"].get(view) for known in file.record.get("requests", []))
+    return next((name for name in asked if name), view)
+
+
+def show(found: dict[str, Any], width: int) -> None:
+    """Everything as tables, then the first rows of each list."""
+    _show_splits(found)
+    _show_leakage(found, width)
+    _show_errors(found, width)
+    _show_duplicates(found, width)
+    _show_outliers(found, width)
+
+
+def _show_splits(found: dict[str, Any]) -> None:
+    console = out()
+    console.print(f"features {found['view']}, nearly equal from a cosine of {found['threshold']:g}")
+    numbers = [("rows", "right"), ("repeats", "right"), ("near", "right"), ("cut", "right")]
+    shown = table(
+        [("split", "left"), *numbers, ("tokens (median, longest)", "right"), ("smallest class", "left")]
+    )
+    for split, rows in found["splits"].items():
+        cut, twice = found["truncation"][split], found["duplicates"]["splits"][split]
+        label, count = min(found["balance"][split].items(), key=lambda item: item[1])
+        shown.add_row(
+            split, f"{rows:,}", f"{twice['equal']:,}", f"{twice['near']:,}", f"{cut['cut']:,}",
+            f"{cut['median_tokens'] or 0:,.0f}, {cut['longest_tokens']:,}",
+            f"{clip(label, 12)} {share(count, rows)}",
+        )  # fmt: skip
+    console.print(shown)
+    labels = len(found["label_names"])
+    longest = max(one["max_length"] for one in found["truncation"].values())
+    console.print(
+        f"{labels} labels; repeats: rows whose text came before; cut: longer than {longest} tokens",
+        style="dim",
+    )
+    missing = [split for split in ("validation", "test") if split not in found["splits"]]
+    if missing:
+        console.print(f"not extracted, so not looked at: {', '.join(missing)}", style="dim")
+
+
+def _show_leakage(found: dict[str, Any], width: int) -> None:
+    console, leakage = out(), found["leakage"]
+    if not leakage["pairs"]:
+        return
+    console.print("\nLeakage between splits", style="bold")
+    columns = [("rows of", "left"), ("found in", "left"), ("equal", "right"), ("near", "right")]
+    shown = table([*columns, ("share", "right"), ("other label", "right")])
+    for pair in leakage["pairs"]:
+        rows = found["splits"][pair["split"]]
+        shown.add_row(
+            pair["split"], pair["in"], f"{pair['equal']:,}", f"{pair['near']:,}",
+            share(pair["rows"], rows), f"{pair['other_label']:,}",
+            style="bold red" if pair["rows"] else None,
+        )  # fmt: skip
+    console.print(shown)
+    for score in leakage["scores"]:
+        console.print(score_line(score))
+    _print_rows(leakage["list"], width, lambda row: f"cosine {row['cosine']:.3f}")
+
+
+def score_line(score: dict[str, Any]) -> str:
+    """What leakage did to the accuracy of a logistic regression."""
+    whole = f"{percent_or(score['whole'])} {ends(score['whole_interval'])}"
+    if not score["removed"]:
+        return f"{score['split']} accuracy of a logistic regression: {whole}; nothing leaked"
+    without = f"{percent_or(score['without'])} {ends(score['without_interval'])}"
+    return (
+        f"{score['split']} accuracy of a logistic regression: {whole},"
+        f" without the {score['removed']:,} leaked rows {without}"
+    )
+
+
+def _show_errors(found: dict[str, Any], width: int) -> None:
+    console, errors = out(), found["label_errors"]
+    console.print("\nLikely label errors", style="bold")
+    if errors["not_looked_for"]:
+        console.print(f"not looked for: {errors['not_looked_for']}")
+        return
+    parts = ", ".join(f"{count:,} in {split}" for split, count in errors["splits"].items())
+    console.print(f"{errors['rows']:,} rows ({parts}), the least likely label first")
+    if errors["unjudged"]:
+        console.print(f"{errors['unjudged']:,} rows have a label that is too rare to judge")
+    _print_rows(errors["list"], width, lambda row: f"rather {names(row['suggested'])}")
+
+
+def _show_duplicates(found: dict[str, Any], width: int) -> None:
+    console, twice = out(), found["duplicates"]
+    console.print("\nNearly equal texts", style="bold")
+    console.print(f"{twice['near_pairs']:,} pairs, the most alike first")
+    for pair in twice["near_list"]:
+        _print_rows(pair["rows"], width, lambda row, pair=pair: f"cosine {pair['cosine']:.3f}")  # type: ignore[misc]
+    console.print("\nOne text, several labels", style="bold")
+    console.print(f"{twice['conflicting_texts']:,} texts in {twice['conflicting_rows']:,} rows")
+    _print_rows(twice["conflict_list"], width, lambda row: "")
+
+
+def _show_outliers(found: dict[str, Any], width: int) -> None:
+    outliers = found["outliers"]
+    out().print("\nOutliers", style="bold")
+    if outliers["beyond"] is not None:
+        out().print(
+            f"{outliers['rows']:,} texts farther than {outliers['beyond']:.2f} from their"
+            f" {outliers['neighbours']} nearest train texts"
+        )
+    _print_rows(outliers["list"], width, lambda row: f"distance {row['distance']:.2f}")
+
+
+def _print_rows(rows: list[dict[str, Any]], width: int, about: Any) -> None:
+    """One line a row: where it stands, its label, what is said of it, as much of its text as fits."""
+    for row in rows:
+        where = f"{row['split']} {row['row'] if row['row'] is not None else row['row_hash'][:8]}"
+        line = f"  {where}  {clip(names(row['label']), 16)}  {clip(about(row), 30)}".rstrip()
+        text = " ".join((row["text"] or "").split())
+        out().print(clip(f"{line}  {text}".rstrip(), width), soft_wrap=True)
+
+
+def names(label: str | list[str]) -> str:
+    return label if isinstance(label, str) else "+".join(label) or "no label"
+
+
+def clip(text: str, cells: int) -> str:
+    """`text` in at most so many terminal cells, without characters that move the cursor."""
+    from rich.cells import cell_len, set_cell_size
+
+    safe = "".join(sign if sign.isprintable() else "�" for sign in text)
+    return safe if cell_len(safe) <= cells else set_cell_size(safe, cells - 1).rstrip() + "…"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def percent_or(value: float | None) -> str:
+    return "-" if value is None else percent(value)
+
+
+def ends(interval: list[float | None]) -> str:
+    low, high = interval
+    return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"

@@ -1,0 +1,179 @@
+"""`featcache plan`: what an extraction will take, from a short measured sample."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+from featcache.errors import UsageError
+from featcache.system.durable import size_text
+from featcache_cli.commands.extract import SPLITS
+from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli.options import add_command, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from featcache.planning.answer import Ask, CorpusPlan
+
+TIMES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+SECONDS_A_DAY = 86400
+TEAM = {
+    "workers": "processes (default: one a GPU, or one a machine)",
+    "gpus": "GPUs in all (default: processors do the work)",
+    "nodes": "machines (default: 1, or one for each 8 GPUs)",
+}
+RATES = {
+    "sample_seconds": (20.0, "of encoding on this machine"),
+    "tokens": (None, "no data yet: made-up texts of so many tokens on average; needs --rows"),
+    "rate": (None, "texts a second of one worker; then nothing is measured"),
+    "tokens_rate": (None, "tokens a second of one worker, likewise"),
+    "tflops": (None, "peak of one GPU in TFLOP/s, likewise"),
+    "share": (0.4, "of that peak that is reached; assumed"),
+    "efficiency": (0.95, "of several workers beside the sum of their rates; assumed"),
+}
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        "time, disk, memory and cost of an extraction, before it is started",
+        "featcache plan --rows 100M --price 0.4\n"
+        "featcache plan --rows 1e9 --gpus 64 --tflops 989 --price 2.5",
+    )
+    group = parser.add_argument_group("what is planned")
+    split_help = "train, validation or test; may be repeated (default: train)"
+    group.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
+    group.add_argument("--rows", metavar="N", help="of the corpus: 100M, 1e9 (default: the source's)")
+    for name, help in TEAM.items():
+        group.add_argument(f"--{name}", type=int, metavar="N", help=help)
+    group.add_argument("--price", type=float, metavar="X", help="a GPU-hour's; without --gpus a machine's")
+    group = parser.add_argument_group("rates")
+    for name, (default, help) in RATES.items():
+        flag, shown = f"--{name.replace('_', '-')}", "" if default is None else f" (default: {default:g})"
+        group.add_argument(flag, type=float, default=default, metavar="X", help=help + shown)
+    add_settings(parser, "backbone", "data", "features", "paths", "")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    ask = _ask(args, settings.paths.shard_size)
+    from featcache.planning.estimate import plan
+
+    splits = list(dict.fromkeys(args.split or ["train"]))
+    made = plan(settings, splits, ask, lambda what: note(what, quiet=args.quiet))
+    if args.json:
+        print_json(made.document)
+    else:
+        show(made)
+    return 0
+
+
+def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
+    from featcache.planning.answer import Ask
+
+    return Ask(
+        rows=None if args.rows is None else amount("--rows", args.rows),
+        shard_bytes=amount("--shard-size", shard_size, of_bytes=True),
+        price=args.price,
+        **{name: getattr(args, name) for name in (*TEAM, *RATES)},
+    )
+
+
+def amount(flag: str, text: str, *, of_bytes: bool = False) -> int:
+    """2_000_000, 1e9 or 100M as a whole number; units are decimal, and of bytes they may end in B.
+
+    Raises:
+        UsageError: no whole number above 0.
+    """
+    bare = text.strip().lower()
+    bare = bare.removesuffix("b") if of_bytes else bare
+    unit = bare[-1:] if bare[-1:] in TIMES else ""
+    try:
+        number = Decimal(bare.removesuffix(unit).replace("_", "").replace(",", "")) * TIMES[unit]
+        whole = int(number) if number.is_finite() and 0 < number < 10**18 else 0
+    except (InvalidOperation, ValueError):
+        number, whole = Decimal(0), 0
+    if whole < 1 or whole != number:
+        hint = "e.g. 4GB or 500MB" if of_bytes else "e.g. 2_000_000, 100M or 1e9"
+        raise UsageError(f"{flag} {text}: no whole number above 0", hint=hint)
+    return whole
+
+
+def show(made: CorpusPlan) -> None:
+    """The plan, what it is built on, what speaks against it, and the command that does it."""
+    console = out()
+    who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
+    console.print(f"{made.rows:,} rows, {who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}")
+    shown = table([("plan", "left"), ("", "right"), ("95 % interval", "right"), ("", "left")])
+    estimates = [("time", made.seconds, time_text), ("texts/s", made.texts_per_second, count_text)]
+    estimates += [("tokens", made.tokens, count_text)]
+    if made.cost is not None:
+        estimates.append(("cost", made.cost, lambda value: f"{value:,.2f}"))
+    for name, estimate, written in estimates:
+        ends = f"{written(estimate.low)} to {written(estimate.high)}"
+        between = "-" if estimate.low == estimate.high else ends
+        shown.add_row(name, written(estimate.value), between, estimate.how)
+    for name, size, how in _sizes(made):
+        shown.add_row(name, size, "", how)
+    console.print(shown)
+    console.print()
+    shown = table([("built on", "left"), ("", "right"), ("", "left")])
+    for fact in made.facts:
+        shown.add_row(fact.name, fact.value, fact.how)
+    console.print(shown)
+    for text in made.notes:
+        console.print(f"note: {text}", style="dim")
+    for text in made.warnings:
+        console.print(f"warning: {text}", style="bold yellow")
+    console.print()
+    for line in command_lines(made.command):
+        console.print(line, soft_wrap=True)
+
+
+def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
+    """Name, size and what it comes from, for the rows without an interval."""
+    sizes = [
+        ("sealed cache", size_text(made.cache_bytes), "computed"),
+        ("blocks beside it until then", size_text(made.staging_bytes), "computed"),
+        ("free on that disk", size_text(made.free_bytes), "measured"),
+        ("shards", f"{made.shards:,}", "computed"),
+    ]
+    if made.memory is not None:
+        sizes.append(("memory of a worker", size_text(made.memory), "measured"))
+    sizes.append(("memory to tell rows apart", size_text(made.row_memory), "computed"))
+    if made.gpu_memory is not None:
+        sizes.append(("memory of a GPU", size_text(made.gpu_memory), "measured"))
+    return sizes
+
+
+def time_text(seconds: float) -> str:
+    """Days from two of them on, else as everywhere."""
+    days = seconds / SECONDS_A_DAY
+    return f"{days:,.1f} days" if days >= 2 else seconds_text(seconds)
+
+
+def count_text(count: float) -> str:
+    """At most six digits: 118.2, 26,500, 97.4 billion."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if count >= size:
+            return f"{count / size:,.1f} {name}"
+    return f"{count:,.0f}" if count >= 1000 else f"{count:,.1f}"
+
+
+def command_lines(words: Sequence[str], width: int = 76) -> list[str]:
+    """A command on lines that a shell joins again; a flag stays with its value."""
+    lines, line = [], ""
+    for number, word in enumerate(words):
+        quoted = shlex.quote(word)
+        new = word.startswith("--") and line
+        value = f" {shlex.quote(words[number + 1])}" if new and number + 1 < len(words) else ""
+        if new and len(f"{line} {quoted}{value}") > width:
+            lines.append(f"{line} \\")
+            line = f"  {quoted}"
+        else:
+            line = f"{line} {quoted}" if line else quoted
+    return [*lines, line]

@@ -1,0 +1,59 @@
+"""The part of `featcache predict` that has a Ray cluster label many files."""
+
+from __future__ import annotations
+
+import argparse
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.errors import SourceError, UsageError
+from featcache_cli.commands.predict.file import FileMeter, document, fetched_source, open_input, show
+from featcache_cli.console import note, print_json
+
+if TYPE_CHECKING:
+    from featcache.runs.run import Run
+
+
+def run_ray(args: argparse.Namespace, run: Run) -> int:
+    """Label what the paths or URLs of `--input` match into the folder `--output`."""
+    from featcache.cluster.cluster import require_ray
+    from featcache.cluster.predict import Reading, predict_with_ray
+    from featcache.data.formats.row_files import kind_of
+    from featcache.system.stores import is_remote
+
+    if args.texts or args.pair or args.input == "-" or not args.input or not args.output:
+        raise UsageError("--engine ray labels files", hint="--input 'reviews/*.parquet' --output labelled/")
+    if args.input_format is not None:
+        raise UsageError(
+            "--input-format with --engine ray", hint="the endings of the files say what they are"
+        )
+    require_ray()
+    sources = _sources(args.input)
+    source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
+    first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
+    reading = Reading(first.text, first.pair, not args.no_header, args.prefix)
+    with FileMeter(quiet=args.quiet) as meter:
+        made = predict_with_ray(
+            run, sources, args.output, reading,
+            model=args.model, device=args.device, workers=args.workers or "auto", address=args.ray_address,
+            force=args.force, report=meter, tell=lambda text: note(text, quiet=args.quiet),
+        )  # fmt: skip
+    if args.json:
+        print_json(document(made))
+    else:
+        show(made)
+    return 0
+
+
+def _sources(text: str) -> list[str]:
+    """The files that a path or a URL matches, in the order of their names."""
+    from featcache.system.stores import expanded, is_remote
+
+    if is_remote(text):
+        return expanded(text)
+    found = [text] if Path(text).is_file() else sorted(glob(text, recursive=True))  # noqa: PTH207
+    files = [str(Path(name).absolute()) for name in found if Path(name).is_file()]
+    if not files:
+        raise SourceError(f"no file matches {text}")
+    return files

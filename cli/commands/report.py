@@ -1,0 +1,173 @@
+"""`featcache report`: runs as a page for people, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import HeadError, UsageError
+from featcache_cli.commands.inspect import clip, ends, percent_or
+from featcache_cli.commands.train_head import show_history
+from featcache_cli.console import note, out, percent, print_json, seconds_text, table
+from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.progress import Meter
+
+if TYPE_CHECKING:
+    from featcache.runs.run import Run
+
+SUFFIXES = (".html", ".md", ".json")
+SHOWN = 5  # mistakes on a terminal
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        "one page about runs and their data: HTML, Markdown and JSON",
+        "featcache report\nfeatcache report linear-last-mean-1 exact-last-mean-1 --output report.html",
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN",
+        help="names or folders of runs; the first is reported on, the others are set beside it"
+        " (default: all, the best by validation first)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", metavar="FILE",
+        help="the page; .md and .json are written beside it (default: report.html in the first run's folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", default="test", choices=("test", "validation"), metavar="{test,validation}",
+        help="report on these rows (default: test)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inspect", action=argparse.BooleanOptionalAction, default=True,
+        help="look for label errors, duplicates, leakage and outliers (default: yes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--map", default="auto", choices=("auto", "pca", "umap"), metavar="{auto,pca,umap}",
+        help="how features become a map (default: auto, UMAP where it is installed)",
+    )  # fmt: skip
+    add_settings(parser, "paths")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    reports = Path(settings_of(args).paths.reports_dir)
+    runs = _asked(args.runs, reports)
+    page = Path(args.output) if args.output else runs[0].folder / "report.html"
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--output {page}: a name that ends in .html is needed")
+    if page.is_dir():
+        raise UsageError(f"--output {page} is a folder")
+    began = time.perf_counter()
+    document, files = write(runs, page, reports, args)
+    seconds = time.perf_counter() - began
+    if args.json:
+        paths = {path.suffix.removeprefix("."): str(path) for path in files}
+        print_json({"files": paths, "seconds": seconds, "report": document})
+    else:
+        show(document, runs[0])
+        for path in files:
+            out().print(str(path), soft_wrap=True)
+        note(f"written in {seconds_text(seconds)}; open {files[0]} in a browser", quiet=args.quiet)
+    return 0
+
+
+def _asked(names: list[str], reports: Path) -> list[Run]:
+    """The runs, each once; without names all, the best by validation first."""
+    from featcache.runs.run import list_runs, load_run, rank
+
+    if not names:
+        runs = sorted(list_runs(reports), key=rank, reverse=True)
+        if not runs:
+            raise HeadError(f"no runs in {reports}", hint="train one with: featcache train-head --epochs 100")
+        return runs
+    return list({run.folder.resolve(): run for run in (load_run(reports, name) for name in names)}.values())
+
+
+def write(
+    runs: list[Run], page: Path, reports: Path, args: argparse.Namespace
+) -> tuple[dict[str, Any], list[Path]]:
+    """Make the report with a bar for each part of the work, and write its three files, each whole."""
+    from featcache.reporting.build import build_report
+    from featcache.reporting.html import to_html
+    from featcache.reporting.markdown import to_markdown
+    from featcache.system.durable import write_file
+
+    with Meter(quiet=args.quiet) as meter:
+        document = build_report(
+            runs,
+            args.split,
+            inspect=args.inspect,
+            projection=args.map,
+            reports_dir=reports,
+            progress=meter.step,
+        )
+        meter.step("drawing", 0, 1)
+        texts = {
+            ".html": to_html(document),
+            ".md": to_markdown(document),
+            ".json": json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
+        }
+        meter.step("drawing", 1, 1)
+    files = []
+    for suffix, text in texts.items():
+        path = page if suffix == ".html" else page.with_suffix(suffix)
+        write_file(path, text.encode("utf-8"))
+        files.append(path)
+    return document, files
+
+
+def show(document: dict[str, Any], subject: Run) -> None:
+    """The gist of it: headline, leakage, curves, runs, the surest mistakes."""
+    console, split = out(), document["split"]
+    best = document["headline"]["accuracy"]
+    interval = ends(best["interval"] or [None, None])
+    console.print(
+        f"{document['about']['run']}: {split} accuracy {percent_or(best['value'])} {interval}".rstrip(),
+        style="bold",
+    )
+    clean = document["without_leaks"]
+    if clean and clean["removed"]:
+        console.print(
+            f"{clean['removed']:,} of {clean['rows']:,} {split} rows stand in an earlier split, too;"
+            f" without them {percent_or(clean['without'])} {ends(clean['without_interval'])}",
+            style="bold red",
+        )
+    show_history(subject)
+    _show_runs(document)
+    _show_mistakes(document, console.width)
+    for line in document["notes"]:
+        console.print(f"note: {line}", style="dim")
+    console.print()
+
+
+def _show_runs(document: dict[str, Any]) -> None:
+    from featcache.reporting.html import against
+
+    if len(document["runs"]) < 2:
+        return
+    shown = table(
+        [("run", "left"), (document["split"], "right"), ("F1", "right"), ("against the first", "right")]
+    )
+    for line in document["runs"]:
+        accuracy, f1 = (
+            "-" if line[name] is None else percent(line[name]) for name in ("accuracy", "macro_f1")
+        )
+        shown.add_row(clip(line["run"], 30), accuracy, f1, against(line["run"], document["comparisons"]))
+    out().print(shown)
+
+
+def _show_mistakes(document: dict[str, Any], width: int) -> None:
+    from featcache.reporting.html import names, where
+
+    if document["mistakes"]:
+        out().print("\nThe most confident mistakes", style="bold")
+    for row in document["mistakes"][:SHOWN]:
+        label, guess = (clip(names(row[name]), 12) for name in ("label", "predicted"))
+        said = f"{label}, said {guess} {percent(row['confidence'])}"
+        text = " ".join((row["text"] or "").split())
+        out().print(clip(f"  {where(row)}  {said}  {text}".rstrip(), width), soft_wrap=True)

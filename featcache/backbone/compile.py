@@ -1,0 +1,149 @@
+"""`torch.compile` for those parts of a frozen model's blocks that are faster so, and only those.
+
+Compiling takes a minute, so it is for work that takes many. A part is what lies between attentions: the
+largest modules of a block that are never told of packing, other than torch's own single layers, which
+have nothing to fuse. Each is run compiled beside itself, on what the model gives it, and stays as it
+was unless both agree and the compiled one is faster.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcache.backbone.fused_layers import is_conv1d
+
+# Weights that tokens are multiplied with, times texts, from which on compiling is considered. At 200 flops
+# for each (texts of 100 tokens) this is 1e17: ten minutes at 170 TFLOP/s. Parts gain 5 to 20 percent of
+# that, and compiling costs about a minute.
+WORTH = 5e14
+GAIN = 1.05  # a part must be this much faster
+OPTIONS = {"emulate_precision_casts": True}  # round where the uncompiled part rounds
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a block, by its name within it, with what a run of the model gave it."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def worth_compiling(device: torch.device, block_weights: int, texts: int) -> bool:
+    """Whether so many texts pay for a minute of compiling. The same for the same work, resumed or not."""
+    return device.type == "cuda" and float(block_weights) * texts >= WORTH
+
+
+def compile_parts(
+    blocks: nn.ModuleList, runs: Sequence[Callable[[], Any]], *, gain: float = GAIN, **options: Any
+) -> list[str]:
+    """Compile the parts of `blocks` that are faster so; what was done, for people.
+
+    Args:
+        blocks: equal blocks of a frozen model; parts are tried in the first, and replaced in all that
+            have the same there.
+        runs: each runs the model on a batch; of different sizes, the largest first, which is timed.
+        gain: how many times faster a compiled part must be.
+        options: of `torch.compile`.
+    """
+    notes: list[str] = []
+    try:
+        seen = [_parts(blocks[0], run) for run in runs]
+    except torch.OutOfMemoryError:
+        return ["not compiled: out of memory"]
+    for part in seen[0]:
+        module = blocks[0].get_submodule(part.name)
+        same = [other for parts in seen for other in parts if other.name == part.name]
+        try:
+            faster = _times_faster(module, same, options)
+        except Exception as error:  # inductor and its compilers raise every kind there is
+            notes.append(f"not compiled: {type(module).__name__} ({type(error).__name__})")
+            continue
+        if faster is None:
+            notes.append(f"not compiled: {type(module).__name__} (gives other values)")
+        elif faster >= gain:
+            count = sum(_compile(block, part.name, type(module), options) for block in blocks)
+            notes.append(f"compiled {type(module).__name__} ({count})")
+    return notes
+
+
+def _parts(block: nn.Module, run: Callable[[], Any]) -> list[Part]:
+    """The parts of a block, found by watching it run."""
+    called: dict[str, Part] = {}
+    inner = {name: module for name, module in block.named_modules() if name}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            called[name] = Part(name, args, kwargs)
+
+        return module.register_forward_pre_hook(see, with_kwargs=True)
+
+    hooks = [watch(name, module) for name, module in inner.items()]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    chosen: list[Part] = []
+    for name, part in called.items():  # in the order of calls: a module before those within it
+        within = any(name.startswith(f"{other.name}.") for other in chosen)
+        if not within and _is_part(inner[name], part):
+            chosen.append(part)
+    return chosen
+
+
+def _is_part(module: nn.Module, part: Part) -> bool:
+    """Tensors in, nothing of packing, and more than one layer of torch's own."""
+    given = [*part.args, *(value for value in part.kwargs.values() if value is not None)]
+    single = type(module).__module__.startswith(("torch.nn.", "featcache.")) or is_conv1d(module)
+    return "packed" not in part.kwargs and bool(given) and all(map(torch.is_tensor, given)) and not single
+
+
+def _times_faster(module: nn.Module, parts: list[Part], options: dict[str, Any]) -> float | None:
+    """How many times faster the compiled module is on the first of `parts`; None: it gives other values."""
+    compiled = torch.compile(module.forward, dynamic=True, **options)
+    with torch.inference_mode():
+        for part in parts:
+            found, expected = compiled(*part.args, **part.kwargs), module(*part.args, **part.kwargs)
+            if not isinstance(expected, torch.Tensor) or not _agree(found, expected):
+                return None
+        plain, fast = (_seconds(run, parts[0]) for run in (module, compiled))
+    return plain / fast
+
+
+def _seconds(run: Callable[..., Any], part: Part) -> float:
+    """The median of some runs."""
+    on_cuda = any(torch.is_tensor(value) and value.is_cuda for value in (*part.args, *part.kwargs.values()))
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
+    times = []
+    for _ in range(9):
+        wait()
+        began = time.perf_counter()
+        run(*part.args, **part.kwargs)
+        wait()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _compile(block: nn.Module, name: str, kind: type[nn.Module], options: dict[str, Any]) -> int:
+    """Compile `block`'s part of that name in its place; how many that were: 0 or 1."""
+    module = dict(block.named_modules()).get(name)
+    if type(module) is not kind:
+        return 0
+    module.forward = torch.compile(module.forward, dynamic=True, **options)
+    return 1
+
+
+def _agree(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Equal but for rounding: 1e-5 of the largest value in float32, a hundredth in 16 bits."""
+    share = 1e-5 if old.dtype == torch.float32 else 1e-2
+    difference = (new.float() - old.float()).abs().max()
+    return bool(difference <= share * old.float().abs().max().clamp_min(1e-3))

@@ -1,0 +1,395 @@
+"""Texts to vectors: the one function that serves both extraction and prediction.
+
+Rows are tokenised together, put in order of length, packed under a token budget, run through the
+backbone, pooled, and written into one preallocated matrix a view, by row number.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache.backbone.device_copies import IN_FLIGHT, Landing, feed_of
+from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
+from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.packing import plan_batches
+from featcache.backbone.pooling import PLACES, POOLINGS, View, parse_view
+from featcache.backbone.position_table import Extension
+from featcache.errors import BackboneError, BadRow, UsageError
+from featcache.fingerprint import encoder_document
+from featcache.settings import FeatureSettings
+
+DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
+# How a RuntimeError says that memory ran out: CUDA and its libraries, then the CPU's allocator twice.
+MEMORY_WORDS = ("out of memory", "status_alloc_failed", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of many texts, end to end.
+
+    Each text is one row for the model, or several where it is split into windows.
+
+    Attributes:
+        ids: int32 `[sum of lengths]`.
+        lengths: int64 `[rows]`, tokens kept of each text, or of each window.
+        type_ids: uint8, like `ids`; None for models without token types.
+        truncated: bool `[N]`, whether tokens were cut off.
+        windows: which rows are windows of which text; None where every row is a text.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    type_ids: np.ndarray | None
+    truncated: np.ndarray
+    windows: Windows | None = None
+
+    def texts_of(self, rows: np.ndarray) -> np.ndarray:
+        """The text that each of `rows` is, or is a window of."""
+        return rows if self.windows is None else self.windows.owner[rows]
+
+    def batch(self, rows: np.ndarray) -> TokenBatch:
+        ends = np.cumsum(self.lengths)
+        pieces = [slice(int(ends[row] - self.lengths[row]), int(ends[row])) for row in rows]
+        types = self.type_ids
+        return TokenBatch(
+            np.concatenate([self.ids[piece] for piece in pieces]),
+            self.lengths[rows],
+            None if types is None else np.concatenate([types[piece] for piece in pieces]),
+        )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of N texts.
+
+    Attributes:
+        views: features `[N, D]` in the storage dtype, by view name.
+        n_tokens: int32 `[N]`, tokens that were encoded; those in two windows count once.
+        truncated: bool `[N]`.
+    """
+
+    views: dict[str, np.ndarray]
+    n_tokens: np.ndarray
+    truncated: np.ndarray
+
+
+class Encoder:
+    """A backbone with everything else that changes a feature: views, prompt, length, storage.
+
+    Args:
+        backbone: loaded and frozen.
+        features: views, prompt, longest text and what is done with longer ones, storage dtype. The
+            backbone's positions are extended where they ask for it.
+        batch_tokens: token budget of a batch; by default chosen by device.
+
+    Raises:
+        UsageError: a view or a length that the backbone does not have.
+        BackboneError: positions that cannot be extended.
+    """
+
+    def __init__(
+        self, backbone: Backbone, features: FeatureSettings, batch_tokens: int | None = None
+    ) -> None:
+        self.backbone = backbone
+        self.views: list[View] = sorted({parse_view(text, backbone.num_blocks) for text in features.views})
+        self.prompt = features.prompt
+        if extension := Extension.of(features):
+            backbone.extend(extension)
+        self.max_length = _usable_length(backbone, features.max_length)
+        self.long_text, self.overlap = features.long_text, features.overlap
+        self._frame = self._long_texts()
+        self.notes = self._notes(features)
+        self.storage = np.dtype(features.storage)
+        self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
+
+    @cached_property
+    def _places(self) -> list[str]:
+        """Which tokens are pooled at the highest layer; empty where all are, or where it cannot be used."""
+        highest = self.views[-1].layer
+        poolings = {view.pooling for view in self.views if view.layer == highest}
+        usable = self.backbone.tail and highest > 0 and poolings <= set(PLACES)
+        return sorted(PLACES[pooling] for pooling in poolings) if usable else []
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The encoder document, see `fingerprint.encoder_document`."""
+        return encoder_document(
+            files=self.backbone.files.hashes,
+            prompt=self.prompt,
+            max_length=self.max_length,
+            truncation_side=self.backbone.tokenizer.truncation_side,
+            compute=self.backbone.dtype_name,
+            storage=self.storage.name,
+            long_text=self.long_text,
+            overlap=self.overlap if self.long_text == "chunks" else None,
+            positions=self.backbone.extension.document if self.backbone.extension else None,
+        )
+
+    def _long_texts(self) -> Frame | None:
+        """What the parts of a long text need around them; None where it is simply cut."""
+        if self.long_text == "truncate":
+            return None
+        if self.long_text not in ("chunks", "head-tail"):
+            raise UsageError(f"--long-text {self.long_text}: truncate, chunks or head-tail")
+        frame = Frame.of(self.backbone.tokenizer, self.prompt)
+        check_overlap(self.overlap if self.long_text == "chunks" else 0, frame, self.max_length)
+        return frame
+
+    def _notes(self, features: FeatureSettings) -> list[str]:
+        """What differs from what was asked for, to be said aloud."""
+        notes, asked = [], features.max_length
+        what = "window" if self.long_text == "chunks" else "text"
+        if self.max_length < asked:
+            notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
+            if self.long_text == "truncate":
+                more = " or --extend-positions copy" if self.backbone.can_extend(self.max_length) else ""
+                notes.append(f"longer texts are cut; to use all of them: --long-text chunks{more}")
+        if features.extend_positions != "none" and self.backbone.extension is None:
+            notes.append(f"positions are not extended: {self.backbone.extension_note}")
+        if self.backbone.packing == "padded":
+            notes.append(f"padded batches instead of packed ones: {self.backbone.packing_note}")
+        return notes
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """Token ids of texts (and pairs), prompt included, cut or split at `max_length`.
+
+        Raises:
+            BadRow: a text without any token.
+            UsageError: pairs, where long texts are not simply cut.
+        """
+        tokenizer = self.backbone.tokenizer
+        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
+        if not prompted:
+            none = np.zeros(0, dtype=np.int64)
+            return Tokens(none.astype(np.int32), none, None, none.astype(bool))
+        if self._frame is not None:
+            if pairs is not None:
+                raise UsageError(
+                    f"--long-text {self.long_text} takes single texts, not pairs",
+                    hint="use --long-text truncate, which cuts the longer text of a pair",
+                )
+            return self._tokenize_whole(texts, prompted, self._frame)
+        coded = tokenizer(
+            prompted,
+            None if pairs is None else list(pairs),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+        )
+        lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
+        if not lengths.all():
+            row = int(np.argmin(lengths))
+            raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row)
+        return Tokens(
+            _flat(coded["input_ids"], np.int32),
+            lengths,
+            _flat(coded["token_type_ids"], np.uint8) if "token_type_ids" in coded else None,
+            self._truncated(coded, prompted, pairs, lengths),
+        )
+
+    def _tokenize_whole(self, texts: Sequence[str], prompted: list[str], frame: Frame) -> Tokens:
+        """Tokens where long texts are split into windows, or keep their two ends; few texts at a time."""
+        ids: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        counts, whole = [], []
+        for part in groups(prompted):
+            coded = self.backbone.tokenizer(prompted[part], return_attention_mask=False, verbose=False)
+            for number, row in enumerate(coded["input_ids"]):
+                if not row:
+                    place = part.start + number
+                    raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
+                text = np.asarray(row, dtype=np.int32)
+                windows = self._windows(text, frame)
+                counts.append(len(windows))
+                whole.append(len(text))
+                ids += [text[places] for places in windows]
+                if "token_type_ids" in coded:
+                    kinds = np.asarray(coded["token_type_ids"][number], dtype=np.uint8)
+                    types += [kinds[places] for places in windows]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        n_tokens = np.array(whole, dtype=np.int64)
+        split = self.long_text == "chunks"
+        return Tokens(
+            np.concatenate(ids),
+            lengths,
+            np.concatenate(types) if types else None,
+            np.zeros(len(whole), dtype=bool) if split else n_tokens > self.max_length,
+            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if split else None,
+        )
+
+    def _windows(self, ids: np.ndarray, frame: Frame) -> list[np.ndarray]:
+        """The parts of a text that are run, as places in its token ids."""
+        if self.long_text == "chunks":
+            return chunks(ids, frame, self.max_length, self.overlap)
+        return head_and_tail(ids, frame, self.max_length)
+
+    def encode(self, tokens: Tokens, progress: Callable[[int, int], None] | None = None) -> Encoded:
+        """Features of tokenised texts, in their order.
+
+        Args:
+            progress: called after each batch with the texts and the tokens done in it.
+
+        Raises:
+            BackboneError: NaN, infinite, or too large for the storage dtype; a text that does not
+                fit in memory even alone.
+        """
+        tell, windows = progress or (lambda *_: None), tokens.windows
+        if windows is None:
+            views = self._encode_rows(tokens, self.storage, lambda rows, count: tell(len(rows), count))
+            return Encoded(views, tokens.lengths.astype(np.int32), tokens.truncated)
+        done = windows.count_texts(tell)
+        parts = self._encode_rows(tokens, np.dtype(np.float32), done)
+        views = {
+            view.name: windows.join(parts[view.name], view.pooling).astype(self.storage)
+            for view in self.views
+        }
+        return Encoded(views, windows.n_tokens.astype(np.int32), tokens.truncated)
+
+    def _encode_rows(
+        self, tokens: Tokens, dtype: np.dtype[Any], done: Callable[[np.ndarray, int], None]
+    ) -> dict[str, np.ndarray]:
+        """Features of each row, `[rows, D]` of `dtype`; `done` is told the rows of each batch, and tokens."""
+        count = len(tokens.lengths)
+        filled: dict[str, np.ndarray] = {}
+        pending = plan_batches(tokens.lengths, self.batch_tokens)[::-1]
+        flight: deque[tuple[np.ndarray, Landing]] = deque()  # batches that the device has, oldest first
+        while pending or flight:
+            if pending and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
+                rows = pending.pop()
+                if landing := self._try(tokens.batch(rows)):
+                    flight.append((rows, landing))
+                else:  # what is in flight fitted, and stays
+                    pending = self._smaller(np.concatenate([rows, *pending[::-1]]), tokens.lengths)
+                continue
+            rows, landing = flight.popleft()
+            for name, values in landing.arrived().items():
+                self._check_range(name, values, tokens.texts_of(rows))
+                if name not in filled:
+                    filled[name] = np.empty((count, values.shape[1]), dtype=dtype)
+                filled[name][rows] = values
+            done(rows, int(tokens.lengths[rows].sum()))
+        for view in self.views:
+            filled.setdefault(view.name, np.empty((0, 0), dtype=dtype))
+        return filled
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
+        """`encode(tokenize(texts, pairs))`."""
+        return self.encode(self.tokenize(texts, pairs))
+
+    def _try(self, batch: TokenBatch) -> Landing | None:
+        """`_pool`; None where memory ran out and smaller batches are worth trying.
+
+        Only when this has returned are the tensors of what failed free again: the error holds them.
+        """
+        try:
+            return self._pool(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch.lengths) == 1:
+                raise BackboneError(
+                    f"out of memory on one text of {batch.lengths[0]} tokens",
+                    hint="use a smaller --max-length (with --long-text chunks no text is cut), "
+                    "or another --device",
+                ) from error
+        self.batch_tokens = max(int(batch.lengths.sum()) // 2, 1)
+        return None
+
+    def _smaller(self, left: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """The rows `left` in batches of today's budget, the last batch first."""
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [left[part] for part in plan_batches(lengths[left], self.batch_tokens)][::-1]
+
+    def _pool(self, batch: TokenBatch) -> Landing:
+        """Features float32 `[B, D]` by view name, on their way to the host."""
+        places = self._places
+        states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
+        highest = self.views[-1].layer
+        with torch.inference_mode():
+            pooled = {
+                view.name: states[highest][places.index(PLACES[view.pooling])]
+                if places and view.layer == highest
+                else POOLINGS[view.pooling](states[view.layer], layout)
+                for view in self.views
+            }
+            return feed_of(self.backbone.device).down({name: v.float() for name, v in pooled.items()})
+
+    def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+        """Refuse features that storage would round to infinity, and NaN."""
+        fine = np.abs(values) <= np.finfo(self.storage).max  # NaN compares false
+        if fine.all():
+            return
+        first = int(np.flatnonzero(~fine.all(axis=1))[0])
+        overflow = bool(np.isfinite(values[first]).all())
+        raise BadRow(
+            f"its {name} features are {'too large for float16' if overflow else 'NaN or infinite'} "
+            f"(compute {self.backbone.dtype_name}, storage {self.storage.name})",
+            int(rows[first]),
+            "try --storage float32"
+            if overflow
+            else "try --dtype float32; if it stays so, the weights themselves are damaged",
+        )
+
+    def _truncated(
+        self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray
+    ) -> np.ndarray:
+        """Which texts lost tokens; only those at the limit can have."""
+        full = lengths >= self.max_length
+        if coded.is_fast:
+            cut: np.ndarray = np.array([bool(encoding.overflowing) for encoding in coded.encodings])
+            return cut
+        for row in np.flatnonzero(full).tolist():
+            whole = self.backbone.tokenizer(texts[row], None if pairs is None else pairs[row])
+            full[row] = len(whole["input_ids"]) > self.max_length
+        return full
+
+
+def _usable_length(backbone: Backbone, asked: int) -> int:
+    """`asked`, or what backbone and tokenizer allow, whichever is lower."""
+    least = backbone.tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if asked < least:
+        raise UsageError(f"--max-length {asked} leaves no room for text; at least {least}")
+    limits = [backbone.position_limit, backbone.tokenizer.model_max_length]
+    limit = int(min(limit for limit in limits if limit))
+    if asked > max(limit, FeatureSettings.max_length):
+        raise UsageError(
+            f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
+            hint=f"use --max-length {limit}; longer texts are cut there, and counted\n"
+            "or split them: --long-text chunks"
+            + ("; or make room: --extend-positions copy" if backbone.can_extend(limit) else ""),
+        )
+    return min(asked, limit)
+
+
+def document_settings(document: Mapping[str, Any], views: Sequence[str]) -> FeatureSettings:
+    """The settings by which an encoder makes `views` as the encoder document `document` says.
+
+    Of a document that no settings make, another comes out of the encoder; comparing the two tells.
+    """
+    return FeatureSettings(
+        views=tuple(views),
+        prompt=document["prompt"],
+        max_length=document["max_length"],
+        storage=document["dtype"]["storage"],
+        extend_positions=document.get("positions", {}).get("how", "none"),
+        long_text=document["long_text"],
+        overlap=document.get("overlap", FeatureSettings.overlap),
+    )
+
+
+def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error).lower() for words in MEMORY_WORDS)

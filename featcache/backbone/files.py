@@ -1,0 +1,155 @@
+"""From a model's name to its files on this disk, at one exact revision, without importing torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache.errors import BackboneError
+from featcache.fingerprint import file_hash
+from featcache.settings import BackboneSettings
+
+# Everything a tokenizer may be read from: tokenizer.json, vocabularies, merges, sentencepiece models.
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.codes",
+    "*.bpe",
+)
+WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
+WAYS_OUT = (
+    "ways out: a mirror (export HF_ENDPOINT=https://...), a local folder (--model FOLDER), "
+    "or the embedded encoder (featcache demo)"
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A backbone's files on disk.
+
+    Attributes:
+        name: the hub id, or the folder's own name.
+        folder: where the files lie.
+        commit: the hub commit they are of; None for a local folder.
+        hashes: SHA-256 by file name of all that changes a feature.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None
+    hashes: dict[str, str]
+
+    @property
+    def width(self) -> int | None:
+        """D, the numbers in a token's state, as config.json has it; None where it does not say.
+
+        Raises:
+            BackboneError: config.json is no JSON.
+        """
+        try:
+            config = json.loads((self.folder / "config.json").read_bytes())
+        except ValueError as error:
+            raise BackboneError(
+                f"{self.folder / 'config.json'} is no JSON: {error}", hint="is the download complete?"
+            ) from None
+        return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
+
+
+def find_model(settings: BackboneSettings) -> ModelFiles:
+    """The files of the model, fetched from the hub where they are not on this disk yet.
+
+    Raises:
+        BackboneError: no such folder or hub id, hub not reachable, no safetensors weights.
+    """
+    path = Path(settings.model).expanduser()
+    if path.is_dir():
+        name, folder, commit = path.resolve().name, path, None
+    elif path.exists() or settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1:
+        raise BackboneError(f"no model folder {settings.model}", hint=WAYS_OUT)
+    else:
+        folder = _download(settings)
+        name, commit = settings.model, folder.name
+    hashes = {file.name: file_hash(file) for file in _relevant_files(folder, settings.trust_remote_code)}
+    return ModelFiles(name, folder, commit, hashes)
+
+
+def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise BackboneError(
+            f"{folder} is no model folder: it has no config.json",
+            hint="a backbone is a folder with config.json, *.safetensors and tokenizer files",
+        )
+    tokenizer = sorted({path for name in TOKENIZER_FILES for path in folder.glob(name) if path.is_file()})
+    if not tokenizer:
+        raise BackboneError(
+            f"{folder} has no tokenizer (looked for {', '.join(TOKENIZER_FILES)})",
+            hint="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
+        )
+    code = sorted(folder.glob("*.py")) if remote_code else []
+    return [config, *_weight_files(folder), *tokenizer, *code]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load from `folder`."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BackboneError(f"cannot read {index}: {error}") from error
+        missing = [name for name in shards if not (folder / name).is_file()]
+        if missing:
+            raise BackboneError(f"{folder} lacks the weight files {', '.join(missing)}")
+        return [index, *(folder / name for name in shards)]
+    raise BackboneError(
+        f"{folder} has no safetensors weights",
+        hint="featcache loads safetensors only (pickled weights can run code); convert with "
+        "model.save_pretrained(folder)",
+    )
+
+
+def _download(settings: BackboneSettings) -> Path:
+    """The local snapshot folder of a hub model; its name is the resolved commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.txt", *TOKENIZER_FILES]
+    patterns += ["*.py"] if settings.trust_remote_code else []
+    try:
+        return Path(
+            snapshot_download(
+                settings.model,
+                revision=settings.revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*/*"],  # other formats live in sub-folders (onnx/, openvino/)
+            )
+        )
+    except HFValidationError as error:
+        raise BackboneError(f"{settings.model!r} is neither a folder nor a hub id: {error}") from None
+    except RevisionNotFoundError:
+        raise BackboneError(f"the hub has no revision {settings.revision!r} of {settings.model}") from None
+    except LocalEntryNotFoundError as error:
+        raise BackboneError(
+            f"cannot reach the model hub for {settings.model}, and it is not on this disk",
+            hint=WAYS_OUT,
+        ) from error
+    except RepositoryNotFoundError:
+        raise BackboneError(
+            f"the hub has no model {settings.model!r}, or it needs a login (hf auth login)",
+            hint=WAYS_OUT,
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise BackboneError(f"cannot fetch {settings.model}: {error}", hint=WAYS_OUT) from error

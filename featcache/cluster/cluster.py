@@ -1,0 +1,339 @@
+"""Ray, as far as featcache needs it: a cluster to work on, actors on it, and blocks dealt to them.
+
+Ray Data deals the blocks out, starts the actors and replaces those of a lost node. What an actor was at when
+it was lost is dealt again, in another round; which blocks those are, the blocks themselves say.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import pickle
+import platform
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
+from featcache.extraction.local_workers import CORES_A_WORKER
+from featcache.system.machine import available_cores
+
+BLOCKS_A_TASK = 4  # at most; the next block of a task is tokenised while the model has the last one
+LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer blocks are left
+CONNECT = 10.0  # seconds in which a cluster answers
+OWN_STORE = 256 << 20  # bytes of shared memory for the messages of a cluster on this machine
+
+Order = TypeVar("Order")
+
+
+def require_ray() -> None:
+    """Raise UsageError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("--engine ray needs Ray Data", hint="pip install 'featcache[ray]'")
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A cluster to work on: the one this process is connected to already, or one for the time being.
+
+    Args:
+        address: as `ray.init` takes it, e.g. `auto` or `ray-head:6379`; None: this machine alone.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at `address`.
+    """
+    require_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray starts its workers at niceness 15: beside anything else that computes they all but stand still.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        _look_for(address)
+        with _muted():
+            alone: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OWN_STORE}
+            alone["num_cpus"] = len(available_cores())
+            own = {} if address else alone
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        what = f"no Ray cluster at {address}" if address else "Ray does not start"
+        raise UsageError(f"{what}: {str(error).splitlines()[0]}", hint="ray status says more") from error
+    _keep_stdout_clean()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _look_for(address: str | None) -> None:
+    """Raise OSError where nobody answers at HOST:PORT: Ray would wait there for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on stderr: Ray's own libraries greet there, past Python."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _keep_stdout_clean() -> None:
+    """Drop what a node's manager last said before it was lost; Ray has no setting for that."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+
+
+# -- who works --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many actors there are to be, and what each has to itself.
+
+    Attributes:
+        cpus: cores of each; 0 where a node has fewer of them than GPUs.
+        gpus: 0 or 1.
+    """
+
+    actors: int
+    cpus: int
+    gpus: int
+
+    @property
+    def threads(self) -> int:
+        """Of torch, in each."""
+        return max(1, self.cpus)
+
+    def fitting(self) -> Crew:
+        """As many of these actors as the cluster has room for now; one at least, which waits for it."""
+        cpus, gpus = _resources()
+        cores = [node // self.cpus if self.cpus else most for node, most in zip(cpus, gpus, strict=True)]
+        room = sum(map(min, cores, gpus)) if self.gpus else sum(cores)
+        return replace(self, actors=max(1, min(self.actors, room)))
+
+    def __str__(self) -> str:
+        each = "one GPU" if self.gpus else "one core" if self.cpus == 1 else f"{self.cpus} cores"
+        return f"{self.actors} Ray actor{'s' if self.actors > 1 else ''} of {each} each"
+
+
+def crew_of(asked: int | str, device: str) -> Crew:
+    """The actors that `--workers` means on the cluster as it is now.
+
+    Args:
+        asked: a number, or `auto`: one for each GPU, or for every few cores.
+        device: as the settings have it.
+
+    Raises:
+        UsageError: no such number, more than the cluster has room for, or a device that it has not.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device} with --engine ray", hint="auto, cpu or cuda: Ray says which one")
+    cpus, gpus = _resources()
+    on_gpus = sum(gpus) > 0 and device != "cpu"
+    if device == "cuda" and not on_gpus:
+        raise UsageError("--device cuda: the Ray cluster has no GPU", hint="--device cpu")
+    most = sum(gpus) if on_gpus else sum(cpus)
+    if asked == "auto":
+        asked = most if on_gpus else max(1, most // CORES_A_WORKER)
+    count = int(asked) if str(asked).isdecimal() else 0
+    if count < 1:
+        raise UsageError(f"--workers {asked}: no number of workers", hint="auto, or 1 and more")
+    if count > most:
+        what = "GPUs" if on_gpus else "cores"
+        raise UsageError(f"--workers {asked}: the cluster has {most} {what}", hint=f"--workers {most}")
+    if on_gpus:
+        # So many cores that every node with GPUs has them for each; an actor can be had with none.
+        shares = [node // has for node, has in zip(cpus, gpus, strict=True) if has]
+        return Crew(count, min(CORES_A_WORKER, *shares), 1)
+    return Crew(count, _share(cpus, count), 0)
+
+
+def _resources() -> tuple[list[int], list[int]]:
+    """CPUs and GPUs of each node that is alive."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [int(node.get("CPU", 0)) for node in alive], [int(node.get("GPU", 0)) for node in alive]
+
+
+def _share(cpus: Sequence[int], count: int) -> int:
+    """The most cores each of `count` actors can have, where an actor lies on one node."""
+    return next(each for each in range(max(cpus), 0, -1) if sum(node // each for node in cpus) >= count)
+
+
+# -- what they do -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an actor says of a task.
+
+    Attributes:
+        said: whatever the job of the actor answers.
+    """
+
+    numbers: list[int]
+    said: Any
+
+
+class Actor(Generic[Order]):
+    """What Ray runs; a subclass says what is done with blocks.
+
+    Args:
+        order: a list with the reference of the order, a list so that Ray leaves it as it is.
+    """
+
+    def __init__(self, order: Sequence[Any]) -> None:
+        import ray
+
+        self.order: Order = ray.get(order[0])
+
+    def work(self, numbers: list[int]) -> Any:
+        """Make these blocks durable; the answer is small."""
+        raise NotImplementedError
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"answer": [self._answer([int(number) for number in task]) for task in batch["numbers"]]}
+
+    def _answer(self, numbers: list[int]) -> bytes:
+        """Errors are answers too: Ray would wrap them, and take them for its own."""
+        return answered(lambda: Done(numbers, self.work(numbers)))
+
+
+def answered(work: Callable[[], Any]) -> bytes:
+    """What `work` returns, or the error it raises, for `read_answer` on another machine."""
+    try:
+        value = work()
+    except BadRow as error:
+        value = BackboneError(error.what, hint=error.hint)
+    except FeatcacheError as error:
+        value = error
+    except Exception as error:
+        value = BackboneError(f"{type(error).__name__}: {error}")
+    return pickle.dumps((platform.node(), value))
+
+
+def read_answer(answer: bytes) -> Any:
+    """What another machine's `answered` returned; its error is raised."""
+    host, value = pickle.loads(answer)
+    if not isinstance(value, FeatcacheError):
+        return value
+    if host == platform.node():
+        raise value
+    raise type(value)(f"{value.what} (on {host})", hint=value.hint)
+
+
+def deal(
+    actor: type[Actor[Order]],
+    order: Order,
+    missing: Callable[[], Sequence[int]],
+    crew: Crew,
+    tell: Callable[[str], None],
+) -> Iterator[Done]:
+    """Have actors make blocks until none is missing.
+
+    Args:
+        order: what the actors are told; each node is sent it once.
+        missing: numbers of the blocks that are not durable yet.
+        crew: fewer are at work where the cluster has shrunk.
+        tell: is told when actors were lost.
+
+    Yields:
+        What each task that came to its end answers; one that was lost is dealt again in the next round.
+
+    Raises:
+        FeatcacheError: what an actor raised.
+        BackboneError: a round in which all was lost.
+    """
+    import ray
+
+    reference = ray.put(order)
+    left = missing()
+    while left:
+        yield from _round(actor, reference, left, crew.fitting())
+        now = missing()
+        if len(now) >= len(left):
+            raise BackboneError(
+                "every actor that Ray started was lost at its work",
+                hint="was memory short? finished blocks are kept: run the same command again",
+            )
+        if now:
+            tell(f"an actor was lost; {len(now)} blocks that it was at are given to others")
+        left = now
+
+
+def tasks_of(numbers: Sequence[int], actors: int) -> list[list[int]]:
+    """Blocks in tasks that get smaller towards the end, so that actors are done at about the same time."""
+    tasks: list[list[int]] = []
+    start = 0
+    while start < len(numbers):
+        left = len(numbers) - start
+        size = min(max(left // (actors * LAST_TASKS), 1), BLOCKS_A_TASK)
+        tasks.append(list(numbers[start : start + size]))
+        start += size
+    return tasks
+
+
+def _round(actor: type, reference: Any, numbers: Sequence[int], crew: Crew) -> Iterator[Done]:
+    import ray.data
+
+    tasks = [{"numbers": task} for task in tasks_of(numbers, crew.actors)]
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the two numbers below are to be named otherwise some day
+        answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            actor,
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=min(crew.actors, len(tasks))),
+            fn_constructor_kwargs={"order": [reference]},
+            num_cpus=crew.cpus,
+            num_gpus=crew.gpus,
+            max_restarts=-1,
+            max_task_retries=0,  # a task retried on its own actor would wait for a node that may never come
+        )
+        try:
+            for row in answers.iter_rows():
+                done: Done = read_answer(row["answer"])
+                yield done
+        except ray.exceptions.RayError as error:
+            raise BackboneError(
+                f"Ray's actors cannot work: {str(error).splitlines()[0]}",
+                hint="every node needs the same featcache with its extras; finished blocks are kept",
+            ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and logs of Ray Data beside ours, and a lost task ends no round."""
+    from ray.data import DataContext
+
+    context, log = DataContext.get_current(), logging.getLogger("ray.data")
+    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "max_errored_blocks": -1}
+    before, level = {name: getattr(context, name) for name in wanted if hasattr(context, name)}, log.level
+    for name in before:
+        setattr(context, name, wanted[name])
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        log.setLevel(level)

@@ -1,0 +1,1 @@
+"""A source of texts and labels becomes a split."""

@@ -1,0 +1,307 @@
+"""From a table to its usable rows, and from label values as written to names and indexes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.data.arrow_table import Table
+from featcache.data.formats.readers import INTEGER
+from featcache.data.label_cells import Cells, Item, read_cells
+from featcache.errors import SourceError
+from featcache.settings import DataSettings
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_SHOWN = 20  # names in an error message
+
+
+class Labelled(NamedTuple):
+    """A checked table: its usable rows, and entries that say which row has which label.
+
+    Entry e says that row `rows[places[e]]` of the source has the label `values[codes[e]]`. In
+    single-label data every row has one entry, and `places` is 0, 1, ..., N - 1.
+    """
+
+    table: Table
+    several: bool  # multi-label: a row has any number of labels
+    rows: NDArray[np.int64]  # [N], counted from 0
+    places: NDArray[np.int64]  # [M], ascending
+    codes: NDArray[np.int64]  # [M], each label of a row once
+    values: list[int | str]
+    names: list[str]  # of `values`
+    declared: tuple[str, ...] | None
+    notes: tuple[str, ...]
+    skipped: int
+
+    def row_of(self, code: int) -> int:
+        """The first row of the source with this label, counted from 1."""
+        return int(self.rows[self.places[np.argmax(self.codes == code)]]) + 1
+
+
+def read_labels(name: str, table: Table, data: DataSettings) -> Labelled:
+    """The usable rows of `table`, or the error that names the first one that is not."""
+    if len(table.dataset) == 0:
+        raise SourceError(f"the {name} split has no rows")
+    column = table.columns.label
+    cells = read_cells(
+        name,
+        table.dataset.select_columns([column]).with_format("arrow")[:].column(column),
+        encoded=table.encoded,
+        separator=data.label_separator,
+    )
+    values, lookup, declared = _label_values(name, cells, table.class_names)
+    codes = lookup[cells.codes]
+    unlabelled = cells.unlabelled.copy()
+    unlabelled[cells.rows[codes < 0]] = True
+    if unlabelled.all():
+        raise SourceError(
+            f"the {name} split has no labels (column {column!r})",
+            hint="hidden test labels cannot be scored: use a split that has labels",
+        )
+    faults = {
+        "no usable text": bad_texts(table),
+        "no label": unlabelled,
+        "a null among its labels": cells.hollow,
+    }
+    notes = bad_rows_note(name, faults, data)
+    good = ~np.logical_or.reduce(list(faults.values()))
+    if not good.any():
+        raise SourceError(f"the {name} split has no row with both text and label")
+    places, codes = _entries_within(good, cells.rows, codes)
+    if cells.several:  # "1" and "1.0" were two labels as written, and are one
+        places, codes = np.divmod(np.unique(places * max(len(values), 1) + codes), max(len(values), 1))
+    one = Labelled(
+        table, cells.several, np.flatnonzero(good), places, codes, values, [],
+        data.label_names or declared, notes, int((~good).sum()),
+    )  # fmt: skip
+    return one._replace(names=_value_names(name, one), notes=(*notes, *_list_note(name, one)))
+
+
+def check_one_kind(read: Mapping[str, Labelled]) -> None:
+    """Raise where some splits have one label a row and others lists of labels."""
+    kinds = {one.several: split for split, one in read.items()}
+    if len(kinds) > 1:
+        raise SourceError(
+            f"the labels of {kinds[True]} are lists, those of {kinds[False]} are not",
+            hint="multi-label data has a list of labels in every row of every split, [] for none",
+        )
+
+
+def label_order(read: Mapping[str, Labelled], data: DataSettings) -> tuple[str, ...]:
+    """The label names of a source: as declared, else integers by value, else strings sorted."""
+    values: dict[int | str, str] = {}
+    for split, one in read.items():
+        present = np.unique(one.codes).tolist()
+        used = {one.values[code]: one.names[code] for code in present}
+        values |= used
+        if split == "train":
+            _check_labels_differ(one, list(used.values()))
+        for code in present:
+            if data.label_names and one.names[code] not in data.label_names:
+                raise SourceError(
+                    f"label {one.names[code]!r} in row {one.row_of(code)} of {split} is not in --label-names",
+                    hint=f"they are: {_listed(data.label_names)}",
+                )
+    declared = next((one.declared for one in read.values() if one.declared is not None), None)
+    if declared is not None:
+        rest = sorted(set(values.values()) - set(declared))
+        return (*declared, *rest)
+    if not values:
+        raise SourceError(f"no row of {' or '.join(read)} has a label")
+    if all(isinstance(value, int) for value in values):
+        return tuple(str(value) for value in sorted(cast("dict[int, str]", values)))
+    return tuple(sorted(values.values()))
+
+
+def known_to_train(read: Mapping[str, Labelled], data: DataSettings) -> dict[str, Labelled]:
+    """The splits without the rows that have a label train never had; an error unless they may be left out."""
+    train = read["train"]
+    known = {train.names[code] for code in np.unique(train.codes)}
+    return {split: _known(split, one, known, data) for split, one in read.items()}
+
+
+def label_indexes(one: Labelled, order: Sequence[str]) -> NDArray[np.int64] | NDArray[np.uint8]:
+    """The labels of `one` as indexes into `order`, int64 [N]; multi-hot uint8 [N, C] for multi-label."""
+    position = {name: index for index, name in enumerate(order)}
+    # A value whose rows were all left out has no place in the order, and no row asks for it.
+    lookup = np.array([position.get(name, -1) for name in one.names], np.int64)
+    if not one.several:
+        return lookup[one.codes]
+    hot = np.zeros((len(one.rows), len(order)), np.uint8)
+    hot[one.places, lookup[one.codes]] = 1
+    return hot
+
+
+def bad_texts(table: Table) -> NDArray[np.bool_]:
+    """bool [N]: True where the text is null or blank, or the second text is null."""
+    import pyarrow.compute as pc
+
+    text, _, pair = table.columns
+    columns = [text] if pair is None else [text, pair]
+    source = table.dataset.select_columns(columns).with_format("arrow")
+    bad = np.zeros(len(source), bool)
+    for start in range(0, len(source), 10_000):
+        chunk = source[start : start + 10_000]
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk.column(text))), 0)
+        wrong = np.asarray(blank.fill_null(True).to_numpy(), bool)
+        if pair is not None:
+            # An empty second text is a text: some rows of a pair task have none.
+            wrong = wrong | np.asarray(chunk.column(pair).is_null().to_numpy(), bool)
+        bad[start : start + len(wrong)] = wrong
+    return bad
+
+
+def bad_rows_note(name: str, faults: Mapping[str, NDArray[np.bool_]], data: DataSettings) -> tuple[str, ...]:
+    """The note about rows left out, none if all are usable; or the error when they may not be.
+
+    Args:
+        faults: by what such a row has ("no label"), bool [N], True where it does.
+    """
+    rows = np.flatnonzero(np.logical_or.reduce(list(faults.values()))) + 1
+    if len(rows) == 0:
+        return ()
+    if not data.skip_bad_rows:
+        fault = next(fault for fault, bad in faults.items() if bad[rows[0] - 1])
+        more = "" if len(rows) == 1 else f", the first of {len(rows)} rows without text or label"
+        raise SourceError(
+            f"row {rows[0]} of {name} has {fault}{more}",
+            hint="leave such rows out with --skip-bad-rows",
+        )
+    return (_left_out(name, rows, "without text or label"),)
+
+
+def _left_out(name: str, rows: NDArray[np.int64], why: str) -> str:
+    """The note about `rows` (counted from 1) that were left out."""
+    shown = ", ".join(str(row) for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
+    plural = "" if len(rows) == 1 else "s"
+    return f"left out {len(rows)} row{plural} {why}: row{plural} {shown} of {name}"
+
+
+def _known(split: str, one: Labelled, known: set[str], data: DataSettings) -> Labelled:
+    """`one` without the rows that have a label outside `known`."""
+    strange = np.array([name not in known for name in one.names], bool)[one.codes]
+    if not strange.any():
+        return one
+    if not data.skip_bad_rows:
+        code = int(one.codes[np.argmax(strange)])
+        raise SourceError(
+            f"label {one.names[code]!r} in row {one.row_of(code)} of {split} never occurs in train",
+            hint=f"labels of train: {_listed(sorted(known))}; leave such rows out with --skip-bad-rows",
+        )
+    good = np.ones(len(one.rows), bool)
+    good[one.places[strange]] = False
+    if not good.any():
+        raise SourceError(f"every row of {split} has a label that never occurs in train")
+    places, codes = _entries_within(good, one.places, one.codes)
+    note = _left_out(split, one.rows[~good] + 1, "with a label that never occurs in train")
+    return one._replace(
+        rows=one.rows[good],
+        places=places,
+        codes=codes,
+        notes=(*one.notes, note),
+        skipped=one.skipped + int((~good).sum()),
+    )
+
+
+def _entries_within(
+    good: NDArray[np.bool_], places: NDArray[np.int64], codes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The entries of the `good` rows, their places counted among these."""
+    inside = good[places]
+    return (np.cumsum(good) - 1)[places[inside]], codes[inside]
+
+
+def _check_labels_differ(train: Labelled, used: Sequence[str]) -> None:
+    """Raise if no two rows of train differ in their labels."""
+    if not used:
+        raise SourceError("no row of train has a label", hint="was the right --label-column taken?")
+    counts = np.bincount(train.codes)
+    if (counts[counts > 0] == len(train.rows)).all():
+        raise SourceError(
+            f"all labels of train are the same: {_listed([repr(name) for name in used])}",
+            hint="a head needs at least two classes; was the right --label-column taken?",
+        )
+
+
+def _list_note(name: str, one: Labelled) -> tuple[str, ...]:
+    """What to say of lists with one label each: a separator mistyped, or data that is single-label."""
+    counts = np.bincount(one.places, minlength=len(one.rows))
+    if not one.several or name != "train" or (counts != 1).any():
+        return ()
+    return (f"every row of {name} has exactly one label; its labels are lists, so it is multi-label",)
+
+
+def _label_values(
+    name: str, cells: Cells, class_names: tuple[str, ...] | None
+) -> tuple[list[int | str], NDArray[np.int64], tuple[str, ...] | None]:
+    """The distinct labels, which of them each item is (int64; -1: none), and the names they bring along."""
+    declared = class_names
+    if cells.items and all(isinstance(item, bool) for item in cells.items):
+        declared = declared or ("False", "True")
+    typed = _typed_labels(name, cells)
+    # -1 stands for a hidden label in a hub dataset; beside other numbers it is a label like any.
+    hides = not cells.several and (declared is not None or set(typed) == {-1})
+    values = [value for value in dict.fromkeys(typed) if not (hides and value == -1)]
+    index = {value: code for code, value in enumerate(values)}
+    return values, np.array([index.get(value, -1) for value in typed], np.int64), declared
+
+
+def _typed_labels(name: str, cells: Cells) -> list[int | str]:
+    """The items as integers if all of them can be, else as strings."""
+    if not all(_is_number(item) for item in cells.items):
+        return [str(item) for item in cells.items]
+    typed: list[int | str] = []
+    for code, item in enumerate(cells.items):
+        number = _integer(item)
+        if number is None:
+            raise SourceError(
+                f"label {item} in row {cells.row_of(code)} of {name} is not a whole number:"
+                " that is regression, not classification",
+                hint="use --label-column to name a column of classes",
+            )
+        typed.append(number)
+    return typed
+
+
+def _is_number(value: Item) -> bool:
+    # A longer row of digits is a name: as a number it would lose its last digits.
+    return not isinstance(value, str) or (len(value) < 19 and _NUMBER.fullmatch(value) is not None)
+
+
+def _integer(value: Item) -> int | None:
+    """The whole number that `value` is or spells, else None."""
+    if isinstance(value, str) and INTEGER.fullmatch(value):
+        return int(value)
+    number = float(value) if isinstance(value, str) else value
+    if isinstance(number, float):
+        return int(number) if number.is_integer() else None
+    return int(number)
+
+
+def _value_names(split: str, one: Labelled) -> list[str]:
+    """What each of the values is called: label i by its declared name, else as it is written."""
+    names = []
+    there = set(np.unique(one.codes).tolist())
+    for code, value in enumerate(one.values):
+        if not isinstance(value, int) or one.declared is None:
+            names.append(str(value))
+        elif 0 <= value < len(one.declared):
+            names.append(one.declared[value])
+        elif code in there:
+            count = len(one.declared)
+            raise SourceError(
+                f"label {value} in row {one.row_of(code)} of {split} has no name: there are {count}"
+                f" label names, for labels 0 to {count - 1}",
+                hint="give --label-names one name for each label",
+            )
+        else:  # only in rows that were left out
+            names.append(str(value))
+    return names
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,161 @@
+"""Where the rows of a source are: files by split, here or by URL, a `save_to_disk` folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from featcache.data.formats.readers import FORMATS, file_format, reading
+from featcache.errors import SourceError
+from featcache.fingerprint import file_hash
+from featcache.settings import DataSettings
+from featcache.system.downloads import fetched
+from featcache.system.stores import is_remote, opened, shown
+
+SPLITS = ("train", "validation", "test")
+_ALIASES = {
+    **{name: name for name in SPLITS},
+    **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),
+}
+_LOCAL_ENDINGS = (*FORMATS, ".gz", ".zip", ".arrow", ".txt")
+_SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
+
+
+def split_name(name: str) -> str | None:
+    """The one of `SPLITS` that is meant by `name`: "dev" is validation, "foo" none."""
+    return _ALIASES.get(name.lower())
+
+
+class Place(NamedTuple):
+    """What a `DataSettings` points to: files by split, a `save_to_disk` folder, or a hub id."""
+
+    files: Mapping[str, list[Path]] = MappingProxyType({})
+    folder: Path | None = None
+    hub_id: str = ""
+    config: str | None = None
+    splits: tuple[str, ...] = ()  # those known without loading; none for a hub id
+
+
+def locate(data: DataSettings) -> Place:
+    """What `data` points to; only looks at names, but fetches a file that is named by a URL.
+
+    Raises:
+        SourceError: a file or folder that is not there, holds no rows, or cannot be fetched.
+        UsageError: a URL of an unknown kind, or whose driver is not installed.
+    """
+    if data.data_files:
+        return _data_files(data.data_files)
+    if is_remote(data.dataset):
+        return Place(files={"train": [_here(data.dataset)]}, splits=("train",))
+    path = Path(data.dataset).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return Place(files={"train": [_readable(path)]}, splits=("train",))
+    name = data.dataset
+    local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if local or name.lower().endswith(_LOCAL_ENDINGS):
+        raise SourceError(f"no such file or folder: {name}")
+    hub_id, _, config = name.partition(":")
+    return Place(hub_id=hub_id, config=config or None)
+
+
+def _data_files(data_files: Mapping[str, str]) -> Place:
+    files: dict[str, list[Path]] = {}
+    for key, value in data_files.items():
+        split = split_name(key)
+        if split is None:
+            raise SourceError(f"--data-files: unknown split {key!r}", hint=f"splits are: {', '.join(SPLITS)}")
+        if split in files:
+            raise SourceError(f"--data-files names the {split} split twice")
+        path = _here(value)
+        if not path.is_file():
+            raise SourceError(f"no such file: {value} (--data-files {key}=...)")
+        files[split] = [_readable(path)]
+    return Place(files=files, splits=tuple(files))
+
+
+def _here(text: str) -> Path:
+    """The file meant by a path or a URL, as one of this machine."""
+    if not is_remote(text):
+        return Path(text).expanduser()
+    name = opened(text, SourceError).name
+    if file_format(Path(name)) is None:
+        raise SourceError(
+            f"{shown(text)}: unknown file type",
+            hint="name files, not folders, of a store: --data-files train=URL,test=URL; "
+            f"they end in one of: {' '.join(FORMATS)}",
+        )
+    return fetched(text)
+
+
+def _folder(folder: Path) -> Place:
+    if (folder / "dataset_dict.json").is_file():
+        try:
+            saved = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
+            splits = tuple(split_name(name) or name for name in saved)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise SourceError(f"cannot read the saved dataset {folder}: {error}") from None
+        return Place(folder=folder, splits=splits)
+    if (folder / "state.json").is_file():
+        return Place(folder=folder, splits=("train",))
+    # A clone of a hub dataset keeps its files in data/.
+    for place in (folder, folder / "data"):
+        files = _split_files(place) if place.is_dir() else {}
+        if files:
+            return Place(files=files, splits=tuple(files))
+    endings = " ".join(FORMATS)
+    raise SourceError(
+        f"no train, validation or test file in folder {folder}",
+        hint=f"they are called train.*, validation.* (or dev.*) and test.*; endings: {endings}",
+    )
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Files of `folder` by split; several files of one split must be numbered shards of it."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = _SHARD.fullmatch(path.name.split(".")[0])
+        split = None if match is None else split_name(match["split"])
+        if split is not None and path.is_file() and file_format(path) is not None:
+            files.setdefault(split, []).append(path)
+    for split, paths in files.items():
+        if len(paths) > 1 and not all("-of-" in path.name for path in paths):
+            there = ", ".join(path.name for path in paths)
+            raise SourceError(f"several files for the {split} split in {folder}: {there}")
+    return {split: files[split] for split in SPLITS if split in files}
+
+
+def _readable(path: Path) -> Path:
+    if file_format(path) is None:
+        raise SourceError(f"{path}: unknown file type", hint=f"files end in one of: {' '.join(FORMATS)}")
+    return path
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    with reading(path):
+        return file_hash(path)
+
+
+def file_facts(path: Path) -> dict[str, object]:
+    """Name, SHA-256 and size of a file."""
+    return {"name": path.name, "sha256": content_hash(path), "bytes": path.stat().st_size}
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under `folder`, but for what `datasets` writes there as its own cache."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): content_hash(path)
+        for path in files
+        if not (path.name.startswith("cache-") and path.suffix == ".arrow")
+    }

@@ -1,0 +1,240 @@
+"""Texts and labels: hub id, `save_to_disk` folder, csv/tsv/json/jsonl/parquet -> `Split`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.data.arrow_table import Table, open_tables, quiet_datasets, table_in_memory
+from featcache.data.holdout import stratified_share
+from featcache.data.hub_dataset import hub_commit
+from featcache.data.labels import (
+    Labelled,
+    bad_rows_note,
+    bad_texts,
+    check_one_kind,
+    known_to_train,
+    label_indexes,
+    label_order,
+    read_labels,
+)
+from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate
+from featcache.errors import SourceError, UsageError
+from featcache.settings import DataSettings
+
+__all__ = ["SPLITS", "Rows", "Split", "describe_source", "from_texts", "load_splits", "stratified_share"]
+
+Rows = Sequence[int] | NDArray[Any] | slice
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, in file order; its texts stay on disk until they are asked for."""
+
+    name: str  #: "train", "validation" or "test"
+    #: int64 [N], indexes into `label_names`, -1 where there are none; multi-label: multi-hot uint8 [N, C]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
+    label_names: tuple[str, ...]  #: shared by all splits of one source
+    row_numbers: NDArray[np.int64]  #: int64 [N], 0-based rows of the source, before any left out
+    notes: tuple[str, ...] = ()  #: what was held out or left out, for people
+    skipped: int = 0  #: rows of this split of the source that were left out as unusable
+    _table: Table = field(default=cast(Any, None), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def texts(self, rows: Rows) -> list[str]:
+        """The texts of these rows of the split (0..N-1, a slice or a mask); only they are read."""
+        return self._read(self._table.columns.text, rows)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether each row has a second text."""
+        return self._table.columns.pair is not None
+
+    def pairs(self, rows: Rows) -> list[str] | None:
+        """The second texts of these rows, or None when the source has no pair column."""
+        pair = self._table.columns.pair
+        return None if pair is None else self._read(pair, rows)
+
+    def batches(self, size: int = 4096) -> Iterator[tuple[list[str], list[str] | None]]:
+        """(texts, pairs) of `size` rows at a time, in file order; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield self.texts(rows), self.pairs(rows)
+
+    def _read(self, column: str, rows: Rows) -> list[str]:
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            rows = rows.astype(np.int64) if rows.size == 0 else rows
+        wanted = self.row_numbers[rows]
+        if len(wanted) == 0:
+            return []
+        source = self._table.dataset.select_columns([column]).with_format("arrow")
+        # A run of rows is a slice of the memory-mapped file; scattered rows have to be gathered.
+        if np.array_equal(wanted, np.arange(wanted[0], wanted[0] + len(wanted))):
+            table = source[int(wanted[0]) : int(wanted[-1]) + 1]
+        else:
+            table = source[wanted.tolist()]
+        return cast(list[str], table.column(column).to_pylist())
+
+
+def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[str, Split]:
+    """The splits called `names`, checked row by row.
+
+    Without a validation split, a stratified share of train is held out for it, the same one for
+    the same seed and the same rows; "train" is then the rest.
+
+    Args:
+        data: where the texts are, and which columns to take.
+        names: some of `SPLITS`.
+        seed: decides which rows are held out.
+
+    Raises:
+        UsageError: a setting that cannot be meant.
+        SourceError: texts or labels that are not there, not readable or not usable.
+    """
+    _check_settings(data, names)
+    with quiet_datasets():
+        tables, others = open_tables(data)
+        hold_out = "validation" not in tables and "train" in tables
+        for name in names:
+            if name not in tables and not (name == "validation" and hold_out):
+                where = "--data-files" if data.data_files else data.dataset
+                there = ", ".join([*tables, *others]) or "none"
+                raise SourceError(f"no {name} split in {where}; splits there are: {there}")
+        reference = ["train"] if "train" in tables else list(tables)
+        wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
+        read = {name: read_labels(name, tables[name](), data) for name in wanted}
+    check_one_kind(read)
+    order = label_order({name: read[name] for name in reference}, data)
+    if "train" in read:
+        read = known_to_train(read, data)
+    splits = {name: _split(name, one, order) for name, one in read.items()}
+    if hold_out and {"train", "validation"} & set(names):
+        splits |= _held_out(splits["train"], data.validation_share, seed)
+    return {name: splits[name] for name in names}
+
+
+def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | None:
+    """Everything that determines the rows, as a JSON-able document; `datasets` is not imported.
+
+    Local files are described by their SHA-256, a hub dataset by its commit. A split of one file is
+    one object, a split of several files a list of them.
+
+    Returns:
+        The document, or None for a hub dataset whose commit the hub cannot be asked for.
+
+    Raises:
+        SourceError: a file or folder that is not there or cannot be read.
+    """
+    _check_settings(data, ())
+    place = locate(data)
+    document: dict[str, object] = {
+        "text_column": data.text_column,
+        "pair_column": data.pair_column,
+        "label_column": data.label_column,
+        "label_names": list(data.label_names) if data.label_names else None,
+        "skip_bad_rows": data.skip_bad_rows,
+    }
+    if data.label_separator is not None:  # said only where it is set, so that older requests still answer
+        document["label_separator"] = data.label_separator
+    if place.files:
+        hashes = {split: [file_facts(file) for file in files] for split, files in place.files.items()}
+        document["files"] = {split: parts if len(parts) > 1 else parts[0] for split, parts in hashes.items()}
+    elif place.folder is not None:
+        document["saved"] = folder_hashes(place.folder)
+    else:
+        commit = hub_commit(place.hub_id, data.dataset_revision)
+        if commit is None:
+            return None
+        document |= {"dataset": place.hub_id, "config": place.config, "commit": commit}
+    # What splits a hub dataset has is not known without loading it: then seed and share count.
+    if "validation" not in place.splits and ("train" in place.splits or not place.splits):
+        document |= {"validation_share": data.validation_share, "seed": seed}
+    return document
+
+
+def from_texts(
+    name: str,
+    texts: Iterable[str],
+    labels: Iterable[object] | NDArray[Any] | None = None,
+    label_names: Sequence[str] | None = None,
+    pairs: Iterable[str] | None = None,
+) -> Split:
+    """A split from values in memory.
+
+    Args:
+        name: what to call it.
+        texts: N texts, none of them empty.
+        labels: N integers or strings, as in a file; or N lists of them, or a multi-hot array [N, C]
+            (multi-label). None gives labels of -1 and no names.
+        label_names: names of labels 0, 1, ..., or the order of string labels; those of a multi-hot
+            array's columns are by default their numbers.
+        pairs: N second texts.
+
+    Raises:
+        SourceError: an empty or unusable text, a label outside `label_names`, or unequal lengths.
+    """
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        labels, label_names = _lists_of(labels, label_names)
+    table = table_in_memory(name, texts, labels, pairs)
+    data = DataSettings(label_names=tuple(label_names) if label_names is not None else None)
+    if labels is None:
+        bad_rows_note(name, {"no usable text": bad_texts(table)}, data)
+        rows, unlabelled = np.arange(len(table.dataset)), np.full(len(table.dataset), -1, np.int64)
+        return Split(name, unlabelled, data.label_names or (), rows, _table=table)
+    read = read_labels(name, table, data)
+    return _split(name, read, label_order({name: read}, data))
+
+
+def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in SPLITS:
+            raise UsageError(f"unknown split {name!r}", hint=f"splits are: {', '.join(SPLITS)}")
+    if not 0 < data.validation_share < 1:
+        raise UsageError(f"--validation-share must be between 0 and 1, got {data.validation_share}")
+    if data.label_separator == "":
+        raise UsageError("--label-separator is empty", hint="e.g. --label-separator ';'")
+    if data.label_names and len(set(data.label_names)) < len(data.label_names):
+        raise UsageError(f"--label-names has a name twice: {', '.join(data.label_names)}")
+
+
+def _split(name: str, read: Labelled, order: tuple[str, ...]) -> Split:
+    labels = label_indexes(read, order)
+    return Split(name, labels, order, read.rows, read.notes, read.skipped, read.table)
+
+
+def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
+    """`train` without the rows held out of it, and those rows as the validation split."""
+    keep, held = stratified_share(train.labels, share, seed)
+    if len(held) == 0:
+        raise SourceError(
+            "no validation split, and train has too few rows of any class to hold one out",
+            hint="add a validation file, or more train rows",
+        )
+    note = f"no validation split: {len(held)} of {len(train)} train rows held out"
+    notes = (*train.notes, f"{note} (stratified, seed {seed})")
+
+    def part(rows: NDArray[np.int64], **changes: Any) -> Split:
+        labels, numbers = train.labels[rows], train.row_numbers[rows]
+        return replace(train, labels=labels, row_numbers=numbers, notes=notes, **changes)
+
+    # The rows left out are counted once, with train.
+    return {"train": part(keep), "validation": part(held, name="validation", skipped=0)}
+
+
+def _lists_of(hot: NDArray[Any], names: Sequence[str] | None) -> tuple[list[list[int]], Sequence[str]]:
+    """A multi-hot array as lists of labels, and a name for each of its columns."""
+    if not np.isin(hot, (0, 1)).all():
+        row = int(np.argmax(~np.isin(hot, (0, 1)).all(1))) + 1
+        raise SourceError(f"row {row} of the label array is not multi-hot: {hot[row - 1]!s:.60}")
+    if names is None:
+        names = [str(column) for column in range(hot.shape[1])]
+    if len(names) != hot.shape[1]:
+        raise SourceError(f"the label array has {hot.shape[1]} columns, and there are {len(names)} names")
+    return [np.flatnonzero(row).tolist() for row in hot], names

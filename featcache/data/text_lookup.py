@@ -1,0 +1,87 @@
+"""The texts of cached rows, for people to read: found again in the source by row hash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featcache.data.split import Split, load_splits
+from featcache.errors import FeatcacheError
+from featcache.fingerprint import row_hashes
+from featcache.settings import DataSettings
+
+LONGEST = 2000  # characters kept of a text: it is shown, not used
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """Where cached rows stand in their source.
+
+    Attributes:
+        splits: the source, by split; empty where it could not be read.
+        places: int64 `[N]` by split: the row of the source's split that a cached row is, -1 for none.
+        reason: why there are no texts; empty where there are.
+    """
+
+    splits: Mapping[str, Split]
+    places: Mapping[str, np.ndarray]
+    reason: str = ""
+
+    def text(self, split: str, row: int) -> str | None:
+        """`texts_of` one row."""
+        return self.texts_of(split, [row])[0]
+
+    def texts_of(self, split: str, rows: Sequence[int]) -> list[str | None]:
+        """What a person can read of cached rows, at most LONGEST characters of each; None where not found.
+
+        Of a pair both, with a line break between.
+        """
+        places = [self._place(split, row) for row in rows]
+        there = [place for place in places if place >= 0]
+        if not there:
+            return [None] * len(rows)
+        first, second = self.splits[split].texts(there), self.splits[split].pairs(there)
+        whole = first if second is None else ["\n".join(pair) for pair in zip(first, second, strict=True)]
+        cut = iter(text if len(text) <= LONGEST else text[:LONGEST] + "…" for text in whole)
+        return [next(cut) if place >= 0 else None for place in places]
+
+    def number(self, split: str, row: int) -> int | None:
+        """The 1-based row of the source file or table, before any split was held out of it."""
+        place = self._place(split, row)
+        return None if place < 0 else int(self.splits[split].row_numbers[place]) + 1
+
+    def _place(self, split: str, row: int) -> int:
+        return int(self.places[split][row]) if split in self.places else -1
+
+
+def find_texts(data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int) -> RowTexts:
+    """The source's rows for cached rows; a source that cannot be read is a reason, not an error.
+
+    Args:
+        data: where the texts are.
+        hashes: row hashes uint8 `[N, 32]` by split.
+        seed: decides which rows were held out of train, as when the features were made.
+    """
+    try:
+        # A row that is no longer usable is no reason to show none of the others.
+        splits = load_splits(replace(data, skip_bad_rows=True), tuple(hashes), seed=seed)
+        places = {name: _places(split, hashes[name]) for name, split in splits.items()}
+    except FeatcacheError as error:
+        return RowTexts({}, {}, error.what)
+    return RowTexts(splits, places)
+
+
+def _places(split: Split, wanted: np.ndarray) -> np.ndarray:
+    parts = [row_hashes(texts, pairs) for texts, pairs in split.batches()]
+    have = np.concatenate(parts) if parts else np.zeros((0, 32), np.uint8)
+    if np.array_equal(have, wanted):
+        return np.arange(len(wanted))
+    if not len(have):
+        return np.full(len(wanted), -1)
+    items, asked = (np.ascontiguousarray(part).view("V32").ravel() for part in (have, wanted))
+    order = np.argsort(items, kind="stable")
+    found = np.minimum(np.searchsorted(items, asked, sorter=order), len(order) - 1)
+    places = order[found]
+    return np.where(items[places] == asked, places, -1)

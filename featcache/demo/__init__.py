@@ -1,0 +1,1 @@
+"""The demo's encoder and reviews, out of PyPI packages."""

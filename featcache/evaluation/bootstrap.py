@@ -1,0 +1,88 @@
+"""How far a metric would move on other rows: bootstrap intervals of everything in a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.evaluation.metrics import METRICS, RowStatistics, Sums, metrics_of, row_statistics
+
+CONFIDENCE = 0.95
+_CHUNK = 4_000_000  # weights held at a time: 32 MB of float64
+
+
+def bootstrap_intervals(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    thresholds: np.ndarray | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap interval of each metric of `Scores.summary`, (low, high) by name.
+
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. It says how much the metrics
+    depend on which rows were drawn, not on the training. `ece` is an estimate that is too high, the more so
+    the fewer rows and the better calibrated the head, and its resamples are higher still: read its interval
+    as that of the estimate; it does not reach 0 where the head is calibrated.
+
+    Args:
+        probabilities, labels, thresholds: as in `featcache.evaluation.metrics.score`.
+        resamples: at least 1.
+        seed: same seed, same intervals.
+
+    Returns:
+        (NaN, NaN) for each metric where there are no rows.
+
+    Raises:
+        UsageError: no resamples, or shapes or labels that do not fit each other.
+        HeadError: NaN, or numbers that are no probabilities.
+    """
+    drawn = bootstrap_metrics(probabilities, labels, thresholds, resamples=resamples, seed=seed)
+    tail = 50 * (1 - CONFIDENCE)
+    ends = {name: np.percentile(values, [tail, 100 - tail]).tolist() for name, values in drawn.items()}
+    return {name: (low, high) for name, (low, high) in ends.items()}
+
+
+def bootstrap_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    thresholds: np.ndarray | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Each metric of each resample, float64 `[resamples]`; arguments and errors as above.
+
+    Resample r is the rows `np.random.default_rng(seed).integers(N, size=(resamples, N), dtype=np.uint32)[r]`,
+    for all metrics alike. Time is some 15 ns a row and resample; memory does not grow with `resamples`.
+    """
+    if resamples < 1:
+        raise UsageError(f"{resamples} bootstrap resamples: at least 1 is needed")
+    rows = row_statistics(probabilities, labels, thresholds)
+    if not len(rows.correct):
+        return {name: np.full(resamples, np.nan) for name in METRICS}
+    parts = [metrics_of(sums) for sums in _resampled_sums(rows, resamples, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+
+
+def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[Sums]:
+    """The sums of all resamples, some at a time: how often each row was drawn, times what it adds."""
+    from scipy.sparse import csr_array
+
+    count = len(rows.correct)
+    numbers = np.column_stack([rows.correct, rows.loss, rows.gaps])
+    kinds = (rows.true, rows.predicted, rows.hits)
+    row = np.concatenate([entries[0] for entries in kinds])
+    column = np.concatenate([entries[1] + i * rows.classes for i, entries in enumerate(kinds)])
+    counts = csr_array((np.ones(len(row)), (row, column)), shape=(count, 3 * rows.classes))
+    draw = np.random.default_rng(seed)
+    size = max(1, _CHUNK // max(count, 3 * rows.classes))
+    for start in range(0, resamples, size):
+        picked = draw.integers(count, size=(min(size, resamples - start), count), dtype=np.uint32)
+        weights = np.stack([np.bincount(one, minlength=count) for one in picked]).astype(np.float64)
+        correct, loss, gaps = np.split(weights @ numbers, [1, 2], axis=1)
+        true, predicted, hits = np.split(weights @ counts, 3, axis=1)
+        yield Sums(count, correct[:, 0], loss[:, 0], gaps, true, predicted, hits, rows.multi_label)

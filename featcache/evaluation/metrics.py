@@ -1,0 +1,332 @@
+"""Metrics of class probabilities, single-label and multi-label; plain numpy, no heavy import.
+
+The task is told by the labels: int `[N]` is single-label, multi-hot `[N, C]` is multi-label. Every metric
+is made of sums over rows (`RowStatistics` -> `Sums` -> `metrics_of`), so that the bootstrap of
+`featcache.evaluation.bootstrap` weighs rows instead of scoring copies of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.errors import HeadError, UsageError
+
+METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "log_loss", "ece")
+FLOOR = 1e-15  # no probability counts as less in a log loss
+BINS = 15  # of the calibration error, as in Guo et al.
+PART_ROWS = 1 << 16  # rows whose statistics are held at a time
+
+Entries = tuple[np.ndarray, np.ndarray]  # rows int [E], label numbers int [E]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One row of the per-class table; 0 where a ratio has nothing to divide by."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a head does on one split; the six numbers are NaN where the split has no rows.
+
+    Attributes:
+        accuracy: share of rows whose label, or whole label set, is right.
+        macro_f1: single-label: mean over the classes that are in the labels or were predicted;
+            multi-label: mean over all labels, 0 for one that is in neither. Both as in scikit-learn.
+        micro_f1: from the counts of all classes together; single-label: the accuracy.
+        weighted_f1: mean over the classes, weighted by support.
+        log_loss: nats a row; multi-label: mean binary cross-entropy over all N*C entries.
+        ece: expected calibration error, see `calibration_gaps`.
+        confusion: int64 `[C, C]`, rows true, columns predicted; None for multi-label.
+    """
+
+    accuracy: float
+    macro_f1: float
+    micro_f1: float
+    weighted_f1: float
+    log_loss: float
+    ece: float
+    per_class: tuple[ClassScore, ...]
+    confusion: np.ndarray | None
+
+    @property
+    def summary(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """What each row adds to the sums that the metrics are made of.
+
+    Attributes:
+        correct: bool `[N]`.
+        loss: float64 `[N]`, in nats.
+        gaps: float64 `[N, bins]`, see `calibration_gaps`.
+        true: the entries (row, label) that are in the labels.
+        predicted: those that were predicted.
+        hits: those in both.
+        classes: C.
+        multi_label: whether labels were multi-hot.
+    """
+
+    correct: np.ndarray
+    loss: np.ndarray
+    gaps: np.ndarray
+    true: Entries
+    predicted: Entries
+    hits: Entries
+    classes: int
+    multi_label: bool
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over rows; leading axes `...`, if any, are resamples.
+
+    Attributes:
+        rows: N, the same in all resamples.
+        correct, loss: `[...]`.
+        gaps: `[..., bins]`.
+        true, predicted, hits: `[..., C]`; `true` is also called support.
+        multi_label: whether labels were multi-hot.
+    """
+
+    rows: int
+    correct: np.ndarray
+    loss: np.ndarray
+    gaps: np.ndarray
+    true: np.ndarray
+    predicted: np.ndarray
+    hits: np.ndarray
+    multi_label: bool
+
+    def __add__(self, other: Sums) -> Sums:
+        """Of both parts together."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        return Sums(**sums, multi_label=self.multi_label)
+
+
+_SUMMED = ("rows", "correct", "loss", "gaps", "true", "predicted", "hits")
+
+
+def score(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    label_names: tuple[str, ...],
+    thresholds: np.ndarray | None = None,
+) -> Scores:
+    """Scores of probabilities `[N, C]` against labels.
+
+    Args:
+        probabilities: single-label: the highest is predicted, the first of equals.
+        labels: int `[N]`, or multi-hot `[N, C]`.
+        label_names: C names for the per-class table.
+        thresholds: multi-label only: float `[C]`, predicted is `probabilities >= thresholds`; 0.5 each.
+
+    Raises:
+        UsageError: shapes or labels that do not fit each other.
+        HeadError: NaN, or numbers that are no probabilities.
+    """
+    if len(label_names) != np.shape(probabilities)[-1]:
+        raise UsageError(f"{len(label_names)} label names for probabilities {list(np.shape(probabilities))}")
+    check_labels(probabilities, labels)
+    parts = ((probabilities[rows], labels[rows]) for rows in row_parts(len(labels)))
+    return score_parts(parts, label_names, thresholds)
+
+
+def score_parts(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+    label_names: tuple[str, ...],
+    thresholds: np.ndarray | None = None,
+) -> Scores:
+    """As `score`, of rows that are never in memory all at once.
+
+    Args:
+        parts: probabilities and labels of some rows each; one part at least.
+    """
+    total: Sums | None = None
+    confusion: np.ndarray | int = 0
+    for probabilities, labels in parts:
+        sums = _total(row_statistics(probabilities, labels, thresholds))
+        total = sums if total is None else total + sums
+        if not sums.multi_label:
+            confusion = confusion + confusion_matrix(labels, probabilities.argmax(axis=1), len(label_names))
+    assert total is not None
+    table = zip(label_names, total.true.tolist(), total.predicted.tolist(), total.hits.tolist(), strict=True)
+    return Scores(
+        **{name: float(value) for name, value in metrics_of(total).items()},
+        per_class=tuple(_class_score(*line) for line in table),
+        confusion=None if total.multi_label else np.asarray(confusion),
+    )
+
+
+def row_parts(rows: int) -> Iterator[slice]:
+    """All of so many rows, PART_ROWS at a time; one empty part of none."""
+    return (slice(start, start + PART_ROWS) for start in range(0, max(rows, 1), PART_ROWS))
+
+
+def row_statistics(
+    probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None = None
+) -> RowStatistics:
+    """What each row adds; arguments and errors as in `score`."""
+    check_labels(probabilities, labels)
+    check_probabilities(probabilities)
+    probabilities = np.asarray(probabilities, np.float64)
+    loss, gaps = _row_losses(probabilities, labels), calibration_gaps(probabilities, labels)
+    rows, classes = probabilities.shape
+    if labels.ndim == 2:
+        true, guessed = labels.astype(bool), multi_hot(probabilities, thresholds).astype(bool)
+        correct = (true == guessed).all(axis=1)
+        in_true, in_guessed, in_both = _entries(true), _entries(guessed), _entries(true & guessed)
+        return RowStatistics(correct, loss, gaps, in_true, in_guessed, in_both, classes, True)
+    if thresholds is not None:
+        raise UsageError("thresholds are for multi-label data; these labels are single-label")
+    every, best = np.arange(rows), probabilities.argmax(axis=1)
+    correct = best == labels
+    hits = (every[correct], best[correct])
+    return RowStatistics(
+        correct, loss, gaps, (every, labels.astype(np.int64)), (every, best), hits, classes, False
+    )
+
+
+def metrics_of(sums: Sums) -> dict[str, np.ndarray]:
+    """Each of `METRICS`, float64 `[...]`; NaN of no rows."""
+    if sums.rows == 0:
+        return dict.fromkeys(METRICS, np.full(np.shape(sums.correct), np.nan))
+    either = sums.true + sums.predicted
+    f1 = _ratio(2 * sums.hits, either)
+    counted = sums.true.shape[-1] if sums.multi_label else np.count_nonzero(either, axis=-1)
+    return {
+        "accuracy": sums.correct / sums.rows,
+        "macro_f1": f1.sum(axis=-1) / counted,
+        "micro_f1": _ratio(2 * sums.hits.sum(axis=-1), either.sum(axis=-1)),
+        "weighted_f1": _ratio((f1 * sums.true).sum(axis=-1), sums.true.sum(axis=-1)),
+        "log_loss": sums.loss / sums.rows,
+        "ece": np.abs(sums.gaps).sum(axis=-1) / sums.rows,
+    }
+
+
+def multi_hot(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
+    """The label sets predicted by probabilities `[N, C]`: uint8 `[N, C]`, 1 from the threshold upwards.
+
+    Args:
+        thresholds: float `[C]`; 0.5 each by default.
+
+    Raises:
+        UsageError: not one threshold a label.
+    """
+    limits = (
+        np.full(probabilities.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, np.float64)
+    )
+    if limits.shape != probabilities.shape[1:]:
+        raise UsageError(f"{list(limits.shape)} thresholds for {probabilities.shape[1]} labels")
+    return (probabilities >= limits).astype(np.uint8)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts int64 `[C, C]`, rows true, columns predicted."""
+    cells = labels.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log probability of what is true, in nats; NaN of no rows.
+
+    Single-label: of the true class. Multi-label: binary cross-entropy, over all N*C entries.
+    Probabilities are held above 1e-15.
+    """
+    losses = _row_losses(probabilities, labels)
+    return float(losses.mean()) if len(losses) else float("nan")
+
+
+def calibration_gaps(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """What each row adds to each bin of the expected calibration error; float64 `[N, bins]`.
+
+    Guo et al. 2017 (arXiv:1706.04599): confidences fall into `bins` intervals of equal width, open below
+    and closed above (here 0 is in the first), and
+    `ECE = sum over bins of |share correct - mean confidence| * share of the entries in the bin`,
+    which is `sum over bins |sum over rows of gaps| / N`. Single-label: an entry is a row, its confidence the
+    highest probability. Multi-label: all N*C entries, each with the probability that its label is there.
+    """
+    if labels.ndim == 2:
+        confidence, true = np.asarray(probabilities, np.float64), labels
+    else:
+        confidence = probabilities.max(axis=1).astype(np.float64)[:, None]
+        true = (probabilities.argmax(axis=1) == labels)[:, None]
+    rows, entries = confidence.shape
+    inner = np.linspace(0, 1, bins + 1)[1:-1]
+    cell = np.arange(rows)[:, None] * bins + np.searchsorted(inner, confidence, side="left")
+    gaps = np.bincount(cell.ravel(), (true - confidence).ravel(), minlength=rows * bins)
+    return np.asarray(gaps.reshape(rows, bins) / entries)
+
+
+def check_labels(outputs: np.ndarray, labels: np.ndarray) -> None:
+    """Probabilities or logits `[N, C]` and labels are of one shape, and there is such a label.
+
+    Raises:
+        UsageError: they are not.
+    """
+    shapes = f"outputs {list(outputs.shape)}, labels {list(labels.shape)} of {labels.dtype}"
+    if outputs.ndim != 2 or not outputs.shape[1] or labels.shape not in (outputs.shape, outputs.shape[:1]):
+        raise UsageError(f"these do not fit: {shapes}", hint="labels are int [N] or multi-hot [N, C]")
+    if labels.dtype.kind not in "biu":
+        raise UsageError(f"labels must be whole numbers: {shapes}")
+    highest = 1 if labels.ndim == 2 else outputs.shape[1] - 1
+    if labels.size and not (labels.min() >= 0 and labels.max() <= highest):
+        raise UsageError(f"labels must be in 0..{highest}, found {labels.min()}..{labels.max()}: {shapes}")
+
+
+def check_probabilities(probabilities: np.ndarray) -> None:
+    """All are in 0..1, give or take a rounding.
+
+    Raises:
+        HeadError: they are not, or NaN.
+    """
+    if not ((probabilities >= -1e-5) & (probabilities <= 1 + 1e-5)).all():  # NaN is neither
+        raise HeadError("probabilities that are NaN or outside 0..1", hint="pass probabilities, not logits")
+
+
+def _entries(where: np.ndarray) -> Entries:
+    rows, numbers = np.nonzero(where)
+    return rows, numbers
+
+
+def _row_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Nats of each row `[N]`; multi-label: the mean over its C entries."""
+    if labels.ndim == 1:
+        true = probabilities[np.arange(len(labels)), labels]
+        return np.asarray(-np.log(np.maximum(true, FLOOR)))
+    true = np.where(labels, probabilities, 1 - probabilities)
+    return np.asarray(-np.log(np.maximum(true, FLOOR)).mean(axis=1))
+
+
+def _total(rows: RowStatistics) -> Sums:
+    """Every row once."""
+    true, predicted, hits = (
+        np.bincount(numbers, minlength=rows.classes) for _, numbers in (rows.true, rows.predicted, rows.hits)
+    )
+    every = (rows.correct.sum(), rows.loss.sum(), rows.gaps.sum(axis=0))
+    return Sums(len(rows.correct), *every, true, predicted, hits, rows.multi_label)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """`above / below`, 0 where there is nothing to divide by."""
+    return np.asarray(above / np.where(below > 0, below, 1) * (below > 0))
+
+
+def _class_score(name: str, support: int, predicted: int, hits: int) -> ClassScore:
+    return ClassScore(
+        name,
+        precision=hits / predicted if predicted else 0.0,
+        recall=hits / support if support else 0.0,
+        f1=2 * hits / (support + predicted) if support + predicted else 0.0,
+        support=support,
+    )

@@ -1,0 +1,292 @@
+"""A run as one ONNX graph, token ids to logits, in a folder that onnxruntime and its tokenizer load.
+
+The graph is the stock model in float32, as far as the run's layer, then the pooling, then the head with its
+temperature. What is written is loaded back by onnxruntime, with the tokenizer out of the same folder, and its
+logits are compared twice: closely with the run in float32, and with the run's own predictor, which may
+compute in 16 or 8 bits. Only then does the folder appear.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache.backbone.encoder import Encoder
+from featcache.backbone.model import quiet_transformers
+from featcache.backbone.pooling import parse_view
+from featcache.backbone.position_table import extend_table, position_table
+from featcache.errors import BackboneError, HeadError, UsageError
+from featcache.export.onnx_graph import OUTPUT, Classifier, write_graph
+from featcache.export.reference import (
+    SAMPLES,
+    Exported,
+    Source,
+    largest_difference,
+    model_card,
+    new_folder,
+    refuse_folder,
+)
+from featcache.heads.head import Head
+from featcache.heads.scorers import Linear, Mlp
+from featcache.prediction.predictor import Predictor
+from featcache.runs.run import Run
+
+GRAPH, NOTE = "model.onnx", "featcache.json"
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-4  # of a logit, absolute, or relative to the largest one: the same arithmetic twice
+# The run's own predictor rounds: features to 16 bits at the least. Measured with bfloat16: up to 0.011.
+OWN_TOLERANCE: Mapping[str, float] = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1, "int8": 0.3}
+
+
+def export_onnx(
+    run: Run, folder: Path, *, model: str | None = None, texts: Sequence[str] = SAMPLES, force: bool = False
+) -> Exported:
+    """Write a run as a folder for onnxruntime.
+
+    `model.onnx` takes `input_ids` and `attention_mask` (and `token_type_ids`, where the backbone was given
+    them), int64 `[batch, tokens]`, padded on the right, and gives `logits`, float32 `[batch, C]`, divided by
+    the temperature. Beside it lie the tokenizer's files, the backbone's `config.json` with the names of the
+    labels, `featcache.json` with all that a program must know, and a model card.
+
+    Args:
+        folder: made here; replaced only with `force`.
+        model: folder of the backbone, if it has moved since.
+        texts: on which logits are compared, in one padded batch; some short and long ones by default.
+
+    Raises:
+        HeadError: a head or a way with long texts that a graph cannot hold; says which.
+        BackboneError: a backbone that cannot be exported, or other logits; nothing is written.
+        UsageError: `folder` is there or cannot be written, or onnx or onnxruntime is not installed.
+    """
+    refuse_folder(folder, run, force=force)
+    require_packages()
+    _require_exportable(run.head())
+    source = Source(run, model)
+    made = _Made.of(source, texts)
+    own = Predictor.from_run(run, model=model).encoder
+    rounded = source.logits(own, texts)
+    rounding = own.backbone.dtype_name
+    del own
+    with new_folder(folder, force=force) as temporary:
+        with quiet_transformers():
+            made.save(temporary)
+        found = _logits(temporary, source, texts)
+        difference = largest_difference(found, made.logits, TOLERANCE, "the run in float32")
+        own_difference = largest_difference(found, rounded, OWN_TOLERANCE[rounding], "the run's predictor")
+        written = Exported(folder, made.model_class, difference, len(texts), own_difference)
+        (temporary / "README.md").write_text(_card(source, written, rounding), encoding="utf-8")
+    return written
+
+
+def require_packages() -> None:
+    """
+    Raises:
+        UsageError: what the export needs is not installed.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the ONNX export needs {', '.join(missing)}, not installed here",
+            hint="pip install 'featcache[onnx]'",
+        )
+
+
+def _require_exportable(head: Head) -> None:
+    if not isinstance(head.scorer, (Linear, Mlp)):
+        raise HeadError(
+            f"a {head.scorer.kind} head is rows and not weights, and is not exported",
+            hint="train another one, e.g. featcache train-head --head linear",
+        )
+    how = head.encoder.get("long_text", "truncate")
+    if how != "truncate":
+        raise HeadError(
+            f"--long-text {how} is done outside of the model, and a graph cannot hold it",
+            hint="export a run with --long-text truncate",
+        )
+
+
+# --- making and writing it ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    """All that is written but the card, and the logits float32 `[N, C]` it must give."""
+
+    source: Source
+    classifier: Classifier
+    tokenizer: Any
+    inputs: tuple[str, ...]
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, source: Source, texts: Sequence[str]) -> _Made:
+        encoder = source.encoder()
+        logits = source.logits(encoder, texts)
+        typed = encoder.tokenize(["a"], source.second(["a"])).type_ids is not None
+        inputs = ["input_ids", "attention_mask"]
+        if typed and "token_type_ids" in encoder.backbone._parameters:
+            inputs.append("token_type_ids")
+        view = parse_view(source.head.view, encoder.backbone.num_blocks)
+        with quiet_transformers():
+            classifier = Classifier(_stock_model(source, encoder), view, source.head).eval()
+        return cls(source, classifier, _tokenizer(source), tuple(inputs), logits)
+
+    @property
+    def model_class(self) -> str:
+        return type(self.classifier.model).__name__
+
+    def save(self, folder: Path) -> None:
+        """Raises BackboneError where the exporter cannot trace the model, or onnx cannot write it."""
+        try:
+            write_graph(self.classifier, self.inputs, folder / GRAPH)
+        except OSError:
+            raise
+        except Exception as error:  # the exporter, onnxscript and onnx raise every kind there is
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise BackboneError(
+                f"{self.source.files.name} ({self.model_class}) cannot be exported to ONNX: "
+                f"{type(error).__name__}: {reason}; nothing was written",
+                hint="--format huggingface exports linear heads of last/cls of some families",
+            ) from error
+        self._config().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        note = json.dumps(
+            _note(self.source.head, self.inputs, self.source.pairs), ensure_ascii=False, indent=1
+        )
+        (folder / NOTE).write_text(note, encoding="utf-8")
+
+    def _config(self) -> Any:
+        config, head = self.classifier.model.config, self.source.head
+        config.id2label = dict(enumerate(head.label_names))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+        several = head.multi_label
+        config.problem_type = "multi_label_classification" if several else "single_label_classification"
+        return config
+
+
+def _stock_model(source: Source, encoder: Encoder) -> Any:
+    """The backbone as transformers loads it, with the run's positions and trained weights in it."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(
+        source.files.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    if extension := encoder.backbone.extension:
+        table = position_table(model)
+        assert table is not None  # it was extended when the encoder was loaded
+        extend_table(model, table, encoder.backbone._first_position, extension)
+    source.put_trained(model)
+    return model.eval()
+
+
+def _tokenizer(source: Source) -> Any:
+    """The backbone's, set to pad and to cut as the run does."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.files.folder, local_files_only=True)
+    tokenizer.model_max_length = source.head.encoder["max_length"]
+    tokenizer.truncation_side = source.head.encoder["truncation_side"]
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:  # which one it is does not matter: the mask says where padding is
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def _note(head: Head, inputs: Sequence[str], pairs: bool) -> dict[str, Any]:
+    """The content of featcache.json."""
+    call = "prompt + text, pair" if pairs else "prompt + text"
+    return {
+        "format": 1,
+        "labels": list(head.label_names),
+        "multi_label": head.multi_label,
+        "thresholds": None if head.thresholds is None else head.thresholds.tolist(),
+        "temperature": head.temperature,
+        "temperature_in_logits": True,
+        "prompt": head.encoder["prompt"],
+        "pairs": pairs,
+        "max_length": head.encoder["max_length"],
+        "truncation_side": head.encoder["truncation_side"],
+        "padding_side": "right",
+        "tokenize": f"tokenizer({call}, padding=True, truncation=True, max_length=max_length)",
+        "view": head.view,
+        "inputs": list(inputs),
+        "output": OUTPUT,
+    }
+
+
+# --- checking what was written ------------------------------------------------------------------
+
+
+def _logits(folder: Path, source: Source, texts: Sequence[str]) -> np.ndarray:
+    """float32 `[N, C]` by onnxruntime, of one padded batch; as the model card says."""
+    from onnxruntime import InferenceSession
+    from transformers import AutoTokenizer
+
+    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokens = tokenizer(
+        [note["prompt"] + text for text in texts], source.second(texts), padding=True, truncation=True,
+        max_length=note["max_length"], return_tensors="np",
+    )  # fmt: skip
+    try:
+        session = InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        feed = {name: tokens[name].astype(np.int64) for name in note["inputs"]}
+        found: np.ndarray = session.run([OUTPUT], feed)[0]
+    except Exception as error:  # its errors have no base of their own
+        raise BackboneError(
+            f"onnxruntime cannot run the exported model: {error}; nothing was written",
+            hint="please report it with the model's name",
+        ) from error
+    return found
+
+
+def _card(source: Source, made: Exported, rounding: str) -> str:
+    text = 'tokenizer([note["prompt"] + text for text in texts]'
+    usage = [
+        "import json", "import numpy as np", "import onnxruntime",
+        "from transformers import AutoTokenizer", "",
+        f'folder = "."  # where {GRAPH} lies',
+        f'note = json.load(open(f"{{folder}}/{NOTE}", encoding="utf-8"))',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f'session = onnxruntime.InferenceSession(f"{{folder}}/{GRAPH}")',
+        'texts = ["房间很干净", "Broke after one day."]',
+        *(['pairs = ["服务也好", "I am disappointed."]'] if source.pairs else []),
+        f"tokens = {text}{', pairs' if source.pairs else ''}, padding=True, truncation=True,",
+        '                   max_length=note["max_length"], return_tensors="np")',
+        f'logits = session.run(["{OUTPUT}"], '
+        '{name: tokens[name].astype("int64") for name in note["inputs"]})[0]',
+        *_SAYING[source.head.multi_label],
+    ]  # fmt: skip
+    notes = [
+        f"Inputs: int64 `[batch, tokens]`, padded on the right. Output: `{OUTPUT}`, float32"
+        " `[batch, labels]`; the temperature is in them. The prompt is put before the text by who calls;"
+        f" texts longer than {source.head.encoder['max_length']} tokens are cut.",
+        f"On {made.compared} texts, in one padded batch, onnxruntime's logits differ from the run's in"
+        f" float32 by at most {made.difference:.1e}, and from those of its own predictor ({rounding}) by"
+        f" at most {made.own_difference:.1e}.",
+    ]
+    return model_card(source, "onnx", f"ONNX (`{made.model_class}`, float32)", usage, notes)
+
+
+_SAYING = {
+    False: [
+        "shares = np.exp(logits - logits.max(axis=1, keepdims=True))",
+        "shares /= shares.sum(axis=1, keepdims=True)",
+        'print([(note["labels"][row.argmax()], round(float(row.max()), 4)) for row in shares])',
+    ],
+    True: [
+        "shares = 1 / (1 + np.exp(-logits))",
+        'said = shares >= np.array(note["thresholds"])',
+        'print([[name for name, yes in zip(note["labels"], row) if yes] for row in said])',
+    ],
+}

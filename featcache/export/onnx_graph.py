@@ -1,0 +1,144 @@
+"""The graph of an ONNX export: a stock model, one layer of it pooled, the head on top."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.backbone.model import _capture, _find_blocks
+from featcache.backbone.pooling import View
+from featcache.heads.head import Head
+from featcache.heads.scorers import Mlp
+
+OUTPUT = "logits"
+ONE_FILE = 1 << 30  # bytes of weights; protobuf holds no file above 2 GiB
+
+
+def _pool_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    real = mask.unsqueeze(-1).to(states.dtype)
+    return (states * real).sum(1) / real.sum(1)
+
+
+def _pool_last(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    places = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[2])).squeeze(1)
+
+
+def _pool_max(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return states.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
+
+
+# As `pooling.POOLINGS`, of a padded batch: states `[B, T, H]` and mask `[B, T]` -> `[B, H]`.
+POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": lambda states, mask: states[:, 0],
+    "mean": _pool_mean,
+    "last": _pool_last,
+    "max": _pool_max,
+}
+
+
+class Classifier(nn.Module):
+    """Token ids of a padded batch to logits: stock model, one layer's states, pooling, head.
+
+    Args:
+        model: a stock `AutoModel` in float32.
+        view: whose layer and pooling are used.
+        head: linear or with one hidden layer; its temperature is folded in.
+    """
+
+    def __init__(self, model: Any, view: View, head: Head) -> None:
+        super().__init__()
+        self.model, self.view = model, view
+        self.final = int(model.config.num_hidden_layers)
+        self.blocks = (_find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
+        self.head = _head_module(head)
+        known = inspect.signature(inspect.unwrap(type(model).forward)).parameters
+        self.options = {"use_cache": False} if "use_cache" in known else {}
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """int64 `[B, T]` each -> float32 `[B, C]`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        logits: torch.Tensor = self.head(POOLINGS[self.view.pooling](self._states(inputs), attention_mask))
+        return logits
+
+    def _states(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        """States `[B, T, H]` at the view's layer; blocks above it drop out of the graph as unused."""
+        layer, blocks = self.view.layer, self.blocks[0]
+        if layer == self.final:
+            return self.model(**inputs, **self.options).last_hidden_state
+        if blocks is None:
+            return self.model(**inputs, **self.options, output_hidden_states=True).hidden_states[layer]
+        with _capture(blocks, [layer], stop=False) as captured:
+            self.model(**inputs, **self.options)
+        return captured[layer]
+
+
+def _head_module(head: Head) -> nn.Sequential:
+    """The scorer as layers, the temperature in the last one."""
+    parts, scale = head.scorer.tensors(), np.float32(1 / head.temperature)
+    if isinstance(head.scorer, Mlp):
+        first = _linear(parts["w1"], parts["b1"])
+        return nn.Sequential(first, nn.ReLU(), _linear(parts["w2"] * scale, parts["b2"] * scale))
+    return nn.Sequential(_linear(parts["weight"] * scale, parts["bias"] * scale))
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight.data, layer.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+    return layer
+
+
+def write_graph(classifier: Classifier, inputs: Sequence[str], path: Path) -> None:
+    """Trace the classifier and write it; above 1 GiB its weights are in one file beside it.
+
+    Args:
+        inputs: names of its arguments that the graph takes, int64 `[batch, tokens]` with both free.
+
+    Raises:
+        Exception: whatever the exporter, onnxscript or onnx raise.
+    """
+    ids = torch.arange(5, 23).reshape(2, 9) % classifier.model.get_input_embeddings().num_embeddings
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    axes = {0: "batch", 1: "tokens"}
+    with _quiet_exporter(), torch.inference_mode():
+        program = torch.onnx.export(
+            classifier, (), kwargs={name: given[name] for name in inputs}, dynamo=True, verbose=False,
+            input_names=list(inputs), output_names=[OUTPUT], dynamic_shapes=dict.fromkeys(inputs, axes),
+        )  # fmt: skip
+    assert program is not None  # None is for who gives a file name
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    size = sum(weights.numel() * weights.element_size() for weights in classifier.parameters())
+    program.save(path, external_data=size > ONE_FILE)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """No log lines or warnings of the exporter; what matters reaches the user as an error."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,246 @@
+"""What every export of a run shares: the reference it is compared with, the folder, the model card."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.errors import BackboneError, HeadError, UsageError
+from featcache.fingerprint import differences
+from featcache.runs.run import Run
+from featcache.settings import BackboneSettings
+from featcache.system.durable import fsync_file, fsync_folder, temporary_beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from featcache.backbone.encoder import Encoder
+    from featcache.backbone.files import ModelFiles
+
+SAMPLES = (
+    "好", "房间很干净，服务也好", "电池一天就坏了，非常失望。", "这本书内容一般，印刷质量太差，不推荐购买！",
+    "The room was clean and the staff were friendly.", "Broke after one day.", "a", "1234567890 ???",
+    "酒店位置不错，离地铁很近，早餐种类也多，" * 8, "very good, " * 200, "差评" * 700,
+)  # fmt: skip
+SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        difference: the largest one between logits of the exported model and of the run in float32.
+        compared: texts they were compared on.
+        own_difference: the largest one to the logits of the run's own predictor, which rounds features and
+            may compute in 16 or 8 bits; None where that was not compared.
+    """
+
+    folder: Path
+    model_class: str
+    difference: float
+    compared: int
+    own_difference: float | None = None
+
+
+class Source:
+    """The run that is exported, with the files of its backbone.
+
+    Attributes:
+        head: with the encoder document it was trained by.
+        files: of the very backbone it was trained with.
+
+    Raises:
+        HeadError: the backbone that is there has other files.
+        BackboneError, UsageError: the backbone is not there.
+    """
+
+    def __init__(self, run: Run, model: str | None) -> None:
+        from featcache.backbone.files import find_model
+
+        made = run.record["backbone"]
+        self.run, self.head = run, run.head()
+        self.settings = BackboneSettings(
+            model=model or made["model"],
+            revision=None if model else made["commit"] or made["revision"],
+            trust_remote_code=False,
+            device="cpu",
+            dtype="float32",
+        )
+        self.files: ModelFiles = find_model(self.settings)
+        other = differences({"files": self.head.encoder["files"]}, {"files": self.files.hashes})
+        if other:
+            raise HeadError(
+                f"{run.name} was trained with other files than those of {self.files.name}: "
+                + "; ".join(map(str, other)),
+                hint="give the backbone it was trained with: --model FOLDER",
+            )
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the head is one of pairs of texts; runs that do not say so have single ones."""
+        return bool(self.run.record.get("pairs"))
+
+    def second(self, texts: Sequence[str]) -> list[str] | None:
+        """Second texts for a head of pairs: the same ones in another order."""
+        return [*texts[1:], *texts[:1]] if self.pairs else None
+
+    def encoder(self) -> Encoder:
+        """The run's encoder in float32, trained blocks and extended positions included."""
+        from featcache.backbone.encoder import Encoder, document_settings
+        from featcache.backbone.model import load_backbone
+
+        document = self.head.encoder
+        features = replace(document_settings(document, (self.head.view,)), storage="float32")
+        if "tuned" in document:
+            from featcache.finetuning.finetune import tuned_encoder
+
+            return tuned_encoder(self.settings, self.files, features, self.run.folder, document)
+        return Encoder(load_backbone(self.settings, self.files), features)
+
+    def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+        """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""
+        features = encoder(list(texts), self.second(texts)).views[self.head.view]
+        return np.asarray(self.head.logits(features) / np.float32(self.head.temperature))
+
+    def put_trained(self, model: torch.nn.Module) -> None:
+        """Give a stock backbone the weights that `featcache finetune` trained, if it did."""
+        if "tuned" in self.head.encoder:
+            from featcache.finetuning.finetune import trained_weights
+
+            model.load_state_dict(trained_weights(self.run.folder, self.head.encoder), strict=False)
+
+
+def largest_difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, whose: str) -> float:
+    """The largest difference of a logit.
+
+    Args:
+        found: logits `[N, C]` of the exported model.
+        tolerance: absolute, or relative to the largest logit where that is above 1.
+        whose: `wanted` are, for the message.
+
+    Raises:
+        BackboneError: a difference above the tolerance, or a NaN.
+    """
+    worst = float(np.abs(found - wanted).max())
+    if not worst <= tolerance * max(1.0, float(np.abs(wanted).max())):
+        raise BackboneError(
+            f"the exported model gives other logits than {whose}: they differ by {worst:.2g}; "
+            "nothing was written",
+            hint="please report it with the model's name",
+        )
+    return worst
+
+
+def refuse_folder(folder: Path, run: Run, *, force: bool) -> None:
+    """Before anything is loaded: a folder that is there, or that must not be replaced.
+
+    Raises:
+        UsageError
+    """
+    here = folder.resolve()
+    if Path.cwd().is_relative_to(here) or run.folder.resolve().is_relative_to(here):
+        what = "the run itself" if here == run.folder.resolve() else "not a folder of its own"
+        raise UsageError(f"{folder} is {what}", hint="another folder: --output FOLDER")
+    if folder.exists() and not force:
+        raise UsageError(f"{folder} is there already", hint="another folder, or --force to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", hint="another folder: --output FOLDER")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to be filled, which then appears as `folder`, whole or not at all.
+
+    Raises:
+        UsageError: `folder` was made meanwhile, or the file system refuses.
+    """
+    temporary = temporary_beside(folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (path for path in temporary.rglob("*") if path.is_file()):
+            fsync_file(path)
+        _take_place(temporary, folder, force)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {folder}: {error.strerror or error}",
+            hint="free some space, or give another folder: --output FOLDER",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, folder: Path, force: bool) -> None:
+    """Rename; what was there is removed only when the new one stands in its place."""
+    old = temporary_beside(folder)
+    if folder.exists():
+        if not force:
+            raise UsageError(f"{folder} was made by someone else meanwhile", hint="--force replaces it")
+        folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    fsync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def model_card(source: Source, library: str, what: str, usage: Sequence[str], notes: Sequence[str]) -> str:
+    """README.md of an exported model.
+
+    Args:
+        library: what loads it, as the hub names it.
+        what: the exported model, e.g. `` `BertForSequenceClassification` ``.
+        usage: lines of Python that use it.
+        notes: paragraphs for the end.
+    """
+    run, head, record = source.run, source.head, source.run.record
+    made = "the frozen backbone" if "tuned" not in head.encoder else "a backbone with trained blocks"
+    lines = ["---", "pipeline_tag: text-classification", f"library_name: {library}"]
+    lines += ["tags:", "- featcache", "- text-classification", "---", "", f"# {run.name}", ""]
+    lines += [f"A {head.kind} head on {made}: `{record['backbone']['model']}`, as {what}.", ""]
+    lines += ["```python", *usage, "```", ""]
+    lines += ["## Metrics", "", "| split | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    for split, metrics in record["metrics"].items():
+        cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in SHOWN]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
+    thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()
+    for name, threshold in zip(head.label_names, thresholds, strict=True):
+        lines.append(f"- {name}" + ("" if threshold is None else f" (said from {threshold:.4f} on)"))
+    shown = json.dumps(_about(source), ensure_ascii=False, indent=1)
+    lines += ["", "## Data and settings", "", "```json", shown, "```", ""]
+    for note in notes:
+        lines += [note, ""]
+    return "\n".join(lines)
+
+
+def _about(source: Source) -> dict[str, Any]:
+    record, head = source.run.record, source.head
+    return {
+        "data": _data(record.get("data") or {}),
+        "rows": record.get("rows"),
+        "truncated": record.get("truncated"),
+        "view": head.view,
+        "temperature": head.temperature,
+        "encoder": {name: value for name, value in head.encoder.items() if name != "files"},
+        "head": record.get("settings"),
+    }
+
+
+def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set of the data, files by their names alone: a card is published, folders are private."""
+    found = {name: value for name, value in settings.items() if value is not None}
+    if files := found.pop("data_files", None):
+        found["dataset"] = {split: Path(path).name for split, path in files.items()}
+    return found

@@ -1,0 +1,1 @@
+"""A split and a backbone become a sealed file, once."""

@@ -1,0 +1,216 @@
+"""Features of texts in memory: each row from whatever sealed file has it, the others encoded once.
+
+`extract` makes one file of one split. Here texts come as they come (a fold, a batch, a single one), so
+rows are looked up one by one, and only those that no file of the same encoder has are encoded; they
+become a sealed file of their own under `cache/texts/`, for the next fold and the next process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.backbone.files import ModelFiles, find_model
+from featcache.cache import catalog as store
+from featcache.cache.catalog import CacheFile
+from featcache.cache.remote import mirror
+from featcache.data.split import from_texts
+from featcache.errors import CacheError
+from featcache.extraction.api import Job
+from featcache.extraction.partition import first_occurrence
+from featcache.fingerprint import FEATURE_FORMAT, row_hashes
+from featcache.settings import BackboneSettings, Settings
+from featcache.system.durable import explained
+
+if TYPE_CHECKING:
+    from featcache.backbone.encoder import Encoder
+
+NAME = "texts"  # what the split and the data set are called in the cache folder
+
+Load = Callable[[Settings, ModelFiles], "Encoder"]
+
+
+def text_features(texts: Sequence[str], settings: Settings, load: Load) -> np.ndarray:
+    """The features of `texts`, in order; the backbone runs over those alone that no cache file has.
+
+    Processes and threads that share a cache folder encode one after the other, each only what the
+    others have not stored yet.
+
+    Args:
+        texts: one or more, each checked by `check_text`; equal ones are encoded once.
+        settings: with one view, and a compute dtype that is not `auto`.
+        load: gives the encoder of `settings`; called only when it cannot be done without.
+
+    Returns:
+        float32 `[N, D]`, whatever the storage dtype.
+
+    Raises:
+        BackboneError, UsageError: the model cannot be loaded, or has no such view or length.
+        CacheError: a cache file is damaged, or the folder cannot be written.
+    """
+    job, hashes = _TextJob(settings, load), row_hashes(texts)
+    found = _find(job, _from_records(job), hashes)
+    if len(found.missing):
+        with _alone(job):
+            found = _find(job, _from_records(job), hashes)  # others may have stored rows in the meantime
+            if len(found.missing):
+                exact = _from_encoder(job)
+                job.store(texts, hashes, _find(job, exact, hashes).missing)
+                found = _find(job, exact, hashes)
+    return found.features()
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """What features are wanted: an encoder document and the canonical name of a view."""
+
+    document: Mapping[str, Any]
+    view: str
+
+
+class _TextJob(Job):
+    """What an extraction shares, for texts that have no source but memory."""
+
+    def __init__(self, settings: Settings, load: Load) -> None:
+        # Not the base's own: it would look for the data set of the settings, on the hub even.
+        self.settings = settings
+        self.report = lambda _: None
+        self.watched = False
+        self.gang = None
+        self.elsewhere = None
+        self.force = True  # rows are looked up here; there are no donors to be found twice
+        self.wait = 0.0
+        self.cache_dir = mirror.cache_folder(settings.paths.cache_dir)
+        self.model = model_files(settings.backbone)
+        self.source: dict[str, object] = {}
+        self._load = load
+        self._encoder: Encoder | None = None
+
+    def encoder(self, split: str) -> Encoder:
+        if self._encoder is None:
+            self._encoder = self._load(self.settings, self.model)
+        return self._encoder
+
+    def store(self, texts: Sequence[str], hashes: np.ndarray, rows: np.ndarray) -> None:
+        """Encode these rows of `texts` and seal them; errors name the text by its place in `texts`."""
+        if len(rows) == 0:
+            return
+        self.source = {NAME: hashlib.sha256(hashes[rows].tobytes()).hexdigest()}
+        whole = from_texts(NAME, texts)
+        self.extract(replace(whole, labels=whole.labels[rows], row_numbers=whole.row_numbers[rows]))
+
+    def dataset_name(self) -> str:
+        return NAME
+
+
+def _from_records(job: _TextJob) -> _Exact | None:
+    """What the job's settings come to, where some file's record knows it; no model is loaded.
+
+    Of what is asked, only the longest text and the name of the view need the model to be resolved, and
+    they come out the same for the same model files. Those who asked for `auto` got some dtype, too.
+    """
+    asked, view = job.request(NAME)["encoder"], job.settings.features.views[0]
+    for file in store.cache_files(job.cache_dir):
+        document = file.document["encoder"]
+        if document["format"] == FEATURE_FORMAT and document["dtype"]["compute"] == asked["dtype"]:
+            for known in file.record.get("requests", []):
+                if {**known["encoder"], "dtype": asked["dtype"]} == asked and view in known["views"]:
+                    return _Exact(document, known["views"][view])
+    return None
+
+
+def _from_encoder(job: _TextJob) -> _Exact:
+    encoder = job.encoder(NAME)
+    return _Exact(encoder.document, encoder.views[0].name)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where rows lie in the cache.
+
+    Attributes:
+        column: the view's, in each file.
+        files: path and number of rows of each file that may be used.
+        origin: int64 `[N]`: places among the rows of all files in order; a place after the last of
+            them is one of the N rows themselves, of equal ones the first.
+    """
+
+    column: str
+    files: tuple[tuple[Path, int], ...]
+    origin: np.ndarray
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which of the N rows no file has, equal ones once: int64, ascending."""
+        held = sum(count for _, count in self.files)
+        return np.unique(self.origin[self.origin >= held]) - held
+
+    def features(self) -> np.ndarray:
+        """float32 `[N, D]`, where none is missing.
+
+        Raises:
+            CacheError: a row is missing, or a file was removed or is damaged.
+        """
+        if len(self.missing):
+            raise CacheError("features vanished from the cache while they were read", hint="run it again")
+        x, start = np.empty((0, 0), np.float32), 0
+        for path, count in self.files:
+            picked = np.flatnonzero((self.origin >= start) & (self.origin < start + count))
+            if len(picked):
+                values = CacheFile(path).sealed.column(self.column)
+                x = x if x.size else np.empty((len(self.origin), values.shape[1]), np.float32)
+                x[picked] = values[self.origin[picked] - start]
+            start += count
+        return x
+
+
+def _find(job: _TextJob, exact: _Exact | None, hashes: np.ndarray) -> _Found:
+    """Look rows (hashes uint8 `[N, 32]`) up in all files of this very encoder; one is open at a time."""
+    files, parts = [], []
+    for file in store.cache_files(job.cache_dir) if exact else ():
+        if exact and file.document["encoder"] == exact.document and exact.view in file.views:
+            files.append((file.path, file.rows))
+            parts.append(np.array(file.sealed.column("row_hash")))
+    first = first_occurrence(np.concatenate([*parts, hashes]))
+    column = store.view_column(exact.view) if exact else ""
+    return _Found(column, tuple(files), first[len(first) - len(hashes) :])
+
+
+@contextmanager
+def _alone(job: _TextJob) -> Iterator[None]:
+    """Wait until no one else encodes texts of this model for this cache folder."""
+    from filelock import FileLock
+
+    path = store.cache_path(job.cache_dir, NAME, job.model.name, NAME, "all").with_suffix(".lock")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def model_files(backbone: BackboneSettings) -> ModelFiles:
+    """`find_model`, once a process for the same files: a grid search asks for them hundreds of times.
+
+    A folder's files count as the same while their sizes and times are; a hub revision is resolved once.
+    """
+    folder = Path(backbone.model).expanduser().absolute()
+    stats = sorted((path.name, path.stat()) for path in folder.iterdir()) if folder.is_dir() else []
+    stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code)
+    return _find_model(named, folder, stamp)
+
+
+@lru_cache(maxsize=8)
+def _find_model(named: BackboneSettings, folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> ModelFiles:
+    return find_model(named)

@@ -1,0 +1,219 @@
+"""Heads without gradient steps: ridge, linear discriminant, nearest centroid, nearest neighbours.
+
+The first three are sums over train rows and one small linear system. The sums are taken here, in float64 and
+block by block, because scikit-learn's estimators copy all rows (2 million x 768 would be 12 GB a copy);
+the results are those of `RidgeClassifier`, `LinearDiscriminantAnalysis`, `NearestCentroid` and
+`KNeighborsClassifier` on standardised features, and are tested against them.
+
+Everywhere: `x` is features `[N, D]` as stored, float16 or float32, memory-mapped or not; `y` is int64 `[N]`,
+or uint8 multi-hot `[N, C]`, where each label is a problem of its own. Logits come for all C classes: one that
+no train row has is never predicted (weight 0, bias -1e4; the neighbours give it no votes).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.heads.features import (
+    check_learnable,
+    check_rows,
+    counts_of,
+    fixed_logits,
+    standard_of,
+    standardised,
+)
+from featcache.heads.fit import Standard
+from featcache.heads.scorers import METRICS, Linear, Neighbours
+
+
+def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> Linear:
+    """Least squares on targets -1 and 1 with penalty `alpha |W|^2`, as `RidgeClassifier` has it.
+
+    The logits are the fitted targets: above 0 means yes. With two classes they are each other's negative.
+
+    Args:
+        alpha: above 0; not divided by the number of rows.
+
+    Raises:
+        HeadError: rows no head can be trained on, alpha that is not above 0 or too small for such features.
+    """
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    if not (alpha > 0 and np.isfinite(alpha)):
+        raise HeadError(f"--alpha {alpha}: a number above 0 is needed")
+    standard, fixed = _begin(x, y, classes)
+    seen = np.flatnonzero(fixed == 0)
+    target_mean = 2 * counts_of(y, classes)[seen] / len(y) - 1
+    gram = np.zeros((x.shape[1], x.shape[1]))
+    products = np.zeros((x.shape[1], len(seen)))
+    for rows, block in standardised(x, standard):
+        gram += block.T @ block
+        products += block.T @ (2 * _hot(y, classes, rows)[:, seen] - 1 - target_mean)
+    gram[np.diag_indices_from(gram)] += alpha
+    try:
+        weight = cho_solve(cho_factor(gram, overwrite_a=True), products).T
+    except LinAlgError:
+        raise HeadError(f"--alpha {alpha} is too small for these features", hint="use a larger one") from None
+    return _linear(weight, target_mean, standard, fixed)
+
+
+def discriminant(x: np.ndarray, y: np.ndarray, classes: int, *, shrinkage: float | str = "auto") -> Linear:
+    """Linear discriminant analysis, as `LinearDiscriminantAnalysis(solver="lsqr")` has it.
+
+    Gaussian classes with one covariance: the classes' own, shrunk and averaged by their share of the rows.
+    The logits are log posteriors up to a constant; with several labels, log posterior odds.
+
+    Args:
+        shrinkage: towards a multiple of the identity, 0 to 1; `auto` is Ledoit and Wolf's for each class
+            (J. Multivariate Analysis 88, 2004), exact here too: it needs no more than the Gram matrix
+            and the sum of the rows' fourth powers of length.
+
+    Raises:
+        HeadError: rows no head can be trained on, no two different rows in any class, bad shrinkage.
+    """
+    if shrinkage != "auto" and not (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1):
+        raise HeadError(f"--shrinkage {shrinkage}: auto or a number from 0 to 1 is needed")
+    standard, fixed = _begin(x, y, classes)
+    seen = np.flatnonzero(fixed == 0)
+    if y.ndim == 1:
+        weight, bias = _discriminate(x, [np.flatnonzero(y == one) for one in seen], standard, shrinkage)
+        return _linear(weight, bias, standard, fixed)
+    weight, bias = np.empty((len(seen), x.shape[1])), np.empty(len(seen))
+    for place, label in enumerate(seen):
+        sides = [np.flatnonzero(y[:, label] == side) for side in (0, 1)]
+        (no, yes), (no_bias, yes_bias) = _discriminate(x, sides, standard, shrinkage)
+        weight[place], bias[place] = yes - no, yes_bias - no_bias
+    return _linear(weight, bias, standard, fixed)
+
+
+def centroid(x: np.ndarray, y: np.ndarray, classes: int) -> Linear:
+    """The nearest class mean in standardised space, as `NearestCentroid` has it.
+
+    The logits are `-|x - c|^2 / 2` without the part that is the same for all classes. With several labels
+    each one asks which is nearer, the mean of the rows that have it or of those that do not.
+
+    Raises:
+        HeadError: rows no head can be trained on.
+    """
+    standard, fixed = _begin(x, y, classes)
+    seen = np.flatnonzero(fixed == 0)
+    counts, sums = counts_of(y, classes)[seen], np.zeros((len(seen), x.shape[1]))
+    total = np.zeros(x.shape[1])
+    for rows, block in standardised(x, standard):
+        sums += _hot(y, classes, rows)[:, seen].T @ block
+        total += block.sum(axis=0)
+    weight = sums / counts[:, None]
+    bias = -(weight**2).sum(axis=1) / 2
+    if y.ndim == 2:
+        others = (total - sums) / (len(x) - counts)[:, None]
+        weight, bias = weight - others, bias + (others**2).sum(axis=1) / 2
+    return _linear(weight, bias, standard, fixed)
+
+
+def neighbours(
+    x: np.ndarray, y: np.ndarray, classes: int, *, neighbours: int = 15, metric: str = METRICS[0]
+) -> Neighbours:
+    """The k nearest train rows vote, as in `KNeighborsClassifier(algorithm="brute")`; keeps `x` as it is.
+
+    Args:
+        neighbours: k, at most N.
+        metric: `cosine` or `euclidean`, of standardised features.
+
+    Raises:
+        HeadError: rows no head can be trained on, fewer rows than neighbours, an unknown metric.
+    """
+    standard, _ = _begin(x, y, classes)
+    labels = y.astype(np.int64 if y.ndim == 1 else np.uint8, copy=False)
+    kept = x if x.dtype in (np.float16, np.float32) else x.astype(np.float32)
+    return Neighbours(kept, labels, classes, neighbours, standard.mean, standard.scale, metric)
+
+
+def _begin(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[Standard, np.ndarray]:
+    """The train rows checked: their standardisation, and the fixed logits."""
+    check_rows(x, y, classes)
+    check_learnable(x, y, classes)
+    return standard_of(x), fixed_logits(y, classes)
+
+
+def _hot(y: np.ndarray, classes: int, rows: np.ndarray) -> np.ndarray:
+    """Labels of some rows as float64 zeros and ones `[B, C]`."""
+    if y.ndim == 2:
+        return np.asarray(y[rows], np.float64)
+    hot = np.zeros((len(rows), classes))
+    hot[np.arange(len(rows)), y[rows]] = 1
+    return hot
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray, standard: Standard, fixed: np.ndarray) -> Linear:
+    """What was learnt for the classes that can be, put among all; for features as they are stored."""
+    seen = fixed == 0
+    all_weight, all_bias = np.zeros((len(fixed), weight.shape[1])), fixed.copy()
+    all_weight[seen], all_bias[seen] = weight, bias
+    return Linear(*standard.fold(all_weight, all_bias))
+
+
+def _discriminate(
+    x: np.ndarray, groups: list[np.ndarray], standard: Standard, shrinkage: float | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights float64 `[G, D]` and biases `[G]` for groups of row numbers, for standardised features."""
+    from scipy.linalg import pinvh
+
+    rows = sum(len(group) for group in groups)
+    means = np.empty((len(groups), x.shape[1]))
+    covariance = np.zeros((x.shape[1], x.shape[1]))
+    for place, group in enumerate(groups):
+        means[place] = sum(block.sum(axis=0) for _, block in standardised(x, standard, group)) / len(group)
+        covariance += len(group) / rows * _covariance(x, group, means[place], standard, shrinkage)
+    if not np.trace(covariance) > 1e-20 * len(covariance):  # of features with variance 1: rounding
+        raise HeadError(
+            "no class has two different rows; a discriminant needs some spread within classes",
+            hint="use more train rows, or --head centroid",
+        )
+    weight = (pinvh(covariance) @ means.T).T
+    shares = np.array([len(group) / rows for group in groups])
+    return weight, np.log(shares) - (weight * means).sum(axis=1) / 2
+
+
+def _covariance(
+    x: np.ndarray, group: np.ndarray, mean: np.ndarray, standard: Standard, shrinkage: float | str
+) -> np.ndarray:
+    """Shrunk covariance float64 `[D, D]` of some rows around their mean.
+
+    Automatic shrinkage is found on features of unit variance within the group, as in scikit-learn.
+    """
+    gram = np.zeros((len(mean), len(mean)))
+    for _, block in standardised(x, standard, group):
+        block -= mean
+        gram += block.T @ block
+    covariance = gram / len(group)
+    if shrinkage != "auto":
+        return _shrink(covariance, float(shrinkage))
+    spread = np.sqrt(np.diag(covariance))
+    scale = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1), spread, 1.0)
+    fourth = 0.0
+    for _, block in standardised(x, standard, group):
+        block -= mean
+        block /= scale
+        fourth += float((np.einsum("nd,nd->n", block, block) ** 2).sum())
+    outer = np.outer(scale, scale)
+    unit = covariance / outer
+    return np.asarray(_shrink(unit, _ledoit_wolf(unit, fourth, len(group))) * outer)
+
+
+def _ledoit_wolf(covariance: np.ndarray, fourth: float, rows: int) -> float:
+    """Ledoit and Wolf's shrinkage from the covariance and the sum of `|row|^4`, rows being centred."""
+    width = len(covariance)
+    if width == 1:
+        return 0.0
+    squares = float((covariance**2).sum())
+    error = (fourth / rows - squares) / (width * rows)
+    distance = (squares - np.trace(covariance) ** 2 / width) / width
+    error = min(error, distance)
+    return float(error / distance) if error > 0 else 0.0
+
+
+def _shrink(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
+    shrunk = (1 - shrinkage) * covariance
+    shrunk[np.diag_indices_from(shrunk)] += shrinkage * np.trace(covariance) / len(covariance)
+    return np.asarray(shrunk)

@@ -1,0 +1,360 @@
+"""Logistic regression solved exactly, for one penalty or a path of them.
+
+The objective is that of scikit-learn's `LogisticRegression` with its L2 penalty,
+`||W||^2 / 2 + C * sum_i s_i * log loss_i`, bias free of penalty; two classes share one sigmoid, more make a
+symmetric softmax, and multi-label rows make one sigmoid problem for each label, all solved together.
+
+The curvature of the loss is decomposed once; it then serves every penalty (Boehning 1992 has the bound this
+goes back to), and each solution starts from those before it. Features should be standardised: the penalty
+counts them as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.evaluation.metrics import score
+from featcache.heads.distributed import ALONE, Group
+from featcache.heads.lbfgs import Minimum, Model, minimise
+from featcache.heads.logistic_objective import CHUNK, Objective, Rows, chunks, logits
+
+NEVER = -1e4  # bias of a class that was never seen: never said
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The weights at one penalty.
+
+    Attributes:
+        weight: float64 `[C, D]`. Two classes: the first one's are 0, so that softmax of the logits is the
+            sigmoid. A class that was never seen has weights 0.
+        bias: float64 `[C]`; -1e4 for a class that was never seen, 1e4 for a label that every row has.
+        C: inverse strength of the penalty.
+        loss: the objective divided by `C * sum_i s_i`: weighted mean log loss plus penalty; multi-label:
+            summed over the labels.
+        gradient_norm: largest absolute entry of the gradient of `loss`, in float64: the number that
+            scikit-learn's `tol` bounds.
+        iterations: steps from where this penalty's search started.
+        converged: whether `gradient_norm` is at most the tolerance.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    C: float
+    loss: float
+    gradient_norm: float
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Scores of penalties on rows that were held out.
+
+    Attributes:
+        penalties: the values of C, as given.
+        accuracy: float64 `[penalties, folds]`.
+        log_loss: float64 `[penalties, folds]`, as `featcache.evaluation.metrics` defines it.
+        C: the penalty with the highest mean accuracy, then the lowest mean log loss, then the smallest C.
+    """
+
+    penalties: tuple[float, ...]
+    accuracy: np.ndarray
+    log_loss: np.ndarray
+    C: float
+
+
+def fit(
+    x: Rows,
+    y: np.ndarray,
+    classes: int,
+    C: float,
+    *,
+    sample_weight: np.ndarray | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    group: Group = ALONE,
+) -> Solution:
+    """`fit_path` for one penalty."""
+    (solution,) = fit_path(
+        x, y, classes, [C],
+        sample_weight=sample_weight, tolerance=tolerance, max_iterations=max_iterations, group=group,
+    )  # fmt: skip
+    return solution
+
+
+def fit_path(
+    x: Rows,
+    y: np.ndarray,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    sample_weight: np.ndarray | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+    group: Group = ALONE,
+) -> list[Solution]:
+    """Solve for each of `penalties`, from the smallest to the largest, each starting from those before.
+
+    Memory: a few chunks of rows and `[min(N, D), D]` in float64; `x` itself is never copied as a whole
+    unless it has fewer rows than columns.
+
+    Args:
+        x: standardised features `[N, D]`, usually float32; an array, or anything with a shape that gives
+            rows for a slice, such as an HDF5 data set: it is read slice by slice. With other workers, only
+            this one's rows, `group.share(N)`.
+        y: labels int `[N]` below `classes`, or multi-hot 0/1 `[N, classes]`.
+        classes: C, of which any may be missing in `y`.
+        penalties: values of scikit-learn's `C`, above 0, in any order.
+        sample_weight: `[N]`, not negative; default 1 each. A row of weight 0 counts as absent.
+        tolerance: bound of the gradient, see `Solution.gradient_norm`; the weights are then usually right
+            to about 30 times this, relative to their length.
+        max_iterations: steps allowed for each penalty.
+        group: workers that call this together, all with the same arguments but for `x`; all return the same
+            solutions, which are those of one worker up to rounding.
+
+    Returns:
+        One solution for each of `penalties`, in their order.
+
+    Raises:
+        HeadError: NaN or infinite features, fewer than two classes, penalties or weights out of range,
+            shapes that do not fit.
+    """
+    _check_settings(penalties, tolerance, max_iterations)
+    y, weight = _check_rows(x, y, classes, sample_weight, group)
+    targets, present = _targets(y, weight, classes)
+    problems = targets.shape[1] if targets.ndim == 2 else len(present)
+    objective = Objective(x, targets, weight, problems, group)
+    theta = objective.start()
+    _check_finite(objective, objective(theta, 0.0, torch.float32).gradient)
+    mass = float(weight.sum())
+    order = sorted(set(penalties))
+    # One penalty alone is solved in about ten passes; all rows in the Hessian would cost more than they save.
+    model = Model(objective, theta, 1 / (order[0] * mass), rough=len(order) == 1)
+    counted = _chosen(y, weight > 0)
+    path: list[tuple[float, Tensor]] = []
+    solutions: dict[float, Solution] = {}
+    for penalty in order:
+        model.use_penalty(1 / (penalty * mass))
+        start = _extrapolate(path, math.log(penalty)) if path else theta
+        found = minimise(model, start, tolerance=tolerance, steps=max_iterations)
+        path.append((math.log(penalty), found.theta))
+        solutions[penalty] = _solution(
+            found, _full(found.theta, counted, present, classes), penalty, tolerance
+        )
+    return [solutions[penalty] for penalty in penalties]
+
+
+def choose_penalty(
+    x: Rows,
+    y: np.ndarray,
+    classes: int,
+    penalties: Sequence[float],
+    x_val: Rows,
+    y_val: np.ndarray,
+    *,
+    sample_weight: np.ndarray | None = None,
+    tolerance: float = 1e-6,
+    group: Group = ALONE,
+) -> Solution:
+    """The solution with the highest validation accuracy, then the lowest log loss, then the smallest C.
+
+    Args:
+        x_val: validation features `[M, D]`, standardised as `x` was.
+        y_val: their labels, of the same kind as `y`.
+
+    Raises:
+        HeadError: as `fit_path`; validation rows that do not fit, or none.
+    """
+    y_val, _ = _check_rows(x_val, y_val, classes, None, group)
+    if y_val.ndim != np.ndim(y) or x_val.shape[1] != x.shape[1]:
+        raise HeadError("train and validation rows differ in width or in the kind of their labels")
+    solutions = fit_path(
+        x, y, classes, penalties, sample_weight=sample_weight, tolerance=tolerance, group=group
+    )
+    everything = np.ones(len(y_val), dtype=bool)
+    ranks = [_scores(solution, x_val, y_val, everything, group) for solution in solutions]
+    best = max(range(len(ranks)), key=lambda i: (ranks[i][0], -ranks[i][1], -solutions[i].C))
+    return solutions[best]
+
+
+def cross_validate_penalty(
+    x: Rows,
+    y: np.ndarray,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    sample_weight: np.ndarray | None = None,
+    tolerance: float = 1e-6,
+    group: Group = ALONE,
+) -> CrossValidation:
+    """Score each penalty by stratified k-fold cross-validation.
+
+    Held-out rows get weight 0 instead of being cut out, so nothing is copied. Every fold gets its share of
+    each class; of multi-label rows, of each row's rarest label. The scores of a fold count its rows equally.
+
+    Args:
+        folds: k, at least 2.
+        seed: of the shuffle that deals the rows out.
+
+    Raises:
+        HeadError: as `fit_path`; a class with fewer rows than folds.
+    """
+    _check_settings(penalties, tolerance, 1)
+    y, weight = _check_rows(x, y, classes, sample_weight, group)
+    fold_of = _deal(y, classes, folds, seed)
+    results = np.empty((2, len(penalties), folds))
+    for fold in range(folds):
+        held_out = fold_of == fold
+        kept = np.where(held_out, 0.0, weight)
+        solutions = fit_path(x, y, classes, penalties, sample_weight=kept, tolerance=tolerance, group=group)
+        for i, solution in enumerate(solutions):
+            results[:, i, fold] = _scores(solution, x, y, held_out, group)
+    accuracy, loss = results.mean(axis=2)
+    best = max(range(len(penalties)), key=lambda i: (accuracy[i], -loss[i], -penalties[i]))
+    return CrossValidation(tuple(penalties), results[0], results[1], float(penalties[best]))
+
+
+def _targets(y: np.ndarray, weight: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the objective takes, and the classes `[K]` or labels that it is about; those to learn."""
+    counted = weight > 0
+    if y.ndim == 2:
+        seen = _chosen(y, counted)
+        varies = np.flatnonzero(seen.any(axis=0) & ~seen.all(axis=0))
+        if not len(varies):
+            raise HeadError("every label is on all rows or on none; there is nothing to learn")
+        return y[:, varies], varies
+    present = np.flatnonzero(np.bincount(_chosen(y, counted)))
+    if len(present) < 2:
+        raise HeadError("the labels hold a single class; there is nothing to learn")
+    if len(present) == 2:
+        return (y == present[1]).astype(np.uint8)[:, None], present
+    # Rows of weight 0 may be of a class that no counted row has; any number does for them.
+    return np.minimum(np.searchsorted(present, y), len(present) - 1), present
+
+
+def _chosen(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`y[rows]` of a mask; no copy where that is all of `y`, which may have many million rows."""
+    return y if rows.all() else y[rows]
+
+
+def _full(theta: Tensor, y: np.ndarray, present: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights `[C, D]` and bias `[C]` of all classes from those `present`; `y` of the rows that count."""
+    found = theta.numpy()
+    weight = np.zeros((classes, found.shape[1] - 1))
+    bias = np.full(classes, NEVER)
+    if y.ndim == 2:
+        bias[y.all(axis=0)] = -NEVER
+    elif len(present) == 2:  # one row: the second class against the first
+        bias[present[0]] = 0.0
+        present = present[1:]
+    weight[present], bias[present] = found[:, :-1], found[:, -1]
+    return weight, bias
+
+
+def _solution(
+    found: Minimum, weights: tuple[np.ndarray, np.ndarray], penalty: float, tolerance: float
+) -> Solution:
+    norm = float(found.point.gradient.abs().max())
+    loss = float(found.point.value.sum())
+    return Solution(*weights, float(penalty), loss, norm, found.iterations, norm <= tolerance)
+
+
+def _extrapolate(path: list[tuple[float, Tensor]], at: float) -> Tensor:
+    """Solutions are smooth in log C: the polynomial through the last three, unless the gap widens."""
+    places = [place for place, _ in path[-3:]]
+    if len(places) < 2 or at - places[-1] > 1.5 * (places[-1] - places[-2]):
+        return path[-1][1]
+    guess = torch.zeros_like(path[-1][1])
+    for place, theta in path[-3:]:
+        guess += math.prod((at - other) / (place - other) for other in places if other != place) * theta
+    return guess
+
+
+def _scores(
+    solution: Solution, x: Rows, y: np.ndarray, rows: np.ndarray, group: Group
+) -> tuple[float, float]:
+    """Accuracy and log loss of the rows that the mask `[N]` selects; `x` is this worker's share of all."""
+    found = group.gather(logits(x, solution.weight, solution.bias), len(y))[rows].astype(np.float64)
+    probabilities = expit(found) if y.ndim == 2 else softmax(found, axis=1)
+    scores = score(probabilities, y[rows], tuple(str(i) for i in range(len(solution.bias))))
+    return scores.accuracy, scores.log_loss
+
+
+def _deal(y: np.ndarray, classes: int, folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, int `[N]`."""
+    if not 2 <= folds <= len(y):
+        raise HeadError(f"{folds} folds of {len(y)} rows: from 2 to the number of rows are possible")
+    counts = y.sum(axis=0, dtype=np.int64) if y.ndim == 2 else np.bincount(y, minlength=classes)
+    for number in np.flatnonzero((counts > 0) & (counts < folds)):
+        raise HeadError(
+            f"class {number} has {counts[number]} rows, fewer than the {folds} folds",
+            hint=f"use at most {counts[number]} folds, choose on a validation split, or add rows of it"
+            if counts[number] > 1
+            else "choose on a validation split, or add rows of it",
+        )
+    stratum = y
+    if y.ndim == 2:  # each row's rarest label; `classes` where it has none
+        rarity = np.where(y == 1, counts, len(y) + 1)
+        stratum = np.where(y.any(axis=1), rarity.argmin(axis=1), classes)
+    shuffled = np.random.default_rng(seed).permutation(len(y))
+    order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    fold_of = np.empty(len(y), dtype=np.int64)
+    fold_of[order] = np.arange(len(y)) % folds
+    return fold_of
+
+
+def _check_settings(penalties: Sequence[float], tolerance: float, max_iterations: int) -> None:
+    if not len(penalties):
+        raise HeadError("no penalties were given; at least one value of C is needed")
+    for name, value in [*(("C", penalty) for penalty in penalties), ("tolerance", tolerance)]:
+        if not (value > 0 and math.isfinite(value)):
+            raise HeadError(f"{name} {value}: a finite number above 0 is needed")
+    if max_iterations < 1:
+        raise HeadError(f"max_iterations {max_iterations}: at least 1 is needed")
+
+
+def _check_rows(
+    x: Rows, y: np.ndarray, classes: int, sample_weight: np.ndarray | None, group: Group
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int64 `[N]` or uint8 `[N, C]`, and weights float64 `[N]`."""
+    y = np.asarray(y)
+    if len(x.shape) != 2 or 0 in (x.shape[1], y.size if group.joined else x.shape[0]):
+        raise HeadError(f"features of shape {tuple(x.shape)}: a matrix of rows and columns is needed")
+    share = group.share(len(y)) if y.ndim else slice(0, 0)
+    if x.shape[0] != share.stop - share.start or y.shape not in ((len(y),), (len(y), classes)):
+        raise HeadError(f"labels of shape {y.shape} do not fit features of shape {tuple(x.shape)}")
+    top = 1 if y.ndim == 2 else classes - 1
+    if y.dtype.kind not in "iub" or y.min() < 0 or y.max() > top:
+        raise HeadError(f"labels must be whole numbers from 0 to {top}")
+    weight = np.asarray(1.0 if sample_weight is None else sample_weight, np.float64)
+    weight = np.broadcast_to(weight, len(y)) if sample_weight is None else weight  # one number, seen N times
+    if weight.shape != (len(y),) or not np.isfinite(weight).all() or weight.min() < 0 or not weight.any():
+        raise HeadError("sample weights must be one finite number a row, none negative and not all of them 0")
+    return y.astype(np.uint8 if y.ndim == 2 else np.int64, copy=False), weight
+
+
+def _check_finite(objective: Objective, gradient: Tensor) -> None:
+    """Any NaN or infinite feature makes the gradient NaN, so the rows are searched only then."""
+    if gradient.isfinite().all():
+        return
+    odd = np.zeros(objective.x.shape[0], np.uint8)
+    for rows, part in chunks(objective.x, CHUNK, torch.float32):
+        odd[rows] = ~part.isfinite().all(1).numpy()
+    bad = np.flatnonzero(objective.group.gather(odd, objective.rows))
+    if len(bad):
+        raise HeadError(
+            f"{len(bad)} rows of the features are NaN or infinite, the first is row {bad[0] + 1}",
+            hint="extract again with --dtype float32",
+        )
+    raise HeadError("the features are so large that their sums overflow float32", hint="standardise them")

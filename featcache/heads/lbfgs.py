@@ -1,0 +1,151 @@
+"""L-BFGS that starts from a true Hessian instead of a multiple of the identity.
+
+Nocedal & Wright, Numerical Optimization, algorithm 7.4, where H0 is the inverse of
+`logistic_objective.Hessian`. Features of a Transformer are so correlated that plain L-BFGS needs hundreds of
+passes over them; from the Hessian it takes about ten, and along a path of penalties three or four each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featcache.heads.logistic_objective import Hessian, Loss, Objective
+
+MEMORY = 10  # steps that are remembered
+PATIENCE = 30  # steps after which the Hessian is made anew: it costs about as much as they did
+COARSE = 1e-7  # gradient at which float32 has done its part: its own error is about 1e-8
+STUCK = 10  # float32 steps without a smaller gradient after which it has, too
+ARMIJO, WOLFE = 1e-4, 0.9  # what a step must gain, and how far it may overshoot the lowest point
+TRIALS = 20  # passes of one line search
+NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative rounding error of the objective
+
+
+class Model:
+    """What is known of an objective's curvature: a Hessian of its log loss, the penalty, the last steps.
+
+    It outlives the penalty: the Hessian does not hold it, and a change of it is exactly known to the steps.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor, ridge: float, *, rough: bool) -> None:
+        self.objective, self.ridge = objective, ridge
+        self.refresh(theta, rough=rough)
+
+    def refresh(self, theta: Tensor, *, rough: bool = False) -> None:
+        self.hessian: Hessian = self.objective.hessian(theta, rough=rough)
+        self.steps: list[tuple[Tensor, Tensor]] = []  # step, change of the gradient; both [K, D + 1]
+        self.age = 0
+
+    def use_penalty(self, ridge: float) -> None:
+        for step, change in self.steps:
+            change[:, :-1] += (ridge - self.ridge) * step[:, :-1]
+        self.ridge = ridge
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        self.steps = [*self.steps[1 - MEMORY :], (step, change)]
+        self.age += 1
+
+    def direction(self, point: Loss) -> Tensor:
+        """Where the lowest point should lie as seen from `point`, `[K, D + 1]`."""
+        total = self.objective.total
+        towards, applied = -point.gradient, []
+        for step, change in reversed(self.steps):
+            bend = total(step * change)
+            inverse = torch.where(bend > 0, 1 / bend, 0.0)  # 0: a problem that had converged
+            share = inverse * total(step * towards)
+            towards = towards - share * change
+            applied.append((step, change, inverse, share))
+        towards = self._solve(towards, point.curvature)
+        if self.steps:
+            towards = towards * self._shrink(point.curvature)
+        for step, change, inverse, share in reversed(applied):
+            towards = towards + step * (share - inverse * total(change * towards))
+        return towards
+
+    def _solve(self, gradient: Tensor, curvature: Tensor) -> Tensor:
+        scale = curvature.clamp(min=1e-12)
+        if self.objective.independent:
+            return self.hessian.solve(gradient, scale, self.ridge)
+        # The classes' mean moves nothing but the penalty: it is 0 at the start, and is kept there.
+        found = self.hessian.solve(gradient - gradient.mean(0), scale, self.ridge)
+        return found - found.mean(0)
+
+    def _shrink(self, curvature: Tensor) -> Tensor:
+        """How much shorter the last step should have been by the Hessian alone, `[P, 1]`, at most 1."""
+        step, change = self.steps[-1]
+        by_hessian = self.objective.total(change * self._solve(change, curvature))
+        observed = self.objective.total(step * change)
+        return torch.where(by_hessian > 0, observed / by_hessian, 1.0).clamp(1e-3, 1.0)
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where the search ended: the point, the objective there in float64, and the steps it took."""
+
+    theta: Tensor
+    point: Loss
+    iterations: int
+
+
+def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Minimum:
+    """Search from `theta` until the gradient is at most `tolerance` and the weights stand still.
+
+    Early steps read the features in float32; the last ones, and the result, are float64. Weights stand still
+    when the next step would change them by less than 30 * tolerance of their length: a small gradient alone
+    says little about them where the penalty is weak.
+
+    Workers that share the rows all search alike: what they decide by is the same bits for all, either summed
+    over them or the first one's.
+    """
+    objective, dtype, agreed = model.objective, torch.float32, model.objective.group.first
+    point, iteration = objective(theta, model.ridge, dtype), 0
+    lowest, stuck = float("inf"), 0
+    while True:
+        if model.age >= PATIENCE:
+            model.refresh(theta)
+        direction = agreed(model.direction(point))
+        largest = objective.largest(point.gradient)
+        length = objective.total(theta.square()).clamp(min=1e-16)
+        moved = agreed((objective.total(direction.square()) / length).sqrt())
+        done = (largest <= tolerance) & (moved <= 30 * tolerance)
+        stuck = 0 if float(largest.max()) < lowest else stuck + 1
+        lowest = min(lowest, float(largest.max()))
+        coarse_is_enough = dtype is torch.float32 and lowest > COARSE and stuck < STUCK
+        found = None
+        if iteration < steps and not done.all() and (coarse_is_enough or dtype is torch.float64):
+            found = _line_search(model, theta, point, torch.where(done, 0.0, direction), dtype)
+        if found is not None:
+            step, after = found
+            model.learn(step, after.gradient - point.gradient)
+            theta, point, iteration = theta + step, after, iteration + 1
+        elif dtype is torch.float32:
+            dtype = torch.float64
+            point = objective(theta, model.ridge, dtype)
+        else:
+            return Minimum(theta, point, iteration)
+
+
+def _line_search(
+    model: Model, theta: Tensor, point: Loss, direction: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Loss] | None:
+    """A step along `direction` that lowers each problem's objective, and the point it leads to.
+
+    A convex function: where the slope has turned too far, the secant through both slopes says where it is 0.
+    """
+    objective, agreed = model.objective, model.objective.group.first
+    slope = agreed(objective.total(point.gradient * direction))
+    resting = slope == 0
+    length = torch.ones_like(slope)
+    for _ in range(TRIALS if dtype is torch.float64 else 5):
+        step = length * direction
+        after = objective(theta + step, model.ridge, dtype)
+        slope_after = agreed(objective.total(after.gradient * direction))
+        limit = point.value + ARMIJO * length * slope + NOISE[dtype] * point.value.abs()
+        accepted = resting | ((after.value <= limit) & (slope_after <= -WOLFE * slope))
+        if accepted.all():
+            return step, after
+        shorter = length * (slope / (slope - slope_after)).clamp(0.1, 0.7)
+        length = torch.where(accepted, length, shorter)
+    return None

@@ -1,0 +1,1 @@
+"""What cached features know about the data."""

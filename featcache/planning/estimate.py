@@ -1,0 +1,230 @@
+"""What an extraction will take, before it is started: time, disk, memory, shards and cost.
+
+A rate is measured by a short sample on this machine, or given; it is never carried over from a processor to a
+GPU. Every number says what it comes from: measured, given, assumed, or computed from those.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache.cache.remote import mirror
+from featcache.cache.sealed_file import CHUNK
+from featcache.data.split import Split, load_splits
+from featcache.errors import UsageError
+from featcache.evaluation.bootstrap import CONFIDENCE
+from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
+from featcache.planning.answer import (
+    ASSUMED,
+    GIVEN,
+    GPUS_A_NODE,
+    MEASURED,
+    Ask,
+    CorpusPlan,
+    Estimate,
+    Team,
+    check,
+    command_of,
+    facts_of,
+    notes_of,
+    warnings_of,
+)
+from featcache.planning.sample import Sample, sample_without_model, take_sample
+from featcache.settings import Settings
+
+STRUCTURE = 16 << 10  # bytes of a sealed file that belong to no row: seal, description, HDF5's own
+BLOCK_HEAD = 512  # bytes of a committed block before its rows
+ROW_INDEX = 8 + 32 + 4 + 1  # bytes of a row beside its views: label, hash, tokens, truncated
+ROW_MEMORY = 200  # bytes a row at most while an extraction looks for equal rows: hashes, and their indexes
+
+
+def plan(
+    settings: Settings,
+    splits: Sequence[str] = ("train",),
+    ask: Ask | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> CorpusPlan:
+    """Measure a short sample and say what the whole will take; nothing is left in the cache folder.
+
+    Args:
+        settings: as for `extract`.
+        splits: that are to be extracted; the sample is drawn from all of them.
+        report: told what is done next.
+
+    Raises:
+        UsageError: numbers that cannot be meant, GPUs to be planned for without one here and without a rate.
+        SourceError, BackboneError: as extraction would; with `ask.tokens` no source is read.
+    """
+    ask = ask or Ask()
+    check(ask)
+    _require_gpu(settings, ask)
+    loaded: list[Split] = []
+    if ask.tokens is None:
+        report("reading the source")
+        loaded = list(load_splits(settings.data, splits, seed=settings.seed).values())
+        if not sum(len(split) for split in loaded):
+            raise UsageError(
+                "there are no rows to take a sample of", hint="--tokens MEAN --rows N plans without data"
+            )
+    rows = ask.rows if ask.rows is not None else sum(len(split) for split in loaded)
+    ask = replace(ask, rows=rows)
+    if ask.tokens is not None and ask.rates and ask.tflops is None:
+        sample = sample_without_model(settings, ask.tokens)
+    else:
+        sample = take_sample(
+            settings, loaded, seconds=ask.sample_seconds, mean_tokens=ask.tokens, rows=rows,
+            encode=not ask.rates, report=report,
+        )  # fmt: skip
+    labels = sum(split.labels.nbytes for split in loaded) / max(sum(len(split) for split in loaded), 1)
+    return forecast(settings, splits, ask, sample, label_bytes=math.ceil(labels) or 8)
+
+
+def _require_gpu(settings: Settings, ask: Ask) -> None:
+    if ask.gpus is None or ask.rates:
+        return
+    from featcache.backbone.model import resolve_device
+
+    device = resolve_device(settings.backbone.device)
+    if device.type != "cuda":
+        raise UsageError(
+            f"--gpus {ask.gpus}, but a rate measured on {device} says nothing of a GPU",
+            hint="give what one of them does: --rate TEXTS_A_SECOND, --tokens-rate TOKENS_A_SECOND, or\n"
+            "--tflops PEAK [--share 0.4]; or plan on a machine with such a GPU",
+        )
+
+
+def forecast(
+    settings: Settings, splits: Sequence[str], ask: Ask, sample: Sample, *, label_bytes: int = 8
+) -> CorpusPlan:
+    """The plan that follows from a sample.
+
+    The 95 % interval of the time comes from two things: how much the seconds a unit of work differ from part
+    to part (Student's t about the median, whose standard error is 1.2533 times that of the mean), and how
+    much texts differ in their work (none where all were tokenised). It does not know of a machine that is
+    slower next week, or of texts that are not like those of the sample.
+    """
+    rows = ask.rows or 0
+    team = _team(ask, sample)
+    rate = _rate(ask, sample)
+    parallel = team.parallel * (ask.efficiency if team.parallel > 1 else 1.0)
+    storage = np.dtype(settings.features.storage).itemsize
+    row_bytes = sample.views * sample.width * storage
+    start_up = (sample.start_up or 0.0) + sample.storing.seal
+    serial = rows * (sample.storing.hash_row + sample.storing.seal_byte * (row_bytes + ROW_INDEX))
+    uneven = _uneven(rows, sample, team.parallel)
+    fresh = rows * (1 - (sample.repeated or 0.0))  # equal texts are encoded once
+    seconds = rate.map(lambda value: start_up + serial + uneven * fresh / (value * parallel))
+    seconds = replace(seconds, how=ASSUMED if ASSUMED in (rate.how, team.how) else rate.how)
+    spread = _relative_error(sample.lengths.tokens, rows)
+    cache = sealed_bytes(rows, sample.views, sample.width, storage, label_bytes)
+    shards = max(1, math.ceil(cache / ask.shard_bytes))
+    cache += (shards - 1) * STRUCTURE
+    units = ask.gpus or team.nodes
+    price = ask.price
+    made = CorpusPlan(
+        rows=rows,
+        workers=team.workers,
+        gpus=ask.gpus,
+        nodes=team.nodes,
+        seconds=seconds,
+        texts_per_second=rate.map(lambda value: value * parallel / uneven, seconds.how),
+        tokens=Estimate.around(
+            rows * float(sample.lengths.tokens.mean()), spread, ASSUMED if sample.made_up else MEASURED
+        ),
+        cache_bytes=cache,
+        staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * BLOCK_HEAD,
+        free_bytes=_free(mirror.cache_folder(settings.paths.cache_dir)),
+        shards=shards,
+        rows_a_shard=math.ceil(rows / shards),
+        memory=sample.memory,
+        row_memory=rows * ROW_MEMORY,
+        gpu_memory=sample.gpu_memory,
+        cost=None if price is None else seconds.map(lambda value: price * units * value / 3600),
+        facts=facts_of(ask, sample, team, rate, serial),
+        warnings=(),
+        notes=notes_of(ask, sample),
+        command=command_of(settings, splits, ask, sample, team.workers, team.nodes, shards),
+    )
+    return replace(made, warnings=tuple(warnings_of(made, sample, team, rate)))
+
+
+def _team(ask: Ask, sample: Sample) -> Team:
+    from featcache.system.machine import available_cores
+
+    cores = len(available_cores())
+    nodes = ask.nodes or (math.ceil(ask.gpus / GPUS_A_NODE) if ask.gpus else 1)
+    workers = ask.gpus or ask.workers or nodes
+    parallel = workers
+    if ask.gpus is None and sample.timing is not None and sample.device == "cpu":
+        parallel = min(workers, nodes * max(1, cores // sample.threads))  # others would share the cores
+    return Team(workers, nodes, parallel, cores, ASSUMED if parallel > 1 else MEASURED)
+
+
+def _rate(ask: Ask, sample: Sample) -> Estimate:
+    """Texts a second of one worker."""
+    lengths, rows = sample.lengths, ask.rows or 0
+    if ask.rate is not None:
+        return Estimate(ask.rate, ask.rate, ask.rate, GIVEN)
+    if ask.tokens_rate is not None:
+        value = ask.tokens_rate / float(lengths.tokens.mean())
+        return Estimate.around(value, _relative_error(lengths.tokens, rows), GIVEN)
+    spread = _relative_error(lengths.work, rows)
+    if ask.tflops is not None:
+        value = ask.tflops * 1e12 * ask.share / float(lengths.work.mean())
+        return Estimate.around(value, spread, ASSUMED)
+    assert sample.timing is not None
+    per_work = sample.timing.per_work
+    value = 1 / (float(np.median(per_work)) * float(lengths.work.mean()))
+    half = math.hypot(_median_error(per_work), spread)
+    return Estimate.around(value, half, ASSUMED if sample.made_up else MEASURED)
+
+
+def _median_error(values: np.ndarray) -> float:
+    """Half of the 95 % interval of the median, relative to it."""
+    from scipy.stats import t
+
+    count = len(values)
+    error = math.sqrt(math.pi / 2) * float(values.std(ddof=1)) / math.sqrt(count)
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error / float(np.median(values))
+
+
+def _relative_error(values: np.ndarray, rows: int) -> float:
+    """Half of the 95 % interval of the mean of `rows` texts of which `values` were seen, relative to it."""
+    if len(values) < 2 or len(values) >= rows:
+        return 0.0
+    error = float(values.std(ddof=1)) * math.sqrt((1 - len(values) / rows) / len(values))
+    return statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error / float(values.mean())
+
+
+def _blocks(rows: int, sample: Sample) -> int:
+    tokens = rows * float(sample.lengths.tokens.mean())
+    return max(math.ceil(rows / BLOCK_ROWS), round(tokens / (BLOCK_BATCHES * sample.batch_tokens)), 1)
+
+
+def _uneven(rows: int, sample: Sample, parallel: int) -> float:
+    """How much longer it takes that the blocks do not go evenly into the workers."""
+    each = _blocks(rows, sample) / parallel
+    return math.ceil(each) / each
+
+
+def sealed_bytes(rows: int, views: int, width: int, itemsize: int, label_bytes: int = 8) -> int:
+    """Length of a sealed file, to within `STRUCTURE`: all columns with a checksum of 16 bytes a MiB.
+
+    Args:
+        itemsize: bytes of a number in a view.
+        label_bytes: of one row's label; 8, or one a class where there are several labels a row.
+    """
+    columns = [*[width * itemsize] * views, label_bytes, 32, 4, 1]
+    return STRUCTURE + sum(rows * size + 16 * -(-rows * size // CHUNK) for size in columns)
+
+
+def _free(folder: Path) -> int:
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free

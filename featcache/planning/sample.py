@@ -1,0 +1,295 @@
+"""A short measured sample of an extraction: how long texts are, how fast they are encoded and stored here.
+
+The texts are a random sample. All of them are tokenised, which is cheap and says how much work a text is;
+some are encoded, which says how long a unit of work takes (two-phase sampling, Cochran, Sampling Techniques,
+1977, chapter 12). What is encoded are whole batches of blocks as extraction makes them, every k-th of a
+block's batches in order of length: small blocks would be packed worse than those of the run that is planned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.backbone.files import find_model
+from featcache.cache.remote import mirror
+from featcache.data.split import Split
+from featcache.errors import BackboneError, CacheError
+from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
+from featcache.planning.texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths, repeated_share
+from featcache.settings import Settings
+from featcache.system.memory import peak_memory
+
+if TYPE_CHECKING:
+    from featcache.backbone.encoder import Encoder
+
+TOKENIZING = 0.25  # share of the sample's seconds that may go into drawing texts and tokenising them
+LEAST_PARTS = 8  # that are timed, ...
+LATE, LEAST_LATE = 3, 3  # ... or 3 where they take more than 3 times as long as was asked for
+STORED_BLOCKS, STORED_BYTES = 4, 8 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was timed, part by part.
+
+    Attributes:
+        per_work: float64 `[parts]`, seconds a unit of `Lengths.work`; tokenising runs beside it.
+        texts, tokens: in all parts.
+        warm_up: seconds that the first, uncounted part took longer than it would have taken later.
+    """
+
+    per_work: np.ndarray
+    texts: int
+    tokens: int
+    warm_up: float
+
+
+@dataclass(frozen=True)
+class Storing:
+    """What comes before and after the encoding; 0 where it could not be measured.
+
+    Attributes:
+        hash_row: seconds to hash a row.
+        seal: seconds to seal an empty file.
+        seal_byte: seconds to read a byte of committed blocks and to write it into a sealed file.
+    """
+
+    hash_row: float
+    seal: float
+    seal_byte: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Everything measured.
+
+    Attributes:
+        width, views: numbers in a vector, and how many vectors a text has.
+        timing: None where nothing was encoded.
+        start_up: seconds until the first batch runs: import, loading, checks; None where nothing was loaded.
+        memory: peak resident bytes of this process; None where nothing was loaded or the system does not say.
+        gpu_memory: peak bytes taken on the GPU; None without one.
+        device: `cpu`, `cuda:0`; empty where nothing was loaded.
+        threads: that one process computes with.
+        max_length: longest text in tokens, as the model allows it.
+        batch_tokens: token budget, lowered where memory ran out; `asked_tokens` is what it was before.
+        made_up: the texts are random token ids.
+        repeated: share of the rows planned that equal another of them; None where not all are at hand.
+        load: processes that wanted a core in the minute before; 0 where the system does not say.
+        notes: the encoder's, for people.
+    """
+
+    width: int
+    lengths: Lengths
+    storing: Storing
+    views: int = 1
+    timing: Timing | None = None
+    start_up: float | None = None
+    memory: int | None = None
+    gpu_memory: int | None = None
+    device: str = ""
+    threads: int = 1
+    max_length: int = 512
+    batch_tokens: int = 4096
+    asked_tokens: int = 4096
+    made_up: bool = False
+    repeated: float | None = None
+    load: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def take_sample(
+    settings: Settings,
+    splits: Sequence[Split],
+    *,
+    seconds: float,
+    mean_tokens: float | None = None,
+    rows: int = 0,
+    encode: bool = True,
+    report: Callable[[str], None] = lambda _: None,
+) -> Sample:
+    """Load the encoder, draw texts, tokenise them, encode some, store a few made-up blocks.
+
+    Args:
+        settings: model, features, folders and seed.
+        splits: where the texts are drawn from; not looked at with `mean_tokens`.
+        seconds: of encoding; longer where 8 parts of one batch each take longer.
+        mean_tokens: of made-up texts: log-normal lengths of random token ids.
+        rows: of the run that is planned; decides whether parts of the model are compiled (CUDA), and how
+            many of the source's are looked at for equal ones.
+        encode: False where the rate is known already: nothing is timed.
+
+    Raises:
+        SourceError, BackboneError, UsageError: as extraction would.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    files = find_model(settings.backbone)
+    report(f"loading {files.name}")
+    began = time.perf_counter()
+    from featcache.backbone.encoder import Encoder
+    from featcache.backbone.model import load_backbone
+
+    encoder = Encoder(
+        load_backbone(settings.backbone, files), settings.features, settings.backbone.batch_tokens
+    )
+    asked = encoder.batch_tokens
+    if encode:
+        encoder.backbone.prepare(rows)
+    start_up = time.perf_counter() - began
+    draw = np.random.default_rng(settings.seed)
+    report("tokenising a sample")
+    texts: Texts
+    if mean_tokens is not None:
+        texts = MadeUp(encoder, mean_tokens, draw)
+        hash_row = 0.0
+    else:
+        texts = drawn = Drawn(encoder, splits, draw, TOKENIZING * seconds)
+        hash_row = drawn.hash_seconds()
+    timing = _time(encoder, texts, seconds, draw, report) if encode else None
+    repeated = None if mean_tokens is not None else repeated_share(splits, rows, draw)
+    width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
+    seal, seal_byte = _storing(mirror.cache_folder(settings.paths.cache_dir), width, encoder.storage.name)
+    return Sample(
+        width=width,
+        lengths=texts.lengths,
+        storing=Storing(hash_row, seal, seal_byte),
+        views=len(encoder.views),
+        timing=timing,
+        start_up=start_up + (timing.warm_up if timing else 0.0),
+        memory=peak_memory(),
+        gpu_memory=_gpu_memory(encoder),
+        device=str(encoder.backbone.device),
+        threads=_threads(),
+        max_length=encoder.max_length,
+        batch_tokens=encoder.batch_tokens,
+        asked_tokens=asked,
+        made_up=mean_tokens is not None,
+        repeated=repeated,
+        load=load,
+        notes=tuple(encoder.notes),
+    )
+
+
+def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
+    """Made-up lengths alone, for a rate that is known already; neither weights nor torch are loaded.
+
+    Raises:
+        BackboneError: no such model, or its config.json does not say how wide its states are.
+    """
+    files = find_model(settings.backbone)
+    if files.width is None:
+        raise BackboneError(
+            f"{files.name}: config.json does not say how wide the states are",
+            hint="leave --tokens out, so that the model is loaded and texts are read",
+        )
+    longest = settings.features.max_length
+    tokens, cut = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed))
+    lengths = Lengths(tokens, tokens.astype(np.float64), cut, None)
+    views, storing = len(set(settings.features.views)), Storing(0.0, 0.0, 0.0)
+    return Sample(files.width, lengths, storing, views, max_length=longest, made_up=True)
+
+
+def _time(
+    encoder: Encoder, texts: Texts, seconds: float, draw: np.random.Generator, report: Callable[[str], None]
+) -> Timing:
+    """Encode parts of blocks, one after the other, for about `seconds` after a first one that warms up."""
+    tokens, work = texts.lengths.tokens, texts.lengths.work
+    budget = encoder.batch_tokens
+    size = int(np.clip(BLOCK_BATCHES * budget / tokens.mean(), 1, min(len(tokens), BLOCK_ROWS)))
+    order = draw.permutation(len(tokens))
+    blocks = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+    first = _part(blocks[0], tokens, budget, BLOCK_BATCHES, 0)
+    ((_, warm),) = _timed(encoder, texts, iter([first]))
+    block_seconds = warm * work[blocks[0]].sum() / work[first].sum()
+    share = next((k for k in (1, 2, 4) if LEAST_PARTS * block_seconds <= k * seconds), BLOCK_BATCHES)
+    starts = draw.integers(BLOCK_BATCHES, size=len(blocks)).tolist()
+    turns = (divmod(turn, len(blocks)) for turn in itertools.count())
+    parts = (_part(blocks[i], tokens, budget, share, starts[i] + again) for again, i in turns)
+    report(f"encoding for about {seconds:g} s")
+    rates: list[float] = []
+    counted, spent = np.zeros(2, dtype=np.int64), 0.0
+    with contextlib.closing(_timed(encoder, texts, parts)) as timed:
+        for part, taken in timed:
+            spent += taken
+            rates.append(taken / float(work[part].sum()))
+            counted += len(part), int(tokens[part].sum())
+            late = spent >= LATE * seconds and len(rates) >= LEAST_LATE
+            if late or (spent >= seconds and len(rates) >= LEAST_PARTS):
+                break
+    warm_up = max(0.0, warm - float(np.median(rates)) * float(work[first].sum()))
+    return Timing(np.array(rates), int(counted[0]), int(counted[1]), warm_up)
+
+
+def _part(block: np.ndarray, tokens: np.ndarray, budget: int, share: int, offset: int) -> np.ndarray:
+    """Every `share`-th batch of a block, from batch `offset` on; at least one."""
+    from featcache.backbone.packing import plan_batches
+
+    batches = plan_batches(tokens[block], budget)
+    share = min(share, len(batches))
+    return np.concatenate([block[batch] for batch in batches[offset % share :: share]])
+
+
+def _timed(
+    encoder: Encoder, texts: Texts, parts: Iterator[np.ndarray]
+) -> Generator[tuple[np.ndarray, float], None, None]:
+    """Each part with its seconds; the next one is tokenised in a thread meanwhile, as extraction does it."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque((new, pool.submit(texts.tokenize, new)) for new in itertools.islice(parts, 1))
+        began = time.perf_counter()
+        while coming:
+            part, tokens = coming.popleft()
+            ready = tokens.result()
+            coming.extend((new, pool.submit(texts.tokenize, new)) for new in itertools.islice(parts, 1))
+            encoder.encode(ready)
+            yield part, time.perf_counter() - began
+            began = time.perf_counter()
+
+
+def _storing(cache_dir: Path, width: int, storage: str) -> tuple[float, float]:
+    """Seconds to seal an empty file, and a byte of committed blocks; 0 where nothing can be written."""
+    from featcache.cache.sealed_file import Column, write_sealed
+    from featcache.cache.staging import Staging
+
+    usable = cache_dir.is_dir() and os.access(cache_dir, os.W_OK)
+    rows = max(STORED_BYTES // (width * np.dtype(storage).itemsize), 1)
+    block = np.random.default_rng(0).normal(size=(rows, width)).astype(storage)
+    shape = (STORED_BLOCKS * rows, width)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".plan-", dir=cache_dir if usable else None) as name:
+            folder = Path(name)
+            staging = Staging(folder / "blocks.partial", {})
+            for number in range(STORED_BLOCKS):
+                staging.commit(number, {"x": block})
+            began = time.perf_counter()
+            write_sealed(folder / "empty.h5", {}, [Column("x", (0, width), storage, [])])
+            empty = time.perf_counter() - began
+            chunks = (staging.read(number)["x"] for number in range(STORED_BLOCKS))
+            write_sealed(folder / "full.h5", {}, [Column("x", shape, storage, chunks)])
+            return empty, (time.perf_counter() - began - empty) / (STORED_BLOCKS * block.nbytes)
+    except (CacheError, OSError):
+        return 0.0, 0.0
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _gpu_memory(encoder: Encoder) -> int | None:
+    import torch
+
+    device = encoder.backbone.device
+    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None

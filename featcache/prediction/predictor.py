@@ -1,0 +1,190 @@
+"""Backbone and head together again: texts in, labels and probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache.backbone.encoder import Encoder, Tokens, document_settings
+from featcache.errors import HeadError, SourceError
+from featcache.fingerprint import differences
+from featcache.heads.head import Head
+from featcache.runs.run import Run, load_run
+from featcache.settings import BackboneSettings
+from featcache.system.text import check_text
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        label: the most probable one; of a multi-label head all labels said, joined by `, `.
+        probability: of the label; of a multi-label head the lowest of those said, the highest of all if none.
+        probabilities: by label name, in the head's order; they add up to 1 for a single label.
+        truncated: the text was longer than the longest length and was cut.
+        labels: all labels said: one for a single label, any number for a multi-label head.
+    """
+
+    text: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    truncated: bool
+    labels: tuple[str, ...] = ()
+
+
+class Predictor:
+    """An encoder and a head that was trained on its features.
+
+    Args:
+        encoder: the same encode function that filled the cache.
+        head: refused unless its fingerprint is that of the encoder's features.
+
+    Raises:
+        HeadError: the head belongs to other features; names the fields that differ.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        found = differences(head.encoder, encoder.document)
+        if found:
+            raise HeadError(
+                "this head was trained on other features: " + "; ".join(map(str, found)),
+                hint="train a head on these features, or use the model the head was trained with",
+            )
+        views = [view.name for view in encoder.views]
+        if head.view not in views:
+            raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
+        self.encoder = encoder
+        self.head = head
+        self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
+
+    @classmethod
+    def from_run(cls, run: str | Path | Run, *, model: str | None = None, device: str = "auto") -> Predictor:
+        """The predictor of a run in `reports/`, or of a run's folder.
+
+        Args:
+            model: where the backbone lies now, if not where it lay when the head was trained.
+            device: see `--device`; the compute dtype is always the one of the cached features.
+
+        Raises:
+            HeadError: no such run, or a backbone that is not the one the head was trained with.
+            BackboneError: the backbone cannot be loaded.
+        """
+        from featcache.backbone.files import find_model
+        from featcache.backbone.model import load_backbone
+
+        found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
+        head = found.head()
+        made, document = found.record["backbone"], head.encoder
+        settings = BackboneSettings(
+            model=model or made["model"],
+            revision=None if model else made["commit"] or made["revision"],
+            trust_remote_code=made["trust_remote_code"],
+            device=device,
+            dtype=document["dtype"]["compute"],
+            batch_tokens=made["batch_tokens"],
+        )
+        files = find_model(settings)
+        other = differences({"files": document["files"]}, {"files": files.hashes})
+        if other:  # said before the weights are loaded
+            raise HeadError(
+                f"{found.name} was trained with other files than those of {files.name}: "
+                + "; ".join(map(str, other)),
+                hint="give the backbone it was trained with: --model FOLDER",
+            )
+        features = document_settings(document, (head.view,))
+        if "tuned" in document:
+            from featcache.finetuning.finetune import tuned_encoder
+
+            encoder = tuned_encoder(settings, files, features, found.folder, document)
+        else:
+            encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
+        predictor = cls(encoder, head)
+        predictor.pairs = found.record.get("pairs")
+        return predictor
+
+    def check_pairs(self, given: bool) -> None:
+        """Refuse pairs for a head of single texts, and single texts for one of pairs, where that is known.
+
+        Raises:
+            HeadError
+        """
+        if self.pairs is not None and self.pairs != given:
+            raise HeadError(
+                f"this head was trained on {'pairs of texts' if self.pairs else 'single texts'}",
+                hint="give each text its second one: --pair, or --pair-column"
+                if self.pairs
+                else "leave --pair and --pair-column out",
+            )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.head.label_names
+
+    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """float64 `[N, C]`, columns in the order of `label_names`.
+
+        Raises:
+            SourceError: an empty text, one that is no string or no valid Unicode; names its place.
+        """
+        return self._encoded(texts, pairs)[0]
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """The most probable label of each text, with all probabilities."""
+        probabilities, truncated = self._encoded(texts, pairs)
+        return [
+            self._prediction(text, row, bool(cut))
+            for text, row, cut in zip(texts, probabilities, truncated, strict=True)
+        ]
+
+    def said(self, row: np.ndarray) -> list[int]:
+        """Numbers of the labels said at the probabilities `[C]` of one text."""
+        if self.head.thresholds is None:
+            return [int(row.argmax())]
+        found: list[int] = np.flatnonzero(row >= self.head.thresholds).tolist()
+        return found
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """The first half of a prediction, for who makes it ready ahead; texts are not checked here."""
+        return self.encoder.tokenize(texts, pairs)
+
+    def answer(
+        self, tokens: Tokens, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were cut.
+
+        Args:
+            progress: called after each batch with the texts and the tokens done in it.
+        """
+        encoded = self.encoder.encode(tokens, progress)
+        return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated
+
+    def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
+        """The answer from the probabilities `[C]` of one text."""
+        said = self.said(row)
+        labels = tuple(self.label_names[number] for number in said)
+        return Prediction(
+            text,
+            ", ".join(labels),
+            float(row[said].min() if said else row.max()),
+            dict(zip(self.label_names, map(float, row), strict=True)),
+            truncated,
+            labels,
+        )
+
+    def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
+        if pairs is not None and len(pairs) != len(texts):
+            raise SourceError(f"{len(texts)} texts but {len(pairs)} second texts; each needs one")
+        texts, pairs = list(texts), None if pairs is None else list(pairs)
+        for kind, values in (("text", texts), ("pair", pairs or [])):
+            for number, text in enumerate(values, start=1):
+                check_text(text, f"{kind} {number}")
+        if not texts:
+            return np.zeros((0, len(self.label_names))), np.zeros(0, dtype=bool)
+        return self.answer(self.tokenize(texts, pairs))

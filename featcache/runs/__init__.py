@@ -1,0 +1,1 @@
+"""Train on train, choose on validation, report on test."""

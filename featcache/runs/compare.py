@@ -1,0 +1,249 @@
+"""Runs against a base run, row by row: which differences are more than luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.evaluation.paired import (
+    Bootstrap,
+    Difference,
+    McNemar,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    right_rows,
+)
+from featcache.runs.predictions import Predictions
+from featcache.runs.run import Run, best_run
+
+ALPHA = 0.05  # of all comparisons together
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What two runs said of the rows both have.
+
+    Attributes:
+        labels: int64 `[N]`, or uint8 multi-hot `[N, C]`.
+        base, run: predictions, like `labels`.
+        label_names: C names; those of the base, then those that only the other run knows.
+        only_base, only_run: how many rows were left out since the other run does not have them.
+    """
+
+    labels: np.ndarray
+    base: np.ndarray
+    run: np.ndarray
+    label_names: tuple[str, ...]
+    only_base: int
+    only_run: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """One metric of a run against the base, with the p-value corrected for all comparisons made."""
+
+    difference: Difference
+    p: float
+    corrected_p: float
+
+    @property
+    def tie(self) -> bool:
+        return self.corrected_p >= ALPHA
+
+    @property
+    def worse(self) -> bool:
+        return not self.tie and self.difference.value < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against the base on the rows both have.
+
+    Attributes:
+        rows: how many rows were compared.
+        only_base, only_run: rows left out, since one run alone has them.
+        discordant: rows that only the base (`only_first`) or only the run got right, and McNemar's p.
+        accuracy: exact McNemar test; interval by bootstrap.
+        macro_f1: bootstrap.
+    """
+
+    run: Run
+    rows: int
+    only_base: int
+    only_run: int
+    discordant: McNemar
+    accuracy: Change
+    macro_f1: Change
+
+    @property
+    def tie(self) -> bool:
+        """Neither metric tells the two apart."""
+        return self.accuracy.tie and self.macro_f1.tie
+
+    @property
+    def worse(self) -> bool:
+        """Significantly worse than the base in one metric at least."""
+        return self.accuracy.worse or self.macro_f1.worse
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Runs against one base on one split; `refused` holds those that cannot be compared, and why."""
+
+    base: Run
+    split: str
+    made: tuple[Comparison, ...]
+    refused: tuple[tuple[Run, str], ...] = ()
+
+    @property
+    def worse(self) -> list[Comparison]:
+        return [comparison for comparison in self.made if comparison.worse]
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    base: Run | None = None,
+    split: str = "test",
+    *,
+    skip: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparisons:
+    """Every run against the base: accuracy by McNemar's exact test, macro F1 by paired bootstrap.
+
+    All p-values, two a run, are corrected together (Holm): the chance of one false difference among all of
+    them is at most 5 %.
+
+    Args:
+        base: the best of `runs` by validation accuracy by default, whatever `split` is; where it is among
+            `runs` it is not compared with itself.
+        skip: leave runs that cannot be compared out, with the reason, instead of raising.
+
+    Raises:
+        HeadError: no runs; predictions of the base missing; without `skip` also those of another run, or no
+            row in common with the base, or other labels of the same rows.
+    """
+    base = base or best_run(list(runs))
+    if base is None:
+        raise HeadError("no runs to compare", hint="train one with: featcache train-head --epochs 100")
+    own = base.predictions(split, probabilities=False)
+    raw: list[tuple[Run, Matched, McNemar, Bootstrap]] = []
+    refused: list[tuple[Run, str]] = []
+    for run in runs:
+        if run.folder.resolve() == base.folder.resolve():
+            continue
+        try:
+            matched = match(own, run.predictions(split, probabilities=False))
+        except HeadError as error:
+            if not skip:
+                what = f"{run.name} cannot be compared with {base.name} on {split}: {error.what}"
+                raise HeadError(what, hint=error.hint) from error
+            refused.append((run, error.what))
+            continue
+        raw.append((run, matched, *_measure(matched, resamples, seed)))
+    corrected = holm([p for *_, test, boot in raw for p in (test.p, boot.macro_f1.p)])
+    made = tuple(
+        Comparison(
+            run,
+            rows=len(matched.labels),
+            only_base=matched.only_base,
+            only_run=matched.only_run,
+            discordant=test,
+            accuracy=Change(boot.accuracy, test.p, float(corrected[2 * place])),
+            macro_f1=Change(boot.macro_f1, boot.macro_f1.p, float(corrected[2 * place + 1])),
+        )
+        for place, (run, matched, test, boot) in enumerate(raw)
+    )
+    return Comparisons(base, split, made, tuple(refused))
+
+
+def match(base: Predictions, run: Predictions) -> Matched:
+    """The rows both have, found by row hash and label, equal ones in their order; never by position.
+
+    Raises:
+        HeadError: single-label beside multi-label, no row in common, or another label for the same row.
+    """
+    if base.multi_label != run.multi_label:
+        raise HeadError("one is single-label, the other multi-label")
+    if base.multi_label and set(base.label_names) != set(run.label_names):
+        raise HeadError(f"they have other labels: {_other_names(base, run)}")
+    names = tuple(dict.fromkeys((*base.label_names, *run.label_names)))
+    labels, predicted = (_renumbered(part, run.label_names, names) for part in (run.labels, run.predicted))
+    if np.array_equal(base.row_hash, run.row_hash) and np.array_equal(base.labels, labels):
+        here = there = np.arange(len(labels))  # the usual case, without sorting
+    else:
+        here, there = _same_rows(_keys(base.row_hash, base.labels), _keys(run.row_hash, labels))
+    _check_labels(base, run, here, there)
+    if not len(here):
+        raise HeadError("they have no row in common", hint="runs on the same data can be compared")
+    left_out = (len(base) - len(here), len(run) - len(here))
+    return Matched(base.labels[here], base.predicted[here], predicted[there], names, *left_out)
+
+
+def _measure(matched: Matched, resamples: int, seed: int) -> tuple[McNemar, Bootstrap]:
+    labels, base, run = matched.labels, matched.base, matched.run
+    classes = len(matched.label_names)
+    test = mcnemar(right_rows(labels, base), right_rows(labels, run))
+    return test, paired_bootstrap(labels, base, run, classes, resamples=resamples, seed=seed)
+
+
+def _renumbered(values: np.ndarray, old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray:
+    """Labels in the order `old` as labels in the order `new`, which has them all."""
+    if old == new[: len(old)] and (values.ndim == 1 or len(old) == len(new)):
+        return values
+    if values.ndim == 1:
+        return np.asarray(np.array([new.index(name) for name in old], np.int64)[values])
+    return np.asarray(values[:, [old.index(name) for name in new]])
+
+
+def _keys(row_hash: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row hash and label(s) as one item a row `[N]`, compared by its bytes."""
+    told = labels.astype(">i8").view(np.uint8).reshape(-1, 8) if labels.ndim == 1 else labels
+    return _items(np.concatenate([row_hash, told], axis=1))
+
+
+def _items(rows: np.ndarray) -> np.ndarray:
+    """uint8 `[N, B]` -> `[N]`."""
+    return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1]))).ravel()
+
+
+def _same_rows(base: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of equal items in either: the first with the first, the second with the second and so on."""
+    numbers = np.unique(np.concatenate([base, run]), return_inverse=True)[1]
+    parts = numbers[: len(base)], numbers[len(base) :]
+    many = len(numbers) + 1
+    first, second = (part * many + _occurrence(part) for part in parts)
+    places = np.intersect1d(first, second, assume_unique=True, return_indices=True)[1:]
+    return places[0], places[1]
+
+
+def _occurrence(numbers: np.ndarray) -> np.ndarray:
+    """How many equal numbers stand before each, int64 `[N]`."""
+    order = np.argsort(numbers, kind="stable")
+    ranked = numbers[order]
+    found = np.empty(len(numbers), np.int64)
+    found[order] = np.arange(len(numbers)) - np.searchsorted(ranked, ranked)
+    return found
+
+
+def _check_labels(base: Predictions, run: Predictions, here: np.ndarray, there: np.ndarray) -> None:
+    """Refuse if the rows left over on both sides are the same ones, with another label."""
+    left = (np.delete(part.row_hash, used, axis=0) for part, used in ((base, here), (run, there)))
+    other = len(_same_rows(*(_items(part) for part in left))[0])
+    if other:
+        names = _other_names(base, run)
+        raise HeadError(
+            f"{other} of their {other + len(here)} shared rows have another label"
+            + (f"; labels that only one has: {names}" if names else ""),
+            hint="train both on the same labels",
+        )
+
+
+def _other_names(base: Predictions, run: Predictions) -> str:
+    """Label names that only one of them has, the first few."""
+    names = sorted(set(base.label_names) ^ set(run.label_names))
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

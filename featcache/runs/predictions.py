@@ -1,0 +1,181 @@
+"""What a head said of every row of a split; a parquet file that any tool can open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.evaluation.metrics import multi_hot
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXTS = ("row_hash", "label", "prediction")
+PROBABILITY = "probability:"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row a text, single-label or (`labels.ndim == 2`) multi-label.
+
+    Attributes:
+        row_hash: uint8 `[N, 32]`.
+        labels: int64 `[N]`, or uint8 multi-hot `[N, C]`.
+        predicted: like `labels`.
+        probabilities: float64 `[N, C]`; `[N, 0]` where they were read without.
+        label_names: C names, in the order of the probabilities.
+    """
+
+    row_hash: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    label_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        row_hash: np.ndarray,
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        label_names: tuple[str, ...],
+        thresholds: np.ndarray | None = None,
+    ) -> Predictions:
+        """Predictions by the largest probability; multi-label by `thresholds` `[C]` (default 0.5 each)."""
+        if labels.ndim == 1:
+            predicted = probabilities.argmax(axis=1)
+        else:
+            predicted = multi_hot(probabilities, thresholds)
+        return cls(np.asarray(row_hash), labels, predicted, probabilities, label_names)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Columns row_hash (hex), label and prediction (a text, or a list of texts), `probability:<label>`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = predictions.label_names
+    columns = {
+        "row_hash": pa.array([row.tobytes().hex() for row in predictions.row_hash], pa.string()),
+        "label": _as_texts(predictions.labels, names),
+        "prediction": _as_texts(predictions.predicted, names),
+    }
+    for number, name in enumerate(names):
+        values = np.ascontiguousarray(predictions.probabilities[:, number], np.float64)
+        columns[PROBABILITY + name] = pa.array(values)
+    pq.write_table(pa.table(columns), path)
+
+
+def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
+    """What `write_predictions` wrote.
+
+    Args:
+        probabilities: read them, too; they are most of the file.
+
+    Raises:
+        HeadError: missing, damaged, or with other content than predictions.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = list(file.schema_arrow.names)
+            names = _label_names(columns, path)
+            table = file.read(columns=None if probabilities else list(TEXTS))
+        hashes = _hashes(table["row_hash"])
+        labels, predicted = (_as_numbers(table[column], names) for column in ("label", "prediction"))
+        numbers = [_numbers(table[column]) for column in columns[3:]] if probabilities else []
+    except FileNotFoundError:
+        raise HeadError(f"there is no {path}", hint="train with that split extracted") from None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise HeadError(f"cannot read {path}: {error}", hint="train that head again") from error
+    if labels.shape != predicted.shape:
+        raise HeadError(f"cannot read {path}: lists of labels beside single ones")
+    matrix = np.column_stack(numbers) if numbers else np.zeros((len(labels), 0))
+    return Predictions(hashes, labels, predicted, matrix, names)
+
+
+def _label_names(columns: list[str], path: Path) -> tuple[str, ...]:
+    """The labels that the columns are for."""
+    names = tuple(column.removeprefix(PROBABILITY) for column in columns[3:])
+    fine = all(column.startswith(PROBABILITY) for column in columns[3:]) and len(set(names)) == len(names)
+    if tuple(columns[:3]) != TEXTS or not names or not fine:
+        found = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
+        wanted = f"{', '.join(TEXTS)}, {PROBABILITY}<label>, ..."
+        raise HeadError(f"{path} holds no predictions: its columns are {found}", hint=f"wanted: {wanted}")
+    return names
+
+
+def _as_texts(values: np.ndarray, names: tuple[str, ...]) -> pa.Array:
+    """Label numbers `[N]` as texts, multi-hot `[N, C]` as lists of texts."""
+    import pyarrow as pa
+
+    texts = pa.array(names, pa.string())
+    if values.ndim == 1:
+        return texts.take(pa.array(values, pa.int64()))
+    ends = np.cumsum(np.count_nonzero(values, axis=1))
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, texts.take(pa.array(np.nonzero(values)[1], pa.int64())))
+
+
+def _as_numbers(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+    """The reverse of `_as_texts`: int64 `[N]` or uint8 `[N, C]`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        raise ValueError("an empty label")
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return _numbers_of(column.cast(pa.string()), names)
+    lists = column.cast(pa.list_(pa.string()))
+    values = np.zeros((len(lists), len(names)), np.uint8)
+    rows = pc.list_parent_indices(lists).to_numpy()
+    values[rows, _numbers_of(pc.list_flatten(lists), names)] = 1
+    return values
+
+
+def _numbers_of(texts: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
+    """Texts `[N]` -> their place in `names`, int64 `[N]`."""
+    import pyarrow as pa
+
+    encoded = texts.combine_chunks().dictionary_encode()
+    number = {name: place for place, name in enumerate(names)}
+    strange = [text for text in encoded.dictionary.to_pylist() if text not in number]
+    if strange or encoded.indices.null_count:
+        raise ValueError(f"label {strange[0]!r} has no probability" if strange else "an empty label")
+    place = np.array([number[text] for text in encoded.dictionary.to_pylist()], np.int64)
+    return np.asarray(place[encoded.indices.cast(pa.int64()).to_numpy()])
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    """Hex texts -> uint8 `[N, 32]`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.utf8_length(column.cast(pa.string()))
+    if column.null_count or not pc.all(pc.equal(lengths, 64), min_count=0).as_py():
+        raise ValueError("row_hash is not 64 hexadecimal digits everywhere")
+    content = bytes.fromhex("".join(column.to_pylist()))  # ValueError for other digits; skips blanks
+    return np.frombuffer(content, np.uint8).reshape(len(column), 32)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Finite float64 `[N]`."""
+    import pyarrow as pa
+
+    values = np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
+    if column.null_count or not np.isfinite(values).all():
+        raise ValueError("a probability is missing, NaN or infinite")
+    return values

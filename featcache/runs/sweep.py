@@ -1,0 +1,197 @@
+"""A grid of linear heads trained as one stack: the best by validation is kept and reported on test."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import UsageError
+from featcache.heads.fit import Epoch, Fit
+from featcache.runs.run import Run
+from featcache.runs.train import load_data, save_fit
+from featcache.settings import Settings
+
+if TYPE_CHECKING:
+    from featcache.heads.linear_stack import Member
+
+RANGE_POINTS = 7  # values of a range that does not say how many
+MOST_HEADS = 4096
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep goes through: every combination of these.
+
+    Attributes:
+        views: as they are asked for.
+        seeds: 1: every head begins at zero, as `train_head` has it. More: as many random beginnings of
+            each setting, counted from the settings' own seed, to show how much they matter.
+    """
+
+    lr: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+    label_smoothing: tuple[float, ...]
+    class_weight: tuple[str, ...]
+    views: tuple[str, ...]
+    seeds: int
+
+    @property
+    def size(self) -> int:
+        parts = (self.lr, self.weight_decay, self.label_smoothing, self.class_weight, self.views)
+        return math.prod(map(len, parts)) * self.seeds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One head of a sweep, by its validation scores at its best epoch; never scored on test."""
+
+    view: str
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    class_weight: str
+    seed: int | None
+    best_epoch: int
+    validation_accuracy: float
+    validation_loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return (self.validation_accuracy, -self.validation_loss)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` returns.
+
+    Attributes:
+        trials: best first.
+        best: the saved run of the first trial; the only one that was scored on test.
+        seconds: the training of all heads.
+    """
+
+    trials: tuple[Trial, ...]
+    best: Run
+    seconds: float
+
+    def best_by(self, field: str) -> dict[Any, Trial]:
+        """The best trial of each value of a field, best first, e.g. of each `view`."""
+        found: dict[Any, Trial] = {}
+        for trial in self.trials:
+            found.setdefault(getattr(trial, field), trial)
+        return found
+
+
+def sweep(
+    settings: Settings,
+    grid: Grid,
+    *,
+    progress: Callable[[int, Sequence[Member], list[Epoch]], None] | None = None,
+) -> Sweep:
+    """Train all heads of `grid` on the same batches, keep the best by validation as a run.
+
+    Args:
+        progress: called after each epoch with its number, the heads, and a line of each.
+
+    Raises:
+        CacheMiss: a view that is not cached.
+        HeadError: data no head can be trained on.
+        UsageError: a grid of nothing, or of more than 4,096 heads.
+    """
+    if not 1 <= grid.size <= MOST_HEADS:
+        raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")
+    data = load_data(settings, grid.views)
+    from featcache.heads.linear_stack import fit_stack
+    from featcache.heads.registry import stack_settings
+
+    members = _members(grid, settings.seed)
+    _, course = stack_settings(settings.head, grid.views[0], settings.seed)
+    train = {view: data.rows(view, "train")[0] for view in grid.views}
+    held_out = {view: data.rows(view, "validation")[0] for view in grid.views}
+    first = data.features[grid.views[0]]
+    report = None if progress is None else (lambda number, lines: progress(number, members, lines))
+    began = time.perf_counter()
+    fits = fit_stack(
+        train, first["train"].y, held_out, first["validation"].y, len(first["train"].label_names),
+        members, course, report,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    ranked = sorted(
+        zip((_trial(member, fit) for member, fit in zip(members, fits, strict=True)), fits, strict=True),
+        key=lambda pair: pair[0].rank,
+        reverse=True,
+    )
+    trials = tuple(trial for trial, _ in ranked)
+    best, fit = ranked[0]
+    own = _settings_of(settings, best)
+    more = {"sweep": {"heads": len(trials), "trials": [dataclasses.asdict(trial) for trial in trials[:100]]}}
+    return Sweep(trials, save_fit(own, "linear", data, best.view, fit, seconds, more), seconds)
+
+
+def parse_values(text: str, *, least: float = 0.0) -> tuple[float, ...]:
+    """`0,0.01` or `1e-4..1e-1` (7 values, log-spaced) or `1e-4..1e-1:10` (10 of them).
+
+    Raises:
+        UsageError: not numbers, below `least`, or a range that cannot be spaced.
+    """
+    values: list[float] = []
+    for part in text.split(","):
+        low, dots, rest = part.partition("..")
+        high, colon, points = rest.partition(":")
+        try:
+            if not dots:
+                values.append(float(low))
+                continue
+            values += _spaced(float(low), float(high), int(points) if colon else RANGE_POINTS)
+        except ValueError:
+            raise UsageError(
+                f"{part.strip()!r} is no number and no range", hint="e.g. 1e-4,1e-3 or 1e-4..1e-1:7"
+            ) from None
+    if not all(math.isfinite(value) and value >= least for value in values):
+        raise UsageError(f"{text}: numbers from {least:g} are needed")
+    return tuple(dict.fromkeys(values))
+
+
+def _spaced(low: float, high: float, points: int) -> list[float]:
+    """Log-spaced, both ends included, rounded to 6 digits."""
+    if not (0 < low < high and math.isfinite(high) and 2 <= points <= MOST_HEADS):
+        raise ValueError
+    step = math.log(high / low) / (points - 1)
+    return [float(f"{low * math.exp(step * number):.6g}") for number in range(points)]
+
+
+def _members(grid: Grid, seed: int) -> list[Member]:
+    from featcache.heads.linear_stack import Member
+
+    seeds = [None] if grid.seeds == 1 else range(seed, seed + grid.seeds)
+    return [
+        Member(view, lr, decay, number, smoothing, weight)
+        for view, lr, decay, smoothing, weight, number in itertools.product(
+            grid.views, grid.lr, grid.weight_decay, grid.label_smoothing, grid.class_weight,
+            seeds,
+        )
+    ]  # fmt: skip
+
+
+def _trial(member: Member, fit: Fit) -> Trial:
+    line = fit.history[fit.best_epoch - 1]
+    return Trial(
+        **dataclasses.asdict(member),
+        best_epoch=fit.best_epoch,
+        validation_accuracy=line.validation_accuracy,
+        validation_loss=line.validation_loss,
+    )
+
+
+def _settings_of(settings: Settings, trial: Trial) -> Settings:
+    """The settings under which `train_head` would train this head."""
+    head = dataclasses.replace(
+        settings.head, lr=trial.lr, weight_decay=trial.weight_decay,
+        label_smoothing=trial.label_smoothing, class_weight=trial.class_weight,
+    )  # fmt: skip
+    return dataclasses.replace(settings, head=head)

@@ -1,0 +1,368 @@
+"""A trained head behind HTTP: one endpoint to ask, three to look at it, and a page to try it on.
+
+Whatever a request holds, it costs at most what `Limits` allows, and is answered with a status and a
+sentence. The server answers only to names of this machine, and tells no other web site anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+
+from featcache.errors import FeatcacheError, HeadError, SourceError
+from featcache.prediction.predictor import Prediction, Predictor
+from featcache.serving.batcher import Batcher, Full, Stopping, TooLate
+from featcache.system.text import check_text
+
+LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
+PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
+        "/page.js": ("page.js", "text/javascript")}  # fmt: skip
+GUARDS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost.
+
+    Attributes:
+        body_bytes: of a request, counted while they come in.
+        texts: in one request, pairs counted as one.
+        characters: of all its texts together.
+        seconds: from its first byte to its answer.
+        queue_texts: that may wait for the model, of all requests.
+    """
+
+    body_bytes: int = 1 << 20
+    texts: int = 64
+    characters: int = 64 << 10
+    seconds: float = 30.0
+    queue_texts: int = 512
+
+
+class Asked(BaseModel):
+    """One text, or several; of each a second one for a head that was trained on pairs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = Field(None, description="one text; the answer is one prediction")
+    texts: list[str] | None = Field(None, min_length=1, description="several; `predictions` has one for each")
+    pair: str | None = Field(None, description="second text of `text`")
+    pairs: list[str] | None = Field(None, description="second texts of `texts`")
+    top_k: int | None = Field(None, ge=1, description="the most probable labels alone; all by default")
+
+
+class Answer(BaseModel):
+    """What the head says of one text."""
+
+    label: str = Field(description="the most probable one; of a multi-label head all that are said")
+    labels: list[str]
+    probability: float
+    probabilities: dict[str, float] = Field(description="by label, most probable first")
+    truncated: bool = Field(description="the text was longer than the longest length and was cut")
+
+
+class Answers(BaseModel):
+    predictions: list[Answer]
+
+
+class Refused(Exception):
+    """A request that gets a status and a sentence."""
+
+    def __init__(
+        self, status: int, error: str, hint: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(error)
+        self.status, self.error, self.hint, self.retry_after = status, error, hint, retry_after
+
+
+class Service:
+    """A predictor with its queue, its limits and its metrics; `app` is what a server runs.
+
+    Args:
+        about: what `/info` says of the run.
+        hosts: names in the Host header that are answered; those of this machine by default.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits = Limits(),
+        about: dict[str, Any] | None = None,
+        hosts: tuple[str, ...] = LOCAL_NAMES,
+    ) -> None:
+        self.predictor, self.limits, self.about = predictor, limits, about or {}
+        self.draining = False
+        self._make_metrics()
+        self.batcher = Batcher(predictor, limits.queue_texts, self._watch)
+        self.waiting.set_function(lambda: self.batcher.waiting)
+        self.app = self._build(hosts)
+
+    def _build(self, hosts: tuple[str, ...]) -> FastAPI:
+        app = FastAPI(
+            title="featcache",
+            summary="labels for texts",
+            docs_url=None,
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        said: dict[int | str, dict[str, Any]] = {200: {"model": Answer | Answers}}
+        said |= {code: {"description": text} for code, text in STATUSES.items()}
+        app.add_api_route(
+            "/predict", self.predict, methods=["POST"], response_model=None, responses=said,
+            openapi_extra={"requestBody": {
+                "required": True, "content": {"application/json": {"schema": Asked.model_json_schema()}},
+            }},
+        )  # fmt: skip
+        app.add_api_route("/health", self.health, response_model=None)
+        app.add_api_route("/info", self.info, response_model=None)
+        app.add_api_route("/metrics", self.metrics, response_model=None)
+        for path, (name, kind) in PAGE.items():
+            app.add_api_route(
+                path, partial(self.page, name, kind), include_in_schema=False, response_model=None
+            )
+        app.add_exception_handler(Refused, self._refused)
+        app.add_exception_handler(404, self._plain)
+        app.add_exception_handler(405, self._plain)
+        app.add_middleware(_Guards, service=self)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(self.batcher.stop)
+
+    # -- what is asked ----------------------------------------------------------------------------
+
+    async def predict(self, request: Request) -> Response:
+        """Labels of one text or of several."""
+        began = time.monotonic()
+        status = 500
+        asked = None
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                asked = self._asked(await self._body(request))
+                found = await self._answered(asked, began + self.limits.seconds)
+            status = 200
+        except TimeoutError:
+            late = f"within {self.limits.seconds:g} s"
+            status = 408 if asked is None else 503
+            if asked is None:
+                raise Refused(status, f"the body was not there {late}") from None
+            raise Refused(status, f"no answer {late}", "send fewer texts, or later", retry_after=1) from None
+        except Refused as refusal:
+            status = refusal.status
+            raise
+        except ClientDisconnect:
+            status = 499
+            return Response(status_code=400)
+        finally:
+            self.requests.labels(str(status)).inc()
+            self.seconds.observe(time.monotonic() - began)
+        answers = [answer_of(one, asked.top_k) for one in found]
+        return _json(answers[0] if asked.text is not None else {"predictions": answers})
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, no more of it than allowed."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # other sites may send forms and plain text here without asking
+            raise Refused(415, f"the body is {kind or 'of no type'}, not application/json")
+        limit = self.limits.body_bytes
+        too_large = Refused(413, f"the body is larger than {limit} bytes", "send fewer texts at a time")
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > limit:
+            raise too_large
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
+
+    def _asked(self, body: bytes) -> Asked:
+        """The request, checked in full before anything is queued."""
+        try:
+            asked = Asked.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            broken = first["type"] == "json_invalid"
+            what = f"{where}: {first['msg']}" if where else first["msg"]
+            raise Refused(400 if broken else 422, what, EXAMPLE) from None
+        if (asked.text is None) == (asked.texts is None):
+            raise Refused(422, "one of text and texts is needed", EXAMPLE)
+        if (asked.pair is not None and asked.text is None) or (
+            asked.pairs is not None and asked.texts is None
+        ):
+            raise Refused(422, "pair belongs to text, pairs to texts")
+        texts, pairs = _texts_of(asked)
+        if pairs is not None and len(pairs) != len(texts):
+            raise Refused(422, f"{len(texts)} texts but {len(pairs)} pairs; each needs one")
+        if len(texts) > self.limits.texts:
+            raise Refused(413, f"{len(texts)} texts; at most {self.limits.texts} in one request")
+        characters = sum(map(len, texts)) + sum(map(len, pairs or []))
+        if characters > self.limits.characters:
+            raise Refused(413, f"{characters} characters; at most {self.limits.characters} in one request")
+        try:
+            self.predictor.check_pairs(pairs is not None)
+            for kind, values in (("text", texts), ("pair", pairs or [])):
+                for number, text in enumerate(values, start=1):
+                    check_text(text, f"{kind} {number}")
+        except (SourceError, HeadError) as error:
+            raise Refused(422, error.what, error.hint) from None
+        return asked
+
+    async def _answered(self, asked: Asked, deadline: float) -> list[Prediction]:
+        try:
+            waiting = self.batcher.submit(*_texts_of(asked), deadline)
+            return await asyncio.wrap_future(waiting)
+        except Full as full:
+            raise Refused(429, str(full), retry_after=full.retry_after) from None
+        except Stopping:
+            raise Refused(503, "the server is stopping", retry_after=5) from None
+        except TooLate:
+            raise TimeoutError from None
+        except FeatcacheError as error:
+            raise Refused(422, error.what, error.hint) from None
+
+    # -- what is shown ----------------------------------------------------------------------------
+
+    async def health(self) -> Response:
+        """Whether requests are taken: 200, or 503 while the server stops."""
+        if self.draining:
+            return _json({"status": "stopping"}, 503)
+        return _json({"status": "ok"})
+
+    async def info(self) -> Response:
+        """The run, its labels and the limits of a request."""
+        encoder = self.predictor.encoder
+        return _json(
+            {
+                **self.about,
+                "labels": list(self.predictor.label_names),
+                "multi_label": self.predictor.head.multi_label,
+                "pairs": self.predictor.pairs,
+                "view": self.predictor.head.view,
+                "model": encoder.backbone.files.name,
+                "max_length": encoder.max_length,
+                "limits": asdict(self.limits),
+            }
+        )
+
+    async def metrics(self) -> Response:
+        """Counters for Prometheus."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def page(self, name: str, kind: str) -> Response:
+        content = files("featcache.serving").joinpath("page", name).read_bytes()
+        return Response(content, media_type=kind, headers=GUARDS)
+
+    def _make_metrics(self) -> None:
+        own = self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "featcache_requests", "requests to /predict by status", ["status"], registry=own
+        )
+        self.seconds = Histogram("featcache_request_seconds", "to the answer", buckets=BUCKETS, registry=own)
+        self.texts = Counter("featcache_texts", "texts answered", registry=own)
+        self.batches = Histogram(
+            "featcache_batch_texts", "texts of one call of the model", buckets=SIZES, registry=own
+        )
+        self.model_seconds = Histogram(
+            "featcache_model_seconds", "one call of the model", buckets=BUCKETS, registry=own
+        )
+        self.waiting = Gauge("featcache_waiting_texts", "texts in the queue", registry=own)
+
+    def _watch(self, texts: int, seconds: float) -> None:
+        self.texts.inc(texts)
+        self.batches.observe(texts)
+        self.model_seconds.observe(seconds)
+
+    async def _refused(self, request: Request, error: Any) -> Response:
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        said = {"error": error.error} | ({"hint": error.hint} if error.hint else {})
+        if error.status in (408, 413):  # the rest of the body is not read
+            headers["Connection"] = "close"
+        return _json(said, error.status, headers)
+
+    async def _plain(self, request: Request, error: Any) -> Response:
+        return _json({"error": error.detail.lower()}, error.status_code, error.headers)
+
+
+def answer_of(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
+    """One prediction as JSON has it."""
+    ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    return {
+        "label": prediction.label,
+        "labels": list(prediction.labels),
+        "probability": prediction.probability,
+        "probabilities": dict(ordered[:top_k]),
+        "truncated": prediction.truncated,
+    }
+
+
+class _Guards:
+    """Headers that every answer has; while the server stops, none keeps its connection."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-content-type-options", b"nosniff"))
+                if self.service.draining:
+                    headers.append((b"connection", b"close"))
+            await send(message)
+
+        await self.app(scope, receive, guarded if scope["type"] == "http" else send)
+
+
+def _texts_of(asked: Asked) -> tuple[list[str], list[str] | None]:
+    if asked.text is not None:
+        return [asked.text], None if asked.pair is None else [asked.pair]
+    return asked.texts or [], asked.pairs
+
+
+def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
+    return JSONResponse(content, status, headers)
+
+
+EXAMPLE = 'e.g. {"text": "..."} or {"texts": ["...", "..."]}'
+STATUSES = {
+    400: "no valid JSON",
+    408: "a body that takes too long",
+    413: "more than a request may hold",
+    415: "not application/json",
+    422: "a text that cannot be labelled",
+    429: "the queue is full, see Retry-After",
+    503: "no answer in time, or the server is stopping",
+}

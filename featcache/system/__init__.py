@@ -1,0 +1,1 @@
+"""Files, locks, stores and the machine."""

@@ -1,0 +1,295 @@
+"""Files in object stores and on other machines, by URL, through fsspec: listed, fetched, put.
+
+What is written appears under its name whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import posixpath
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError
+from featcache.system.durable import TEMPORARY
+
+DRIVERS = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
+    "abfss": "adlfs", "oss": "ossfs", "oci": "ocifs", "tos": "tosfs", "hdfs": "pyarrow",
+    "webhdfs": "requests",
+    "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "http": "aiohttp requests",
+    "https": "aiohttp requests", "webdav": "webdav4",
+}  # fmt: skip
+# Where a file that is being written can be seen half, and a rename is one step.
+_RENAMING = {"file", "local", "hdfs", "arrow_hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp"}
+_READ_ONLY = {"http", "https"}
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")  # two letters at least: `C://` is a drive
+_CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "generation")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def is_remote(text: str) -> bool:
+    """Whether `text` is a URL (`s3://bucket/folder`) and no path of this machine; `C:/data` is a path.
+
+    Raises:
+        UsageError: a URL of a kind that fsspec does not know.
+    """
+    found = _URL.match(text)
+    if found is None:
+        return False
+    from fsspec.registry import available_protocols, registry
+
+    known = [*available_protocols(), *registry]
+    if found[1].lower() not in known:
+        close = difflib.get_close_matches(found[1].lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}://?" if close else "known: s3, gs, az, hdfs, oss, sftp, file, ..."
+        raise UsageError(f"{shown(text)}: there is no store called {found[1]}://", hint=hint)
+    return True
+
+
+def shown(url: str) -> str:
+    """`url` as it may be printed: without a password and without a signed query."""
+    return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//***@", url))
+
+
+@contextmanager
+def explained(url: str, doing: str, kind: type[FeatcacheError] = CacheError) -> Iterator[None]:
+    """Turn whatever a store's driver raises into a `kind` that says what was tried with which URL.
+
+    Drivers raise errors of their own libraries, of which nothing can be imported here: hence all of them.
+    """
+    try:
+        yield
+    except FeatcacheError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            reason, hint = "no such file", "look at its name, and whether you may list the folder"
+        elif isinstance(error, PermissionError) or "redential" in f"{type(error).__name__} {reason}":
+            hint = "give credentials the way the store's own tools take them, e.g. AWS_PROFILE for s3"
+        else:
+            hint = "what is finished is kept: run the same command again"
+        raise kind(f"cannot {doing} {shown(url)}: {reason}", hint=hint) from error
+
+
+def opened(url: str, kind: type[FeatcacheError] = CacheError) -> Remote:
+    """The file or folder at `url`; nothing is looked at yet.
+
+    Raises:
+        UsageError: its driver is not installed; says the package.
+        FeatcacheError: a `kind`, where the driver cannot begin.
+    """
+    scheme = url.partition("://")[0].lower()
+    if "::" in url:
+        raise UsageError(f"{shown(url)}: chained URLs are not supported", hint="name the file itself")
+    from fsspec.core import url_to_fs
+
+    with explained(url, "open", kind):
+        try:
+            fs, path = url_to_fs(url)
+        except ImportError as error:
+            package = DRIVERS.get(scheme)
+            hint = f"pip install {package}" if package else str(error)
+            raise UsageError(f"{scheme}:// needs a package that is not installed", hint=hint) from error
+    if not str(path).strip("/"):
+        raise UsageError(f"{shown(url)} names no file or folder", hint=f"e.g. {scheme}://bucket/folder")
+    return Remote(url, scheme, fs, str(path).rstrip("/"), kind)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file or folder in a store.
+
+    Attributes:
+        fs: an `fsspec.AbstractFileSystem`.
+        path: as `fs` has it, without a slash at its end.
+        kind: of the errors that are raised.
+    """
+
+    url: str
+    scheme: str
+    fs: Any
+    path: str
+    kind: type[FeatcacheError] = CacheError
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path.partition("?")[0] if self.scheme in _READ_ONLY else self.path)
+
+    def child(self, name: str) -> Remote:
+        """What lies in this folder under `name`, a relative path."""
+        url = f"{self.url.rstrip('/')}/{name}"
+        return Remote(url, self.scheme, self.fs, f"{self.path}/{name}", self.kind)
+
+    def renamed(self, name: str) -> Remote:
+        """The file called `name` in the folder of this one."""
+        url, path = (f"{text.rpartition('/')[0]}/{name}" for text in (self.url.rstrip("/"), self.path))
+        return Remote(url, self.scheme, self.fs, path, self.kind)
+
+    def info(self) -> dict[str, Any] | None:
+        """What the store says of the file now; None where there is none."""
+        with explained(self.url, "look at", self.kind):
+            self.fs.invalidate_cache(posixpath.dirname(self.path))
+            try:
+                found = dict(self.fs.info(self.path))
+            except FileNotFoundError:
+                return None
+        return found if found.get("type") != "directory" else None
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """Every file below this folder: relative path -> what the store says of it."""
+        with explained(self.url, "list", self.kind):
+            self.fs.invalidate_cache()
+            found = self.fs.find(self.path, detail=True)
+        prefix = self.path + "/"
+        return {path[len(prefix) :]: info for path, info in found.items() if path.startswith(prefix)}
+
+    def read(self, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes from `start` to `end`, or all."""
+        with explained(self.url, "read", self.kind):
+            return bytes(self.fs.cat_file(self.path, start=start, end=end))
+
+    def get(self, target: Path) -> None:
+        """Copy the file to `target`, of a name that nobody else uses; checked for its length alone."""
+        size = (self.info() or {}).get("size")
+        with explained(self.url, "fetch", self.kind):
+            self.fs.get_file(self.path, str(target))
+        if size is not None and target.stat().st_size != size:
+            raise self.kind(
+                f"cannot fetch {shown(self.url)}: {target.stat().st_size} of {size} bytes came",
+                hint="the connection broke, or it was just replaced: run the same command again",
+            )
+
+    def remove(self) -> None:
+        """Remove the file; no matter if it is gone already."""
+        with explained(self.url, "remove", self.kind), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path)
+
+    def put(self, source: Path, *, replace: bool = False) -> bool:
+        """Make the content of `source` the file's, whole or not at all, and look at what arrived.
+
+        Returns:
+            False when there was a file already and `replace` is not set; it is left as it is.
+
+        Raises:
+            FeatcacheError: a `kind`: refused, out of reach, or what arrived is not what was sent.
+        """
+        if self.scheme in _READ_ONLY:
+            raise UsageError(f"{shown(self.url)}: nothing can be written there")
+        if not replace and self.info() is not None:
+            return False
+        with explained(self.url, "write", self.kind):
+            try:
+                if self.scheme in _RENAMING:
+                    self._put_and_rename(source)
+                else:
+                    self._put(source, replace)
+            except FileExistsError:
+                return False
+        self._check_arrived(source)
+        return True
+
+    def write(self, content: bytes) -> None:
+        """Make `content`, which is small, that of the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "content"
+            source.write_bytes(content)
+            self.put(source, replace=True)
+
+    def _put(self, source: Path, replace: bool) -> None:
+        try:
+            self.fs.put_file(str(source), self.path, mode="overwrite" if replace else "create")
+        except (OSError, NotImplementedError) as error:
+            # Not every S3 can refuse by itself to overwrite; whether there is a file was asked just before.
+            if replace or not re.search("not ?implemented", f"{type(error).__name__} {error}", re.I):
+                raise
+            self.fs.put_file(str(source), self.path, mode="overwrite")
+
+    def _put_and_rename(self, source: Path) -> None:
+        folder, name = posixpath.split(self.path)
+        temporary = f"{folder}/{TEMPORARY}{uuid.uuid4().hex[:12]}-{name}"
+        self.fs.makedirs(folder, exist_ok=True)
+        try:
+            self.fs.put_file(str(source), temporary)
+            self.fs.mv(temporary, self.path)
+        except BaseException:
+            with suppress(Exception):
+                self.fs.rm_file(temporary)
+            raise
+
+    def _check_arrived(self, source: Path) -> None:
+        """Sizes are compared, and MD5 where the store has one; where that differs, the bytes themselves."""
+        there, size = self.info(), source.stat().st_size
+        whole = there is not None and there.get("size") == size
+        if whole and there:
+            md5 = _md5_of(there)
+            if md5 is not None and md5 != _digest(source, "md5"):  # with encryption it is no MD5 of ours
+                with explained(self.url, "read", self.kind), self.fs.open(self.path, "rb") as file:
+                    whole = hashlib.file_digest(file, "sha256").hexdigest() == _digest(source, "sha256")
+        if not whole:
+            with suppress(FeatcacheError):
+                self.remove()
+            raise self.kind(
+                f"{shown(self.url)} did not arrive as it was sent ({size} bytes)",
+                hint="what is finished is kept here: run the same command again",
+            )
+
+
+def _md5_of(info: Mapping[str, Any]) -> str | None:
+    """The MD5 of a file's content in hex, where the store seems to know it."""
+    tag = str(info.get("ETag") or "").strip('"')
+    if _MD5.fullmatch(tag):
+        return tag
+    coded = info.get("md5Hash")
+    return base64.b64decode(coded).hex() if isinstance(coded, str) else None
+
+
+def _digest(path: Path, name: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, name).hexdigest()
+
+
+def stamp(info: Mapping[str, Any]) -> str:
+    """What changes when a file does: its size with the store's tag for it, else with its time."""
+    tag = next((str(info[key]) for key in _CONTENT if info.get(key)), None)
+    # Some stores tell a time of one file as they do not in a listing: as a date here, as a number there.
+    return f"{info.get('size')} {tag or modified(info) or ''}"
+
+
+def modified(info: Mapping[str, Any]) -> float:
+    """When a file was written, seconds since the epoch; 0 where the store does not say."""
+    values: list[Any] = [info.get(key) for key in _TIMES]
+    for value in values:
+        if isinstance(value, (int, float)):
+            return float(value)
+        if hasattr(value, "timestamp"):
+            return float(value.timestamp())
+    return 0.0
+
+
+def expanded(url: str) -> list[str]:
+    """The URLs of the files that `url` means, sorted: itself, or those that its `*`, `?` or `[...]` match.
+
+    Raises:
+        SourceError: nothing matches, or the store cannot be asked.
+    """
+    remote = opened(url, SourceError)
+    if remote.scheme in _READ_ONLY or not set("*?[") & set(url) or remote.info() is not None:
+        return [url]
+    with explained(url, "list", SourceError):
+        remote.fs.invalidate_cache()
+        found = remote.fs.glob(remote.path, detail=True)
+    files = sorted(path for path, info in found.items() if info.get("type") != "directory")
+    if not files:
+        raise SourceError(f"no file matches {shown(url)}")
+    return [str(remote.fs.unstrip_protocol(path)) for path in files]

@@ -1,0 +1,135 @@
+"""What one machine does to a cache in a store while others read it: nobody is left with half of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.extraction import Case, write_case
+from tests.support.stub_encoder import stubbed
+
+from featcache.extraction import api as extract
+from featcache.system import downloads as fetched
+from featcache.cache.remote import mirror
+from featcache.system import stores as remote
+from featcache.cache import catalog as store
+from featcache.errors import CacheError, CorruptCache
+
+BLOCK = 4
+
+
+@pytest.fixture
+def case(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setattr(extract, "LEAST_SHARD", 1000)
+    return write_case(tmp_path / "case", tiny("bert"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """`machine(name)`: be this machine, with a mirror of its own, from now on; the URL of the cache."""
+
+    def be(name: str) -> str:
+        monkeypatch.setattr(mirror, "_MIRRORS", {})
+        monkeypatch.setenv(fetched.FOLDER, str(tmp_path / name))
+        return f"file://{tmp_path}/store/cache"
+
+    return be
+
+
+def names(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "store").rglob("*.h5"))
+
+
+def read(url: str) -> tuple[int, ...]:
+    (path,) = store.cache_paths(mirror.cache_folder(url))
+    return np.asarray(store.CacheFile(path).features("last/cls").x).shape
+
+
+def test_a_force_that_is_interrupted_leaves_the_stores_cache_whole(
+    case: Case, machine: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stubbed(BLOCK):
+        case.extract(cache_dir=machine("a"), shard_size="21000")
+    put, seen = remote.Remote.put, list[str]()
+
+    def failing(self: remote.Remote, source: Path, *, replace: bool = False) -> bool:
+        seen.append(self.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return put(self, source, replace=replace)
+
+    with monkeypatch.context() as patch, stubbed(BLOCK):
+        patch.setattr(remote.Remote, "put", failing)
+        url = machine("b")  # which never fetched the manifest
+        with pytest.raises(KeyboardInterrupt):
+            case.extract(cache_dir=url, shard_size="26000", force=True)
+    assert all(".shard-" in name for name in seen)
+    assert read(machine("c"))[0] == 60
+
+
+def test_shards_that_no_manifest_has_are_removed(
+    case: Case, machine: Callable[[str], str], tmp_path: Path
+) -> None:
+    url = machine("a")
+    with stubbed(BLOCK):
+        case.extract(cache_dir=url, shard_size="21000")
+        first = names(tmp_path)
+        case.extract(cache_dir=url, shard_size="21000", force=True)
+    assert len(first) == len(names(tmp_path)) and set(first) & set(names(tmp_path)) == {first[0]}
+    assert read(machine("b"))[0] == 60
+    left = next((tmp_path / "store").rglob("*.shard-00000b.h5"))
+    left.with_name(left.name.replace("b.h5", ".h5")).write_bytes(left.read_bytes())  # of a killed upload
+    (path,) = store.cache_paths(mirror.cache_folder(machine("c")))
+    store.remove(path)
+    assert names(tmp_path) == []
+
+
+def test_a_damaged_file_of_a_store_is_said_to_be_so_before_anything_is_encoded(
+    case: Case, machine: Callable[[str], str], tmp_path: Path
+) -> None:
+    with stubbed(BLOCK):
+        case.extract(cache_dir=machine("a"))
+    (there,) = (tmp_path / "store").rglob("*.h5")
+    content = bytearray(there.read_bytes())
+    content[100] ^= 1
+    there.write_bytes(content)
+    with stubbed(BLOCK) as encoder, pytest.raises(CorruptCache, match="seal is damaged"):
+        case.extract(cache_dir=machine("b"))
+    assert encoder.encoded == []
+
+
+def test_what_vanishes_while_a_store_is_looked_at_is_gone(
+    case: Case, machine: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stubbed(BLOCK):
+        url = machine("a")
+        case.extract(cache_dir=url)
+        case.extract("test", cache_dir=url)
+    listing = remote.Remote.listing
+
+    def removed(self: remote.Remote) -> dict[str, dict[str, object]]:
+        found = listing(self)
+        for path in (tmp_path / "store").rglob("train-*"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(remote.Remote, "listing", removed)
+    (path,) = store.cache_paths(mirror.cache_folder(machine("b")))
+    assert path.name.startswith("test-")
+
+
+def test_a_store_that_cannot_be_asked_stops_a_force(
+    case: Case, machine: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stubbed(BLOCK):
+        case.extract(cache_dir=machine("a"), shard_size="21000")
+
+    def refused(self: remote.Remote) -> dict[str, dict[str, object]]:
+        raise CacheError("out of reach")
+
+    with stubbed(BLOCK), pytest.raises(CacheError, match="out of reach"):
+        url = machine("b")
+        monkeypatch.setattr(remote.Remote, "listing", refused)
+        case.extract(cache_dir=url, shard_size="26000", force=True)

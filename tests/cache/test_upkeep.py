@@ -1,0 +1,604 @@
+"""Verify finds every kind of damage and goes on; gc removes what was asked, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.system.test_lock import holding
+from tests.cache.test_catalog import seal
+
+from featcache.cache import catalog as store
+from featcache.errors import CacheError, UsageError
+from featcache.fingerprint import fingerprint as document_hash
+from featcache.cache.sealed_file import CHUNK, Column, write_sealed
+from featcache.cache.catalog import CacheFile, add_request
+from featcache.cache.upkeep import (
+    DAY,
+    Group,
+    Part,
+    collect,
+    parse_age,
+    parse_size,
+    plan_removals,
+    survey,
+    verify,
+)
+
+# ---------------------------------------------------------------- verify
+
+
+def flip(path: Path, column: str, byte: int) -> None:
+    with h5py.File(path) as file:
+        place = file[column].id.get_offset() + byte
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def big(folder: Path) -> Path:
+    """A file whose view takes three checksummed blocks of 256 rows each, less the last."""
+    base = CacheFile(seal(folder / "base"))
+    rows, width = 600, CHUNK // 256 // 4
+    x = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
+    hashes = np.random.default_rng(1).integers(0, 256, (rows, 32), dtype=np.uint8)
+    labels = np.zeros(rows, np.int64)
+    document = base.document | {"views": ["last/cls"]}
+    document["rows"] = {"count": rows, "chain": hashlib.sha256(hashes.tobytes()).hexdigest()}
+    document["labels"] = document["labels"] | {"chain": hashlib.sha256(labels.tobytes()).hexdigest()}
+    fingerprint = document_hash(document)
+    path = folder / "a" / "b" / f"train-{fingerprint[:12]}.h5"
+    columns = [
+        Column("views/last-cls", x.shape, "float32", [x]),
+        Column("labels", (rows,), "int64", [labels]),
+        Column("row_hash", hashes.shape, "uint8", [hashes]),
+        Column("truncated", (rows,), "uint8", [np.zeros(rows, np.uint8)]),
+    ]
+    meta = {"fingerprint": fingerprint, "split": "train", "document": document}
+    assert write_sealed(path, meta, columns)
+    return path
+
+
+def test_a_good_file_is_good(tmp_path: Path) -> None:
+    for path in (seal(tmp_path), big(tmp_path)):
+        steps: list[tuple[int, int]] = []
+        verdict = verify(path, lambda done, total, steps=steps: steps.append((done, total)))
+        assert verdict.ok and verdict.damage == () and verdict.bytes == path.stat().st_size
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[0][0] == 0 < steps[-1][0] <= steps[-1][1] == path.stat().st_size
+
+
+def test_damage_is_named_by_block_and_rows(tmp_path: Path) -> None:
+    path = big(tmp_path)
+    flip(path, "views/last-cls", CHUNK + 5)
+    flip(path, "row_hash", 0)
+    verdict = verify(path)
+    assert not verdict.ok and len(verdict.damage) == 2
+    features, hashes = sorted(verdict.damage, key=lambda text: "row_hash" in text)
+    assert str(path) in features and "block 1 of views/last-cls (rows 256 to 511)" in features
+    assert "block 0 of row_hash (rows 0 to 599)" in hashes
+
+
+@given(place=st.integers(0, 2**30), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_found(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int, sealed: list[Path]
+) -> None:
+    content = bytearray(sealed[0].read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    bad = tmp_path_factory.mktemp("bad") / sealed[0].name
+    bad.write_bytes(content)
+    assert not verify(bad).ok
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [seal(tmp_path_factory.mktemp("sealed"))]
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def extended(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(3)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    """Opened for reading, it would wait for a writer for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.h5")
+
+
+def link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def renamed(path: Path) -> None:
+    os.replace(path.with_name("other.h5"), path)
+
+
+WRONG: list[tuple[Callable[[Path], None], str]] = [
+    (truncated, r"has \d+ bytes, sealed with \d+"),
+    (extended, r"has \d+ bytes, sealed with \d+"),
+    (emptied, "is no featcache cache file"),
+    (foreign, "is no featcache cache file"),
+    (gone, "No such file"),
+    (folder, "is no cache file but a folder"),
+    (pipe, "is no cache file but a device or a pipe"),
+    (link_to_nowhere, "No such file"),
+    (link_to_itself, "symbolic links"),
+    (renamed, "name and fingerprint are not those"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), WRONG, ids=lambda part: getattr(part, "__name__", ""))
+def test_what_is_wrong_is_said_and_nothing_raised(
+    spoil: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    path = seal(tmp_path)
+    other = seal(tmp_path, prompt="q")
+    os.replace(other, path.with_name("other.h5"))
+    spoil(path)
+    verdict = verify(path)
+    assert not verdict.ok
+    assert str(path) in verdict.damage[0] and re.search(words, verdict.damage[0])
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = seal(tmp_path)
+    if os.geteuid() == 0:  # root may read everything
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("featcache.cache.sealed_file.open", refuse, raising=False)
+    else:
+        path.chmod(0)
+    assert verify(path).damage == (f"cannot read {path}: Permission denied",)
+
+
+def test_a_link_to_a_good_file_is_good(tmp_path: Path) -> None:
+    path = seal(tmp_path)
+    os.replace(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert verify(path).ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"document": {}}, {"fingerprint": None}, {"split": 3}, {"document": None},
+        {"document": {"views": ["last/max"]}}, {"document": {"rows": {"count": "2"}}},
+        {"document": {"encoder": 3}}, {"document": {"labels": {}}}, {"document": {"views": 5}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_whole_file_that_describes_itself_wrongly(change: dict[str, object], tmp_path: Path) -> None:
+    """All checksums hold; whoever forged it left something out, which must not surface as a KeyError."""
+    path = seal(tmp_path)
+    good = CacheFile(path).sealed
+    meta = dict(good.meta)
+    for key, value in change.items():
+        meta[key] = {**meta[key], **value} if isinstance(value, dict) and value else value
+    rewrite(path, meta)
+    verdict = verify(path)
+    assert not verdict.ok and "does not hold what its description says" in verdict.damage[0]
+    assert list(store.cache_files(tmp_path)) == []  # no reader stumbles over it
+
+
+@pytest.mark.parametrize("part", ["rows", "labels"])
+def test_rows_that_are_not_those_of_the_fingerprint(part: str, tmp_path: Path) -> None:
+    path = seal(tmp_path)
+    meta = dict(CacheFile(path).sealed.meta)
+    meta["document"][part]["chain"] = "0" * 64
+    meta["fingerprint"] = document_hash(meta["document"])
+    path = rewrite(path, meta, path.with_name(f"train-{meta['fingerprint'][:12]}.h5"))
+    assert verify(path).damage == (f"{path}: its {part} are not those of its fingerprint",)
+
+
+def rewrite(path: Path, meta: dict[str, object], to: Path | None = None) -> Path:
+    """The same columns under another description, sealed anew."""
+    old = CacheFile(path).sealed
+    columns = []
+    for name in old.names:
+        if name != "meta":
+            values = np.asarray(old.column(name))
+            columns.append(Column(name, values.shape, values.dtype.name, [values]))
+    path.unlink()
+    assert write_sealed(to or path, meta, columns)
+    return to or path
+
+
+# ---------------------------------------------------------------- sizes and ages
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10GB", 10**10), ("500 MB", 5 * 10**8), ("1.5tb", 15 * 10**11), ("8GiB", 2**33), ("0", 0),
+        ("123", 123), ("7B", 7), ("2k", 2000), (" 1 kB ", 1000), ("1KiB", 1024),
+    ],
+)  # fmt: skip
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e9", "nan", "inf", "10XB", "1.2.3GB", "10 GB 5", "١GB"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("90m", 5400), ("8w", 56 * DAY), ("0s", 0)]
+)
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1e3d", "nan d"])
+def test_no_ages(text: str) -> None:
+    with pytest.raises(UsageError, match="is no age"):
+        parse_age(text)
+
+
+# ---------------------------------------------------------------- what gc plans
+
+NOW = 1_000_000_000.0
+
+
+def group(name: str, *parts: tuple[str, int, float]) -> Group:
+    """Parts as (kind, bytes, age in seconds)."""
+    target = Path(f"{name}.h5")
+    ends = {"features": ".h5", "record": ".json", "unfinished": ".partial", "temporary": ".tmp.h5"}
+    made = [
+        Part(target.with_suffix(ends.get(kind, f".{kind}")), kind, size, NOW - age)
+        for kind, size, age in parts
+    ]
+    return Group(target, tuple(made))
+
+
+def planned(groups: list[Group], **how: object) -> dict[str, set[str]]:
+    """Kinds to be removed, by the name of the group."""
+    found: dict[str, set[str]] = {}
+    for removal in plan_removals(groups, NOW, **how):  # type: ignore[arg-type]
+        found.setdefault(removal.target.stem, set()).update(part.kind for part in removal.parts)
+    return found
+
+
+FILES = [
+    group("old", ("features", 100, 40 * DAY), ("record", 5, 1), ("lock", 0, 1)),
+    group("mid", ("features", 100, 20 * DAY), ("record", 5, 1)),
+    group("new", ("features", 100, 1 * DAY)),
+]
+WHOLE = {"features", "record", "lock"}
+
+
+def test_nothing_goes_unasked() -> None:
+    assert planned(FILES) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "gone"),
+    [
+        (1000, []),
+        (310, []),
+        (309, ["old"]),
+        (205, ["old"]),
+        (204, ["old", "mid"]),
+        (99, ["old", "mid", "new"]),
+    ],
+)
+def test_the_oldest_go_until_the_rest_fits(size: int, gone: list[str]) -> None:
+    assert list(planned(FILES, max_size=size)) == gone
+    assert list(planned(FILES[::-1], max_size=size)) == gone
+
+
+def test_what_is_older_goes() -> None:
+    assert planned(FILES, older_than=30 * DAY) == {"old": WHOLE}
+    assert set(planned(FILES, older_than=DAY * 2)) == {"old", "mid"}
+    assert planned(FILES, older_than=40 * DAY) == {}  # not older, just as old
+    assert set(planned(FILES, older_than=30 * DAY, max_size=110)) == {"old", "mid"}
+
+
+def test_a_writers_files_stay_but_count() -> None:
+    busy = [FILES[0].target]
+    assert planned(FILES, max_size=210, busy=busy) == {"mid": {"features", "record"}}
+    assert planned(FILES, older_than=0, max_size=0, busy=[one.target for one in FILES]) == {}
+    litter = [group("a", ("temporary", 9, DAY), ("holder", 1, DAY), ("unfinished", 1, 99 * DAY))]
+    assert planned(litter, max_size=0, older_than=0, busy=[Path("a.h5")]) == {}
+
+
+def test_litter() -> None:
+    assert planned([group("a", ("features", 1, DAY), ("unfinished", 1, 1))]) == {"a": {"unfinished"}}
+    assert planned([group("a", ("unfinished", 1, DAY / 2))]) == {}  # it can be gone on from
+    assert planned([group("a", ("unfinished", 1, DAY * 2), ("lock", 0, 1))]) == {"a": {"unfinished", "lock"}}
+    assert planned([group("a", ("unfinished", 1, DAY * 2))], older_than=9 * DAY) == {}
+    assert planned([group("a", ("unfinished", 1, 5))], max_size=0) == {"a": {"unfinished"}}
+    assert planned([group("a", ("record", 1, 1))]) == {"a": {"record"}}
+    assert planned([group("a", ("lock", 0, 1))]) == {"a": {"lock"}}
+    assert planned([group("a", ("features", 1, 1), ("lock", 0, 1))]) == {}
+    assert planned([group("a", ("features", 1, 1), ("holder", 0, 1))]) == {"a": {"holder"}}
+    assert planned([group("a", ("temporary", 1, 1))]) == {"a": {"temporary"}}  # its lock is free
+    assert planned([group("a", ("features", 1, DAY), ("temporary", 1, 1))]) == {"a": {"temporary"}}
+
+
+def test_a_record_that_is_just_being_written_stays() -> None:
+    young = Part(Path(".tmp-a.json"), "temporary", 1, NOW - 60)
+    assert plan_removals([Group(Path("a.h5"), (young,))], NOW, max_size=0, older_than=0) == []
+    left = Part(Path(".tmp-a.json"), "temporary", 1, NOW - DAY)
+    assert [one.parts for one in plan_removals([Group(Path("a.h5"), (left,))], NOW)] == [(left,)]
+
+
+@given(
+    ages=st.lists(st.integers(1, 100), min_size=1, max_size=12),
+    sizes=st.lists(st.integers(0, 50), min_size=12, max_size=12),
+    most=st.integers(0, 600),
+    busy=st.sets(st.integers(0, 11)),
+)
+def test_the_rest_fits_and_no_more_goes_than_must(
+    ages: list[int], sizes: list[int], most: int, busy: set[int]
+) -> None:
+    groups = [group(str(n), ("features", sizes[n], age * DAY)) for n, age in enumerate(ages)]
+    held = [one.target for n, one in enumerate(groups) if n in busy]
+    gone = [one.target for one in plan_removals(groups, NOW, max_size=most, busy=held)]
+    kept = [one for one in groups if one.target not in gone]
+    size = sum(one.bytes for one in kept)
+    assert not set(gone) & set(held) and len(set(gone)) == len(gone)
+    assert size <= most or {one.target for one in kept} <= set(held)
+    if gone:
+        by_target = {one.target: one for one in groups}
+        assert size + by_target[gone[-1]].bytes > most  # the last one had to go
+        oldest_kept = min((one.made for one in kept if one.target not in held), default=NOW)
+        assert all(by_target[target].made <= oldest_kept for target in gone)
+
+
+# ---------------------------------------------------------------- what gc does
+
+
+def litter(cache: Path) -> tuple[set[Path], set[Path]]:
+    """A cache with everything in it; what gc is to remove of it, and what it is to leave."""
+    good, finished = seal(cache, age=100), seal(cache, prompt="q")
+    add_request(CacheFile(good), {"split": "train"})
+    place = good.parent
+    (place / f"{finished.stem}.partial").mkdir()
+    (place / f"{finished.stem}.partial" / "block-0").write_bytes(b"12345")
+    remove = {place / f"{finished.stem}.partial"}
+    for name in (
+        ".tmp-0123456789ab-train-000000000001.h5",
+        "train-000000000002.json",
+        "test-000000000003.lock",
+    ):
+        (place / name).write_bytes(b"123")
+        remove.add(place / name)
+    (place / f"{good.stem}.holder").write_text("{}")
+    remove.add(place / f"{good.stem}.holder")
+    old = place / "test-000000000004.partial"
+    old.mkdir()
+    os.utime(old, (5, 5))
+    remove.add(old)
+    leave = {good, good.with_suffix(".json"), finished}
+    (place / "test-000000000005.partial").mkdir()
+    leave.add(place / "test-000000000005.partial")
+    for name in ("notes.txt", "config.json", "model-00001.h5", "train-00000000000g.json", "texts-all.lock"):
+        (place / name).write_bytes(b"mine")
+        leave.add(place / name)
+    foreign = place / "data-0123456789ab.h5"  # another tool's, of a name that might be ours
+    foreign.write_bytes(b"\x89HDF\r\n\x1a\n and so on")
+    (place / "data-0123456789ab.json").write_text("{}")
+    (cache / "models").mkdir()
+    (cache / "models" / "train-000000000002.json").write_bytes(b"{}")
+    leave |= {foreign, foreign.with_suffix(".json"), cache / "models" / "train-000000000002.json"}
+    (place / "link-000000000006.partial").symlink_to(cache / "models")
+    os.utime(place / "link-000000000006.partial", (5, 5), follow_symlinks=False)
+    remove.add(place / "link-000000000006.partial")
+    return remove, leave
+
+
+def test_only_litter_goes_by_default(tmp_path: Path) -> None:
+    remove, leave = litter(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    dry = collect(tmp_path, dry_run=True)
+    assert set(tmp_path.rglob("*")) == before
+    done = collect(tmp_path)
+    assert {part.path for one in done.removed for part in one.parts} == remove
+    assert [one.parts for one in dry.removed] == [one.parts for one in done.removed]
+    assert not any(path.exists() or path.is_symlink() for path in remove)
+    assert all(path.exists() for path in leave)
+    assert done.kept == [] and done.busy == [] and done.bytes == dry.bytes > 0
+    assert collect(tmp_path).removed == []  # twice is once
+    assert not list(tmp_path.rglob("*.holder"))
+
+
+def test_an_old_file_goes_with_all_that_is_its_own(tmp_path: Path) -> None:
+    old, new = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=int(time.time()))
+    for path in (old, new):
+        add_request(CacheFile(path), {"split": "train"})
+        path.with_suffix(".lock").touch()
+    sizes = sum(each.stat().st_size for each in (old, old.with_suffix(".json")))
+    done = collect(tmp_path, older_than=DAY)
+    assert done.bytes == sizes
+    assert set(old.parent.iterdir()) == {new, new.with_suffix(".json"), new.with_suffix(".lock")}
+    assert collect(tmp_path, max_size=0).bytes == done.bytes_before - done.bytes
+    assert list(old.parent.iterdir()) == []
+
+
+def test_an_empty_cache_and_none(tmp_path: Path) -> None:
+    assert collect(tmp_path, max_size=0, older_than=0).removed == []
+    assert collect(tmp_path / "nowhere").removed == [] and not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_writer_is_at_work_on_stays(tmp_path: Path) -> None:
+    """A real process holds the lock of an unfinished file, long untouched, with a temporary beside it."""
+    path = seal(tmp_path, age=100)
+    target = path.with_name("test-000000000001.h5")
+    partial = target.with_suffix(".partial")
+    partial.mkdir()
+    os.utime(partial, (5, 5))
+    temporary = path.with_name(f".tmp-0123456789ab-{target.name}")
+    temporary.write_bytes(b"half")
+    with holding(target) as writer, holding(path):
+        for dry in (True, False):
+            done = collect(tmp_path, max_size=0, older_than=0, dry_run=dry)
+            assert done.removed == [] and set(done.busy) == {target, path}
+        assert partial.exists() and temporary.exists() and path.exists()
+        with pytest.raises(CacheError, match=f"process {writer.pid} on"):
+            store.remove(target)
+        writer.kill()
+        writer.wait()
+        done = collect(tmp_path)
+        assert {part.path for one in done.removed for part in one.parts} >= {partial, temporary}
+        assert set(path.parent.iterdir()) == {path, path.with_suffix(".lock"), path.with_suffix(".holder")}
+
+
+def test_a_writer_that_comes_in_between_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=50)
+    path.with_suffix(".lock").touch()
+    monkeypatch.setattr("featcache.cache.upkeep.is_locked", lambda _: False)
+    with holding(path) as writer:
+        done = collect(tmp_path, max_size=0)
+        assert [one.target for one in done.removed] == [other] and not other.exists()
+        ((target, why),) = done.kept
+        assert target == path and f"process {writer.pid} on" in why and path.exists()
+
+
+# ---------------------------------------------------------------- readers
+
+
+READER = """
+import sys, numpy as np
+from pathlib import Path
+from featcache.cache.catalog import CacheFile
+file = CacheFile(Path(sys.argv[1]))
+first = file.features("last/cls")
+print("open", flush=True)
+sys.stdin.readline()
+print(float(first.x.astype("f8").sum()), float(file.features("last/cls").x.astype("f8").sum()), flush=True)
+print(float(np.asarray(file.sealed.column("row_hash")).astype("f8").sum()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["rm", "gc"])
+def test_an_open_reader_keeps_reading(how: str, tmp_path: Path) -> None:
+    """In another process: columns it has read, and those it has not, after the file is gone."""
+    path = big(tmp_path)
+    shutil.rmtree(tmp_path / "base")
+    whole = CacheFile(path)
+    sums = [
+        float(np.asarray(whole.sealed.column(name)).astype("f8").sum())
+        for name in ("views/last-cls", "row_hash")
+    ]
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as reader:
+        assert reader.stdin is not None and reader.stdout is not None
+        assert reader.stdout.readline() == "open\n"
+        if how == "rm":
+            store.remove(path)
+        else:
+            assert collect(tmp_path, max_size=0).bytes > 0
+        assert not path.exists()
+        reader.stdin.write("go\n")
+        reader.stdin.flush()
+        assert [float(value) for value in reader.stdout.readline().split()] == [sums[0]] * 2
+        assert float(reader.stdout.readline()) == sums[1]
+    assert reader.returncode == 0
+
+
+STRESS = """
+import sys, time
+from pathlib import Path
+from featcache.errors import CacheError
+from featcache.cache.catalog import CacheFile, cache_files, cache_paths
+cache, end, seen, missed = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
+print("ready", flush=True)
+while time.monotonic() < end:
+    for path in cache_paths(cache):
+        time.sleep(0.0005)  # the path is known, the file may be gone by now
+        try:
+            found = CacheFile(path).features("-4/mean")
+        except CacheError as error:
+            assert "No such file" in str(error) or "no file" in str(error), error
+            missed += 1
+        else:
+            assert (found.x == 1).all() and found.x.shape == (2, 3), found
+            seen += 1
+    for file in cache_files(cache):
+        assert (file.features("-4/mean").x == 1).all()
+print(seen, missed)
+"""
+
+
+def test_readers_never_see_anything_but_whole_files(tmp_path: Path) -> None:
+    """Two readers beside a process that seals, removes and collects: right answers, or `No such file`."""
+    argv = [sys.executable, "-c", STRESS, str(tmp_path), "2"]
+    readers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for reader in readers:
+        assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
+    turn = 0
+    while any(reader.poll() is None for reader in readers):
+        path = seal(tmp_path, age=int(time.time()))
+        if turn % 2:
+            store.remove(path)
+        else:
+            assert collect(tmp_path, max_size=0).bytes > 0
+        turn += 1
+    counts = [list(map(int, reader.communicate()[0].split())) for reader in readers]
+    assert [reader.returncode for reader in readers] == [0, 0]
+    assert turn > 10 and all(seen > 0 for seen, _ in counts) and sum(missed for _, missed in counts) > 0
+
+
+def test_survey_is_by_file(tmp_path: Path) -> None:
+    path = seal(tmp_path)
+    add_request(CacheFile(path), {"split": "train"})
+    (found,) = survey(tmp_path)
+    assert [part.kind for part in found.parts] == ["features", "record"] and found.target == path
+    assert found.made == 0 and found.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size
+
+
+def test_a_pipe_of_our_name_is_not_waited_for(tmp_path: Path) -> None:
+    for folder in ("data/model", "data/model/states"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("train-0123456789ab.h5", "train-0123456789ab.shard-00000.h5"):
+            os.mkfifo(tmp_path / folder / name)
+    assert collect(tmp_path).removed == []
+    assert len(list(tmp_path.rglob("*.h5"))) == 4

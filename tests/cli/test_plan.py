@@ -1,0 +1,144 @@
+"""`featcache plan`: what it prints, what it refuses, and that the command it names is one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import UsageError
+from featcache.settings import load_settings
+from featcache_cli.commands.plan import amount, command_lines, count_text, time_text
+from featcache_cli.main import _parse
+from featcache_cli.options import settings_of
+from tests.support.cli_tools import Cli, contents, make_work, widest
+
+pytestmark = pytest.mark.usefixtures("arrow_cache")
+QUICK = ("plan", "--sample-seconds", "0.05", "--device", "cpu")
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_work(tmp_path / "work", tiny("bert"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_plan_for_people(cli: Cli, work: Path) -> None:
+    before = contents(work)
+    result = cli.ok(*QUICK, "--rows", "2_000_000", "--price", "0.4")
+    assert widest(result.out) <= 80
+    assert contents(work) == before
+    assert result.out.startswith("2,000,000 rows, 1 worker on 1 machine\n")
+    for row in (
+        r"^ time +\S.* to .* measured *$",
+        r"^ texts/s +[\d,.]+ +[\d,.]+ to [\d,.]+ measured *$",
+        r"^ cost +[\d,.]+ +[\d,.]+ to [\d,.]+ measured *$",
+        r"^ sealed cache +346\.0 MB +computed *$",
+        r"^ free on that disk +[\d.]+ .B +measured *$",
+        r"^ memory of a worker +[\d.]+ .B +measured *$",
+        r"^ price of a machine for an hour +0\.40 given *$",
+        r"^ texts that are cut +[\d.]+% measured *$",
+    ):
+        assert re.search(row, result.out, re.MULTILINE), (row, result.out)
+    assert re.search(r"^warning: [\d.]+% of the texts are cut at 16 tokens", result.out, re.MULTILINE)
+    assert "encoding for about" in result.err
+
+
+def test_the_command_it_ends_with_is_the_one_that_was_planned(cli: Cli, work: Path) -> None:
+    flags = ("--prompt", "it's: ", "--views", "-1/mean,last/cls", "--split", "test", "--split", "train")
+    out = cli.ok(*QUICK, *flags).out
+    words = shlex.split(out[out.index("featcache extract") :].replace("\\\n", " "))
+    args = _parse(words[1:])
+    assert args.split == ["test", "train"]
+    wanted = load_settings({"prompt": "it's: ", "views": "-1/mean,last/cls", "device": "cpu"})
+    assert settings_of(args) == wanted
+    (work / "featcache.toml").unlink()  # all that is not the default is said
+    assert settings_of(args) == wanted
+
+
+def test_json_of_a_thousand_million_rows(cli: Cli, work: Path) -> None:
+    flags = ("--rows", "1e9", "--gpus", "64", "--rate", "20000", "--price", "2.5", "--shard-size", "10GB")
+    result = cli.ok("plan", *flags, "--json")
+    made = result.json
+    assert made["rows"] == 10**9 and made["gpus"] == made["workers"] == 64 and made["nodes"] == 8
+    assert made["seconds"]["value"] > 10**9 / 64 / 20000 / 0.95
+    assert made["cost"]["value"] == pytest.approx(2.5 * 64 * made["seconds"]["value"] / 3600)
+    assert made["shards"] == -(-made["cache_bytes"] // 10**10) == made["cache_bytes"] // 10**10 + 1
+    assert {fact["how"] for fact in made["facts"]} == {"measured", "given", "assumed", "computed"}
+    assert made["command"].startswith("torchrun --nnodes 8 --nproc-per-node 8 --no-python featcache extract")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--rows", "1.5"), "--rows 1.5: no whole number"),
+        (("--rows", "many"), "--rows many: no whole number"),
+        (("--rows", "-5"), "--rows -5: no whole number"),
+        (("--shard-size", "0"), "--shard-size 0: no whole number"),
+        (("--gpus", "8"), "says nothing of a GPU"),
+        (("--tokens", "100"), "--tokens without --rows"),
+        (("--gpus", "8", "--rate", "0"), "--rate 0: must be above 0"),
+    ],
+)
+def test_refused(cli: Cli, work: Path, flags: tuple[str, ...], words: str) -> None:
+    cli.refused(2, (*QUICK, *flags), words)
+
+
+def test_no_data_is_the_error_of_extraction(cli: Cli, work: Path) -> None:
+    cli.refused(3, (*QUICK, "--dataset", "nowhere/to.csv"), "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("2_000_000", 2 * 10**6),
+        ("2,000", 2000),
+        ("100M", 10**8),
+        ("1e9", 10**9),
+        ("1.5k", 1500),
+        ("1B", 10**9),
+    ],
+)
+def test_rows_as_people_write_them(text: str, number: int) -> None:
+    assert amount("--rows", text) == number
+
+
+@pytest.mark.parametrize("text", ["", " ", "1e400", "nan", "inf", "1e-3", "M", "4GB", "1__e", "0x10"])
+def test_no_rows(text: str) -> None:
+    with pytest.raises(UsageError, match="no whole number"):
+        amount("--rows", text)
+
+
+def test_sizes_and_times_as_people_read_them() -> None:
+    assert (
+        amount("--shard-size", "4GB", of_bytes=True)
+        == amount("--shard-size", "4g", of_bytes=True)
+        == 4 * 10**9
+    )
+    assert amount("--shard-size", "512B", of_bytes=True) == 512
+    assert time_text(3 * 86400) == "3.0 days" and time_text(3600) == "1 h 0 min"
+    assert count_text(118.25) == "118.2" and count_text(26_500) == "26,500"
+    assert count_text(9.74e10) == "97.4 billion"
+
+
+def test_a_long_command_is_one_on_several_lines() -> None:
+    words = ["featcache", "extract", *(word for n in range(9) for word in (f"--flag-{n}", f"a value {n}"))]
+    lines = command_lines(words, 40)
+    assert max(map(len, lines)) <= 42 and len(lines) > 3
+    assert shlex.split("\n".join(lines).replace("\\\n", " ")) == words
+
+
+def test_the_shard_size_of_the_settings_counts(cli: Cli, work: Path) -> None:
+    Path("featcache.toml").write_text(Path("featcache.toml").read_text().replace('"4GB"', '"500MB"'))
+    made = cli.ok("plan", "--rows", "1e8", "--tokens", "20", "--rate", "1000", "--json").json
+    assert made["shards"] == -(-made["cache_bytes"] // 500_000_000)
+    assert made["command"].count("--shard-size") == 1 and "500MB" in made["command"]
+
+
+def test_workers_that_do_not_go_evenly_onto_machines(cli: Cli, work: Path) -> None:
+    argv = ["plan", "--rows", "1e6", "--tokens", "20", "--rate", "1000", "--nodes", "4", "--workers", "10"]
+    cli.refused(2, argv, "10 workers on 4 machines", "12 of them")

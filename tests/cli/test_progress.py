@@ -1,0 +1,317 @@
+"""What is shown while an extraction runs, and what `cache info` says afterwards of how it ran."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+
+import featcache_cli.progress as drawing
+from featcache.backbone import throughput as speed
+from featcache.backbone.peak import useful_flops
+from featcache.backbone.throughput import Speedometer, quick_peak
+from featcache.cache.catalog import CacheFile, add_request
+from featcache.extraction.api import extract_splits
+from featcache.system.progress import Progress
+from featcache_cli.progress import ExtractionMeter, short
+from tests.support import cli_tools
+from tests.support.cli_tools import Cli, Terminal, make_work, plain_terminal, shell
+from tests.support.extraction import Case, one_thread, write_case
+from tests.support.stock import encoder, loaded
+
+Folder = Callable[[str], Path]
+RATES = r"[\d,]+k? texts/s [\d,]+k? tokens/s \d+% of peak"
+PEAK = 50.0  # GFLOP/s, made up
+
+# The command as installed, but the peak is measured at once and a line is written for every batch.
+IMPATIENT = """#!{python}
+import sys
+import featcache.backbone.throughput, featcache_cli.progress
+featcache.speed.MEASURE_AFTER = featcache.speed.WORTH_MEASURING = 0.0
+featcache_cli.progress.LINE_EVERY = 0.05
+from featcache_cli.main import main
+sys.exit(main())
+"""
+
+pytestmark = pytest.mark.usefixtures("arrow_cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def work(tmp_path: Path, tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_work(tmp_path / "work", tiny("bert"), rows=1500)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Clock:
+    """Stands for `time` in a module: seconds pass when the test says so."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+
+# ---------------------------------------------------------------- the share of the peak
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+
+    def measure(*_: Any) -> float:
+        clock.now += 3.0
+        clock.measured = getattr(clock, "measured", 0) + 1  # type: ignore[attr-defined]
+        return PEAK
+
+    monkeypatch.setattr(speed, "time", clock)
+    monkeypatch.setattr(speed, "quick_peak", measure)
+    return clock
+
+
+def test_the_share_is_useful_work_over_time_and_peak(tiny: Folder, clock: Clock) -> None:
+    made = encoder(loaded(tiny("bert")), "last/mean")
+    lengths = np.array([3, 9, 50, 9, 30, 2])
+    meter = Speedometer(made, 1000)
+    assert meter.step(0, 0) is None
+    meter.expect(lengths)
+    clock.now += 1.5
+    first = useful_flops(made.backbone, np.array([50, 30])) / 1.5 / (PEAK * 1e9)  # the longest are first
+    assert meter.step(2, 80) == pytest.approx(first)
+    clock.now += 0.5
+    whole = useful_flops(made.backbone, lengths) / 2.0 / (PEAK * 1e9)  # without the 3 s of the measurement
+    assert meter.step(4, 23) == pytest.approx(whole)
+    assert clock.measured == 1  # type: ignore[attr-defined]
+
+
+def test_blocks_that_are_not_run_are_no_useful_work(tiny: Folder, clock: Clock) -> None:
+    shares = []
+    for view in ("last/mean", "1/mean"):
+        meter = Speedometer(encoder(loaded(tiny("bert")), view), 1000)
+        meter.expect(np.array([50]))
+        clock.now += 2.0
+        shares.append(meter.step(1, 50))
+    assert shares[1] == pytest.approx(shares[0] / 3)
+
+
+@pytest.mark.parametrize(("seconds", "total", "measured"), [(0.9, 9999, 0), (1.1, 9, 0), (1.1, 60, 1)])
+def test_the_peak_is_measured_where_it_is_worth_it(
+    seconds: float, total: int, measured: int, tiny: Folder, clock: Clock
+) -> None:
+    """Five texts in 1.1 s: of 9 not a second is left, of 60 there are twelve."""
+    meter = Speedometer(encoder(loaded(tiny("bert"))), total)
+    meter.expect(np.full(5, 10))
+    clock.now += seconds
+    assert (meter.step(5, 50) is not None) == bool(measured)
+    assert getattr(clock, "measured", 0) == measured
+
+
+def test_the_quick_peak_is_a_speed_and_measured_once() -> None:
+    import torch
+
+    quick_peak.cache_clear()
+    first = quick_peak(torch.float32, torch.device("cpu"))
+    began = time.perf_counter()
+    assert quick_peak(torch.float32, torch.device("cpu")) == first
+    assert time.perf_counter() - began < 0.01
+    assert 0.05 < first < 1e6  # GFLOP/s
+
+
+@pytest.fixture
+def case(tmp_path: Path, tiny: Folder) -> Case:
+    return write_case(tmp_path, tiny("bert"), batch_tokens=200)
+
+
+def test_the_share_is_reported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "MEASURE_AFTER", 0.0)
+    monkeypatch.setattr(speed, "WORTH_MEASURING", 0.0)
+    meters: list[Speedometer] = []
+
+    class Watched(Speedometer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            meters.append(self)
+
+    monkeypatch.setattr(speed, "Speedometer", Watched)
+    events: list[Progress] = []
+    extract_splits(case.settings(), ["train"], events.append)
+    steps = [event for event in events if event.stage == "encode"]
+    assert not steps[0].share and len(steps) > 3  # nothing was done yet
+    assert all(step.share and step.share > 0 for step in steps[1:])
+    (meter,) = meters
+    lengths = np.asarray(case.find().sealed.column("n_tokens"), dtype=np.int64)
+    assert meter._flops == pytest.approx(useful_flops(meter.backbone, lengths))  # every text, once
+
+
+def test_nothing_is_measured_where_nobody_looks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "MEASURE_AFTER", 0.0)
+    monkeypatch.setattr(speed, "WORTH_MEASURING", 0.0)
+    monkeypatch.setattr(speed, "quick_peak", lambda *_: pytest.fail("the peak was measured"))
+    extract_splits(case.settings(), ["train"])
+    shell_like = ["extract", "--split", "test", "--quiet", "--model", str(case.model), "--dtype", "float32"]
+    from featcache_cli.main import main
+
+    assert main([*shell_like, "--dataset", str(case.data), "--cache-dir", str(case.cache)]) == 0
+
+
+# ---------------------------------------------------------------- as it is drawn
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"), (312.4, "312"), (16_023, "16,023"), (99_999.4, "99,999"), (99_999.6, "100k"),
+        (3_392_400, "3,392k"), (9_999_499, "9,999k"), (9_999_500, "10M"), (4e9, "4,000M"),
+    ],
+)  # fmt: skip
+def test_numbers_of_at_most_six_characters(number: float, text: str) -> None:
+    assert short(number) == text and len(text) <= 6
+
+
+def test_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One every ten seconds, with the rates since the first step."""
+    plain_terminal(monkeypatch, columns=200)
+    clock = Clock()
+    monkeypatch.setattr(drawing, "time", clock)
+    with ExtractionMeter(quiet=False) as meter:
+        for second in range(26):
+            share = 0.34 if second > 15 else None
+            meter(Progress("encode", "train", 600 + 312 * second, 9600, 16_023 * second, share=share))
+            clock.now += 1.0
+    assert capsys.readouterr().err.splitlines() == [
+        "extract train 3,720/9,600 312 texts/s 16,023 tokens/s, 18.8 s left",
+        "extract train 6,840/9,600 312 texts/s 16,023 tokens/s 34% of peak, 8.85 s left",
+    ]
+
+
+BIGGEST = [
+    ("train", 4_000, 9_600, 312, 16_023),
+    ("validation", 400, 1_200, 312, 16_023),
+    ("validation", 123_456, 200_000, 2_650, 98_765),
+    ("validation", 823_456, 1_000_000, 26_500, 3_392_000),
+]
+
+
+@pytest.mark.parametrize(("split", "done", "total", "texts", "tokens"), BIGGEST)
+def test_a_bar_fits_80_columns_and_cuts_nothing(
+    split: str, done: int, total: int, texts: int, tokens: int,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plain_terminal(monkeypatch)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with ExtractionMeter(quiet=False) as meter:
+        monkeypatch.setattr(meter, "rate", lambda name, _: tokens if name.endswith("tokens") else texts)
+        meter(Progress("encode", split, 0, total))
+        meter(Progress("encode", split, done, total, 10, share=0.61))
+    lines = screen(capsys.readouterr().err)
+    assert max(map(cell_len, lines)) <= 80
+    count = f"{short(done)}/{short(total)}"
+    wanted = rf"extract {split} .*{count} {short(texts)} texts/s {short(tokens)} tokens/s 61% of peak [-\d:]+"
+    assert re.fullmatch(wanted, lines[-1].rstrip()), lines
+    assert "…" not in lines[-1]
+
+
+def screen(text: str) -> list[str]:
+    """The lines that were drawn, one after the other."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    return [line for line in re.split(r"[\r\n]+", plain) if line.strip()]
+
+
+@pytest.fixture
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "featcache"
+    script.write_text(IMPATIENT.format(python=sys.executable), encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(cli_tools, "COMMAND", script)
+
+
+LOST = "not known: its record is lost, or of an earlier featcache"
+EXTRACT = ("extract", "--split", "train", "--batch-tokens", "200")
+
+
+def test_on_a_terminal(work: Path, impatient: None) -> None:
+    with Terminal(*EXTRACT, OMP_NUM_THREADS="1") as terminal:
+        assert terminal.finish() == 0
+    lines = screen(terminal.seen)
+    assert max(map(cell_len, lines)) <= 80
+    bars = [line for line in lines if "extract train" in line]
+    assert any(re.search(rf"[\d,]+/1,500 {RATES} \d\d:\d\d|{RATES} --:--", line) for line in bars), bars
+    assert re.search(rf"1,500/1,500 {RATES} \d\d:\d\d", bars[-1]), bars[-1]
+
+
+def test_in_a_pipe(work: Path, impatient: None) -> None:
+    result = shell(*EXTRACT, "--json", OMP_NUM_THREADS="1")
+    assert result.code == 0 and result.json["splits"][0]["rows"] == 1500
+    lines = [line for line in result.err.splitlines() if line.startswith("extract train")]
+    assert any(re.fullmatch(rf"extract train [\d,]+/1,500 {RATES}, .+ left", line) for line in lines), lines
+    assert "\x1b" not in result.err and "\r" not in result.err
+
+
+# ---------------------------------------------------------------- cache info
+
+
+def info(cli: Cli) -> dict[str, Any]:
+    """`cache info` of the one file, in JSON; as printed it says the same of how it was computed."""
+    (about,) = cli.ok("cache", "info", "--all", "--json").json["files"]
+    printed = " ".join(cli.ok("cache", "info", "--all").out.split())
+    assert about["computed"] in printed and about["fingerprint"] in printed
+    found: dict[str, Any] = about
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("bert", "bfloat16"), ("bert", "float32"), ("mpnet", "bfloat16")]
+)
+def test_cache_info_says_how_it_was_computed(
+    family: str, dtype: str, cli: Cli, tmp_path: Path, tiny: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_work(tmp_path / "work", tiny(family))
+    monkeypatch.chdir(tmp_path / "work")
+    cli.ok("extract", "--split", "train", "--dtype", dtype, "--device", "cpu")
+    backbone = loaded(tiny(family), dtype=dtype)
+    about = info(cli)
+    made = about["made"]
+    assert (made["device"], made["dtype"], made["packing"]) == ("cpu", dtype, backbone.packing)
+    assert made["packing_note"] == backbone.packing_note
+    assert made["fused"] == backbone.fused
+    sentence = about["computed"]
+    why = "packed" if family == "bert" else f"padded ({backbone.packing_note})"
+    assert sentence.startswith(f"{why}, {dtype} on cpu; faster modules: ")
+    assert sentence.endswith(", ".join(backbone.fused) or "none")
+    assert family == "bert" or backbone.packing_note
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"made": []}'])
+def test_cache_info_without_the_record(content: str | None, cli: Cli, work: Path) -> None:
+    cli.ok("extract", "--split", "test")
+    (record,) = Path("cache").rglob("*.json")
+    record.unlink()
+    if content is not None:
+        record.write_text(content, encoding="utf-8")
+    about = info(cli)
+    assert about["status"] == "sealed" and about["rows"] == 500
+    assert about["computed"] == LOST
+
+
+def test_cache_info_of_a_record_of_earlier_days(cli: Cli, work: Path) -> None:
+    cli.ok("extract", "--split", "test")
+    (path,) = Path("cache").rglob("*.h5")
+    made = CacheFile(path).record["made"]
+    add_request(CacheFile(path), {}, {name: made[name] for name in made if name not in ("dtype", "fused")})
+    about = info(cli)
+    assert about["computed"] == LOST and about["made"]["packing"] == "packed"

@@ -1,0 +1,527 @@
+"""A real Ray does what one machine does: the same cache file, the same labels, whatever is lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from featcache.cache.staging import Staging
+from featcache.cluster import cluster as ray_cluster
+from featcache.cluster import output_parts as predict_parts
+from featcache.cluster.block_store import put_blocks, take_blocks
+from featcache.cluster.cluster import Crew, answered, connected, crew_of, read_answer
+from featcache.cluster.extract import absolute, extract_with_ray
+from featcache.cluster.predict import Reading, predict_with_ray
+from featcache.errors import BackboneError, BadRow, SourceError, UsageError
+from featcache.extraction import partition as division
+from featcache.runs.run import Run, load_run
+from featcache.settings import load_settings
+from featcache.system.progress import Progress
+from featcache.system.stores import Remote, opened
+from featcache_cli.main import main
+from tests.support.cli_tools import Cli, arrow_in, make_one_run, plain_terminal
+from tests.support.extraction import Case, one_thread, some_texts, write_case
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+HEAD = "linear-last-mean-1"
+BLOCK = 8  # rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every process keeps the Arrow files of `datasets` in one folder, and computes on one thread."""
+    folder = tmp_path_factory.mktemp("arrow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with arrow_in(folder), one_thread():
+            yield
+
+
+@pytest.fixture(scope="module")
+def alone(arrow_files: None) -> Iterator[None]:
+    """A Ray of this machine alone, for all tests that can share one."""
+    with connected(None):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(division, "BLOCK_ROWS", BLOCK)
+
+
+@pytest.fixture
+def case(tiny: Callable[[str], Path], tmp_path: Path) -> Case:
+    return write_case(tmp_path / "case", tiny("bert"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = make_one_run(tmp_path_factory.mktemp("trained"), tiny("bert"))
+    return load_run(folder / "reports", HEAD)
+
+
+def write_parquet(path: Path, count: int, seed: int, group: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts: list[str | None] = list(some_texts(count, seed))
+    texts[3] = "  "  # a row without a usable text
+    pq.write_table(pa.table({"id": range(count), "text": texts}), path, row_group_size=group)
+    return path
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All rows of the output, in its order."""
+    return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def plain(run: Run, source: Path, target: Path) -> list[dict[str, Any]]:
+    """What one machine says of one file."""
+    argv = ["predict", "--run", str(run.folder), "--input", str(source), "--output", str(target), "--quiet"]
+    assert main([*argv, "--device", "cpu"]) == 0
+    return pq.read_table(target).to_pylist()
+
+
+# --- extraction ---------------------------------------------------------------------------------
+
+
+@needs_ray
+@pytest.mark.enable_socket
+def test_a_cluster_makes_the_file_that_one_machine_makes(case: Case, alone: None) -> None:
+    other = case.fresh()
+    before = case.extract("train")
+    said: list[Progress] = []
+    (made,) = extract_with_ray(other.settings(), ["train"], said.append, workers=1)
+    assert made.path.read_bytes() == before.path.read_bytes()
+    assert (made.rows, made.encoded, made.cached, made.tokens) == (60, 60, False, before.tokens)
+    steps = [event.done for event in said if event.stage == "encode"]
+    assert steps[0] == 0 and steps[-1] == 60 and steps == sorted(steps)
+    assert len(set(steps)) > 2  # told of while it goes on
+    assert other.leftovers() == []
+    record = json.loads(made.path.with_suffix(".json").read_text())["made"]
+    assert (record["device"], record["dtype"], record["tokens"]) == ("cpu", "float32", before.tokens)
+
+
+@needs_ray
+@pytest.mark.enable_socket
+def test_actors_are_not_put_behind_whatever_else_computes_here(alone: None) -> None:
+    import ray
+
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)  # Ray would say 15
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_only_blocks_that_are_not_there_are_encoded_and_errors_are_those_of_one_machine(
+    case: Case, alone: None
+) -> None:
+    broken = case.fresh("broken")
+    rows = broken.rows()
+    shutil.copy(broken.data / "train.jsonl", broken.data / "kept")
+
+    def spoil(event: Progress) -> None:
+        if event.stage == "load":  # the actors find other rows than the driver
+            broken.write([*rows[:-1], {**rows[-1], "text": "好" + rows[-1]["text"]}])
+
+    with pytest.raises(SourceError, match="not those that the driver read"):
+        extract_with_ray(broken.settings(), ["train"], spoil, workers=1)
+    shutil.copy(broken.data / "kept", broken.data / "train.jsonl")
+    (partial,) = broken.cache.rglob("*.partial")
+    there = sum(len(load_file(path)["n_tokens"]) for path in partial.glob("block-*.safetensors"))
+    said: list[Progress] = []
+    (made,) = extract_with_ray(broken.settings(), ["train"], said.append, workers=1)
+    assert made.encoded == 60 - there
+    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_blocks_come_through_the_store_that_the_cache_is_in(
+    case: Case, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))
+    store = tmp_path / "store"
+    sent: set[str] = set()
+
+    def take(place: Remote, staging: Staging) -> None:
+        sent.update(path.name for path in store.rglob("block-*.safetensors"))
+        take_blocks(place, staging)
+
+    monkeypatch.setattr("featcache.cluster.extract.take_blocks", take)
+    (made,) = extract_with_ray(case.settings(cache_dir=store.as_uri()), ["train"], workers=2)
+    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+    assert len(sent) > 1 and list(store.rglob("block-*.safetensors")) == []
+
+
+def test_blocks_of_another_machine_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    plan = {"fingerprint": "one"}
+    there, here = Staging(tmp_path / "there", plan), Staging(tmp_path / "here", plan)
+    store = opened((tmp_path / "store").as_uri())
+    for number in range(3):
+        there.commit(number, {"x": np.arange(number + 1)})
+    other = Staging(tmp_path / "other", {"fingerprint": "two"})
+    other.commit(5, {"x": np.arange(5)})
+    put_blocks(there, store)
+    put_blocks(other, store)
+    assert there.named() == other.named() == set()
+    (damaged,) = (tmp_path / "store").glob("block-00000001-*")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    (tmp_path / "store" / "note.txt").write_text("not ours")
+    take_blocks(store, here)
+    assert here.committed() == {0, 2}
+    assert here.read(2)["x"].tolist() == [0, 1, 2]
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["note.txt"]
+    take_blocks(store, here)  # once more changes nothing
+    assert here.committed() == {0, 2}
+
+
+def test_what_is_there_is_answered_without_ray(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.extract("train")
+    monkeypatch.setattr(ray_cluster, "require_ray", lambda: None)
+    monkeypatch.setattr("featcache.cluster.extract.require_ray", lambda: None)
+    monkeypatch.setattr("featcache.cluster.extract.connected", lambda address: pytest.fail("Ray was asked"))
+    (again,) = extract_with_ray(case.settings(), ["train"])
+    assert again.cached
+
+
+def test_paths_are_made_absolute_and_names_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "train.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    made = absolute(load_settings({"model": "model", "dataset": "some/hub-id", "cache_dir": "cache"}))
+    assert (made.backbone.model, made.data.dataset) == (str(tmp_path / "model"), "some/hub-id")
+    assert made.paths.cache_dir == str(tmp_path / "cache")
+    made = absolute(load_settings({"model": "hub/id", "data_files": {"train": "train.csv"}}))
+    assert made.backbone.model == "hub/id"
+    assert made.data.data_files == {"train": str(tmp_path / "train.csv")}
+
+
+# --- actors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "asked", "device", "crew"),
+    [
+        ([8, 8], [0, 0], "auto", "auto", Crew(4, 4, 0)),
+        ([3, 3], [0, 0], "3", "cpu", Crew(3, 1, 0)),  # two cores each would leave the third no node
+        ([2], [0], "auto", "auto", Crew(1, 2, 0)),
+        ([0, 16], [0, 4], "auto", "auto", Crew(4, 4, 1)),
+        ([16], [4], "2", "cuda", Crew(2, 4, 1)),
+        ([4], [4], "2", "cpu", Crew(2, 2, 0)),
+    ],
+)
+def test_actors_by_what_the_nodes_have(
+    monkeypatch: pytest.MonkeyPatch, cpus: list[int], gpus: list[int], asked: str, device: str, crew: Crew
+) -> None:
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
+    assert crew_of(asked, device) == crew
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus[:1], gpus[:1]))
+    smaller = crew.fitting()
+    assert smaller == replace(crew, actors=smaller.actors) and 1 <= smaller.actors <= crew.actors
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "words"),
+    [
+        ("5", "auto", "has 4 cores"),
+        ("0", "auto", "no number"),
+        ("-1", "auto", "no number"),
+        ("two", "auto", "no number"),
+        ("1", "cuda", "has no GPU"),
+        ("1", "cuda:1", "--device cuda:1"),
+    ],
+)
+def test_actors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, words: str) -> None:
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: ([2, 2], [0, 0]))
+    with pytest.raises(UsageError, match=words):
+        crew_of(asked, device)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "crew", "fitting"),
+    [
+        ([16, 3], [0, 1], Crew(1, 3, 1), 1),  # a head without a GPU lends its cores to none
+        ([64, 16], [0, 8], Crew(8, 2, 1), 8),
+        ([2, 32], [4, 4], Crew(8, 0, 1), 8),
+        ([8, 8], [2, 2], Crew(4, 4, 1), 4),
+    ],
+)
+def test_actors_on_gpus_fit_every_node_that_has_some(
+    cpus: list[int], gpus: list[int], crew: Crew, fitting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
+    assert crew_of("auto", "auto") == crew and crew.threads >= 1
+    assert crew.fitting().actors == fitting
+    if crew.cpus:
+        monkeypatch.setattr(ray_cluster, "_resources", lambda: ([crew.cpus, 0], [8, 8]))
+        assert crew.fitting().actors == 1
+
+
+def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> bytes:
+        def work() -> None:
+            raise error
+
+        return answered(work)
+
+    assert read_answer(answered(lambda: 3)) == 3
+    with pytest.raises(SourceError) as caught:
+        read_answer(fail(SourceError("no such row", hint="another")))
+    assert (caught.value.what, caught.value.hint) == ("no such row", "another")
+    with pytest.raises(BackboneError, match="no token"):
+        read_answer(fail(BadRow("no token", 3)))
+    with pytest.raises(BackboneError, match="MemoryError: all gone"):
+        read_answer(fail(MemoryError("all gone")))
+    elsewhere = fail(SourceError("no such row"))
+    monkeypatch.setattr("platform.node", lambda: "another-host")
+    with pytest.raises(SourceError, match="no such row \\(on "):
+        read_answer(elsewhere)
+
+
+def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[list[int]] = []
+
+    def lost(actor: type, reference: Any, numbers: list[int], crew: Crew) -> Iterator[Any]:
+        rounds.append(list(numbers))
+        done.update(numbers[: 2 - len(rounds)])  # of the first round one block comes through
+        return iter(())
+
+    done: set[int] = set()
+    notes: list[str] = []
+    monkeypatch.setattr(ray_cluster, "_round", lost)
+    monkeypatch.setattr(ray_cluster, "_resources", lambda: ([2], [0]))
+    monkeypatch.setitem(__import__("sys").modules, "ray", type("ray", (), {"put": staticmethod(id)}))
+    dealt = ray_cluster.deal(
+        ray_cluster.Actor, None, lambda: sorted({0, 1, 2} - done), Crew(2, 1, 0), notes.append
+    )
+    with pytest.raises(BackboneError, match="every actor"):
+        list(dealt)
+    assert rounds == [[0, 1, 2], [1, 2]]
+    assert len(notes) == 1 and "2 blocks" in notes[0]
+
+
+@given(st.lists(st.integers(0, 999), max_size=300, unique=True), st.integers(1, 70))
+def test_tasks_hold_every_block_once_and_shrink_to_single_blocks(numbers: list[int], actors: int) -> None:
+    tasks = ray_cluster.tasks_of(numbers, actors)
+    assert [number for task in tasks for number in task] == numbers
+    sizes = [len(task) for task in tasks]
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= set(range(1, ray_cluster.BLOCKS_A_TASK + 1))
+    assert sizes[-actors:] == [1] * min(actors, len(sizes))
+
+
+@needs_ray
+@pytest.mark.enable_socket
+def test_no_cluster_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(UsageError, match=r"no Ray cluster at 127\.0\.0\.1:1:"), connected("127.0.0.1:1"):
+        pass
+    assert time.monotonic() - began < 5  # Ray itself would wait for minutes
+
+
+# --- prediction ---------------------------------------------------------------------------------
+
+
+@needs_ray
+@pytest.mark.enable_socket
+def test_prediction_goes_on_and_says_what_one_machine_says(
+    run: Run, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(predict_parts, "BLOCK_ROWS", 20)
+    plain_terminal(monkeypatch)
+    first = write_parquet(tmp_path / "in" / "a.parquet", 50, 1, group=10)
+    second = write_parquet(tmp_path / "in" / "b.parquet", 15, 2, group=10)
+    want = plain(run, first, tmp_path / "a.parquet") + plain(run, second, tmp_path / "b.parquet")
+    out = tmp_path / "out"
+    argv = ["predict", "--run", str(run.folder), "--input", str(tmp_path / "in" / "*.parquet")]
+    argv += ["--output", str(out), "--engine", "ray", "--workers", "1", "--device", "cpu", "--json"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["rows"], said["bad_rows"], said["resumed"], said["output"]) == (65, 2, 0, str(out))
+    assert sorted(path.name for path in out.glob("part-*.parquet")) == [
+        f"part-{n:05d}.parquet" for n in range(4)
+    ]
+    assert _close(rows_of(out), want)
+    (bad,) = [json.loads(line) for line in (out / "part-00003.parquet.bad.jsonl").read_text().splitlines()]
+    assert bad["row"] == 4  # of its own file
+    written = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    (out / "part-00001.parquet").write_bytes(b"torn")
+    (out / "part-00002.parquet").unlink()
+    assert main(argv) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["rows"], again["resumed"], again["counts"]) == (65, 35, said["counts"])
+    assert _close(rows_of(out), want)
+    for name in ("part-00000.parquet", "part-00003.parquet"):
+        assert (out / name).stat().st_mtime_ns == written[name]
+
+
+def _close(rows: list[dict[str, Any]], want: list[dict[str, Any]]) -> bool:
+    """The same rows with the same labels; probabilities but for the last digits."""
+    assert len(rows) == len(want)
+    for one, other in zip(rows, want, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if isinstance(value, float):
+                assert np.isclose(value, other[name], atol=1e-5)
+            else:
+                assert value == other[name], name
+    return True
+
+
+def test_an_output_of_other_work_is_left_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(address: str | None) -> Any:
+        raise RuntimeError("Ray was started")
+
+    monkeypatch.setattr("featcache.cluster.predict.require_ray", lambda: None)
+    monkeypatch.setattr("featcache.cluster.predict.connected", started)
+    source = write_parquet(tmp_path / "a.parquet", 10, 1, group=10)
+
+    def predict(folder: str, **changes: Any) -> None:
+        predict_with_ray(run, [str(source)], str(tmp_path / folder), Reading("text"), **changes)
+
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "part-00000.parquet").write_bytes(b"precious")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="holds the output of other rows"):
+            predict("theirs", force=force)
+    assert (tmp_path / "theirs" / "part-00000.parquet").read_bytes() == b"precious"
+    with pytest.raises(RuntimeError, match="Ray was started"):
+        predict("ours")
+    (tmp_path / "ours" / "part-00000.parquet").write_bytes(b"half")  # killed before it could be noted
+    with pytest.raises(RuntimeError, match="Ray was started"):
+        predict("ours")
+    write_parquet(source, 11, 1, group=10)
+    with pytest.raises(UsageError, match="holds the output of other rows"):
+        predict("ours")
+    with pytest.raises(RuntimeError, match="Ray was started"):
+        predict("ours", force=True)
+    assert (tmp_path / "ours" / "part-00000.parquet").exists()  # until there are actors to make it anew
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(UsageError, match="is a file"):
+        predict("file")
+
+
+def test_blocks_are_row_groups_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_parts, "BLOCK_ROWS", 20)
+    table = write_parquet(tmp_path / "a.parquet", 55, 1, group=10)
+    lines = tmp_path / "b.csv"
+    lines.write_text("text\n好\n")
+    blocks = predict_parts.divide([str(table), str(lines)])
+    assert [(block.groups, block.rows) for block in blocks] == [
+        ((0, 2), 20), ((2, 4), 20), ((4, 6), 15), (None, None),
+    ]  # fmt: skip
+    assert [block.name for block in blocks] == [
+        *(f"part-0000{n}.parquet" for n in range(3)),
+        "part-00003.csv",
+    ]
+    table.write_bytes(b"PAR1 no more")
+    with pytest.raises(SourceError, match=r"cannot read .*a\.parquet"):
+        predict_parts.divide([str(table)])
+    with pytest.raises(SourceError, match="its ending"):
+        predict_parts.divide([str(tmp_path / "c.xyz")])
+    with pytest.raises(SourceError, match="no files"):
+        predict_parts.divide([])
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_flags_that_cannot_be_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain_terminal(monkeypatch)
+    cli = Cli(capsys)
+    cli.refused(2, ["extract", "--split", "test", "--ray-address", "auto"], "--engine ray")
+    cli.refused(2, ["predict", "--workers", "2", "好"], "--engine ray")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    cli.refused(2, ["extract", "--split", "test", "--engine", "ray"], "pip install 'featcache[ray]'")
+
+
+# --- two nodes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A cluster of two nodes with a core each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.second = cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_a_node_that_is_lost_in_mid_extraction(
+    case: Case, two_nodes: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(division, "BLOCK_ROWS", 40)
+    case.write([{"text": text, "label": f"l{n % 2}"} for n, text in enumerate(some_texts(4000, 3))])
+    other, notes = case.fresh(), []
+    killed: list[int] = []
+
+    def watch(event: Progress) -> None:
+        if event.stage == "note":
+            notes.append(event.text)
+        if event.stage == "encode" and event.done > 300 and not killed:
+            killed.append(event.done)
+            two_nodes.remove_node(two_nodes.second, allow_graceful=False)
+
+    (made,) = extract_with_ray(other.settings(), ["train"], watch, workers=2, address=two_nodes.address)
+    assert killed and made.encoded == 4000
+    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+    assert other.leftovers() == []
+    assert capfd.readouterr().out == ""  # Ray would tell of the lost node on stdout
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_a_node_that_is_lost_in_mid_prediction_between_urls(
+    run: Run, two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))
+    files = [write_parquet(tmp_path / "in" / f"{n}.parquet", 200, n, group=200) for n in range(20)]
+    want = [row for file in files for row in plain(run, file, tmp_path / file.name)]
+    killed: list[int] = []
+
+    def watch(step: Any) -> None:
+        if step.rows > 600 and not killed:
+            killed.append(step.rows)
+            two_nodes.remove_node(two_nodes.second, allow_graceful=False)
+
+    said = predict_with_ray(
+        run, [file.as_uri() for file in files], (tmp_path / "out").as_uri(), Reading("text"),
+        device="cpu", workers=2, address=two_nodes.address, report=watch,
+    )  # fmt: skip
+    assert killed and said.rows == 4000 and said.bad == 20
+    assert _close(rows_of(tmp_path / "out"), want)

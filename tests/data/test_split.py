@@ -1,0 +1,318 @@
+"""Where texts and labels come from, what is held out, and how a source is described."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.data.split import SPLITS, describe_source, from_texts, load_splits, stratified_share
+from featcache.errors import SourceError, UsageError
+from featcache.settings import DataSettings
+from tests.support.source_files import train, write_rows
+
+pytestmark = pytest.mark.usefixtures("arrow_cache")
+
+# ---------------------------------------------------------------- held out rows
+
+
+class_counts = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(counts=class_counts, share=st.floats(0.01, 0.99), seed=st.integers())
+def test_stratified_share(counts: list[int], share: float, seed: int) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    keep, held = stratified_share(labels, share, seed)
+    assert sorted([*keep, *held]) == list(range(len(labels)))
+    assert (np.diff(keep) > 0).all() and (np.diff(held) > 0).all()
+    for label, count in enumerate(counts):
+        part = int((labels[held] == label).sum())
+        assert abs(part - count * share) <= 1
+        assert 1 <= part < count if count > 1 else part == 0
+    again = stratified_share(labels, share, seed)
+    assert (again[0] == keep).all() and (again[1] == held).all()
+
+
+@st.composite
+def multi_hot(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(st.tuples(st.integers(1, 60), st.integers(1, 8)))
+    density = draw(st.sampled_from([0.05, 0.3, 0.9]))
+    noise = np.random.default_rng(draw(st.integers(0, 2**32))).random(shape)
+    return np.asarray(noise < density, np.uint8)
+
+
+@settings(deadline=None)
+@given(labels=multi_hot(), share=st.floats(0.01, 0.99), seed=st.integers())
+def test_every_label_stays_in_train(labels: np.ndarray, share: float, seed: int) -> None:
+    keep, held = stratified_share(labels, share, seed)
+    assert sorted([*keep, *held]) == list(range(len(labels)))
+    assert (np.diff(keep) > 0).all() and (np.diff(held) > 0).all() and len(keep) > 0
+    assert (labels[keep].any(axis=0) == labels.any(axis=0)).all()
+    again = stratified_share(labels.copy(), share, seed)
+    assert (again[0] == keep).all() and (again[1] == held).all()
+
+
+def test_a_multi_label_share_is_stratified() -> None:
+    """Nearer to each label's share than random rows are, and as large as asked, with a long tail."""
+    draw = np.random.default_rng(0)
+    labels = np.asarray(draw.random((4000, 100)) < 0.3 / np.arange(1, 101), np.uint8)
+    wanted = 0.1 * labels.sum(axis=0, dtype=np.int64)
+    errors: dict[str, list[float]] = {"stratified": [], "random": []}
+    for seed in range(5):
+        held = stratified_share(labels, 0.1, seed)[1]
+        assert abs(len(held) - 400) <= 8
+        for name, rows in (("stratified", held), ("random", draw.permutation(4000)[:400])):
+            errors[name].append(float(np.abs(labels[rows].sum(axis=0) - wanted).mean()))
+    assert max(errors["stratified"]) < 0.5 * min(errors["random"])
+    one, two = (stratified_share(labels, 0.1, seed)[1] for seed in (0, 1))
+    assert set(one) != set(two)
+
+
+def test_one_row_of_each_label_is_kept() -> None:
+    labels = np.repeat(np.eye(6, dtype=np.uint8), 2, axis=0)
+    keep, held = stratified_share(labels, 0.99, 0)
+    assert (labels[keep].sum(axis=0) == 1).all() and len(held) == 6
+    bare = np.zeros((10, 3), np.uint8)
+    assert len(stratified_share(bare, 0.2, 0)[1]) == 2
+
+
+def test_the_seed_changes_the_share_and_never_the_version() -> None:
+    labels = np.arange(1000) % 2
+    one, two = (stratified_share(labels, 0.1, seed)[1] for seed in (0, 1))
+    assert len(one) == len(two) == 100 and set(one) != set(two)
+    assert one[:5].tolist() == [2, 3, 11, 13, 20]
+
+
+def test_validation_is_held_out_of_train(tmp_path: Path) -> None:
+    texts = [f"t{i}" for i in range(60)]
+    write_rows(tmp_path / "train.csv", texts, [i % 3 for i in range(60)])
+    data = DataSettings(dataset=str(tmp_path))
+    splits = load_splits(data, ["train", "validation"], seed=0)
+    assert (len(splits["train"]), len(splits["validation"])) == (54, 6)
+    assert np.bincount(splits["validation"].labels).tolist() == [2, 2, 2]
+    rows = splits["validation"].row_numbers
+    assert splits["validation"].texts(slice(None)) == [texts[row] for row in rows]
+    note = "no validation split: 6 of 60 train rows held out (stratified, seed 0)"
+    assert splits["train"].notes == splits["validation"].notes == (note,)
+    alone = load_splits(data, ["validation"], seed=0)["validation"]
+    assert (alone.row_numbers == rows).all() and alone.name == "validation"
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        load_splits(DataSettings(dataset=str(tmp_path), validation_share=1.0), ["train"], seed=0)
+
+
+# ---------------------------------------------------------------- where it comes from
+
+
+def test_folders_shards_and_aliases(tmp_path: Path) -> None:
+    for shard in range(2):
+        name = f"train-0000{shard}-of-00002-ab12.parquet"
+        (tmp_path / "data").mkdir(exist_ok=True)
+        write_rows(tmp_path / "data" / name, [f"{shard}a", f"{shard}b"], [0, 1])
+    write_rows(tmp_path / "data" / "VAL.csv", ["c"], ["1"])
+    data = DataSettings(dataset=str(tmp_path))
+    splits = load_splits(data, ["train", "validation"], seed=0)
+    assert splits["train"].texts(slice(None)) == ["0a", "0b", "1a", "1b"]
+    assert splits["validation"].labels.tolist() == [1]
+    with pytest.raises(SourceError, match=r"no test split.* train, validation"):
+        load_splits(data, ["test"], seed=0)
+    write_rows(tmp_path / "data" / "dev.csv", ["c"], ["1"])
+    with pytest.raises(SourceError, match=r"several files for the validation split"):
+        load_splits(data, ["train"], seed=0)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "reviews.csv", "a/b/c", "~/nowhere"])
+def test_what_looks_local_is_not_asked_of_the_hub(name: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("featcache.data.hub_dataset._ask_hub", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(SourceError, match="no such file or folder"):
+        load_splits(DataSettings(dataset=name), ["train"], seed=0)
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown split 'dev2'"):
+        load_splits(DataSettings(dataset=str(tmp_path)), ["dev2"], seed=0)
+    with pytest.raises(SourceError, match="no train, validation or test file"):
+        load_splits(DataSettings(dataset=str(tmp_path)), ["train"], seed=0)
+    with pytest.raises(SourceError, match=r"no such file: .*x\.csv"):
+        train(tmp_path / "x.csv")
+    with pytest.raises(SourceError, match="unknown split 'foo'"):
+        load_splits(DataSettings(data_files={"foo": "x.csv"}), ["train"], seed=0)
+
+
+def test_a_hub_out_of_reach_names_three_ways_out(tmp_path: Path) -> None:
+    code = (
+        "from featcache.data.split import load_splits, describe_source\n"
+        "from featcache.settings import DataSettings\n"
+        "from featcache.errors import SourceError\n"
+        "data = DataSettings(dataset='some/dataset:zh')\n"
+        "assert describe_source(data, seed=0) is None\n"
+        "try: load_splits(data, ['train'], seed=0)\n"
+        "except SourceError as error: print(error)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    for way in ("HF_ENDPOINT=https://<mirror>", "--data-files train=F,test=F", "featcache demo"):
+        assert way in done.stdout
+    assert done.stderr == ""
+
+
+def fake_hub(monkeypatch: Any, answer: Callable[..., Any], splits: Any) -> list[Any]:
+    import datasets
+
+    calls: list[Any] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs, datasets.config.HF_HUB_OFFLINE))
+        if isinstance(splits, Exception):
+            raise splits
+        return splits
+
+    monkeypatch.setattr("featcache.data.hub_dataset._ask_hub", answer)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    return calls
+
+
+def test_hub_datasets(monkeypatch: Any) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_dict({"sentence": ["a", "b"] * 9, "label": [0, 1] * 9})
+    splits = datasets.DatasetDict({"train": one, "unsupervised": one})
+    calls = fake_hub(monkeypatch, lambda *_: "c0ffee", splits)
+    data = DataSettings(dataset="some/dataset:zh", dataset_revision="v1")
+    assert len(load_splits(data, ["train"], seed=0)["train"]) == 16
+    assert calls == [(("some/dataset", "zh"), {"revision": "v1"}, False)]
+    with pytest.raises(SourceError, match=r"no test split.*train, unsupervised"):
+        load_splits(data, ["test"], seed=0)
+    document = describe_source(data, seed=0)
+    assert document is not None
+    assert (document["commit"], document["config"], document["seed"]) == ("c0ffee", "zh", 0)
+
+    def refused(*_: Any) -> str:
+        raise OSError("refused")
+
+    # A copy in the cache serves without the hub, and the hub is not asked for it again.
+    calls = fake_hub(monkeypatch, refused, splits)
+    assert len(load_splits(data, ["train"], seed=0)["train"]) == 16
+    assert calls[0][2] is True and datasets.config.HF_HUB_OFFLINE is False
+    fake_hub(monkeypatch, lambda *_: "c0ffee", ConnectionError("reset"))
+    with pytest.raises(SourceError, match="cannot reach the hub"):
+        load_splits(data, ["train"], seed=0)
+    fake_hub(monkeypatch, lambda *_: "c0ffee", ValueError("Config name is missing. Pick one"))
+    with pytest.raises(SourceError, match="Config name is missing") as caught:
+        load_splits(DataSettings(dataset="some/dataset"), ["train"], seed=0)
+    assert "some/dataset:CONFIG" in (caught.value.hint or "")
+
+
+# ---------------------------------------------------------------- describing
+
+
+def test_the_description_is_of_the_content(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "train.csv", ["a", "b"], [0, 1])
+    path = tmp_path / "two" / "train.csv"
+
+    def describe(folder: str, seed: int = 0, **settings: Any) -> Any:
+        return describe_source(DataSettings(dataset=str(tmp_path / folder), **settings), seed=seed)
+
+    document = describe("one")
+    assert document == describe("two") and str(tmp_path) not in json.dumps(document)
+    assert document["files"]["train"]["bytes"] == path.stat().st_size
+    assert describe("one", seed=1) != document != describe("one", validation_share=0.2)
+    assert describe("one", label_names=("x", "y")) != document
+    assert "label_separator" not in document  # a request of before there was such a setting
+    assert describe("one", label_separator=";")["label_separator"] == ";"
+    write_rows(tmp_path / "two" / "dev.csv", ["a"], [0])
+    assert "seed" not in describe("two") and describe("two", seed=1) == describe("two")
+    write_rows(path, ["a", "c"], [0, 1])
+    assert describe("two")["files"]["train"] != document["files"]["train"]
+
+
+def test_describing_a_saved_folder_imports_little(tmp_path: Path) -> None:
+    import datasets
+
+    one = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    datasets.DatasetDict({"train": one, "validation": one}).save_to_disk(str(tmp_path / "s"))
+    code = (
+        "import sys, json; from featcache.data.split import describe_source\n"
+        "from featcache.settings import DataSettings\n"
+        f"data = DataSettings(dataset={str(tmp_path / 's')!r})\n"
+        "print(json.dumps(describe_source(data, seed=0)))\n"
+        "slow = {'datasets', 'pandas', 'pyarrow', 'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert "seed" not in document
+    assert "train/data-00000-of-00001.arrow" in document["saved"]
+
+
+# ---------------------------------------------------------------- in memory
+
+
+def test_from_texts() -> None:
+    split = from_texts("train", ["a", "b"], ["pos", "neg"], ["pos", "neg"], pairs=["x", ""])
+    assert (split.labels.tolist(), split.label_names) == ([0, 1], ("pos", "neg"))
+    assert split.pairs([1, 0]) == ["", "x"] and len(split) == 2
+    numbers = from_texts("test", ["a", "b"], np.array([3, 1]))
+    assert (numbers.labels.tolist(), numbers.label_names) == ([1, 0], ("1", "3"))
+    assert from_texts("test", ["a"]).labels.tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "says"),
+    [
+        ([], None, "no rows"),
+        (["a", " "], None, "row 2 of test"),
+        (["a", "\udc00"], None, "row 2 of test"),
+        (["a", "b"], [1], "lengths differ"),
+        (["a", 5], None, "row 2 of test: the text is a int"),
+    ],
+)
+def test_from_texts_checks_rows(texts: list[Any], labels: Any, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        from_texts("test", texts, labels)
+
+
+def test_from_texts_takes_several_labels() -> None:
+    lists = from_texts("train", ["x", "y", "z"], [["b", "a", "b"], [], ("b",)])
+    assert (lists.labels.tolist(), lists.label_names) == ([[1, 1], [0, 0], [0, 1]], ("a", "b"))
+    assert lists.labels.dtype == np.uint8
+    sets = from_texts("test", ["x", "y"], [{"b", "a"}, {"b"}], ["b", "a"])
+    assert (sets.labels.tolist(), sets.label_names) == ([[1, 1], [1, 0]], ("b", "a"))
+    numbers = from_texts("test", ["x", "y"], [[10, 9], np.array([9])])
+    assert (numbers.labels.tolist(), numbers.label_names) == ([[1, 1], [1, 0]], ("9", "10"))
+    again = from_texts("test", ["x", "y", "z"], lists.labels, lists.label_names)
+    assert (again.labels == lists.labels).all() and again.label_names == lists.label_names
+    unnamed = from_texts("test", ["x", "y"], np.array([[True, False, False], [False, True, False]]))
+    assert (unnamed.labels.tolist(), unnamed.label_names) == ([[1, 0, 0], [0, 1, 0]], ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "says"),
+    [
+        (np.array([[0, 1], [2, 1]]), None, "row 2 of the label array is not multi-hot: .2 1."),
+        (np.array([[0, 1], [1, 1]]), ["a"], "has 2 columns, and there are 1 names"),
+        (np.zeros((1, 2)), None, "1 labels: the lengths differ"),
+        ([["a"], {b"b"}], None, "row 2 of test: a label cannot be a set"),
+    ],
+)
+def test_from_texts_checks_several_labels(labels: Any, names: Any, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        from_texts("test", ["x", "y"], labels, names)
+
+
+def test_splits_are_named() -> None:
+    assert SPLITS == ("train", "validation", "test")

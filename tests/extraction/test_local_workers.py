@@ -1,0 +1,468 @@
+"""Several processes at one extraction: the same bytes, whoever is killed; `--workers` on top."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.errors import BackboneError, UsageError
+from featcache.extraction import local_workers as workers
+from featcache.extraction import partition as division
+from featcache.extraction.api import extract_splits
+from featcache.extraction.local_workers import worker_count
+from featcache.extraction.make_file import Making
+from featcache.extraction.partition import block_starts, token_costs
+from featcache.extraction.worker_group import Board, Gang, Note, together
+from featcache.system import durable as files
+from featcache.system.machine import available_cores, core_groups
+from featcache.system.progress import Progress
+from tests.support.extraction import COUNTS, Case, one_thread, write_case
+from tests.support.stub_encoder import StubEncoder, stubbed
+
+TRAIN, BLOCK = COUNTS["train"], 4
+HEAVY = [
+    "datasets.io",
+    "datasets.packaged_modules",
+    "pytest",
+    "safetensors.numpy",
+    "featcache.extraction.api",
+    "filelock",
+]
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@pytest.fixture(scope="module")
+def arrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("arrow")
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Processes forked from one that has the slow imports behind it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    return context
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path], arrow: Path) -> Case:
+    """Extracted by one process; not to be changed."""
+    case = write_case(tmp_path_factory.mktemp("whole"), tiny("bert"))
+    with stubbed(BLOCK):
+        assert case.extract().encoded == TRAIN
+    return case
+
+
+@pytest.fixture
+def case(whole: Case, tmp_path: Path) -> Case:
+    """The same data and an empty cache."""
+    shutil.copytree(whole.data, tmp_path / "case" / "reviews")
+    return Case(tmp_path / "case", whole.model, dict(whole.asked))
+
+
+def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path, dividing: float) -> None:
+    """In a process of its own: one worker of torchrun's, whose blocks take `slow` seconds.
+
+    With `dividing` it takes so many seconds to divide the rows, and a file 20 ms to be removed.
+    """
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(arrow)
+    os.environ |= dict(zip(ENVIRONMENT, map(str, (rank, size, rank)), strict=True))
+    encode = StubEncoder.encode
+
+    def slowly(self: StubEncoder, *args: Any) -> Any:
+        with open(told, "a") as file:
+            file.write(f"{rank}\n")
+        time.sleep(slow)
+        return encode(self, *args)
+
+    StubEncoder.encode = slowly  # type: ignore[method-assign]
+    if dividing:
+        divided, unlink = Making._divided, files.disk.unlink
+        Making._divided = lambda *args: (divided(*args), time.sleep(dividing))[0]  # type: ignore
+        files.disk.unlink = lambda path: (unlink(path), time.sleep(0.02))[0]  # type: ignore
+    with stubbed(BLOCK):
+        (result,) = extract_splits(case.settings(), ["train"])
+    (told.parent / f"said-{rank}.json").write_text(json.dumps({"encoded": result.encoded}))
+
+
+@pytest.fixture
+def crew(case: Case, arrow: Path, processes: Any, tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
+    """Starts workers; those that are left at the end are killed."""
+    started: list[Any] = []
+
+    def start(size: int, slow: float = 0.02, dividing: float = 0.0) -> list[Any]:
+        told = tmp_path / "told.txt"
+        new = [
+            processes.Process(target=work, args=(case, arrow, rank, size, slow, told, dividing))
+            for rank in range(size)
+        ]
+        for process in new:
+            process.start()
+        started.extend(new)
+        return new
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def assert_whole(case: Case, whole: Case) -> None:
+    """One file, its bytes those that one process wrote, and nothing else."""
+    (path,) = case.files()
+    assert path.read_bytes() == whole.files()[0].read_bytes()
+    assert case.leftovers() == [] and not list(case.cache.rglob("*.partial"))
+
+
+def begun(tmp_path: Path) -> list[int]:
+    """The workers that began a block, one entry a block."""
+    path = tmp_path / "told.txt"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+# ---------------------------------------------------------------- shared work
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_workers_share_the_blocks(
+    case: Case, whole: Case, crew: Callable[..., list[Any]], tmp_path: Path, size: int
+) -> None:
+    members = crew(size, slow=0.05)
+    for process in members:
+        process.join(60)
+    assert [process.exitcode for process in members] == [0] * size
+    assert_whole(case, whole)
+    blocks = begun(tmp_path)
+    assert len(blocks) == TRAIN // BLOCK  # none was encoded twice
+    assert len(set(blocks)) > 1
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text())["encoded"] for rank in range(size)]
+    assert max(said) == TRAIN
+
+
+@pytest.mark.parametrize("dividing", [0.15, 0.15, 0.8])
+def test_nobody_joins_work_that_is_done(
+    dividing: float, case: Case, whole: Case, crew: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    members = crew(2, slow=0.01, dividing=dividing)
+    for process in members:
+        process.join(60)
+    assert [process.exitcode for process in members] == [0, 0]
+    assert_whole(case, whole)
+    assert len(begun(tmp_path)) == TRAIN // BLOCK
+
+
+def kill_and_check(case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int) -> None:
+    """Some of three workers die at any moment; if all do, others are started."""
+    draw = random.Random(seed)
+    deaths = 0
+    members = crew(3, slow=0.01)
+    for victim in draw.sample(members, draw.randint(1, 3)):
+        target = draw.randrange(TRAIN // BLOCK)
+        until(lambda target=target: len(begun(tmp_path)) >= target or not any(m.is_alive() for m in members))
+        time.sleep(draw.random() * 0.02)
+        deaths += victim.is_alive()
+        victim.kill()
+    for process in members:
+        process.join(60)
+    if not case.files():
+        for process in crew(1, slow=0.0):
+            process.join(60)
+    assert_whole(case, whole)
+    # Of a worker that dies, no more is lost than the block at hand and the one that waits to be written.
+    assert len(begun(tmp_path)) <= TRAIN // BLOCK + 2 * deaths
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_workers_cost_their_block(
+    case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int
+) -> None:
+    kill_and_check(case, whole, crew, tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 104))
+def test_killed_workers_cost_their_block_100_times(
+    case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int
+) -> None:
+    kill_and_check(case, whole, crew, tmp_path, seed)
+
+
+def test_the_others_go_on_without_the_leader(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
+    members = crew(3, slow=0.1)
+    until(lambda: len(begun(tmp_path)) >= 3)
+    (holder,) = case.cache.rglob("*.holder")
+    leader = json.loads(holder.read_bytes())["pid"]
+    os.kill(leader, signal.SIGKILL)
+    others = [process for process in members if process.pid != leader]
+    for process in others:
+        process.join(60)
+    assert len(others) == 2 and [process.exitcode for process in others] == [0, 0]
+    assert [path.read_bytes() for path in case.files()] == [whole.files()[0].read_bytes()]
+
+
+def test_a_damaged_block_is_encoded_again(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
+    members = crew(2, slow=0.1)
+    until(lambda: len(list(case.cache.rglob("block-*"))) >= 3)
+    for process in members:
+        process.kill()
+        process.join()
+    block = next(case.cache.rglob("block-*"))
+    block.write_bytes(block.read_bytes()[:-1] + b"?")
+    for process in crew(2):
+        process.join(60)
+        assert process.exitcode == 0
+    assert_whole(case, whole)
+
+
+def test_a_worker_that_comes_late_finds_the_file(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
+    for process in crew(2):
+        process.join(60)
+    blocks = len(begun(tmp_path))
+    for process in crew(2):
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(begun(tmp_path)) == blocks
+    assert_whole(case, whole)
+
+
+# ---------------------------------------------------------------- --workers
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Case:
+    """Extracted by one process with one thread, by the real encoder; not to be changed."""
+    case = write_case(tmp_path_factory.mktemp("real"), tiny("bert"), batch_tokens="32")
+    with one_thread():
+        case.extract()
+        case.extract("test")
+    return case
+
+
+needs_two = pytest.mark.skipif(len(available_cores()) < 2, reason="one core")
+
+
+def by_workers(case: Case, splits: list[str], **more: Any) -> tuple[list[Any], list[Progress]]:
+    seen: list[Progress] = []
+    return extract_splits(case.settings(), splits, seen.append, workers=2, **more), seen
+
+
+@needs_two
+def test_two_workers_make_the_bytes_of_one(real: Case, tmp_path: Path) -> None:
+    case = real.fresh(str(tmp_path / "two"))
+    results, seen = by_workers(case, ["train", "test"])
+    assert [(one.split, one.encoded, one.cached) for one in results] == [
+        ("train", COUNTS["train"], False), ("test", COUNTS["test"], False),
+    ]  # fmt: skip
+    assert [path.name for path in case.files()] == [path.name for path in real.files()]
+    for mine, other in zip(case.files(), real.files(), strict=True):
+        assert mine.read_bytes() == other.read_bytes()
+    assert case.leftovers() == [] and not list(case.cache.rglob("*.partial"))
+    assert any("2 workers of" in step.text for step in seen)
+    record = case.find().record["made"]
+    assert record["encoded"] == TRAIN and record["tokens"] == results[0].tokens
+    again, _ = by_workers(case, ["train", "test"])
+    assert all(one.cached for one in again)
+    forced, _ = by_workers(case, ["train"], force=True)
+    assert forced[0].encoded == TRAIN and not forced[0].cached
+    assert case.files()[1].read_bytes() == real.files()[1].read_bytes()
+
+
+@needs_two
+def test_an_error_of_a_worker_ends_all_and_names_the_row(
+    real: Case, tmp_path: Path, tiny: Callable[[str], Path]
+) -> None:
+    case = real.fresh(str(tmp_path / "bad"))
+    case.model = tiny("llama")
+    rows = case.rows()
+    case.write([*rows[:40], rows[40] | {"text": "\u200b"}, *rows[41:]])
+    with pytest.raises(BackboneError, match="row 41 of train: the tokenizer makes no token"):
+        by_workers(
+            case,
+            ["train"],
+        )
+    assert not case.files()
+
+
+@needs_two
+def test_the_launcher_goes_on_when_a_worker_is_killed(
+    real: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = real.fresh(str(tmp_path / "killed"))
+    killed: list[int] = []
+
+    def strike(crew: Any, tell: Any) -> None:
+        if not killed and list(case.cache.rglob("plan.json")):
+            killed.append(1)
+            crew.running[1].kill()
+        show(crew, tell)
+
+    show = workers._Crew._show
+    monkeypatch.setattr(workers._Crew, "_show", strike)
+    (result,), seen = by_workers(case, ["train"])
+    assert killed and result.rows == TRAIN
+    assert any("worker 1 was killed (signal 9); the others go on" in step.text for step in seen)
+    assert case.files()[0].read_bytes() == real.files()[1].read_bytes()
+
+
+@needs_two
+def test_all_workers_killed(real: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = real.fresh(str(tmp_path / "all"))
+    monkeypatch.setattr(
+        workers._Crew, "_show", lambda crew, _: [process.kill() for process in crew.running.values()]
+    )
+    with pytest.raises(BackboneError, match="no other is left") as caught:
+        by_workers(case, ["train"])
+    assert "finished blocks are kept" in (caught.value.hint or "")
+
+
+@needs_two
+def test_workers_end_with_their_launcher(real: Case, tmp_path: Path) -> None:
+    """SIGKILL leaves the launcher no time to say anything to anybody."""
+    case = real.fresh(str(tmp_path / "orphans"))
+    rows = case.rows()
+    case.write([row | {"text": row["text"] + str(number)} for number in range(60) for row in rows])
+    model, data, cache = map(str, (case.model, case.data, case.cache))
+    command = [sys.executable, "-m", "featcache_cli.main", "extract", "--split", "train", "--workers", "2"]
+    command += ["--model", model, "--dataset", data, "--cache-dir", cache, "--batch-tokens", "32", "--quiet"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launcher:
+        until(lambda: bool(list(case.cache.rglob("block-*"))))
+        launcher.kill()
+
+    def still() -> bool:
+        found = subprocess.run(
+            ["pgrep", "-f", "featcache.extraction.local_workers"], capture_output=True, text=True
+        ).stdout
+        mine = [pid for pid in found.split() if cache_of(pid) == str(case.cache)]
+        return not mine
+
+    def cache_of(pid: str) -> str:
+        try:
+            board = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2].decode()
+            return next(
+                line.split("=")[1].split("#")[0].strip().strip('"')
+                for line in (Path(board) / "settings.toml").read_text().splitlines()
+                if line.startswith("cache_dir")
+            )
+        except (OSError, StopIteration, IndexError):
+            return ""
+
+    until(still)
+    assert not case.files()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "what"),
+    [("0", "cpu", "no number"), ("-1", "cpu", "no number"), ("many", "cpu", "no number"),
+     (10_000, "cpu", "there are"), (2, "mps", "on --device mps"), ("2.5", "cpu", "no number")],
+)  # fmt: skip
+def test_counts_that_cannot_be(asked: int | str, device: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        worker_count(asked, device)
+
+
+def test_auto_is_one_for_several_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_gpus", lambda: 0)
+    for cores, expected in [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)]:
+        monkeypatch.setattr(workers, "available_cores", lambda cores=cores: list(range(cores)))
+        assert worker_count("auto", "cpu") == expected
+        groups = core_groups(list(range(cores)), expected)
+        assert sorted(core for group in groups for core in group) == list(range(cores))
+        assert max(map(len, groups)) - min(map(len, groups)) <= 1
+    monkeypatch.setattr(workers, "_gpus", lambda: 8)
+    assert worker_count("auto", "auto") == 8
+
+
+def test_workers_of_torchrun_start_no_others(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(ENVIRONMENT, ("0", "2", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="--workers under torchrun"):
+        extract_splits(case.settings(), ["train"], workers=2)
+    with pytest.raises(UsageError, match="--force under torchrun"):
+        extract_splits(case.settings(), ["train"], force=True)
+
+
+# ---------------------------------------------------------------- who is who, how far
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, None), ({"WORLD_SIZE": "1", "RANK": "0"}, None),
+     ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Gang(3, 4, 1)),
+     ({"WORLD_SIZE": "4", "RANK": "3"}, Gang(3, 4, 3))],
+)  # fmt: skip
+def test_what_torchrun_says(given: dict[str, str], expected: Gang | None) -> None:
+    assert Gang.of_environment(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "x"}]
+)
+def test_an_environment_that_contradicts_itself(given: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        Gang.of_environment(given)
+
+
+def test_all_notes_as_one(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    assert together(board.notes()) is None
+    # One began with 80 of 100 texts to encode; the other came when 60 were left.
+    board.post(Note(0, "train", "encode", 100, 80, 30, 300), now=True)
+    board.post(Note(1, "train", "encode", 100, 60, 20, 200), now=True)
+    (tmp_path / "worker-7-train.json").write_text("{")
+    now = together(board.notes())
+    assert now is not None and (now.done, now.total, now.tokens) == (70, 100, 500)
+    # What a worker did for a split is known when it is at the next one.
+    for rank in (0, 1):
+        board.post(Note(rank, "test", "encode", 10, 10, 1, 9), now=True)
+    now = together(board.notes())
+    assert now is not None and (now.split, now.done, now.tokens) == ("test", 2, 18)
+    assert sorted(note.tokens for note in board.notes_of("train")) == [200, 300]
+
+
+@pytest.mark.parametrize("error", [BackboneError("a", hint="b"), UsageError("c")])
+def test_an_error_left_on_the_board(tmp_path: Path, error: Any) -> None:
+    board = Board(tmp_path)
+    assert board.failure() is None
+    board.fail(3, error)
+    found = board.failure()
+    assert type(found) is type(error) and (found.what, found.hint) == (error.what, error.hint)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=300), st.integers(10, 4000))
+def test_blocks_hold_every_row_once_and_cost_alike(sizes: list[int], block: int) -> None:
+    costs = token_costs(np.array(sizes), 512)
+    starts = block_starts(costs, block)
+    assert starts[0] == 0 and starts[-1] == len(sizes) and (np.diff(starts) > 0).all()
+    sums = np.add.reduceat(costs, starts[:-1])
+    share = costs.sum() / max(round(costs.sum() / block), 1)
+    assert sums.max() <= share + 2 * costs.max() + 1e-6
+
+
+def test_no_block_has_too_many_rows() -> None:
+    starts = block_starts(np.ones(5 * division.BLOCK_ROWS), 1e12)
+    assert len(starts) == 6 and np.diff(starts).max() <= division.BLOCK_ROWS + 1
+    assert block_starts(np.zeros(0), 10).tolist() == [0]

@@ -1,0 +1,566 @@
+"""Fine-tuning above the cut: the loop, the run it leaves, and the model that is put together from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from featcache.errors import FeatcacheError, HeadError, UsageError
+from featcache.extraction.api import extract_splits
+from featcache.finetuning.checkpoint import load_checkpoint, save_checkpoint
+from featcache.finetuning.cut import StateBatch, Suffix
+from featcache.finetuning.finetune import finetune
+from featcache.finetuning.loop import Step, Tuner
+from featcache.finetuning.recipe import Recipe, build_recipe, recipe_options
+from featcache.prediction.predictor import Predictor
+from featcache.reporting.build import build_report
+from featcache.runs.compare import compare_runs
+from featcache.runs.run import Run, choose_run, load_run
+from featcache.runs.train import train_head
+from featcache.settings import Settings, load_settings
+from tests.finetuning.test_cut import Rows, batch_of, suffix_of
+from tests.support.cli_tools import Cli, widest, write_rows
+from tests.support.review_files import write_reviews
+from tests.support.stock import one_thread
+from tests.support.tiny import build
+
+QUICK = Recipe(epochs=2, lr=1e-3, head_lr=1e-2, batch_size=8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`datasets` keeps its Arrow files in a folder of the tests."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("arrow")))
+        yield
+
+
+# ---------------------------------------------------------------- the loop
+
+TEXTS = 22
+LENGTHS = tuple(np.random.default_rng(5).integers(1, 40, TEXTS).tolist())
+LABELS = np.arange(TEXTS) % 3
+
+
+def tuner_of(model: Path, recipe: Recipe = QUICK, labels: np.ndarray = LABELS, **options: Any) -> Tuner:
+    suffix = suffix_of(model, "top-blocks:1", dropout=recipe.dropout)
+    rows = Rows(batch_of(LENGTHS), model, 2)
+    classes = 3 if labels.ndim == 1 else labels.shape[1]
+    options = {"seed": 3, "budget": 100} | options
+    return Tuner(suffix, "mean", (rows, labels), (rows, labels), classes, recipe, **options)
+
+
+def weights_of(tuner: Tuner) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in tuner.named.items()}
+
+
+def test_the_budget_never_changes_the_result(tiny: Callable[[str], Path]) -> None:
+    found = []
+    for budget in (1, 60, 10_000):
+        tuner = tuner_of(tiny("bert"), budget=budget)
+        tuner.run()
+        found.append(weights_of(tuner))
+    for name, reference in found[0].items():
+        for other in found[1:]:
+            torch.testing.assert_close(other[name], reference, rtol=1e-3, atol=1e-5)
+
+
+def test_every_epoch_takes_every_text_once_in_another_order(tiny: Callable[[str], Path]) -> None:
+    tuner = tuner_of(tiny("bert"))
+    epochs = [np.concatenate([tuner._rows(3 * epoch + step) for step in range(3)]) for epoch in range(2)]
+    assert all(sorted(rows.tolist()) == list(range(TEXTS)) for rows in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert tuner.steps == 6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_same_seed_gives_the_same_weights(tiny: Callable[[str], Path], dropout: float) -> None:
+    recipe = dataclasses.replace(QUICK, dropout=dropout)
+    one, two, other = (tuner_of(tiny("bert"), recipe, seed=seed) for seed in (3, 3, 4))
+    for tuner in (one, two, other):
+        tuner.run()
+    assert all(torch.equal(value, weights_of(two)[name]) for name, value in weights_of(one).items())
+    assert not all(torch.equal(value, weights_of(other)[name]) for name, value in weights_of(one).items())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 6])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_killed_training_ends_as_if_it_had_not_been(
+    tiny: Callable[[str], Path], tmp_path: Path, after: int, dropout: float
+) -> None:
+    recipe = dataclasses.replace(QUICK, dropout=dropout)
+    whole = tuner_of(tiny("bert"), recipe)
+    reference = whole.run()
+
+    def kill(step: Step) -> None:
+        if step.step == after + 1 and not step.line and not step.text:
+            raise Killed
+
+    def end(step: Step) -> None:
+        if step.line and step.step == whole.steps:
+            raise Killed
+
+    told: list[str] = []
+    options: dict[str, Any] = {"folder": tmp_path / "point", "save_every": 0.0}
+    with pytest.raises(Killed):
+        tuner_of(tiny("bert"), recipe, report=end if after == 6 else kill, **options).run()
+    resumed = tuner_of(tiny("bert"), recipe, report=lambda step: told.append(step.text), **options)
+    found = resumed.run(resume=True)
+    assert f"going on from step {after} of 6" in told
+    assert found.history == reference.history and found.best_epoch == reference.best_epoch
+    assert found.curve == reference.curve
+    for name, value in weights_of(whole).items():
+        assert torch.equal(weights_of(resumed)[name], value), name
+    assert all(torch.equal(found.best.part[name], value) for name, value in reference.best.part.items())
+    assert all(torch.equal(found.best.head[name], value) for name, value in reference.best.head.items())
+
+
+def test_without_resume_a_training_begins_anew(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    tuner_of(tiny("bert"), folder=tmp_path / "point").run()
+    told: list[str] = []
+    again = tuner_of(tiny("bert"), folder=tmp_path / "point", report=lambda step: told.append(step.text))
+    assert again.run().steps == 6
+    assert not any("going on" in text for text in told)
+
+
+def test_a_damaged_checkpoint_is_none(tmp_path: Path) -> None:
+    parts = {"weights": {"a": torch.arange(3.0)}}
+    files = save_checkpoint(tmp_path, parts, {"step": 1}, {})
+    found = load_checkpoint(tmp_path)
+    assert found and torch.equal(found[0].parts["weights"]["a"], torch.arange(3.0))
+    assert found[0].note == {"step": 1} and found[1] == files
+    second = save_checkpoint(tmp_path, {"more": {"b": torch.ones(1)}}, {"step": 2}, files)
+    assert set(second) == {"weights", "more"} and len(list(tmp_path.glob("*.safetensors"))) == 2
+    path = tmp_path / second["more"]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "weight"), [(0.0, "none"), (0.2, "none"), (0.0, "balanced"), (0.1, "balanced")]
+)
+def test_the_loss_is_torchs_mean_cross_entropy(
+    tiny: Callable[[str], Path], smoothing: float, weight: str
+) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 12 + [1] * 7 + [2] * 3)
+    recipe = dataclasses.replace(QUICK, label_smoothing=smoothing, class_weight=weight)
+    tuner = tuner_of(tiny("bert"), recipe, labels, budget=30)
+    loss, right = tuner._gradients(np.arange(TEXTS))
+    with torch.no_grad():
+        logits = tuner.head(torch.from_numpy(tuner.features(tuner.train[0])))
+    balanced = torch.tensor(
+        compute_class_weight("balanced", classes=np.arange(3), y=labels), dtype=torch.float32
+    )
+    expected = functional.cross_entropy(
+        logits, torch.from_numpy(labels), label_smoothing=smoothing,
+        weight=balanced if weight == "balanced" else None,
+    )  # fmt: skip
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert right == int((logits.argmax(1).numpy() == labels).sum())
+
+
+def test_the_multi_label_loss_is_torchs(tiny: Callable[[str], Path]) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, (TEXTS, 4)).astype(np.uint8)
+    tuner = tuner_of(tiny("bert"), QUICK, labels, budget=30)
+    loss, right = tuner._gradients(np.arange(TEXTS))
+    with torch.no_grad():
+        logits = tuner.head(torch.from_numpy(tuner.features(tuner.train[0])))
+    expected = functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).float())
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert right == int(((logits.numpy() > 0) == labels).all(1).sum())
+
+
+def test_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
+    suffix = suffix_of(tiny("bert"), "top-blocks:3")
+    rows = Rows(batch_of(LENGTHS), tiny("bert"), 0)
+    recipe = Recipe(lr=0.1, head_lr=0.7, layer_decay=0.5, weight_decay=0.02)
+    tuner = Tuner(suffix, "mean", (rows, LABELS), (rows, LABELS), 3, recipe, seed=0, budget=100)
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in tuner.optimizer.param_groups for p in g["params"]}
+    told = {name: rate[id(parameter)] for name, parameter in tuner.named.items()}
+    assert told["encoder.layer.2.output.dense.weight"] == (0.1, 0.02)
+    assert told["encoder.layer.1.output.dense.weight"] == (0.05, 0.02)
+    assert told["encoder.layer.0.output.dense.bias"] == (0.025, 0.0)
+    assert told["encoder.layer.0.output.LayerNorm.weight"] == (0.025, 0.0)
+    assert told["head.weight"] == (0.7, 0.02) and told["head.bias"] == (0.7, 0.0)
+
+
+def test_early_stopping_keeps_the_best(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=9, patience=2)
+    tuner = tuner_of(tiny("bert"), recipe)
+    accuracies = iter([0.5, 0.8, 0.8, 0.7, 0.9])
+    original = Tuner._is_best
+
+    def scripted(self: Tuner, line: Any) -> bool:
+        self.place.history[-1] |= {"validation_accuracy": next(accuracies), "validation_loss": 1.0}
+        return original(self, dataclasses.replace(line, **self.place.history[-1]))
+
+    monkeypatch.setattr(Tuner, "_is_best", scripted)
+    kept: dict[int, torch.Tensor] = {}
+    tuner.report = lambda step: (
+        kept.update({step.line.epoch: tuner.head.weight.detach().clone()}) if step.line else None
+    )
+    found = tuner.run()
+    assert found.best_epoch == 2 and len(found.history) == 4
+    assert "no better validation score in 2 epochs" in found.stopped
+    assert torch.equal(found.best.head["weight"], kept[2])
+    assert torch.equal(found.last.head["weight"], kept[4])
+
+
+def test_a_loss_that_becomes_nan_at_once_is_an_error(tiny: Callable[[str], Path]) -> None:
+    tuner = tuner_of(tiny("bert"), dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0))
+    with pytest.raises(HeadError, match=r"NaN or infinite in step \d of 6, before the first epoch"):
+        tuner.run()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_becomes_nan_later_keeps_the_best(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    original = Tuner._gradients
+
+    def failing(self: Tuner, rows: np.ndarray) -> tuple[float, float]:
+        loss, right = original(self, rows)
+        if self.place.step < 4:
+            return loss, right
+        if where == "gradient":
+            assert self.head.weight.grad is not None
+            self.head.weight.grad[0, 0] = math.inf
+            return loss, right
+        return math.nan, right
+
+    monkeypatch.setattr(Tuner, "_gradients", failing)
+    told: list[str] = []
+    tuner = tuner_of(tiny("bert"), report=lambda step: told.append(step.text))
+    found = tuner.run()
+    assert found.best_epoch == 1 and len(found.history) == 1 and found.steps == 4
+    assert "step 5 of 6" in found.stopped and any("the best epoch is kept" in text for text in told)
+    assert all(torch.isfinite(value).all() for value in weights_of(tuner).values())
+
+
+def test_memory_that_runs_out_makes_smaller_batches(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = tuner_of(tiny("bert"), budget=1000)
+    reference.run()
+    original = Suffix.pooled
+
+    def little(self: Suffix, batch: StateBatch, pooling: str) -> torch.Tensor:
+        if batch.lengths.sum() > 45:
+            raise MemoryError
+        return original(self, batch, pooling)
+
+    monkeypatch.setattr(Suffix, "pooled", little)
+    told: list[str] = []
+    tuner = tuner_of(tiny("bert"), budget=1000, report=lambda step: told.append(step.text))
+    found = tuner.run()
+    assert found.batch_tokens <= 90 and any("out of memory" in text for text in told)
+    for name, value in weights_of(reference).items():
+        torch.testing.assert_close(weights_of(tuner)[name], value, rtol=1e-3, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def settings_in(folder: Path, model: Path, rows: int = 60, **changes: Any) -> Settings:
+    files = write_reviews(folder / "reviews", rows)
+    asked = {
+        "model": str(model), "data_files": {name: str(path) for name, path in files.items()},
+        "dtype": "float32", "views": "last/mean", "max_length": 40,
+        "cache_dir": str(folder / "cache"), "reports_dir": str(folder / "reports"),
+    }  # fmt: skip
+    return load_settings(asked | changes)
+
+
+@dataclasses.dataclass
+class Made:
+    settings: Settings
+    run: Run
+
+    def states(self) -> list[Path]:
+        return list(Path(self.settings.paths.cache_dir).rglob("states/*.h5"))
+
+    def texts(self, split: str = "test") -> list[str]:
+        path = (self.settings.data.data_files or {})[split]
+        return [json.loads(line)["text"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
+    asked = settings_in(tmp_path_factory.mktemp("made"), tiny("bert"))
+    return Made(asked, finetune(asked, "top-blocks:2", dataclasses.replace(QUICK, epochs=3)))
+
+
+def test_a_run_is_like_any_other(made: Made) -> None:
+    about = load_run(Path(made.settings.paths.reports_dir), made.run.name).record
+    assert about["head"] == "top-blocks:2" and about["view"] == "last/mean" and about["seed"] == 0
+    assert set(about["metrics"]) == {"validation", "test"} == set(about["intervals"])
+    low, high = about["intervals"]["test"]["accuracy"]
+    assert low <= about["metrics"]["test"]["accuracy"] <= high
+    files = made.states()
+    assert about["bytes_cached"] == sum(path.stat().st_size for path in files) > 0 and len(files) == 3
+    assert about["extraction_seconds"] > 0 and about["seconds"] > 0
+    assert about["settings"]["lr"] == 1e-3 and about["finetune"]["cut"] == 1
+    assert len(about["history"]) == 3 == about["epochs"] and about["finetune"]["steps"] == 24
+    assert not list(Path(made.settings.paths.reports_dir).glob(".*"))
+
+
+def test_the_predictor_says_what_the_run_says(made: Made) -> None:
+    predictor = Predictor.from_run(made.run)
+    found, said = predictor.predict_proba(made.texts()), made.run.predictions("test").probabilities
+    np.testing.assert_allclose(found, said, atol=2e-4)  # features are stored in float16
+    assert predictor.encoder.document["tuned"]["part"] == "top-blocks:2"
+    frozen = finetune_free(made)
+    assert np.abs(frozen.encoder(made.texts()).views["last/mean"].astype(float)
+                  - predictor.encoder(made.texts()).views["last/mean"]).max() > 1e-2  # fmt: skip
+
+
+def finetune_free(made: Made) -> Predictor:
+    """The predictor of a plain head on the same frozen features."""
+    extract_splits(made.settings, ["train", "validation", "test"])
+    return Predictor.from_run(train_head(made.settings, "logistic"))
+
+
+def test_its_report_looks_at_the_features_of_the_frozen_backbone(made: Made) -> None:
+    finetune_free(made)
+    states = [path.rename(path.with_suffix(".gone")) for path in made.states()]
+    document = build_report([made.run])  # the states are not needed for it
+    for path in states:
+        path.rename(path.with_suffix(".h5"))
+    assert document["map"]["rows"] == 20 and document["lengths"] and document["cost"] is None
+    assert all(one["tokens"] for one in document["mistakes"])
+    assert any("before fine-tuning" in note for note in document["notes"])
+    assert not any("not shown" in note for note in document["notes"])
+
+
+def test_compare_puts_it_beside_plain_heads(made: Made) -> None:
+    plain = finetune_free(made)
+    runs = [made.run, train_head(made.settings, "logistic")]
+    compared = compare_runs(runs, base=runs[1])
+    assert [each.run.name for each in compared.made] == [made.run.name] and compared.made[0].rows == 20
+    assert plain.head.fingerprint != made.run.head().fingerprint
+    with pytest.raises(HeadError, match=r"other features.*tuned"):
+        Predictor(plain.encoder, made.run.head())
+    with pytest.raises(HeadError, match=r"other features.*tuned"):
+        Predictor(Predictor.from_run(made.run).encoder, plain.head)
+
+
+def test_it_is_refused_on_another_backbone(made: Made, tmp_path: Path) -> None:
+    other = build("bert", tmp_path / "other", seed=1)
+    with pytest.raises(HeadError, match="trained with other files"):
+        Predictor.from_run(made.run, model=str(other))
+
+
+def test_a_changed_trained_part_is_refused(made: Made, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(made.run.folder, folder)
+    for path in folder.glob("trained*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(HeadError, match="gone or was changed"):
+        Predictor.from_run(load_run(tmp_path, "run"))
+    for path in folder.glob("trained*.safetensors"):
+        path.unlink()
+    with pytest.raises(HeadError, match="gone or was changed"):
+        Predictor.from_run(load_run(tmp_path, "run"))
+
+
+def test_the_last_epoch_is_kept_beside_the_best(made: Made) -> None:
+    last = made.run.head("last")
+    assert last.fingerprint != made.run.head().fingerprint or made.run.record["best_epoch"] == 3
+    assert (made.run.folder / "trained-last.safetensors").is_file()
+    assert last.encoder["tuned"]["part"] == "top-blocks:2"
+
+
+def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.finetuning import states_cache as states
+
+    def never(*_: Any) -> None:
+        raise AssertionError("states were made again")
+
+    monkeypatch.setattr(states, "_Making", never)
+    again = finetune(made.settings, "top-blocks:2", QUICK, "last/cls")
+    assert again.record["extraction_seconds"] == made.run.record["extraction_seconds"]
+    assert again.record["view"] == "last/cls"
+
+
+def test_blocks_learn_what_a_frozen_model_does_not_show(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = settings_in(tmp_path, tiny("llama"), rows=120)
+    run = finetune(asked, "top-blocks:2", dataclasses.replace(QUICK, epochs=4))
+    assert run.metric("test", "accuracy") > 0.9
+    losses = [line.train_loss for line in run.history]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("family", "part", "dtype"), [
+    ("gpt2", "top-blocks:1", "bfloat16"), ("distilbert", "all", "float32"),
+    ("roberta", "positions", "float32"), ("deberta-v2", "top-blocks:2", "float32"),
+    ("modernbert", "top-blocks:3", "bfloat16"),
+])  # fmt: skip
+def test_every_part_makes_a_model(
+    tiny: Callable[[str], Path], tmp_path: Path, family: str, part: str, dtype: str
+) -> None:
+    asked = settings_in(tmp_path, tiny(family), rows=30, dtype=dtype)
+    run = finetune(asked, part, dataclasses.replace(QUICK, epochs=1))
+    found = Predictor.from_run(run).predict_proba(Made(asked, run).texts())
+    np.testing.assert_allclose(found, run.predictions("test").probabilities, atol=1e-2)
+    cached = list((tmp_path / "cache").rglob("*.h5"))
+    assert bool(cached) == part.startswith("top")
+
+
+def test_extended_positions_are_trained_and_predicted_with(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked = settings_in(tmp_path, tiny("bert"), rows=30, max_length=100, extend_positions="copy")
+    long = [("好喜欢" * 30, "good"), ("坏差" * 45, "bad")] * 8
+    for split in ("train", "validation", "test"):
+        write_rows(Path((asked.data.data_files or {})[split]), long)
+    for part in ("positions", "top-blocks:1"):
+        run = finetune(asked, part, dataclasses.replace(QUICK, epochs=1))
+        found = Predictor.from_run(run).predict_proba([text for text, _ in long])
+        np.testing.assert_allclose(found, run.predictions("test").probabilities, atol=2e-4)
+        assert run.record["truncated"]["train"] == 0
+        if part == "positions":
+            from safetensors.torch import load_file
+
+            (table,) = load_file(run.folder / "trained.safetensors").values()
+            assert table.shape == (100, 32)
+
+
+def test_multi_label(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = settings_in(tmp_path, tiny("bert"), label_separator=";")
+    for path in (asked.data.data_files or {}).values():
+        write_rows(
+            Path(path),
+            [("好房间", "good;room"), ("坏房间", "bad;room"), ("好书", "good"), ("坏书", "bad")] * 6,
+        )
+    run = finetune(asked, "top-blocks:1", QUICK)
+    assert run.record["task"] == "multi-label" and run.head().multi_label
+    found = Predictor.from_run(run).predict_proba(["好房间", "坏书"])
+    assert found.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("part", "changes", "words"), [
+    ("top-blocks:4", {}, "has 3 blocks"),
+    ("top-blocks:1", {"views": "-2/mean"}, "pools the last layer"),
+    ("top-blocks:1", {"long_text": "chunks", "overlap": 2}, "windows of long texts"),
+    ("all", {"long_text": "chunks", "overlap": 2}, "windows of long texts"),
+    ("top-blocks:1", {"dtype": "float16"}, "float32 or bfloat16, not float16"),
+    ("some", {}, "no part of a model"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_before_anything_is_made(
+    tiny: Callable[[str], Path], tmp_path: Path, part: str, changes: dict[str, Any], words: str
+) -> None:
+    asked = settings_in(tmp_path, tiny("bert"), **changes)
+    with pytest.raises(FeatcacheError, match=words):
+        finetune(asked, part, QUICK)
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.h5"))
+    assert not (tmp_path / "reports").exists()
+
+
+def test_one_class_alone_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = settings_in(tmp_path, tiny("bert"))
+    for path in (asked.data.data_files or {}).values():
+        write_rows(Path(path), [("好", "good")] * 4)
+    with pytest.raises(FeatcacheError, match="two classes"):
+        finetune(asked, "top-blocks:1", QUICK)
+
+
+def test_a_killed_run_goes_on_and_leaves_no_checkpoint(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    asked = settings_in(tmp_path, tiny("bert"))
+
+    def kill(step: Step) -> None:
+        if step.line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(asked, "top-blocks:1", QUICK, progress=kill)
+    reports = tmp_path / "reports"
+    assert len(list(reports.glob(".finetune-*"))) == 1
+    told: list[str] = []
+    run = finetune(asked, "top-blocks:1", QUICK, progress=lambda step: told.append(step.text))
+    assert "going on from step 8 of 16" in told and run.record["epochs"] == 2
+    assert [path.name for path in reports.iterdir()] == [run.name]
+    whole = finetune(asked, "top-blocks:1", QUICK, resume=False)
+    assert whole.history == run.history and whole.record["metrics"] == run.record["metrics"]
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    from featcache_cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    if "finetune" not in main.COMMANDS:
+        monkeypatch.setattr(main, "COMMANDS", (*main.COMMANDS, "finetune"))
+    return Cli(capsys)
+
+
+def arguments(tiny: Callable[[str], Path]) -> list[str]:
+    files = write_reviews(Path("reviews"), 30)
+    given = ",".join(f"{name}={path}" for name, path in files.items())
+    return ["finetune", "--model", str(tiny("bert")), "--data-files", given, "--dtype", "float32",
+            "--views", "last/mean", "--max-length", "40", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
+
+
+def test_the_command(tiny: Callable[[str], Path], cli: Cli) -> None:
+    argv = arguments(tiny)
+    result = cli.ok(*argv, "--train", "top-blocks:1", "--lr", "1e-3")
+    assert "top-blocks:1 head on last/mean" in result.out and "states cached" in result.out
+    assert "8 steps" in result.out and widest(result.out) <= 80
+    answer = cli.ok(*argv, "--train", "top-blocks:1", "--json", "--quiet")
+    assert answer.err == ""
+    assert answer.json["settings"]["lr"] == 2e-4 and answer.json["finetune"]["steps"] == 8
+    assert answer.json["bytes_cached"] > 0
+    assert choose_run(Path("reports"), None).record["head"] == "top-blocks:1"
+    said = cli.ok("predict", "好喜欢", "--run", answer.json["run"], "--json")
+    assert said.json[0]["label"] in ("good", "bad")
+    compared = cli.ok("compare", "--json")
+    assert answer.json["run"] in compared.out
+
+
+def test_training_a_head_is_train_head(tiny: Callable[[str], Path], cli: Cli) -> None:
+    argv = arguments(tiny)
+    cli.ok("extract", "--all-splits", *argv[1:11], "--quiet")
+    result = cli.ok(*argv, "--train", "head", "--json")
+    assert result.json["head"] == "linear" and result.json["epochs"] == 2
+    cli.refused(2, [*argv, "--train", "head", "--clip", "1"], "--clip is for blocks")
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--train", "top-blocks:9"), "has 3 blocks"), (("--train", "top"), "no part of a model"),
+    (("--lr", "0"), "--lr"), (("--head-lr", "nan"), "--head-lr"), (("--epochs", "0"), "--epochs"),
+    (("--warmup", "1"), "--warmup"), (("--schedule", "steep"), "--schedule"), (("--clip", "x"), "--clip"),
+])  # fmt: skip
+def test_flags_that_cannot_be_meant(
+    tiny: Callable[[str], Path], cli: Cli, flags: tuple[str, str], words: str
+) -> None:
+    cli.refused(2, [*arguments(tiny), *flags], words)
+
+
+def test_a_recipe_is_what_the_flags_say() -> None:
+    assert build_recipe({}) == Recipe() == build_recipe(dict.fromkeys(recipe_options()))
+    assert build_recipe({"lr": "1e-3", "patience": "2"}) == Recipe(lr=1e-3, patience=2)
+    with pytest.raises(UsageError, match="unknown setting 'rate'"):
+        build_recipe({"rate": 1})

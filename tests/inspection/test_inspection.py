@@ -1,0 +1,256 @@
+"""Planted duplicates, leaks, conflicts, label errors and outliers are found, and no others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache.data.text_lookup import LONGEST, RowTexts, find_texts
+from featcache.errors import HeadError, UsageError
+from featcache.fingerprint import row_hashes
+from featcache.inspection.document import findings
+from featcache.inspection.inspection import Inspection, Rows, cleaned, conflicts, inspect_parts, near_pairs
+from featcache.settings import DataSettings
+from tests.support.inspected import NAMES, changed, part, splits
+from tests.support.saved_runs import hashes
+
+NO_TEXTS = RowTexts({}, {}, "no texts")
+
+
+def pairs_of(found: Inspection) -> set[tuple[str, int, str, int]]:
+    """Every match as (split, row, split of the earlier row, that row)."""
+    return {
+        (*found.rows.where(int(row)), *found.rows.where(int(found.match[row])))
+        for row in np.flatnonzero(found.match >= 0)
+    }
+
+
+def test_planted_leaks_are_found_and_no_others() -> None:
+    planted = changed(splits(), "validation", {3: ("train", 10, 0), 5: ("train", 11, 0.01)})
+    copies = {
+        0: ("train", 10, 0),
+        1: ("validation", 7, 0),
+        2: ("train", 12, 0.01),
+        4: ("validation", 8, 0.01),
+    }
+    planted = changed(planted, "test", copies)
+    found = inspect_parts(planted)
+    assert pairs_of(found) == {
+        ("validation", 3, "train", 10),
+        ("validation", 5, "train", 11),
+        ("test", 0, "train", 10),
+        ("test", 1, "validation", 7),
+        ("test", 2, "train", 12),
+        ("test", 4, "validation", 8),
+    }
+    exact = found.cosine[found.match >= 0] == 1
+    assert exact.sum() == 3
+    assert np.flatnonzero(found.leaked("test")).tolist() == [0, 1, 2, 4]
+    assert np.flatnonzero(found.leaked("test", ("train",))).tolist() == [0, 2]
+    told = findings(found, NO_TEXTS)
+    assert [tuple(line.values()) for line in told["leakage"]["pairs"]] == [
+        ("validation", "train", 2, 1, 1, 0),
+        ("test", "train", 2, 1, 1, 0),
+        ("test", "validation", 2, 1, 1, 0),
+    ]
+    assert [row["row_hash"] for row in told["leakage"]["list"][-1:]] == [
+        hashes(["validation 7"]).tobytes().hex()
+    ]
+
+
+def test_clean_splits_are_clean() -> None:
+    found = inspect_parts(splits())
+    told = findings(found, NO_TEXTS)
+    assert not pairs_of(found) and not len(near_pairs(found.near, found.threshold)[0])
+    assert told["leakage"]["list"] == [] and told["duplicates"]["near_pairs"] == 0
+    assert all(one["equal"] == one["near"] == 0 for one in told["duplicates"]["splits"].values())
+    assert told["duplicates"]["conflicting_rows"] == 0
+    assert all(score["removed"] == 0 and score["leaked"] is None for score in told["leakage"]["scores"])
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_the_score_after_removing_leaks_is_that_of_the_other_rows() -> None:
+    """Rows learnt by heart: half of test is train rows with labels no feature explains."""
+    x = np.random.default_rng(0).normal(size=(400, 300)).astype(np.float32)
+    y = np.random.default_rng(1).integers(0, 2, 400)
+    copied, fresh = np.arange(100), np.arange(250, 350)
+    texts = [f"text {row}" for row in range(400)]
+    rows = {
+        "train": np.arange(200),
+        "validation": np.arange(200, 250),
+        "test": np.concatenate([copied, fresh]),
+    }
+    parts = {
+        name: part(name, x[here], y[here], [texts[row] for row in here], ("a", "b"))
+        for name, here in rows.items()
+    }
+    found = inspect_parts(parts)
+    test = next(score for score in found.scores if score.split == "test")
+    assert (test.rows, test.removed) == (200, 100)
+    assert test.leaked > 0.9 and test.without < 0.65
+    assert test.whole == pytest.approx((test.leaked + test.without) / 2)
+    low, high = test.without_interval
+    assert low < test.without < high
+
+
+def test_cleaned_counts_what_is_left() -> None:
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    found = cleaned("test", p, np.array([0, 1, 1, 1]), np.array([True, False, False, False]))
+    assert (found.whole, found.without, found.leaked, found.removed) == (0.75, 2 / 3, 1.0, 1)
+    every = cleaned("test", p, np.array([0, 1, 1, 1]), np.ones(4, bool))
+    assert np.isnan(every.without) and np.isnan(every.without_interval).all()
+
+
+def test_duplicates_within_a_split_and_their_conflicts() -> None:
+    planted = changed(splits(), "train", {5: ("train", 4, 0), 6: ("train", 4, 0), 30: ("train", 31, 0.01)})
+    train = planted["train"]
+    y = train.features.y.copy()
+    y[6] = (y[4] + 1) % 3
+    planted["train"] = replace(train, features=replace(train.features, y=y))
+    found = inspect_parts(planted)
+    told = findings(found, NO_TEXTS)["duplicates"]
+    assert told["splits"]["train"] == {"rows": 240, "texts": 238, "equal": 2, "near": 1}
+    assert conflicts(found.rows).tolist() == [4, 5, 6]
+    assert (told["conflicting_texts"], told["conflicting_rows"]) == (1, 3)
+    assert [row["label"] for row in told["conflict_list"]] == [NAMES[y[4]], NAMES[y[4]], NAMES[y[6]]]
+    assert told["near_pairs"] == 1
+    pair = told["near_list"][0]["rows"]
+    assert [row["row_hash"] for row in pair] == [hashes([f"train {row}"]).tobytes().hex() for row in (30, 31)]
+    assert told["equal_list"][0]["times"] == 3
+
+
+def test_planted_label_errors_are_listed_with_what_they_should_be() -> None:
+    parts = splits(noise=1.5)
+    train = parts["train"]
+    y = train.features.y.copy()
+    y[50:62] = (y[50:62] + 1) % 3
+    parts["train"] = replace(train, features=replace(train.features, y=y))
+    told = findings(inspect_parts(parts), NO_TEXTS)["label_errors"]
+    assert told["not_looked_for"] == "" and 9 <= told["rows"] <= 16
+    first = {row["row_hash"]: row for row in told["list"]}
+    hits = [number for number in range(50, 62) if hashes([f"train {number}"]).tobytes().hex() in first]
+    assert len(hits) >= 9
+    for number in hits:
+        row = first[hashes([f"train {number}"]).tobytes().hex()]
+        assert (row["label"], row["suggested"]) == (NAMES[y[number]], NAMES[train.features.y[number]])
+        assert row["belief"] < 0.5
+
+
+def test_an_outlier_is_found_in_every_split() -> None:
+    parts = splits(noise=0.5)
+    for name, row in (("train", 7), ("test", 9)):
+        features = parts[name].features
+        x = features.x.copy()
+        x[row] = 40 * np.random.default_rng(row).choice([-1, 1], 40)
+        parts[name] = replace(parts[name], features=replace(features, x=x))
+    found = inspect_parts(parts)
+    first = {found.rows.where(int(row)) for row in found.far[:2]}
+    assert first == {("train", 7), ("test", 9)}
+    told = findings(found, NO_TEXTS)["outliers"]
+    assert told["list"][0]["distance"] >= told["list"][-1]["distance"] > told["beyond"]
+
+
+def test_balance_and_truncation() -> None:
+    parts = splits()
+    tokens = np.full(240, 8, np.int32)
+    tokens[:6] = 21
+    parts["train"] = replace(parts["train"], n_tokens=tokens, truncated=tokens > 20)
+    told = findings(inspect_parts(parts), NO_TEXTS)
+    y = parts["train"].features.y
+    assert told["balance"]["train"] == {name: int((y == number).sum()) for number, name in enumerate(NAMES)}
+    cut = told["truncation"]["train"]
+    assert (cut["rows"], cut["cut"], cut["max_length"], cut["tokens"]) == (240, 6, 20, 6 * 21 + 234 * 8)
+    assert (cut["median_tokens"], cut["longest_tokens"]) == (8, 21)
+    assert cut["cut_by_label"] == {name: int((y[:6] == number).sum()) for number, name in enumerate(NAMES)}
+
+
+def test_several_labels_a_row() -> None:
+    parts = splits()
+    hot = {name: np.eye(3, dtype=np.uint8)[one.features.y] for name, one in parts.items()}
+    hot["train"][3, :] = 0, 1, 1
+    classes = np.count_nonzero(hot["train"])
+    several = {name: replace(one, features=replace(one.features, y=hot[name])) for name, one in parts.items()}
+    told = findings(inspect_parts(changed(several, "test", {0: ("train", 3, 0)})), NO_TEXTS)
+    assert told["leakage"]["pairs"][1]["equal"] == 1
+    assert told["leakage"]["list"][0]["label"] == ["b", "c"]
+    assert told["label_errors"]["not_looked_for"] == "" and sum(told["balance"]["train"].values()) == classes
+
+
+def test_train_alone_and_a_single_class() -> None:
+    alone = {"train": splits()["train"]}
+    told = findings(inspect_parts(alone), NO_TEXTS)
+    assert told["leakage"]["pairs"] == [] and told["leakage"]["scores"] == []
+    same = replace(alone["train"], features=replace(alone["train"].features, y=np.zeros(240, np.int64)))
+    told = findings(inspect_parts({"train": same}), NO_TEXTS)
+    assert "single class" in told["label_errors"]["not_looked_for"]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"threshold": 0.0}, "threshold"), ({"threshold": 1.5}, "threshold"), ({"neighbours": 0}, "neighbours"),
+     ({"folds": 1}, "folds")],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(how: dict[str, float], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        inspect_parts(splits(), **how)  # type: ignore[arg-type]
+
+
+def test_splits_that_do_not_belong_together_are_refused() -> None:
+    parts = splits()
+    other = replace(parts["test"], features=replace(parts["test"].features, encoder={"prompt": "x"}))
+    with pytest.raises(HeadError, match="test features were made otherwise"):
+        inspect_parts({**parts, "test": other})
+    with pytest.raises(UsageError, match="train, then"):
+        inspect_parts({"test": parts["test"]})
+    x = parts["test"].features.x.copy()
+    x[2, 2] = np.nan
+    with pytest.raises(HeadError, match="row 3"):
+        inspect_parts(
+            {**parts, "test": replace(parts["test"], features=replace(parts["test"].features, x=x))}
+        )
+
+
+def test_rows_are_numbered_through() -> None:
+    parts = changed(splits(), "test", {1: ("train", 2, 0)})
+    rows = Rows.of(parts)
+    assert len(rows) == 400 and rows.where(239) == ("train", 239) and rows.where(240) == ("validation", 0)
+    assert rows.where(int(rows.first[rows.text[rows.starts[2] + 1]])) == ("train", 2)
+
+
+# ---------------------------------------------------------------- texts
+
+
+def written(path: Path, texts: list[str]) -> dict[str, str]:
+    lines = "".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts))
+    path.write_text(lines, encoding="utf-8")
+    return {"train": str(path)}
+
+
+@pytest.mark.usefixtures("arrow_cache")
+def test_texts_are_found_by_hash_wherever_they_stand(tmp_path: Path) -> None:
+    texts = [f"评论 {number}" for number in range(20)]
+    data = DataSettings(data_files=written(tmp_path / "a.jsonl", [*texts[10:], *texts[:10]]))
+    wanted = row_hashes([texts[3], "gone", texts[12]])
+    found = find_texts(replace(data, validation_share=0.1), {"train": wanted, "validation": wanted}, 0)
+    both = [found.text(split, row) for split in ("train", "validation") for row in range(3)]
+    assert both.count("评论 3") == both.count("评论 12") == 1 and both[1] is both[4] is None
+    split = "train" if found.text("train", 0) else "validation"
+    assert found.number(split, 0) == 14 and found.number(split, 1) is None
+
+
+@pytest.mark.usefixtures("arrow_cache")
+def test_a_long_text_is_shortened_and_a_missing_source_is_a_reason(tmp_path: Path) -> None:
+    texts = ["长" * 1_000_000, "短", "c", "d"]
+    files = written(tmp_path / "a.jsonl", texts) | {
+        "validation": written(tmp_path / "b.jsonl", ["e", "f"])["train"]
+    }
+    found = find_texts(DataSettings(data_files=files), {"train": row_hashes(texts)}, 0)
+    assert found.texts_of("train", [1, 0]) == ["短", "长" * LONGEST + "…"]
+    gone = find_texts(
+        DataSettings(data_files={"train": str(tmp_path / "no.csv")}), {"train": row_hashes(texts)}, 0
+    )
+    assert "no.csv" in gone.reason and gone.text("train", 0) is None and gone.number("train", 0) is None

@@ -1,0 +1,130 @@
+"""Likely label errors: planted ones are found, copies do not vouch for each other, nothing is leaked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from featcache.errors import HeadError, UsageError
+from featcache.inspection import label_errors as module
+from featcache.inspection.label_errors import _deal, fit_reference, likely_errors, out_of_fold
+from tests.support.feature_rows import clusters, standardised, tagged
+
+
+def flipped(y: np.ndarray, count: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.random.default_rng(seed).permutation(len(y))[:count]
+    wrong = y.copy()
+    wrong[rows] = (wrong[rows] + 1) % classes
+    return wrong, rows
+
+
+def test_planted_label_errors_are_found_and_come_first() -> None:
+    x, y = clusters(900, noise=0.4)
+    wrong, planted = flipped(y, 45, 3)
+    found = out_of_fold(x, wrong, 3, 0.1, np.arange(900))
+    assert found.judged.all()
+    rows = likely_errors(wrong, found.probabilities)
+    assert len(np.intersect1d(rows, planted)) >= 40 and len(rows) <= 60
+    assert np.isin(rows[:30], planted).mean() >= 0.95
+
+
+def test_planted_errors_of_several_labels_are_found() -> None:
+    x, _ = tagged(600)
+    y = (x[:, :3] > np.median(x[:, :3], axis=0)).astype(np.uint8)  # learnable without noise
+    planted = np.random.default_rng(1).permutation(600)[:30]
+    y[planted, 0] ^= 1
+    found = out_of_fold(x, y, 3, 1.0, np.arange(600))
+    rows = likely_errors(y, found.probabilities)
+    assert np.isin(planted, rows).mean() > 0.6 and np.isin(rows[:15], planted).mean() > 0.8
+
+
+def test_clean_labels_are_left_alone() -> None:
+    x, y = clusters(300, noise=0.05)
+    found = out_of_fold(x, y, 3, 1.0, np.arange(300))
+    assert len(likely_errors(y, found.probabilities)) == 0
+
+
+def test_probabilities_are_those_of_heads_that_never_saw_the_row() -> None:
+    x, y = clusters(200)
+    groups = np.arange(200)
+    found = out_of_fold(x, y, 3, 0.5, groups, folds=4, seed=3).probabilities
+    fold_of = _deal(y, groups, 4, 3)
+    (scaled,) = standardised(x)
+    for fold in range(4):
+        kept = fold_of != fold
+        model = LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(scaled[kept], y[kept])
+        assert np.allclose(model.predict_proba(scaled[~kept]), found[~kept], atol=5e-3)
+
+
+def test_a_copy_with_the_same_wrong_label_does_not_vouch_for_it() -> None:
+    x, y = clusters(300, width=40, noise=0.5)  # wide enough that a head learns rows by heart
+    wrong, planted = flipped(y, 15, 3)
+    x, wrong = np.concatenate([x, x[planted]]), np.concatenate([wrong, wrong[planted]])
+    groups = np.concatenate([np.arange(300), planted])
+    both = np.concatenate([planted, np.arange(300, 315)])
+
+    def belief(groups: np.ndarray) -> float:
+        found = out_of_fold(x, wrong, 3, 100.0, groups).probabilities
+        return float(found[both, wrong[both]].mean())
+
+    assert belief(groups) < 0.5 * belief(np.arange(315))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=60), st.integers(2, 6))
+def test_groups_stay_together_and_folds_are_alike(rows: list[tuple[int, int]], folds: int) -> None:
+    y, groups = (np.array(column) for column in zip(*rows, strict=True))
+    distinct = len(set(groups.tolist()))
+    if distinct < folds:
+        with pytest.raises(HeadError, match="cannot be dealt"):
+            _deal(y, groups, folds, 0)
+        return
+    fold_of = _deal(y, groups, folds, 0)
+    assert set(fold_of.tolist()) == set(range(folds))
+    assert all(len(set(fold_of[groups == group].tolist())) == 1 for group in groups)
+    sizes = [len(set(groups[fold_of == fold].tolist())) for fold in range(folds)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_label_that_stands_once_is_not_judged() -> None:
+    x, y = clusters(100)
+    y[17] = 3
+    found = out_of_fold(x, y, 4, 0.1, np.arange(100))
+    assert np.flatnonzero(~found.judged).tolist() == [17]
+
+
+def test_a_single_class_is_refused() -> None:
+    x, _ = clusters(50)
+    with pytest.raises(HeadError, match="single class"):
+        out_of_fold(x, np.zeros(50, np.int64), 3, 1.0, np.arange(50))
+
+
+def test_without_cleanlab_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="cleanlab") as caught:
+        likely_errors(np.zeros(3, np.int64), np.ones((3, 1)))
+    assert caught.value.hint == "pip install 'featcache[report]'"
+
+
+def test_no_rows_have_no_errors() -> None:
+    assert likely_errors(np.zeros(0, np.int64), np.zeros((0, 2))).tolist() == []
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_reference_head_is_the_best_penalty_on_validation(several: bool) -> None:
+    make: Any = tagged if several else clusters
+    (x, y), held_out = make(150, seed=1), make(120, seed=2)
+    classes = 4 if several else 3
+    found = fit_reference((x, y), held_out, classes)
+    assert found.C in module.PENALTIES
+    said = found.probabilities(held_out[0])
+    assert said.shape == (120, classes) and (said >= 0).all() and (said <= 1).all()
+    if not several:
+        train, test = standardised(x, held_out[0])
+        model = LogisticRegression(C=found.C, tol=1e-8, max_iter=5000).fit(train, y)
+        assert np.allclose(model.predict_proba(test), said, atol=5e-3)

@@ -1,0 +1,762 @@
+"""Whole files labelled: all rows, all columns, in order, however the work was cut short."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.data.formats import row_lines
+from featcache.data.formats.json_array import elements
+from featcache.data.formats.row_files import kind_of, open_rows
+from featcache.errors import BadRow, CacheError, SourceError, UsageError
+from featcache.prediction import file as predict_files
+from featcache.prediction.file import Labelled, Step, bad_path, partial_folder, predict_file
+from featcache.prediction.predictor import Predictor
+from featcache.settings import DataSettings
+from featcache.system.durable import disk
+from tests.support.source_files import write
+from tests.support.stock import WORDS, one_thread
+from tests.support.tiny_predictor import NAMES, tiny_predictor
+
+ADDED = ["prediction", "probability", *(f"probability:{name}" for name in NAMES), "truncated"]
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny: Callable[[str], Path]) -> Iterator[Predictor]:
+    with one_thread():
+        yield tiny_predictor(tiny("bert"))
+
+
+@pytest.fixture(scope="module")
+def several(tiny: Callable[[str], Path]) -> Predictor:
+    return tiny_predictor(tiny("bert"), several=True)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 16)
+
+
+def texts_of(count: int, seed: int = 0, most: int = 30) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, most))) for _ in range(count)]
+
+
+def made_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    odd = ['a "quoted", cell', "tab?", "第二 列", "", " kept "]
+    return [
+        {"id": str(n), "text": text, "note": odd[n % len(odd)]}
+        for n, text in enumerate(texts_of(count, seed))
+    ]
+
+
+def write_kind(path: Path, rows: list[dict[str, Any]]) -> Path:
+    kind = kind_of(path)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif kind == "json":
+        write(path, json.dumps(rows, ensure_ascii=False, indent=len(rows) % 3))
+    elif kind == "txt":
+        write(path, "".join(row["text"] + "\n" for row in rows))
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def read_kind(path: Path) -> list[dict[str, Any]]:
+    kind = kind_of(path)
+    if kind == "parquet":
+        return pq.read_table(path).to_pylist()
+    if kind == "json" and path.read_text(encoding="utf-8").startswith("["):
+        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    if kind in ("json", "jsonl"):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if kind == "tsv" else ","))
+
+
+def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> Labelled:
+    columns = options.pop("columns", None)
+    header = options.pop("header", True)
+    kind = kind_of(source)
+    assert kind is not None
+    rows = open_rows(source, kind, columns, header=header)
+    return predict_file(predictor, rows, target, kind_of(target) or "", **options)
+
+
+def check_answers(found: list[dict[str, Any]], predictor: Predictor, texts: list[str]) -> None:
+    """What is written is what the predictor says of the same texts, one file at a time."""
+    expected = predictor.predict(texts)
+    for row, one in zip(found, expected, strict=True):
+        shares = [float(row[f"probability:{name}"]) for name in NAMES]
+        np.testing.assert_allclose(shares, list(one.probabilities.values()), rtol=0, atol=2e-5)
+        assert row["prediction"] == one.label
+        assert float(row["probability"]) == pytest.approx(one.probability, abs=2e-5)
+        assert str(row["truncated"]).lower() == str(one.truncated).lower()
+
+
+# ---------------------------------------------------------------- every form
+
+
+@pytest.mark.parametrize("written", KINDS)
+@pytest.mark.parametrize("read", KINDS)
+def test_columns_and_order_are_kept(
+    read: str, written: str, predictor: Predictor, tmp_path: Path, small_chunks: None
+) -> None:
+    rows = made_rows(70)
+    source = write_kind(tmp_path / f"in.{read}", rows)
+    made = label(predictor, source, tmp_path / f"out.{written}")
+    found = read_kind(made.path)
+    assert list(found[0]) == ["id", "text", "note", *ADDED]
+    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    check_answers(found, predictor, [row["text"] for row in rows])
+    assert (made.rows, made.bad, made.bad_path, made.resumed) == (70, 0, None, 0)
+    assert sum(made.counts.values()) == 70
+    assert made.truncated == sum(str(row["truncated"]).lower() == "true" for row in found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, made.path.name])
+
+
+def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path, small_chunks: None) -> None:
+    table = pa.table(
+        {
+            "n": pa.array(range(40), pa.int16()),
+            "text": pa.array(texts_of(40)).dictionary_encode(),
+            "tags": pa.array([["a", None]] * 40),
+            "when": pa.array([1] * 40, pa.timestamp("ms", tz="UTC")),
+        }
+    ).replace_schema_metadata({"who": "me"})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=9)
+    made = label(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    found = pq.read_table(made.path)
+    assert found.select(table.column_names).to_pylist() == table.to_pylist()
+    assert found.schema.metadata[b"who"] == b"me"
+    assert found.schema.field("probability").type == pa.float64()
+    assert found.schema.field("n").type == pa.int16()
+    exact = predictor.predict_proba(table["text"].to_pylist())
+    stored = np.stack([found[f"probability:{name}"].to_numpy() for name in NAMES], axis=1)
+    np.testing.assert_allclose(stored, exact, rtol=0, atol=1e-5)
+
+
+def test_lines_of_text_stand_beside_their_labels(predictor: Predictor, tmp_path: Path) -> None:
+    texts = ["好 房间", "", "坏 电池", "   ", "good \u2028 book", "very"]
+    source = write(tmp_path / "in.txt", "\r\n".join(texts))
+    made = label(predictor, source, tmp_path / "out.txt")
+    lines = made.path.read_text(encoding="utf-8").split("\n")
+    usable = [text for text in texts if text.strip()]
+    expected = {text: one.label for text, one in zip(usable, predictor.predict(usable), strict=True)}
+    assert lines == [*(expected.get(text, "") for text in texts), ""]
+    assert made.bad == 2
+
+
+@pytest.mark.parametrize("written", KINDS)
+def test_several_labels(written: str, several: Predictor, tmp_path: Path) -> None:
+    rows = made_rows(40)
+    made = label(several, write_kind(tmp_path / "in.jsonl", rows), tmp_path / f"out.{written}")
+    said = [row["prediction"] for row in read_kind(made.path)]
+    said = [json.loads(one) if isinstance(one, str) else one for one in said]
+    expected = [list(one.labels) for one in several.predict([row["text"] for row in rows])]
+    assert said == expected
+    assert len({len(one) for one in said}) > 1  # the head does say different numbers of labels
+    assert made.counts == {name: sum(name in one for one in expected) for name in NAMES}
+
+
+def test_pairs(predictor: Predictor, tmp_path: Path) -> None:
+    firsts, seconds = texts_of(20, 1), texts_of(20, 2)
+    rows = [{"sentence1": a, "sentence2": b} for a, b in zip(firsts, seconds, strict=True)]
+    made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.jsonl")
+    found = [[row[f"probability:{name}"] for name in NAMES] for row in read_kind(made.path)]
+    np.testing.assert_allclose(found, predictor.predict_proba(firsts, seconds), rtol=0, atol=2e-5)
+    alone = label(
+        predictor,
+        tmp_path / "in.csv",
+        tmp_path / "alone.jsonl",
+        columns=DataSettings(text_column="sentence1"),
+    )
+    check_answers(read_kind(alone.path), predictor, firsts)
+
+
+def test_a_stream_and_a_packed_file(predictor: Predictor, tmp_path: Path) -> None:
+    rows = made_rows(30)
+    plain = write_kind(tmp_path / "in.csv", rows)
+    expected = label(predictor, plain, tmp_path / "out.csv").path.read_bytes()
+    packed = write(tmp_path / "in.csv.gz", gzip.compress(plain.read_bytes()))
+    assert label(predictor, packed, tmp_path / "gz.csv").path.read_bytes() == expected
+    stream = open_rows(io.BytesIO(b"\xef\xbb\xbf" + plain.read_bytes()), "csv")
+    made = predict_file(predictor, stream, tmp_path / "stream.csv", "csv")
+    assert made.path.read_bytes() == expected
+
+
+def test_a_file_without_a_header(predictor: Predictor, tmp_path: Path) -> None:
+    texts = texts_of(5)
+    write(tmp_path / "in.csv", "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
+    with pytest.raises(SourceError, match=r"no column of texts[\s\S]*--no-header"):
+        label(predictor, tmp_path / "in.csv", tmp_path / "out.csv")
+    columns = DataSettings(text_column="column2")
+    made = label(predictor, tmp_path / "in.csv", tmp_path / "out.csv", columns=columns, header=False)
+    check_answers(read_kind(made.path), predictor, texts)
+
+
+def test_plain_tabs_stay_as_they_were(predictor: Predictor, tmp_path: Path) -> None:
+    """A quote in such a file is a character of the text, as it is for `extract`."""
+    lines = ["id\ttext", '1\t"good book', '2\tvery "good" room', "3\tbad"]
+    made = label(predictor, write(tmp_path / "in.tsv", "\n".join(lines) + "\n"), tmp_path / "out.tsv")
+    assert ["\t".join(line.split("\t")[:2]) for line in made.path.read_text().splitlines()] == lines
+    quoted = write(tmp_path / "q.tsv", 'id\ttext\n1\t"good ""book"""\n2\t"bad"\n')
+    found = read_kind(label(predictor, quoted, tmp_path / "q.jsonl").path)
+    assert [row["text"] for row in found] == ['good "book"', "bad"]
+
+
+def test_probabilities_of_1_in_a_text_file_are_short(predictor: Predictor, tmp_path: Path) -> None:
+    made = label(predictor, write_kind(tmp_path / "in.csv", made_rows(20)), tmp_path / "out.csv")
+    assert all(len(row["probability"]) <= 8 for row in read_kind(made.path))
+
+
+# ---------------------------------------------------------------- rows that cannot be used
+
+BAD_CSV = (
+    b"id,text\n"
+    b"1,good\n"
+    b"2,  \n"  # empty
+    b"3,good,room\n"  # too many fields
+    b"4,\xff\xfe\n"  # no UTF-8
+    b'5,"good\n'  # a quote that never closes must swallow nothing
+    b"6,bad\n"
+    b'7,"two\nlines"\n'
+    b'8,"a"b\n'
+    b"9,very\n"
+)
+
+
+def test_bad_rows_of_a_csv_file_are_listed_and_passed(predictor: Predictor, tmp_path: Path) -> None:
+    made = label(predictor, write(tmp_path / "in.csv", BAD_CSV), tmp_path / "out.csv")
+    found = read_kind(made.path)
+    assert [(row["id"], bool(row["prediction"])) for row in found] == [
+        ("1", True), ("2", False), ("6", True), ("7", True), ("9", True),
+    ]  # fmt: skip
+    assert found[3]["text"] == "two\nlines"
+    assert made.bad_path is not None
+    bad = [(one["line"], one["problem"]) for one in read_kind(made.bad_path)]
+    assert [line for line, _ in bad] == [3, 4, 5, 6, 10]
+    words = ["empty", "3 fields", "UTF-8", "quote", "written twice"]
+    assert all(word in problem for word, (_, problem) in zip(words, bad, strict=True)), bad
+    assert (made.rows, made.bad) == (9, 5)
+    assert [one["line"] for one in made.first_bad] == [3, 4, 5, 6, 10]
+    check_answers(
+        [row for row in found if row["prediction"]], predictor, ["good", "bad", "two\nlines", "very"]
+    )
+
+
+def test_bad_rows_of_json_lines(predictor: Predictor, tmp_path: Path) -> None:
+    lines = [
+        '{"text": "good", "n": 1}', "", '{"text": null}', "{broken", "[1]", '{"text": 5}', '{"n": 2}',
+        '{"text": "\\ud800"}', '{"text": "bad", "odd": "\\udc00", "x": NaN, "deep": {"a": [1]}}',
+        "[" * 100000,
+    ]  # fmt: skip
+    made = label(predictor, write(tmp_path / "in.jsonl", "\n".join(lines)), tmp_path / "out.jsonl")
+    found = read_kind(made.path)
+    assert [row.get("prediction") is not None for row in found] == [True, False, False, False, False, True]
+    assert found[0]["n"] == 1 and found[5]["deep"] == {"a": [1]} and found[5]["odd"] == "\udc00"
+    assert (made.rows, made.bad) == (9, 7)
+    assert made.bad_path is not None
+    assert [one["line"] for one in read_kind(made.bad_path)] == [3, 4, 5, 6, 7, 8, 10]
+
+
+ARRAY = """\ufeff
+[ {"text": "good", "n": [1, {"a": "]}"}]}, {broken},
+  {"text": null},
+  {"text": "a \\"quote\\", \\\\"}, "text" ,,
+  {"text": "good" "n": 1}, {
+    "text": "over lines"}
+, [{"text": "bad"}], {"text": "bad"},
+]
+"""
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_bad_rows_of_a_json_array(
+    block: int, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told apart wherever the file is split for reading; a broken one costs no other."""
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", block)
+    made = label(predictor, write(tmp_path / "in.json", ARRAY), tmp_path / "out.json")
+    found = json.loads(made.path.read_text(encoding="utf-8"))
+    said = [(row["text"], row["prediction"] is not None) for row in found]
+    assert said == [
+        ("good", True),
+        (None, False),
+        ('a "quote", \\', True),
+        ("over lines", True),
+        ("bad", True),
+    ]
+    assert found[0]["n"] == [1, {"a": "]}"}] and "n" not in found[1]
+    assert made.bad_path is not None and (made.rows, made.bad) == (9, 5)
+    assert [one["line"] for one in read_kind(made.bad_path)] == [2, 3, 4, 5, 7]
+    again = label(predictor, made.path, tmp_path / "again.json", prefix="new_")  # it is such an array itself
+    assert again.rows == 5 and again.bad == 1
+
+
+def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor, tmp_path: Path) -> None:
+    array, lines = tmp_path / "array.json", tmp_path / "lines.json"
+    write(array, b'\xef\xbb\xbf[{"text":"good"},{"text":" "}]')
+    write(lines, '{"text": "good"}\n{"text": " "}\n')
+    out = {}
+    for source in (array, lines):
+        for ending in ("json", "jsonl"):
+            out[source, ending] = label(predictor, source, tmp_path / f"{source.stem}-out.{ending}").path
+    assert len(json.loads(out[array, "json"].read_bytes())) == 2
+    assert (
+        out[array, "jsonl"].read_bytes()
+        == out[lines, "jsonl"].read_bytes()
+        == out[lines, "json"].read_bytes()
+    )
+    packed = write(tmp_path / "a.json.gz", gzip.compress(array.read_bytes()))
+    assert label(predictor, packed, tmp_path / "gz.json").path.read_bytes() == out[array, "json"].read_bytes()
+    stream = open_rows(io.BytesIO(array.read_bytes()), "json")
+    made = predict_file(predictor, stream, tmp_path / "stream.json", "json")
+    assert made.path.read_bytes() == out[array, "json"].read_bytes()
+
+
+def test_an_array_that_breaks_off_keeps_what_is_done(
+    predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is not guessed at; when the file is whole, the same call goes on."""
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
+    source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
+    whole = label(predictor, source, tmp_path / "whole.json").path.read_bytes()
+    content = source.read_bytes()
+    write(source, content[: int(len(content) * 0.9)])
+    with pytest.raises(SourceError, match=r"line \d+: from there on[\s\S]*cut short"):
+        label(predictor, source, target)
+    assert not target.exists()
+    made = label(predictor, write(source, content), target)
+    assert made.resumed >= 16 and target.read_bytes() == whole
+
+
+def test_a_value_that_never_ends_is_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(row_lines, "LINE_BYTES", 1000)
+    source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
+    with pytest.raises(SourceError, match="line 2: a value longer than"):
+        label(predictor, source, tmp_path / "out.json")
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.lists(st.text(), max_size=2))
+    ),
+    st.sampled_from([None, 0, 2]),
+    st.integers(1, 40),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_array_is_split_into_its_values(rows: list[Any], indent: int | None, size: int) -> None:
+    text = json.dumps(rows, ensure_ascii=False, indent=indent)
+    blocks = (text[at : at + size] for at in range(0, len(text), size))
+    assert [json.loads(value) for _, value in elements(blocks, "a file", 1 << 20)] == rows
+
+
+def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"\xff\xfe", None, b" ", b"bad"], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), 5, raw.buffers())
+    pq.write_table(pa.table({"text": strings, "n": list(range(5))}), tmp_path / "in.parquet")
+    made = label(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    found = pq.read_table(made.path)
+    assert [one is not None for one in found["prediction"].to_pylist()] == [True, False, False, False, True]
+    assert found["n"].to_pylist() == list(range(5)) and made.bad == 3
+
+
+def test_a_line_without_an_end_is_one_bad_row(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_lines, "LINE_BYTES", 100)
+    source = write(tmp_path / "in.txt", "good\n" + "x" * 1000 + "\nbad\n" + "y" * 100 + "\nbook")
+    made = label(predictor, source, tmp_path / "out.txt")
+    lines = made.path.read_text(encoding="utf-8").split("\n")
+    assert [bool(line) for line in lines] == [True, False, True, False, True, False]
+    assert made.bad == 2
+
+
+def test_many_stray_quotes_cost_no_time(predictor: Predictor, tmp_path: Path) -> None:
+    """The first quote would swallow the rest; what it took is given back, once."""
+    body = 'x,"good\n' + "x,good\n" * 3000
+    made = label(predictor, write(tmp_path / "in.csv", "id,text\n" + body), tmp_path / "out.csv")
+    assert (made.rows, made.bad) == (3001, 1)
+
+
+def test_rows_the_model_refuses(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+) -> None:
+    """Found while encoding or tokenising: the others of the chunk are answered all the same."""
+    rows = made_rows(40)
+    for n in (3, 20, 21):
+        rows[n]["text"] = f"zzz {n}"
+    encode, tokenize, refused = predictor.answer, predictor.tokenize, []
+
+    def picky(tokens: Any, progress: Any = None) -> Any:
+        refused.append(len(tokens.lengths))
+        if len(refused) == 1:
+            raise BadRow("its features are NaN", 4)  # the fifth of those handed over: row 5 of the file
+        return encode(tokens, progress)
+
+    def refuse(texts: list[str], pairs: Any = None) -> Any:
+        for row, text in enumerate(texts):
+            if text.startswith("zzz"):
+                raise BadRow(f"no token in {text}", row)
+        return tokenize(texts, pairs)
+
+    monkeypatch.setattr(predictor, "answer", picky)
+    monkeypatch.setattr(predictor, "tokenize", refuse)
+    made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    assert [n for n, row in enumerate(read_kind(made.path)) if not row["prediction"]] == [3, 5, 20, 21]
+    said = [one["problem"] for one in made.first_bad]
+    assert said == ["no token in zzz 3", "its features are NaN", "no token in zzz 20", "no token in zzz 21"]
+    assert refused == [15, 14, 14, 8]
+
+
+def test_a_model_that_refuses_all_is_broken(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nan(*_: Any) -> Any:
+        raise BadRow("its features are NaN", 0)
+
+    monkeypatch.setattr(predictor, "answer", nan)
+    with pytest.raises(BadRow, match="NaN"):
+        label(predictor, write_kind(tmp_path / "in.csv", made_rows(60)), tmp_path / "out.csv")
+
+
+def test_a_file_of_another_encoding_is_refused_at_once(predictor: Predictor, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "id,text\n1,房间很干净\n2,电池坏\n".encode("gb18030"))
+    with pytest.raises(SourceError, match=r"none of the first 2 rows[\s\S]*iconv"):
+        label(predictor, source, tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("in.csv", b"", "empty"),
+        ("in.jsonl", b"\n\n", "empty"),
+        ("in.json", b"[]", "empty"),
+        ("in.json", b'[{"text": "good"}', "line 1: from there on"),
+        ("in.json", b'[{"text": "good"},\n\n {"text": "good}]', "line 3: from there on"),
+        ("in.json", b'[{"text": "good"}]\n{"text": "bad"}', "goes on where its array ends"),
+        ("in.json", b'[{"text": "good"}}', "a } closes the array"),
+        ("in.json", b"[1, [], null]", "no JSON objects"),
+        ("in.jsonl", b"{broken\n", "no JSON objects"),
+        ("in.csv", b"text,text\na,b\n", "twice"),
+        ("in.csv", b"title,headline\na,b\n", "more than one text column"),
+        ("in.parquet", b"PAR1 no", "cannot read"),
+        ("in.csv.gz", b"not gzip", "gzip"),
+        ("in.csv", b"\xff\xfet\x00e\x00x\x00t\x00\n\x00", "UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_read(
+    name: str, content: bytes, words: str, predictor: Predictor, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=words):
+        label(predictor, write(tmp_path / name, content), tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists() and not partial_folder(tmp_path / "out.csv").exists()
+
+
+def test_columns_that_clash(predictor: Predictor, tmp_path: Path) -> None:
+    rows = [{"text": "good", "prediction": "mine"}] * 3
+    source = write_kind(tmp_path / "in.csv", rows)
+    with pytest.raises(UsageError, match=r"'prediction' already[\s\S]*--prefix"):
+        label(predictor, source, tmp_path / "out.csv")
+    found = read_kind(label(predictor, source, tmp_path / "out.csv", prefix="new_").path)
+    assert found[0]["prediction"] == "mine" and found[0]["new_prediction"] in NAMES
+    late = write(tmp_path / "late.jsonl", '{"text": "good"}\n' * 2000 + '{"text": "bad", "new": 1}\n')
+    with pytest.raises(SourceError, match=r"'new' is a column that no row before had[\s\S]*jsonl"):
+        label(predictor, late, tmp_path / "late.csv")
+
+
+# ---------------------------------------------------------------- never overwritten, never half
+
+
+def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
+    source = write_kind(tmp_path / "in.csv", made_rows(5))
+    for name in ("out.csv", "out.csv.bad.jsonl"):
+        taken = write(tmp_path / name, "mine")
+        with pytest.raises(UsageError, match=r"there already[\s\S]*--force"):
+            label(predictor, source, tmp_path / "out.csv")
+        assert taken.read_text() == "mine"
+        taken.unlink()
+    write(tmp_path / "out.csv", "mine")
+    write(tmp_path / "out.csv.bad.jsonl", "mine")
+    assert len(read_kind(label(predictor, source, tmp_path / "out.csv", force=True).path)) == 5
+    assert not bad_path(tmp_path / "out.csv").exists()  # the list of a file that is gone would mislead
+
+
+def interrupted(
+    predictor: Predictor, source: Path, target: Path, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is stopped after that many chunks were answered."""
+    answer, done = predictor.answer, [0]
+
+    def stop(tokens: Any, progress: Any = None) -> Any:
+        if done[0] == chunks:
+            raise KeyboardInterrupt
+        done[0] += 1
+        return answer(tokens, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "answer", stop)
+        with pytest.raises(KeyboardInterrupt):
+            label(predictor, source, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("written", [*KINDS, "txt"])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_an_interrupted_file_ends_as_an_uninterrupted_one(
+    written: str,
+    chunks: int,
+    predictor: Predictor,
+    tmp_path: Path,
+    small_chunks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = made_rows(90)
+    rows[5]["text"] = rows[70]["text"] = " "
+    source = write_kind(tmp_path / "in.csv", rows)
+    whole = label(predictor, source, tmp_path / f"whole.{written}")
+    target = tmp_path / f"out.{written}"
+    interrupted(predictor, source, target, chunks, monkeypatch)
+    steps: list[Step] = []
+    made = label(predictor, source, target, report=steps.append)
+    assert made.path.read_bytes() == whole.path.read_bytes()
+    assert made.bad_path is not None and whole.bad_path is not None
+    assert made.bad_path.read_bytes() == whole.bad_path.read_bytes()
+    assert made.resumed == 16 * chunks and steps[0].rows > steps[0].resumed == 16 * chunks
+    assert replace(
+        made, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad"))
+    ) == replace(whole, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad")))
+    assert not partial_folder(target).exists()
+
+
+def test_other_rows_or_another_head_do_not_go_on(
+    predictor: Predictor,
+    several: Predictor,
+    tmp_path: Path,
+    small_chunks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
+    interrupted(predictor, source, target, 2, monkeypatch)
+    with pytest.raises(SourceError, match=r"another head[\s\S]*--force"):
+        label(several, source, target)
+    changed = made_rows(90)
+    changed[3]["note"] = "changed"  # of a chunk that is done, and no text at that
+    with pytest.raises(SourceError, match=r"other rows[\s\S]*rm -r"):
+        label(predictor, write_kind(tmp_path / "in.csv", changed), target)
+    made = label(several, source, target, force=True)
+    assert made.resumed == 0 and len(read_kind(target)) == 90
+
+
+@pytest.mark.parametrize("damage", ["state.json", "rows", "bad.jsonl"])
+def test_a_damaged_partial_folder_costs_work_only(
+    damage: str, predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
+    whole = label(predictor, source, tmp_path / "whole.csv")
+    interrupted(predictor, source, target, 2, monkeypatch)
+    path = partial_folder(target) / damage
+    path.write_bytes(b"{}" if damage == "state.json" else b"") if damage != "bad.jsonl" else path.unlink()
+    made = label(predictor, source, target)
+    assert made.resumed == 0 and target.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_full_disk_loses_nothing(
+    predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
+    whole = label(predictor, source, tmp_path / "whole.csv")
+    monkeypatch.setattr(predict_files, "COMMIT_EVERY", 0.0)
+    calls = [0]
+
+    def full(file: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 5:
+            raise OSError(28, "No space left on device")
+        file.flush()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "fsync", full)
+        with pytest.raises(SourceError, match=r"No space left[\s\S]*goes on from them"):
+            label(predictor, source, target)
+    assert not target.exists()
+    made = label(predictor, source, target)
+    assert made.resumed > 0 and target.read_bytes() == whole.path.read_bytes()
+
+
+def test_two_at_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = write_kind(tmp_path / "in.csv", made_rows(30)), tmp_path / "out.csv"
+    inside, go_on = threading.Event(), threading.Event()
+    answer = predictor.answer
+
+    def slow(tokens: Any, progress: Any = None) -> Any:
+        inside.set()
+        assert go_on.wait(60)
+        return answer(tokens, progress)
+
+    monkeypatch.setattr(predictor, "answer", slow)
+    first = threading.Thread(target=label, args=(predictor, source, target))
+    first.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(CacheError, match=str(os.getpid())):
+            label(predictor, source, target)
+    finally:
+        go_on.set()
+        first.join()
+    assert len(read_kind(target)) == 30
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from featcache.data.formats import row_lines
+from featcache.prediction import file as predict_files
+row_lines.CHUNK_ROWS = 16
+predict_files.COMMIT_EVERY = 0.0
+from tests.support.stock import one_thread
+from tests.support.tiny_predictor import tiny_predictor
+from tests.prediction.test_file import label
+with one_thread():
+    label(tiny_predictor(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_between(
+    predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path, small_chunks: None
+) -> None:
+    """SIGKILL, as an OOM killer does it; the same call goes on from what is durable."""
+    source, target = write_kind(tmp_path / "in.csv", made_rows(2000)), tmp_path / "out.csv"
+    state = partial_folder(target) / "state.json"
+    argv = [sys.executable, "-c", KILLED, str(tiny("bert")), str(source), str(target)]
+    reached = [0]
+    for _ in range(1):
+        process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while process.poll() is None:
+            rows = json.loads(state.read_bytes())["rows"] if state.exists() else 0
+            if rows > reached[-1] + 100:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait()
+        assert not target.exists()
+        reached.append(json.loads(state.read_bytes())["rows"])
+    made = label(predictor, source, target)
+    assert 100 < reached[-1] == made.resumed < 2000
+    shutil.rmtree(partial_folder(target), ignore_errors=True)
+    assert target.read_bytes() == label(predictor, source, tmp_path / "whole.csv").path.read_bytes()
+
+
+# ---------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_memory_does_not_grow_with_the_file(
+    kind: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model stands still: what is measured is reading, writing and what waits between them."""
+
+    def said(tokens: Any, progress: Any = None) -> Any:
+        return np.full((len(tokens), 3), 1 / 3), np.zeros(len(tokens), dtype=bool)
+
+    monkeypatch.setattr(predictor, "tokenize", lambda texts, pairs=None: texts)
+    monkeypatch.setattr(predictor, "answer", said)
+    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 128)
+    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 1 << 14)
+    peaks = []
+    for rows in (2_500, 15_000):
+        made = [{"id": str(n), "text": "好房间" * 20, "note": ""} for n in range(rows)]
+        source = write_kind(tmp_path / f"{rows}.{kind}", made)
+        del made
+        tracemalloc.start()
+        label(predictor, source, tmp_path / f"{rows}-out.{kind}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]  # six times the rows; how many chunks wait is a matter of the moment
+
+
+def test_huge_texts_make_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_lines, "CHUNK_CHARS", 1000)
+    content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
+    chunks = list(open_rows(io.BytesIO(content.encode()), "txt").chunks)
+    assert [len(chunk.rows) for chunk in chunks] == [2, 2, 2]
+
+
+def test_the_total_is_guessed_from_the_bytes(
+    predictor: Predictor, tmp_path: Path, small_chunks: None
+) -> None:
+    steps: list[Step] = []
+    source = write_kind(tmp_path / "in.csv", made_rows(200))
+    label(predictor, source, tmp_path / "out.csv", report=steps.append)
+    assert steps[-1].rows == 200 and steps[-1].total is not None
+    assert 200 <= steps[-1].total < 300 and sum(step.total is not None for step in steps) > len(steps) / 2
+    pq.write_table(pa.Table.from_pylist(made_rows(50)), tmp_path / "in.parquet")
+    label(predictor, tmp_path / "in.parquet", tmp_path / "p.csv", report=steps.append)
+    assert steps[-1].total == 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "txt"]))
+def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
+    """Rows come out numbered one by one, each with texts or a problem; nothing else happens."""
+    head = {"csv": b"id,text\n", "tsv": b"id\ttext\n", "jsonl": b'{"text": "a"}\n', "txt": b""}[kind]
+    try:
+        opened = open_rows(io.BytesIO(head + content), kind)
+        rows = [row for chunk in opened.chunks for row in chunk.rows]
+    except SourceError:
+        return
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert all(bool(row.text.strip()) != bool(row.problem) for row in rows)
+    for row in rows:
+        row.text.encode("utf-8")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=12))
+def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, str]]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([("id", "text"), *rows])
+    try:
+        content = out.getvalue().encode()
+    except UnicodeEncodeError:
+        return
+    if "\r" in out.getvalue() or "\0" in out.getvalue():
+        return  # a bare carriage return ends a line for one reader and not for another
+    found = [row for chunk in open_rows(io.BytesIO(content), "csv").chunks for row in chunk.rows]
+    assert [(row.values or {}).get("text") for row in found] == [text for _, text in rows]

@@ -1,0 +1,111 @@
+"""`featcache sweep`: the grid, the choice on validation, the saved run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import UsageError
+from featcache.runs.sweep import parse_values
+from tests.support.cli_tools import Cli
+
+pytestmark = pytest.mark.usefixtures("arrow_cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0,0.01", (0.0, 0.01)),
+        ("1e-3", (1e-3,)),
+        ("1e-4..1e-1:4", (1e-4, 1e-3, 1e-2, 1e-1)),
+        ("1,1e-2..1:3,1", (1.0, 0.01, 0.1)),
+    ],
+)
+def test_values(text: str, expected: tuple[float, ...]) -> None:
+    assert parse_values(text) == pytest.approx(expected)
+
+
+def test_a_range_has_seven_values_and_both_ends() -> None:
+    values = parse_values("1e-4..1e-1")
+    assert len(values) == 7 and (values[0], values[-1]) == (1e-4, 1e-1)
+    ratios = [b / a for a, b in itertools.pairwise(values)]
+    assert ratios == pytest.approx([ratios[0]] * 6, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1..", "0..1", "2..1", "1..2:1", "1..2:x", "nan", "-1", "inf", "1,,2"]
+)
+def test_values_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_values(text)
+
+
+def test_a_sweep_keeps_the_best_by_validation(cli: Cli, trained: Path) -> None:
+    before = len(list(Path("reports").iterdir()))
+    made = cli.ok(
+        "sweep",
+        "--lr",
+        "1e-3,1e-1",
+        "--weight-decay",
+        "0,0.01",
+        "--seeds",
+        "2",
+        "--epochs",
+        "5",
+        "--view",
+        "last/cls",
+        "--json",
+    ).json
+    assert made["heads"] == len(made["trials"]) == 8
+    ranks = [(trial["validation_accuracy"], -trial["validation_loss"]) for trial in made["trials"]]
+    assert ranks == sorted(ranks, reverse=True)
+    best, first = made["best"], made["trials"][0]
+    assert len(list(Path("reports").iterdir())) == before + 1
+    assert best["metrics"]["validation"]["accuracy"] == pytest.approx(first["validation_accuracy"])
+    saved = json.loads(Path("reports", best["run"], "run.json").read_text())
+    assert saved["settings"]["lr"] == first["lr"]
+    assert saved["settings"]["weight_decay"] == first["weight_decay"]
+    assert saved["sweep"]["heads"] == 8
+    assert "test" in best["metrics"] and not any("test" in key for key in first)
+    text = cli.ok("sweep", "--lr", "1e-3,1e-2", "--epochs", "2").out
+    assert (
+        "8 heads" in text
+        and "views by their best validation accuracy: last/" in text
+        and "best first by validation" in text
+    )
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_sweep_of_one_is_train_head(cli: Cli, trained: Path) -> None:
+    flags = (
+        "--epochs",
+        "4",
+        "--lr",
+        "0.01",
+        "--weight-decay",
+        "0.1",
+        "--seed",
+        "3",
+        "--view",
+        "last/cls",
+        "--json",
+    )
+    swept, alone = cli.ok("sweep", *flags).json["best"], cli.ok("train-head", *flags).json
+    assert swept["metrics"] == alone["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--lr", "x"), "'x' is no number"),
+        (("--seeds", "0"), "--seeds 0"),
+        (("--class-weight", "heavy"), "--class-weight heavy"),
+        (("--lr", "1e-4..1e-1:4000", "--seeds", "9", "--view", "last/cls"), "72,000 heads"),
+        (("--label-smoothing", "1"), "--label-smoothing"),
+    ],
+)
+def test_a_grid_without_sense(flags: tuple[str, ...], words: str, cli: Cli, trained: Path) -> None:
+    assert words in cli.refused(2, ["sweep", *flags], words).err

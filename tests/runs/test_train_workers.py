@@ -1,0 +1,467 @@
+"""Heads trained by several workers: one worker's result, and no worker that is waited for in vain."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featcache.errors import HeadError
+from featcache.heads.distributed import ALONE, Group, WorkerLost, usable_gpus
+from featcache.heads.fit import Fit
+from featcache.heads.registry import KINDS
+from featcache.runs import train_workers as head_workers
+from featcache.runs.run import Run, list_runs, load_run
+from featcache.runs.train_workers import train_with_workers
+from featcache.settings import HeadSettings, load_settings
+from featcache.system.sharded_array import ShardedColumn, as_array
+from featcache_cli.main import main
+from tests.support.cli_tools import (
+    COMMAND,
+    Cli,
+    environment,
+    interruptible,
+    make_work,
+    plain_terminal,
+)
+from tests.support.cli_tools import arrow_in as arrow_cache_in
+from tests.support.feature_rows import Data, clusters, tagged
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its workers in /proc")
+
+Case = tuple[str, str, dict[str, Any]]  # data, head, settings
+
+CASES: dict[str, Case] = {
+    "exact": ("three", "exact", {"C": 0.1}),
+    "exact, weak penalty": ("three", "exact", {"C": 100.0}),
+    "exact, correlated features": ("correlated", "exact", {"C": 10.0}),
+    "exact, two classes, balanced": ("two", "exact", {"class_weight": "balanced"}),
+    "exact, several labels": ("several", "exact", {"C": 1.0}),
+    "exact, C by validation": ("three", "exact", {"penalty": "validation"}),
+    "exact, C by folds": ("two", "exact", {"penalty": "folds", "folds": 3}),
+    "exact, fewer rows than columns": ("wide", "exact", {"C": 1.0}),
+    "exact, fewer rows than workers": ("three rows", "exact", {"C": 1.0}),
+    "linear": ("three", "linear", {"epochs": 6, "batch_size": 64, "lr": 0.01}),
+    "linear, every option": (
+        "three", "linear",
+        {"epochs": 15, "batch_size": 100, "lr": 0.05, "class_weight": "balanced", "label_smoothing": 0.1,
+         "warmup": 0.1, "schedule": "cosine", "patience": 3, "weight_decay": 0.1},
+    ),
+    "linear, several labels": (
+        "several", "linear", {"epochs": 4, "lr": 0.01, "batch_size": 64, "class_weight": "balanced"}
+    ),
+    "linear, batches smaller than the group": ("two", "linear", {"epochs": 1, "batch_size": 3}),
+    "linear, streamed": ("streamed", "linear", {"epochs": 2, "batch_size": 64, "lr": 0.01}),
+    "exact, streamed": ("streamed", "exact", {"C": 1.0}),
+}  # fmt: skip
+
+
+def data_of(name: str) -> tuple[Data, Data, int]:
+    """Train rows, validation rows, and how many classes."""
+    if name == "several":
+        return tagged(500, seed=1), tagged(90, seed=2), 4
+    if name == "three rows":
+        return clusters(3, classes=3), clusters(5, classes=3, seed=2), 3
+    if name == "correlated":
+        return correlated(5000, 1), correlated(77, 2), 3
+    rows, width, classes = {"two": (301, 6, 2), "wide": (40, 64, 3)}.get(name, (603, 12, 3))
+    made = [clusters(n, width, classes, seed=seed) for n, seed in ((rows, 1), (77, 2))]
+    first, second = ((x.astype(np.float16), y) for x, y in made)
+    return first, second, classes
+
+
+def correlated(rows: int, seed: int) -> Data:
+    """Few directions hold nearly all of the variance, as in features of a Transformer; float16."""
+    shared, own = np.random.default_rng(0), np.random.default_rng(seed)
+    planes, mix = shared.normal(size=(100, 3)), shared.normal(size=(100, 100)) / 10
+    hidden = own.normal(size=(rows, 100))
+    labels = (hidden @ planes / 5 + own.gumbel(size=(rows, 3))).argmax(1)
+    return (hidden * np.logspace(0, -1.5, 100) @ mix).astype(np.float16), labels
+
+
+def fit(case: Case, group: Group = ALONE) -> Fit:
+    """Fit on a copy of the features in which all rows but this worker's own are NaN; streamed: in shards."""
+    data, kind, settings = case
+    *splits, classes = data_of(data)
+    own = []
+    for x, y in splits:
+        seen = np.full_like(x, np.nan)
+        seen[group.share(len(x))] = x[group.share(len(x))]
+        own.append((sharded(seen) if data == "streamed" else seen, y))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featcache.heads.registry.PENALTIES", (1e-2, 0.1, 1.0))
+        if data == "streamed":
+            patch.setattr("featcache.heads.features.IN_MEMORY", 0)
+            patch.setattr("featcache.heads.features.BLOCK", 500)
+            patch.setattr("featcache.heads.logistic_objective.CHUNK", 400)
+        shared = {"group": group} if group.joined else {}
+        return KINDS[kind][0](own[0], own[1], classes, HeadSettings(**settings), seed=3, **shared)
+
+
+def sharded(x: np.ndarray) -> np.ndarray:
+    ends = [*range(0, len(x), 50), len(x)]
+    return as_array(
+        ShardedColumn(lambda number: x[ends[number] : ends[number + 1]], ends, x.dtype, x.shape[1:])
+    )
+
+
+def numbers(found: Fit) -> dict[str, np.ndarray]:
+    about = [value for name, value in sorted((found.about or {}).items()) if name == "C"]
+    history = [(line.train_loss, line.validation_loss) for line in found.history]
+    rights = [(line.train_accuracy, line.validation_accuracy) for line in found.history]
+    return {
+        "best": np.hstack([found.best.weight, found.best.bias[:, None]]),
+        "last": np.hstack([found.last.weight, found.last.bias[:, None]]),
+        "losses": np.array(history).ravel(),
+        "exactly": np.array([*about, found.best_epoch, *np.array(rights).ravel()]),
+    }
+
+
+RANK = """
+import sys
+from pathlib import Path
+import numpy as np
+import tests.runs.test_train_workers as tests
+from featcache.heads.distributed import join
+rank, size, folder, gpus = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+with join(rank, size, folder / "meeting", local=rank, gpus=gpus, wait=60) as group:
+    for number, case in enumerate(tests.CASES.values()):
+        np.savez(folder / f"{number}-{rank}.npz", **tests.numbers(tests.fit(case, group)))
+    tests.check_operations(group)
+"""
+
+
+def check_operations(group: Group) -> None:
+    """The operations themselves, as every worker sees them."""
+    import torch
+
+    ranks = list(range(group.size))
+    assert group.gather(np.arange(7)[group.share(7)], 7).tolist() == list(range(7))
+    one, other = torch.full((2, 2), float(group.rank)), np.full(3, group.rank + 0.5)
+    group.sum_(one, other)
+    assert one.tolist() == [[sum(ranks)] * 2] * 2 and other.tolist() == [sum(ranks) + group.size / 2] * 3
+    turned = torch.arange(6.0).view(2, 3).T  # not contiguous
+    group.sum_(turned)
+    assert turned.tolist() == (torch.arange(6.0).view(2, 3).T * group.size).tolist()
+    assert group.first(torch.tensor([group.rank])).tolist() == [0]
+    assert group.tell({"from": 0} if group.rank == 0 else None) == {"from": 0}
+    assert [part.stop - part.start for part in shares(7, group.size)] == [
+        len(part) for part in np.array_split(range(7), group.size)[::-1]
+    ]
+
+
+def shares(count: int, size: int) -> list[slice]:
+    return [Group(rank, size).share(count) for rank in range(size)]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """All cases fitted by real processes over gloo: how many, and where their numbers are."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(request.param, folder)
+    return request.param, folder
+
+
+def run_ranks(size: int, folder: Path, gpus: int = 0) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(size), str(folder), str(gpus)],
+            env=environment(OMP_NUM_THREADS="1"), stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), "\n".join(said)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_find_what_one_worker_finds(case: str, fitted: tuple[int, Path]) -> None:
+    """Each read its own rows only, all have the same bits, and these are one worker's up to rounding."""
+    size, folder = fitted
+    number = list(CASES).index(case)
+    first, *others = (dict(np.load(folder / f"{number}-{rank}.npz")) for rank in range(size))
+    for other in others:
+        assert all((other[name] == first[name]).all() for name in first)
+    alone = numbers(fit(CASES[case]))
+    for name in ("best", "last"):
+        away = np.linalg.norm(first[name] - alone[name]) / np.linalg.norm(alone[name])
+        assert away < 1e-5, (name, away)
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-6)
+    np.testing.assert_array_equal(first["exactly"], alone["exactly"])
+
+
+def test_workers_with_a_gpu_each_talk_by_nccl(tmp_path: Path) -> None:
+    """As many workers as there are GPUs, one at least: the same numbers as without."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    assert usable_gpus("cuda", torch.cuda.device_count()) == torch.cuda.device_count()
+    run_ranks(torch.cuda.device_count(), tmp_path, torch.cuda.device_count())
+    for number, case in enumerate(CASES.values()):
+        found, alone = np.load(tmp_path / f"{number}-0.npz"), numbers(fit(case))
+        assert np.linalg.norm(found["best"] - alone["best"]) < 1e-5 * np.linalg.norm(alone["best"])
+
+
+def test_shares_are_all_rows_once() -> None:
+    for count in (0, 1, 5, 64, 1001):
+        for size in (1, 2, 3, 7):
+            parts = shares(count, size)
+            assert [row for part in parts for row in range(count)[part]] == list(range(count))
+            lengths = {part.stop - part.start for part in parts}
+            assert max(lengths) - min(lengths) <= 1
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
+    """A folder in which all splits are extracted."""
+    folder = tmp_path_factory.mktemp("extracted")
+    with pytest.MonkeyPatch.context() as patch:
+        plain_terminal(patch)
+        make_work(folder / "work", tiny("bert"), views="last/mean")
+        with arrow_cache_in(folder / "arrow"), contextlib.chdir(folder / "work"):
+            assert main(["extract", "--all-splits", "--quiet"]) == 0
+    return folder / "work"
+
+
+@pytest.fixture
+def work(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "arrow"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "work"
+
+
+def runs() -> list[Run]:
+    return list_runs(Path("reports"))
+
+
+def assert_same_head(run: Run, other: Run) -> None:
+    for which in ("head", "last") if run.history else ("head",):
+        one, two = run.head(which).scorer, other.head(which).scorer
+        away = np.linalg.norm(one.weight - two.weight) / np.linalg.norm(two.weight)  # type: ignore[union-attr]
+        assert away < 1e-5
+    for split, scores in run.record["metrics"].items():
+        assert scores == pytest.approx(other.record["metrics"][split], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "exact"])
+def test_the_command_with_workers_is_the_command(kind: str, work: Path, cli: Cli) -> None:
+    options = ["--head", kind, "--epochs", "12", "--batch-size", "16", "--seed", "5", "--json"]
+    alone = cli.ok("train-head", *options).json
+    shared = cli.ok("train-head", *options, "--workers", "2").json
+    assert shared.keys() == alone.keys() and shared["rows"] == alone["rows"]
+    assert shared["run"] == f"{kind}-last-mean-2" and len(runs()) == 2
+    assert_same_head(load_run(Path("reports"), shared["run"]), load_run(Path("reports"), alone["run"]))
+
+
+def test_torchrun_is_the_same(work: Path, cli: Cli) -> None:
+    """Of its processes only the first prints, and one run is written."""
+    alone = cli.ok("train-head", "--epochs", "6", "--json").json
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node=2",
+         str(COMMAND), "train-head", "--epochs", "6", "--json"],
+        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert len(runs()) == 2 and done.stderr.count("no cached test") == 0
+    assert_same_head(load_run(Path("reports"), made["run"]), load_run(Path("reports"), alone["run"]))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--head", "mlp", "--workers", "2"], ("mlp head", "linear, exact")),
+        (["--head", "logistic", "--workers", "2"], ("logistic head",)),
+        (["--workers", "0"], ("--workers 0", "from 1 to")),
+        (["--workers", "-1"], ("--workers -1",)),
+        (["--workers", "1000000"], ("--workers 1000000",)),
+        (["--workers", "two"], ("--workers", "two")),
+    ],
+)
+def test_workers_that_cannot_be_meant(argv: list[str], words: tuple[str, ...], work: Path, cli: Cli) -> None:
+    cli.refused(2, ["train-head", *argv], *words)
+
+
+@pytest.mark.parametrize(
+    ("described", "argv", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, [], "MASTER_ADDR and MASTER_PORT"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+            [],
+            "out of range",
+        ),
+        ({"RANK": "x", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, [], "RANK='x'"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "a", "MASTER_PORT": "99999"}, [], "out of range"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, ["--workers", "2"], "RANK and WORLD_SIZE are set"),
+    ],
+)
+def test_an_environment_that_cannot_be_meant(
+    described: dict[str, str],
+    argv: list[str],
+    words: str,
+    work: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in described.items():
+        monkeypatch.setenv(name, value)
+    cli.refused(2, ["train-head", *argv], words)
+
+
+def test_what_is_wrong_for_one_worker_is_said_once(work: Path, cli: Cli) -> None:
+    diverged = ["train-head", "--lr", "1e30", "--workers", "2"]
+    cli.refused(6, diverged, "diverged", "smaller --lr")
+    cli.refused(5, ["train-head", "--cache-dir", "elsewhere", "--workers", "2"], "extract")
+
+
+# ---------------------------------------------------------------- workers that end
+
+
+def workers_of(process: int) -> list[int]:
+    """The children of a process, the first started first."""
+    lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return sorted(int(number) for text in lists for number in text.split())
+
+
+def gone(process: int) -> bool:
+    """Whether it has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def assert_all_end(processes: list[int], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not all(map(gone, processes)):
+        assert time.monotonic() < until, [number for number in processes if not gone(number)]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("blow", "error", "words"),
+    [
+        (signal.SIGKILL, HeadError, "worker 2 of 2 was ended by SIGKILL"),
+        (signal.SIGSTOP, WorkerLost, "another worker"),
+    ],
+)
+def test_a_worker_that_is_gone_ends_all(
+    blow: signal.Signals, error: type[HeadError], words: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_workers, "GRACE", 1.0)
+    seen: list[int] = []
+
+    def strike(line: Any) -> None:
+        if not seen:
+            seen.extend(workers_of(os.getpid())[-2:])
+            os.kill(seen[1], blow)
+
+    with pytest.raises(error, match=words):
+        train_with_workers(load_settings({"epochs": 10**7}), 2, progress=strike, wait=3.0)
+    assert len(seen) == 2 and all(map(gone, seen))
+    assert not runs() and not list(Path().glob("reports/*"))
+
+
+@pytest.fixture
+def endless(work: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """The command with two workers at a training without end, and these workers."""
+    process = subprocess.Popen(
+        [COMMAND, "train-head", "--epochs", "10000000", "--workers", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(), preexec_fn=interruptible,
+    )  # fmt: skip
+    try:
+        while len(found := workers_of(process.pid)) < 2 or not all(map(in_touch, found)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        yield process, found
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def in_touch(process: int) -> bool:
+    """Whether a worker has met the others: it holds TCP connections."""
+    try:
+        held = [str(path.readlink()) for path in Path(f"/proc/{process}/fd").iterdir()]
+    except OSError:
+        return False
+    return sum(name.startswith("socket:") for name in held) > 1
+
+
+def test_ctrl_c_ends_all(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, workers = endless
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and out == "" and err.count("interrupted") == 1, err
+    assert_all_end(workers)
+    assert not list(Path().glob("reports/*"))
+
+
+def test_workers_do_not_outlive_who_started_them(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, workers = endless
+    process.kill()
+    process.wait()
+    assert_all_end(workers)
+    assert not runs()
+
+
+@contextlib.contextmanager
+def as_by_torchrun(*argv: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Workers as torchrun describes them, without torchrun: nobody ends the other but the other itself."""
+    port = str(random.SystemRandom().randint(20000, 32000))
+    common = {"WORLD_SIZE": str(len(argv)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [COMMAND, "train-head", *options],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo", **common),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, options in enumerate(argv)
+    ]  # fmt: skip
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_under_torchrun_a_lost_worker_ends_the_others(killed: int, work: Path) -> None:
+    endless = ["--epochs", "10000000"]
+    with as_by_torchrun(endless, endless) as ranks:
+        while not all(in_touch(rank.pid) for rank in ranks):
+            assert all(rank.poll() is None for rank in ranks), [rank.communicate() for rank in ranks]
+            time.sleep(0.05)
+        time.sleep(0.5)
+        ranks[killed].kill()
+        out, err = ranks[1 - killed].communicate(timeout=30)
+        assert ranks[1 - killed].returncode == 6 and out == "" and "another worker ended" in err, err
+        assert "Traceback" not in err and not runs()
+
+
+def test_workers_that_were_asked_for_different_things(work: Path) -> None:
+    with as_by_torchrun(["--seed", "1"], ["--seed", "2"]) as ranks:
+        said = [rank.communicate(timeout=60) for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [6, 6] and not runs()
+        assert "another worker ended" in said[0][1] and "worker 2 of 2 has other settings" in said[1][1]

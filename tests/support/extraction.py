@@ -1,0 +1,160 @@
+"""A small extraction that a test can repeat and change, and the counting of its forward passes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featcache.cache.catalog import CacheFile
+from featcache.extraction.api import Extracted, extract_splits, find_features
+from featcache.settings import Settings, load_settings
+from tests.support.source_files import jsonl, write
+
+COUNTS = {"train": 60, "validation": 15, "test": 20}
+Row = dict[str, Any]
+
+
+@dataclass
+class Case:
+    """Model, data and cache of one test, each in a folder of its own; all settings as asked for."""
+
+    folder: Path
+    model: Path
+    asked: dict[str, Any]
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "reviews"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    def settings(self, **changes: Any) -> Settings:
+        own = {"model": str(self.model), "dataset": str(self.data), "cache_dir": str(self.cache)}
+        return load_settings({"dtype": "float32", **own, **self.asked, **changes})
+
+    def extract(self, split: str = "train", *, force: bool = False, **changes: Any) -> Extracted:
+        (result,) = extract_splits(self.settings(**changes), [split], force=force)
+        assert result.split == split
+        return result
+
+    def find(self, split: str = "train", **changes: Any) -> CacheFile:
+        return find_features(self.settings(**changes), split)
+
+    def features(self, view: str = "last/cls", split: str = "train", **changes: Any) -> np.ndarray:
+        """float32 `[N, D]`, out of the cache."""
+        return np.asarray(self.find(split, **changes).features(view).x, dtype=np.float32)
+
+    def rows(self, split: str = "train") -> list[Row]:
+        import json
+
+        lines = (self.data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def write(self, rows: list[Row], split: str = "train") -> None:
+        write(self.data / f"{split}.jsonl", jsonl(*rows))
+
+    def files(self) -> list[Path]:
+        """The finished cache files."""
+        return [path for path in sorted(self.cache.rglob("*.h5")) if not path.name.startswith(".")]
+
+    def leftovers(self) -> list[str]:
+        """What lies in the cache and is neither features nor their record or lock."""
+        known = (".h5", ".json", ".lock")
+        return [
+            path.name
+            for path in sorted(self.cache.rglob("*"))
+            if path.is_file() and (path.name.startswith(".") or path.suffix not in known)
+        ]
+
+    def own_model(self) -> Case:
+        """The case with a copy of the model, to be changed."""
+        shutil.copytree(self.model, self.folder / "model")
+        return replace(self, model=self.folder / "model")
+
+    def fresh(self, name: str = "fresh", **changes: Any) -> Case:
+        """The same data and model with an empty cache."""
+        shutil.copytree(self.data, self.folder / name / "reviews")
+        return Case(self.folder / name, self.model, {**self.asked, **changes})
+
+
+def some_texts(count: int, seed: int) -> list[str]:
+    """Different Chinese texts of 3 to 40 tokens, in the tiny vocabulary."""
+    draw = random.Random(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        words = draw.choices("好坏房间服务酒店电池书很干净差喜欢失望快慢便宜贵", k=draw.randint(3, 40))
+        texts["".join(words)] = None
+    return list(texts)
+
+
+def write_case(folder: Path, model: Path, **asked: Any) -> Case:
+    case = Case(folder, model, asked)
+    texts = iter(some_texts(sum(COUNTS.values()), 0))
+    for split, count in COUNTS.items():
+        labels = ["good" if number % 3 else "bad" for number in range(count)]
+        titles = some_texts(count, 1)
+        case.write(
+            [{"text": next(texts), "label": labels[i], "name": titles[i]} for i in range(count)], split
+        )
+    return case
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Texts of each forward pass that is run inside; the checks of a model being loaded apart."""
+    from featcache.backbone import model as backbone
+
+    passes: list[int] = []
+    loading: list[bool] = []
+    states, load = backbone.Backbone.states, backbone.load_backbone
+
+    def counting(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if not loading:
+            passes.append(len(batch.lengths))
+        return states(self, batch, *args, **kwargs)
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        loading.append(True)
+        try:
+            return load(*args, **kwargs)
+        finally:
+            loading.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone.Backbone, "states", counting)
+        patch.setattr(backbone, "load_backbone", marked)
+        yield passes
+
+
+def reference_hash(text: str | None, pair: str | None = None) -> bytes:
+    """The row hash as `docs/cache-format.md` has it, from scratch."""
+    content = b""
+    for part in (text, pair):
+        coded = None if part is None else part.encode("utf-8")
+        content += b"\0" if coded is None else struct.pack("<BQ", 1, len(coded)) + coded
+    return hashlib.sha256(content).digest()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: for texts this short two only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,29 @@
+"""A predictor of a tiny backbone with a made-up head: nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.heads.head import Head
+from featcache.heads.scorers import Linear
+from featcache.prediction.predictor import Predictor
+from tests.support.stock import encoder, load
+
+NAMES = ("差评, bad", "neutral 中", "好评/good")
+VIEW = "last/mean"
+
+
+def tiny_predictor(
+    folder: Path, *, several: bool = False, batch_tokens: int = 512, **changes: Any
+) -> Predictor:
+    """Three labels; `several`: a multi-label head with thresholds that say zero to three of them."""
+    made = encoder(load(folder), VIEW, batch_tokens=batch_tokens, **changes)
+    draw = np.random.default_rng(5)
+    scorer = Linear(
+        draw.normal(0, 0.5, (len(NAMES), 32)).astype(np.float32), np.zeros(len(NAMES), np.float32)
+    )
+    thresholds = np.array([0.45, 0.5, 0.55]) if several else None
+    return Predictor(made, Head(scorer, NAMES, VIEW, made.document, "linear", thresholds=thresholds))
