@@ -88,17 +88,3 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
     low, high = min(values), max(values)
     scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
     return "".join(SPARKS[round((value - low) * scale)] for value in values)
-
-
-def seconds_text(seconds: float) -> str:
-    """0.123 -> '0.12 s', 75 -> '1 min 15 s'."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def percent(share: float) -> str:
-    """0.8975 -> '89.75'; a share that is not known is '-'."""
-    return "-" if share != share else f"{100 * share:.2f}"

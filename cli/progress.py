@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from featcache_cli.console import err, seconds_text
+from featcache.system.units import seconds_text, short_count_text
+from featcache_cli.console import err
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -61,7 +62,7 @@ class Meter:
         if self.bars:
             if name not in self._tasks:
                 self._tasks[name] = self.bars.add_task(name, total=total, info="", count="")
-            count = f"{short(done)}/{short(total)}"
+            count = f"{short_count_text(done)}/{short_count_text(total)}"
             self.bars.update(self._tasks[name], completed=done, total=total, info=info, count=count)  # type: ignore[arg-type]
         elif time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
@@ -90,16 +91,9 @@ class ExtractionMeter(Meter):
         elif event.stage == "encode":
             texts = self.rate(event.split, event.done)
             tokens = self.rate(f"{event.split} tokens", event.tokens)
-            info = f"{short(texts)} texts/s {short(tokens)} tokens/s" if texts else ""
+            info = f"{short_count_text(texts)} texts/s {short_count_text(tokens)} tokens/s" if texts else ""
             info += f" {event.share:.0%} of peak" if texts and event.share else ""
             self.step(f"extract {event.split}", event.done, event.total, info)
-
-
-def short(number: float) -> str:
-    """At most six characters: 16,023 is written out, 3,392,400 is 3,392k."""
-    if round(number) < 1e5:
-        return f"{number:,.0f}"
-    return f"{number / 1e3:,.0f}k" if number < 9_999_500 else f"{number / 1e6:,.0f}M"
 
 
 def _bars(console: Console) -> Bars:

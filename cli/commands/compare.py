@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import HeadError, UsageError
-from featcache.system.durable import size_text
+from featcache.system.units import percent_text, size_text
 from featcache_cli.commands.train_head import record, show_history
-from featcache_cli.console import note, out, percent, print_json, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
 def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[Column]:
     about, names = [run.record for run in runs], _names(runs)
     validation, test, f1 = (
-        [percent(run.metric(*which)) for run in runs]
+        [percent_text(run.metric(*which)) for run in runs]
         for which in (("validation", "accuracy"), ("test", "accuracy"), (split, "macro_f1"))
     )
     intervals = [_interval(run, split) for run in runs]
@@ -331,7 +331,7 @@ def show_details(run: Run, split: str = "test") -> None:
     columns = [("precision", "right"), ("recall", "right"), ("F1", "right"), ("rows", "right")]
     classes = table([(f"class ({split})", "left"), *columns])
     for line in scores["per_class"]:
-        ratios = (percent(line[name]) for name in ("precision", "recall", "f1"))
+        ratios = (percent_text(line[name]) for name in ("precision", "recall", "f1"))
         classes.add_row(line["label"], *ratios, f"{line['support']:,}")
     console = out()
     console.print()

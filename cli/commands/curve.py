@@ -7,8 +7,9 @@ import statistics
 from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
+from featcache.system.units import interval_text, percent_text, seconds_text
 from featcache_cli.commands.train_head import HEADS
-from featcache_cli.console import note, out, percent, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.plot import Mark, plot
 from featcache_cli.progress import Meter
@@ -123,11 +124,11 @@ def show(curve: Curve) -> None:
     columns = [("rows", "right"), (name, "right"), ("95 % interval", "right"), ("sd", "right")]
     shown = table([*columns, ("per doubling", "right"), *([("C", "right")] if _chose(curve) else [])])
     for point in curve.points:
-        between = "-" if point.deviation is None else percent(point.deviation)
+        between = percent_text(point.deviation)
         growth = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
-        ends = f"{percent(point.low)} to {percent(point.high)}"
+        ends = f"{percent_text(point.low)} to {percent_text(point.high)}"
         chosen = [f"{statistics.median(point.penalties):g}"] if _chose(curve) else []
-        shown.add_row(f"{point.rows:,}", percent(point.score), ends, between, growth, *chosen)
+        shown.add_row(f"{point.rows:,}", percent_text(point.score), ends, between, growth, *chosen)
     console.print(shown)
     console.print()
     for line in _drawing(curve, min(console.width, 80) - 2, console.encoding):
@@ -171,7 +172,7 @@ def sentences(curve: Curve) -> list[str]:
 
 
 def _sentence(one: Forecast) -> str:
-    ends = f"[{percent(one.gain_low)}, {percent(one.gain_high)}]"
+    ends = interval_text(one.gain_low, one.gain_high)
     return (
         f"{TIMES[one.factor]} the labels ({one.rows:,} rows) would bring {100 * one.gain:+.2f} points {ends}"
     )

@@ -18,10 +18,11 @@ from featcache.settings import (
     to_toml,
 )
 from featcache.system.durable import write_file
+from featcache.system.units import seconds_text
 from featcache_cli.commands import extract, train_head
 from featcache_cli.commands.predict import predict
 from featcache_cli.commands.run import run_all
-from featcache_cli.console import note, print_json, seconds_text
+from featcache_cli.console import note, print_json
 from featcache_cli.options import add_command, add_settings
 from featcache_cli.progress import Meter
 

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
+from featcache.system.units import seconds_text
 from featcache_cli.commands.engine import add_engine, check_engine
-from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import ExtractionMeter
 

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import CacheMiss, UsageError
-from featcache_cli.console import note, out, percent, print_json, table
+from featcache.system.units import interval_text, percent_text, share_text
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import Meter
 
@@ -122,7 +123,7 @@ def _show_splits(found: dict[str, Any]) -> None:
         shown.add_row(
             split, f"{rows:,}", f"{twice['equal']:,}", f"{twice['near']:,}", f"{cut['cut']:,}",
             f"{cut['median_tokens'] or 0:,.0f}, {cut['longest_tokens']:,}",
-            f"{clip(label, 12)} {share(count, rows)}",
+            f"{clip(label, 12)} {share_text(count, rows)}",
         )  # fmt: skip
     console.print(shown)
     labels = len(found["label_names"])
@@ -147,7 +148,7 @@ def _show_leakage(found: dict[str, Any], width: int) -> None:
         rows = found["splits"][pair["split"]]
         shown.add_row(
             pair["split"], pair["in"], f"{pair['equal']:,}", f"{pair['near']:,}",
-            share(pair["rows"], rows), f"{pair['other_label']:,}",
+            share_text(pair["rows"], rows), f"{pair['other_label']:,}",
             style="bold red" if pair["rows"] else None,
         )  # fmt: skip
     console.print(shown)
@@ -158,10 +159,10 @@ def _show_leakage(found: dict[str, Any], width: int) -> None:
 
 def score_line(score: dict[str, Any]) -> str:
     """What leakage did to the accuracy of a logistic regression."""
-    whole = f"{percent_or(score['whole'])} {ends(score['whole_interval'])}"
+    whole = f"{percent_text(score['whole'])} {interval_text(*score['whole_interval'])}"
     if not score["removed"]:
         return f"{score['split']} accuracy of a logistic regression: {whole}; nothing leaked"
-    without = f"{percent_or(score['without'])} {ends(score['without_interval'])}"
+    without = f"{percent_text(score['without'])} {interval_text(*score['without_interval'])}"
     return (
         f"{score['split']} accuracy of a logistic regression: {whole},"
         f" without the {score['removed']:,} leaked rows {without}"
@@ -222,16 +223,3 @@ def clip(text: str, cells: int) -> str:
 
     safe = "".join(sign if sign.isprintable() else "�" for sign in text)
     return safe if cell_len(safe) <= cells else set_cell_size(safe, cells - 1).rstrip() + "…"
-
-
-def share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def percent_or(value: float | None) -> str:
-    return "-" if value is None else percent(value)
-
-
-def ends(interval: list[float | None]) -> str:
-    low, high = interval
-    return "" if low is None or high is None else f"[{percent(low)}, {percent(high)}]"

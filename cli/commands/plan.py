@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
-from featcache.errors import UsageError
-from featcache.system.durable import size_text
+from featcache.system.units import count_text, parse_count, seconds_text, size_text
 from featcache_cli.commands.extract import SPLITS
-from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
     from featcache.planning.answer import Ask, CorpusPlan
 
-TIMES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-SECONDS_A_DAY = 86400
 TEAM = {
     "workers": "processes (default: one a GPU, or one a machine)",
     "gpus": "GPUs in all (default: processors do the work)",
@@ -73,34 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
+    from featcache.cache.shards import parse_shard_size
     from featcache.planning.answer import Ask
 
     return Ask(
-        rows=None if args.rows is None else amount("--rows", args.rows),
-        shard_bytes=amount("--shard-size", shard_size, of_bytes=True),
+        rows=None if args.rows is None else parse_count(args.rows, "--rows"),
+        shard_bytes=parse_shard_size(shard_size),
         price=args.price,
         **{name: getattr(args, name) for name in (*TEAM, *RATES)},
     )
-
-
-def amount(flag: str, text: str, *, of_bytes: bool = False) -> int:
-    """2_000_000, 1e9 or 100M as a whole number; units are decimal, and of bytes they may end in B.
-
-    Raises:
-        UsageError: no whole number above 0.
-    """
-    bare = text.strip().lower()
-    bare = bare.removesuffix("b") if of_bytes else bare
-    unit = bare[-1:] if bare[-1:] in TIMES else ""
-    try:
-        number = Decimal(bare.removesuffix(unit).replace("_", "").replace(",", "")) * TIMES[unit]
-        whole = int(number) if number.is_finite() and 0 < number < 10**18 else 0
-    except (InvalidOperation, ValueError):
-        number, whole = Decimal(0), 0
-    if whole < 1 or whole != number:
-        hint = "e.g. 4GB or 500MB" if of_bytes else "e.g. 2_000_000, 100M or 1e9"
-        raise UsageError(f"{flag} {text}: no whole number above 0", hint=hint)
-    return whole
 
 
 def show(made: CorpusPlan) -> None:
@@ -109,7 +86,7 @@ def show(made: CorpusPlan) -> None:
     who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
     console.print(f"{made.rows:,} rows, {who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}")
     shown = table([("plan", "left"), ("", "right"), ("95 % interval", "right"), ("", "left")])
-    estimates = [("time", made.seconds, time_text), ("texts/s", made.texts_per_second, count_text)]
+    estimates = [("time", made.seconds, seconds_text), ("texts/s", made.texts_per_second, count_text)]
     estimates += [("tokens", made.tokens, count_text)]
     if made.cost is not None:
         estimates.append(("cost", made.cost, lambda value: f"{value:,.2f}"))
@@ -148,20 +125,6 @@ def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
     if made.gpu_memory is not None:
         sizes.append(("memory of a GPU", size_text(made.gpu_memory), "measured"))
     return sizes
-
-
-def time_text(seconds: float) -> str:
-    """Days from two of them on, else as everywhere."""
-    days = seconds / SECONDS_A_DAY
-    return f"{days:,.1f} days" if days >= 2 else seconds_text(seconds)
-
-
-def count_text(count: float) -> str:
-    """At most six digits: 118.2, 26,500, 97.4 billion."""
-    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
-        if count >= size:
-            return f"{count / size:,.1f} {name}"
-    return f"{count:,.0f}" if count >= 1000 else f"{count:,.1f}"
 
 
 def command_lines(words: Sequence[str], width: int = 76) -> list[str]:

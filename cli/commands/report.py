@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import HeadError, UsageError
-from featcache_cli.commands.inspect import clip, ends, percent_or
+from featcache.system.units import interval_text, percent_text, seconds_text
+from featcache_cli.commands.inspect import clip
 from featcache_cli.commands.train_head import show_history
-from featcache_cli.console import note, out, percent, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import Meter
 
@@ -125,16 +126,16 @@ def show(document: dict[str, Any], subject: Run) -> None:
     """The gist of it: headline, leakage, curves, runs, the surest mistakes."""
     console, split = out(), document["split"]
     best = document["headline"]["accuracy"]
-    interval = ends(best["interval"] or [None, None])
+    interval = interval_text(*best["interval"] or [None, None])
     console.print(
-        f"{document['about']['run']}: {split} accuracy {percent_or(best['value'])} {interval}".rstrip(),
+        f"{document['about']['run']}: {split} accuracy {percent_text(best['value'])} {interval}".rstrip(),
         style="bold",
     )
     clean = document["without_leaks"]
     if clean and clean["removed"]:
         console.print(
             f"{clean['removed']:,} of {clean['rows']:,} {split} rows stand in an earlier split, too;"
-            f" without them {percent_or(clean['without'])} {ends(clean['without_interval'])}",
+            f" without them {percent_text(clean['without'])} {interval_text(*clean['without_interval'])}",
             style="bold red",
         )
     show_history(subject)
@@ -154,9 +155,7 @@ def _show_runs(document: dict[str, Any]) -> None:
         [("run", "left"), (document["split"], "right"), ("F1", "right"), ("against the first", "right")]
     )
     for line in document["runs"]:
-        accuracy, f1 = (
-            "-" if line[name] is None else percent(line[name]) for name in ("accuracy", "macro_f1")
-        )
+        accuracy, f1 = (percent_text(line[name]) for name in ("accuracy", "macro_f1"))
         shown.add_row(clip(line["run"], 30), accuracy, f1, against(line["run"], document["comparisons"]))
     out().print(shown)
 
@@ -168,6 +167,6 @@ def _show_mistakes(document: dict[str, Any], width: int) -> None:
         out().print("\nThe most confident mistakes", style="bold")
     for row in document["mistakes"][:SHOWN]:
         label, guess = (clip(names(row[name]), 12) for name in ("label", "predicted"))
-        said = f"{label}, said {guess} {percent(row['confidence'])}"
+        said = f"{label}, said {guess} {percent_text(row['confidence'])}"
         text = " ".join((row["text"] or "").split())
         out().print(clip(f"  {where(row)}  {said}  {text}".rstrip(), width), soft_wrap=True)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
+from featcache.system.units import percent_text, seconds_text
 from featcache_cli.commands.train_head import record
 from featcache_cli.commands.train_head import show as show_run
-from featcache_cli.console import note, out, percent, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import LiveMeter
 
@@ -98,7 +99,7 @@ def train(settings: Settings, grid: Grid, *, quiet: bool) -> Sweep:
         def report(number: int, members: Sequence[Member], lines: list[Epoch]) -> None:
             leader = max(range(len(lines)), key=lambda n: lines[n].validation_accuracy)
             best, member = lines[leader], members[leader]
-            info = f"leads {percent(best.validation_accuracy)} {member.view} lr {member.lr:g}"
+            info = f"leads {percent_text(best.validation_accuracy)} {member.view} lr {member.lr:g}"
             meter.step(f"sweep {len(members)} heads", number, settings.head.epochs, info)
             meter.show(lambda: _leaders(members, lines))
 
@@ -118,7 +119,7 @@ def _leaders(members: Sequence[Member], lines: list[Epoch]) -> Table:
         member, line = members[number], lines[number]
         shown.add_row(
             member.view, f"{member.lr:.3g}", f"{member.weight_decay:g}",
-            percent(line.validation_accuracy), f"{line.validation_loss:.4f}",
+            percent_text(line.validation_accuracy), f"{line.validation_loss:.4f}",
         )  # fmt: skip
     return shown
 
@@ -144,13 +145,14 @@ def show(made: Sweep) -> None:
         shown.add_row(
             trial.view, f"{trial.lr:.3g}", f"{trial.weight_decay:g}", f"{trial.label_smoothing:g}",
             trial.class_weight, "-" if trial.seed is None else str(trial.seed), str(trial.best_epoch),
-            percent(trial.validation_accuracy),
+            percent_text(trial.validation_accuracy),
             f"{trial.validation_loss:.4f}", style="bold green" if number == 0 else None,
         )  # fmt: skip
     console.print(shown)
     views = made.best_by("view")
     if len(views) > 1:
-        ranking = ", ".join(f"{view} {percent(best.validation_accuracy)}" for view, best in views.items())
+        scores = {view: percent_text(best.validation_accuracy) for view, best in views.items()}
+        ranking = ", ".join(f"{view} {score}" for view, score in scores.items())
         console.print(f"views by their best validation accuracy: {ranking}", soft_wrap=True)
     console.print()
     show_run(made.best)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, Group, described, environment_group
-from featcache_cli.console import note, out, percent, print_json, seconds_text, sparkline, table
+from featcache.system.units import percent_text, seconds_text
+from featcache_cli.console import note, out, print_json, sparkline, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import TrainingMeter
 
@@ -120,7 +121,7 @@ def show(run: Run) -> None:
     if about.get("settings", {}).get("penalty", "fixed") != "fixed":
         console.print(f"C = {about['solver']['C']:g}, chosen by {about['settings']['penalty']}")
     for split, metrics in about["metrics"].items():
-        shares = (percent(metrics[name]) for name in ("accuracy", "macro_f1"))
+        shares = (percent_text(metrics[name]) for name in ("accuracy", "macro_f1"))
         shown.add_row(split, f"{about['rows'][split]:,}", *shares, f"{metrics['log_loss']:.4f}")
     console.print(shown)
     show_honesty(run)
@@ -132,13 +133,13 @@ def show_honesty(run: Run) -> None:
     console = out()
     interval = run.record.get("intervals", {}).get("test", {}).get("accuracy")
     if interval:
-        low, high = (percent(end) for end in interval)
+        low, high = (percent_text(end) for end in interval)
         console.print(f"test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", style="dim")
     found = run.record.get("calibration")
     if found:
         console.print(
             f"temperature {found['temperature']:.2f} from validation: calibration error "
-            f"{percent(found['ece_before'])} -> {percent(found['ece_after'])}",
+            f"{percent_text(found['ece_before'])} -> {percent_text(found['ece_after'])}",
             style="dim",
         )
 

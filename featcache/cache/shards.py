@@ -24,15 +24,29 @@ from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system.durable import explained, remove_temporaries
 from featcache.cache.sealed_file import CHUNK, DTYPES, Column, SealedFile, chunk_count, intact, sealed_size, write_sealed
 from featcache.system.sharded_array import ShardedColumn, as_array
+from featcache.system.units import parse_size
 
 SHARD = "featcache shard"  # the `format` of a shard's description
 OPEN = 256  # shards whose files are kept open
+LEAST_SHARD = 20_000  # bytes; a file without rows has nearly as many
 SUMMED = ("truncated", "n_tokens")  # columns whose sums the manifest has
 
 _NAME = re.compile(r"(?P<stem>.+)\.shard-(?P<number>[0-9]{5,})(?P<other>b?)\.h5")
 _HINT = "remove it with featcache cache rm, then run featcache extract again"
 
 Columns = Callable[[slice], list[Column]]
+
+
+def parse_shard_size(text: str) -> int:
+    """The setting `shard_size` in bytes.
+
+    Raises:
+        UsageError: `text` is not a size, or the size is below 20 kB.
+    """
+    size = parse_size(text, "--shard-size")
+    if size < LEAST_SHARD:
+        raise UsageError(f"--shard-size {text}: at least 20kB", hint="4GB is a good size")
+    return size
 
 
 def owner_of(path: Path) -> Path | None:

@@ -25,8 +25,6 @@ from featcache.system.lock import discard_lock, is_locked, locked
 from featcache.cache.sealed_file import MAGIC, SealedFile
 from featcache.cache.shards import shards_in_use
 from featcache.system.units import DAY
-from featcache.system.units import parse_age as parse_age
-from featcache.system.units import parse_size as parse_size
 
 CHAIN_ROWS = 1 << 18
 STALE = DAY  # seconds untouched after which unfinished work counts as given up

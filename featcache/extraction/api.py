@@ -22,6 +22,7 @@ from featcache.backbone.files import ModelFiles, find_model
 from featcache.cache import catalog as store
 from featcache.cache.catalog import CacheFile, cache_path
 from featcache.cache.remote import mirror
+from featcache.cache.shards import parse_shard_size
 from featcache.data.split import Split, describe_source, load_splits
 from featcache.errors import CacheError, CacheMiss, UsageError
 from featcache.extraction.make_file import Elsewhere, Making
@@ -30,14 +31,10 @@ from featcache.fingerprint import cache_document, fingerprint, later_settings, r
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import require_space
 from featcache.system.progress import OnProgress, Progress
-from featcache.system.units import parse_size
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
     from featcache.backbone.throughput import Speedometer
-
-
-LEAST_SHARD = 20_000  # bytes: little more than what a file has without rows
 
 
 @dataclass(frozen=True)
@@ -173,13 +170,9 @@ class Job:
         """Most bytes of one file.
 
         Raises:
-            UsageError: no size, or one that no shard is that small.
+            UsageError: the setting is not a size, or a size below 20 kB.
         """
-        asked = self.settings.paths.shard_size
-        size = parse_size(asked)
-        if size < LEAST_SHARD:
-            raise UsageError(f"--shard-size {asked}: at least 20kB", hint="4GB is a good size")
-        return size
+        return parse_shard_size(self.settings.paths.shard_size)
 
     # -- answers from the cache -------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ from featcache.errors import BackboneError, CorruptCache, UsageError
 from featcache.extraction.encode_blocks import naming_rows
 from featcache.finetuning.cut import StateBatch, smaller_batches
 from featcache.fingerprint import fingerprint, row_chain
-from featcache.system.durable import remove_temporaries, require_space, size_text, write_file
+from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked
+from featcache.system.units import size_text
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder

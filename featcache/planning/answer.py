@@ -12,14 +12,12 @@ from typing import Any
 from featcache.errors import UsageError
 from featcache.planning.sample import Sample
 from featcache.settings import Settings, options
-from featcache.system.durable import size_text
-from featcache.system.units import parse_size
+from featcache.system.units import DAY, parse_size, size_text
 
 MEASURED, GIVEN, ASSUMED, COMPUTED = "measured", "given", "assumed", "computed"
 GPUS_A_NODE = 8
 MOST_ROWS = 10**13
 LONG_DAYS, MANY_CUT, WIDE = 7.0, 0.05, 0.15
-SECONDS_A_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ def warnings_of(made: CorpusPlan, sample: Sample, team: Team, rate: Estimate) ->
             f"a worker would wait for its texts: {1 / taken:,.0f} of them a second are read and tokenised"
             f" here, and it is to encode {rate.value:,.0f}"
         )
-    days = made.seconds.value / SECONDS_A_DAY
+    days = made.seconds.value / DAY
     if days > LONG_DAYS:
         found.append(f"{days:,.0f} days is long: more workers, a smaller model or a smaller --max-length")
     if (width := made.seconds.high / made.seconds.value - 1) > WIDE:

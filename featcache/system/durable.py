@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from featcache.errors import CacheError
+from featcache.system.units import size_text
 
 TEMPORARY = ".tmp-"
 
@@ -189,15 +190,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"{what} needs {size_text(needed)}, but {existing} has {size_text(free)} free",
             hint="free some space, or put the cache elsewhere with --cache-dir",
         )
-
-
-def size_text(size: float) -> str:
-    """1536 -> '1.5 kB', in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 @contextlib.contextmanager

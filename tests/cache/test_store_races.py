@@ -15,6 +15,7 @@ from featcache.system import downloads as fetched
 from featcache.cache.remote import mirror
 from featcache.system import stores as remote
 from featcache.cache import catalog as store
+from featcache.cache import shards
 from featcache.errors import CacheError, CorruptCache
 
 BLOCK = 4
@@ -22,7 +23,7 @@ BLOCK = 4
 
 @pytest.fixture
 def case(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(extract, "LEAST_SHARD", 1000)
+    monkeypatch.setattr(shards, "LEAST_SHARD", 1000)
     return write_case(tmp_path / "case", tiny("bert"))
 
 

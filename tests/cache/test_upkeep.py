@@ -30,8 +30,6 @@ from featcache.cache.upkeep import (
     Group,
     Part,
     collect,
-    parse_age,
-    parse_size,
     plan_removals,
     survey,
     verify,
@@ -244,39 +242,6 @@ def rewrite(path: Path, meta: dict[str, object], to: Path | None = None) -> Path
     path.unlink()
     assert write_sealed(to or path, meta, columns)
     return to or path
-
-
-# ---------------------------------------------------------------- sizes and ages
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("10GB", 10**10), ("500 MB", 5 * 10**8), ("1.5tb", 15 * 10**11), ("8GiB", 2**33), ("0", 0),
-        ("123", 123), ("7B", 7), ("2k", 2000), (" 1 kB ", 1000), ("1KiB", 1024),
-    ],
-)  # fmt: skip
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1e9", "nan", "inf", "10XB", "1.2.3GB", "10 GB 5", "١GB"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size"):
-        parse_size(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("90m", 5400), ("8w", 56 * DAY), ("0s", 0)]
-)
-def test_ages(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1y", "1e3d", "nan d"])
-def test_no_ages(text: str) -> None:
-    with pytest.raises(UsageError, match="is no age"):
-        parse_age(text)
 
 
 # ---------------------------------------------------------------- what gc plans

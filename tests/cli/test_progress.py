@@ -20,7 +20,8 @@ from featcache.backbone.throughput import Speedometer, quick_peak
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.extraction.api import extract_splits
 from featcache.system.progress import Progress
-from featcache_cli.progress import ExtractionMeter, short
+from featcache.system.units import short_count_text
+from featcache_cli.progress import ExtractionMeter
 from tests.support import cli_tools
 from tests.support.cli_tools import Cli, Terminal, make_work, plain_terminal, shell
 from tests.support.extraction import Case, one_thread, write_case
@@ -172,17 +173,6 @@ def test_nothing_is_measured_where_nobody_looks(case: Case, monkeypatch: pytest.
 # ---------------------------------------------------------------- as it is drawn
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0"), (312.4, "312"), (16_023, "16,023"), (99_999.4, "99,999"), (99_999.6, "100k"),
-        (3_392_400, "3,392k"), (9_999_499, "9,999k"), (9_999_500, "10M"), (4e9, "4,000M"),
-    ],
-)  # fmt: skip
-def test_numbers_of_at_most_six_characters(number: float, text: str) -> None:
-    assert short(number) == text and len(text) <= 6
-
-
 def test_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """One every ten seconds, with the rates since the first step."""
     plain_terminal(monkeypatch, columns=200)
@@ -220,8 +210,9 @@ def test_a_bar_fits_80_columns_and_cuts_nothing(
         meter(Progress("encode", split, done, total, 10, share=0.61))
     lines = screen(capsys.readouterr().err)
     assert max(map(cell_len, lines)) <= 80
-    count = f"{short(done)}/{short(total)}"
-    wanted = rf"extract {split} .*{count} {short(texts)} texts/s {short(tokens)} tokens/s 61% of peak [-\d:]+"
+    done_text, total_text, texts_text, tokens_text = map(short_count_text, (done, total, texts, tokens))
+    rates = f"{texts_text} texts/s {tokens_text} tokens/s"
+    wanted = rf"extract {split} .*{done_text}/{total_text} {rates} 61% of peak [-\d:]+"
     assert re.fullmatch(wanted, lines[-1].rstrip()), lines
     assert "…" not in lines[-1]
 

@@ -621,7 +621,7 @@ def test_data_that_come_short_are_not_used(url: str, mirrored: Path, monkeypatch
 
 def test_a_size_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fetched.SIZE, "much")
-    with pytest.raises(UsageError, match="FEATCACHE_MIRROR_SIZE: 'much' is no size"):
+    with pytest.raises(UsageError, match="FEATCACHE_MIRROR_SIZE: 'much' is not a size"):
         fetched.mirror_size()
 
 

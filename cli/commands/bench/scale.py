@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from featcache.errors import UsageError
-from featcache_cli.console import note, out, print_json, seconds_text, table
+from featcache.system.units import seconds_text
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 NAMES = {"one": "one process", "workers": "--workers", "ray": "--engine ray"}

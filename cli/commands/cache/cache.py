@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from featcache.system.units import age_text, seconds_text, size_text
 from featcache.errors import CacheError, UsageError
 from featcache_cli.commands.cache import upkeep as cache_upkeep
-from featcache_cli.console import note, out, print_error, print_json, seconds_text, table
+from featcache_cli.console import note, out, print_error, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 ACTIONS = {
@@ -172,7 +173,6 @@ def _computed(made: dict[str, Any]) -> str:
 
 
 def _list(paths: list[Path], args: argparse.Namespace) -> int:
-    from featcache.system.durable import size_text
 
     described = [_describe(path) for path in paths]
     if args.json:
@@ -193,7 +193,7 @@ def _list(paths: list[Path], args: argparse.Namespace) -> int:
             + path.name,
             f"{about['rows']:,}" if sealed else "damaged",
             size_text(about["bytes"]),
-            cache_upkeep.age_text(about["age_seconds"]),
+            age_text(about["age_seconds"]),
             _held(about) if sealed else "see cache info",
         )
     if len(described) > 1:
@@ -231,9 +231,8 @@ def _show_info(about: dict[str, Any]) -> None:
 
 
 def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
-    from featcache.system.durable import size_text
 
-    size = f"{size_text(about['bytes'])}, {cache_upkeep.age_text(about['age_seconds'])} old"
+    size = f"{size_text(about['bytes'])}, {age_text(about['age_seconds'])} old"
     if about["status"] != "sealed":
         return [("file", about["path"]), ("status", about["status"]), ("size", size)]
     encoder = about["encoder"]
@@ -283,7 +282,6 @@ def _effort(made: dict[str, Any]) -> str:
 
 
 def _remove(paths: list[Path], args: argparse.Namespace) -> int:
-    from featcache.system.durable import size_text
     from featcache.cache.remote.mirror import facts
     from featcache.cache.shards import cache_bytes
     from featcache.cache.catalog import remove

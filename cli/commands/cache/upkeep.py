@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.system.units import parse_age, parse_size, size_text
 from featcache.errors import CacheError, FeatcacheError, UsageError
 from featcache_cli.console import note, out, print_json
 from featcache_cli.options import add_settings, settings_of
@@ -92,7 +93,6 @@ def _drift(drift: Drift) -> dict[str, Any]:
 
 
 def _show_verified(documents: list[dict[str, Any]], *, quiet: bool) -> None:
-    from featcache.system.durable import size_text
 
     console = out()
     for about in documents:
@@ -144,10 +144,10 @@ def add_gc(parser: argparse.ArgumentParser) -> None:
 
 
 def gc(cache_dir: Path, args: argparse.Namespace) -> int:
-    from featcache.cache.upkeep import collect, parse_age, parse_size
+    from featcache.cache.upkeep import collect
 
-    size = None if args.max_size is None else parse_size(args.max_size)
-    age = None if args.older_than is None else parse_age(args.older_than)
+    size = None if args.max_size is None else parse_size(args.max_size, "--max-size")
+    age = None if args.older_than is None else parse_age(args.older_than, "--older-than")
     made = collect(cache_dir, max_size=size, older_than=age, dry_run=args.dry_run)
     if args.json:
         print_json(_collected(made, dry_run=args.dry_run))
@@ -173,7 +173,6 @@ def _collected(made: Collected, *, dry_run: bool) -> dict[str, Any]:
 
 
 def _show_collected(made: Collected, *, dry_run: bool, quiet: bool) -> None:
-    from featcache.system.durable import size_text
 
     console = out()
     word = "would remove" if dry_run else "removed"
@@ -203,7 +202,6 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def export(path: Path, args: argparse.Namespace) -> int:
     from featcache.cache.export_arrays import export as write
-    from featcache.system.durable import size_text
     from featcache.cache.catalog import CacheFile
 
     with Meter(quiet=args.quiet) as meter:
@@ -223,14 +221,3 @@ def export(path: Path, args: argparse.Namespace) -> int:
     rows, width = made.shape
     note(f"{made.view}: {rows:,} rows of {width:,} numbers, {size_text(made.bytes)}", quiet=args.quiet)
     return 0
-
-
-# -- words ----------------------------------------------------------------------------------------
-
-
-def age_text(seconds: float) -> str:
-    """90 -> '1 min', 10,000 -> '2 h', 200,000 -> '2 d'."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from featcache.errors import UsageError
-from featcache_cli.console import err, note, out, print_json, seconds_text, table
+from featcache.system.units import seconds_text, short_count_text
+from featcache_cli.console import err, note, out, print_json, table
 from featcache_cli.options import settings_of
-from featcache_cli.progress import Meter, short
+from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.data.formats.row_lines import RowFile
@@ -172,13 +173,13 @@ class FileMeter(Meter):
     def __call__(self, step: Step) -> None:
         rate = self.rate("predict", step.rows)
         tokens = self.rate("tokens", step.tokens)
-        info = f"{short(rate)} texts/s {short(tokens)} tokens/s" if rate else ""
+        info = f"{short_count_text(rate)} texts/s {short_count_text(tokens)} tokens/s" if rate else ""
         if step.total is not None:
             self.step("predict", step.rows, max(step.total, step.rows), info)
         elif self.bars:
             if "predict" not in self._tasks:
                 self._tasks["predict"] = self.bars.add_task("predict", total=None, info="", count="")
-            self.bars.update(self._tasks["predict"], info=info, count=short(step.rows))  # type: ignore[arg-type]
+            self.bars.update(self._tasks["predict"], info=info, count=short_count_text(step.rows))  # type: ignore[arg-type]
         else:
             self.step("predict", step.rows, step.rows, info)
 
@@ -210,7 +211,7 @@ def show(made: Labelled) -> None:
     went_on = f", {made.resumed:,} of them before" if made.resumed else ""
     console.print(
         f"{labelled:,} of {made.rows:,} rows labelled{went_on} in {seconds_text(made.seconds)} "
-        f"({short(rate)} texts/s): {made.path}",
+        f"({short_count_text(rate)} texts/s): {made.path}",
         soft_wrap=True,
     )
     shown = table([("label", "left"), ("rows", "right"), ("share", "right")])
