@@ -35,7 +35,7 @@ PEAK = 50.0  # GFLOP/s, made up
 IMPATIENT = """#!{python}
 import sys
 import featcache.backbone.throughput, featcache_cli.progress
-featcache.speed.MEASURE_AFTER = featcache.speed.WORTH_MEASURING = 0.0
+featcache.backbone.throughput.MEASURE_AFTER = featcache.backbone.throughput.WORTH_MEASURING = 0.0
 featcache_cli.progress.LINE_EVERY = 0.05
 from featcache_cli.main import main
 sys.exit(main())
@@ -237,7 +237,7 @@ EXTRACT = ("extract", "--split", "train", "--batch-tokens", "200")
 
 def test_on_a_terminal(work: Path, impatient: None) -> None:
     with Terminal(*EXTRACT, OMP_NUM_THREADS="1") as terminal:
-        assert terminal.finish() == 0
+        assert terminal.finish() == 0, terminal.seen
     lines = screen(terminal.seen)
     assert max(map(cell_len, lines)) <= 80
     bars = [line for line in lines if "extract train" in line]
