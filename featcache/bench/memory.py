@@ -18,7 +18,7 @@ from featcache.cache.sealed_file import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
 from featcache.fingerprint import cache_document, encoder_document, fingerprint
-from featcache.system.memory import peak_memory
+from featcache.system.machine import peak_memory
 
 ROWS, WIDTH = 20_000_000, 64
 SHARD_SIZE = 400_000_000  # bytes

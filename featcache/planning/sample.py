@@ -29,7 +29,7 @@ from featcache.errors import BackboneError, CacheError
 from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
 from featcache.planning.texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths, repeated_share
 from featcache.settings import Settings
-from featcache.system.memory import peak_memory
+from featcache.system.machine import peak_memory
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder

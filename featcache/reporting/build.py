@@ -27,7 +27,7 @@ from featcache.runs.compare import Change, compare_runs
 from featcache.runs.predictions import Predictions
 from featcache.runs.run import Run
 from featcache.settings import DataSettings
-from featcache.system.plain import plain
+from featcache.system.text import plain
 
 REPORT_FORMAT = 1
 LISTED = 20  # rows of each list of the inspection

@@ -1,26 +1,41 @@
-"""The processor cores that this process may use, and shares of them for several workers."""
+"""The processor cores and the memory of this process."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def available_cores() -> list[int]:
-    """The processor cores that this process may use."""
+    """Numbers of the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def core_groups(cores: Sequence[int], count: int) -> list[list[int]]:
-    """`cores` in `count` groups of neighbours, as equal as can be; empty ones where there are too few."""
+    """`cores` in `count` groups of neighbours of nearly equal size; some are empty if there are too few."""
     ends = [len(cores) * number // count for number in range(count + 1)]
     return [list(cores[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def keep_to(cores: Sequence[int]) -> None:
-    """Run on these cores alone, where the system lets a process choose."""
+    """Run this process on `cores` only, where the system supports that."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process had resident at most, mapped files included; None where it is not known."""
+    status = Path("/proc/self/status")  # on Linux `ru_maxrss` keeps the parent's peak across exec
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        return None if line is None else 1024 * int(line.split()[1])
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None

@@ -535,8 +535,8 @@ def test_reading_shards_takes_no_memory_for_them(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from featcache import shard_column\n"
-        "from featcache.system.memory import peak_memory\n"
+        "from featcache.system import sharded_array as shard_column\n"
+        "from featcache.system.machine import peak_memory\n"
         "from featcache.cache.catalog import CacheFile\n"
         "shard_column.RESIDENT = 10_000_000\n"
         "file = CacheFile(Path(sys.argv[1]))\n"

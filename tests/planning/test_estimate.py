@@ -312,9 +312,9 @@ def test_few_blocks_do_not_go_evenly_into_many_workers() -> None:
 
 
 def test_workers_on_the_same_cores_are_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.system import machine as cores
+    from featcache.system import machine
 
-    monkeypatch.setattr(cores, "available_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1, 2, 3])
     for threads, parallel in ((4, 1), (2, 2), (1, 4)):
         made = planned_of(sample(threads=threads), workers=4, efficiency=1.0)
         assert math.isclose(made.seconds.value, 1 + 10_000 / parallel, rel_tol=0.01)
@@ -378,9 +378,9 @@ def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_busy_machine_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.system import machine as cores
+    from featcache.system import machine
 
-    monkeypatch.setattr(cores, "available_cores", lambda: [0, 1])
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1])
     assert any("busy" in text and "load 2.5 on 2" in text for text in planned_of(sample(load=2.5)).warnings)
     assert not planned_of(sample(load=1.5)).warnings
 

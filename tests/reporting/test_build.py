@@ -32,7 +32,7 @@ from featcache.reporting.numbers import (
 from featcache.reporting.projection import project
 from featcache.runs.predictions import Predictions
 from featcache.runs.run import Run
-from featcache.system.plain import readable
+from featcache.system.text import readable
 from tests.support.inspected import part
 from tests.support.saved_runs import BINARY, hashes, noisy, predictions, save
 

@@ -18,7 +18,7 @@ from featcache.reporting import html as report_html
 from featcache.reporting.figures import FIGURES, cells, clip, figures
 from featcache.reporting.html import EXCERPT, excerpt, seconds, to_html
 from featcache.reporting.markdown import escape, to_markdown
-from featcache.system.plain import plain
+from featcache.system.text import plain
 
 ALERT = "<script>alert(1)</script>"
 HOSTILE = (
