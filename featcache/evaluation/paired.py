@@ -29,7 +29,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """Second minus first, with its 95 % bootstrap interval and two-sided p-value."""
 
     first: float
@@ -47,8 +47,8 @@ class Difference:
 class Bootstrap:
     """Differences of one set of resamples."""
 
-    accuracy: Difference
-    macro_f1: Difference
+    accuracy: ScoreDifference
+    macro_f1: ScoreDifference
     resamples: int
 
 
@@ -113,7 +113,7 @@ def paired_bootstrap(
         raise ValueError(f"{resamples} resamples of {len(labels)} rows: nothing to learn from")
     kinds, counts = _kinds(labels, first, second)
     labels, first, second = (part[kinds] for part in (labels, first, second))
-    scorer = _Scorer(labels, first, second, classes)
+    scorer = _PairedScores(labels, first, second, classes)
     observed = scorer(counts[np.newaxis])[0]
     found = np.concatenate([scorer(drawn) for drawn in _draw(counts, resamples, seed, scorer.width)])
     disagreed = counts[~right_rows(first, second)].sum()
@@ -135,7 +135,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.minimum(corrected, 1.0)
 
 
-class _Scorer:
+class _PairedScores:
     """Accuracy and macro F1 of both, for rows of kinds `[K]` that come in given numbers.
 
     All is linear in these numbers but the last division, so a whole batch of resamples is one product with
@@ -202,14 +202,14 @@ def _indicator(values: np.ndarray, classes: int) -> csr_array:
     return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(values), classes))
 
 
-def _difference(observed: np.ndarray, resampled: np.ndarray, lowest_p: float) -> Difference:
+def _difference(observed: np.ndarray, resampled: np.ndarray, lowest_p: float) -> ScoreDifference:
     """Observed scores `[2]` and those of the resamples `[R, 2]` -> their difference."""
     value, found = observed[1] - observed[0], resampled[:, 1] - resampled[:, 0]
     low, high = np.quantile(found, (0.025, 0.975))
     # Equal distances count, also where rounding makes them unequal.
     far = np.count_nonzero(np.abs(found - value) >= abs(value) - 1e-12)
     p = (1 + far) / (1 + len(found)) if far >= _COUNTED else _normal_p(value, found.std(ddof=1))
-    return Difference(
+    return ScoreDifference(
         float(observed[0]), float(observed[1]), float(low), float(high), float(max(p, lowest_p))
     )
 

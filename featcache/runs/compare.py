@@ -10,8 +10,8 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.evaluation.paired import (
     Bootstrap,
-    Difference,
     McNemar,
+    ScoreDifference,
     holm,
     mcnemar,
     paired_bootstrap,
@@ -46,7 +46,7 @@ class Matched:
 class Change:
     """One metric of a run against the base, with the p-value corrected for all comparisons made."""
 
-    difference: Difference
+    difference: ScoreDifference
     p: float
     corrected_p: float
 

@@ -17,7 +17,7 @@ import numpy as np
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.bootstrap import bootstrap_metrics
 from featcache.evaluation.calibration import tune_thresholds
-from featcache.evaluation.extrapolation import Measured, Outlook, foretell
+from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.evaluation.metrics import score
 from featcache.fingerprint import fingerprint
 from featcache.heads.features import counts_of
@@ -44,7 +44,7 @@ class Point:
     Attributes:
         rows: train rows.
         score: mean over the seeds.
-        low, high: its 95 % interval, see `featcache.evaluation.extrapolation.Measured.intervals`.
+        low, high: its 95 % interval, see `featcache.evaluation.extrapolation.MeasuredScores.intervals`.
         deviation: standard deviation over the seeds; None of one seed.
         per_doubling: gain since the size before, for each doubling of the rows; None of the first.
         scores: one a seed.
@@ -78,7 +78,7 @@ class Curve:
     metric: str
     split: str
     points: tuple[Point, ...]
-    outlook: Outlook
+    outlook: Extrapolation
     seconds: float
     folder: Path
 
@@ -175,9 +175,9 @@ def learning_curve(
     began = time.perf_counter()
     with _Kept(folder / KEPT_FILE, 2 + job.resamples) as kept:
         fits = _fit_all(job, sizes, range(settings.seed, settings.seed + plan.seeds), kept, progress)
-    measured = Measured(np.array(sizes), fits[:, :, 0], fits[:, :, 2:], len(parts[split].y))
+    measured = MeasuredScores(np.array(sizes), fits[:, :, 0], fits[:, :, 2:], len(parts[split].y))
     points = _points(measured, fits[:, :, 1])
-    outlook, seconds = foretell(measured), time.perf_counter() - began
+    outlook, seconds = extrapolate(measured), time.perf_counter() - began
     curve = Curve(plan.kind, parts["train"].view, plan.metric, split, points, outlook, seconds, folder)
     content = json.dumps(curve.document | {"request": request}, indent=1, ensure_ascii=False)
     write_file(folder / CURVE_FILE, content.encode("utf-8"))
@@ -379,7 +379,7 @@ def _read_fits(path: Path, length: int) -> dict[str, np.ndarray]:
     return fits if fine else {}
 
 
-def _points(found: Measured, penalties: np.ndarray) -> tuple[Point, ...]:
+def _points(found: MeasuredScores, penalties: np.ndarray) -> tuple[Point, ...]:
     means, intervals = found.scores.mean(axis=1), found.intervals()
     doublings = np.diff(np.log2(found.rows))
     gains = [None, *(np.diff(means) / doublings).tolist()]

@@ -30,7 +30,7 @@ linear_solvers = pytest.mark.parametrize("solve", LINEAR, ids=lambda solve: solv
 
 @pytest.fixture(params=[1 << 22, 40], ids=["one block", "blocks of a few rows"], autouse=True)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featcache.rows, "BLOCK", request.param)
+    monkeypatch.setattr(featcache.heads.features, "BLOCK", request.param)
 
 
 # ---------------------------------------------------------------- ridge
@@ -355,7 +355,7 @@ def test_features_without_sense(solve: Solver) -> None:
 def test_no_copy_of_all_rows_is_made(solve: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(featcache.rows, "BLOCK", 1 << 14)
+    monkeypatch.setattr(featcache.heads.features, "BLOCK", 1 << 14)
     x, y = clusters(40_000, width=32)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)

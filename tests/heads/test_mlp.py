@@ -289,7 +289,7 @@ def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monke
 
     import featcache.heads.features
 
-    monkeypatch.setattr(featcache.rows, "BLOCK", 1 << 14)
+    monkeypatch.setattr(featcache.heads.features, "BLOCK", 1 << 14)
     x, y = clusters(20_000, width=128)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
@@ -347,7 +347,7 @@ def test_more_classes_than_rows() -> None:
 def test_small_steps_take_one_thread(limit: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import featcache.heads.mlp
 
-    monkeypatch.setattr(featcache.mlp, "SMALL_STEP", limit)
+    monkeypatch.setattr(featcache.heads.mlp, "SMALL_STEP", limit)
     used: set[int] = set()
     forward = featcache.heads.mlp._Network.forward
 

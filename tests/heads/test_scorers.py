@@ -138,8 +138,8 @@ def test_the_nearest_are_those_of_a_full_sort(
         distances = cosine_distances(x, stored).astype(np.float64).round(5)
     expected = np.argsort(distances, axis=1, kind="stable")[:, :k]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(featcache.scorers, "QUERIES", blocks[0])
-        patch.setattr(featcache.scorers, "STORED", blocks[1])
+        patch.setattr(featcache.heads.scorers, "QUERIES", blocks[0])
+        patch.setattr(featcache.heads.scorers, "STORED", blocks[1])
         found = scorer.nearest(x)
     assert as_sets(found) == as_sets(expected)
     assert all(len(row) == k for row in as_sets(found))
@@ -153,8 +153,8 @@ def test_the_votes_are_scikit_learns(
 ) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    monkeypatch.setattr(featcache.scorers, "QUERIES", blocks[0])
-    monkeypatch.setattr(featcache.scorers, "STORED", blocks[1])
+    monkeypatch.setattr(featcache.heads.scorers, "QUERIES", blocks[0])
+    monkeypatch.setattr(featcache.heads.scorers, "STORED", blocks[1])
     make = tagged if several else clusters
     (x, y), (queries, _) = make(200, width=8), make(60, width=8, seed=1)
     mean, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
@@ -219,8 +219,8 @@ def test_a_metric_that_is_not_there() -> None:
 def test_searching_does_not_hold_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(featcache.scorers, "QUERIES", 64)
-    monkeypatch.setattr(featcache.scorers, "STORED", 64)
+    monkeypatch.setattr(featcache.heads.scorers, "QUERIES", 64)
+    monkeypatch.setattr(featcache.heads.scorers, "STORED", 64)
     stored = float32(20_000, 4).astype(np.float16)
     scorer = Neighbours(stored, np.zeros(20_000, np.int64), 2, 3, np.zeros(4), np.ones(4))
     tracemalloc.start()
@@ -361,6 +361,7 @@ def test_a_scorer_needs_neither_torch_nor_scikit_learn() -> None:
     import subprocess
     import sys
 
-    code = "import sys, featcache.scorers; print(sorted({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    heavy = "{'torch', 'sklearn', 'scipy'}"
+    code = f"import sys, featcache.heads.scorers; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
