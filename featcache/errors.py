@@ -70,10 +70,11 @@ class HeadError(FeatcacheError):
 
 
 def restored(kind: str, what: str, hint: str | None) -> FeatcacheError:
-    """An error that another process raised, by the name of its class."""
+    """An error that another process raised, of the class of that name."""
     if kind == "BadRow":  # whose row is known to that process alone
         kind = "BackboneError"
-    classes = {one.__name__: one for one in globals().values() if isinstance(one, type)}
-    found = classes.get(kind, FeatcacheError)
-    made: FeatcacheError = found(what, hint=hint)
-    return made
+    known = [FeatcacheError]
+    for one in known:
+        known += one.__subclasses__()
+    found = next((one for one in known if one.__name__ == kind), FeatcacheError)
+    return found(what, hint=hint)

@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
-from featcache.heads.distributed import ALONE, Group, described, environment_group
+from featcache.heads.distributed import ALONE, Group, environment_group
 from featcache.system.units import percent_text, seconds_text
+from featcache.system.workers import Worker
 from featcache_cli.console import note, out, print_json, sparkline, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import TrainingMeter
@@ -58,7 +59,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    if args.workers != 1 and described():
+    if args.workers != 1 and Worker.from_environment():
         raise UsageError(
             "--workers where RANK and WORLD_SIZE are set",
             hint="under torchrun leave it away; elsewhere unset the two",

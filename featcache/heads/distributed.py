@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from featcache.errors import HeadError, UsageError
+from featcache.errors import HeadError
+from featcache.system.workers import Worker, require_master
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WAIT = 1800.0  # seconds that one worker waits for another before it gives up
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class WorkerLost(HeadError):
@@ -110,13 +109,12 @@ ALONE = Group()
 
 @contextlib.contextmanager
 def join(
-    rank: int, size: int, meeting: Path | None = None, *, local: int = 0, gpus: int = 0, wait: float = WAIT
+    worker: Worker, meeting: Path | None = None, *, gpus: int = 0, wait: float = WAIT
 ) -> Iterator[Group]:
     """Meet the other workers, and leave them at the end.
 
     Args:
         meeting: where, on one machine: a file that is not there yet; by default at MASTER_ADDR, MASTER_PORT.
-        local: number of this worker on its machine.
         gpus: GPUs of this machine to exchange tensors by, one a worker (nccl); 0: none (gloo).
         wait: seconds for which workers wait for each other.
 
@@ -127,22 +125,17 @@ def join(
     import torch.distributed as dist
 
     if gpus:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(worker.local_rank)
     with _told():
-        store = None if meeting is None else dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
+        store = None if meeting is None else dist.FileStore(str(meeting), worker.size)  # type: ignore[attr-defined]
         dist.init_process_group(
-            "nccl" if gpus else "gloo", rank=rank, world_size=size, store=store,
+            "nccl" if gpus else "gloo", rank=worker.rank, world_size=worker.size, store=store,
             timeout=datetime.timedelta(seconds=wait),
         )  # fmt: skip
     try:
-        yield Group(rank, size, f"cuda:{local}" if gpus else "cpu", joined=True)
+        yield Group(worker.rank, worker.size, f"cuda:{worker.local_rank}" if gpus else "cpu", joined=True)
     finally:
         dist.destroy_process_group()
-
-
-def described() -> bool:
-    """Whether the environment describes a group, as `torchrun` does."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 @contextlib.contextmanager
@@ -157,23 +150,12 @@ def environment_group(device: str = "cpu") -> Iterator[Group]:
         UsageError: half a description, or numbers that cannot be meant.
         WorkerLost: see `join`.
     """
-    if not described():
+    worker = Worker.from_environment()
+    if worker is None:
         yield ALONE
         return
-    missing = [name for name in TORCHRUN if not os.environ.get(name)]
-    if missing:
-        raise UsageError(
-            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}",
-            hint="start workers by torchrun or --workers, or unset RANK and WORLD_SIZE",
-        )
-    rank, size = _number("RANK"), _number("WORLD_SIZE")
-    local, here = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
-    if rank >= size or local >= here or not 0 < _number("MASTER_PORT") < 65536:
-        raise UsageError(
-            f"RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local} of {here}, "
-            f"MASTER_PORT {os.environ['MASTER_PORT']}: out of range"
-        )
-    with join(rank, size, local=local, gpus=usable_gpus(device, here)) as group:
+    require_master()
+    with join(worker, gpus=usable_gpus(device, worker.local_size)) as group:
         yield group
 
 
@@ -185,15 +167,6 @@ def usable_gpus(device: str, workers: int) -> int:
     import torch.distributed as dist
 
     return workers if dist.is_nccl_available() and torch.cuda.device_count() >= workers else 0
-
-
-def _number(name: str, default: int | None = None) -> int:
-    text = os.environ.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not text.isascii() or not text.isdigit():
-        raise UsageError(f"{name}={text!r} in the environment: a whole number from 0 is needed")
-    return int(text)
 
 
 @contextlib.contextmanager

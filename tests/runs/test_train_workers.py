@@ -22,7 +22,6 @@ from featcache.errors import HeadError
 from featcache.heads.distributed import ALONE, Group, WorkerLost, usable_gpus
 from featcache.heads.fit import Fit
 from featcache.heads.registry import KINDS
-from featcache.runs import train_workers as head_workers
 from featcache.runs.run import Run, list_runs, load_run
 from featcache.runs.train_workers import train_with_workers
 from featcache.settings import HeadSettings, load_settings
@@ -135,8 +134,9 @@ from pathlib import Path
 import numpy as np
 import tests.runs.test_train_workers as tests
 from featcache.heads.distributed import join
+from featcache.system.workers import Worker
 rank, size, folder, gpus = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-with join(rank, size, folder / "meeting", local=rank, gpus=gpus, wait=60) as group:
+with join(Worker(rank, size, rank, size), folder / "meeting", gpus=gpus, wait=60) as group:
     for number, case in enumerate(tests.CASES.values()):
         np.savez(folder / f"{number}-{rank}.npz", **tests.numbers(tests.fit(case, group)))
     tests.check_operations(group)
@@ -365,9 +365,8 @@ def assert_all_end(processes: list[int], seconds: float = 20.0) -> None:
     ],
 )
 def test_a_worker_that_is_gone_ends_all(
-    blow: signal.Signals, error: type[HeadError], words: str, work: Path, monkeypatch: pytest.MonkeyPatch
+    blow: signal.Signals, error: type[HeadError], words: str, work: Path
 ) -> None:
-    monkeypatch.setattr(head_workers, "GRACE", 1.0)
     seen: list[int] = []
 
     def strike(line: Any) -> None:
@@ -376,7 +375,7 @@ def test_a_worker_that_is_gone_ends_all(
             os.kill(seen[1], blow)
 
     with pytest.raises(error, match=words):
-        train_with_workers(load_settings({"epochs": 10**7}), 2, progress=strike, wait=3.0)
+        train_with_workers(load_settings({"epochs": 10**7}), 2, progress=strike, wait=3.0, grace=1.0)
     assert len(seen) == 2 and all(map(gone, seen))
     assert not runs() and not list(Path().glob("reports/*"))
 
