@@ -66,7 +66,7 @@ def train_with_workers(
 
 
 def _follow(processes: WorkerProcesses, progress: Callable[[Epoch], None] | None) -> str:
-    """Listen until all have ended, or until one has failed and the others had time to; returns the run's name."""
+    """Listen until all workers have ended, or one failed and the others had time to; the name of the run."""
     run, failures = "", dict[int, FeatcacheError]()
     until: float | None = None
     while processes.running:
