@@ -67,7 +67,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str
     from featcache.inspection.neighbours import THRESHOLD
 
     view = args.view or settings.features.views[0]
-    parts = {name: Part.of(file, _canonical(file, view)) for name, file in _files(settings).items()}
+    parts = {name: Part.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
     with Meter(quiet=args.quiet) as meter:
         inspection = inspect_parts(
             parts,
@@ -93,12 +93,6 @@ def _files(settings: Settings) -> dict[str, Any]:
         except CacheMiss:
             continue  # the table of splits shows that it is not there
     return files
-
-
-def _canonical(file: Any, view: str) -> str:
-    """The name in the file of a view as it was asked for (`12/cls` is `last/cls`)."""
-    asked = (known["views"].get(view) for known in file.record.get("requests", []))
-    return next((name for name in asked if name), view)
 
 
 def show(found: dict[str, Any], width: int) -> None:

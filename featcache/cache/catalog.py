@@ -116,6 +116,14 @@ class CacheFile:
         """The `.json` beside the file; empty where it is lost or unreadable."""
         return read_record(self.path, self.fingerprint)
 
+    def stored_view(self, asked: str) -> str:
+        """The name in this file of a view by the name it was asked for, e.g. `last/cls` for `12/cls`.
+
+        A name that was never asked for is returned as it is.
+        """
+        known = (request.get("views", {}).get(asked) for request in self.record.get("requests", []))
+        return str(next(filter(None, known), asked))
+
     def features(self, view: str) -> Features:
         """One view with its labels.
 

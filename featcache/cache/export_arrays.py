@@ -84,15 +84,12 @@ def npy_paths(output: Path) -> dict[str, Path]:
 
 
 def _view(file: CacheFile, asked: str | None) -> str:
-    """The canonical name; one that was never asked for is left for the file to refuse."""
+    """The stored name of the view; by default of the only one."""
     if asked is None:
         if len(file.views) == 1:
             return file.views[0]
         raise UsageError(f"{file.path.name} has several views", hint=f"--view {' | '.join(file.views)}")
-    for known in file.record.get("requests", []):
-        if asked not in file.views and asked in known.get("views", {}):
-            return str(known["views"][asked])
-    return asked
+    return file.stored_view(asked)
 
 
 def _about(features: Features) -> dict[str, Any]:

@@ -105,7 +105,10 @@ def load_data(settings: Settings, views: Sequence[str]) -> Data:
         files["test"] = find_features(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
-    features = {view: {split: _view_of(file, view) for split, file in files.items()} for view in views}
+    features = {
+        view: {split: file.features(file.stored_view(view)) for split, file in files.items()}
+        for view in views
+    }
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
@@ -177,14 +180,6 @@ def _calibrated(
         "log_loss_before": before.log_loss,
         "log_loss_after": after.log_loss,
     }
-
-
-def _view_of(file: CacheFile, asked: str) -> Features:
-    """The view by the name it was asked for (`12/cls`) or its canonical name (`last/cls`)."""
-    for request in file.record.get("requests", []):
-        if asked in request["views"]:
-            return file.features(request["views"][asked])
-    return file.features(asked)
 
 
 def _check_agreed(group: Group, settings: Settings, kind: str, view: str, data: Data) -> None:
