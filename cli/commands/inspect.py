@@ -63,22 +63,26 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str
     """The findings, with a bar for each part of the work."""
     from featcache.data.text_lookup import find_texts
     from featcache.inspection.document import findings
-    from featcache.inspection.inspection import Part, inspect_parts
+    from featcache.inspection.inspection import InspectedSplit, inspect_splits
     from featcache.inspection.neighbours import THRESHOLD
+    from featcache.system.documents import json_document
 
     view = args.view or settings.features.views[0]
-    parts = {name: Part.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
+    parts = {
+        name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()
+    }
     with Meter(quiet=args.quiet) as meter:
-        inspection = inspect_parts(
+        inspection = inspect_splits(
             parts,
             threshold=THRESHOLD if args.threshold is None else args.threshold,
             neighbours=args.neighbours,
             folds=args.folds,
             seed=settings.seed,
-            progress=lambda what, done, total: meter.step(what, done, total),
+            on_progress=lambda now: meter.step(now.stage, now.done, now.total),
         )
     hashes = {name: part.features.row_hash for name, part in parts.items()}
-    return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
+    found = findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
+    return json_document(found)  # type: ignore[no-any-return]
 
 
 def _files(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,22 +14,20 @@ from featcache.errors import HeadError, UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.metrics import score
 from featcache.extraction.partition import first_occurrence
-from featcache.heads.features import check_rows
+from featcache.heads.features import check_rows, counts_of
 from featcache.inspection.label_errors import FOLDS, fit_reference, likely_errors, out_of_fold
-from featcache.inspection.neighbours import THRESHOLD, Neighbourhood, neighbourhood
+from featcache.inspection.neighbours import NEIGHBOURS, THRESHOLD, Neighbourhood, neighbourhood
+from featcache.system.progress import OnProgress, Progress, ignore
 
-NEIGHBOURS = 10
-FAR_OUT = 1.5  # interquartile ranges beyond the third quartile (Tukey 1977)
-
-Progress = Callable[[str, int, int], None]
+WHISKER = 1.5  # interquartile ranges above the third quartile from which on a distance is an outlier
 
 
 @dataclass(frozen=True)
-class Part:
-    """One cached split as it is inspected.
+class InspectedSplit:
+    """One cached split.
 
     Attributes:
-        n_tokens: int32 `[N]`, after cutting.
+        n_tokens: int32 `[N]`, after truncation.
         truncated: bool `[N]`.
     """
 
@@ -39,22 +37,22 @@ class Part:
     max_length: int
 
     @classmethod
-    def of(cls, file: CacheFile, view: str) -> Part:
+    def of(cls, file: CacheFile, view: str) -> InspectedSplit:
         """One view of a sealed file."""
-        tokens, cut = (np.asarray(file.sealed.column(name)) for name in ("n_tokens", "truncated"))
-        return cls(file.features(view), tokens, cut.astype(bool), file.max_length)
+        n_tokens, truncated = (np.asarray(file.sealed.column(name)) for name in ("n_tokens", "truncated"))
+        return cls(file.features(view), n_tokens, truncated.astype(bool), file.max_length)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of all splits, numbered through: train, then validation, then test.
+class InspectedRows:
+    """The rows of all splits under one numbering: train, then validation, then test.
 
     Attributes:
         splits: their names.
-        starts: int64 `[splits + 1]`, where each begins and the last one ends.
+        starts: int64 `[splits + 1]`, the first row of each split, and N.
         labels: int64 `[N]` or uint8 multi-hot `[N, C]`.
         hashes: uint8 `[N, 32]`.
-        text: int64 `[N]`, which of the M distinct texts each row has; they are numbered as they first come.
+        text: int64 `[N]`, which of the M distinct texts a row has; numbered in the order of their first rows.
         first: int64 `[M]`, the first row of each distinct text.
     """
 
@@ -66,13 +64,19 @@ class Rows:
     first: np.ndarray
 
     @classmethod
-    def of(cls, parts: Mapping[str, Part]) -> Rows:
-        found = [part.features for part in parts.values()]
-        hashes = np.concatenate([one.row_hash for one in found])
-        labels = np.concatenate([one.y for one in found])
+    def of(cls, splits: Mapping[str, InspectedSplit]) -> InspectedRows:
+        """Number the rows of `splits` in their order."""
+        features = [split.features for split in splits.values()]
+        hashes = np.concatenate([one.row_hash for one in features])
         first, text = np.unique(first_occurrence(hashes), return_inverse=True)
-        starts = np.cumsum([0, *(len(one.y) for one in found)])
-        return cls(tuple(parts), starts, labels, hashes, text, first)
+        return cls(
+            splits=tuple(splits),
+            starts=np.cumsum([0, *(len(one.y) for one in features)]),
+            labels=np.concatenate([one.y for one in features]),
+            hashes=hashes,
+            text=text,
+            first=first,
+        )
 
     def __len__(self) -> int:
         return len(self.text)
@@ -83,25 +87,25 @@ class Rows:
         return np.repeat(np.arange(len(self.splits)), np.diff(self.starts))
 
     def where(self, row: int) -> tuple[str, int]:
-        """The split, and the row within it."""
+        """The split of a row, and its number within the split."""
         split = int(self.split_of[row])
         return self.splits[split], int(row - self.starts[split])
 
-    def part(self, split: str) -> slice:
+    def of_split(self, split: str) -> slice:
         """The rows of one split."""
         place = self.splits.index(split)
         return slice(int(self.starts[place]), int(self.starts[place + 1]))
 
 
 @dataclass(frozen=True)
-class Doubts:
+class LabelDoubts:
     """Likely label errors.
 
     Attributes:
         rows: int64 `[K]`, the least likely label first.
-        probabilities: float64 `[N, C]` of all rows: of train out of fold, of the others by a head of train.
-        unjudged: rows whose label no row in the other folds has.
-        reason: why nothing was looked for; empty where something was.
+        probabilities: float64 `[N, C]` of all rows: out of fold for train, by a head of train for the others.
+        unjudged: rows with a label that no row in the other folds has.
+        reason: why no errors were looked for; empty if they were.
     """
 
     rows: np.ndarray
@@ -110,12 +114,13 @@ class Doubts:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Cleaned:
+@dataclass(frozen=True, kw_only=True)
+class LeakageScore:
     """Accuracy on a split, and on its rows that no earlier split has, with 95 % intervals.
 
     Attributes:
-        leaked: accuracy on the rows left out; NaN where there are none.
+        rows, removed: all rows, and those that an earlier split has.
+        leaked: accuracy on the removed rows; NaN if there are none.
     """
 
     split: str
@@ -128,81 +133,85 @@ class Cleaned:
     leaked: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What `inspect_parts` returns.
+    """What `inspect_splits` returns.
 
     Attributes:
-        match: int64 `[N]`: the row of an earlier split that has the same text, or nearly; -1 for none.
-        cosine: float32 `[N]`: 1 where the text is the same.
-        far: int64 `[K]`: one row of each text that lies far out, the farthest first.
-        fence: the distance beyond which texts count as far out.
-        scores: of logistic regression on train, chosen on validation, with and without what leaked.
+        match: int64 `[N]`: the row of an earlier split with the same or nearly the same text; -1 for none.
+        cosine: float32 `[N]`, with that row: 1 for the same text, -1 for none.
+        outliers: int64 `[K]`: one row of each text beyond the fence, the farthest first.
+        fence: the distance to train texts above which a text is an outlier; NaN if it is not known.
+        scores: of logistic regression on train, chosen on validation, with and without leaked rows.
     """
 
-    parts: Mapping[str, Part]
-    rows: Rows
+    splits: Mapping[str, InspectedSplit]
+    rows: InspectedRows
     near: Neighbourhood
     threshold: float
     neighbours: int
     match: np.ndarray
     cosine: np.ndarray
-    far: np.ndarray
+    outliers: np.ndarray
     fence: float
-    doubts: Doubts
-    scores: tuple[Cleaned, ...]
+    doubts: LabelDoubts
+    scores: tuple[LeakageScore, ...]
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        return next(iter(self.parts.values())).features.label_names
+        return next(iter(self.splits.values())).features.label_names
 
-    def leaked(self, split: str, sources: tuple[str, ...] = SPLITS) -> np.ndarray:
-        """bool `[N of the split]`: rows found in an earlier split, one of `sources`."""
-        match = self.match[self.rows.part(split)]
+    def leaked(self, split: str, sources: Sequence[str] = SPLITS) -> np.ndarray:
+        """bool `[N of the split]`: rows that an earlier split, one of `sources`, has."""
+        match = self.match[self.rows.of_split(split)]
         among = [self.rows.splits.index(name) for name in sources if name in self.rows.splits]
         return np.asarray((match >= 0) & np.isin(self.rows.split_of[match], among))
 
 
-def inspect_parts(
-    parts: Mapping[str, Part],
+def inspect_splits(
+    splits: Mapping[str, InspectedSplit],
     *,
     threshold: float = THRESHOLD,
     neighbours: int = NEIGHBOURS,
     folds: int = FOLDS,
     seed: int = 0,
-    progress: Progress | None = None,
+    on_progress: OnProgress = ignore,
 ) -> Inspection:
-    """Look at the cached features of all splits, of one view.
+    """Find duplicates, leakage, likely label errors and outliers in the cached features of one view.
 
     Args:
-        parts: in the order train, validation, test; train has to be there.
-        threshold: cosine of centred features from which on two texts count as nearly equal.
-        neighbours: the mean distance to so many train texts tells how far out a text lies.
+        splits: in the order train, validation, test; train is required.
+        threshold: cosine of centred features from which on two texts are nearly equal.
+        neighbours: how many nearest train texts the distance of a text is a mean over.
         folds: parts of train for out-of-fold probabilities.
-        progress: called with what is done, how much, of how much.
+        on_progress: receives the stages `comparing texts`, `fitting a head` and `out-of-fold heads`.
 
     Raises:
-        UsageError: numbers out of range.
-        HeadError: NaN or infinite features, labels out of range.
+        UsageError: a number out of range, or splits without train or in another order.
+        HeadError: NaN or infinite features, labels out of range, or splits with different encoders or labels.
     """
-    _check(parts, threshold, neighbours, folds)
-    rows, say = Rows.of(parts), progress or (lambda what, done, total: None)
-    features = _Distinct(rows, [part.features.x for part in parts.values()])
-    sizes = np.bincount(rows.split_of[rows.first], minlength=len(parts)).tolist()
+    _check(splits, threshold, neighbours, folds)
+    rows = InspectedRows.of(splits)
     near = neighbourhood(
-        features, sizes, threshold=threshold, neighbours=neighbours,
-        progress=lambda done, total: say("comparing texts", done, total),
-    )  # fmt: skip
+        _reader(rows, [split.features.x for split in splits.values()]),
+        np.bincount(rows.split_of[rows.first], minlength=len(splits)).tolist(),
+        threshold=threshold,
+        neighbours=neighbours,
+        on_progress=on_progress,
+    )
     match, cosine = _matches(rows, near, threshold)
-    far, fence = _far_out(rows, near)
-    doubts, scores = _judge(parts, rows, near, match, folds, seed, say)
-    return Inspection(parts, rows, near, threshold, neighbours, match, cosine, far, fence, doubts, scores)
+    outliers, fence = _outliers(rows, near)
+    doubts, scores = _label_doubts(splits, rows, near, match, folds=folds, seed=seed, on_progress=on_progress)
+    return Inspection(
+        splits=splits, rows=rows, near=near, threshold=threshold, neighbours=neighbours, match=match,
+        cosine=cosine, outliers=outliers, fence=fence, doubts=doubts, scores=scores,
+    )  # fmt: skip
 
 
-def cleaned(
+def score_without_leaks(
     split: str, probabilities: np.ndarray, labels: np.ndarray, leaked: np.ndarray,
     thresholds: np.ndarray | None = None,
-) -> Cleaned:  # fmt: skip
+) -> LeakageScore:  # fmt: skip
     """Accuracy with and without leaked rows.
 
     Args:
@@ -220,26 +229,32 @@ def cleaned(
         return bootstrap_intervals(probabilities[rows], labels[rows], thresholds)["accuracy"]
 
     every = np.ones(len(labels), bool)
-    return Cleaned(
-        split, len(labels), int(leaked.sum()), accuracy(every), interval(every),
-        accuracy(~leaked), interval(~leaked), accuracy(leaked),
+    return LeakageScore(
+        split=split, rows=len(labels), removed=int(leaked.sum()),
+        whole=accuracy(every), whole_interval=interval(every),
+        without=accuracy(~leaked), without_interval=interval(~leaked), leaked=accuracy(leaked),
     )  # fmt: skip
 
 
-def conflicts(rows: Rows) -> np.ndarray:
-    """Rows whose very text stands under another label, too; int64 `[K]`, those of one text together."""
-    if rows.labels.ndim == 1:
-        label = rows.labels
-    else:
-        label = np.unique(rows.labels, axis=0, return_inverse=True)[1].ravel()
-    kinds = np.unique(np.column_stack([rows.text, label]), axis=0)
-    several = np.bincount(kinds[:, 0], minlength=len(rows.first)) > 1
-    found = np.flatnonzero(several[rows.text])
+def label_counts(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
+    """How many of the rows (int `[N]` or multi-hot `[N, C]`) have each label."""
+    return dict(zip(names, counts_of(labels, len(names)).tolist(), strict=True))
+
+
+def labels_differ(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """bool `[N]`: whether two rows of labels (int `[N]` or multi-hot `[N, C]`) are not the same."""
+    return np.asarray(one != two if one.ndim == 1 else (one != two).any(axis=1))
+
+
+def conflicting_rows(rows: InspectedRows) -> np.ndarray:
+    """Rows whose text also has another label in another row: int64 `[K]`, ordered by text."""
+    differs = labels_differ(rows.labels, rows.labels[rows.first[rows.text]])
+    found = np.flatnonzero(np.isin(rows.text, rows.text[differs]))
     return np.asarray(found[np.argsort(rows.text[found], kind="stable")])
 
 
 def near_pairs(near: Neighbourhood, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nearly equal texts, each with the one nearest to it: int64 `[K, 2]` and cosines, the nearest first."""
+    """Nearly equal texts, each with its nearest one: int64 `[K, 2]`, and cosines `[K]`, the nearest first."""
     best = near.cosine.argmax(axis=0)
     every = np.arange(near.cosine.shape[1])
     cosine, other = near.cosine[best, every], near.nearest[best, every]
@@ -250,96 +265,98 @@ def near_pairs(near: Neighbourhood, threshold: float) -> tuple[np.ndarray, np.nd
     return unique[order], cosine[here][first][order]
 
 
-class _Distinct:
-    """Features of distinct texts by their numbers, read from the rows they first come in."""
+def _reader(
+    rows: InspectedRows, features: Sequence[np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Numbers of distinct texts int `[B]` -> their features float32 `[B, D]`, read from their first rows."""
 
-    def __init__(self, rows: Rows, features: list[np.ndarray]) -> None:
-        self.rows, self.features = rows, features
-
-    def __call__(self, texts: np.ndarray) -> np.ndarray:
-        """int `[B]` -> float32 `[B, D]`."""
-        numbers = self.rows.first[texts]
-        found = np.empty((len(numbers), self.features[0].shape[1]), np.float32)
-        for place, x in enumerate(self.features):
-            here = self.rows.split_of[numbers] == place
-            found[here] = x[numbers[here] - self.rows.starts[place]]
+    def read(texts: np.ndarray) -> np.ndarray:
+        numbers = rows.first[texts]
+        found = np.empty((len(numbers), features[0].shape[1]), np.float32)
+        for place, x in enumerate(features):
+            here = rows.split_of[numbers] == place
+            found[here] = x[numbers[here] - rows.starts[place]]
         return found
 
+    return read
 
-def _check(parts: Mapping[str, Part], threshold: float, neighbours: int, folds: int) -> None:
-    if "train" not in parts or tuple(parts) != tuple(name for name in SPLITS if name in parts):
-        raise UsageError(f"splits {', '.join(parts)}: train, then validation, then test are needed")
+
+def _check(splits: Mapping[str, InspectedSplit], threshold: float, neighbours: int, folds: int) -> None:
+    if "train" not in splits or tuple(splits) != tuple(name for name in SPLITS if name in splits):
+        raise UsageError(f"splits {', '.join(splits)}: train, then validation, then test are needed")
     if not 0 < threshold <= 1:
         raise UsageError(f"--threshold {threshold}: a cosine above 0 and up to 1 is needed")
     if neighbours < 1:
         raise UsageError(f"--neighbours {neighbours}: at least 1")
     if folds < 2:
         raise UsageError(f"--folds {folds}: at least 2")
-    train = parts["train"].features
-    for name, part in parts.items():
-        if (part.features.encoder, part.features.label_names) != (train.encoder, train.label_names):
+    train = splits["train"].features
+    for name, split in splits.items():
+        if (split.features.encoder, split.features.label_names) != (train.encoder, train.label_names):
             raise HeadError(
-                f"the {name} features were made otherwise than the train features",
+                f"the {name} features were made with other settings than the train features",
                 hint="extract all splits with the same settings: featcache extract --all-splits",
             )
-        check_rows(part.features.x, part.features.y, len(part.features.label_names), split=name)
+        check_rows(split.features.x, split.features.y, len(split.features.label_names), split=name)
 
 
-def _matches(rows: Rows, near: Neighbourhood, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _matches(
+    rows: InspectedRows, near: Neighbourhood, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
     """See `Inspection.match` and `Inspection.cosine`."""
     home = rows.split_of[rows.first]
     match, cosine = np.full(len(rows), -1), np.full(len(rows), -1, np.float32)
     same = home[rows.text] < rows.split_of
     match[same], cosine[same] = rows.first[rows.text[same]], 1
-    for part in range(1, len(rows.splits)):
-        # What stands in an earlier split is found already; what is left has its home here.
-        texts = rows.text[rows.part(rows.splits[part])]
-        best = near.cosine[:part, texts].argmax(axis=0)
+    for split in range(1, len(rows.splits)):
+        # Texts of an earlier split are matched already; the others have their first row in this split.
+        texts = rows.text[rows.of_split(rows.splits[split])]
+        best = near.cosine[:split, texts].argmax(axis=0)
         value, other = near.cosine[best, texts], near.nearest[best, texts]
-        here = np.flatnonzero((home[texts] == part) & (value >= threshold) & (other >= 0))
-        match[rows.starts[part] + here] = rows.first[other[here]]
-        cosine[rows.starts[part] + here] = value[here]
+        here = np.flatnonzero((home[texts] == split) & (value >= threshold) & (other >= 0))
+        match[rows.starts[split] + here] = rows.first[other[here]]
+        cosine[rows.starts[split] + here] = value[here]
     return match, cosine
 
 
-def _far_out(rows: Rows, near: Neighbourhood) -> tuple[np.ndarray, float]:
-    """See `Inspection.far` and `Inspection.fence`; the fence is that of the train texts."""
+def _outliers(rows: InspectedRows, near: Neighbourhood) -> tuple[np.ndarray, float]:
+    """See `Inspection.outliers`; the fence is that of the train texts (Tukey 1977)."""
     train = near.distance[rows.split_of[rows.first] == 0]
     if not np.isfinite(train).any():
         return np.zeros(0, np.int64), float("nan")
     low, high = np.nanquantile(train, (0.25, 0.75))
-    fence = float(high + FAR_OUT * (high - low))
-    far = np.flatnonzero(near.distance > fence)
-    return rows.first[far[np.argsort(-near.distance[far], kind="stable")]], fence
+    fence = float(high + WHISKER * (high - low))
+    beyond = np.flatnonzero(near.distance > fence)
+    return rows.first[beyond[np.argsort(-near.distance[beyond], kind="stable")]], fence
 
 
-def _judge(
-    parts: Mapping[str, Part], rows: Rows, near: Neighbourhood, match: np.ndarray, folds: int, seed: int,
-    say: Progress,
-) -> tuple[Doubts, tuple[Cleaned, ...]]:  # fmt: skip
-    """Likely label errors, and what leakage did to the scores of a head of train."""
-    classes = len(parts["train"].features.label_names)
-    data = {name: (part.features.x, part.features.y) for name, part in parts.items()}
-    none = np.zeros((len(rows), 0))
+def _label_doubts(
+    splits: Mapping[str, InspectedSplit], rows: InspectedRows, near: Neighbourhood, match: np.ndarray,
+    *, folds: int, seed: int, on_progress: OnProgress,
+) -> tuple[LabelDoubts, tuple[LeakageScore, ...]]:  # fmt: skip
+    """Likely label errors, and the scores of a head of train with and without leaked rows."""
+    classes = len(splits["train"].features.label_names)
+    data = {name: (split.features.x, split.features.y) for name, split in splits.items()}
+    none = np.zeros(0, np.int64)
     try:
-        say("fitting a head", 0, 1)
+        on_progress(Progress("fitting a head", total=1))
         head = fit_reference(data["train"], data.get("validation"), classes)
         said = {name: head.probabilities(x) for name, (x, _) in data.items() if name != "train"}
         scores = tuple(
-            cleaned(name, found, data[name][1], match[rows.part(name)] >= 0) for name, found in said.items()
+            score_without_leaks(name, found, data[name][1], match[rows.of_split(name)] >= 0)
+            for name, found in said.items()
         )
-        groups = near.group[rows.text[rows.part("train")]]
+        groups = near.group[rows.text[rows.of_split("train")]]
         held_out = out_of_fold(
-            *data["train"], classes, head.C, groups, folds=folds, seed=seed,
-            progress=lambda done, total: say("out-of-fold heads", done, total),
-        )  # fmt: skip
+            *data["train"], classes, head.C, groups, folds=folds, seed=seed, on_progress=on_progress
+        )
     except HeadError as error:
-        return Doubts(np.zeros(0, np.int64), none, 0, error.what), ()
+        return LabelDoubts(none, np.zeros((len(rows), 0)), reason=error.what), ()
     probabilities = np.concatenate([held_out.probabilities, *said.values()])
     judged = np.concatenate([held_out.judged, np.ones(len(rows) - len(held_out.judged), bool)])
     numbers = np.flatnonzero(judged)
     try:
         found = numbers[likely_errors(rows.labels[numbers], probabilities[numbers])]
     except UsageError as error:
-        return Doubts(np.zeros(0, np.int64), probabilities, 0, f"{error.what}: {error.hint}"), scores
-    return Doubts(found, probabilities, int((~judged).sum()), ""), scores
+        return LabelDoubts(none, probabilities, reason=f"{error.what}: {error.hint}"), scores
+    return LabelDoubts(found, probabilities, unjudged=int((~judged).sum())), scores

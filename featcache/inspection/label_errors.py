@@ -1,8 +1,8 @@
-"""Labels that the other rows speak against: confident learning on out-of-fold probabilities."""
+"""Likely label errors: confident learning on out-of-fold probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -12,19 +12,20 @@ from featcache.errors import HeadError, UsageError
 from featcache.heads.features import standard_of, standardised_rows
 from featcache.heads.fit import Standard
 from featcache.heads.head import probabilities_of
+from featcache.system.progress import OnProgress, Progress, ignore
 
 FOLDS = 5
-PENALTIES = (1e-3, 1e-2, 0.1)  # of which the one best on validation is taken
-TOLERANCE = 1e-4  # of the gradient; probabilities are then right to about three digits
+PENALTIES = (1e-3, 1e-2, 0.1)  # the values of C that `fit_reference` chooses from
+TOLERANCE = 1e-4  # of the gradient: probabilities are then right to about three digits
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What heads that never saw a row's label say of the row.
+class OutOfFold:
+    """Probabilities of each row from a head that was fitted without the row.
 
     Attributes:
         probabilities: float64 `[N, C]`.
-        judged: bool `[N]`: False where no other row has the label, so that nothing can be said.
+        judged: bool `[N]`: False where no row in the other folds has the label of the row.
     """
 
     probabilities: np.ndarray
@@ -40,49 +41,49 @@ def out_of_fold(
     *,
     folds: int = FOLDS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Judgement:
-    """Probabilities of each row by a logistic regression fitted on the rows of all other folds.
+    on_progress: OnProgress = ignore,
+) -> OutOfFold:
+    """Probabilities of each row from a logistic regression fitted on the rows of all other folds.
 
-    Rows of one group (copies of one text) are in one fold: a copy that carries the same wrong label would
-    vouch for it. Otherwise every fold has its share of each class.
+    The rows of a group (copies of one text) are in the same fold: a copy with the same wrong label would
+    hide the error. Apart from that, every fold has its share of each class.
 
     Args:
         x: features `[N, D]` as stored.
         y: int `[N]` or multi-hot `[N, C]`.
         C: inverse strength of the penalty, see `featcache.heads.exact_logistic`.
         groups: int `[N]`.
+        on_progress: receives the stage `out-of-fold heads`.
 
     Raises:
-        HeadError: rows nothing can be learned from, or too few of them.
+        HeadError: rows nothing can be learned from, or fewer groups than folds.
     """
-    from featcache.heads import exact_logistic as exact
+    from featcache.heads import exact_logistic
     from featcache.heads.logistic_objective import logits
 
-    fold_of = _deal(y, groups, folds, seed)
+    fold_of = _assign_folds(y, groups, folds, seed)
     rows = standardised_rows(x, standard_of(x))
     found, judged = np.zeros((len(x), classes)), np.ones(len(x), bool)
     for fold in range(folds):
         held_out = fold_of == fold
-        kept = (~held_out).astype(np.float64)
-        fitted = exact.fit(rows, y, classes, C, sample_weight=kept, tolerance=TOLERANCE)
-        said = logits(rows, fitted.weight, fitted.bias)[held_out]
-        found[held_out] = probabilities_of(said, 1.0, multi_label=y.ndim == 2)
-        judged[held_out] = _known(y[~held_out], y[held_out], classes)
-        if progress:
-            progress(fold + 1, folds)
-    return Judgement(found, judged)
+        weight = (~held_out).astype(np.float64)
+        fitted = exact_logistic.fit(rows, y, classes, C, sample_weight=weight, tolerance=TOLERANCE)
+        scores = logits(rows, fitted.weight, fitted.bias)[held_out]
+        found[held_out] = probabilities_of(scores, 1.0, multi_label=y.ndim == 2)
+        judged[held_out] = _labels_known(y[~held_out], y[held_out], classes)
+        on_progress(Progress("out-of-fold heads", done=fold + 1, total=folds))
+    return OutOfFold(found, judged)
 
 
 def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Row numbers of labels that are likely wrong, int64 `[K]`, the least likely label first.
 
-    Confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068) as cleanlab has it: a label counts
-    as wrong only as often as the rows' own confident predictions disagree with the labels, class by class.
+    Confident learning (Northcutt, Jiang & Chuang 2021, arXiv:1911.00068) by cleanlab: it counts, class by
+    class, how often confident predictions disagree with the labels, and lists that many rows.
 
     Args:
         labels: int `[N]` or multi-hot `[N, C]`.
-        probabilities: float64 `[N, C]`, of heads that did not see these labels.
+        probabilities: float64 `[N, C]`, of heads that were fitted without these labels.
 
     Raises:
         UsageError: cleanlab is not installed.
@@ -107,7 +108,7 @@ def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reference:
-    """The head that an inspection scores with: logistic regression, its penalty chosen on validation."""
+    """A logistic regression that an inspection scores with; `C` was chosen on validation."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -119,8 +120,8 @@ class Reference:
         """Features as stored `[N, D]` -> float64 `[N, C]`."""
         from featcache.heads.logistic_objective import logits
 
-        said = logits(standardised_rows(x, self.standard), self.weight, self.bias)
-        return probabilities_of(said, 1.0, multi_label=self.multi_label)
+        scores = logits(standardised_rows(x, self.standard), self.weight, self.bias)
+        return probabilities_of(scores, 1.0, multi_label=self.multi_label)
 
 
 def fit_reference(
@@ -129,31 +130,31 @@ def fit_reference(
     classes: int,
     penalties: Sequence[float] = PENALTIES,
 ) -> Reference:
-    """Fit on train rows (features as stored, labels), choose on validation rows; without them C is 0.01.
+    """Fit on train rows (features as stored, labels), with the C that is best on validation rows; else 0.01.
 
     Raises:
         HeadError: rows nothing can be learned from.
     """
-    from featcache.heads import exact_logistic as exact
+    from featcache.heads import exact_logistic
 
     x, y = train
     standard = standard_of(x)
     rows = standardised_rows(x, standard)
     if validation is None:
-        found = exact.fit(rows, y, classes, 1e-2, tolerance=TOLERANCE)
+        found = exact_logistic.fit(rows, y, classes, 1e-2, tolerance=TOLERANCE)
     else:
         held_out = standardised_rows(validation[0], standard)
-        found = exact.choose_penalty(
+        found = exact_logistic.choose_penalty(
             rows, y, classes, penalties, held_out, validation[1], tolerance=TOLERANCE
         )
     return Reference(found.weight, found.bias, found.C, standard, y.ndim == 2)
 
 
-def _deal(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def _assign_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """The fold of each row, int64 `[N]`: groups in random order, sorted by their first row's labels."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     if len(first) < folds:
-        raise HeadError(f"{len(first)} different rows cannot be dealt out to {folds} folds")
+        raise HeadError(f"{len(first)} different rows are too few for {folds} folds")
     stratum = y[first] if y.ndim == 1 else np.unique(y[first], axis=0, return_inverse=True)[1].ravel()
     shuffled = np.random.default_rng(seed).permutation(len(first))
     order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
@@ -162,8 +163,8 @@ def _deal(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarra
     return np.asarray(fold_of[group])
 
 
-def _known(kept: np.ndarray, held_out: np.ndarray, classes: int) -> np.ndarray:
-    """bool: whether rows that were fitted on have the label, or every label, of a held-out row."""
-    if kept.ndim == 1:
-        return np.asarray(np.bincount(kept, minlength=classes)[held_out] > 0)
-    return np.asarray(~(held_out.astype(bool) & ~kept.any(axis=0)).any(axis=1))
+def _labels_known(fitted: np.ndarray, held_out: np.ndarray, classes: int) -> np.ndarray:
+    """bool: whether the rows that were fitted have the label, or every label, of a held-out row."""
+    if fitted.ndim == 1:
+        return np.asarray(np.bincount(fitted, minlength=classes)[held_out] > 0)
+    return np.asarray(~(held_out.astype(bool) & ~fitted.any(axis=0)).any(axis=1))

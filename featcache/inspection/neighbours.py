@@ -1,8 +1,8 @@
-"""Which texts lie near each other: cosines of centred features, block by block in bounded memory.
+"""Which texts are near each other: cosines of centred features, computed in tiles of bounded memory.
 
-Features of a frozen Transformer all point much the same way (Ethayarajh 2019, arXiv:1909.00512): of two
-unrelated reviews the cosine may be 0.9. With the mean taken off first (Mu & Viswanath 2018,
-arXiv:1702.01417) unrelated texts are near 0 and texts that differ in a few characters above 0.95, with any
+Features of a frozen Transformer all have much the same direction (Ethayarajh 2019, arXiv:1909.00512): the
+cosine of two unrelated reviews may be 0.9. After the mean is subtracted (Mu & Viswanath 2018,
+arXiv:1702.01417), unrelated texts are near 0 and texts that differ in a few characters above 0.95, with any
 backbone, so that one threshold serves all.
 """
 
@@ -13,8 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 2048  # rows of one block of cosines: 17 MB in float32
-THRESHOLD = 0.95  # from which on two texts count as nearly equal
+from featcache.system.progress import OnProgress, Progress, ignore
+
+TILE = 2048  # rows of a tile of cosines: 17 MB in float32
+THRESHOLD = 0.95  # cosine from which on two texts are nearly equal
+NEIGHBOURS = 10
+
+ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,11 @@ class Neighbourhood:
     """What is near each of M distinct texts.
 
     Attributes:
-        group: int64 `[M]`, the lowest number among all texts that it is nearly equal to, or that those are
-            nearly equal to, and so on.
-        nearest: int64 `[parts, M]`: for each part the text of that part that is nearest, itself apart;
-            -1 where there is none.
-        cosine: float32 `[parts, M]`, of those; -1 where there is none.
-        distance: float32 `[M]`: one less the mean cosine with the k nearest texts of the first part; of
-            fewer where there are fewer, NaN where there are none.
+        group: int64 `[M]`, the lowest number among the texts that are connected to it by nearly equal pairs.
+        nearest: int64 `[splits, M]`: for each split its nearest other text; -1 if there is none.
+        cosine: float32 `[splits, M]`, with those; -1 if there is none.
+        distance: float32 `[M]`: 1 minus the mean cosine with the k nearest texts of the first split, or with
+            all if there are fewer; NaN if there are none.
     """
 
     group: np.ndarray
@@ -37,61 +40,64 @@ class Neighbourhood:
     distance: np.ndarray
 
 
-Rows = Callable[[np.ndarray], np.ndarray]
-
-
 def neighbourhood(
-    rows: Rows,
+    read: ReadFeatures,
     sizes: Sequence[int],
     *,
     threshold: float = THRESHOLD,
-    neighbours: int = 10,
-    progress: Callable[[int, int], None] | None = None,
+    neighbours: int = NEIGHBOURS,
+    tile: int = TILE,
+    on_progress: OnProgress = ignore,
 ) -> Neighbourhood:
     """Compare all texts with all others.
 
-    Time is about `M^2 * D` multiply-adds; memory a few blocks and `(2 parts + neighbours) * M` numbers.
+    Time is about `M^2 * D` multiply-adds; memory a few tiles and `(2 splits + neighbours) * M` numbers.
 
     Args:
-        rows: text numbers int `[B]` -> their features `[B, D]`, finite.
-        sizes: how many texts each part has; the numbers of a part follow those of the part before.
+        read: text numbers int `[B]` -> their features `[B, D]`, finite.
+        sizes: how many texts each split has; the numbers of a split follow those of the split before.
         threshold: cosine from which on two texts are nearly equal.
         neighbours: k.
-        progress: called with cosines done and in all.
+        on_progress: receives the stage `comparing texts` in cosines.
     """
     total, ends = sum(sizes), np.cumsum([0, *sizes])
-    parts = [(part, block) for part in range(len(sizes)) for block in _blocks(ends[part], ends[part + 1])]
-    centre = _mean(rows, np.arange(sizes[0]) if sizes[0] else np.arange(total))
-    found = _Found(len(sizes), total, neighbours)
-    done = 0
-    for place, (part, block) in enumerate(parts):
-        left = _unit(rows(block), centre)
-        for other_part, other in parts[place:]:
-            same = other[0] == block[0]
-            cosines = left @ (left if same else _unit(rows(other), centre)).T
+    tiles = [
+        (split, rows)
+        for split in range(len(sizes))
+        for rows in _tiles(np.arange(ends[split], ends[split + 1]), tile)
+    ]
+    centre = _mean(read, np.arange(sizes[0] or total), tile)
+    nearest = _NearestTexts(len(sizes), total, neighbours)
+    done, cosines_in_all = 0, (total * total + sum(len(rows) ** 2 for _, rows in tiles)) // 2
+    for place, (split, rows) in enumerate(tiles):
+        left = _unit(read(rows), centre)
+        for other_split, other in tiles[place:]:
+            same = other[0] == rows[0]
+            cosines = left @ (left if same else _unit(read(other), centre)).T
             if same:
                 np.fill_diagonal(cosines, -np.inf)
-            found.pairs(cosines, block, other, threshold)
-            found.see(cosines, block, other, other_part)
+            nearest.join_groups(cosines, rows, other, threshold)
+            nearest.update(cosines, rows, other, other_split)
             if not same:
-                found.see(cosines.T, other, block, part)
-            done += len(block) * len(other)
-            if progress:
-                progress(done, (total * total + sum(len(block) ** 2 for _, block in parts)) // 2)
-    return Neighbourhood(found.group, found.nearest, found.cosine, found.distance())
+                nearest.update(cosines.T, other, rows, split)
+            done += len(rows) * len(other)
+            on_progress(Progress("comparing texts", done=done, total=cosines_in_all))
+    return Neighbourhood(nearest.group, nearest.nearest, nearest.cosine, nearest.distance())
 
 
-class _Found:
-    """What is known so far."""
+class _NearestTexts:
+    """The groups and nearest texts among the cosines that were computed so far."""
 
-    def __init__(self, parts: int, total: int, neighbours: int) -> None:
+    def __init__(self, splits: int, total: int, neighbours: int) -> None:
         self.group = np.arange(total)
-        self.nearest = np.full((parts, total), -1)
-        self.cosine = np.full((parts, total), -1, np.float32)
+        self.nearest = np.full((splits, total), -1)
+        self.cosine = np.full((splits, total), -1, np.float32)
         self.best = np.full((total, neighbours), -np.inf, np.float32)
 
-    def pairs(self, cosines: np.ndarray, block: np.ndarray, other: np.ndarray, threshold: float) -> None:
-        """Put the groups of nearly equal texts together."""
+    def join_groups(
+        self, cosines: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float
+    ) -> None:
+        """Join the groups of texts that are nearly equal."""
         one, two = np.nonzero(cosines >= threshold)
         if not len(one):
             return
@@ -99,7 +105,7 @@ class _Found:
         from scipy.sparse.csgraph import connected_components
 
         known, edges = np.unique(
-            np.concatenate([self.group[block[one]], self.group[other[two]]]), return_inverse=True
+            np.concatenate([self.group[rows[one]], self.group[other[two]]]), return_inverse=True
         )
         first, second = edges[: len(one)], edges[len(one) :]
         graph = csr_array((np.ones(len(one), np.int8), (first, second)), shape=(len(known), len(known)))
@@ -110,18 +116,18 @@ class _Found:
         renamed[known] = lowest[component]
         self.group = renamed[self.group]
 
-    def see(self, cosines: np.ndarray, block: np.ndarray, other: np.ndarray, part: int) -> None:
-        """Note for the texts of `block` what `other`, of `part`, holds near them."""
+    def update(self, cosines: np.ndarray, rows: np.ndarray, other: np.ndarray, split: int) -> None:
+        """Take for the texts `rows` what is nearer among `other`, texts of `split`."""
         where = cosines.argmax(axis=1)
-        value = cosines[np.arange(len(block)), where]
-        unknown = self.nearest[part, block] < 0
-        nearer = np.isfinite(value) & (unknown | (value > self.cosine[part, block]))
-        self.cosine[part, block[nearer]] = np.clip(value[nearer], -1, 1)
-        self.nearest[part, block[nearer]] = other[where[nearer]]
-        if part == 0:
+        value = cosines[np.arange(len(rows)), where]
+        unknown = self.nearest[split, rows] < 0
+        nearer = np.isfinite(value) & (unknown | (value > self.cosine[split, rows]))
+        self.cosine[split, rows[nearer]] = np.clip(value[nearer], -1, 1)
+        self.nearest[split, rows[nearer]] = other[where[nearer]]
+        if split == 0:
             k = self.best.shape[1]
-            both = np.concatenate([self.best[block], cosines], axis=1)
-            self.best[block] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
+            both = np.concatenate([self.best[rows], cosines], axis=1)
+            self.best[rows] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
 
     def distance(self) -> np.ndarray:
         """See `Neighbourhood.distance`."""
@@ -131,21 +137,18 @@ class _Found:
         return np.where(count > 0, np.maximum(1 - mean, 0), np.nan).astype(np.float32)
 
 
-def _blocks(start: int, end: int) -> Iterator[np.ndarray]:
-    return (np.arange(first, min(first + BLOCK, end)) for first in range(start, end, BLOCK))
+def _tiles(numbers: np.ndarray, tile: int) -> Iterator[np.ndarray]:
+    return (numbers[first : first + tile] for first in range(0, len(numbers), tile))
 
 
-def _mean(rows: Rows, numbers: np.ndarray) -> np.ndarray:
-    """float64 `[D]`, of some texts."""
-    parts = (
-        rows(numbers[first : first + BLOCK]).sum(axis=0, dtype=np.float64)
-        for first in range(0, len(numbers), BLOCK)
-    )
-    return np.asarray(sum(parts) / len(numbers))
+def _mean(read: ReadFeatures, numbers: np.ndarray, tile: int) -> np.ndarray:
+    """The mean of the features of some texts, float64 `[D]`."""
+    sums = (read(part).sum(axis=0, dtype=np.float64) for part in _tiles(numbers, tile))
+    return np.asarray(sum(sums) / len(numbers))
 
 
 def _unit(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Centred rows of length 1, float32 `[B, D]`; a row at the centre stays 0 and is near nothing."""
+    """Centred rows of length 1, float32 `[B, D]`; a row at the centre stays 0 and is near no other."""
     moved = x.astype(np.float64) - centre
     length = np.linalg.norm(moved, axis=1, keepdims=True)
     return np.asarray(moved / np.where(length > 1e-12, length, 1), np.float32)

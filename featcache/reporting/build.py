@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from featcache.evaluation.metrics import METRICS
 from featcache.evaluation.paired import right_rows
 from featcache.fingerprint import fingerprint
 from featcache.inspection.document import findings
-from featcache.inspection.inspection import Inspection, Part, cleaned, inspect_parts
+from featcache.inspection.inspection import InspectedSplit, Inspection, inspect_splits, score_without_leaks
 from featcache.reporting.cost import cost
 from featcache.reporting.numbers import by_length, by_truncation, confidence_histogram, reliability, worst
 from featcache.reporting.projection import choose_projection, project
@@ -27,7 +27,8 @@ from featcache.runs.compare import Change, compare_runs
 from featcache.runs.predictions import Predictions
 from featcache.runs.run import Run
 from featcache.settings import DataSettings
-from featcache.system.text import plain
+from featcache.system.documents import json_document, tidied
+from featcache.system.text import readable
 
 REPORT_FORMAT = 1
 LISTED = 20  # rows of each list of the inspection
@@ -75,7 +76,7 @@ def build_report(
     places = None if file is None else _places(file, said, notes)
     if files and subject.record.get("finetune"):
         notes.append("the map and the look at the data are of the features before fine-tuning")
-    parts = {name: Part.of(one, subject.record["view"]) for name, one in files.items()}
+    parts = {name: InspectedSplit.of(one, subject.record["view"]) for name, one in files.items()}
     hashes = {name: part.features.row_hash for name, part in parts.items()} or {split: said.row_hash}
     say("reading texts", 0, 1)
     texts = find_texts(_data_settings(subject), hashes, int(subject.record.get("seed", 0)))
@@ -105,17 +106,22 @@ def build_report(
         "without_leaks": _clean_score(subject, said, looked, split, places),
         "notes": notes,
     }  # fmt: skip
-    made: dict[str, Any] = plain(document)
+    made: dict[str, Any] = json_document(tidied(document, text=readable))
     return made
 
 
-def _inspect(parts: Mapping[str, Part], run: Run, notes: list[str], say: Progress) -> Inspection | None:
+def _inspect(
+    parts: Mapping[str, InspectedSplit], run: Run, notes: list[str], say: Progress
+) -> Inspection | None:
     """None, with a note, where it cannot be done."""
     if "train" not in parts:
         notes.append("the data were not inspected: the train features are not in the cache")
         return None
     try:
-        return inspect_parts(parts, seed=int(run.record.get("seed", 0)), progress=say)
+        seed = int(run.record.get("seed", 0))
+        return inspect_splits(
+            parts, seed=seed, on_progress=lambda now: say(now.stage, now.done, now.total)
+        )
     except HeadError as error:
         notes.append(f"the data were not inspected: {error.what}")
         return None
@@ -254,7 +260,7 @@ def _learning_curves(run: Run, reports_dir: Path | None) -> list[dict[str, Any]]
 
 
 def _mistakes(
-    said: Predictions, part: Part | None, places: np.ndarray | None, texts: RowTexts, split: str,
+    said: Predictions, part: InspectedSplit | None, places: np.ndarray | None, texts: RowTexts, split: str,
     looked: Inspection | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     rows, sure = worst(said)
@@ -337,7 +343,7 @@ def _data_settings(run: Run) -> DataSettings:
 
 
 def _map(
-    said: Predictions, part: Part, places: np.ndarray, method: str, say: Progress
+    said: Predictions, part: InspectedSplit, places: np.ndarray, method: str, say: Progress
 ) -> dict[str, Any] | None:
     """Up to MAPPED rows in two dimensions, chosen at random but always the same."""
     rows = np.sort(np.random.default_rng(0).permutation(len(said))[:MAPPED])
@@ -363,18 +369,9 @@ def _clean_score(
     """The run's accuracy without the rows that an earlier split has, too."""
     if looked is None or places is None:
         return None
-    sources = SPLITS[: SPLITS.index(split)]
+    leaked = looked.leaked(split, SPLITS[: SPLITS.index(split)])[places]
     thresholds = run.head().thresholds if said.multi_label else None
-    found = cleaned(split, said.probabilities, said.labels, looked.leaked(split, sources)[places], thresholds)
-    return {
-        "rows": found.rows,
-        "removed": found.removed,
-        "whole": found.whole,
-        "whole_interval": found.whole_interval,
-        "without": found.without,
-        "without_interval": found.without_interval,
-        "leaked": found.leaked,
-    }
+    return asdict(score_without_leaks(split, said.probabilities, said.labels, leaked, thresholds))
 
 
 def _names(value: Any, names: tuple[str, ...]) -> str | list[str]:

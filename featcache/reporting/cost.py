@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from featcache.cache.catalog import CacheFile
-from featcache.inspection.inspection import Part
+from featcache.inspection.inspection import InspectedSplit
 from featcache.runs.run import Run
 
 TUTORIAL_EPOCHS, TUTORIAL_BATCH = 100, 50  # of the ChnSentiCorp tutorials, for heads without epochs
 
 
 def cost(
-    runs: Sequence[Run], parts: Mapping[str, Part], files: Mapping[str, CacheFile]
+    runs: Sequence[Run], parts: Mapping[str, InspectedSplit], files: Mapping[str, CacheFile]
 ) -> dict[str, Any] | None:
     """What was computed once, against a tutorial that runs the backbone in every epoch.
 

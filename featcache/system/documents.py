@@ -1,9 +1,11 @@
-"""JSON documents as dataclasses: read with a check of every field, written without fields that are None."""
+"""JSON documents as dataclasses: read with a check of every field, and written as plain JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -34,6 +36,51 @@ def plain_document(document: Any) -> dict[str, Any]:
     """A dataclass as a JSON object; fields that are None are left out, at every depth."""
     plain: dict[str, Any] = _plain(msgspec.to_builtins(document))
     return plain
+
+
+def json_document(document: Any) -> Any:
+    """`document` for `json.dumps`: dataclasses become objects at every depth, and None becomes null.
+
+    The key of a field is its name without a `_` at its end: `in_` becomes `in`.
+    """
+    if is_dataclass(document):
+        named = ((field.name.removesuffix("_"), getattr(document, field.name)) for field in fields(document))
+        return {name: json_document(value) for name, value in named}
+    if isinstance(document, Mapping):
+        return {key: json_document(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [json_document(value) for value in document]
+    return document
+
+
+def tidied(document: T, *, digits: int | None = None, text: Callable[[str], str] = str) -> T:
+    """`document` with values that JSON can hold, at every depth of dataclasses, mappings and lists.
+
+    NaN and infinite numbers become None, numpy's numbers Python's.
+
+    Args:
+        digits: significant digits that are kept of a float; None keeps all.
+        text: what becomes of each text.
+    """
+
+    def tidy(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: tidy(getattr(value, field.name)) for field in fields(value)})
+        if isinstance(value, Mapping):
+            return {text(str(key)): tidy(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [tidy(one) for one in value]
+        if isinstance(value, str):
+            return text(value)
+        if hasattr(value, "item"):  # a number of numpy's
+            value = value.item()
+        if not isinstance(value, float):
+            return value
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+
+    return cast(T, tidy(document))
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,9 @@
-"""Texts: what a tokenizer accepts, and what JSON and a page can show."""
+"""Texts: what a tokenizer accepts, and what a page can show."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from featcache.errors import SourceError
 
@@ -29,19 +25,6 @@ def check_text(text: Any, name: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise SourceError(f"{name} is no valid Unicode: {error.reason} at {error.start}") from None
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numpy numbers become Python's, NaN and infinity None, texts `readable`."""
-    if isinstance(value, Mapping):
-        return {readable(str(key)): plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    if isinstance(value, str):
-        return readable(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def readable(text: str) -> str:

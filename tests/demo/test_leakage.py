@@ -11,7 +11,7 @@ import pytest
 
 from featcache.demo.demo import PROMPT, raw_reviews
 from featcache.extraction.api import extract_splits, find_features
-from featcache.inspection.inspection import Inspection, Part, inspect_parts
+from featcache.inspection.inspection import InspectedSplit, Inspection, inspect_splits
 from featcache.settings import load_settings
 
 pytestmark = pytest.mark.demo
@@ -43,7 +43,8 @@ def inspected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ins
     asked = {"model": str(demo_model), "dataset": str(folder), "prompt": PROMPT, "views": "last/mean"}
     settings = load_settings({**asked, "cache_dir": str(folder / "cache")})
     extract_splits(settings, list(ROWS))
-    return inspect_parts({split: Part.of(find_features(settings, split), "last/mean") for split in ROWS})
+    files = {split: find_features(settings, split) for split in ROWS}
+    return inspect_splits({split: InspectedSplit.of(file, "last/mean") for split, file in files.items()})
 
 
 def test_every_real_and_every_planted_copy_is_found(inspected: Inspection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,25 @@ from featcache.data.text_lookup import LONGEST, RowTexts, find_texts
 from featcache.errors import HeadError, UsageError
 from featcache.fingerprint import row_hashes
 from featcache.inspection.document import findings
-from featcache.inspection.inspection import Inspection, Rows, cleaned, conflicts, inspect_parts, near_pairs
+from featcache.inspection.inspection import (
+    InspectedRows,
+    Inspection,
+    conflicting_rows,
+    inspect_splits,
+    near_pairs,
+    score_without_leaks,
+)
 from featcache.settings import DataSettings
+from featcache.system.documents import json_document
 from tests.support.inspected import NAMES, changed, part, splits
 from tests.support.saved_runs import hashes
 
 NO_TEXTS = RowTexts({}, {}, "no texts")
+
+
+def told_of(inspection: Inspection) -> dict[str, Any]:
+    """The findings without texts, as `featcache inspect --json` has them."""
+    return json_document(findings(inspection, NO_TEXTS))  # type: ignore[no-any-return]
 
 
 def pairs_of(found: Inspection) -> set[tuple[str, int, str, int]]:
@@ -38,7 +52,7 @@ def test_planted_leaks_are_found_and_no_others() -> None:
         4: ("validation", 8, 0.01),
     }
     planted = changed(planted, "test", copies)
-    found = inspect_parts(planted)
+    found = inspect_splits(planted)
     assert pairs_of(found) == {
         ("validation", 3, "train", 10),
         ("validation", 5, "train", 11),
@@ -51,7 +65,7 @@ def test_planted_leaks_are_found_and_no_others() -> None:
     assert exact.sum() == 3
     assert np.flatnonzero(found.leaked("test")).tolist() == [0, 1, 2, 4]
     assert np.flatnonzero(found.leaked("test", ("train",))).tolist() == [0, 2]
-    told = findings(found, NO_TEXTS)
+    told = told_of(found)
     assert [tuple(line.values()) for line in told["leakage"]["pairs"]] == [
         ("validation", "train", 2, 1, 1, 0),
         ("test", "train", 2, 1, 1, 0),
@@ -63,8 +77,8 @@ def test_planted_leaks_are_found_and_no_others() -> None:
 
 
 def test_clean_splits_are_clean() -> None:
-    found = inspect_parts(splits())
-    told = findings(found, NO_TEXTS)
+    found = inspect_splits(splits())
+    told = told_of(found)
     assert not pairs_of(found) and not len(near_pairs(found.near, found.threshold)[0])
     assert told["leakage"]["list"] == [] and told["duplicates"]["near_pairs"] == 0
     assert all(one["equal"] == one["near"] == 0 for one in told["duplicates"]["splits"].values())
@@ -88,7 +102,7 @@ def test_the_score_after_removing_leaks_is_that_of_the_other_rows() -> None:
         name: part(name, x[here], y[here], [texts[row] for row in here], ("a", "b"))
         for name, here in rows.items()
     }
-    found = inspect_parts(parts)
+    found = inspect_splits(parts)
     test = next(score for score in found.scores if score.split == "test")
     assert (test.rows, test.removed) == (200, 100)
     assert test.leaked > 0.9 and test.without < 0.65
@@ -99,9 +113,9 @@ def test_the_score_after_removing_leaks_is_that_of_the_other_rows() -> None:
 
 def test_cleaned_counts_what_is_left() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    found = cleaned("test", p, np.array([0, 1, 1, 1]), np.array([True, False, False, False]))
+    found = score_without_leaks("test", p, np.array([0, 1, 1, 1]), np.array([True, False, False, False]))
     assert (found.whole, found.without, found.leaked, found.removed) == (0.75, 2 / 3, 1.0, 1)
-    every = cleaned("test", p, np.array([0, 1, 1, 1]), np.ones(4, bool))
+    every = score_without_leaks("test", p, np.array([0, 1, 1, 1]), np.ones(4, bool))
     assert np.isnan(every.without) and np.isnan(every.without_interval).all()
 
 
@@ -111,10 +125,10 @@ def test_duplicates_within_a_split_and_their_conflicts() -> None:
     y = train.features.y.copy()
     y[6] = (y[4] + 1) % 3
     planted["train"] = replace(train, features=replace(train.features, y=y))
-    found = inspect_parts(planted)
-    told = findings(found, NO_TEXTS)["duplicates"]
+    found = inspect_splits(planted)
+    told = told_of(found)["duplicates"]
     assert told["splits"]["train"] == {"rows": 240, "texts": 238, "equal": 2, "near": 1}
-    assert conflicts(found.rows).tolist() == [4, 5, 6]
+    assert conflicting_rows(found.rows).tolist() == [4, 5, 6]
     assert (told["conflicting_texts"], told["conflicting_rows"]) == (1, 3)
     assert [row["label"] for row in told["conflict_list"]] == [NAMES[y[4]], NAMES[y[4]], NAMES[y[6]]]
     assert told["near_pairs"] == 1
@@ -129,7 +143,7 @@ def test_planted_label_errors_are_listed_with_what_they_should_be() -> None:
     y = train.features.y.copy()
     y[50:62] = (y[50:62] + 1) % 3
     parts["train"] = replace(train, features=replace(train.features, y=y))
-    told = findings(inspect_parts(parts), NO_TEXTS)["label_errors"]
+    told = told_of(inspect_splits(parts))["label_errors"]
     assert told["not_looked_for"] == "" and 9 <= told["rows"] <= 16
     first = {row["row_hash"]: row for row in told["list"]}
     hits = [number for number in range(50, 62) if hashes([f"train {number}"]).tobytes().hex() in first]
@@ -147,10 +161,10 @@ def test_an_outlier_is_found_in_every_split() -> None:
         x = features.x.copy()
         x[row] = 40 * np.random.default_rng(row).choice([-1, 1], 40)
         parts[name] = replace(parts[name], features=replace(features, x=x))
-    found = inspect_parts(parts)
-    first = {found.rows.where(int(row)) for row in found.far[:2]}
+    found = inspect_splits(parts)
+    first = {found.rows.where(int(row)) for row in found.outliers[:2]}
     assert first == {("train", 7), ("test", 9)}
-    told = findings(found, NO_TEXTS)["outliers"]
+    told = told_of(found)["outliers"]
     assert told["list"][0]["distance"] >= told["list"][-1]["distance"] > told["beyond"]
 
 
@@ -159,7 +173,7 @@ def test_balance_and_truncation() -> None:
     tokens = np.full(240, 8, np.int32)
     tokens[:6] = 21
     parts["train"] = replace(parts["train"], n_tokens=tokens, truncated=tokens > 20)
-    told = findings(inspect_parts(parts), NO_TEXTS)
+    told = told_of(inspect_splits(parts))
     y = parts["train"].features.y
     assert told["balance"]["train"] == {name: int((y == number).sum()) for number, name in enumerate(NAMES)}
     cut = told["truncation"]["train"]
@@ -174,7 +188,7 @@ def test_several_labels_a_row() -> None:
     hot["train"][3, :] = 0, 1, 1
     classes = np.count_nonzero(hot["train"])
     several = {name: replace(one, features=replace(one.features, y=hot[name])) for name, one in parts.items()}
-    told = findings(inspect_parts(changed(several, "test", {0: ("train", 3, 0)})), NO_TEXTS)
+    told = told_of(inspect_splits(changed(several, "test", {0: ("train", 3, 0)})))
     assert told["leakage"]["pairs"][1]["equal"] == 1
     assert told["leakage"]["list"][0]["label"] == ["b", "c"]
     assert told["label_errors"]["not_looked_for"] == "" and sum(told["balance"]["train"].values()) == classes
@@ -182,10 +196,10 @@ def test_several_labels_a_row() -> None:
 
 def test_train_alone_and_a_single_class() -> None:
     alone = {"train": splits()["train"]}
-    told = findings(inspect_parts(alone), NO_TEXTS)
+    told = told_of(inspect_splits(alone))
     assert told["leakage"]["pairs"] == [] and told["leakage"]["scores"] == []
     same = replace(alone["train"], features=replace(alone["train"].features, y=np.zeros(240, np.int64)))
-    told = findings(inspect_parts({"train": same}), NO_TEXTS)
+    told = told_of(inspect_splits({"train": same}))
     assert "single class" in told["label_errors"]["not_looked_for"]
 
 
@@ -196,27 +210,27 @@ def test_train_alone_and_a_single_class() -> None:
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(how: dict[str, float], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        inspect_parts(splits(), **how)  # type: ignore[arg-type]
+        inspect_splits(splits(), **how)  # type: ignore[arg-type]
 
 
 def test_splits_that_do_not_belong_together_are_refused() -> None:
     parts = splits()
     other = replace(parts["test"], features=replace(parts["test"].features, encoder={"prompt": "x"}))
-    with pytest.raises(HeadError, match="test features were made otherwise"):
-        inspect_parts({**parts, "test": other})
+    with pytest.raises(HeadError, match="test features were made with other settings"):
+        inspect_splits({**parts, "test": other})
     with pytest.raises(UsageError, match="train, then"):
-        inspect_parts({"test": parts["test"]})
+        inspect_splits({"test": parts["test"]})
     x = parts["test"].features.x.copy()
     x[2, 2] = np.nan
     with pytest.raises(HeadError, match="row 3"):
-        inspect_parts(
+        inspect_splits(
             {**parts, "test": replace(parts["test"], features=replace(parts["test"].features, x=x))}
         )
 
 
 def test_rows_are_numbered_through() -> None:
     parts = changed(splits(), "test", {1: ("train", 2, 0)})
-    rows = Rows.of(parts)
+    rows = InspectedRows.of(parts)
     assert len(rows) == 400 and rows.where(239) == ("train", 239) and rows.where(240) == ("validation", 0)
     assert rows.where(int(rows.first[rows.text[rows.starts[2] + 1]])) == ("train", 2)
 

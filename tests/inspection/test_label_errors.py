@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import HeadError, UsageError
 from featcache.inspection import label_errors as module
-from featcache.inspection.label_errors import _deal, fit_reference, likely_errors, out_of_fold
+from featcache.inspection.label_errors import _assign_folds, fit_reference, likely_errors, out_of_fold
 from tests.support.feature_rows import clusters, standardised, tagged
 
 
@@ -53,7 +53,7 @@ def test_probabilities_are_those_of_heads_that_never_saw_the_row() -> None:
     x, y = clusters(200)
     groups = np.arange(200)
     found = out_of_fold(x, y, 3, 0.5, groups, folds=4, seed=3).probabilities
-    fold_of = _deal(y, groups, 4, 3)
+    fold_of = _assign_folds(y, groups, 4, 3)
     (scaled,) = standardised(x)
     for fold in range(4):
         kept = fold_of != fold
@@ -81,10 +81,10 @@ def test_groups_stay_together_and_folds_are_alike(rows: list[tuple[int, int]], f
     y, groups = (np.array(column) for column in zip(*rows, strict=True))
     distinct = len(set(groups.tolist()))
     if distinct < folds:
-        with pytest.raises(HeadError, match="cannot be dealt"):
-            _deal(y, groups, folds, 0)
+        with pytest.raises(HeadError, match="too few for"):
+            _assign_folds(y, groups, folds, 0)
         return
-    fold_of = _deal(y, groups, folds, 0)
+    fold_of = _assign_folds(y, groups, folds, 0)
     assert set(fold_of.tolist()) == set(range(folds))
     assert all(len(set(fold_of[groups == group].tolist())) == 1 for group in groups)
     sizes = [len(set(groups[fold_of == fold].tolist())) for fold in range(folds)]

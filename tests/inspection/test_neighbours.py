@@ -13,8 +13,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
-from featcache.inspection import neighbours as module
 from featcache.inspection.neighbours import Neighbourhood, neighbourhood
+from featcache.system.progress import Progress
 
 
 def find(x: np.ndarray, sizes: Sequence[int], **how: float) -> Neighbourhood:
@@ -36,13 +36,11 @@ def made(rows: int, width: int = 5, seed: int = 0) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(0, 99), st.sampled_from([3, 7, 64]))
-def test_everything_is_as_a_plain_matrix_of_cosines_has_it(sizes: list[int], seed: int, block: int) -> None:
+def test_everything_is_as_a_plain_matrix_of_cosines_has_it(sizes: list[int], seed: int, tile: int) -> None:
     x = made(sum(sizes), seed=seed)
     if sizes[0] == 1:
         x[0] += 0.1  # not the centre itself
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", block)
-        found = find(x, sizes, threshold=0.95, neighbours=4)
+    found = find(x, sizes, threshold=0.95, neighbours=4, tile=tile)
     if sizes[0] == 1:  # the centre is that one text, which then has no direction
         assert (found.cosine[:, 0] <= 0).all()
         return
@@ -101,11 +99,10 @@ def test_equal_features_are_one_group_however_many() -> None:
 
 
 def test_progress_ends_at_all() -> None:
-    steps: list[tuple[int, int]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", 16)
-        neighbourhood(lambda n: made(50)[n], (30, 20), progress=lambda *step: steps.append(step))
-    assert steps[-1][0] == steps[-1][1] and all(a < b for (a, _), (b, _) in itertools.pairwise(steps))
+    steps: list[Progress] = []
+    neighbourhood(lambda n: made(50)[n], (30, 20), tile=16, on_progress=steps.append)
+    assert steps[-1].done == steps[-1].total
+    assert all(a.done < b.done for a, b in itertools.pairwise(steps))
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from featcache.reporting import html as report_html
 from featcache.reporting.figures import FIGURES, cells, clip, figures
 from featcache.reporting.html import EXCERPT, excerpt, seconds, to_html
 from featcache.reporting.markdown import escape, to_markdown
-from featcache.system.text import plain
+from featcache.system.documents import tidied
+from featcache.system.text import readable
 
 ALERT = "<script>alert(1)</script>"
 HOSTILE = (
@@ -52,7 +53,7 @@ def document(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间�
     curve |= {
         f"{part}_{what}": [0.5, 0.6, 0.7] for part in ("train", "validation") for what in ("loss", "accuracy")
     }
-    return plain(  # type: ignore[no-any-return]
+    return tidied(
         {
             "format": 1,
             "split": "test",
@@ -126,7 +127,8 @@ def document(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间�
             },
             "without_leaks": score,
             "notes": [text],
-        }
+        },
+        text=readable,
     )  # fmt: skip
 
 

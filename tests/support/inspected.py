@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache.catalog import Features
-from featcache.inspection.inspection import Part
+from featcache.inspection.inspection import InspectedSplit
 from tests.support.saved_runs import hashes
 
 NAMES = ("a", "b", "c")
@@ -21,14 +21,14 @@ def part(
     texts: list[str],
     names: tuple[str, ...] = NAMES,
     tokens: np.ndarray | None = None,
-) -> Part:
+) -> InspectedSplit:
     """A cached split; texts of more than 20 tokens were cut."""
     features = Features(split, "last/mean", x, y, names, hashes(texts), {}, "0", Path())
     n_tokens = np.full(len(y), 10, np.int32) if tokens is None else tokens
-    return Part(features, n_tokens, n_tokens > 20, 20)
+    return InspectedSplit(features, n_tokens, n_tokens > 20, 20)
 
 
-def splits(rows: int = 240, width: int = 40, noise: float = 1.0) -> dict[str, Part]:
+def splits(rows: int = 240, width: int = 40, noise: float = 1.0) -> dict[str, InspectedSplit]:
     """Train, validation and test without any fault; text i of a split is `<split> i`.
 
     No two rows are near each other, and as in a Transformer all point much the same way.
@@ -43,8 +43,8 @@ def splits(rows: int = 240, width: int = 40, noise: float = 1.0) -> dict[str, Pa
 
 
 def changed(
-    parts: Mapping[str, Part], split: str, rows: Mapping[int, tuple[str, int, float]]
-) -> dict[str, Part]:
+    parts: Mapping[str, InspectedSplit], split: str, rows: Mapping[int, tuple[str, int, float]]
+) -> dict[str, InspectedSplit]:
     """`parts` with rows of `split` made copies: row -> (split copied from, its row, noise; 0: same text)."""
     found = dict(parts)
     x, y = parts[split].features.x.copy(), parts[split].features.y.copy()
@@ -57,5 +57,5 @@ def changed(
             own[row] = taken.row_hash[other]
     old = parts[split]
     features = Features(split, "last/mean", x, y, old.features.label_names, own, {}, "0", Path())
-    found[split] = Part(features, old.n_tokens, old.truncated, old.max_length)
+    found[split] = InspectedSplit(features, old.n_tokens, old.truncated, old.max_length)
     return found
