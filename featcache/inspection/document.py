@@ -254,7 +254,7 @@ def label_of(value: Any, names: Sequence[str]) -> str | list[str]:
     """The name of a label number, or of a multi-hot row `[C]` the list of its names."""
     if np.ndim(value) == 0:
         return names[int(value)]
-    return [names[number] for number in np.flatnonzero(value)]
+    return [names[number] for number in np.flatnonzero(value).tolist()]
 
 
 def _truncation(inspection: Inspection, name: str) -> Truncation:
@@ -311,9 +311,7 @@ def _leakage(inspection: Inspection, listing: _Listing, most: int) -> Leakage:
             counts = {"rows": here, "equal": here & equal, "near": here & ~equal}
             counts["other_label"] = here & other_label
             pairs.append(
-                LeakedSplit(
-                    split=split, in_=name, **{key: int(found.sum()) for key, found in counts.items()}
-                )
+                LeakedSplit(split=split, in_=name, **{key: int(found.sum()) for key, found in counts.items()})
             )
     # Texts that are only nearly equal come first: an exact comparison does not find them.
     order = np.flatnonzero(leaked)

@@ -265,9 +265,7 @@ def near_pairs(near: Neighbourhood, threshold: float) -> tuple[np.ndarray, np.nd
     return unique[order], cosine[here][first][order]
 
 
-def _reader(
-    rows: InspectedRows, features: Sequence[np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
+def _reader(rows: InspectedRows, features: Sequence[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """Numbers of distinct texts int `[B]` -> their features float32 `[B, D]`, read from their first rows."""
 
     def read(texts: np.ndarray) -> np.ndarray:
@@ -300,9 +298,7 @@ def _check(splits: Mapping[str, InspectedSplit], threshold: float, neighbours: i
         check_rows(split.features.x, split.features.y, len(split.features.label_names), split=name)
 
 
-def _matches(
-    rows: InspectedRows, near: Neighbourhood, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _matches(rows: InspectedRows, near: Neighbourhood, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """See `Inspection.match` and `Inspection.cosine`."""
     home = rows.split_of[rows.first]
     match, cosine = np.full(len(rows), -1), np.full(len(rows), -1, np.float32)

@@ -94,9 +94,7 @@ class _NearestTexts:
         self.cosine = np.full((splits, total), -1, np.float32)
         self.best = np.full((total, neighbours), -np.inf, np.float32)
 
-    def join_groups(
-        self, cosines: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float
-    ) -> None:
+    def join_groups(self, cosines: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float) -> None:
         """Join the groups of texts that are nearly equal."""
         one, two = np.nonzero(cosines >= threshold)
         if not len(one):

@@ -119,9 +119,7 @@ def _inspect(
         return None
     try:
         seed = int(run.record.get("seed", 0))
-        return inspect_splits(
-            parts, seed=seed, on_progress=lambda now: say(now.stage, now.done, now.total)
-        )
+        return inspect_splits(parts, seed=seed, on_progress=lambda now: say(now.stage, now.done, now.total))
     except HeadError as error:
         notes.append(f"the data were not inspected: {error.what}")
         return None
