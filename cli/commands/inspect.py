@@ -68,9 +68,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str
     from featcache.system.documents import json_document
 
     view = args.view or settings.features.views[0]
-    parts = {
-        name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()
-    }
+    parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
     with Meter(quiet=args.quiet) as meter:
         inspection = inspect_splits(
             parts,
