@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from featcache.backbone.attention import no_mask, packed_attention
 from featcache.backbone.packing import PAD_STEP, Layout, NotPackable
+from featcache.backbone.private_torch import softmax_backward
 
 IMPLEMENTATION = "featcache_trained"
 KEPT = 1024  # tokens of a text up to which its attention weights are kept for the backward pass
@@ -105,7 +106,7 @@ class _TextAttention(torch.autograd.Function):
             weights = next(left) if length <= KEPT else _weights(q, k, length, causal, window)
             _write(to_value, start, length, torch.bmm(weights.transpose(1, 2), upper))
             towards = torch.bmm(upper, v.transpose(1, 2))
-            scores = torch._softmax_backward_data(towards, weights, -1, weights.dtype)
+            scores = softmax_backward(towards, weights)
             _write(to_query, start, length, torch.bmm(scores, k))
             _write(to_key, start, length, torch.bmm(scores.transpose(1, 2), q))
             start += length

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from featcache.backbone import private_torch
 from featcache.errors import BackboneError
 
 PEAKS = "input_peaks"  # attribute of a linear layer whose inputs were measured
@@ -77,15 +78,16 @@ class CudaLinear(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
         self.gelu = gelu
+        # CPUs take the same call to mean the erf GELU.
+        fused = gelu == "tanh" and bias is not None and weight.device.type == "cuda"
+        self.addmm_gelu = private_torch.addmm_gelu(weight.device) if fused else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gelu == "none":
-            return functional.linear(x, self.weight, self.bias)
-        if self.bias is None or x.device.type != "cuda":  # CPUs take the same call to mean the erf GELU
-            return functional.gelu(functional.linear(x, self.weight, self.bias), approximate="tanh")
-        rows = x.reshape(-1, self.in_features)
-        out: torch.Tensor = torch._addmm_activation(self.bias, rows, self.weight.T, use_gelu=True)
-        return out.view(*x.shape[:-1], self.out_features)
+        if self.addmm_gelu is not None:
+            out: torch.Tensor = self.addmm_gelu(self.bias, x.reshape(-1, self.in_features), self.weight.T)
+            return out.view(*x.shape[:-1], self.out_features)
+        product = functional.linear(x, self.weight, self.bias)
+        return product if self.gelu == "none" else functional.gelu(product, approximate="tanh")
 
 
 class OneDnnLinear(nn.Module):
@@ -102,16 +104,12 @@ class OneDnnLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, gelu: str = "none") -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.laid_out = private_torch.lay_out(weight)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
-        self.operation = "none" if gelu == "none" else "gelu"
-        self.algorithm = "tanh" if gelu == "tanh" else "none"
+        self.gelu = gelu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.laid_out, self.bias, self.operation, [], self.algorithm
-        )
-        return result
+        return private_torch.linear(x, self.laid_out, self.bias, self.gelu)
 
 
 class Int8Linear(nn.Module):
@@ -148,7 +146,7 @@ class Int8Linear(nn.Module):
         self.smaller = None if moved is None else (1 / moved).to(weight.dtype)
         self.scale = exact.abs().amax(1).clamp_min(1e-12) / 127
         rounded = (exact / self.scale[:, None]).round().to(torch.int8)
-        self.laid_out = torch.ops.onednn.qlinear_prepack(rounded, [self.ROWS, self.in_features])
+        self.laid_out = private_torch.lay_out_int8(rounded, self.ROWS)
         self.zero = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = torch.zeros(self.out_features) if bias is None else bias.detach().float()
         self.gelu = gelu
@@ -161,13 +159,10 @@ class Int8Linear(nn.Module):
             # 126: in bfloat16 a quotient can come out half a step above what it should be
             scale = part.abs().amax(1, keepdim=True).float().clamp_min_(1e-12).div_(126)
             whole = part.div(scale.to(part.dtype)).round_().add_(128).to(torch.uint8)
-            product = torch.ops.onednn.qlinear_pointwise(
-                whole, 1.0, 128, self.laid_out, self.scale, self.zero, None,
-                1.0, 0, part.dtype, "none", [], "",
-            )  # fmt: skip
+            product = private_torch.linear_int8(whole, self.laid_out, self.scale, self.zero, part.dtype)
             torch.addcmul(self.bias.to(part.dtype), product, scale.to(part.dtype), out=result)
             if self.gelu != "none":
-                torch.ops.aten.gelu_(result, approximate="tanh" if self.gelu == "tanh" else "none")
+                private_torch.gelu_(result, self.gelu)
         return out.view(*x.shape[:-1], self.out_features)
 
 
@@ -235,15 +230,12 @@ class ProjectionPart(nn.Module):
 
 
 def _has_onednn(model: nn.Module) -> bool:
-    """Whether the swaps pay here: bfloat16 on a CPU, by a torch that has the oneDNN calls."""
+    """Whether the swaps pay here: bfloat16 on a CPU, by a torch with oneDNN."""
     first = next(model.parameters())
     return (
         first.device.type == "cpu"
         and first.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.onednn, "qlinear_pointwise")
     )
 
 

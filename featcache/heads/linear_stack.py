@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from featcache.backbone.private_torch import AdamWRates, adamw_
 from featcache.errors import HeadError
 from featcache.heads.distributed import ALONE, Group
 from featcache.heads.features import check_learnable, check_rows, counts_of, standard_of
@@ -208,7 +209,6 @@ class _Stack:
         self.gradient = [piece.view_as(part) for piece, part in zip(pieces, self.theta, strict=True)]
         self.mean = [torch.zeros_like(part) for part in self.theta]
         self.square = [torch.zeros_like(part) for part in self.theta]
-        self.endless = [torch.full((), 1e12)] * len(self.views)  # see _update
         self.labels = torch.tensor(y, dtype=torch.int64 if y.ndim == 1 else torch.uint8)
         self.targets = _Targets(y, classes, [members[number] for number in self.order])
         shared = self.decays.unique().tolist()
@@ -259,8 +259,7 @@ class _Stack:
     def _update(self, factor: float) -> None:
         """AdamW with the learning rate at `factor` of its highest.
 
-        The corrections of Adam's first steps go into its rate and epsilon (section 2 of arXiv:1412.6980), and
-        the kernel is told that it runs since ever; so no counter on its side is to be kept up.
+        The corrections of Adam's first steps go into its rate and epsilon (section 2 of arXiv:1412.6980).
         """
         self.steps += 1
         late = math.sqrt(1 - BETA2**self.steps)
@@ -270,10 +269,8 @@ class _Stack:
             self._decay(factor)
         elif rate > 0:
             decay = factor * self.shared_decay / rate
-        torch._fused_adamw_(
-            self.theta, self.gradient, self.mean, self.square, [], self.endless, lr=rate, beta1=BETA1,
-            beta2=BETA2, weight_decay=decay, eps=EPS * late, amsgrad=False, maximize=False,
-        )  # fmt: skip
+        rates = AdamWRates(lr=rate, beta1=BETA1, beta2=BETA2, weight_decay=decay, eps=EPS * late)
+        adamw_(self.theta, self.gradient, self.mean, self.square, rates)
 
     def _decay(self, factor: float) -> None:
         if factor != self.kept_factor:
