@@ -355,7 +355,7 @@ def test_what_does_not_agree_is_left_alone(
     class Wrong(OneDnnLinear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             right = super().forward(x)
-            spoiled = {"all": True, "gelu": self.operation != "none", "projections": self.out_features == 96}
+            spoiled = {"all": True, "gelu": self.gelu != "none", "projections": self.out_features == 96}
             return right * 1.1 if spoiled[what] else right
 
     monkeypatch.setattr(fusing, "OneDnnLinear", Wrong)
