@@ -233,9 +233,7 @@ def _has_onednn(model: nn.Module) -> bool:
     """Whether the swaps pay here: bfloat16 on a CPU, by a torch with oneDNN."""
     first = next(model.parameters())
     return (
-        first.device.type == "cpu"
-        and first.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
+        first.device.type == "cpu" and first.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
     )
 
 

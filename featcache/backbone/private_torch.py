@@ -133,7 +133,8 @@ def _public_adamw(
 
 def _adamw_sample(device: torch.device) -> tuple[Any, ...]:
     values = _wave(3, 5, device=device)
-    return [values.clone()], [values + 1], [values + 2], [values.square()], AdamWRates(0.1, 0.9, 0.99, 0.3, 1e-3)
+    rates = AdamWRates(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.3, eps=1e-3)
+    return [values.clone()], [values + 1], [values + 2], [values.square()], rates
 
 
 # --------------------------------------------------------------------------- the gradient of softmax

@@ -198,9 +198,7 @@ def test_cuda_linear_without_the_private_call(take_away: Callable[..., None]) ->
 
 @pytest.mark.filterwarnings("ignore:torch .* has no")
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_features_without_any_private_call(
-    folder: Path, take_away: Callable[..., None], dtype: str
-) -> None:
+def test_features_without_any_private_call(folder: Path, take_away: Callable[..., None], dtype: str) -> None:
     texts = mixed()
     expected = encoder(load(folder, dtype=dtype))(texts).views
     take_away(*CALLS)
