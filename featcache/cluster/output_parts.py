@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.data.formats.row_files import kind_of
+from featcache.data.formats.open import kind_of
 from featcache.errors import CacheError, SourceError, UsageError
-from featcache.prediction.file import Labelled
+from featcache.prediction.file import LabelledFile
 from featcache.system.lock import locked
 from featcache.system.stores import Remote, is_remote, opened, shown, stamp
 
@@ -192,7 +192,7 @@ class OutputFolder:
         """What the store says of a block's output; None where it is not there."""
         return self.remote.child(block.name).info()
 
-    def finish(self, block: Block, said: Labelled) -> dict[str, Any]:
+    def finish(self, block: Block, said: LabelledFile) -> dict[str, Any]:
         """Note a block whose output is there."""
         names = ("rows", "bad", "truncated", "tokens", "counts", "first_bad")
         note = {

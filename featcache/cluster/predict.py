@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.cluster.cluster import Actor, connected, crew_of, deal, require_ray
 from featcache.cluster.output_parts import Block, OutputFolder, divide, states_of
-from featcache.data.formats.row_files import open_rows
+from featcache.data.formats.open import open_rows
 from featcache.fingerprint import file_hash, fingerprint
-from featcache.prediction.file import FIRST_BAD, Labelled, Step, predict_file
+from featcache.prediction.file import LabelledFile, predict_file
+from featcache.prediction.journal import FIRST_BAD
 from featcache.runs.run import Run, load_run
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
+from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote
 
 if TYPE_CHECKING:
@@ -55,9 +57,9 @@ def predict_with_ray(
     workers: int | str = "auto",
     address: str | None = None,
     force: bool = False,
-    report: Callable[[Step], None] = lambda _: None,
+    report: OnProgress = ignore,
     tell: Callable[[str], None] = lambda _: None,
-) -> Labelled:
+) -> LabelledFile:
     """Label every row of `sources` into files of the folder `output`, in the order of the sources.
 
     The rows, columns and labels are those that `predict_file` writes; the actors get the head with their
@@ -114,13 +116,14 @@ def predict_with_ray(
                 for done in deal(_Predicting, order, left, crew, tell):
                     found |= done.said
                     tokens += sum(said["tokens"] for said in done.said.values())
-                    report(Step(sum(said["rows"] for said in found.values()), total, tokens, resumed))
+                    rows = sum(said["rows"] for said in found.values())
+                    report(Progress("predict", done=rows, total=total or 0, tokens=tokens))
     return _sum(output, [found[block.number] for block in blocks], resumed, began, tokens)
 
 
 def _sum(
     output: str, found: Sequence[Mapping[str, Any]], resumed: int, began: float, tokens: int
-) -> Labelled:
+) -> LabelledFile:
     counts: dict[str, int] = {}
     for said in found:
         for label, count in said["counts"].items():
@@ -129,7 +132,10 @@ def _sum(
     first = tuple(one for said in found for one in said["first_bad"])[:FIRST_BAD]
     beside = f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None
     seconds = time.perf_counter() - began
-    return Labelled(output, rows, bad, truncated, resumed, seconds, tokens, counts, beside, first)
+    return LabelledFile(
+        path=output, rows=rows, bad=bad, truncated=truncated, resumed=resumed, seconds=seconds,
+        tokens=tokens, counts=counts, bad_path=beside, first_bad=first,
+    )  # fmt: skip
 
 
 # -- on the nodes -----------------------------------------------------------------------------------

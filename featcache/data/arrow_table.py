@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from featcache.data.columns import Columns, pick_columns
-from featcache.data.formats.readers import Reader, first_line, open_reader
+from featcache.data.columns import SourceColumns, pick_columns
+from featcache.data.formats.lines import first_line
+from featcache.data.formats.open import DataFile, open_data_file
 from featcache.data.hub_dataset import load_from_hub
 from featcache.data.label_cells import label_cell, text_cell
 from featcache.data.locate import content_hash, locate, split_name
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 _READER_VERSION = 1  # part of the Arrow cache's key: raise it when a reader gives other rows
 
 
-class Table(NamedTuple):
+class SplitTable(NamedTuple):
     """One split of a source as a memory-mapped dataset."""
 
     dataset: datasets.Dataset
-    columns: Columns
+    columns: SourceColumns
     encoded: bool  # labels are JSON in a string column: files may mix types in one column
     class_names: tuple[str, ...] | None = None  # of a column of ClassLabel, or of lists of it
 
 
-def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], Table]], list[str]]:
+def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], SplitTable]], list[str]]:
     """What opens each split of `SPLITS` there is, and the names of other splits."""
     place = locate(data)
     if place.files:
@@ -46,7 +47,7 @@ def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], Table]], lis
         found = _saved(place.folder)
     else:
         found = load_from_hub(place.hub_id, place.config, data.dataset_revision)
-    tables: dict[str, Callable[[], Table]] = {}
+    tables: dict[str, Callable[[], SplitTable]] = {}
     others = []
     for key, dataset in found.items():
         split = split_name(str(key))
@@ -57,7 +58,7 @@ def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], Table]], lis
     return tables, others
 
 
-def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> Table:
+def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> SplitTable:
     import datasets
 
     columns = pick_columns(dataset.column_names, data, data.dataset)
@@ -71,7 +72,7 @@ def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> Table:
             )
     label = _innermost(dataset.features[columns.label])
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
-    return Table(dataset, columns, encoded=False, class_names=names)
+    return SplitTable(dataset, columns, encoded=False, class_names=names)
 
 
 def _innermost(feature: Any) -> Any:
@@ -89,11 +90,11 @@ def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
-def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> Table:
+def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitTable:
     """The rows of `files`, one after the other, as one memory-mapped dataset."""
     import datasets
 
-    readers = [open_reader(path, data) for path in files]
+    readers = [open_data_file(path, data) for path in files]
     picked = [(reader, pick_columns(reader.columns, data, reader.where)) for reader in readers]
     names = {reader.class_names.get(columns.label) for reader, columns in picked}
     if len(names) > 1:
@@ -113,11 +114,11 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> Table:
         if isinstance(error.__cause__, SourceError):
             raise error.__cause__ from None
         raise SourceError(f"cannot read {files[0]}: {first_line(error.__cause__ or error)}") from error
-    columns = Columns("text", "label", "pair" if has_pair else None)
-    return Table(dataset, columns, encoded=True, class_names=names.pop())
+    columns = SourceColumns("text", "label", "pair" if has_pair else None)
+    return SplitTable(dataset, columns, encoded=True, class_names=names.pop())
 
 
-def _examples(split: str, picked: Sequence[tuple[Reader, Columns]]) -> Iterator[dict[str, str | None]]:
+def _examples(split: str, picked: Sequence[tuple[DataFile, SourceColumns]]) -> Iterator[dict[str, str | None]]:
     row = 0
     for reader, columns in picked:
         for values in reader.rows(columns):
@@ -135,7 +136,7 @@ def _examples(split: str, picked: Sequence[tuple[Reader, Columns]]) -> Iterator[
 
 def table_in_memory(
     name: str, texts: Iterable[str], labels: Iterable[object] | None, pairs: Iterable[str] | None
-) -> Table:
+) -> SplitTable:
     """Values in memory, checked as those of a file are.
 
     Raises:
@@ -158,7 +159,7 @@ def table_in_memory(
         columns[key] = [cell(value, row, name) for row, value in enumerate(values)]
     kinds = datasets.Features({key: datasets.Value("string") for key in columns})
     dataset = datasets.Dataset.from_dict(columns, features=kinds)
-    return Table(dataset, Columns("text", "label", "pair" if pairs is not None else None), encoded=True)
+    return SplitTable(dataset, SourceColumns("text", "label", "pair" if pairs is not None else None), encoded=True)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from featcache.errors import SourceError
@@ -28,10 +29,11 @@ _PAIRS = (
     ("question1", "question2"),
     ("text_a", "text_b"),
 )
+_NO_LABEL = "(no label is needed)"
 USUAL_NAMES = frozenset(itertools.chain(("id", "idx", "index"), *_TEXT_RANKS, *_LABEL_RANKS, *_PAIRS))
 
 
-class Columns(NamedTuple):
+class SourceColumns(NamedTuple):
     """The names of the columns that count; no pair for single texts."""
 
     text: str
@@ -39,7 +41,7 @@ class Columns(NamedTuple):
     pair: str | None
 
 
-def pick_columns(columns: Sequence[str], data: DataSettings, where: str) -> Columns:
+def pick_columns(columns: Sequence[str], data: DataSettings, where: str) -> SourceColumns:
     """The text, label and pair columns, by setting or by their usual names."""
     pair = None if data.pair_column is None else _named(columns, data.pair_column, "pair", where)
     label = _column(columns, data.label_column, "label", _LABEL_RANKS, where)
@@ -48,7 +50,7 @@ def pick_columns(columns: Sequence[str], data: DataSettings, where: str) -> Colu
         lowered = {column.strip().lower(): column for column in free}
         pairs = [names for names in _PAIRS if set(names) <= set(lowered)]
         if len(pairs) == 1:
-            return Columns(lowered[pairs[0][0]], label, lowered[pairs[0][1]])
+            return SourceColumns(lowered[pairs[0][0]], label, lowered[pairs[0][1]])
     text = _column(
         free if data.text_column is None else columns, data.text_column, "text", _TEXT_RANKS, where
     )
@@ -57,7 +59,17 @@ def pick_columns(columns: Sequence[str], data: DataSettings, where: str) -> Colu
             f"{where}: one column cannot be two of text, label and pair",
             hint="name them with --text-column, --label-column and --pair-column",
         )
-    return Columns(text, label, pair)
+    return SourceColumns(text, label, pair)
+
+
+def pick_text_columns(columns: Sequence[str], data: DataSettings, where: str) -> tuple[str, str | None]:
+    """The text and pair columns as `pick_columns` chooses them; a label column need not be there."""
+    label = data.label_column
+    named = {name.lower() for name in (data.text_column, data.pair_column) if name}
+    if label is None or label.lower() not in {name.lower() for name in columns} - named:
+        columns, data = [*columns, _NO_LABEL], replace(data, label_column=_NO_LABEL)
+    picked = pick_columns(columns, data, where)
+    return picked.text, picked.pair
 
 
 def _column(

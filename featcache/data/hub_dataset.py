@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
-from featcache.data.formats.readers import first_line
+from featcache.data.formats.lines import first_line
 from featcache.errors import SourceError
 
 if TYPE_CHECKING:

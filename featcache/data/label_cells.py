@@ -1,7 +1,7 @@
 """What may stand in a cell: a text; a label, a list of labels, or a text that a separator splits.
 
 A label cell travels as JSON, so that one Arrow column holds whatever the files mix. Here alone is it
-told what a cell means; everyone else sees a label column as `Cells`: which row has which label.
+told what a cell means; everyone else sees a label column as `LabelCells`: which row has which label.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from featcache.errors import SourceError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Item = str | int | float | bool
+LabelValue = str | int | float | bool
 _ZERO_OR_ONE = frozenset(("0", "1", "0.0", "1.0", "False", "True"))
 _BATCH_ROWS = 10_000
 
 
-class Cells(NamedTuple):
+class LabelCells(NamedTuple):
     """A label column taken apart: entry e says that row `rows[e]` has the label `items[codes[e]]`."""
 
     several: bool  # the cells are lists: multi-label; else a row has one entry at most
     rows: NDArray[np.int64]  # [M], ascending, counted from 0
     codes: NDArray[np.int64]  # [M], each label of a row once
-    items: list[Item]  # distinct labels as written, in the order they appear; texts without outer blanks
+    items: list[LabelValue]  # distinct labels as written, in the order they appear; texts without outer blanks
     unlabelled: NDArray[np.bool_]  # [N], no cell; an empty list is one
     hollow: NDArray[np.bool_]  # [N], a null within a list
 
@@ -65,7 +65,9 @@ def label_cell(value: object, row: int, split: str) -> str | None:
         raise SourceError(f"row {row + 1} of {split}: a label cannot be a {kind}: {value!r:.60}") from None
 
 
-def read_cells(name: str, column: pa.ChunkedArray, *, encoded: bool, separator: str | None = None) -> Cells:
+def read_cells(
+    name: str, column: pa.ChunkedArray, *, encoded: bool, separator: str | None = None
+) -> LabelCells:
     """The label column of the split `name`, taken apart.
 
     Args:
@@ -86,7 +88,7 @@ def read_cells(name: str, column: pa.ChunkedArray, *, encoded: bool, separator: 
     several = _are_lists(cells, row)
     if several:
         _check_not_multi_hot(cells, row)
-    index: dict[tuple[type, Item], int] = {}  # by type too: to Python 1, 1.0 and True are equal
+    index: dict[tuple[type, LabelValue], int] = {}  # by type too: to Python 1, 1.0 and True are equal
     flat: list[int] = []
     ends, hollow = [0], []
     for number, cell in enumerate(cells):
@@ -97,7 +99,7 @@ def read_cells(name: str, column: pa.ChunkedArray, *, encoded: bool, separator: 
         ends.append(len(flat))
     rows, places = _ragged(of_row, np.array(ends))
     blank = np.array([*hollow, not several], bool)[of_row]  # the last entry is for rows without a cell
-    return Cells(
+    return LabelCells(
         several,
         rows,
         np.array(flat, np.int64)[places],
@@ -165,7 +167,7 @@ def _check_not_multi_hot(cells: Sequence[list[object]], row: Callable[[int], str
         )
 
 
-def _item(value: object, row: Callable[[], str]) -> Item | None:
+def _item(value: object, row: Callable[[], str]) -> LabelValue | None:
     """A single label without outer blanks; None for a null, a blank one, NaN, or a text that is no UTF-8."""
     if isinstance(value, str):
         return (value.strip() or None) if _is_utf8(value) else None

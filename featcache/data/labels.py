@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.data.arrow_table import Table
-from featcache.data.formats.readers import INTEGER
-from featcache.data.label_cells import Cells, Item, read_cells
+from featcache.data.arrow_table import SplitTable
+from featcache.data.formats.delimited import INTEGER
+from featcache.data.label_cells import LabelCells, LabelValue, read_cells
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
@@ -19,14 +19,14 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SHOWN = 20  # names in an error message
 
 
-class Labelled(NamedTuple):
+class LabelledTable(NamedTuple):
     """A checked table: its usable rows, and entries that say which row has which label.
 
     Entry e says that row `rows[places[e]]` of the source has the label `values[codes[e]]`. In
     single-label data every row has one entry, and `places` is 0, 1, ..., N - 1.
     """
 
-    table: Table
+    table: SplitTable
     several: bool  # multi-label: a row has any number of labels
     rows: NDArray[np.int64]  # [N], counted from 0
     places: NDArray[np.int64]  # [M], ascending
@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
         return int(self.rows[self.places[np.argmax(self.codes == code)]]) + 1
 
 
-def read_labels(name: str, table: Table, data: DataSettings) -> Labelled:
+def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTable:
     """The usable rows of `table`, or the error that names the first one that is not."""
     if len(table.dataset) == 0:
         raise SourceError(f"the {name} split has no rows")
@@ -74,14 +74,14 @@ def read_labels(name: str, table: Table, data: DataSettings) -> Labelled:
     places, codes = _entries_within(good, cells.rows, codes)
     if cells.several:  # "1" and "1.0" were two labels as written, and are one
         places, codes = np.divmod(np.unique(places * max(len(values), 1) + codes), max(len(values), 1))
-    one = Labelled(
+    one = LabelledTable(
         table, cells.several, np.flatnonzero(good), places, codes, values, [],
         data.label_names or declared, notes, int((~good).sum()),
     )  # fmt: skip
     return one._replace(names=_value_names(name, one), notes=(*notes, *_list_note(name, one)))
 
 
-def check_one_kind(read: Mapping[str, Labelled]) -> None:
+def check_one_kind(read: Mapping[str, LabelledTable]) -> None:
     """Raise where some splits have one label a row and others lists of labels."""
     kinds = {one.several: split for split, one in read.items()}
     if len(kinds) > 1:
@@ -91,7 +91,7 @@ def check_one_kind(read: Mapping[str, Labelled]) -> None:
         )
 
 
-def label_order(read: Mapping[str, Labelled], data: DataSettings) -> tuple[str, ...]:
+def label_order(read: Mapping[str, LabelledTable], data: DataSettings) -> tuple[str, ...]:
     """The label names of a source: as declared, else integers by value, else strings sorted."""
     values: dict[int | str, str] = {}
     for split, one in read.items():
@@ -117,14 +117,14 @@ def label_order(read: Mapping[str, Labelled], data: DataSettings) -> tuple[str, 
     return tuple(sorted(values.values()))
 
 
-def known_to_train(read: Mapping[str, Labelled], data: DataSettings) -> dict[str, Labelled]:
+def known_to_train(read: Mapping[str, LabelledTable], data: DataSettings) -> dict[str, LabelledTable]:
     """The splits without the rows that have a label train never had; an error unless they may be left out."""
     train = read["train"]
     known = {train.names[code] for code in np.unique(train.codes)}
     return {split: _known(split, one, known, data) for split, one in read.items()}
 
 
-def label_indexes(one: Labelled, order: Sequence[str]) -> NDArray[np.int64] | NDArray[np.uint8]:
+def label_indexes(one: LabelledTable, order: Sequence[str]) -> NDArray[np.int64] | NDArray[np.uint8]:
     """The labels of `one` as indexes into `order`, int64 [N]; multi-hot uint8 [N, C] for multi-label."""
     position = {name: index for index, name in enumerate(order)}
     # A value whose rows were all left out has no place in the order, and no row asks for it.
@@ -136,7 +136,7 @@ def label_indexes(one: Labelled, order: Sequence[str]) -> NDArray[np.int64] | ND
     return hot
 
 
-def bad_texts(table: Table) -> NDArray[np.bool_]:
+def bad_texts(table: SplitTable) -> NDArray[np.bool_]:
     """bool [N]: True where the text is null or blank, or the second text is null."""
     import pyarrow.compute as pc
 
@@ -181,7 +181,7 @@ def _left_out(name: str, rows: NDArray[np.int64], why: str) -> str:
     return f"left out {len(rows)} row{plural} {why}: row{plural} {shown} of {name}"
 
 
-def _known(split: str, one: Labelled, known: set[str], data: DataSettings) -> Labelled:
+def _known(split: str, one: LabelledTable, known: set[str], data: DataSettings) -> LabelledTable:
     """`one` without the rows that have a label outside `known`."""
     strange = np.array([name not in known for name in one.names], bool)[one.codes]
     if not strange.any():
@@ -215,7 +215,7 @@ def _entries_within(
     return (np.cumsum(good) - 1)[places[inside]], codes[inside]
 
 
-def _check_labels_differ(train: Labelled, used: Sequence[str]) -> None:
+def _check_labels_differ(train: LabelledTable, used: Sequence[str]) -> None:
     """Raise if no two rows of train differ in their labels."""
     if not used:
         raise SourceError("no row of train has a label", hint="was the right --label-column taken?")
@@ -227,7 +227,7 @@ def _check_labels_differ(train: Labelled, used: Sequence[str]) -> None:
         )
 
 
-def _list_note(name: str, one: Labelled) -> tuple[str, ...]:
+def _list_note(name: str, one: LabelledTable) -> tuple[str, ...]:
     """What to say of lists with one label each: a separator mistyped, or data that is single-label."""
     counts = np.bincount(one.places, minlength=len(one.rows))
     if not one.several or name != "train" or (counts != 1).any():
@@ -236,7 +236,7 @@ def _list_note(name: str, one: Labelled) -> tuple[str, ...]:
 
 
 def _label_values(
-    name: str, cells: Cells, class_names: tuple[str, ...] | None
+    name: str, cells: LabelCells, class_names: tuple[str, ...] | None
 ) -> tuple[list[int | str], NDArray[np.int64], tuple[str, ...] | None]:
     """The distinct labels, which of them each item is (int64; -1: none), and the names they bring along."""
     declared = class_names
@@ -250,7 +250,7 @@ def _label_values(
     return values, np.array([index.get(value, -1) for value in typed], np.int64), declared
 
 
-def _typed_labels(name: str, cells: Cells) -> list[int | str]:
+def _typed_labels(name: str, cells: LabelCells) -> list[int | str]:
     """The items as integers if all of them can be, else as strings."""
     if not all(_is_number(item) for item in cells.items):
         return [str(item) for item in cells.items]
@@ -267,12 +267,12 @@ def _typed_labels(name: str, cells: Cells) -> list[int | str]:
     return typed
 
 
-def _is_number(value: Item) -> bool:
+def _is_number(value: LabelValue) -> bool:
     # A longer row of digits is a name: as a number it would lose its last digits.
     return not isinstance(value, str) or (len(value) < 19 and _NUMBER.fullmatch(value) is not None)
 
 
-def _integer(value: Item) -> int | None:
+def _integer(value: LabelValue) -> int | None:
     """The whole number that `value` is or spells, else None."""
     if isinstance(value, str) and INTEGER.fullmatch(value):
         return int(value)
@@ -282,7 +282,7 @@ def _integer(value: Item) -> int | None:
     return int(number)
 
 
-def _value_names(split: str, one: Labelled) -> list[str]:
+def _value_names(split: str, one: LabelledTable) -> list[str]:
     """What each of the values is called: label i by its declared name, else as it is written."""
     names = []
     there = set(np.unique(one.codes).tolist())

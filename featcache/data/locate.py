@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from featcache.data.formats.readers import FORMATS, file_format, reading
+from featcache.data.formats.lines import reading
+from featcache.data.formats.open import TRAINING_ENDINGS, is_data_file
 from featcache.errors import SourceError
 from featcache.fingerprint import file_hash
 from featcache.settings import DataSettings
@@ -21,7 +22,7 @@ _ALIASES = {
     **{name: name for name in SPLITS},
     **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),
 }
-_LOCAL_ENDINGS = (*FORMATS, ".gz", ".zip", ".arrow", ".txt")
+_LOCAL_ENDINGS = (*TRAINING_ENDINGS, ".gz", ".zip", ".arrow", ".txt")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
 
 
@@ -30,7 +31,7 @@ def split_name(name: str) -> str | None:
     return _ALIASES.get(name.lower())
 
 
-class Place(NamedTuple):
+class SourceLocation(NamedTuple):
     """What a `DataSettings` points to: files by split, a `save_to_disk` folder, or a hub id."""
 
     files: Mapping[str, list[Path]] = MappingProxyType({})
@@ -40,7 +41,7 @@ class Place(NamedTuple):
     splits: tuple[str, ...] = ()  # those known without loading; none for a hub id
 
 
-def locate(data: DataSettings) -> Place:
+def locate(data: DataSettings) -> SourceLocation:
     """What `data` points to; only looks at names, but fetches a file that is named by a URL.
 
     Raises:
@@ -50,21 +51,21 @@ def locate(data: DataSettings) -> Place:
     if data.data_files:
         return _data_files(data.data_files)
     if is_remote(data.dataset):
-        return Place(files={"train": [_here(data.dataset)]}, splits=("train",))
+        return SourceLocation(files={"train": [_here(data.dataset)]}, splits=("train",))
     path = Path(data.dataset).expanduser()
     if path.is_dir():
         return _folder(path)
     if path.is_file():
-        return Place(files={"train": [_readable(path)]}, splits=("train",))
+        return SourceLocation(files={"train": [_readable(path)]}, splits=("train",))
     name = data.dataset
     local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if local or name.lower().endswith(_LOCAL_ENDINGS):
         raise SourceError(f"no such file or folder: {name}")
     hub_id, _, config = name.partition(":")
-    return Place(hub_id=hub_id, config=config or None)
+    return SourceLocation(hub_id=hub_id, config=config or None)
 
 
-def _data_files(data_files: Mapping[str, str]) -> Place:
+def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
     files: dict[str, list[Path]] = {}
     for key, value in data_files.items():
         split = split_name(key)
@@ -76,7 +77,7 @@ def _data_files(data_files: Mapping[str, str]) -> Place:
         if not path.is_file():
             raise SourceError(f"no such file: {value} (--data-files {key}=...)")
         files[split] = [_readable(path)]
-    return Place(files=files, splits=tuple(files))
+    return SourceLocation(files=files, splits=tuple(files))
 
 
 def _here(text: str) -> Path:
@@ -84,31 +85,31 @@ def _here(text: str) -> Path:
     if not is_remote(text):
         return Path(text).expanduser()
     name = opened(text, SourceError).name
-    if file_format(Path(name)) is None:
+    if not is_data_file(Path(name)):
         raise SourceError(
             f"{shown(text)}: unknown file type",
             hint="name files, not folders, of a store: --data-files train=URL,test=URL; "
-            f"they end in one of: {' '.join(FORMATS)}",
+            f"they end in one of: {' '.join(TRAINING_ENDINGS)}",
         )
     return fetched(text)
 
 
-def _folder(folder: Path) -> Place:
+def _folder(folder: Path) -> SourceLocation:
     if (folder / "dataset_dict.json").is_file():
         try:
             saved = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
             splits = tuple(split_name(name) or name for name in saved)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise SourceError(f"cannot read the saved dataset {folder}: {error}") from None
-        return Place(folder=folder, splits=splits)
+        return SourceLocation(folder=folder, splits=splits)
     if (folder / "state.json").is_file():
-        return Place(folder=folder, splits=("train",))
+        return SourceLocation(folder=folder, splits=("train",))
     # A clone of a hub dataset keeps its files in data/.
     for place in (folder, folder / "data"):
         files = _split_files(place) if place.is_dir() else {}
         if files:
-            return Place(files=files, splits=tuple(files))
-    endings = " ".join(FORMATS)
+            return SourceLocation(files=files, splits=tuple(files))
+    endings = " ".join(TRAINING_ENDINGS)
     raise SourceError(
         f"no train, validation or test file in folder {folder}",
         hint=f"they are called train.*, validation.* (or dev.*) and test.*; endings: {endings}",
@@ -121,7 +122,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         match = _SHARD.fullmatch(path.name.split(".")[0])
         split = None if match is None else split_name(match["split"])
-        if split is not None and path.is_file() and file_format(path) is not None:
+        if split is not None and path.is_file() and is_data_file(path):
             files.setdefault(split, []).append(path)
     for split, paths in files.items():
         if len(paths) > 1 and not all("-of-" in path.name for path in paths):
@@ -131,8 +132,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _readable(path: Path) -> Path:
-    if file_format(path) is None:
-        raise SourceError(f"{path}: unknown file type", hint=f"files end in one of: {' '.join(FORMATS)}")
+    if not is_data_file(path):
+        endings = " ".join(TRAINING_ENDINGS)
+        raise SourceError(f"{path}: unknown file type", hint=f"files end in one of: {endings}")
     return path
 
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.data.arrow_table import Table, open_tables, quiet_datasets, table_in_memory
+from featcache.data.arrow_table import SplitTable, open_tables, quiet_datasets, table_in_memory
 from featcache.data.holdout import stratified_share
 from featcache.data.hub_dataset import hub_commit
 from featcache.data.labels import (
-    Labelled,
+    LabelledTable,
     bad_rows_note,
     bad_texts,
     check_one_kind,
@@ -26,9 +26,9 @@ from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 
-__all__ = ["SPLITS", "Rows", "Split", "describe_source", "from_texts", "load_splits", "stratified_share"]
+__all__ = ["SPLITS", "RowSelection", "Split", "describe_source", "from_texts", "load_splits"]
 
-Rows = Sequence[int] | NDArray[Any] | slice
+RowSelection = Sequence[int] | NDArray[Any] | slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,12 @@ class Split:
     row_numbers: NDArray[np.int64]  #: int64 [N], 0-based rows of the source, before any left out
     notes: tuple[str, ...] = ()  #: what was held out or left out, for people
     skipped: int = 0  #: rows of this split of the source that were left out as unusable
-    _table: Table = field(default=cast(Any, None), repr=False)
+    _table: SplitTable = field(default=cast(Any, None), repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def texts(self, rows: Rows) -> list[str]:
+    def texts(self, rows: RowSelection) -> list[str]:
         """The texts of these rows of the split (0..N-1, a slice or a mask); only they are read."""
         return self._read(self._table.columns.text, rows)
 
@@ -56,7 +56,7 @@ class Split:
         """Whether each row has a second text."""
         return self._table.columns.pair is not None
 
-    def pairs(self, rows: Rows) -> list[str] | None:
+    def pairs(self, rows: RowSelection) -> list[str] | None:
         """The second texts of these rows, or None when the source has no pair column."""
         pair = self._table.columns.pair
         return None if pair is None else self._read(pair, rows)
@@ -67,7 +67,7 @@ class Split:
             rows = slice(start, start + size)
             yield self.texts(rows), self.pairs(rows)
 
-    def _read(self, column: str, rows: Rows) -> list[str]:
+    def _read(self, column: str, rows: RowSelection) -> list[str]:
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
             rows = rows.astype(np.int64) if rows.size == 0 else rows
@@ -204,7 +204,7 @@ def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
         raise UsageError(f"--label-names has a name twice: {', '.join(data.label_names)}")
 
 
-def _split(name: str, read: Labelled, order: tuple[str, ...]) -> Split:
+def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
     labels = label_indexes(read, order)
     return Split(name, labels, order, read.rows, read.notes, read.skipped, read.table)
 

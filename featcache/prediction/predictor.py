@@ -141,8 +141,8 @@ class Predictor:
             for text, row, cut in zip(texts, probabilities, truncated, strict=True)
         ]
 
-    def said(self, row: np.ndarray) -> list[int]:
-        """Numbers of the labels said at the probabilities `[C]` of one text."""
+    def chosen(self, row: np.ndarray) -> list[int]:
+        """Numbers of the labels that are predicted at the probabilities `[C]` of one text."""
         if self.head.thresholds is None:
             return [int(row.argmax())]
         found: list[int] = np.flatnonzero(row >= self.head.thresholds).tolist()
@@ -165,7 +165,7 @@ class Predictor:
 
     def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""
-        said = self.said(row)
+        said = self.chosen(row)
         labels = tuple(self.label_names[number] for number in said)
         return Prediction(
             text,

@@ -16,10 +16,11 @@ from featcache_cli.options import settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
-    from featcache.data.formats.row_lines import RowFile
-    from featcache.prediction.file import Labelled, Step
+    from featcache.data.formats.open import QuoteRule, RowFile
+    from featcache.prediction.file import LabelledFile
     from featcache.prediction.predictor import Predictor
     from featcache.settings import DataSettings
+    from featcache.system.progress import Progress
 
 SHOWN_LABELS = 12
 
@@ -49,6 +50,7 @@ class _Task:
 def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
     """Everything that can be refused is refused before the model is loaded."""
     from featcache.prediction.file import predict_file, refuse_target
+    from featcache.prediction.journal import remembered_quotes
     from featcache.system.output import Target
 
     predictor: Predictor | None = None
@@ -59,13 +61,13 @@ def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
             note(f"left as it is: {task.target}", quiet=args.quiet)
             continue
         refuse_target(task.target, force=args.force)
-        rows = open_input(args, fetched_source(task.source), task.read)
+        rows = open_input(args, fetched_source(task.source), task.read, remembered_quotes(task.target))
         predictor = predictor or load()
         _check_pairs(predictor, rows, args)
         with FileMeter(quiet=args.quiet) as meter:
             done = predict_file(
                 predictor, rows, task.target, task.written,
-                prefix=args.prefix, force=args.force, report=meter,
+                prefix=args.prefix, force=args.force, on_progress=meter,
             )  # fmt: skip
         made.append(done)
         if not args.json:
@@ -77,7 +79,7 @@ def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
 
 def _tasks(args: argparse.Namespace) -> list[_Task]:
     """One file, or with an output that ends in / one for each that the URL of the input matches."""
-    from featcache.data.formats.row_files import KINDS
+    from featcache.data.formats.open import KINDS
     from featcache.system.stores import expanded, is_remote, shown
 
     if args.texts or args.pair:
@@ -102,7 +104,7 @@ def _tasks(args: argparse.Namespace) -> list[_Task]:
 
 
 def _task(args: argparse.Namespace, source: str, target: str) -> _Task:
-    from featcache.data.formats.row_files import KINDS, kind_of
+    from featcache.data.formats.open import KINDS, kind_of
     from featcache.system.stores import is_remote, shown
 
     place = target if is_remote(target) else Path(target)
@@ -142,9 +144,11 @@ def fetched_source(source: Path | BinaryIO | str) -> Path | BinaryIO:
     return fetched(source) if isinstance(source, str) else source
 
 
-def open_input(args: argparse.Namespace, source: Path | BinaryIO, kind: str) -> RowFile:
+def open_input(
+    args: argparse.Namespace, source: Path | BinaryIO, kind: str, quotes: QuoteRule | None = None
+) -> RowFile:
     """Columns as named by flags; those of the settings file count where the file has them."""
-    from featcache.data.formats.row_files import open_rows
+    from featcache.data.formats.open import open_rows
     from featcache.errors import SourceError
 
     flags = {name: getattr(args, name) for name in ("text_column", "pair_column")}
@@ -154,10 +158,10 @@ def open_input(args: argparse.Namespace, source: Path | BinaryIO, kind: str) -> 
         asked = replace(asked, **flags)
     elif isinstance(source, Path) and asked != replace(data, text_column=None, pair_column=None):
         try:
-            return open_rows(source, kind, asked, header=not args.no_header)
+            return open_rows(source, kind, asked, header=not args.no_header, quotes=quotes)
         except SourceError:
             asked = replace(asked, **flags)
-    return open_rows(source, kind, asked, header=not args.no_header)
+    return open_rows(source, kind, asked, header=not args.no_header, quotes=quotes)
 
 
 def _check_pairs(predictor: Predictor, rows: RowFile, args: argparse.Namespace) -> None:
@@ -170,21 +174,21 @@ def _check_pairs(predictor: Predictor, rows: RowFile, args: argparse.Namespace) 
 class FileMeter(Meter):
     """Draws what `predict_file` reports; of a stream nobody knows how much is left."""
 
-    def __call__(self, step: Step) -> None:
-        rate = self.rate("predict", step.rows)
-        tokens = self.rate("tokens", step.tokens)
+    def __call__(self, progress: Progress) -> None:
+        rate = self.rate("predict", progress.done)
+        tokens = self.rate("tokens", progress.tokens)
         info = f"{short_count_text(rate)} texts/s {short_count_text(tokens)} tokens/s" if rate else ""
-        if step.total is not None:
-            self.step("predict", step.rows, max(step.total, step.rows), info)
+        if progress.total:
+            self.step("predict", progress.done, progress.total, info)
         elif self.bars:
             if "predict" not in self._tasks:
                 self._tasks["predict"] = self.bars.add_task("predict", total=None, info="", count="")
-            self.bars.update(self._tasks["predict"], info=info, count=short_count_text(step.rows))  # type: ignore[arg-type]
+            self.bars.update(self._tasks["predict"], info=info, count=short_count_text(progress.done))  # type: ignore[arg-type]
         else:
-            self.step("predict", step.rows, step.rows, info)
+            self.step("predict", progress.done, progress.done, info)
 
 
-def document(made: Labelled) -> dict[str, Any]:
+def document(made: LabelledFile) -> dict[str, Any]:
     """As `--json` shows it."""
     return {
         "output": str(made.path),
@@ -202,7 +206,7 @@ def document(made: Labelled) -> dict[str, Any]:
     }
 
 
-def show(made: Labelled) -> None:
+def show(made: LabelledFile) -> None:
     from rich.text import Text
 
     labelled = made.rows - made.bad

@@ -19,7 +19,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     """Label what the paths or URLs of `--input` match into the folder `--output`."""
     from featcache.cluster.cluster import require_ray
     from featcache.cluster.predict import Reading, predict_with_ray
-    from featcache.data.formats.row_files import kind_of
+    from featcache.data.formats.open import kind_of
     from featcache.system.stores import is_remote
 
     if args.texts or args.pair or args.input == "-" or not args.input or not args.output:

@@ -1,7 +1,7 @@
-"""Labelled rows as csv, tsv, JSON, parquet or plain labels, appended chunk by chunk.
+"""Labelled rows as csv, tsv, JSON, parquet or plain labels, appended batch by batch.
 
-What is appended can be cut off again at any chunk, so that an interrupted run goes on from the last one
-that is durable. A parquet file cannot grow like that: its chunks are kept as Arrow messages until the end.
+What is appended can be cut off again after any batch, so that an interrupted call goes on from the last one
+that is durable. A parquet file cannot grow like that: its batches are kept as Arrow messages until the end.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.data.formats.row_lines import Chunk, Row, RowFile
+from featcache.data.formats.lines import Row
+from featcache.data.formats.open import RowBatch, RowFile
 from featcache.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -26,42 +28,39 @@ if TYPE_CHECKING:
 DIGITS = 6  # of a probability in a text file
 GROUP_ROWS = 1 << 16  # rows of a parquet row group
 ARRAY = b"[\n"  # how a JSON array begins
+_OTHER_NAMES = "name the added columns otherwise, e.g. --prefix new_"
 
 
-class Answers:
-    """What the head says of the usable rows of a chunk.
+@dataclass(frozen=True)
+class RowPredictions:
+    """What the head predicts for the usable rows of a batch.
 
-    Args:
-        places: int64 `[M]`, which rows of the chunk.
+    Attributes:
+        places: int64 `[M]`, which rows of the batch.
         labels: M lists of label names; of one name each unless the head is multi-label.
         probability: float64 `[M]`, of the label; see `Prediction.probability`.
         probabilities: float64 `[M, C]`.
         truncated: bool `[M]`.
     """
 
-    def __init__(
-        self,
-        places: np.ndarray,
-        labels: list[list[str]],
-        probability: np.ndarray,
-        probabilities: np.ndarray,
-        truncated: np.ndarray,
-    ) -> None:
-        self.places, self.labels, self.probability = places, labels, probability
-        self.probabilities, self.truncated = probabilities, truncated
+    places: np.ndarray
+    labels: list[list[str]]
+    probability: np.ndarray
+    probabilities: np.ndarray
+    truncated: np.ndarray
 
 
 class Writer:
-    """Rows with their answers as bytes to be appended to one file.
+    """Rows with their predictions as bytes to be appended to one file.
 
     Args:
-        kind: one of `row_files.KINDS`; json is an array for rows that were read from one, else lines.
+        kind: one of `open.KINDS`; json is an array for rows that were read from one, else lines.
         names: C label names.
         several: multi-label: the prediction is a list of labels.
         prefix: put before the name of every added column.
 
     Raises:
-        UsageError: an added column has the name of one that is there.
+        UsageError: the file has a column with the name of an added one.
     """
 
     def __init__(
@@ -76,18 +75,7 @@ class Writer:
         ]
         taken = sorted(set(self.added) & set(rows.columns))
         if taken and kind != "txt":
-            raise UsageError(
-                f"{rows.name} has a column {taken[0]!r} already",
-                hint="name the added columns otherwise, e.g. --prefix new_",
-            )
-        self._encode: Callable[[Chunk, Answers], bytes] = {
-            "csv": self._delimited,
-            "tsv": self._delimited,
-            "json": self._lines,
-            "jsonl": self._lines,
-            "txt": self._labels,
-            "parquet": self._message,
-        }[kind]
+            raise UsageError(f"{rows.name} has a column {taken[0]!r} already", hint=_OTHER_NAMES)
 
     def head(self) -> bytes:
         """What comes before the first row."""
@@ -95,9 +83,21 @@ class Writer:
             return self._csv([[*self.rows.columns, *self.added]])
         return ARRAY if self.array else b""
 
-    def chunk(self, chunk: Chunk, answers: Answers) -> bytes:
-        """The rows of a chunk that have columns; one without a usable text has no answer."""
-        return self._encode(chunk, answers)
+    def batch(self, batch: RowBatch, predictions: RowPredictions) -> bytes:
+        """The rows of a batch that could be parsed; those without a usable text have no prediction."""
+        if self.kind == "txt":
+            return _labels(batch, predictions)
+        if self.kind == "parquet":
+            return self._message(batch, predictions)
+        rows = self._with_added(batch, predictions)
+        if self.kind in ("csv", "tsv"):
+            return self._csv(
+                [
+                    list(map(_cell, (*self._in_columns(row, values), *added)))
+                    for row, values, added in rows
+                ]
+            )
+        return b"".join(self._json_row(row, values, added) for row, values, added in rows)
 
     def finish(self, log: Path, target: Path) -> Path:
         """The file to be published, made of what was appended to `log`."""
@@ -105,90 +105,80 @@ class Writer:
             return self._to_array(log, target)
         return self._to_parquet(log, target) if self.kind == "parquet" else log
 
+    def _with_added(
+        self, batch: RowBatch, predictions: RowPredictions
+    ) -> Iterator[tuple[Row, dict[str, Any], list[Any]]]:
+        """Each row that has columns, these, and the values of the added columns."""
+        added = self._added_values(predictions, DIGITS)
+        blank = [None] * len(self.added)
+        for place, (row, values) in enumerate(zip(batch.rows, self._columns(batch), strict=True)):
+            if values is not None:
+                yield row, values, added.get(place, blank)
+
+    def _added_values(self, predictions: RowPredictions, digits: int) -> dict[int, list[Any]]:
+        """The values of the added columns by the row's place."""
+        labels = predictions.labels if self.several else [one for (one,) in predictions.labels]
+        columns = (
+            predictions.places.tolist(),
+            labels,
+            predictions.probability.round(digits).tolist(),
+            predictions.probabilities.round(digits).tolist(),
+            predictions.truncated.tolist(),
+        )
+        return {
+            place: [label, own, *shares, truncated]
+            for place, label, own, shares, truncated in zip(*columns, strict=True)
+        }
+
+    def _columns(self, batch: RowBatch) -> Sequence[dict[str, Any] | None]:
+        """The columns of each row; None for a row that could not be parsed."""
+        if batch.table is None:
+            return [row.values for row in batch.rows]
+        try:
+            values: list[dict[str, Any]] = batch.table.to_pylist()
+        except UnicodeDecodeError:
+            raise SourceError(
+                f"a column of texts of {self.rows.name} holds bytes that are not UTF-8",
+                hint="a parquet file as --output keeps them",
+            ) from None
+        return values
+
+    def _in_columns(self, row: Row, values: Mapping[str, Any]) -> Iterator[Any]:
+        """The values of a row in the order of the file's columns; an error for one in no column."""
+        new = values.keys() - set(self.rows.columns)
+        if new:
+            raise SourceError(
+                f"{self.rows.name}, line {row.line}: {next(n for n in values if n in new)!r} is a column"
+                " that no row before had",
+                hint="a jsonl file as --output keeps what each row has",
+            )
+        return map(values.get, self.rows.columns)
+
     # -- text files -------------------------------------------------------------------------------
 
-    def _delimited(self, chunk: Chunk, answers: Answers) -> bytes:
-        said = self._said(answers, rounded=True)
-        blank = [""] * len(self.added)
-        lines = []
-        for place, (row, values) in enumerate(zip(chunk.rows, self._values(chunk), strict=True)):
-            if values is not None:
-                self._refuse_new(values, row)
-                lines.append(
-                    [*(_cell(values.get(name)) for name in self.rows.columns), *said.get(place, blank)]
-                )
-        return self._csv([[_cell(value) for value in line] for line in lines])
-
-    def _csv(self, lines: list[list[Any]]) -> bytes:
+    def _csv(self, lines: list[list[str]]) -> bytes:
         if self.kind == "tsv" and self.rows.plain_tabs:
             return "".join("\t".join(line) + "\n" for line in lines).encode()
         out = io.StringIO()
         csv.writer(out, delimiter="\t" if self.kind == "tsv" else ",", lineterminator="\n").writerows(lines)
         return out.getvalue().encode()
 
-    def _lines(self, chunk: Chunk, answers: Answers) -> bytes:
-        said = self._said(answers, rounded=True)
-        blank = [None] * len(self.added)
-        found = []
-        for place, (row, values) in enumerate(zip(chunk.rows, self._values(chunk), strict=True)):
-            if values is not None:
-                taken = set(values) & set(self.added)
-                if taken:
-                    raise SourceError(
-                        f"{self.rows.name}, line {row.line}: it has a {sorted(taken)[0]!r} already",
-                        hint="name the added columns otherwise, e.g. --prefix new_",
-                    )
-                whole = values | dict(zip(self.added, said.get(place, blank), strict=True))
-                found.append(_json(whole) + self._end)
-        return b"".join(found)
+    def _json_row(self, row: Row, values: dict[str, Any], added: list[Any]) -> bytes:
+        if taken := values.keys() & set(self.added):
+            raise SourceError(
+                f"{self.rows.name}, line {row.line}: it has a {sorted(taken)[0]!r} already", hint=_OTHER_NAMES
+            )
+        return _json(values | dict(zip(self.added, added, strict=True))) + self._end
 
     def _to_array(self, log: Path, target: Path) -> Path:
-        """A copy that is closed in the place of the last comma: `log` can still be gone on with."""
+        """A copy in which the end of the array replaces the last comma; `log` can still be appended to."""
         shutil.copyfile(log, target)
         with target.open("r+b") as file:
-            file.seek(0, os.SEEK_END)
-            file.truncate(file.tell() - len(self._end) if file.tell() > len(ARRAY) else len(ARRAY))
+            size = file.seek(0, os.SEEK_END)
+            file.truncate(max(size - len(self._end), len(ARRAY)))
             file.seek(0, os.SEEK_END)
             file.write(b"\n]\n")
         return target
-
-    def _labels(self, chunk: Chunk, answers: Answers) -> bytes:
-        """One line a row, empty for one without an answer, so that lines stay side by side."""
-        said = dict(zip(answers.places.tolist(), answers.labels, strict=True))
-        lines = (" ".join(", ".join(said.get(place, [])).split()) for place in range(len(chunk.rows)))
-        return "".join(line + "\n" for line in lines).encode()
-
-    def _said(self, answers: Answers, *, rounded: bool) -> dict[int, list[Any]]:
-        """The values of the added columns by the row's place."""
-        digits = DIGITS if rounded else 17
-        shares = answers.probabilities.round(digits).tolist()
-        own = answers.probability.round(digits).tolist()
-        cut = answers.truncated.tolist()
-        return {
-            place: [answers.labels[n] if self.several else answers.labels[n][0], own[n], *shares[n], cut[n]]
-            for n, place in enumerate(answers.places.tolist())
-        }
-
-    def _values(self, chunk: Chunk) -> list[dict[str, Any] | None]:
-        """The columns of each row; None for a row that has none."""
-        if chunk.table is None:
-            return [row.values for row in chunk.rows]
-        try:
-            found: list[dict[str, Any] | None] = chunk.table.to_pylist()
-        except UnicodeDecodeError:
-            raise SourceError(
-                f"a column of texts of {self.rows.name} holds bytes that are no UTF-8",
-                hint="a parquet file as --output keeps them",
-            ) from None
-        return found
-
-    def _refuse_new(self, values: Mapping[str, Any], row: Row) -> None:
-        if len(values) > len(self.rows.columns) or not values.keys() <= set(self.rows.columns):
-            new = next(name for name in values if name not in self.rows.columns)
-            raise SourceError(
-                f"{self.rows.name}, line {row.line}: {new!r} is a column that no row before had",
-                hint="a jsonl file as --output keeps what each row has",
-            )
 
     # -- parquet ----------------------------------------------------------------------------------
 
@@ -202,31 +192,29 @@ class Writer:
         fields = [pa.field(name, kind) for name, kind in zip(self.added, kinds, strict=True)]
         return pa.schema([*own, *fields], metadata=own.metadata)
 
-    def _message(self, chunk: Chunk, answers: Answers) -> bytes:
-        """A stream of one Arrow record batch behind its length."""
+    def _message(self, batch: RowBatch, predictions: RowPredictions) -> bytes:
+        """A stream of one Arrow record batch, after its length."""
         import pyarrow as pa
 
         schema = self._schema()
-        said = self._said(answers, rounded=False)
+        added = self._added_values(predictions, 17)
         blank = [None] * len(self.added)
         kept = [
-            place for place, row in enumerate(chunk.rows) if chunk.table is not None or row.values is not None
+            place for place, row in enumerate(batch.rows) if batch.table is not None or row.values is not None
         ]
-        rows = [said.get(place, blank) for place in kept]
+        rows = [added.get(place, blank) for place in kept]
         fields = list(schema)[-len(self.added) :]
         new = [pa.array([row[n] for row in rows], field.type) for n, field in enumerate(fields)]
-        if chunk.table is not None:
-            old = chunk.table.combine_chunks().to_batches()[0].columns
+        if batch.table is not None:
+            old = batch.table.combine_chunks().to_batches()[0].columns
         else:
-            values = [chunk.rows[place].values or {} for place in kept]
-            for one, place in zip(values, kept, strict=True):
-                self._refuse_new(one, chunk.rows[place])
+            found = [[*self._in_columns(batch.rows[place], batch.rows[place].values or {})] for place in kept]
             old = [
-                pa.array([_text(one.get(name)) for one in values], pa.large_string())
-                for name in self.rows.columns
+                pa.array([_text(row[n]) for row in found], pa.large_string())
+                for n in range(len(self.rows.columns))
             ]
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as stream:  # of its own: dictionaries may differ by chunk
+        with pa.ipc.new_stream(sink, schema) as stream:  # one each: dictionaries may differ by batch
             stream.write_batch(pa.RecordBatch.from_arrays([*old, *new], schema=schema))
         message: bytes = sink.getvalue().to_pybytes()
         return len(message).to_bytes(8, "little") + message
@@ -248,21 +236,28 @@ class Writer:
         return target
 
 
+def _labels(batch: RowBatch, predictions: RowPredictions) -> bytes:
+    """One line a row, empty for one without a prediction, so that lines stay side by side."""
+    labels = dict(zip(predictions.places.tolist(), predictions.labels, strict=True))
+    lines = (" ".join(", ".join(labels.get(place, [])).split()) for place in range(len(batch.rows)))
+    return "".join(line + "\n" for line in lines).encode()
+
+
 def _text(value: Any) -> str | None:
     """A value of a JSON row in a column of texts."""
-    if value is None or isinstance(value, str):
-        return _encodable(value)
-    return json.dumps(value)
+    if value is None:
+        return None
+    return _encodable(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _encodable(value: str | None) -> str | None:
-    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
+def _encodable(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _cell(value: Any) -> str:
     """A value in a csv cell: texts as they are, nulls empty, lists and the like as JSON."""
     if isinstance(value, str):
-        return _encodable(value) or ""
+        return _encodable(value)
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -275,5 +270,5 @@ def _cell(value: Any) -> str:
 def _json(values: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(values, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:  # a lone surrogate in some column: as it was spelled
+    except UnicodeEncodeError:  # a lone surrogate in some column is escaped
         return json.dumps(values, default=str).encode()

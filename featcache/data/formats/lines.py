@@ -1,0 +1,250 @@
+"""Numbered lines of a file, and the rows that the parsers of all formats make.
+
+A line that is not UTF-8 or is too long becomes a row with a problem; reading goes on after it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from featcache.errors import SourceError
+
+AS_UTF8 = "save it as UTF-8, e.g.: iconv -f GB18030 -t UTF-8 OLD > NEW"
+SAMPLE_ROWS = 1000  # rows that decide about header and columns
+_TOO_LONG = "\ud800"  # stands for a line that is too long: decoding never makes this character
+_READ_ERRORS = (OSError, EOFError, zlib.error)
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """How much of a file is held in memory at once.
+
+    Attributes:
+        batch_rows: rows of a batch; the same number that an extraction encodes together.
+        batch_chars: a batch ends early when its texts have this many characters.
+        row_chars: longest line, quoted record or JSON value; a longer one is a broken row.
+        block_chars: characters of a JSON array that are read at once.
+    """
+
+    batch_rows: int = 1024
+    batch_chars: int = 4 << 20
+    row_chars: int = 64 << 20
+    block_chars: int = 1 << 20
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a file.
+
+    Attributes:
+        number: counted from 1, in file order.
+        line: where the row begins, counted from 1; in a parquet file the same as `number`.
+        values: by column; None where the row could not be parsed.
+        text, pair: what is to be labelled; empty where there is a problem.
+        problem: why the row cannot be used; None where it can.
+    """
+
+    number: int
+    line: int
+    values: dict[str, Any] | None
+    text: str = ""
+    pair: str | None = None
+    problem: str | None = None
+
+
+class Lines:
+    """Numbered lines of a file or a stream of bytes; bytes that are not UTF-8 become lone surrogates.
+
+    Args:
+        source: a path (`.gz` is unpacked) or a binary stream, which is closed with this object.
+        name: of the file, for messages.
+        universal: a carriage return alone ends a line too, as in the csv module.
+
+    Raises:
+        SourceError: the file cannot be opened; also while lines are read.
+    """
+
+    def __init__(
+        self, source: Path | BinaryIO, name: str, limits: ReadLimits | None = None, *, universal: bool = False
+    ) -> None:
+        self.name, self.limits, self.universal = name, limits or ReadLimits(), universal
+        self._source: Path | IO[bytes] = source
+        self._is_copy = False
+        self._open()
+
+    def _open(self) -> None:
+        self.size: int | None = None  # in bytes, of a path
+        with reading(self.name):
+            source = self._source
+            self._raw = source.open("rb") if isinstance(source, Path) else source
+            unpacked: Any = self._raw
+            if isinstance(source, Path):
+                self.size = source.stat().st_size
+                unpacked = gzip.GzipFile(fileobj=self._raw) if _is_packed(source) else self._raw
+        # `newline=""` keeps line ends as they are and ends a line at any of them.
+        self._text = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape", newline="")
+        self._held: deque[tuple[int, str]] = deque()
+        self._seen: list[tuple[int, str]] | None = None
+        self._lead = ""
+        self._number = 0
+
+    def close(self) -> None:
+        self._text.close()
+        self._raw.close()
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of a path read so far; 0 for a stream."""
+        return self._raw.tell() if self.size is not None else 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        return self
+
+    def __next__(self) -> tuple[int, str]:
+        line = self._held.popleft() if self._held else self._read()
+        if self._seen is not None:
+            self._seen.append(line)
+        return line
+
+    @contextmanager
+    def preview(self) -> Iterator[None]:
+        """Lines that are read inside are read again afterwards."""
+        self._seen = []
+        try:
+            yield
+        finally:
+            seen, self._seen = self._seen, None
+            self.put_back(seen)
+
+    def put_back(self, lines: Sequence[tuple[int, str]]) -> None:
+        """Make the lines that were read last the next ones."""
+        self._held.extendleft(reversed(lines))
+        if self._seen:
+            del self._seen[len(self._seen) - len(lines) :]
+
+    def rewind(self, *, universal: bool) -> None:
+        """Begin again at the first line; a stream is first copied to a temporary file."""
+        if isinstance(self._source, Path):
+            self.close()
+        elif self._is_copy:
+            self._text.detach()  # closing it would close the copy
+            self._source.seek(0)
+        else:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the lines
+            for _, text in self:
+                copy.write(text.replace(_TOO_LONG, "\udcff").encode("utf-8", "surrogateescape"))
+            copy.seek(0)
+            self._source, self._is_copy = copy, True
+        self.universal = universal
+        self._open()
+
+    def first_mark(self) -> str:
+        """The next character that is not white space, which stays to be read; empty at the end."""
+        while (mark := self._take(self._text.read, 1)).isspace():
+            self._number += mark == "\n"
+        self._lead = mark
+        return mark
+
+    def blocks(self) -> Iterator[str]:
+        """The rest of the file in parts that do not end with lines."""
+        yield self._lead
+        while block := self._take(self._text.read, self.limits.block_chars):
+            yield block
+
+    @property
+    def next_number(self) -> int:
+        """Number of the line that is read next from the file."""
+        return self._number + 1
+
+    def _read(self) -> tuple[int, str]:
+        parts = [self._piece()]
+        chars = len(parts[0])
+        while parts[-1].endswith("\r") and not self.universal:
+            parts.append(self._piece())
+            chars += len(parts[-1])
+            if chars > self.limits.row_chars:
+                parts = [_TOO_LONG, parts[-1]]
+        if not parts[0]:
+            raise StopIteration
+        self._number += 1
+        return self._number, "".join(parts)
+
+    def _piece(self) -> str:
+        """Up to and with the next line end of any kind."""
+        most = self.limits.row_chars
+        text = self._lead + self._take(self._text.readline, most)
+        self._lead = ""
+        if len(text) < most or text.endswith(("\n", "\r")):
+            return text
+        while (rest := self._take(self._text.readline, most)) and not rest.endswith(("\n", "\r")):
+            pass
+        return _TOO_LONG + "\n"
+
+    def _take(self, read: Callable[[int], str], size: int) -> str:
+        try:
+            return read(size)
+        except _READ_ERRORS as error:
+            raise read_error(self.name, error) from None
+
+    def wrong_encoding(self, text: str) -> str | None:
+        """Why a line or field cannot be used: it is too long or not UTF-8; None where it can."""
+        if text.isascii():
+            return None
+        if _TOO_LONG in text:
+            return f"longer than {self.limits.row_chars >> 20} MiB"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"not UTF-8 at character {error.start + 1}"
+        return None
+
+
+def _is_packed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+@contextmanager
+def reading(name: Path | str) -> Iterator[None]:
+    """Errors of the file system inside become a `SourceError` that names the file."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        raise read_error(name, error) from None
+
+
+def read_error(name: Path | str, error: BaseException) -> SourceError:
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        return SourceError(f"cannot read {name}: {error.strerror or error}")
+    return SourceError(f"cannot read {name}: cut short or not gzip ({error})")
+
+
+def not_utf8(path: Path) -> SourceError:
+    """The error for a file that is not UTF-8, with the offset of the first wrong byte."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with gzip.open(path) if _is_packed(path) else path.open("rb") as handle:
+        while True:
+            block = handle.read(1 << 20)
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                offset = done - pending + error.start
+                return SourceError(f"{path} is not UTF-8: byte {offset} cannot be read", hint=AS_UTF8)
+            if not block:
+                return SourceError(f"{path} is not UTF-8", hint=AS_UTF8)
+            done += len(block)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

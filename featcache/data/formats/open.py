@@ -1,0 +1,362 @@
+"""Opens files of rows, for training, where the first broken row is an error, and for prediction.
+
+Both use the parsers of this package, so that a file has the same rows for both. Prediction goes on after a
+broken row; memory is bounded by `ReadLimits`, and a stream that cannot be rewound is read as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, BinaryIO
+
+from featcache.data.columns import USUAL_NAMES, SourceColumns, pick_text_columns
+from featcache.data.formats.delimited import delimited_rows, read_layout
+from featcache.data.formats.json_rows import json_rows
+from featcache.data.formats.lines import SAMPLE_ROWS, Lines, ReadLimits, Row, not_utf8, reading
+from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
+from featcache.errors import SourceError, UsageError
+from featcache.settings import DataSettings
+from featcache.system.text import check_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDINGS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
+           ".parquet": "parquet", ".txt": "txt"}  # fmt: skip
+KINDS = tuple(dict.fromkeys(ENDINGS.values()))
+TRAINING_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")
+_NAME_IT = "name the column with the text: --text-column"
+_HINTS = {
+    "delimited": "the file is cut short there, or a text holds the delimiter or a quote;"
+    ' a double quote inside a quoted text is written twice: ""',
+    "json": 'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there',
+}
+
+
+def kind_of(path: Path) -> str | None:
+    """One of KINDS by the ending, `.gz` aside; None for another ending."""
+    name = path.name.lower()
+    kind = ENDINGS.get(Path(name.removesuffix(".gz")).suffix)
+    return None if kind == "parquet" and name.endswith(".gz") else kind
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether the ending is one of `TRAINING_ENDINGS`."""
+    return kind_of(path) not in (None, "txt")
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a training set.
+
+    Attributes:
+        rows: the rows as mappings; a missing key is a null.
+        key: what else than the bytes decides the rows; None if nothing does.
+        where: what error messages call the file.
+        class_names: of columns whose labels are numbers with names.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: Callable[[SourceColumns], Iterator[Mapping[str, object]]]
+    key: object
+    where: str
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def open_data_file(path: Path, data: DataSettings) -> DataFile:
+    """A file with one of `TRAINING_ENDINGS`.
+
+    Raises:
+        SourceError: the file is empty, cannot be read, or is broken where it begins. Its rows raise it at
+            the first one that is broken.
+    """
+    kind = kind_of(path)
+    if kind == "parquet":
+        return _parquet_data(path)
+    if kind in ("json", "jsonl"):
+        return _json_data(path)
+    with closing(Lines(path, str(path))) as lines:
+        layout = read_layout(lines, data, tabs=kind == "tsv")
+
+    def rows(_: SourceColumns) -> Iterator[Mapping[str, object]]:
+        with closing(Lines(path, str(path), universal=layout.quoted)) as lines:
+            for row in _unbroken(delimited_rows(lines, layout), path, "line", "delimited"):
+                yield row.values or {}
+
+    where = f"{path} (its first line read as the header)" if layout.header else str(path)
+    return DataFile(path, layout.columns, rows, list(astuple(layout)), where)
+
+
+def _json_data(path: Path) -> DataFile:
+    def found() -> Iterator[Row]:
+        with closing(Lines(path, str(path))) as lines:
+            array = lines.first_mark() == "["
+            yield from _unbroken(json_rows(lines, array=array), path, "item" if array else "line", "json")
+
+    columns, _ = _json_columns(found(), str(path), ReadLimits())
+    return DataFile(path, columns, lambda _: (row.values or {} for row in found()), None, str(path))
+
+
+def _parquet_data(path: Path) -> DataFile:
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+
+    def rows(columns: SourceColumns) -> Iterator[Mapping[str, object]]:
+        wanted = [column for column in columns if column is not None]
+        with open_parquet(path) as file:
+            for batch in record_batches(file, path, 1000, columns=wanted):
+                yield from batch_values(batch, wanted)
+
+    return DataFile(path, list(schema.names), rows, None, str(path), class_names(schema))
+
+
+def _unbroken(rows: Iterator[Row], path: Path, unit: str, form: str) -> Iterator[Row]:
+    """`rows`; the first that cannot be parsed is an error, since a training set must be whole."""
+    for row in rows:
+        if row.problem is not None:
+            if row.problem.startswith("not UTF-8"):
+                raise not_utf8(path)
+            place = row.number if unit == "item" else row.line
+            raise SourceError(f"{path}, {unit} {place}: {row.problem}", hint=_HINTS[form])
+        yield row
+
+
+def _json_columns(rows: Iterator[Row], name: str, limits: ReadLimits) -> tuple[list[str], list[Row]]:
+    """The columns of the first rows, and these rows."""
+    sample, chars = [], 0
+    for row in itertools.islice(rows, SAMPLE_ROWS):
+        sample.append(row)
+        chars += _chars(row)
+        if chars > limits.row_chars:
+            break
+    if not sample:
+        raise SourceError(f"{name} is empty")
+    return list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample))), sample
+
+
+def _chars(row: Row) -> int:
+    return sum(len(value) for value in (row.values or {}).values() if isinstance(value, str))
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+@dataclass
+class RowBatch:
+    """Some rows in file order.
+
+    Attributes:
+        digest: SHA-256 of all rows of the file up to the last of these.
+        consumed: bytes of the file that were read so far; 0 where that is not known.
+        table: the same rows as Arrow has them, of parquet files.
+    """
+
+    rows: list[Row]
+    digest: str
+    consumed: int = 0
+    table: pa.Table | None = None
+
+
+@dataclass(frozen=True)
+class QuoteRule:
+    """Whether quotes are markup in a file with tabs, and which file that was found for."""
+
+    bytes: int
+    modified_ns: int
+    quoted: bool
+
+
+@dataclass
+class RowFile:
+    """An opened file of rows to be labelled.
+
+    Attributes:
+        kind: one of KINDS.
+        columns: in order; of JSON those of the first rows.
+        text, pair: the columns that are labelled.
+        total: rows, where the file says so; else None.
+        size: bytes, where that is known; else None.
+        array: the rows are the values of one JSON array.
+        plain_tabs: a tab-separated file in which a quote is only a character.
+        quotes: what a later call can be given, so that it need not look at all lines again.
+        first: rows of the file before these.
+    """
+
+    kind: str
+    name: str
+    columns: list[str]
+    text: str
+    pair: str | None
+    batches: Iterator[RowBatch]
+    total: int | None = None
+    size: int | None = None
+    array: bool = False
+    plain_tabs: bool = False
+    quotes: QuoteRule | None = None
+    schema: pa.Schema | None = None
+    first: int = 0
+
+
+def open_rows(
+    source: Path | BinaryIO,
+    kind: str,
+    columns: DataSettings | None = None,
+    *,
+    header: bool = True,
+    groups: range | None = None,
+    quotes: QuoteRule | None = None,
+    limits: ReadLimits | None = None,
+) -> RowFile:
+    """Open a file, or a stream of bytes, for reading once from its beginning.
+
+    Args:
+        source: a path (`.gz` is unpacked), or a binary stream such as `sys.stdin.buffer`.
+        kind: one of KINDS.
+        columns: names the text and pair columns; by default they have one of the usual names.
+        header: False: a csv or tsv file begins with a row, its columns are column1, column2, ...;
+            True: it has a header unless its first line looks like a row, as in training.
+        groups: of a parquet file, the row groups to read; by default all.
+        quotes: of an earlier `RowFile` of the same file; ignored when the file has changed.
+
+    Raises:
+        SourceError: empty, unreadable, or without a column of texts.
+    """
+    data, limits = columns or DataSettings(), limits or ReadLimits()
+    if kind == "parquet":
+        if not isinstance(source, Path):
+            raise UsageError("a parquet file cannot be read from standard input", hint="give its path")
+        return _open_parquet_rows(source, data, groups, limits)
+    name = str(source) if isinstance(source, Path) else "standard input"
+    lines = Lines(source, name, limits)
+    found = RowFile(kind, name, [], "", None, iter(()), size=lines.size)
+    if kind == "txt":
+        if data.pair_column is not None:
+            raise UsageError("--pair-column: a txt file has no columns")
+        found.columns, found.text = ["text"], "text"
+        rows = _txt_rows(lines)
+    elif kind in ("json", "jsonl"):
+        found.array = lines.first_mark() == "["
+        rows = json_rows(lines, array=found.array)
+        found.columns, sample = _json_columns(rows, name, limits)
+        rows = itertools.chain(sample, rows)
+        if not found.columns:
+            raise SourceError(f"{name} holds no JSON objects", hint='one a line, e.g. {"text": "..."}')
+    else:
+        rows = _open_delimited_rows(lines, found, source, data, header=header, quotes=quotes)
+    if kind != "txt":
+        if len(found.columns) == 1 and kind in ("csv", "tsv"):
+            data = replace(data, text_column=found.columns[0])
+        found.text, found.pair = pick_text_columns(found.columns, data, name)
+    found.batches = _batches(rows, found, lines)
+    return found
+
+
+def _open_delimited_rows(
+    lines: Lines,
+    found: RowFile,
+    source: Path | BinaryIO,
+    data: DataSettings,
+    *,
+    header: bool,
+    quotes: QuoteRule | None,
+) -> Iterator[Row]:
+    """The rows of a csv or tsv file, whose columns are noted in `found`."""
+    rule: QuoteRule | None = None
+    if isinstance(source, Path):
+        with reading(source):
+            status = source.stat()
+        rule = QuoteRule(status.st_size, status.st_mtime_ns, quoted=True)
+    known = quotes.quoted if quotes is not None and rule == replace(quotes, quoted=True) else None
+    layout = read_layout(lines, data, tabs=found.kind == "tsv", header=header, quoted=known)
+    if layout.header:
+        named = {name.lower() for name in (data.text_column, data.pair_column) if name}
+        if not any(name.lower() in USUAL_NAMES | named for name in layout.columns):
+            raise SourceError(
+                f"{found.name}: the first line names no column of texts: {', '.join(layout.columns)[:200]}",
+                hint="name it with --text-column, or say --no-header if that line is a row",
+            )
+    found.columns = layout.columns
+    if layout.delimiter == "\t":
+        found.plain_tabs = not layout.quoted
+        found.quotes = rule and replace(rule, quoted=layout.quoted)
+    return delimited_rows(lines, layout)
+
+
+def _txt_rows(lines: Lines) -> Iterator[Row]:
+    for number, raw in lines:
+        text = raw.rstrip("\r\n")
+        problem = lines.wrong_encoding(text)
+        yield Row(number, number, None if problem else {"text": text}, problem=problem)
+
+
+def _batches(rows: Iterator[Row], file: RowFile, lines: Lines) -> Iterator[RowBatch]:
+    digest, held, chars = hashlib.sha256(), list[Row](), 0
+    for row in rows:
+        _check_texts(row, file.text, file.pair)
+        digest.update(repr((row.line, row.values, row.problem)).encode("utf-8", "surrogatepass"))
+        held.append(row)
+        chars += _chars(row)
+        if len(held) == lines.limits.batch_rows or chars >= lines.limits.batch_chars:
+            yield RowBatch(held, digest.hexdigest(), lines.consumed)
+            held, chars = [], 0
+    if held:
+        yield RowBatch(held, digest.hexdigest(), lines.consumed)
+
+
+def _check_texts(row: Row, text: str, pair: str | None) -> None:
+    """Take the texts of a row out of its columns, or note why they cannot be labelled."""
+    if row.values is None:
+        return
+    first, second = row.values.get(text), None if pair is None else row.values.get(pair)
+    try:
+        check_text(first, f"column {text!r}")
+        if pair is not None and second != "":  # in training too a second text may be empty
+            check_text(second, f"column {pair!r}")
+    except SourceError as error:
+        row.problem = error.what
+    else:
+        row.text, row.pair = first or "", second
+
+
+def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, limits: ReadLimits) -> RowFile:
+    import pyarrow as pa
+
+    file = open_parquet(path)
+    schema = file.schema_arrow
+    text, pair = pick_text_columns(schema.names, data, str(path))
+    for column in (text, pair):
+        kind = schema.field(column).type if column is not None else pa.string()
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise SourceError(f"column {column!r} of {path} holds {kind}, not text", hint=_NAME_IT)
+    groups = range(file.num_row_groups) if groups is None else groups
+    sizes = [file.metadata.row_group(group).num_rows for group in range(groups.stop)]
+    first, total = sum(sizes[: groups.start]), sum(sizes[groups.start :])
+
+    def batches() -> Iterator[RowBatch]:
+        digest, number = hashlib.sha256(), first
+        wanted = [text] if pair is None else [text, pair]
+        for batch in record_batches(file, path, limits.batch_rows, groups=groups):
+            digest.update(batch.serialize())
+            rows = [
+                Row(place, place, values)
+                for place, values in enumerate(batch_values(batch, wanted), number + 1)
+            ]
+            for row in rows:
+                _check_texts(row, text, pair)
+            number += len(rows)
+            yield RowBatch(rows, digest.hexdigest(), table=pa.Table.from_batches([batch]))
+
+    return RowFile(
+        "parquet", str(path), list(schema.names), text, pair, batches(), total, schema=schema, first=first
+    )

@@ -1,0 +1,164 @@
+"""What is done of an unfinished output: the folder `OUTPUT.partial/`, from which the same call goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from featcache.data.formats.open import QuoteRule, RowBatch
+from featcache.data.formats.write import RowPredictions, Writer
+from featcache.errors import SourceError
+from featcache.system.documents import parse_document
+from featcache.system.durable import disk, write_file
+from featcache.system.output import Target
+
+FORMAT = 1  # of what lies in OUTPUT.partial
+STATE = "state.json"
+COMMIT_EVERY = 1.0  # seconds between two durable states, at the least
+FIRST_BAD = 5  # rows of `Journal.first_bad`
+
+
+@dataclass(frozen=True)
+class JournalState:
+    """What is durable so far, as `state.json` has it.
+
+    Attributes:
+        key: fingerprint of all that decides the output, except for the rows.
+        chunks: batches that are done.
+        digest: SHA-256 of the rows of these batches; see `RowBatch.digest`.
+        bytes, bad_bytes: lengths of the two files beside the state.
+        counts: rows by predicted label.
+        quotes: see `RowFile.quotes`; None for other files, and in states of earlier versions.
+    """
+
+    key: str
+    chunks: int = 0
+    rows: int = 0
+    bad: int = 0
+    truncated: int = 0
+    digest: str = ""
+    bytes: int = 0
+    bad_bytes: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    quotes: QuoteRule | None = None
+
+
+def partial_folder(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def read_state(folder: Path) -> JournalState | None:
+    """The state of an unfinished call; None where there is none that can be gone on from."""
+    try:
+        content = json.loads((folder / STATE).read_bytes())
+        state = parse_document(JournalState, content, str(folder / STATE), SourceError)
+        whole = state.bytes <= (folder / "rows").stat().st_size
+        whole = whole and state.bad_bytes <= (folder / "bad.jsonl").stat().st_size
+    except (OSError, ValueError, SourceError):
+        return None  # only work is lost, and done again
+    return state if whole else None
+
+
+def remembered_quotes(target: Path | str) -> QuoteRule | None:
+    """What an unfinished call that writes `target` found about the quotes of its input."""
+    state = read_state(partial_folder(Target.of(target).path))
+    return None if state is None else state.quotes
+
+
+class Journal:
+    """Appends batches in a thread of its own and makes them durable now and then; at most one waits.
+
+    Args:
+        folder: of one output.
+        state: what is done.
+        writer: makes the bytes of the output.
+        commit_every: seconds between two durable states, at the least.
+    """
+
+    def __init__(
+        self, folder: Path, state: JournalState, writer: Writer, commit_every: float = COMMIT_EVERY
+    ) -> None:
+        self.folder, self.state, self.writer, self.commit_every = folder, state, writer, commit_every
+        self.log, self.bad_log = folder / "rows", folder / "bad.jsonl"
+        self.first_bad: list[dict[str, Any]] = []
+        self.consumed = (0, 0)  # rows appended, and the bytes of the input that were read for them
+
+    def __enter__(self) -> Self:
+        if not self.state.chunks:
+            head = self.writer.head()
+            self.log.write_bytes(head)
+            self.bad_log.write_bytes(b"")
+            self.state = replace(self.state, bytes=len(head))
+        else:
+            os.truncate(self.log, self.state.bytes)
+            os.truncate(self.bad_log, self.state.bad_bytes)
+        self._files: tuple[BinaryIO, BinaryIO] = (self.log.open("ab"), self.bad_log.open("ab"))
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._last = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What is appended is kept, also after an error; a folder with nothing in it is removed."""
+        try:
+            if self._writing:
+                self._writing.result()
+        finally:
+            self._pool.shutdown()
+            try:
+                self._commit()
+            finally:
+                for file in self._files:
+                    file.close()
+                if kind is not None and not self.state.chunks:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, batch: RowBatch, predictions: RowPredictions) -> None:
+        """Append a batch; waits until the one before is written."""
+        if self._writing:
+            self._writing.result()
+        self._writing = self._pool.submit(self._append, batch, predictions)
+
+    def _append(self, batch: RowBatch, predictions: RowPredictions) -> None:
+        """Write a batch and count it; the state changes only when both files have it."""
+        log, bad_log = self._files
+        found = [
+            {"row": row.number, "line": row.line, "problem": row.problem}
+            for row in batch.rows
+            if row.problem is not None
+        ]
+        bad = b"".join(
+            json.dumps(one, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for one in found
+        )
+        written, bad_written = log.write(self.writer.batch(batch, predictions)), bad_log.write(bad)
+        counts = dict(self.state.counts)
+        for label in itertools.chain.from_iterable(predictions.labels):
+            counts[label] += 1
+        self.state = replace(
+            self.state,
+            chunks=self.state.chunks + 1,
+            rows=self.state.rows + len(batch.rows),
+            bad=self.state.bad + len(found),
+            truncated=self.state.truncated + int(predictions.truncated.sum()),
+            digest=batch.digest,
+            bytes=self.state.bytes + written,
+            bad_bytes=self.state.bad_bytes + bad_written,
+            counts=counts,
+        )
+        self.first_bad += found[: FIRST_BAD - len(self.first_bad)]
+        self.consumed = (self.state.rows, batch.consumed)
+        if time.monotonic() - self._last >= self.commit_every:
+            self._commit()
+
+    def _commit(self) -> None:
+        for file in self._files:
+            disk.fsync(file)
+        write_file(self.folder / STATE, json.dumps(asdict(self.state), ensure_ascii=False).encode())
+        self._last = time.monotonic()
