@@ -94,13 +94,13 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitT
     """The rows of `files`, one after the other, as one memory-mapped dataset."""
     import datasets
 
-    readers = [open_data_file(path, data) for path in files]
-    picked = [(reader, pick_columns(reader.columns, data, reader.where)) for reader in readers]
-    names = {reader.class_names.get(columns.label) for reader, columns in picked}
+    opened = [open_data_file(path, data) for path in files]
+    picked = [(file, pick_columns(file.columns, data, file.where)) for file in opened]
+    names = {file.class_names.get(columns.label) for file, columns in picked}
     if len(names) > 1:
         raise SourceError(f"the files of the {split} split have different label names")
     # `datasets` knows a local file by its path and mtime; here the bytes themselves are the key.
-    key = [[content_hash(reader.path), reader.key, columns] for reader, columns in picked]
+    key = [[content_hash(file.path), file.key, columns] for file, columns in picked]
     document = json.dumps([_READER_VERSION, key])
     has_pair = any(columns.pair is not None for _, columns in picked)
     keys = ["text", "label", "pair"] if has_pair else ["text", "label"]
@@ -118,10 +118,12 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitT
     return SplitTable(dataset, columns, encoded=True, class_names=names.pop())
 
 
-def _examples(split: str, picked: Sequence[tuple[DataFile, SourceColumns]]) -> Iterator[dict[str, str | None]]:
+def _examples(
+    split: str, picked: Sequence[tuple[DataFile, SourceColumns]]
+) -> Iterator[dict[str, str | None]]:
     row = 0
-    for reader, columns in picked:
-        for values in reader.rows(columns):
+    for file, columns in picked:
+        for values in file.rows(columns):
             example = {
                 "text": text_cell(values.get(columns.text), row, split),
                 "label": label_cell(values.get(columns.label), row, split),
@@ -159,7 +161,8 @@ def table_in_memory(
         columns[key] = [cell(value, row, name) for row, value in enumerate(values)]
     kinds = datasets.Features({key: datasets.Value("string") for key in columns})
     dataset = datasets.Dataset.from_dict(columns, features=kinds)
-    return SplitTable(dataset, SourceColumns("text", "label", "pair" if pairs is not None else None), encoded=True)
+    picked = SourceColumns("text", "label", "pair" if pairs is not None else None)
+    return SplitTable(dataset, picked, encoded=True)
 
 
 @contextlib.contextmanager

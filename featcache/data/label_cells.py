@@ -32,7 +32,7 @@ class LabelCells(NamedTuple):
     several: bool  # the cells are lists: multi-label; else a row has one entry at most
     rows: NDArray[np.int64]  # [M], ascending, counted from 0
     codes: NDArray[np.int64]  # [M], each label of a row once
-    items: list[LabelValue]  # distinct labels as written, in the order they appear; texts without outer blanks
+    items: list[LabelValue]  # distinct labels as written, in order of appearance; texts are stripped
     unlabelled: NDArray[np.bool_]  # [N], no cell; an empty list is one
     hollow: NDArray[np.bool_]  # [N], a null within a list
 

@@ -326,6 +326,4 @@ def _writing_to(target: Path) -> Iterator[None]:
         if isinstance(error, CacheError) and not isinstance(error.__cause__, OSError):
             raise  # another process holds the lock
         what = error.what if isinstance(error, CacheError) else f"cannot write {target}: {error.strerror}"
-        raise SourceError(
-            what, hint="finished rows are kept; the same command goes on from them"
-        ) from error
+        raise SourceError(what, hint="finished rows are kept; the same command goes on from them") from error

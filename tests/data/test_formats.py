@@ -152,7 +152,7 @@ def test_a_header_of_unknown_names_is_no_row(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\na,1\nb\n", r"line 3: 1 fields"),
         ("b.csv", "text,label\na,1\nb,c,0\n", r"line 3: 3 fields"),
-        ("c.csv", 'text,label\na,1\n"never closed,0\n', r"line 3: unexpected end"),
+        ("c.csv", 'text,label\na,1\n"never closed,0\n', r"line 3: a quote that is never closed"),
         ("d.tsv", "text\tlabel\na\t1\nb", r"line 3: 1 fields"),
         ("e.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "la', r"line 2: not valid JSON"),
         ("f.jsonl", "[1, 2]\n", r"item 1: not a JSON object"),

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.data.split import SPLITS, describe_source, from_texts, load_splits, stratified_share
+from featcache.data.holdout import stratified_share
+from featcache.data.split import SPLITS, describe_source, from_texts, load_splits
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 from tests.support.source_files import train, write_rows

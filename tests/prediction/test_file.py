@@ -27,15 +27,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.data.formats import row_lines
-from featcache.data.formats.json_array import elements
-from featcache.data.formats.row_files import kind_of, open_rows
+from featcache.data.formats.json_rows import elements
+from featcache.data.formats.lines import ReadLimits
+from featcache.data.formats.open import kind_of, open_rows
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
-from featcache.prediction import file as predict_files
-from featcache.prediction.file import Labelled, Step, bad_path, partial_folder, predict_file
+from featcache.prediction.file import BAD_ROWS, LabelledFile, predict_file
+from featcache.prediction.journal import partial_folder
 from featcache.prediction.predictor import Predictor
 from featcache.settings import DataSettings
 from featcache.system.durable import disk
+from featcache.system.progress import Progress
 from tests.support.source_files import write
 from tests.support.stock import WORDS, one_thread
 from tests.support.tiny_predictor import NAMES, tiny_predictor
@@ -55,9 +56,7 @@ def several(tiny: Callable[[str], Path]) -> Predictor:
     return tiny_predictor(tiny("bert"), several=True)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 16)
+SMALL = ReadLimits(batch_rows=16)
 
 
 def texts_of(count: int, seed: int = 0, most: int = 30) -> list[str]:
@@ -104,12 +103,13 @@ def read_kind(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file, delimiter="\t" if kind == "tsv" else ","))
 
 
-def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> Labelled:
+def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> LabelledFile:
     columns = options.pop("columns", None)
     header = options.pop("header", True)
+    limits = options.pop("limits", None)
     kind = kind_of(source)
     assert kind is not None
-    rows = open_rows(source, kind, columns, header=header)
+    rows = open_rows(source, kind, columns, header=header, limits=limits)
     return predict_file(predictor, rows, target, kind_of(target) or "", **options)
 
 
@@ -129,12 +129,10 @@ def check_answers(found: list[dict[str, Any]], predictor: Predictor, texts: list
 
 @pytest.mark.parametrize("written", KINDS)
 @pytest.mark.parametrize("read", KINDS)
-def test_columns_and_order_are_kept(
-    read: str, written: str, predictor: Predictor, tmp_path: Path, small_chunks: None
-) -> None:
+def test_columns_and_order_are_kept(read: str, written: str, predictor: Predictor, tmp_path: Path) -> None:
     rows = made_rows(70)
     source = write_kind(tmp_path / f"in.{read}", rows)
-    made = label(predictor, source, tmp_path / f"out.{written}")
+    made = label(predictor, source, tmp_path / f"out.{written}", limits=SMALL)
     found = read_kind(made.path)
     assert list(found[0]) == ["id", "text", "note", *ADDED]
     assert [{name: row[name] for name in rows[0]} for row in found] == rows
@@ -145,7 +143,7 @@ def test_columns_and_order_are_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, made.path.name])
 
 
-def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path, small_chunks: None) -> None:
+def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path) -> None:
     table = pa.table(
         {
             "n": pa.array(range(40), pa.int16()),
@@ -155,7 +153,7 @@ def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path, 
         }
     ).replace_schema_metadata({"who": "me"})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=9)
-    made = label(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    made = label(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet", limits=SMALL)
     found = pq.read_table(made.path)
     assert found.select(table.column_names).to_pylist() == table.to_pylist()
     assert found.schema.metadata[b"who"] == b"me"
@@ -218,8 +216,12 @@ def test_a_stream_and_a_packed_file(predictor: Predictor, tmp_path: Path) -> Non
 def test_a_file_without_a_header(predictor: Predictor, tmp_path: Path) -> None:
     texts = texts_of(5)
     write(tmp_path / "in.csv", "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
+    found = read_kind(label(predictor, tmp_path / "in.csv", tmp_path / "auto.csv").path)
+    assert [(row["label"], row["text"]) for row in found] == [(str(n), text) for n, text in enumerate(texts)]
+    check_answers(found, predictor, texts)
+    write(tmp_path / "other.csv", "".join(f"x{n},{text}\n" for n, text in enumerate(texts)))
     with pytest.raises(SourceError, match=r"no column of texts[\s\S]*--no-header"):
-        label(predictor, tmp_path / "in.csv", tmp_path / "out.csv")
+        label(predictor, tmp_path / "other.csv", tmp_path / "out.csv")
     columns = DataSettings(text_column="column2")
     made = label(predictor, tmp_path / "in.csv", tmp_path / "out.csv", columns=columns, header=False)
     check_answers(read_kind(made.path), predictor, texts)
@@ -302,12 +304,14 @@ ARRAY = """\ufeff
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
-def test_bad_rows_of_a_json_array(
-    block: int, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_rows_of_a_json_array(block: int, predictor: Predictor, tmp_path: Path) -> None:
     """Told apart wherever the file is split for reading; a broken one costs no other."""
-    monkeypatch.setattr(row_lines, "BLOCK_BYTES", block)
-    made = label(predictor, write(tmp_path / "in.json", ARRAY), tmp_path / "out.json")
+    made = label(
+        predictor,
+        write(tmp_path / "in.json", ARRAY),
+        tmp_path / "out.json",
+        limits=ReadLimits(block_chars=block),
+    )
     found = json.loads(made.path.read_text(encoding="utf-8"))
     said = [(row["text"], row["prediction"] is not None) for row in found]
     assert said == [
@@ -320,7 +324,9 @@ def test_bad_rows_of_a_json_array(
     assert found[0]["n"] == [1, {"a": "]}"}] and "n" not in found[1]
     assert made.bad_path is not None and (made.rows, made.bad) == (9, 5)
     assert [one["line"] for one in read_kind(made.bad_path)] == [2, 3, 4, 5, 7]
-    again = label(predictor, made.path, tmp_path / "again.json", prefix="new_")  # it is such an array itself
+    again = label(
+        predictor, made.path, tmp_path / "again.json", prefix="new_", limits=ReadLimits(block_chars=block)
+    )  # it is such an array itself
     assert again.rows == 5 and again.bad == 1
 
 
@@ -345,30 +351,24 @@ def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor
     assert made.path.read_bytes() == out[array, "json"].read_bytes()
 
 
-def test_an_array_that_breaks_off_keeps_what_is_done(
-    predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_array_that_breaks_off_keeps_what_is_done(predictor: Predictor, tmp_path: Path) -> None:
     """The rest is not guessed at; when the file is whole, the same call goes on."""
-    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
+    limits = ReadLimits(sample_rows=16, batch_rows=16, block_chars=64)
     source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
-    whole = label(predictor, source, tmp_path / "whole.json").path.read_bytes()
+    whole = label(predictor, source, tmp_path / "whole.json", limits=limits).path.read_bytes()
     content = source.read_bytes()
     write(source, content[: int(len(content) * 0.9)])
-    with pytest.raises(SourceError, match=r"line \d+: from there on[\s\S]*cut short"):
-        label(predictor, source, target)
+    with pytest.raises(SourceError, match=r"line \d+: the array is not closed[\s\S]*cut short"):
+        label(predictor, source, target, limits=limits)
     assert not target.exists()
-    made = label(predictor, write(source, content), target)
+    made = label(predictor, write(source, content), target, limits=limits)
     assert made.resumed >= 16 and target.read_bytes() == whole
 
 
-def test_a_value_that_never_ends_is_refused(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(row_lines, "LINE_BYTES", 1000)
+def test_a_value_that_never_ends_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
     with pytest.raises(SourceError, match="line 2: a value longer than"):
-        label(predictor, source, tmp_path / "out.json")
+        label(predictor, source, tmp_path / "out.json", limits=ReadLimits(block_chars=64, row_chars=1000))
 
 
 @given(
@@ -395,12 +395,9 @@ def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> Non
     assert found["n"].to_pylist() == list(range(5)) and made.bad == 3
 
 
-def test_a_line_without_an_end_is_one_bad_row(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(row_lines, "LINE_BYTES", 100)
+def test_a_line_without_an_end_is_one_bad_row(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "good\n" + "x" * 1000 + "\nbad\n" + "y" * 100 + "\nbook")
-    made = label(predictor, source, tmp_path / "out.txt")
+    made = label(predictor, source, tmp_path / "out.txt", limits=ReadLimits(row_chars=100))
     lines = made.path.read_text(encoding="utf-8").split("\n")
     assert [bool(line) for line in lines] == [True, False, True, False, True, False]
     assert made.bad == 2
@@ -414,7 +411,7 @@ def test_many_stray_quotes_cost_no_time(predictor: Predictor, tmp_path: Path) ->
 
 
 def test_rows_the_model_refuses(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found while encoding or tokenising: the others of the chunk are answered all the same."""
     rows = made_rows(40)
@@ -436,7 +433,7 @@ def test_rows_the_model_refuses(
 
     monkeypatch.setattr(predictor, "answer", picky)
     monkeypatch.setattr(predictor, "tokenize", refuse)
-    made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.csv", limits=SMALL)
     assert [n for n, row in enumerate(read_kind(made.path)) if not row["prediction"]] == [3, 5, 20, 21]
     said = [one["problem"] for one in made.first_bad]
     assert said == ["no token in zzz 3", "its features are NaN", "no token in zzz 20", "no token in zzz 21"]
@@ -467,9 +464,9 @@ def test_a_file_of_another_encoding_is_refused_at_once(predictor: Predictor, tmp
         ("in.csv", b"", "empty"),
         ("in.jsonl", b"\n\n", "empty"),
         ("in.json", b"[]", "empty"),
-        ("in.json", b'[{"text": "good"}', "line 1: from there on"),
-        ("in.json", b'[{"text": "good"},\n\n {"text": "good}]', "line 3: from there on"),
-        ("in.json", b'[{"text": "good"}]\n{"text": "bad"}', "goes on where its array ends"),
+        ("in.json", b'[{"text": "good"}', "line 1: the array is not closed"),
+        ("in.json", b'[{"text": "good"},\n\n {"text": "good}]', "line 3: the array is not closed"),
+        ("in.json", b'[{"text": "good"}]\n{"text": "bad"}', "goes on after its array ends"),
         ("in.json", b'[{"text": "good"}}', "a } closes the array"),
         ("in.json", b"[1, [], null]", "no JSON objects"),
         ("in.jsonl", b"{broken\n", "no JSON objects"),
@@ -514,7 +511,7 @@ def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
     write(tmp_path / "out.csv", "mine")
     write(tmp_path / "out.csv.bad.jsonl", "mine")
     assert len(read_kind(label(predictor, source, tmp_path / "out.csv", force=True).path)) == 5
-    assert not bad_path(tmp_path / "out.csv").exists()  # the list of a file that is gone would mislead
+    assert not (tmp_path / f"out.csv{BAD_ROWS}").exists()  # the list of a file that is gone would mislead
 
 
 def interrupted(
@@ -532,7 +529,7 @@ def interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "answer", stop)
         with pytest.raises(KeyboardInterrupt):
-            label(predictor, source, target)
+            label(predictor, source, target, limits=SMALL)
     assert not target.exists()
 
 
@@ -543,21 +540,20 @@ def test_an_interrupted_file_ends_as_an_uninterrupted_one(
     chunks: int,
     predictor: Predictor,
     tmp_path: Path,
-    small_chunks: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = made_rows(90)
     rows[5]["text"] = rows[70]["text"] = " "
     source = write_kind(tmp_path / "in.csv", rows)
-    whole = label(predictor, source, tmp_path / f"whole.{written}")
+    whole = label(predictor, source, tmp_path / f"whole.{written}", limits=SMALL)
     target = tmp_path / f"out.{written}"
     interrupted(predictor, source, target, chunks, monkeypatch)
-    steps: list[Step] = []
-    made = label(predictor, source, target, report=steps.append)
+    steps: list[Progress] = []
+    made = label(predictor, source, target, on_progress=steps.append, limits=SMALL)
     assert made.path.read_bytes() == whole.path.read_bytes()
     assert made.bad_path is not None and whole.bad_path is not None
     assert made.bad_path.read_bytes() == whole.bad_path.read_bytes()
-    assert made.resumed == 16 * chunks and steps[0].rows > steps[0].resumed == 16 * chunks
+    assert made.resumed == 16 * chunks and steps[0].done > 16 * chunks
     assert replace(
         made, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad"))
     ) == replace(whole, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad")))
@@ -568,40 +564,38 @@ def test_other_rows_or_another_head_do_not_go_on(
     predictor: Predictor,
     several: Predictor,
     tmp_path: Path,
-    small_chunks: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
     interrupted(predictor, source, target, 2, monkeypatch)
     with pytest.raises(SourceError, match=r"another head[\s\S]*--force"):
-        label(several, source, target)
+        label(several, source, target, limits=SMALL)
     changed = made_rows(90)
     changed[3]["note"] = "changed"  # of a chunk that is done, and no text at that
     with pytest.raises(SourceError, match=r"other rows[\s\S]*rm -r"):
-        label(predictor, write_kind(tmp_path / "in.csv", changed), target)
-    made = label(several, source, target, force=True)
+        label(predictor, write_kind(tmp_path / "in.csv", changed), target, limits=SMALL)
+    made = label(several, source, target, force=True, limits=SMALL)
     assert made.resumed == 0 and len(read_kind(target)) == 90
 
 
 @pytest.mark.parametrize("damage", ["state.json", "rows", "bad.jsonl"])
 def test_a_damaged_partial_folder_costs_work_only(
-    damage: str, predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+    damage: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
-    whole = label(predictor, source, tmp_path / "whole.csv")
+    whole = label(predictor, source, tmp_path / "whole.csv", limits=SMALL)
     interrupted(predictor, source, target, 2, monkeypatch)
     path = partial_folder(target) / damage
     path.write_bytes(b"{}" if damage == "state.json" else b"") if damage != "bad.jsonl" else path.unlink()
-    made = label(predictor, source, target)
+    made = label(predictor, source, target, limits=SMALL)
     assert made.resumed == 0 and target.read_bytes() == whole.path.read_bytes()
 
 
 def test_a_full_disk_loses_nothing(
-    predictor: Predictor, tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
-    whole = label(predictor, source, tmp_path / "whole.csv")
-    monkeypatch.setattr(predict_files, "COMMIT_EVERY", 0.0)
+    whole = label(predictor, source, tmp_path / "whole.csv", limits=SMALL)
     calls = [0]
 
     def full(file: Any) -> None:
@@ -613,9 +607,9 @@ def test_a_full_disk_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(disk, "fsync", full)
         with pytest.raises(SourceError, match=r"No space left[\s\S]*goes on from them"):
-            label(predictor, source, target)
+            label(predictor, source, target, limits=SMALL, commit_every=0.0)
     assert not target.exists()
-    made = label(predictor, source, target)
+    made = label(predictor, source, target, limits=SMALL)
     assert made.resumed > 0 and target.read_bytes() == whole.path.read_bytes()
 
 
@@ -645,22 +639,20 @@ def test_two_at_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.M
 KILLED = """
 import sys
 from pathlib import Path
-from featcache.data.formats import row_lines
-from featcache.prediction import file as predict_files
-row_lines.CHUNK_ROWS = 16
-predict_files.COMMIT_EVERY = 0.0
+from featcache.data.formats.lines import ReadLimits
 from tests.support.stock import one_thread
 from tests.support.tiny_predictor import tiny_predictor
 from tests.prediction.test_file import label
 with one_thread():
-    label(tiny_predictor(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+    label(
+        tiny_predictor(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]),
+        limits=ReadLimits(batch_rows=16), commit_every=0.0,
+    )
 """
 
 
 @pytest.mark.slow
-def test_killed_in_between(
-    predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path, small_chunks: None
-) -> None:
+def test_killed_in_between(predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """SIGKILL, as an OOM killer does it; the same call goes on from what is durable."""
     source, target = write_kind(tmp_path / "in.csv", made_rows(2000)), tmp_path / "out.csv"
     state = partial_folder(target) / "state.json"
@@ -677,10 +669,13 @@ def test_killed_in_between(
         process.wait()
         assert not target.exists()
         reached.append(json.loads(state.read_bytes())["rows"])
-    made = label(predictor, source, target)
+    made = label(predictor, source, target, limits=SMALL)
     assert 100 < reached[-1] == made.resumed < 2000
     shutil.rmtree(partial_folder(target), ignore_errors=True)
-    assert target.read_bytes() == label(predictor, source, tmp_path / "whole.csv").path.read_bytes()
+    assert (
+        target.read_bytes()
+        == label(predictor, source, tmp_path / "whole.csv", limits=SMALL).path.read_bytes()
+    )
 
 
 # ---------------------------------------------------------------- size
@@ -697,37 +692,39 @@ def test_memory_does_not_grow_with_the_file(
 
     monkeypatch.setattr(predictor, "tokenize", lambda texts, pairs=None: texts)
     monkeypatch.setattr(predictor, "answer", said)
-    monkeypatch.setattr(row_lines, "CHUNK_ROWS", 128)
-    monkeypatch.setattr(row_lines, "BLOCK_BYTES", 1 << 14)
     peaks = []
     for rows in (2_500, 15_000):
         made = [{"id": str(n), "text": "好房间" * 20, "note": ""} for n in range(rows)]
         source = write_kind(tmp_path / f"{rows}.{kind}", made)
         del made
         tracemalloc.start()
-        label(predictor, source, tmp_path / f"{rows}-out.{kind}")
+        label(
+            predictor,
+            source,
+            tmp_path / f"{rows}-out.{kind}",
+            limits=ReadLimits(batch_rows=128, block_chars=1 << 14),
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2 * peaks[0]  # six times the rows; how many chunks wait is a matter of the moment
 
 
-def test_huge_texts_make_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_lines, "CHUNK_CHARS", 1000)
+def test_huge_texts_make_small_chunks() -> None:
     content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
-    chunks = list(open_rows(io.BytesIO(content.encode()), "txt").chunks)
-    assert [len(chunk.rows) for chunk in chunks] == [2, 2, 2]
+    batches = list(
+        open_rows(io.BytesIO(content.encode()), "txt", limits=ReadLimits(batch_chars=1000)).batches
+    )
+    assert [len(batch.rows) for batch in batches] == [2, 2, 2]
 
 
-def test_the_total_is_guessed_from_the_bytes(
-    predictor: Predictor, tmp_path: Path, small_chunks: None
-) -> None:
-    steps: list[Step] = []
+def test_the_total_is_guessed_from_the_bytes(predictor: Predictor, tmp_path: Path) -> None:
+    steps: list[Progress] = []
     source = write_kind(tmp_path / "in.csv", made_rows(200))
-    label(predictor, source, tmp_path / "out.csv", report=steps.append)
-    assert steps[-1].rows == 200 and steps[-1].total is not None
-    assert 200 <= steps[-1].total < 300 and sum(step.total is not None for step in steps) > len(steps) / 2
+    label(predictor, source, tmp_path / "out.csv", on_progress=steps.append, limits=SMALL)
+    assert steps[-1].done == 200
+    assert 200 <= steps[-1].total < 300 and sum(step.total > 0 for step in steps) > len(steps) / 2
     pq.write_table(pa.Table.from_pylist(made_rows(50)), tmp_path / "in.parquet")
-    label(predictor, tmp_path / "in.parquet", tmp_path / "p.csv", report=steps.append)
+    label(predictor, tmp_path / "in.parquet", tmp_path / "p.csv", on_progress=steps.append, limits=SMALL)
     assert steps[-1].total == 50
 
 
@@ -738,7 +735,7 @@ def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
     head = {"csv": b"id,text\n", "tsv": b"id\ttext\n", "jsonl": b'{"text": "a"}\n', "txt": b""}[kind]
     try:
         opened = open_rows(io.BytesIO(head + content), kind)
-        rows = [row for chunk in opened.chunks for row in chunk.rows]
+        rows = [row for batch in opened.batches for row in batch.rows]
     except SourceError:
         return
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
@@ -758,5 +755,5 @@ def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, str]]) -> None:
         return
     if "\r" in out.getvalue() or "\0" in out.getvalue():
         return  # a bare carriage return ends a line for one reader and not for another
-    found = [row for chunk in open_rows(io.BytesIO(content), "csv").chunks for row in chunk.rows]
+    found = [row for batch in open_rows(io.BytesIO(content), "csv").batches for row in batch.rows]
     assert [(row.values or {}).get("text") for row in found] == [text for _, text in rows]

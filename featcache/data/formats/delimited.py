@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from featcache.data.columns import USUAL_NAMES
-from featcache.data.formats.lines import AS_UTF8, SAMPLE_ROWS, Lines, Row
+from featcache.data.formats.lines import AS_UTF8, Lines, Row
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
@@ -158,7 +158,7 @@ def _sample(lines: Lines, delimiter: str, quoted: bool) -> list[list[str]]:
     """The fields of the first records, the broken ones left out; `lines` stand where they stood."""
     sample, chars = [], 0
     with lines.preview():
-        for record in itertools.islice(_records(lines, delimiter, quoted), SAMPLE_ROWS):
+        for record in itertools.islice(_records(lines, delimiter, quoted), lines.limits.sample_rows):
             if record.fields is not None:
                 sample.append(record.fields)
                 chars += sum(map(len, record.fields))

@@ -20,7 +20,6 @@ from typing import IO, Any, BinaryIO
 from featcache.errors import SourceError
 
 AS_UTF8 = "save it as UTF-8, e.g.: iconv -f GB18030 -t UTF-8 OLD > NEW"
-SAMPLE_ROWS = 1000  # rows that decide about header and columns
 _TOO_LONG = "\ud800"  # stands for a line that is too long: decoding never makes this character
 _READ_ERRORS = (OSError, EOFError, zlib.error)
 
@@ -30,12 +29,14 @@ class ReadLimits:
     """How much of a file is held in memory at once.
 
     Attributes:
+        sample_rows: rows at the beginning that decide about header and columns.
         batch_rows: rows of a batch; the same number that an extraction encodes together.
         batch_chars: a batch ends early when its texts have this many characters.
         row_chars: longest line, quoted record or JSON value; a longer one is a broken row.
         block_chars: characters of a JSON array that are read at once.
     """
 
+    sample_rows: int = 1000
     batch_rows: int = 1024
     batch_chars: int = 4 << 20
     row_chars: int = 64 << 20

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from featcache.data.columns import USUAL_NAMES, SourceColumns, pick_text_columns
 from featcache.data.formats.delimited import delimited_rows, read_layout
 from featcache.data.formats.json_rows import json_rows
-from featcache.data.formats.lines import SAMPLE_ROWS, Lines, ReadLimits, Row, not_utf8, reading
+from featcache.data.formats.lines import Lines, ReadLimits, Row, not_utf8, reading
 from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
@@ -134,7 +134,7 @@ def _unbroken(rows: Iterator[Row], path: Path, unit: str, form: str) -> Iterator
 def _json_columns(rows: Iterator[Row], name: str, limits: ReadLimits) -> tuple[list[str], list[Row]]:
     """The columns of the first rows, and these rows."""
     sample, chars = [], 0
-    for row in itertools.islice(rows, SAMPLE_ROWS):
+    for row in itertools.islice(rows, limits.sample_rows):
         sample.append(row)
         chars += _chars(row)
         if chars > limits.row_chars:

@@ -92,10 +92,7 @@ class Writer:
         rows = self._with_added(batch, predictions)
         if self.kind in ("csv", "tsv"):
             return self._csv(
-                [
-                    list(map(_cell, (*self._in_columns(row, values), *added)))
-                    for row, values, added in rows
-                ]
+                [list(map(_cell, (*self._in_columns(row, values), *added))) for row, values, added in rows]
             )
         return b"".join(self._json_row(row, values, added) for row, values, added in rows)
 
