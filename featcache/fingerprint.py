@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from featcache.settings import FeatureSettings
 
 FEATURE_FORMAT = 1  # raised when the same document would give other features
+
+Document = TypeVar("Document")
 
 
 @dataclass(frozen=True)
@@ -72,98 +75,270 @@ def row_hashes(texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.n
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
 
 
-def encoder_document(
-    *,
-    files: Mapping[str, str],
-    prompt: str,
-    max_length: int,
-    truncation_side: str,
-    compute: str,
-    storage: str,
-    long_text: str = "truncate",
-    overlap: int | None = None,
-    positions: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Everything that turns a text into a vector, layer and pooling apart.
-
-    What came later than the first documents is left out where it changes nothing, so that features
-    and heads of that time are still found.
-
-    Args:
-        files: SHA-256 by name of weights, config and tokenizer files.
-        prompt: what is put before every text.
-        max_length: tokens kept of a text, special tokens included.
-        truncation_side: the end at which longer texts are cut, `left` or `right`.
-        compute: dtype of the forward pass, e.g. `bfloat16`.
-        storage: dtype of the features, `float16` or `float32`.
-        long_text: what is done with texts longer than that: `truncate`, `chunks` or `head-tail`.
-        overlap: tokens that neighbouring windows share; None where there are no windows.
-        positions: how the position table was extended, see `positions.Extension`; None where it was not.
-    """
-    return {
-        "format": FEATURE_FORMAT,
-        "files": dict(files),
-        "prompt": prompt,
-        "max_length": max_length,
-        "truncation_side": truncation_side,
-        "long_text": long_text,
-        **({} if overlap is None else {"overlap": overlap}),
-        **({} if positions is None else {"positions": dict(positions)}),
-        "dtype": {"compute": compute, "storage": storage},
-    }
-
-
-def later_settings(features: FeatureSettings) -> dict[str, Any]:
-    """What requests have held only since these settings exist: left out where they change nothing.
-
-    Requests recorded before then are equal to those made now with the settings at their defaults.
-    """
-    asked: dict[str, Any] = {}
-    if features.extend_positions != "none":
-        asked["extend_positions"] = features.extend_positions
-    if features.long_text != "truncate":
-        asked["long_text"] = features.long_text
-    if features.long_text == "chunks":
-        asked["overlap"] = features.overlap
-    if FEATURE_FORMAT != 1:
-        asked["format"] = FEATURE_FORMAT
-    return asked
-
-
 def row_chain(hashes: np.ndarray) -> str:
     """SHA-256 over row hashes uint8 `[N, 32]`, in file order: which rows, and in which order."""
     return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
-def cache_document(
-    encoder: Mapping[str, Any],
-    views: Iterable[str],
-    hashes: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-) -> dict[str, Any]:
-    """What one cache file holds.
+@dataclass(frozen=True)
+class TunedPart:
+    """The part of a backbone that fine-tuning changed.
 
-    Args:
-        encoder: see `encoder_document`.
-        views: canonical view names such as `last/cls`.
-        hashes: uint8 `[N, 32]`, row hashes in file order.
-        labels: int64 `[N]`, indexes into `label_names`; or multi-hot uint8 `[N, C]`.
+    Attributes:
+        part: its name, e.g. `top-blocks:2`.
+        cut: the first block that was trained; None where the embeddings were trained too.
+        weights: SHA-256 of the file of trained weights.
     """
-    return {
-        "encoder": dict(encoder),
-        "views": sorted(views),
-        "rows": {"count": len(hashes), "chain": row_chain(hashes)},
-        "labels": labels_document(labels, label_names),
-    }
+
+    part: str
+    cut: int | None
+    weights: str
 
 
-def labels_document(labels: np.ndarray, label_names: Sequence[str]) -> dict[str, Any]:
-    """The labels' part of a cache document; only that of multi-label data has a `kind`."""
-    several = labels.ndim == 2
-    content = np.ascontiguousarray(labels, dtype="u1" if several else "<i8")
-    document = {"chain": hashlib.sha256(content.data).hexdigest(), "names": list(label_names)}
-    return {**document, "kind": "multi-label"} if several else document
+@dataclass(frozen=True, kw_only=True)
+class EncoderDocument:
+    """Everything that turns a text into a vector, layer and pooling apart.
+
+    Attributes:
+        files: SHA-256 by name of weights, config and tokenizer files.
+        prompt: put before every text.
+        max_length: tokens kept of a text, special tokens included.
+        truncation_side: the end at which longer texts are truncated, `left` or `right`.
+        compute: dtype of the forward pass, e.g. `bfloat16`.
+        storage: dtype of the features, `float16` or `float32`.
+        long_text: how longer texts are encoded: `truncate`, `chunks` or `head-tail`.
+        overlap: tokens that neighbouring windows share; None where there are no windows.
+        positions: how the position table was extended, see `position_table.Extension`; None where it was not.
+        tuned: the fine-tuned part; None for a frozen backbone.
+        format: see `FEATURE_FORMAT`.
+        unknown: fields that a later version added; they count in fingerprints.
+    """
+
+    files: dict[str, str]
+    prompt: str
+    max_length: int
+    truncation_side: str
+    compute: str
+    storage: str
+    long_text: str = "truncate"
+    overlap: int | None = None
+    positions: dict[str, Any] | None = None
+    tuned: TunedPart | None = None
+    format: int = field(default_factory=lambda: FEATURE_FORMAT)
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that is hashed. Optional fields are left out where they are None: documents made
+        before these fields existed keep their fingerprints."""
+        return {
+            "format": self.format,
+            "files": dict(self.files),
+            "prompt": self.prompt,
+            "max_length": self.max_length,
+            "truncation_side": self.truncation_side,
+            "long_text": self.long_text,
+            **({} if self.overlap is None else {"overlap": self.overlap}),
+            **({} if self.positions is None else {"positions": dict(self.positions)}),
+            "dtype": {"compute": self.compute, "storage": self.storage},
+            **({} if self.tuned is None else {"tuned": asdict(self.tuned)}),
+            **self.unknown,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> EncoderDocument:
+        """The document that `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
+        return _convert(cls, _encoder_fields(content))
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """The rows of a cache document: their number, and the chain of their hashes."""
+
+    count: int
+    chain: str
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> RowsPart:
+        """From row hashes uint8 `[N, 32]`, in file order."""
+        return cls(len(hashes), row_chain(hashes))
+
+
+@dataclass(frozen=True)
+class LabelsPart:
+    """The labels of a cache document; only those of multi-label data have a `kind`."""
+
+    chain: str
+    names: tuple[str, ...]
+    kind: str | None = None
+
+    @classmethod
+    def of(cls, labels: np.ndarray, names: Sequence[str]) -> LabelsPart:
+        """From labels int64 `[N]`, indexes into `names`; or multi-hot uint8 `[N, C]`."""
+        several = labels.ndim == 2
+        content = np.ascontiguousarray(labels, dtype="u1" if several else "<i8")
+        chain = hashlib.sha256(content.data).hexdigest()
+        return cls(chain, tuple(names), "multi-label" if several else None)
+
+
+@dataclass(frozen=True)
+class CacheDocument:
+    """What one cache file holds; its fingerprint names the file.
+
+    Attributes:
+        views: canonical view names such as `last/cls`, sorted.
+        unknown: fields that a later version added; they count in fingerprints.
+    """
+
+    encoder: EncoderDocument
+    views: tuple[str, ...]
+    rows: RowsPart
+    labels: LabelsPart
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that is hashed and stored in the cache file."""
+        labels = {"chain": self.labels.chain, "names": list(self.labels.names)}
+        return {
+            "encoder": self.encoder.to_json(),
+            "views": list(self.views),
+            "rows": asdict(self.rows),
+            "labels": labels if self.labels.kind is None else {**labels, "kind": self.labels.kind},
+            **self.unknown,
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> CacheDocument:
+        """The document that `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
+        found = known_fields(cls, content)
+        return _convert(cls, found | {"encoder": _encoder_fields(found.get("encoder"))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestedEncoder:
+    """The encoder's part of a request: the settings as asked, which need no model to be loaded.
+
+    Attributes:
+        files: SHA-256 by name of the model's files.
+        dtype: of the forward pass, as asked; may be `auto`.
+        unknown: fields that a later version added; requests that differ in them are not equal.
+    """
+
+    files: dict[str, str]
+    prompt: str
+    max_length: int
+    dtype: str
+    storage: str
+    extend_positions: str = "none"
+    long_text: str = "truncate"
+    overlap: int | None = None
+    format: int = 1
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, files: Mapping[str, str], dtype: str, features: FeatureSettings) -> RequestedEncoder:
+        return cls(
+            files=dict(files),
+            prompt=features.prompt,
+            max_length=features.max_length,
+            dtype=dtype,
+            storage=features.storage,
+            extend_positions=features.extend_positions,
+            long_text=features.long_text,
+            overlap=features.overlap if features.long_text == "chunks" else None,
+            format=FEATURE_FORMAT,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of the settings. Fields that the first requests did not have are left out at their
+        defaults, so that those requests still answer."""
+        newer = {
+            name: getattr(self, name)
+            for name, default in (
+                ("extend_positions", "none"), ("long_text", "truncate"), ("overlap", None), ("format", 1),
+            )
+            if getattr(self, name) != default
+        }  # fmt: skip
+        first = {name: getattr(self, name) for name in ("files", "prompt", "max_length", "dtype", "storage")}
+        return {**first, **newer, **self.unknown}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for a split, in content hashes and settings: the key of a repeated call.
+
+    Attributes:
+        source: see `data.split.describe_source`.
+        views: in a record, every way the file's views may be asked for, to their canonical names.
+        unknown: fields that a later version added; requests that differ in them are not equal.
+    """
+
+    split: str
+    source: dict[str, Any]
+    encoder: RequestedEncoder
+    views: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def key(self) -> dict[str, Any]:
+        """The JSON object of the request without its views: what a repeated request must be equal to."""
+        return {
+            "split": self.split,
+            "source": dict(self.source),
+            "encoder": self.encoder.to_json(),
+            **self.unknown,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that is kept in a record."""
+        return {**self.key(), "views": dict(self.views)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Request:
+        """The request that `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
+        found = known_fields(cls, content)
+        return _convert(cls, found | {"encoder": known_fields(RequestedEncoder, found.get("encoder"))})
+
+
+def known_fields(kind: type, content: Any) -> dict[str, Any]:
+    """The JSON object `content` with all that is no field of the dataclass `kind` under `unknown`.
+
+    Raises:
+        ValueError: `content` is no JSON object.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"an object is needed, not {type(content).__name__}")
+    names = {each.name for each in fields(kind)} - {"unknown"}
+    known = {name: value for name, value in content.items() if name in names}
+    return known | {"unknown": {name: value for name, value in content.items() if name not in names}}
+
+
+def _encoder_fields(content: Any) -> dict[str, Any]:
+    """The fields of `EncoderDocument` in its JSON object, whose object `dtype` has two of them."""
+    found = known_fields(EncoderDocument, content)
+    dtype = known_fields(EncoderDocument, found["unknown"].pop("dtype", None))
+    return found | {name: dtype[name] for name in ("compute", "storage") if name in dtype}
+
+
+def _convert(kind: type[Document], content: dict[str, Any]) -> Document:
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:

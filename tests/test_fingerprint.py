@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from featcache.extraction.partition import first_occurrence
 from featcache.fingerprint import (
-    cache_document,
+    EncoderDocument,
+    RequestedEncoder,
     canonical,
     differences,
-    encoder_document,
     file_hash,
     fingerprint,
-    later_settings,
     row_hash,
     row_hashes,
 )
 from featcache.settings import FeatureSettings
+from tests.support.documents import cache_document
 from tests.support.extraction import reference_hash as reference
 
 keys = st.text("abcdé中_", min_size=1, max_size=4)
@@ -43,6 +43,14 @@ documents = st.dictionaries(keys, values, max_size=5)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 # ---------------------------------------------------------------- documents
+
+ALWAYS = {"files", "prompt", "max_length", "dtype", "storage"}  # fields that every request has
+
+
+def later_settings(features: FeatureSettings) -> dict[str, Any]:
+    """The fields of a request that are there only where they count."""
+    asked = RequestedEncoder.of({}, "auto", features).to_json()
+    return {name: value for name, value in asked.items() if name not in ALWAYS}
 
 
 def shuffled(value: Any, draw: random.Random) -> Any:
@@ -115,7 +123,7 @@ def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
         canonical({"a": value})
 
 
-def encoder(**changes: Any) -> dict[str, Any]:
+def encoder(**changes: Any) -> EncoderDocument:
     fields: dict[str, Any] = {
         "files": {"model.safetensors": "0" * 64, "tokenizer.json": "1" * 64},
         "prompt": "",
@@ -124,17 +132,17 @@ def encoder(**changes: Any) -> dict[str, Any]:
         "compute": "float32",
         "storage": "float16",
     }
-    return encoder_document(**(fields | changes))
+    return EncoderDocument(**(fields | changes))
 
 
-def cache(document: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def cache(document: EncoderDocument | None = None, **changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "views": ["last/cls"],
         "hashes": row_hashes(["a", "b", "c"]),
         "labels": np.array([0, 1, 0]),
         "label_names": ["bad", "good"],
     }
-    return cache_document(document or encoder(), **(fields | changes))
+    return cache_document(document or encoder(), **(fields | changes)).to_json()
 
 
 @pytest.mark.parametrize(
@@ -182,10 +190,10 @@ def test_the_fingerprint_never_changes_with_the_version() -> None:
 
 def test_documents_and_requests_of_the_first_version_are_those_of_the_defaults() -> None:
     """Heads and caches from before long texts had settings go on being found."""
-    assert list(encoder()) == [
+    assert list(encoder().to_json()) == [
         "format", "files", "prompt", "max_length", "truncation_side", "long_text", "dtype"
     ]  # fmt: skip
-    assert (encoder()["format"], encoder()["long_text"]) == (1, "truncate")
+    assert (encoder().format, encoder().long_text) == (1, "truncate")
     assert encoder(long_text="truncate", overlap=None, positions=None) == encoder()
     assert later_settings(FeatureSettings()) == {}
     assert later_settings(FeatureSettings(overlap=3, max_length=99, prompt="x", storage="float32")) == {}
@@ -206,7 +214,7 @@ def test_requests_hold_what_came_later_where_it_counts(monkeypatch: pytest.Monke
     assert later_settings(same[0]) == later_settings(same[1])
     monkeypatch.setattr("featcache.fingerprint.FEATURE_FORMAT", 2)
     assert later_settings(FeatureSettings()) == {"format": 2}  # what was asked of format 1 is not answered
-    assert encoder()["format"] == 2
+    assert encoder().format == 2
 
 
 @pytest.mark.parametrize(

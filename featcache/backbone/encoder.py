@@ -7,7 +7,7 @@ backbone, pooled, and written into one preallocated matrix a view, by row number
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from featcache.backbone.packing import plan_batches
 from featcache.backbone.pooling import PLACES, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.errors import BackboneError, BadRow, UsageError
-from featcache.fingerprint import encoder_document
+from featcache.fingerprint import EncoderDocument
 from featcache.settings import FeatureSettings
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -118,9 +118,9 @@ class Encoder:
         return sorted(PLACES[pooling] for pooling in poolings) if usable else []
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The encoder document, see `fingerprint.encoder_document`."""
-        return encoder_document(
+    def document(self) -> EncoderDocument:
+        """Everything that turns a text into a vector, layer and pooling apart."""
+        return EncoderDocument(
             files=self.backbone.files.hashes,
             prompt=self.prompt,
             max_length=self.max_length,
@@ -369,19 +369,19 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
     return min(asked, limit)
 
 
-def document_settings(document: Mapping[str, Any], views: Sequence[str]) -> FeatureSettings:
+def document_settings(document: EncoderDocument, views: Sequence[str]) -> FeatureSettings:
     """The settings by which an encoder makes `views` as the encoder document `document` says.
 
     Of a document that no settings make, another comes out of the encoder; comparing the two tells.
     """
     return FeatureSettings(
         views=tuple(views),
-        prompt=document["prompt"],
-        max_length=document["max_length"],
-        storage=document["dtype"]["storage"],
-        extend_positions=document.get("positions", {}).get("how", "none"),
-        long_text=document["long_text"],
-        overlap=document.get("overlap", FeatureSettings.overlap),
+        prompt=document.prompt,
+        max_length=document.max_length,
+        storage=document.storage,
+        extend_positions=(document.positions or {}).get("how", "none"),
+        long_text=document.long_text,
+        overlap=FeatureSettings.overlap if document.overlap is None else document.overlap,
     )
 
 

@@ -95,9 +95,8 @@ def _timed(
             prefix[name], compute = inputs.seconds, encoder.backbone.dtype_name
             flops[name] = _training_flops(job, encoder.backbone.num_blocks - (part.cut or 0))
             held = {"train": inputs, "validation": inputs}
-            work = _Work(
-                settings, Recipe(lr=RATES[name]), part, encoder.views[0].name, {}, held, _facts(encoder)
-            )
+            recipe, view = Recipe(lr=RATES[name]), encoder.views[0].name
+            work = _Work(settings, recipe, part, view, encoder.document, held, _facts(encoder))
             where = Path(folder) / name
             tuners[name] = _tuner(
                 work, job, encoder.backbone.device, encoder.batch_tokens, where, lambda _: None

@@ -17,7 +17,7 @@ from featcache.cache.catalog import CacheFile, cache_path
 from featcache.cache.sealed_file import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
-from featcache.fingerprint import cache_document, encoder_document, fingerprint
+from featcache.fingerprint import CacheDocument, EncoderDocument, LabelsPart, RowsPart
 from featcache.system.machine import peak_memory
 
 ROWS, WIDTH = 20_000_000, 64
@@ -67,13 +67,13 @@ def measure(
 def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Path:
     """A train split of two classes that a linear head can tell apart, a few rows in memory at a time."""
     none = np.zeros(0, np.int64)  # the document is not to cost memory: its chains are those of no rows
-    encoder = encoder_document(
+    encoder = EncoderDocument(
         files={}, prompt="", max_length=1, truncation_side="right", compute="float32", storage="float16"
     )
-    document = cache_document(encoder, ["last/mean"], np.zeros((0, 32), np.uint8), none, list(NAMES))
-    document["rows"] = {**document["rows"], "count": rows}
-    name = fingerprint(document)
-    meta = {"format": "featcache", "fingerprint": name, "split": "train", "document": document}
+    chain = RowsPart.of(np.zeros((0, 32), np.uint8)).chain
+    document = CacheDocument(encoder, ("last/mean",), RowsPart(rows, chain), LabelsPart.of(none, NAMES))
+    name = document.fingerprint
+    meta = {"format": "featcache", "fingerprint": name, "split": "train", "document": document.to_json()}
     path = cache_path(cache_dir, "made-up", "made-up", "train", name)
 
     def columns(part: slice) -> list[Column]:

@@ -134,7 +134,7 @@ def naive_app(run: Path) -> Any:
         )
     model = found.record["backbone"]["model"]
     encode = pipeline("feature-extraction", model=model, tokenizer=model, device="cpu")
-    prompt, length = head.encoder["prompt"], head.encoder["max_length"]
+    prompt, length = head.encoder.prompt, head.encoder.max_length
     cut = {"truncation": True, "max_length": length}
     app = FastAPI()
 

@@ -11,21 +11,19 @@ from __future__ import annotations
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from featcache.cache.remote import mirror
 from featcache.cache import shards
 from featcache.errors import CacheError, CacheMiss, CorruptCache
 from featcache.system.durable import TEMPORARY, explained, remove_temporaries
-from featcache.fingerprint import Difference, canonical, differences
+from featcache.fingerprint import CacheDocument, Difference, EncoderDocument, Request, canonical, differences
 from featcache.system.lock import discard_lock, locked
-from featcache.cache.record import read_record, record_path, with_request, write_record
+from featcache.cache.record import CacheRecord, Provenance, read_record, record_path, write_record
 from featcache.cache.sealed_file import SealedFile
 
 STATES = "states"  # the folder of token states, beside the features of the same data and model
@@ -50,7 +48,7 @@ class Features:
     y: np.ndarray
     label_names: tuple[str, ...]
     row_hash: np.ndarray
-    encoder: dict[str, Any]
+    encoder: EncoderDocument
     fingerprint: str
     path: Path
 
@@ -74,7 +72,7 @@ class CacheFile:
             raise CacheError(f"{path} is a shard and no cache by itself", hint=f"its cache is {whole.name}")
         if "shards" in self.sealed.meta:
             self.sealed = shards.ShardedFile(self.sealed)
-        _check_meta(self.sealed)
+        self.document = _document(self.sealed)
 
     @property
     def fingerprint(self) -> str:
@@ -85,17 +83,12 @@ class CacheFile:
         return str(self.sealed.meta["split"])
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The cache document, see `fingerprint.cache_document`."""
-        return dict(self.sealed.meta["document"])
-
-    @property
     def views(self) -> tuple[str, ...]:
-        return tuple(self.document["views"])
+        return self.document.views
 
     @property
     def rows(self) -> int:
-        return int(self.document["rows"]["count"])
+        return self.document.rows.count
 
     @property
     def truncated(self) -> int:
@@ -109,11 +102,11 @@ class CacheFile:
 
     @property
     def max_length(self) -> int:
-        return int(self.document["encoder"]["max_length"])
+        return self.document.encoder.max_length
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """The `.json` beside the file; empty where it is lost or unreadable."""
+    def record(self) -> CacheRecord:
+        """The `.json` beside the file; an empty record where it is lost or unreadable."""
         return read_record(self.path, self.fingerprint)
 
     def stored_view(self, asked: str) -> str:
@@ -121,8 +114,8 @@ class CacheFile:
 
         A name that was never asked for is returned as it is.
         """
-        known = (request.get("views", {}).get(asked) for request in self.record.get("requests", []))
-        return str(next(filter(None, known), asked))
+        known = (request.views.get(asked) for request in self.record.requests)
+        return next(filter(None, known), asked)
 
     def features(self, view: str) -> Features:
         """One view with its labels.
@@ -133,15 +126,14 @@ class CacheFile:
         """
         if view not in self.views:
             raise CacheMiss(f"{self.path} has views {', '.join(self.views)}, not {view}")
-        document = self.document
         return Features(
             split=self.split,
             view=view,
             x=self.sealed.column(view_column(view)),
             y=np.asarray(self.sealed.column("labels")),
-            label_names=tuple(document["labels"]["names"]),
+            label_names=self.document.labels.names,
             row_hash=self.sealed.column("row_hash"),
-            encoder=document["encoder"],
+            encoder=self.document.encoder,
             fingerprint=self.fingerprint,
             path=self.path,
         )
@@ -206,34 +198,28 @@ def is_states(path: Path) -> bool:
     return path.parent.name == STATES and _STATES.fullmatch(path.name) is not None
 
 
-def add_request(file: CacheFile, request: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> None:
-    """Note in the record of `file` that it answers `request`."""
-    record = read_record(file.path, file.fingerprint)
-    record = record or {"fingerprint": file.fingerprint, "requests": []}
-    if made is not None:
-        record["made"] = dict(made)
-    write_record(file.path, with_request(record, request))
+def add_request(file: CacheFile, request: Request, made: Provenance | None = None) -> None:
+    """Note in the record of `file` that it answers `request`, and how it was made."""
+    record = read_record(file.path, file.fingerprint).with_request(request)
+    write_record(file.path, record if made is None else replace(record, made=made))
 
 
-def find_request(files: Iterable[CacheFile], request: Mapping[str, Any], views: set[str]) -> CacheFile | None:
-    """The file that answered this very request before and has all `views`, as they were asked."""
-    wanted = canonical(request)
+def find_request(files: Iterable[CacheFile], request: Request, views: set[str]) -> CacheFile | None:
+    """The file that answered the same request before and has all `views`, as they were asked."""
+    wanted = canonical(request.key())
     for file in files:
-        for known in file.record.get("requests", []):
-            names = set(known.get("views", {}))
-            if canonical(_without_views(known)) == wanted and views <= names:
+        for known in file.record.requests:
+            if canonical(known.key()) == wanted and views <= set(known.views):
                 return file
     return None
 
 
-def nearest(
-    files: Iterable[CacheFile], request: Mapping[str, Any]
-) -> tuple[CacheFile, list[Difference]] | None:
+def nearest(files: Iterable[CacheFile], request: Request) -> tuple[CacheFile, list[Difference]] | None:
     """The file whose requests differ from `request` in the fewest fields, and these fields."""
     best: tuple[CacheFile, list[Difference]] | None = None
     for file in files:
-        for known in file.record.get("requests", []):
-            found = differences(_without_views(known), request)
+        for known in file.record.requests:
+            found = differences(known.key(), request.key())
             if best is None or len(found) < len(best[1]):
                 best = (file, found)
     return best
@@ -265,10 +251,6 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _without_views(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in request.items() if key != "views"}
-
-
 def _age(path: Path) -> float:
     """Sort key: newest first; a file that is just being removed comes last."""
     try:
@@ -288,21 +270,22 @@ def _check_is_file(path: Path) -> None:
         raise CacheError(f"{path} is no cache file but {what}")
 
 
-def _check_meta(sealed: SealedFile) -> None:
-    """Refuse a file whose seal holds but whose description lacks what is asked of it later."""
+def _document(sealed: SealedFile) -> CacheDocument:
+    """The cache document of a sealed file.
+
+    Raises:
+        CorruptCache: the seal holds, but the description lacks what is asked of it later.
+    """
     try:
-        meta = sealed.meta
-        document, named = meta["document"], (meta["fingerprint"], meta["split"])
-        views = document["views"]
-        fine = all(isinstance(text, str) for text in (*named, *views, *document["labels"]["names"]))
-        numbers = (document["encoder"]["max_length"], document["rows"]["count"])
-        fine = fine and all(isinstance(number, int) for number in numbers)
-        wanted = {view_column(view) for view in views} | {"labels", "row_hash", "truncated"}
-        fine = fine and wanted <= set(sealed.names)
-    except (KeyError, TypeError, AttributeError):
-        fine = False
-    if not fine:
+        document = CacheDocument.from_json(sealed.meta.get("document"))
+        if not all(isinstance(sealed.meta.get(name), str) for name in ("fingerprint", "split")):
+            raise ValueError("a name that is none")
+        wanted = {view_column(view) for view in document.views} | {"labels", "row_hash", "truncated"}
+        if missing := wanted - set(sealed.names):
+            raise ValueError(f"without column {min(missing)}")
+    except ValueError as error:
         raise CorruptCache(
-            f"{sealed.path} does not hold what its description says",
+            f"{sealed.path} does not hold what its description says: {error}",
             hint="remove it with featcache cache rm, then run featcache extract again",
-        )
+        ) from error
+    return document

@@ -101,7 +101,7 @@ def _about(features: Features) -> dict[str, Any]:
         "label_names": list(features.label_names),
         "multi_label": features.y.ndim == 2,
         "fingerprint": features.fingerprint,
-        "encoder": features.encoder,
+        "encoder": features.encoder.to_json(),
     }
 
 

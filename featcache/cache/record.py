@@ -1,68 +1,140 @@
-"""The `.json` record beside a cache file: how it came to be, and the requests that it answered.
+"""The `.json` record beside a cache file: how the file was made, and the requests that it answered.
 
-It may be lost: features are found by their rows without it.
+A record may be lost: without it, features are found by the hashes of their rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featcache.system.durable import write_file
-from featcache.fingerprint import canonical
+import msgspec
+
+from featcache.fingerprint import Request, canonical, known_fields
 from featcache.fingerprint import fingerprint as document_hash
+from featcache.system.durable import write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How the features of a file were made; None for what the record does not say.
+
+    Attributes:
+        seconds: that making the file took.
+        pairs: whether the rows are pairs of texts.
+        encoded: texts that went through the backbone.
+        tokens: of these texts.
+        created: local time, ISO 8601.
+        model, commit: the backbone as it was named; the commit of a hub model.
+        dtype: of the forward pass.
+        packing, packing_note: `packed`, or `padded` with the reason.
+        fused: modules that were replaced by faster ones.
+        versions: of packages, by name.
+        unknown: fields that a later version added.
+    """
+
+    seconds: float | None = None
+    pairs: bool | None = None
+    encoded: int | None = None
+    tokens: int | None = None
+    created: str | None = None
+    dataset: str | None = None
+    model: str | None = None
+    commit: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    packing: str | None = None
+    packing_note: str | None = None
+    fused: tuple[str, ...] | None = None
+    host: str | None = None
+    versions: dict[str, str] | None = None
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields that are None are left out; a `commit` that is null stays beside its `model`."""
+        plain = {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
+        commit = {} if self.model is None else {"commit": self.commit}
+        return {**commit, **plain.pop("unknown"), **plain}
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """What is known of a cache file besides its content.
+
+    Attributes:
+        requests: that the file answered, each one once.
+        made: None where it is not known.
+    """
+
+    fingerprint: str
+    requests: tuple[Request, ...] = ()
+    made: Provenance = Provenance()
+    unknown: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        made = self.made.to_json()
+        return {
+            "fingerprint": self.fingerprint,
+            "requests": [request.to_json() for request in self.requests],
+            **({"made": made} if made else {}),
+            **self.unknown,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The file's content, with its checksum."""
+        content = self.to_json()
+        return json.dumps(content | {"checksum": document_hash(content)}, indent=1, sort_keys=True).encode("ascii")
+
+    def with_request(self, request: Request) -> CacheRecord:
+        """This record with `request` among those that were answered."""
+        known = {canonical(one.to_json()) for one in self.requests}
+        if canonical(request.to_json()) in known:
+            return self
+        return replace(self, requests=(*self.requests, request))
+
+    def merged(self, other: CacheRecord) -> CacheRecord:
+        """This record with the requests of another record of the same file; `made` only where it is unknown here."""
+        made = other.made if self.made == Provenance() else self.made
+        record = replace(self, made=made, unknown={**other.unknown, **self.unknown})
+        for request in other.requests:
+            record = record.with_request(request)
+        return record
 
 
 def record_path(path: Path) -> Path:
-    """Of the cache file `path`."""
+    """The record of the cache file `path`."""
     return path.with_suffix(".json")
 
 
-def parse_record(content: bytes, fingerprint: str) -> dict[str, Any]:
-    """A record's content without its checksum; empty where it is damaged or of another file."""
+def parse_record(content: bytes, fingerprint: str) -> CacheRecord | None:
+    """The record in a file's content; None where it is damaged or belongs to another cache file."""
     try:
         record = json.loads(content)
-        intact = record.pop("checksum") == document_hash(record)
-        return dict(record) if intact and record["fingerprint"] == fingerprint else {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+        if record.pop("checksum") != document_hash(record) or record["fingerprint"] != fingerprint:
+            return None
+        made = known_fields(Provenance, record.pop("made", {}))
+        requests = tuple(Request.from_json(one) for one in record.pop("requests"))
+        parsed = msgspec.convert(known_fields(CacheRecord, record) | {"made": made}, CacheRecord)
+        return replace(parsed, requests=requests)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
+        return None
 
 
-def read_record(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The record of the cache file `path`; empty where it is lost, damaged or of another file."""
+def read_record(path: Path, fingerprint: str) -> CacheRecord:
+    """The record of the cache file `path`; an empty one where it is lost, damaged or of another file."""
     try:
-        return parse_record(record_path(path).read_bytes(), fingerprint)
+        found = parse_record(record_path(path).read_bytes(), fingerprint)
     except OSError:
-        return {}
+        found = None
+    return found or CacheRecord(fingerprint)
 
 
-def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """`record` as it lies on disk, with its checksum."""
-    signed = {**record, "checksum": document_hash(record)}
-    return json.dumps(signed, indent=1, sort_keys=True).encode("ascii")
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Make `record` that of the cache file `path`.
+def write_record(path: Path, record: CacheRecord) -> None:
+    """Make `record` the record of the cache file `path`.
 
     Raises:
         CacheError: the file system refuses.
     """
-    write_file(record_path(path), record_bytes(record))
-
-
-def with_request(record: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    """`record`, in which it stands that `request` was answered too."""
-    known = [canonical(one) for one in record["requests"]]
-    new = [] if canonical(request) in known else [dict(request)]
-    return {**record, "requests": [*record["requests"], *new]}
-
-
-def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What two records of one file know together; of how it was made, what `first` says counts."""
-    record = {**second, **first, "requests": list(first.get("requests", []))}
-    for request in second.get("requests", []):
-        record = with_request(record, request)
-    return record
+    write_file(record_path(path), record.to_bytes())

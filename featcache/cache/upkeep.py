@@ -89,12 +89,15 @@ def verify(path: Path, report: Report | None = None) -> Verdict:
 def _contradictions(file: store.CacheFile) -> list[str]:
     """What a file with good checksums says of itself that is not so."""
     document = file.document
-    found = _misnamed(file.path, document, file.fingerprint)
+    found = _misnamed(file.path, file.sealed.meta["document"], file.fingerprint)
     shapes = {name: file.sealed.column(name).shape for name in file.sealed.names if name != "meta"}
     if any(shape[:1] != (file.rows,) for shape in shapes.values()):
         found.append(f"{file.path}: not every column has {file.rows} rows")
-    for part, column in (("rows", "row_hash"), ("labels", "labels")):
-        if _chain(file.sealed.column(column)) != document[part].get("chain"):
+    for part, column, chain in (
+        ("rows", "row_hash", document.rows.chain),
+        ("labels", "labels", document.labels.chain),
+    ):
+        if _chain(file.sealed.column(column)) != chain:
             found.append(f"{file.path}: its {part} are not those of its fingerprint")
     return found
 

@@ -21,7 +21,7 @@ from featcache.errors import BackboneError, CacheError, SourceError
 from featcache.extraction.encode_blocks import Claim, Unclaimed, encode_blocks
 from featcache.extraction.make_file import Making
 from featcache.extraction.partition import Division
-from featcache.fingerprint import differences, row_hashes
+from featcache.fingerprint import EncoderDocument, differences, row_hashes
 from featcache.settings import Settings
 from featcache.system.stores import opened
 
@@ -47,7 +47,7 @@ class EncodeOrder:
     settings: Settings
     split: str
     rows: int
-    document: Mapping[str, Any]
+    document: EncoderDocument
     folder: Path
     plan: Mapping[str, Any]
     to_encode: np.ndarray
@@ -174,7 +174,7 @@ class Encoding(Actor[EncodeOrder]):
         torch.set_num_threads(order.threads)
         split = load_splits(order.settings.data, [order.split], seed=order.settings.seed)[order.split]
         encoder = _load_encoder(order.settings)
-        found = differences(order.document, encoder.document)
+        found = differences(order.document.to_json(), encoder.document.to_json())
         if found:
             raise BackboneError(
                 "the encoder is another one than on the first node: " + "; ".join(map(str, found)),

@@ -92,11 +92,11 @@ def _exportable(run: Run) -> Linear:
             f"stock models classify the first token of the last layer; this head reads {head.view}",
             hint="export it with --format onnx, or train one on the view last/cls",
         )
-    if head.encoder.get("long_text", "truncate") != "truncate" or head.encoder.get("positions"):
+    if head.encoder.long_text != "truncate" or head.encoder.positions:
         raise HeadError(
             "stock pipelines have no windows and no extended positions, this head was made with them"
         )
-    if head.encoder["prompt"] and run.record.get("pairs"):
+    if head.encoder.prompt and run.record.get("pairs"):
         raise HeadError(
             "a stock tokenizer would put the prompt before both texts of a pair",
             hint="export it with --format onnx",
@@ -131,9 +131,9 @@ def _build(source: Source, scorer: Linear) -> tuple[Any, Any]:
     with torch.no_grad():
         put(model, torch.from_numpy(scorer.weight), torch.from_numpy(scorer.bias))
     tokenizer = AutoTokenizer.from_pretrained(source.files.folder, local_files_only=True)
-    tokenizer.model_max_length = head.encoder["max_length"]
-    tokenizer.truncation_side = head.encoder["truncation_side"]
-    if prompt := head.encoder["prompt"]:
+    tokenizer.model_max_length = head.encoder.max_length
+    tokenizer.truncation_side = head.encoder.truncation_side
+    if prompt := head.encoder.prompt:
         _prepend(tokenizer, prompt)
     return model, tokenizer
 
@@ -203,7 +203,7 @@ def _card(source: Source, model_class: str, difference: float, compared: int) ->
     ]  # fmt: skip
     notes = [
         "The temperature is in the weights, the prompt in the tokenizer. Texts longer than"
-        f" {source.head.encoder['max_length']} tokens are cut where `truncation=True` is given.",
+        f" {source.head.encoder.max_length} tokens are cut where `truncation=True` is given.",
         f"Logits were compared with the run's own, in float32, on {compared} texts: they differ by at most"
         f" {difference:.1e}. float16 is not enough for this model; float32 and bfloat16 are.",
     ]

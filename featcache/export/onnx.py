@@ -104,7 +104,7 @@ def _require_exportable(head: Head) -> None:
             f"a {head.scorer.kind} head is rows and not weights, and is not exported",
             hint="train another one, e.g. featcache train-head --head linear",
         )
-    how = head.encoder.get("long_text", "truncate")
+    how = head.encoder.long_text
     if how != "truncate":
         raise HeadError(
             f"--long-text {how} is done outside of the model, and a graph cannot hold it",
@@ -193,8 +193,8 @@ def _tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.files.folder, local_files_only=True)
-    tokenizer.model_max_length = source.head.encoder["max_length"]
-    tokenizer.truncation_side = source.head.encoder["truncation_side"]
+    tokenizer.model_max_length = source.head.encoder.max_length
+    tokenizer.truncation_side = source.head.encoder.truncation_side
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:  # which one it is does not matter: the mask says where padding is
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -211,10 +211,10 @@ def _note(head: Head, inputs: Sequence[str], pairs: bool) -> dict[str, Any]:
         "thresholds": None if head.thresholds is None else head.thresholds.tolist(),
         "temperature": head.temperature,
         "temperature_in_logits": True,
-        "prompt": head.encoder["prompt"],
+        "prompt": head.encoder.prompt,
         "pairs": pairs,
-        "max_length": head.encoder["max_length"],
-        "truncation_side": head.encoder["truncation_side"],
+        "max_length": head.encoder.max_length,
+        "truncation_side": head.encoder.truncation_side,
         "padding_side": "right",
         "tokenize": f"tokenizer({call}, padding=True, truncation=True, max_length=max_length)",
         "view": head.view,
@@ -270,7 +270,7 @@ def _card(source: Source, made: Exported, rounding: str) -> str:
     notes = [
         f"Inputs: int64 `[batch, tokens]`, padded on the right. Output: `{OUTPUT}`, float32"
         " `[batch, labels]`; the temperature is in them. The prompt is put before the text by who calls;"
-        f" texts longer than {source.head.encoder['max_length']} tokens are cut.",
+        f" texts longer than {source.head.encoder.max_length} tokens are cut.",
         f"On {made.compared} texts, in one padded batch, onnxruntime's logits differ from the run's in"
         f" float32 by at most {made.difference:.1e}, and from those of its own predictor ({rounding}) by"
         f" at most {made.own_difference:.1e}.",

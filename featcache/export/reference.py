@@ -75,7 +75,7 @@ class Source:
             dtype="float32",
         )
         self.files: ModelFiles = find_model(self.settings)
-        other = differences({"files": self.head.encoder["files"]}, {"files": self.files.hashes})
+        other = differences({"files": self.head.encoder.files}, {"files": self.files.hashes})
         if other:
             raise HeadError(
                 f"{run.name} was trained with other files than those of {self.files.name}: "
@@ -99,7 +99,7 @@ class Source:
 
         document = self.head.encoder
         features = replace(document_settings(document, (self.head.view,)), storage="float32")
-        if "tuned" in document:
+        if document.tuned:
             from featcache.finetuning.finetune import tuned_encoder
 
             return tuned_encoder(self.settings, self.files, features, self.run.folder, document)
@@ -112,7 +112,7 @@ class Source:
 
     def put_trained(self, model: torch.nn.Module) -> None:
         """Give a stock backbone the weights that `featcache finetune` trained, if it did."""
-        if "tuned" in self.head.encoder:
+        if self.head.encoder.tuned:
             from featcache.finetuning.finetune import trained_weights
 
             model.load_state_dict(trained_weights(self.run.folder, self.head.encoder), strict=False)
@@ -205,7 +205,7 @@ def model_card(source: Source, library: str, what: str, usage: Sequence[str], no
         notes: paragraphs for the end.
     """
     run, head, record = source.run, source.head, source.run.record
-    made = "the frozen backbone" if "tuned" not in head.encoder else "a backbone with trained blocks"
+    made = "the frozen backbone" if head.encoder.tuned is None else "a backbone with trained blocks"
     lines = ["---", "pipeline_tag: text-classification", f"library_name: {library}"]
     lines += ["tags:", "- featcache", "- text-classification", "---", "", f"# {run.name}", ""]
     lines += [f"A {head.kind} head on {made}: `{record['backbone']['model']}`, as {what}.", ""]
@@ -233,7 +233,7 @@ def _about(source: Source) -> dict[str, Any]:
         "truncated": record.get("truncated"),
         "view": head.view,
         "temperature": head.temperature,
-        "encoder": {name: value for name, value in head.encoder.items() if name != "files"},
+        "encoder": {name: value for name, value in head.encoder.to_json().items() if name != "files"},
         "head": record.get("settings"),
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -21,13 +21,14 @@ import numpy as np
 from featcache.backbone.files import ModelFiles, find_model
 from featcache.cache import catalog as store
 from featcache.cache.catalog import CacheFile, cache_path
+from featcache.cache.record import Provenance
 from featcache.cache.remote import mirror
 from featcache.cache.shards import parse_shard_size
 from featcache.data.split import Split, describe_source, load_splits
 from featcache.errors import CacheError, CacheMiss, UsageError
 from featcache.extraction.make_file import Elsewhere, Making
 from featcache.extraction.worker_group import Gang
-from featcache.fingerprint import cache_document, fingerprint, later_settings, row_hashes
+from featcache.fingerprint import CacheDocument, LabelsPart, Request, RequestedEncoder, RowsPart, row_hashes
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import require_space
 from featcache.system.progress import OnProgress, Progress
@@ -176,24 +177,12 @@ class Job:
 
     # -- answers from the cache -------------------------------------------------------------------
 
-    def request(self, split: str) -> dict[str, Any]:
+    def request(self, split: str) -> Request:
         """What was asked for a split, in content hashes and settings: the key of a repeated call."""
-        backbone, features, data = (
-            self.settings.backbone, self.settings.features, self.settings.data,
-        )  # fmt: skip
+        data = self.settings.data
         unknown = {"dataset": data.dataset, "revision": data.dataset_revision, "commit": None}
-        return {
-            "split": split,
-            "source": self.source if self.source is not None else unknown,
-            "encoder": {
-                "files": self.model.hashes,
-                "prompt": features.prompt,
-                "max_length": features.max_length,
-                "dtype": backbone.dtype,
-                "storage": features.storage,
-                **later_settings(features),
-            },
-        }
+        encoder = RequestedEncoder.of(self.model.hashes, self.settings.backbone.dtype, self.settings.features)
+        return Request(split, self.source if self.source is not None else unknown, encoder)
 
     def lookup(self, split: str) -> CacheFile | None:
         files = store.cache_files(self.cache_dir, split)
@@ -231,14 +220,15 @@ class Job:
             found = self._find_by_rows(split, hashes, asked)
             if found:
                 with suppress(CacheError):  # a read-only cache still serves; it is only asked again
-                    store.add_request(found, {**asked, "views": self._asked_views(found)})
+                    store.add_request(found, replace(asked, views=self._asked_views(found)))
                 return self._served(found, split.name, time.perf_counter() - began, split.notes)
         self._require_room(split)
         self.shard_size  # noqa: B018  (one that makes no sense is refused before the model is loaded)
         encoder = self.encoder(split.name)
         views = [view.name for view in encoder.views]
-        document = cache_document(encoder.document, views, hashes, split.labels, split.label_names)
-        name = fingerprint(document)
+        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
+        document = CacheDocument(encoder.document, tuple(sorted(views)), rows, labels)
+        name = document.fingerprint
         path = cache_path(self.cache_dir, self.dataset_name(), self.model.name, split.name, name)
         if not self.force and path in store.cache_paths(self.cache_dir, split.name):
             CacheFile(path)  # a damaged file is said to be so before anything is encoded
@@ -251,11 +241,11 @@ class Job:
         file = CacheFile(path)
         if made.sealed:
             # Who only waited while another process made the file leaves that one's record as it is.
-            how = None if made.encoded == 0 and file.record.get("made") else {
-                "seconds": seconds, "pairs": split.has_pairs, "encoded": made.encoded, "tokens": made.tokens,
+            how = None if made.encoded == 0 and file.record.made != Provenance() else Provenance(
+                seconds=seconds, pairs=split.has_pairs, encoded=made.encoded, tokens=made.tokens,
                 **_circumstances(self, encoder),
-            }  # fmt: skip
-            store.add_request(file, {**asked, "views": self._asked_views(file)}, how)
+            )  # fmt: skip
+            store.add_request(file, replace(asked, views=self._asked_views(file)), how)
             mirror.push(path, replace=self.force)
         return extracted(file, split.name, seconds, made.encoded, split.notes)
 
@@ -310,14 +300,14 @@ class Job:
             self.report(Progress("hash", split.name, done, len(split)))
         return np.concatenate(hashes), np.concatenate(sizes)
 
-    def _find_by_rows(self, split: Split, hashes: np.ndarray, asked: Mapping[str, Any]) -> CacheFile | None:
+    def _find_by_rows(self, split: Split, hashes: np.ndarray, asked: Request) -> CacheFile | None:
         """A file made under the same settings from the same rows, wherever they lay then."""
-        want = cache_document({}, [], hashes, split.labels, split.label_names)
+        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         views = set(self.settings.features.views)
         for file in store.cache_files(self.cache_dir, split.name):
-            if all(file.document[part] == want[part] for part in ("rows", "labels")):
-                for known in file.record.get("requests", []):
-                    if known["encoder"] == asked["encoder"] and views <= set(known["views"]):
+            if (file.document.rows, file.document.labels) == (rows, labels):
+                for known in file.record.requests:
+                    if known.encoder == asked.encoder and views <= set(known.views):
                         return file
         return None
 
@@ -330,8 +320,8 @@ class Job:
             blocks = self._encoder.backbone.num_blocks
             names |= {text: parse_view(text, blocks).name for text in self.settings.features.views}
         else:
-            for known in file.record.get("requests", []):
-                names |= known["views"]
+            for known in file.record.requests:
+                names |= known.views
         return names
 
     def dataset_name(self) -> str:
@@ -353,7 +343,7 @@ def _circumstances(job: Job, encoder: Encoder) -> dict[str, Any]:
         "dtype": encoder.backbone.dtype_name,
         "packing": encoder.backbone.packing,
         "packing_note": encoder.backbone.packing_note,
-        "fused": list(encoder.backbone.fused),
+        "fused": tuple(encoder.backbone.fused),
         "host": platform.node(),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
     }

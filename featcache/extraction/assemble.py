@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -13,30 +12,30 @@ from featcache.cache.sealed_file import Column
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.extraction.partition import Division
+from featcache.fingerprint import CacheDocument
 
 ASSEMBLE_ROWS = 8192
 BLOCKS_KEPT = 4  # rows come in order; equal texts may lie in an earlier block
 
 
 def columns(
-    split: Split, hashes: np.ndarray, document: Mapping[str, Any], division: Division, staging: Staging
+    split: Split, hashes: np.ndarray, document: CacheDocument, division: Division, staging: Staging
 ) -> Callable[[slice], list[Column]]:
     """All columns of a cache file for any of its rows; nothing is read before they are written.
 
     Args:
         hashes: row hashes of the split, uint8 `[N, 32]`.
-        document: the cache document, see `fingerprint.cache_document`.
         division: what is copied and what lies in which block.
         staging: every block of the division, committed.
     """
     gather = _Gather(division, staging)
-    storage = str(document["encoder"]["dtype"]["storage"])
+    storage = document.encoder.storage
 
     def of_rows(rows: slice) -> list[Column]:
         count = len(range(len(split))[rows])
         views = [
             Column(store.view_column(name), (count, gather.width(name)), storage, gather.chunks(name, rows))
-            for name in document["views"]
+            for name in document.views
         ]
         return [
             *views,

@@ -16,7 +16,7 @@ from featcache.backbone.files import find_model
 from featcache.cache.catalog import CacheFile, view_column
 from featcache.data.split import SPLITS, Split, load_splits
 from featcache.errors import CacheError
-from featcache.fingerprint import canonical, differences, row_hashes
+from featcache.fingerprint import EncoderDocument, canonical, differences, row_hashes
 from featcache.settings import BackboneSettings, Settings
 
 if TYPE_CHECKING:
@@ -107,33 +107,33 @@ class Reencoder:
 
     def _encoder(self, file: CacheFile) -> Encoder:
         """The encoder of `file`, proved to be so by its document."""
-        document = file.document["encoder"]
-        key = canonical([document, sorted(file.views)])
+        document = file.document.encoder
+        key = canonical([document.to_json(), sorted(file.views)])
         if key not in self._encoders:
             self._encoders.clear()  # one backbone at a time
             self._encoders[key] = self._load(file, document)
         return self._encoders[key]
 
-    def _load(self, file: CacheFile, document: Mapping[str, Any]) -> Encoder:
+    def _load(self, file: CacheFile, document: EncoderDocument) -> Encoder:
         from featcache.backbone.encoder import Encoder, document_settings
         from featcache.backbone.model import load_backbone
 
         settings = self._backbone(file, document)
         files = find_model(settings)
-        _check_same(file, files.name, {"files": document["files"]}, {"files": files.hashes})
+        _check_same(file, files.name, {"files": document.files}, {"files": files.hashes})
         features = document_settings(document, file.views)
         encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
-        _check_same(file, files.name, document, encoder.document)
+        _check_same(file, files.name, document.to_json(), encoder.document.to_json())
         return encoder
 
-    def _backbone(self, file: CacheFile, document: Mapping[str, Any]) -> BackboneSettings:
+    def _backbone(self, file: CacheFile, document: EncoderDocument) -> BackboneSettings:
         """The backbone as the record names it, else as the settings do; its dtype is the file's."""
-        asked, made = self.settings.backbone, file.record.get("made", {})
-        asked = replace(asked, dtype=document["dtype"]["compute"])
+        asked, made = self.settings.backbone, file.record.made
+        asked = replace(asked, dtype=document.compute)
         if self.model is not None:
             return replace(asked, model=self.model)
-        if isinstance(made.get("model"), str):
-            return replace(asked, model=made["model"], revision=made.get("commit"))
+        if made.model is not None:
+            return replace(asked, model=made.model, revision=made.commit)
         return asked
 
 

@@ -26,7 +26,7 @@ from featcache.extraction.assemble import columns
 from featcache.extraction.encode_blocks import Claim, encode_blocks
 from featcache.extraction.partition import Division, divide, token_costs
 from featcache.extraction.worker_group import Board, Gang, Note
-from featcache.fingerprint import fingerprint
+from featcache.fingerprint import CacheDocument
 from featcache.system.durable import remove_temporaries, require_space
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress
@@ -61,7 +61,6 @@ class Making:
     Args:
         hashes: row hashes uint8 `[N, 32]`.
         sizes: bytes of each row's text, `[N]`.
-        document: the cache document.
         path: where the file will be.
         force: take no rows of earlier files, and replace one of this name.
         wait: seconds to wait for another process that makes it.
@@ -74,7 +73,7 @@ class Making:
     hashes: np.ndarray
     sizes: np.ndarray
     encoder: Encoder
-    document: dict[str, Any]
+    document: CacheDocument
     model_name: str
     cache_dir: Path
     path: Path
@@ -196,19 +195,19 @@ class Making:
         return old if left <= len(new.to_encode) else new
 
     def _divided(self, donors: Sequence[CacheFile]) -> Division:
-        encoder = self.document["encoder"]
-        cut = None if encoder.get("long_text") == "chunks" else int(encoder["max_length"])
+        encoder = self.document.encoder
+        cut = None if encoder.long_text == "chunks" else encoder.max_length
         costs = token_costs(self.sizes, cut)
         return divide(donors, self.hashes, costs, self.encoder.batch_tokens)
 
     def _note_of(self, division: Division) -> dict[str, Any]:
-        return division.note(fingerprint(self.document), self.encoder.batch_tokens)
+        return division.note(self.document.fingerprint, self.encoder.batch_tokens)
 
     def _possible_donors(self) -> Iterator[CacheFile]:
         """Sealed files made by the very same encoder, with all views wanted here."""
-        wanted = set(self.document["views"])
+        wanted = set(self.document.views)
         for file in store.cache_files(self.cache_dir):
-            if file.document["encoder"] == self.document["encoder"] and wanted <= set(file.views):
+            if file.document.encoder == self.document.encoder and wanted <= set(file.views):
                 yield file
 
     def _donors_named(self, note: dict[str, Any]) -> list[CacheFile] | None:
@@ -226,10 +225,10 @@ class Making:
     def _meta(self) -> dict[str, Any]:
         return {
             "format": "featcache",
-            "fingerprint": fingerprint(self.document),
+            "fingerprint": self.document.fingerprint,
             "split": self.split.name,
             "model": self.model_name,
-            "document": self.document,
+            "document": self.document.to_json(),
         }
 
     # -- blocks -----------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ become a sealed file of their own under `cache/texts/`, for the next fold and th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from featcache.data.split import from_texts
 from featcache.errors import CacheError
 from featcache.extraction.api import Job
 from featcache.extraction.partition import first_occurrence
-from featcache.fingerprint import FEATURE_FORMAT, row_hashes
+from featcache.fingerprint import FEATURE_FORMAT, EncoderDocument, row_hashes
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import explained
 
@@ -71,7 +71,7 @@ def text_features(texts: Sequence[str], settings: Settings, load: Load) -> np.nd
 class _Exact:
     """What features are wanted: an encoder document and the canonical name of a view."""
 
-    document: Mapping[str, Any]
+    document: EncoderDocument
     view: str
 
 
@@ -116,13 +116,13 @@ def _from_records(job: _TextJob) -> _Exact | None:
     Of what is asked, only the longest text and the name of the view need the model to be resolved, and
     they come out the same for the same model files. Those who asked for `auto` got some dtype, too.
     """
-    asked, view = job.request(NAME)["encoder"], job.settings.features.views[0]
+    asked, view = job.request(NAME).encoder, job.settings.features.views[0]
     for file in store.cache_files(job.cache_dir):
-        document = file.document["encoder"]
-        if document["format"] == FEATURE_FORMAT and document["dtype"]["compute"] == asked["dtype"]:
-            for known in file.record.get("requests", []):
-                if {**known["encoder"], "dtype": asked["dtype"]} == asked and view in known["views"]:
-                    return _Exact(document, known["views"][view])
+        document = file.document.encoder
+        if document.format == FEATURE_FORMAT and document.compute == asked.dtype:
+            for known in file.record.requests:
+                if replace(known.encoder, dtype=asked.dtype) == asked and view in known.views:
+                    return _Exact(document, known.views[view])
     return None
 
 
@@ -175,7 +175,7 @@ def _find(job: _TextJob, exact: _Exact | None, hashes: np.ndarray) -> _Found:
     """Look rows (hashes uint8 `[N, 32]`) up in all files of this very encoder; one is open at a time."""
     files, parts = [], []
     for file in store.cache_files(job.cache_dir) if exact else ():
-        if exact and file.document["encoder"] == exact.document and exact.view in file.views:
+        if exact and file.document.encoder == exact.document and exact.view in file.views:
             files.append((file.path, file.rows))
             parts.append(np.array(file.sealed.column("row_hash")))
     first = first_occurrence(np.concatenate([*parts, hashes]))

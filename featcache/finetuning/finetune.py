@@ -21,7 +21,7 @@ from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.metrics import Scores, score
 from featcache.extraction.api import Job
 from featcache.finetuning.recipe import Recipe
-from featcache.fingerprint import fingerprint, row_chain
+from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
 from featcache.heads.head import Head, view_fingerprint
 from featcache.heads.scorers import Linear
 from featcache.runs.predictions import Predictions
@@ -130,7 +130,7 @@ class _Work:
     recipe: Recipe
     part: Part
     view: str
-    document: dict[str, Any]
+    document: EncoderDocument
     inputs: dict[str, _Inputs]
     facts: dict[str, Any]
 
@@ -149,7 +149,7 @@ class _Work:
         return fingerprint(
             {
                 "part": self.part.name, "view": self.view, "recipe": dataclasses.asdict(self.recipe),
-                "encoder": self.document, "seed": self.settings.seed, "rows": rows,
+                "encoder": self.document.to_json(), "seed": self.settings.seed, "rows": rows,
             }
         )  # fmt: skip
 
@@ -207,10 +207,10 @@ class _Saving:
             file = TRAINED if name == "head" else f"{TRAINED}-{name}"
             content = _packed(weights)
             files[f"{file}.safetensors"] = content
-            document = {**self.work.document, "tuned": self._note(content)}
+            document = dataclasses.replace(self.work.document, tuned=self._tuned(content))
             held_out = found["validation"] = self._features("validation", weights, document)
             heads[name], told[name] = _calibrated(_scorer(weights), held_out, held_out, self.work.part.name)
-        files[f"{TRAINED}.json"] = json.dumps(heads["head"].encoder["tuned"], indent=1).encode()
+        files[f"{TRAINED}.json"] = json.dumps(heads["head"].encoder.to_json()["tuned"], indent=1).encode()
         best = heads["head"]
         scores: dict[str, Scores] = {}
         said: dict[str, Predictions] = {}
@@ -227,17 +227,13 @@ class _Saving:
         record = self._record(best, scores) | {"intervals": intervals, "calibration": told["head"]}
         return save_run(Path(self.work.settings.paths.reports_dir), record, heads, said, files)
 
-    def _note(self, content: bytes) -> dict[str, Any]:
+    def _tuned(self, content: bytes) -> TunedPart:
         """What the encoder document of the trained part adds to that of the backbone."""
-        return {
-            "part": self.work.part.name,
-            "cut": self.work.part.cut,
-            "weights": hashlib.sha256(content).hexdigest(),
-        }
+        return TunedPart(self.work.part.name, self.work.part.cut, hashlib.sha256(content).hexdigest())
 
-    def _features(self, split: str, weights: Weights | None, document: Mapping[str, Any]) -> Features:
+    def _features(self, split: str, weights: Weights | None, document: EncoderDocument) -> Features:
         each = self.work.inputs[split]
-        x = self.tuner.features(each.source, weights).astype(document["dtype"]["storage"])  # as predicted
+        x = self.tuner.features(each.source, weights).astype(document.storage)  # as predicted
         return Features(
             split,
             self.work.view,
@@ -245,7 +241,7 @@ class _Saving:
             each.split.labels,
             each.split.label_names,
             each.hashes,
-            dict(document),
+            document,
             "",
             Path(),
         )
@@ -281,7 +277,7 @@ class _Saving:
             "caches": {split: each.caches for split, each in inputs.items() if each.caches},
             "frozen": {
                 "cache_dir": settings.paths.cache_dir,
-                "encoder": fingerprint(self.work.document),
+                "encoder": fingerprint(self.work.document.to_json()),
                 "rows": {split: row_chain(each.hashes) for split, each in inputs.items()},
             },
             "history": [dataclasses.asdict(line) for line in tuned.history],
@@ -298,7 +294,7 @@ class _Saving:
 
 
 def tuned_encoder(
-    settings: Any, files: Any, features: Any, folder: Path, document: Mapping[str, Any]
+    settings: Any, files: Any, features: Any, folder: Path, document: EncoderDocument
 ) -> Encoder:
     """The encoder of a run's backbone with its trained part put in.
 
@@ -315,15 +311,15 @@ def tuned_encoder(
 
     class TunedEncoder(Encoder):
         @property
-        def document(self) -> dict[str, Any]:
-            return {**super().document, "tuned": dict(document["tuned"])}
+        def document(self) -> EncoderDocument:
+            return dataclasses.replace(super().document, tuned=document.tuned)
 
     weights = trained_weights(folder, document)
     backbone = load_tuned(settings, files, weights, lambda plain: Encoder(plain, features))
     return TunedEncoder(backbone, features, settings.batch_tokens)
 
 
-def trained_weights(folder: Path, document: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def trained_weights(folder: Path, document: EncoderDocument) -> dict[str, torch.Tensor]:
     """What was trained of the backbone in a run, float32, by the names of its parameters.
 
     Args:
@@ -335,7 +331,7 @@ def trained_weights(folder: Path, document: Mapping[str, Any]) -> dict[str, torc
     """
     from featcache.finetuning.cut import read_weights
 
-    wanted = document["tuned"].get("weights")
+    wanted = document.tuned.weights if document.tuned else None
     for name in (TRAINED, f"{TRAINED}-last"):
         path = folder / f"{name}.safetensors"
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:

@@ -134,7 +134,7 @@ def states_document(encoder: Encoder, cut: int, hashes: np.ndarray) -> dict[str,
     compute = encoder.backbone.dtype_name
     return {
         "kind": "states",
-        "encoder": encoder.document,
+        "encoder": encoder.document.to_json(),
         "cut": cut,
         "storage": "bfloat16" if compute == "bfloat16" else encoder.storage.name,
         "rows": {"count": len(hashes), "chain": row_chain(hashes)},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.fingerprint import fingerprint
+from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.system.durable import write_file
 
@@ -37,7 +37,7 @@ class Head:
     scorer: Scorer
     label_names: tuple[str, ...]
     view: str
-    encoder: Mapping[str, Any]
+    encoder: EncoderDocument
     kind: str
     temperature: float = 1.0
     thresholds: np.ndarray | None = None
@@ -76,7 +76,7 @@ class Head:
             "temperature": self.temperature,
             "thresholds": None if self.thresholds is None else [float(value) for value in self.thresholds],
             "fingerprint": self.fingerprint,
-            "encoder": dict(self.encoder),
+            "encoder": self.encoder.to_json(),
         }
         write_file(folder / f"{name}.safetensors", save(self.scorer.tensors()))
         write_file(folder / f"{name}.json", json.dumps(note, indent=1, ensure_ascii=False).encode())
@@ -100,14 +100,14 @@ def load_head(folder: Path, name: str = "head") -> Head:
         raise HeadError(f"cannot read the head in {folder}: {error}") from error
     if not isinstance(note, dict) or note.get("format") not in READABLE:
         raise HeadError(f"{folder / name}.json has another head format; this is {HEAD_FORMAT}")
-    _check_note(note, folder)
+    encoder = _check_note(note, folder)
     scorer = SCORERS[note.get("scorer", "linear")].from_tensors(tensors)
     thresholds = note.get("thresholds")
     head = Head(
         scorer,
         tuple(note["label_names"]),
         note["view"],
-        note["encoder"],
+        encoder,
         note["kind"],
         float(note.get("temperature", 1.0)),
         None if thresholds is None else np.array(thresholds, np.float64),
@@ -116,9 +116,9 @@ def load_head(folder: Path, name: str = "head") -> Head:
     return head
 
 
-def view_fingerprint(encoder: Mapping[str, Any], view: str) -> str:
+def view_fingerprint(encoder: EncoderDocument, view: str) -> str:
     """The identity of the features of one view, whatever texts they are of."""
-    return fingerprint({"encoder": dict(encoder), "view": view})
+    return fingerprint({"encoder": encoder.to_json(), "view": view})
 
 
 def probabilities_of(logits: np.ndarray, temperature: float, *, multi_label: bool) -> np.ndarray:
@@ -136,22 +136,26 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def _check_note(note: Mapping[str, Any], folder: Path) -> None:
-    """Every field is there and of its kind; label names are texts, each one once."""
+def _check_note(note: Mapping[str, Any], folder: Path) -> EncoderDocument:
+    """The encoder document, after a check that every field of the head is there and of its kind."""
     names = note.get("label_names")
     fine = (
         isinstance(names, list)
         and all(isinstance(name, str) for name in names)
         and len(set(names)) == len(names)
-        and isinstance(note.get("encoder"), dict)
         and all(isinstance(note.get(part), str) for part in ("view", "kind", "fingerprint"))
         and note.get("scorer", "linear") in SCORERS
         and _is_number(note.get("temperature", 1.0))
         and 0 < note.get("temperature", 1.0) < 1e6
         and _are_shares(note.get("thresholds"), len(names))
     )
+    try:
+        encoder = EncoderDocument.from_json(note.get("encoder"))
+    except ValueError:
+        fine = False
     if not fine:
         raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
+    return encoder
 
 
 def _is_number(value: Any) -> bool:

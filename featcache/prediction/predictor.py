@@ -49,7 +49,7 @@ class Predictor:
     """
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
-        found = differences(head.encoder, encoder.document)
+        found = differences(head.encoder.to_json(), encoder.document.to_json())
         if found:
             raise HeadError(
                 "this head was trained on other features: " + "; ".join(map(str, found)),
@@ -85,11 +85,11 @@ class Predictor:
             revision=None if model else made["commit"] or made["revision"],
             trust_remote_code=made["trust_remote_code"],
             device=device,
-            dtype=document["dtype"]["compute"],
+            dtype=document.compute,
             batch_tokens=made["batch_tokens"],
         )
         files = find_model(settings)
-        other = differences({"files": document["files"]}, {"files": files.hashes})
+        other = differences({"files": document.files}, {"files": files.hashes})
         if other:  # said before the weights are loaded
             raise HeadError(
                 f"{found.name} was trained with other files than those of {files.name}: "
@@ -97,7 +97,7 @@ class Predictor:
                 hint="give the backbone it was trained with: --model FOLDER",
             )
         features = document_settings(document, (head.view,))
-        if "tuned" in document:
+        if document.tuned:
             from featcache.finetuning.finetune import tuned_encoder
 
             encoder = tuned_encoder(settings, files, features, found.folder, document)

@@ -315,8 +315,8 @@ def _unchanged(cache: Mapping[str, str]) -> CacheFile:
 def _frozen_features(frozen: Mapping[str, Any], split: str, view: str) -> CacheFile:
     """What the frozen backbone made of the rows of a fine-tuned run; CacheMiss where it is not cached."""
     for file in cache_files(cache_folder(frozen["cache_dir"]), split):
-        same_rows = file.document["rows"]["chain"] == frozen["rows"][split]
-        same_encoder = fingerprint(file.document["encoder"]) == frozen["encoder"]
+        same_rows = file.document.rows.chain == frozen["rows"][split]
+        same_encoder = fingerprint(file.document.encoder.to_json()) == frozen["encoder"]
         if same_rows and same_encoder and view in file.views:
             return file
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")

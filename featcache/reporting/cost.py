@@ -31,19 +31,19 @@ def cost(
         for name, part in parts.items()
     }
     times = {name: (epochs or TUTORIAL_EPOCHS) if name != "test" else 1 for name in parts}
-    made = [file.record.get("made", {}) for file in files.values()]
-    known = [one for one in made if one.get("tokens") and one.get("seconds")]
-    rate = sum(one["tokens"] for one in known) / sum(one["seconds"] for one in known) if known else None
+    made = [file.record.made for file in files.values()]
+    known = [one for one in made if one.tokens and one.seconds]
+    rate = sum(one.tokens or 0 for one in known) / sum(one.seconds or 0.0 for one in known) if known else None
     tokens = sum(one[1] for one in each.values())
     tutorial = sum(times[name] * one[2] for name, one in each.items())
-    extraction = sum(one.get("seconds", 0.0) for one in made) if known else None
+    extraction = sum(one.seconds or 0.0 for one in made) if known else None
     return {
         "epochs": epochs or TUTORIAL_EPOCHS,
         "assumed_epochs": epochs is None,
         "batch": TUTORIAL_BATCH,
         "texts_once": sum(one[0] for one in each.values()),
         "tokens_once": tokens,
-        "tokens_encoded": sum(one.get("tokens", 0) for one in made) if known else None,
+        "tokens_encoded": sum(one.tokens or 0 for one in made) if known else None,
         "extraction_seconds": extraction,
         "heads": len(runs),
         "head_seconds": sum(run.record["seconds"] for run in runs),

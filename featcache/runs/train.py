@@ -212,7 +212,7 @@ def _record(
 ) -> dict[str, Any]:
     """The content of run.json."""
     used = KINDS[kind][1]
-    made = {split: file.record.get("made", {}) for split, file in files.items()}
+    made = {split: file.record.made for split, file in files.items()}
     return {
         "head": kind,
         "view": train.view,
@@ -227,13 +227,13 @@ def _record(
         "epochs": len(fit.history) or None,
         "best_epoch": fit.best_epoch or None,
         "rows": {split: file.rows for split, file in files.items()},
-        "pairs": made["train"].get("pairs"),  # None: made by a featcache that did not say
+        "pairs": made["train"].pairs,  # None: made by a featcache that did not say
         "truncated": {split: file.truncated for split, file in files.items()},
         "label_names": list(train.label_names),
         "scores": {split: scores_record(found) for split, found in scores.items()},
-        "extraction_seconds": sum(part.get("seconds", 0.0) for part in made.values()),
+        "extraction_seconds": sum(part.seconds or 0.0 for part in made.values()),
         "bytes_cached": sum(file.rows for file in files.values()) * train.x.shape[1] * train.x.dtype.itemsize,
-        "backbone": dataclasses.asdict(settings.backbone) | {"commit": made["train"].get("commit")},
+        "backbone": dataclasses.asdict(settings.backbone) | {"commit": made["train"].commit},
         "features": dataclasses.asdict(settings.features),
         "data": dataclasses.asdict(settings.data),
         "caches": {

@@ -396,7 +396,7 @@ def test_the_default_length_is_lowered_aloud(family: str, tiny: Folder) -> None:
     made = encoder(loaded(tiny(family)))
     assert made.max_length == limit
     assert any(f"{limit} tokens" in note and "512" in note for note in made.notes)
-    assert made.document["max_length"] == limit
+    assert made.document.max_length == limit
     found = made([sentence(400)])
     assert (found.n_tokens.tolist(), found.truncated.tolist()) == ([limit], [True])
     assert encoder(loaded(tiny(family)), max_length=limit).max_length == limit
@@ -646,7 +646,7 @@ def test_other_errors_are_not_taken_for_memory(tiny: Folder, monkeypatch: pytest
 def test_the_document_holds_all_that_changes_a_feature(tiny: Folder, tmp_path: Path) -> None:
     backbone = loaded(tiny("bert"))
     base = encoder(backbone).document
-    assert base["files"] == backbone.files.hashes
+    assert base.files == backbone.files.hashes
     others = [
         encoder(backbone, prompt="query: ").document,
         encoder(backbone, max_length=32).document,
@@ -655,7 +655,7 @@ def test_the_document_holds_all_that_changes_a_feature(tiny: Folder, tmp_path: P
         encoder(load(with_tokenizer_setting(tiny("bert"), tmp_path, truncation_side="left"))).document,
         encoder(loaded(tiny("electra"))).document,
     ]
-    assert len({json.dumps(document, sort_keys=True) for document in [base, *others]}) == 7
+    assert len({json.dumps(document.to_json(), sort_keys=True) for document in [base, *others]}) == 7
     same = encoder(backbone, "last/cls", batch_tokens=7, max_length=64).document
     assert same == base  # neither budget nor views nor how the length was asked for
 

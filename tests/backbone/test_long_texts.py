@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -371,19 +372,19 @@ def build_long(tiny: Folder) -> Path:
 def test_the_document_holds_the_policy(tiny: Folder) -> None:
     backbone = loaded(tiny("bert"))
     plain = encoder(backbone, max_length=LIMIT).document
-    assert (plain["long_text"], "overlap" in plain) == ("truncate", False)
+    assert (plain.long_text, "overlap" in plain.to_json()) == ("truncate", False)
     others = [
         encoder(backbone, **CHUNKS).document,
         encoder(backbone, **{**CHUNKS, "overlap": 3}).document,
         encoder(backbone, **{**CHUNKS, "long_text": "head-tail"}).document,
     ]
-    assert len({json.dumps(document) for document in [plain, *others]}) == 4
+    assert len({json.dumps(document.to_json()) for document in [plain, *others]}) == 4
     same = encoder(backbone, max_length=LIMIT, overlap=3).document  # no windows, no overlap
     assert same == plain
     for document in [plain, *others]:
-        assert Encoder(backbone, document_settings(document, VIEWS)).document == {
-            **document, "dtype": {"compute": "float32", "storage": "float32"}
-        }  # fmt: skip
+        assert Encoder(backbone, document_settings(document, VIEWS)).document == replace(
+            document, compute="float32", storage="float32"
+        )
 
 
 @pytest.mark.parametrize(

@@ -214,12 +214,12 @@ def test_the_document_names_the_extension(tiny: Folder) -> None:
     documents = {
         how: encoder(load(tiny("bert")), **asked(how)).document for how in ("random", "copy", "interpolate")
     }
-    assert documents["copy"]["positions"] == {"how": "copy", "length": LENGTH}
-    assert documents["random"]["positions"] == {"how": "random", "length": LENGTH, "seed": 0}
-    assert len({json.dumps(document) for document in documents.values()}) == 3
+    assert documents["copy"].positions == {"how": "copy", "length": LENGTH}
+    assert documents["random"].positions == {"how": "random", "length": LENGTH, "seed": 0}
+    assert len({json.dumps(document.to_json()) for document in documents.values()}) == 3
     assert encoder(load(tiny("bert")), **asked("copy")).document == documents["copy"]
     plain = encoder(loaded(tiny("bert"))).document
-    assert "positions" not in plain and plain["max_length"] == 64
+    assert "positions" not in plain.to_json() and plain.max_length == 64
 
 
 @pytest.mark.parametrize("how", ["none", "random", "copy", "interpolate"])
@@ -282,7 +282,7 @@ def test_the_same_backbone_twice(tiny: Folder) -> None:
         with pytest.raises(BackboneError, match="extended already, by copy to 150"):
             encoder(backbone, **other)
     unasked = encoder(backbone)  # its features are those of the longer table, and it says so
-    assert unasked.document["positions"] == first.document["positions"]
+    assert unasked.document.positions == first.document.positions
 
 
 def test_too_many_positions(tiny: Folder) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from featcache.errors import CacheError, CacheMiss
-from featcache.fingerprint import cache_document, encoder_document, fingerprint, row_hashes
+from featcache.cache.record import Provenance
+from featcache.fingerprint import row_hashes
 from featcache.cache.sealed_file import Column, write_sealed
 from featcache.cache.catalog import (
     CacheFile,
@@ -25,19 +26,17 @@ from featcache.cache.catalog import (
     remove,
     slug,
 )
+from tests.support.documents import cache_document, encoder_document, make_request
 
 VIEWS = ("last/cls", "-4/mean")
 
 
 def seal(cache_dir: Path, split: str = "train", prompt: str = "", age: int = 0) -> Path:
     """A cache file of two rows and two views, as old as asked."""
-    encoder = encoder_document(
-        files={}, prompt=prompt, max_length=9, truncation_side="right", compute="float32", storage="float16"
-    )
     hashes, labels = row_hashes(["a", "b"]), np.array([1, 0])
-    document = cache_document(encoder, VIEWS, hashes, labels, ["bad", "good"])
-    path = cache_path(cache_dir, "some/data", "model", split, fingerprint(document))
-    meta = {"fingerprint": fingerprint(document), "split": split, "document": document}
+    document = cache_document(encoder_document(prompt=prompt), VIEWS, hashes, labels, ["bad", "good"])
+    path = cache_path(cache_dir, "some/data", "model", split, document.fingerprint)
+    meta = {"fingerprint": document.fingerprint, "split": split, "document": document.to_json()}
     columns = [
         Column(f"views/{view.replace('/', '-')}", (2, 3), "float16", [np.full((2, 3), number)])
         for number, view in enumerate(VIEWS)
@@ -77,7 +76,7 @@ def test_a_file_serves_its_views(tmp_path: Path) -> None:
         found = file.features(view)
         assert (found.x == number).all() and found.x.shape == (2, 3) and found.view == view
         assert (found.y.tolist(), found.label_names, found.split) == ([1, 0], ("bad", "good"), "train")
-        assert (found.row_hash == row_hashes(["a", "b"])).all() and found.encoder["max_length"] == 9
+        assert (found.row_hash == row_hashes(["a", "b"])).all() and found.encoder.max_length == 9
         assert found.fingerprint == file.fingerprint and found.path == file.path
     assert (file.rows, file.truncated, set(file.views)) == (2, 1, set(VIEWS))
     with pytest.raises(CacheMiss, match=r"has views .*, not last/max"):
@@ -119,8 +118,8 @@ def test_a_cache_of_many_files_needs_few_of_the_process(tmp_path: Path) -> None:
 
 def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
     path, other = seal(tmp_path), seal(tmp_path, prompt="q")
-    add_request(CacheFile(path), {"split": "train"}, {"seconds": 1})
-    add_request(CacheFile(other), {"split": "train"})
+    add_request(CacheFile(path), make_request(), Provenance(seconds=1))
+    add_request(CacheFile(other), make_request())
     for suffix in (".lock", ".holder"):
         path.with_suffix(suffix).write_bytes(b"")
     path.with_suffix(".partial").mkdir()
@@ -164,32 +163,27 @@ def test_what_is_no_file_is_refused_and_passed_over(tmp_path: Path, make: Callab
         CacheFile(path.with_name("train-000000000001.h5"))
 
 
-def request(**changes: Any) -> dict[str, Any]:
-    encoder = {"prompt": "", "max_length": 512, "files": {"config.json": "0"}} | changes
-    return {"split": "train", "encoder": encoder}
-
-
 def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
     path = seal(tmp_path)
     views = {view: view for view in VIEWS} | {"9/mean": "-4/mean"}
-    for asked in (request(), request(max_length=9), request()):
-        add_request(CacheFile(path), {**asked, "views": views}, {"seconds": 2.5})
-    assert len(CacheFile(path).record["requests"]) == 2
-    assert CacheFile(path).record["made"] == {"seconds": 2.5}
+    for asked in (make_request(), make_request(max_length=9), make_request()):
+        add_request(CacheFile(path), replace(asked, views=views), Provenance(seconds=2.5))
+    assert len(CacheFile(path).record.requests) == 2
+    assert CacheFile(path).record.made.to_json() == {"seconds": 2.5}
     files = list(cache_files(tmp_path))
     for wanted in ({"last/cls"}, {"9/mean", "last/cls"}, set()):
-        found = find_request(files, request(max_length=9), wanted)
+        found = find_request(files, make_request(max_length=9), wanted)
         assert found is not None and found.path == path
-    assert find_request(files, request(), {"last/max"}) is None
-    assert find_request(files, request(max_length=8), {"last/cls"}) is None
+    assert find_request(files, make_request(), {"last/max"}) is None
+    assert find_request(files, make_request(max_length=8), {"last/cls"}) is None
 
 
 def test_the_nearest_file_is_the_one_with_the_fewest_differences(tmp_path: Path) -> None:
     far, near = seal(tmp_path, age=200), seal(tmp_path, prompt="q", age=100)
     views = {"last/cls": "last/cls"}
-    add_request(CacheFile(far), {**request(prompt="x", max_length=9), "views": views})
-    add_request(CacheFile(near), {**request(prompt="x"), "views": views})
-    found = nearest(cache_files(tmp_path), request(prompt="y"))
+    add_request(CacheFile(far), make_request(prompt="x", max_length=9, views=views))
+    add_request(CacheFile(near), make_request(prompt="x", views=views))
+    found = nearest(cache_files(tmp_path), make_request(prompt="y"))
     assert found is not None and found[0].path == near
     assert [difference.field for difference in found[1]] == ["encoder.prompt"]
-    assert nearest([], request()) is None
+    assert nearest([], make_request()) is None

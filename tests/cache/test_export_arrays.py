@@ -16,7 +16,7 @@ from tests.cache.test_catalog import seal as seal_small
 
 from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
 from featcache.cache.export_arrays import export
-from featcache.fingerprint import cache_document, encoder_document, fingerprint
+from tests.support.documents import cache_document, encoder_document, make_request
 from featcache.cache.sealed_file import Column, write_sealed
 from featcache.cache.catalog import CacheFile, add_request, cache_path
 
@@ -31,11 +31,8 @@ def seal(
     x = draw.normal(size=(rows, width)).astype(storage)
     hashes = draw.integers(0, 256, (rows, 32), dtype=np.uint8)
     labels = draw.integers(0, 2, (rows, 3)).astype(np.uint8) if several else draw.integers(-1, 3, rows)
-    encoder = encoder_document(
-        files={}, prompt="", max_length=9, truncation_side="right", compute="float32", storage=storage
-    )
-    document = cache_document(encoder, ["last/cls"], hashes, labels, NAMES)
-    name = fingerprint(document)
+    document = cache_document(encoder_document(storage=storage), ["last/cls"], hashes, labels, NAMES)
+    name = document.fingerprint
     columns = [
         Column("views/last-cls", x.shape, storage, [x]),
         Column("labels", labels.shape, labels.dtype.name, [labels]),
@@ -43,7 +40,7 @@ def seal(
         Column("truncated", (rows,), "uint8", [np.zeros(rows, np.uint8)]),
     ]
     path = cache_path(folder, "data", "model", "train", name)
-    write_sealed(path, {"fingerprint": name, "split": "train", "document": document}, columns)
+    write_sealed(path, {"fingerprint": name, "split": "train", "document": document.to_json()}, columns)
     return CacheFile(path)
 
 
@@ -71,7 +68,7 @@ def test_numpy_gets_what_is_cached(
     about = json.loads((tmp_path / "out" / "x.about.json").read_text(encoding="utf-8"))
     assert about["label_names"] == list(NAMES) and about["multi_label"] is several
     assert (about["view"], about["split"], about["rows"]) == ("last/cls", "train", rows)
-    assert about["fingerprint"] == file.fingerprint and about["encoder"] == file.document["encoder"]
+    assert about["fingerprint"] == file.fingerprint and about["encoder"] == file.document.encoder.to_json()
     assert set(made.paths) == set((tmp_path / "out").iterdir()) and made.shape == (rows, 7)
     assert made.bytes == sum(path.stat().st_size for path in made.paths)
     assert steps[-1] == (rows, rows) and len(steps) == -(-rows // 10)
@@ -117,7 +114,7 @@ def test_several_views_want_a_name(tmp_path: Path) -> None:
     with pytest.raises(CacheMiss, match="not last/max"):
         export(CacheFile(path), tmp_path / "x.npy", view="last/max")
     assert list(tmp_path.glob("*.*")) == []
-    add_request(CacheFile(path), {"split": "train", "views": {"9/mean": "-4/mean", "last/cls": "last/cls"}})
+    add_request(CacheFile(path), make_request(views={"9/mean": "-4/mean", "last/cls": "last/cls"}))
     for asked, number in (("last/cls", 0), ("-4/mean", 1), ("9/mean", 1)):  # as it was asked for, too
         made = export(CacheFile(path), tmp_path / "x.npy", view=asked, force=True)
         assert made.view == VIEWS[number] and (np.load(tmp_path / "x.npy") == number).all()

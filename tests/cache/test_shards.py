@@ -27,7 +27,7 @@ from featcache.cache import catalog as store
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.cache.export_arrays import export
 from featcache.system.durable import remove_temporaries
-from featcache.fingerprint import cache_document, encoder_document, fingerprint
+from tests.support.documents import cache_document, encoder_document
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.system.sharded_array import ShardedColumn, as_array, part_of
 from featcache.bench.memory import measure, write_made_up
@@ -60,13 +60,11 @@ def columns_of(arrays: Arrays) -> Callable[[slice], list[Column]]:
 
 
 def meta_of(arrays: Arrays, prompt: str = "") -> dict[str, Any]:
-    encoder = encoder_document(
-        files={}, prompt=prompt, max_length=9, truncation_side="right", compute="float32", storage="float16"
-    )
+    encoder = encoder_document(prompt=prompt)
     document = cache_document(encoder, ["last/cls"], arrays["row_hash"], arrays["labels"], ["bad", "good"])
     return {
-        "format": "featcache", "fingerprint": fingerprint(document), "split": "train", "model": "m",
-        "document": document,
+        "format": "featcache", "fingerprint": document.fingerprint, "split": "train", "model": "m",
+        "document": document.to_json(),
     }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def big(folder: Path) -> Path:
     x = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
     hashes = np.random.default_rng(1).integers(0, 256, (rows, 32), dtype=np.uint8)
     labels = np.zeros(rows, np.int64)
-    document = base.document | {"views": ["last/cls"]}
+    document = base.document.to_json() | {"views": ["last/cls"]}
     document["rows"] = {"count": rows, "chain": hashlib.sha256(hashes.tobytes()).hexdigest()}
     document["labels"] = document["labels"] | {"chain": hashlib.sha256(labels.tobytes()).hexdigest()}
     fingerprint = document_hash(document)
@@ -361,7 +361,7 @@ def test_the_rest_fits_and_no_more_goes_than_must(
 def litter(cache: Path) -> tuple[set[Path], set[Path]]:
     """A cache with everything in it; what gc is to remove of it, and what it is to leave."""
     good, finished = seal(cache, age=100), seal(cache, prompt="q")
-    add_request(CacheFile(good), {"split": "train"})
+    add_request(CacheFile(good), make_request())
     place = good.parent
     (place / f"{finished.stem}.partial").mkdir()
     (place / f"{finished.stem}.partial" / "block-0").write_bytes(b"12345")
@@ -415,7 +415,7 @@ def test_only_litter_goes_by_default(tmp_path: Path) -> None:
 def test_an_old_file_goes_with_all_that_is_its_own(tmp_path: Path) -> None:
     old, new = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=int(time.time()))
     for path in (old, new):
-        add_request(CacheFile(path), {"split": "train"})
+        add_request(CacheFile(path), make_request())
         path.with_suffix(".lock").touch()
     sizes = sum(each.stat().st_size for each in (old, old.with_suffix(".json")))
     done = collect(tmp_path, older_than=DAY)
@@ -514,6 +514,7 @@ import sys, time
 from pathlib import Path
 from featcache.errors import CacheError
 from featcache.cache.catalog import CacheFile, cache_files, cache_paths
+from tests.support.documents import make_request
 cache, end, seen, missed = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
 print("ready", flush=True)
 while time.monotonic() < end:
@@ -554,7 +555,7 @@ def test_readers_never_see_anything_but_whole_files(tmp_path: Path) -> None:
 
 def test_survey_is_by_file(tmp_path: Path) -> None:
     path = seal(tmp_path)
-    add_request(CacheFile(path), {"split": "train"})
+    add_request(CacheFile(path), make_request())
     (found,) = survey(tmp_path)
     assert [part.kind for part in found.parts] == ["features", "record"] and found.target == path
     assert found.made == 0 and found.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,7 @@ def test_cache_info_without_the_record(content: str | None, cli: Cli, work: Path
 def test_cache_info_of_a_record_of_earlier_days(cli: Cli, work: Path) -> None:
     cli.ok("extract", "--split", "test")
     (path,) = Path("cache").rglob("*.h5")
-    made = CacheFile(path).record["made"]
-    add_request(CacheFile(path), {}, {name: made[name] for name in made if name not in ("dtype", "fused")})
+    file = CacheFile(path)
+    add_request(file, file.record.requests[0], replace(file.record.made, dtype=None, fused=None))
     about = info(cli)
     assert about["computed"] == LOST and about["made"]["packing"] == "packed"

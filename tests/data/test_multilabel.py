@@ -19,9 +19,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from featcache.data.split import Split, from_texts, load_splits
 from featcache.errors import CacheMiss, SourceError, UsageError
 from featcache.extraction.api import extract_splits
-from featcache.fingerprint import cache_document, fingerprint, row_hashes
+from featcache.fingerprint import row_hashes
 from featcache.settings import DataSettings
 from featcache_cli.main import main
+from tests.support.documents import cache_document
 from tests.support.extraction import Case, counted, one_thread, some_texts
 from tests.support.source_files import both, jsonl, train, write, write_rows
 
@@ -384,7 +385,7 @@ def assert_cached(case: Case, **changes: Any) -> None:
     assert (features.y == expected(case)).all() and features.x.shape[0] == ROWS
     with h5py.File(file.path) as plain:
         assert plain["labels"].dtype == np.uint8 and (plain["labels"][:] == expected(case)).all()
-    assert file.document["labels"]["kind"] == "multi-label" and file.sealed.verify()
+    assert file.document.labels.kind == "multi-label" and file.sealed.verify()
 
 
 def other_format(case: Case, kind: str) -> dict[str, Any]:
@@ -512,17 +513,17 @@ def test_long_label_columns_are_written_in_pieces(case: Case, monkeypatch: pytes
 
 def test_single_and_multi_label_files_differ_and_single_ones_stay_as_they_were() -> None:
     hashes = row_hashes(["a", "b"])
-    single = cache_document({}, [], hashes, np.array([0, 1]), ["a", "b"])
-    assert set(single["labels"]) == {"chain", "names"}
-    hot = cache_document({}, [], hashes, np.array([[1, 0], [0, 1]], np.uint8), ["a", "b"])
-    assert hot["labels"]["kind"] == "multi-label"
-    other = cache_document({}, [], hashes, np.array([[1, 0], [1, 1]], np.uint8), ["a", "b"])
-    assert len({fingerprint(document) for document in (single, hot, other)}) == 3
+    single = cache_document(None, [], hashes, np.array([0, 1]), ["a", "b"])
+    assert set(single.to_json()["labels"]) == {"chain", "names"}
+    hot = cache_document(None, [], hashes, np.array([[1, 0], [0, 1]], np.uint8), ["a", "b"])
+    assert hot.labels.kind == "multi-label"
+    other = cache_document(None, [], hashes, np.array([[1, 0], [1, 1]], np.uint8), ["a", "b"])
+    assert len({document.fingerprint for document in (single, hot, other)}) == 3
     # The same bytes, told apart by the kind alone.
     bytes_of_one = np.frombuffer(np.array([1], "<i8").tobytes(), np.uint8).reshape(1, 8)
     names = [f"n{i}" for i in range(8)]
-    one = cache_document({}, [], hashes[:1], np.array([1]), names)
-    row = cache_document({}, [], hashes[:1], bytes_of_one, names)
-    assert one["labels"]["chain"] == row["labels"]["chain"] and fingerprint(one) != fingerprint(row)
-    turned = cache_document({}, [], hashes, np.asfortranarray([[1, 0], [1, 1]], np.uint8), ["a", "b"])
+    one = cache_document(None, [], hashes[:1], np.array([1]), names)
+    row = cache_document(None, [], hashes[:1], bytes_of_one, names)
+    assert one.labels.chain == row.labels.chain and one.fingerprint != row.fingerprint
+    turned = cache_document(None, [], hashes, np.asfortranarray([[1, 0], [1, 1]], np.uint8), ["a", "b"])
     assert turned == other

@@ -383,10 +383,10 @@ def test_the_record_of_another_file_is_not_believed(case: Case) -> None:
 
 
 def test_the_record_says_how_it_came_to_be(case: Case) -> None:
-    made = case.find().record["made"]
-    assert made["encoded"] == TRAIN and made["model"] == str(case.model)
-    assert made["tokens"] == int(np.sum(case.find().sealed.column("n_tokens")))
-    assert {"torch", "transformers"} <= set(made["versions"]) and made["device"] == "cpu"
+    made = case.find().record.made
+    assert made.encoded == TRAIN and made.model == str(case.model)
+    assert made.tokens == int(np.sum(case.find().sealed.column("n_tokens")))
+    assert {"torch", "transformers"} <= set(made.versions or ()) and made.device == "cpu"
 
 
 # ---------------------------------------------------------------- only what is new

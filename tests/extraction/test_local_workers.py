@@ -282,8 +282,8 @@ def test_two_workers_make_the_bytes_of_one(real: Case, tmp_path: Path) -> None:
         assert mine.read_bytes() == other.read_bytes()
     assert case.leftovers() == [] and not list(case.cache.rglob("*.partial"))
     assert any("2 workers of" in step.text for step in seen)
-    record = case.find().record["made"]
-    assert record["encoded"] == TRAIN and record["tokens"] == results[0].tokens
+    record = case.find().record.made
+    assert record.encoded == TRAIN and record.tokens == results[0].tokens
     again, _ = by_workers(case, ["train", "test"])
     assert all(one.cached for one in again)
     forced, _ = by_workers(case, ["train"], force=True)

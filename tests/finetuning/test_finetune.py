@@ -326,7 +326,7 @@ def test_the_predictor_says_what_the_run_says(made: Made) -> None:
     predictor = Predictor.from_run(made.run)
     found, said = predictor.predict_proba(made.texts()), made.run.predictions("test").probabilities
     np.testing.assert_allclose(found, said, atol=2e-4)  # features are stored in float16
-    assert predictor.encoder.document["tuned"]["part"] == "top-blocks:2"
+    assert predictor.encoder.document.tuned.part == "top-blocks:2"
     frozen = finetune_free(made)
     assert np.abs(frozen.encoder(made.texts()).views["last/mean"].astype(float)
                   - predictor.encoder(made.texts()).views["last/mean"]).max() > 1e-2  # fmt: skip
@@ -387,7 +387,7 @@ def test_the_last_epoch_is_kept_beside_the_best(made: Made) -> None:
     last = made.run.head("last")
     assert last.fingerprint != made.run.head().fingerprint or made.run.record["best_epoch"] == 3
     assert (made.run.folder / "trained-last.safetensors").is_file()
-    assert last.encoder["tuned"]["part"] == "top-blocks:2"
+    assert last.encoder.tuned.part == "top-blocks:2"
 
 
 def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

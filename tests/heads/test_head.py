@@ -19,6 +19,7 @@ from featcache.heads.head import Head, load_head, softmax
 from featcache.heads.registry import fit_linear, fit_logistic
 from featcache.heads.scorers import Linear
 from featcache.settings import HeadSettings
+from tests.support.documents import encoder_document
 from tests.support.stock import one_thread
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -47,7 +48,7 @@ def standardised(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
 
 def head_of(scorer: Linear, **changes: Any) -> Head:
     names = tuple(f"class {number}" for number in range(scorer.classes))
-    parts = {"label_names": names, "view": "last/cls", "encoder": {"prompt": ""}, "kind": "linear"}
+    parts = {"label_names": names, "view": "last/cls", "encoder": encoder_document(), "kind": "linear"}
     return Head(scorer, **(parts | changes))
 
 
@@ -383,11 +384,12 @@ def test_softmax_of_large_logits(largest: float) -> None:
 
 # ---------------------------------------------------------------- on disk
 
-ENCODER = {"files": {"model.safetensors": "ab" * 32}, "prompt": "查询: ", "max_length": 512, "format": 1}
+DOCUMENT = encoder_document(files={"model.safetensors": "ab" * 32}, prompt="查询: ", max_length=512)
+ENCODER = DOCUMENT.to_json()
 
 
 def saved(folder: Path, **changes: Any) -> Head:
-    head = some_head(**({"encoder": ENCODER, "label_names": ("差评", "a,b/c", "😀 \n")} | changes))
+    head = some_head(**({"encoder": DOCUMENT, "label_names": ("差评", "a,b/c", "😀 \n")} | changes))
     head.save(folder)
     return head
 
@@ -412,7 +414,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 
 def test_heads_side_by_side(tmp_path: Path) -> None:
-    best, last = some_head(encoder=ENCODER), some_head(encoder=ENCODER, view="last/mean")
+    best, last = some_head(encoder=DOCUMENT), some_head(encoder=DOCUMENT, view="last/mean")
     best.save(tmp_path)
     last.save(tmp_path, "last")
     assert load_head(tmp_path, "last").view == "last/mean"

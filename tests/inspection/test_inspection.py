@@ -24,6 +24,7 @@ from featcache.inspection.inspection import (
 )
 from featcache.settings import DataSettings
 from featcache.system.documents import json_document
+from tests.support.documents import encoder_document
 from tests.support.inspected import NAMES, changed, part, splits
 from tests.support.saved_runs import hashes
 
@@ -215,7 +216,8 @@ def test_numbers_out_of_range_are_refused(how: dict[str, float], words: str) -> 
 
 def test_splits_that_do_not_belong_together_are_refused() -> None:
     parts = splits()
-    other = replace(parts["test"], features=replace(parts["test"].features, encoder={"prompt": "x"}))
+    features = replace(parts["test"].features, encoder=encoder_document(prompt="x"))
+    other = replace(parts["test"], features=features)
     with pytest.raises(HeadError, match="test features were made with other settings"):
         inspect_splits({**parts, "test": other})
     with pytest.raises(UsageError, match="train, then"):

@@ -24,6 +24,7 @@ from featcache.runs import learning_curve as module
 from featcache.runs.learning_curve import Curve, Plan, learning_curve, nested_order, sizes_of
 from featcache.runs.train import Data
 from featcache.settings import HeadSettings, PathSettings, Settings
+from tests.support.documents import encoder_document
 from tests.support.feature_rows import clusters, tagged
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -35,7 +36,9 @@ def data_of(**splits: Rows) -> Data:
     y = splits["train"][1]
     names = tuple(f"c{i}" for i in range(y.shape[1] if y.ndim == 2 else int(y.max()) + 1))
     features = {
-        split: Features(split, "last/cls", x, y, names, np.zeros((len(y), 32), np.uint8), {}, "0", Path())
+        split: Features(
+            split, "last/cls", x, y, names, np.zeros((len(y), 32), np.uint8), encoder_document(), "0", Path()
+        )
         for split, (x, y) in splits.items()
     }
     files = {split: cast(CacheFile, SimpleNamespace(fingerprint=f"{split}-0")) for split in splits}

@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.cache.catalog import Features
 from featcache.inspection.inspection import InspectedSplit
+from tests.support.documents import encoder_document
 from tests.support.saved_runs import hashes
 
 NAMES = ("a", "b", "c")
@@ -23,7 +24,7 @@ def part(
     tokens: np.ndarray | None = None,
 ) -> InspectedSplit:
     """A cached split; texts of more than 20 tokens were cut."""
-    features = Features(split, "last/mean", x, y, names, hashes(texts), {}, "0", Path())
+    features = Features(split, "last/mean", x, y, names, hashes(texts), encoder_document(), "0", Path())
     n_tokens = np.full(len(y), 10, np.int32) if tokens is None else tokens
     return InspectedSplit(features, n_tokens, n_tokens > 20, 20)
 
@@ -56,6 +57,8 @@ def changed(
         if noise == 0:
             own[row] = taken.row_hash[other]
     old = parts[split]
-    features = Features(split, "last/mean", x, y, old.features.label_names, own, {}, "0", Path())
+    features = Features(
+        split, "last/mean", x, y, old.features.label_names, own, encoder_document(), "0", Path()
+    )
     found[split] = InspectedSplit(features, old.n_tokens, old.truncated, old.max_length)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from featcache.backbone.files import find_model
 from featcache.finetuning.cut import load_plain
 from featcache.finetuning.finetune import TRAINED
+from featcache.fingerprint import TunedPart
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.runs.run import RUN_FILE, Run
@@ -50,7 +52,7 @@ def made_run(
     weight = 2 * weight / (weight @ (x - middle).T).std()  # tiny models make x nearly equal
     linear = Linear(weight.astype(np.float32), -(weight @ middle).astype(np.float32))
     folder.mkdir()
-    document = own.document | ({"tuned": _tuned(model, folder)} if tuned else {})
+    document = replace(own.document, tuned=_tuned(model, folder) if tuned else None)
     made = Head(_scorer(scorer, linear), NAMES, view, document, "linear", **head)
     made.save(folder)
     backbone = {"model": str(model), "commit": None, "revision": None, "trust_remote_code": False}
@@ -81,7 +83,7 @@ def _scorer(asked: Any, linear: Linear) -> Any:
     return Mlp(*both, np.concatenate([eye, -0.7 * eye], axis=1), np.zeros(len(eye), np.float32))
 
 
-def _tuned(model: Path, folder: Path) -> dict[str, Any]:
+def _tuned(model: Path, folder: Path) -> TunedPart:
     """A trained part in the folder of the run: the highest block's matrices, others than they were."""
     plain = load_plain(settings_of(model), find_model(settings_of(model))).model
     last = f".{plain.config.num_hidden_layers - 1}."
@@ -93,4 +95,4 @@ def _tuned(model: Path, folder: Path) -> dict[str, Any]:
     }
     content = save(weights)
     (folder / f"{TRAINED}.safetensors").write_bytes(content)
-    return {"part": "top-blocks:1", "cut": 2, "weights": hashlib.sha256(content).hexdigest()}
+    return TunedPart("top-blocks:1", 2, hashlib.sha256(content).hexdigest())

@@ -32,6 +32,7 @@ from featcache.system import stores as remote
 from featcache.system.durable import write_file
 from featcache_cli.commands.predict import file as predict_file
 from featcache_cli.main import main
+from tests.support.documents import cache_document, encoder_document, make_request
 from tests.support.extraction import Case, counted, write_case
 from tests.support.stock import one_thread, sentence
 from tests.support.tiny_predictor import tiny_predictor
@@ -96,14 +97,12 @@ def there(machines: tuple[Machine, Machine]) -> Machine:
 
 def make(folder: Path, name: str = "train", seed: int = 0, rows: int = 50, width: int = 8) -> Path:
     """A sealed cache file of random features with a record that answers `{"asked": seed}`."""
-    from featcache.fingerprint import cache_document, fingerprint
-
     draw = np.random.default_rng(seed)
     hashes = draw.integers(0, 256, (rows, 32), dtype=np.uint8)
     labels = draw.integers(0, 2, rows)
-    encoder = {"max_length": 16, "prompt": "", "dtype": {"compute": "float32", "storage": "float32"}}
+    encoder = encoder_document(max_length=16, storage="float32")
     document = cache_document(encoder, ["last/cls"], hashes, labels, ("bad", "good"))
-    path = store.cache_path(folder, "data", "model", name, fingerprint(document))
+    path = store.cache_path(folder, "data", "model", name, document.fingerprint)
     x = draw.standard_normal((rows, width)).astype(np.float32)
     columns = [
         Column("views/last-cls", x.shape, "float32", [x]),
@@ -112,9 +111,11 @@ def make(folder: Path, name: str = "train", seed: int = 0, rows: int = 50, width
         Column("n_tokens", (rows,), "int32", [np.full(rows, 3)]),
         Column("truncated", (rows,), "uint8", [np.zeros(rows)]),
     ]
-    meta = {"format": "featcache", "fingerprint": fingerprint(document), "split": name, "document": document}
+    content = document.to_json()
+    meta = {"format": "featcache", "fingerprint": document.fingerprint, "split": name, "document": content}
     write_sealed(path, meta, columns)
-    store.add_request(store.CacheFile(path), {"asked": seed, "views": {"last/cls": "last/cls"}})
+    asked = make_request(views={"last/cls": "last/cls"}, source={"asked": seed})
+    store.add_request(store.CacheFile(path), asked)
     return path
 
 
@@ -186,7 +187,8 @@ def test_a_web_server_and_a_folder_of_runs_in_a_store_are_refused(
 def test_another_machine_finds_it_by_request_and_fetches_it_once(here: Machine, there: Machine) -> None:
     (made,) = brought(here, 1)
     folder = there.folder()
-    found = store.find_request(store.cache_files(folder, "train"), {"asked": 1}, {"last/cls"})
+    asked = make_request(source={"asked": 1})
+    found = store.find_request(store.cache_files(folder, "train"), asked, {"last/cls"})
     assert found is not None and not found.path.exists()
     assert (found.split, found.rows, found.views, found.truncated, found.tokens) == (
         "train", 50, ("last/cls",), 0, 150,
@@ -205,15 +207,15 @@ def test_a_record_grows_on_two_machines(here: Machine, there: Machine) -> None:
     (made,) = brought(here, 1)
     other = there.folder()
     (path,) = store.cache_paths(other)
-    store.add_request(store.CacheFile(path), {"asked": "there"})
+    store.add_request(store.CacheFile(path), make_request(source={"asked": "there"}))
     mirror.push(path)
-    store.add_request(store.CacheFile(made), {"asked": "here"})
+    store.add_request(store.CacheFile(made), make_request(source={"asked": "here"}))
     here.folder()
     mirror.push(made)
     there.folder()
     store.cache_paths(other)
     record = read_record(path, store.CacheFile(path).fingerprint)
-    assert {one["asked"] for one in record["requests"]} == {1, "here", "there"}
+    assert {one.source["asked"] for one in record.requests} == {1, "here", "there"}
 
 
 def test_what_comes_damaged_is_never_published(here: Machine, there: Machine) -> None:
@@ -419,7 +421,7 @@ def test_the_least_recently_used_goes_and_never_what_only_this_machine_has(
     own = make(folder, seed=9, rows=500)  # not brought yet
     size = own.stat().st_size
     monkeypatch.setenv(fetched.SIZE, f"{int(3.5 * size)}B")
-    files = {file.record["requests"][0]["asked"]: file for file in store.cache_files(folder)}
+    files = {file.record.requests[0].source["asked"]: file for file in store.cache_files(folder)}
     for number, seed in enumerate((1, 2, 1, 3)):
         files[seed] = store.CacheFile(files[seed].path)
         files[seed].features("last/cls")

@@ -6,13 +6,16 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.system.units import age_text, seconds_text, size_text
 from featcache.errors import CacheError, UsageError
 from featcache_cli.commands.cache import upkeep as cache_upkeep
 from featcache_cli.console import note, out, print_error, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from featcache.cache.record import Provenance
 
 ACTIONS = {
     "ls": ("list the cache files", "featcache cache ls"),
@@ -137,10 +140,10 @@ def _features(path: Path) -> dict[str, Any]:
         "views": list(file.views),
         "fingerprint": file.fingerprint,
         "truncated": file.truncated,
-        "label_names": file.document["labels"]["names"],
-        "encoder": file.document["encoder"],
-        "computed": _computed(file.record.get("made", {})),
-        "made": file.record.get("made", {}),
+        "label_names": list(file.document.labels.names),
+        "encoder": file.document.encoder.to_json(),
+        "computed": _computed(file.record.made),
+        "made": file.record.made.to_json(),
     }
 
 
@@ -163,13 +166,13 @@ def _states(path: Path) -> dict[str, Any]:
         raise CacheError(f"{path} holds no states") from error
 
 
-def _computed(made: dict[str, Any]) -> str:
+def _computed(made: Provenance) -> str:
     """How the backbone was run, in a sentence: `packed, bfloat16 on cpu; faster modules: ...`."""
-    if not {"packing", "dtype", "fused"} <= set(made):
+    if made.packing is None or made.dtype is None or made.fused is None:
         return "not known: its record is lost, or of an earlier featcache"
-    padded = f" ({made['packing_note']})" if made["packing_note"] else ""
-    fused = ", ".join(made["fused"]) or "none"
-    return f"{made['packing']}{padded}, {made['dtype']} on {made['device']}; faster modules: {fused}"
+    padded = f" ({made.packing_note})" if made.packing_note else ""
+    fused = ", ".join(made.fused) or "none"
+    return f"{made.packing}{padded}, {made.dtype} on {made.device}; faster modules: {fused}"
 
 
 def _list(paths: list[Path], args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ from featcache.system.downloads import entry_lock, key_of, mirror_root, used
 from featcache.system.durable import explained, publish, temporary_beside, write_file
 from featcache.system.lock import is_locked
 from featcache.cache.remote.mirrored import MirroredFile
-from featcache.cache.record import merged, parse_record, read_record, record_bytes, record_path, write_record
+from featcache.cache.record import CacheRecord, parse_record, read_record, record_path, write_record
 from featcache.system.stores import Remote, is_remote, modified, opened, shown, stamp
 from featcache.cache.sealed_file import SealedFile
 
@@ -271,8 +271,8 @@ class Mirror:
                     return  # removed since the store was listed
                 raise
             ours = read_record(path, name)
-            if theirs and merged(ours, theirs) != ours:
-                write_record(path, merged(ours, theirs))
+            if theirs and ours.merged(theirs) != ours:
+                write_record(path, ours.merged(theirs))
         write_file(card_path(path), json.dumps({**card, "record": stamp(info)}).encode())
 
     # -- fetching -----------------------------------------------------------------------------------
@@ -369,10 +369,11 @@ class Mirror:
         name = card.get("meta", {}).get("fingerprint", "")
         entry = self.entry(record_path(path))
         there = entry.info()
-        theirs = parse_record(entry.read(), name) if there is not None else {}
-        ours = merged(read_record(path, name), theirs)
-        if ours.get("fingerprint") == name and ours != theirs:
-            entry.write(record_bytes(ours))
+        theirs = parse_record(entry.read(), name) if there is not None else None
+        ours = read_record(path, name)
+        ours = ours.merged(theirs) if theirs else ours
+        if ours != (theirs or CacheRecord(name)):
+            entry.write(ours.to_bytes())
         info = entry.info()
         if info is not None:
             write_file(card_path(path), json.dumps({**card, "record": stamp(info)}).encode())
