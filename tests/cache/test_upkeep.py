@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.system.test_lock import holding
 from tests.cache.test_catalog import seal
+from tests.support.documents import make_request
 
 from featcache.cache import catalog as store
 from featcache.errors import CacheError, UsageError
@@ -514,7 +515,6 @@ import sys, time
 from pathlib import Path
 from featcache.errors import CacheError
 from featcache.cache.catalog import CacheFile, cache_files, cache_paths
-from tests.support.documents import make_request
 cache, end, seen, missed = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
 print("ready", flush=True)
 while time.monotonic() < end:

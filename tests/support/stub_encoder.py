@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
 from featcache.extraction import api as extract_module
 from featcache.extraction import partition as division
+from tests.support.documents import encoder_document
 
 WIDTH = 96
 
@@ -37,13 +38,7 @@ class StubEncoder:
     batch_tokens = 64
     storage = np.dtype("<f2")
     views = (SimpleNamespace(name="last/cls", layer=1),)
-    document: ClassVar[dict[str, Any]] = {
-        "format": 1,
-        "files": {},
-        "prompt": "",
-        "max_length": 9,
-        "dtype": {"storage": "float16"},
-    }
+    document = encoder_document()
     backbone = SimpleNamespace(
         num_blocks=1,
         prepare=lambda rows: None,
