@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from featcache.backbone import load as loading
 from featcache.backbone.device_copies import IN_FLIGHT, Landing, feed_of
+from featcache.backbone.files import ModelFiles, find_model
 from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
+from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone, TokenBatch
-from featcache.backbone.packing import plan_batches
 from featcache.backbone.pooling import PLACES, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
-from featcache.errors import BackboneError, BadRow, UsageError
+from featcache.errors import BadRow, UsageError
 from featcache.fingerprint import EncoderDocument
-from featcache.settings import FeatureSettings
+from featcache.settings import BackboneSettings, FeatureSettings
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
-# How a RuntimeError says that memory ran out: CUDA and its libraries, then the CPU's allocator twice.
-MEMORY_WORDS = ("out of memory", "status_alloc_failed", "can't allocate memory", "not enough memory")
+TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is cut), or another --device"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,22 @@ class Encoder:
         self.notes = self._notes(features)
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
+
+    @classmethod
+    def load(
+        cls, backbone: BackboneSettings, features: FeatureSettings, files: ModelFiles | None = None
+    ) -> Encoder:
+        """The encoder that the settings ask for.
+
+        Args:
+            files: of the backbone; by default found (and downloaded if need be) by its settings.
+
+        Raises:
+            BackboneError: the model cannot be found or loaded, or its positions cannot be extended.
+            UsageError: a device, a view or a length that there is not.
+        """
+        loaded = loading.load_backbone(backbone, files or find_model(backbone))
+        return cls(loaded, features, backbone.batch_tokens)
 
     @cached_property
     def _places(self) -> list[str]:
@@ -258,15 +275,16 @@ class Encoder:
         """Features of each row, `[rows, D]` of `dtype`; `done` is told the rows of each batch, and tokens."""
         count = len(tokens.lengths)
         filled: dict[str, np.ndarray] = {}
-        pending = plan_batches(tokens.lengths, self.batch_tokens)[::-1]
+        batches = BatchQueue(tokens.lengths, self.batch_tokens)
         flight: deque[tuple[np.ndarray, Landing]] = deque()  # batches that the device has, oldest first
-        while pending or flight:
-            if pending and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
-                rows = pending.pop()
-                if landing := self._try(tokens.batch(rows)):
-                    flight.append((rows, landing))
-                else:  # what is in flight fitted, and stays
-                    pending = self._smaller(np.concatenate([rows, *pending[::-1]]), tokens.lengths)
+
+        def begin(rows: np.ndarray) -> None:
+            flight.append((rows, self._pool(tokens.batch(rows))))
+
+        while batches or flight:
+            if batches and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
+                batches.run_next(begin, TOO_LONG)
+                self.batch_tokens = batches.budget
                 continue
             rows, landing = flight.popleft()
             for name, values in landing.arrived().items():
@@ -282,31 +300,6 @@ class Encoder:
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Encoded:
         """`encode(tokenize(texts, pairs))`."""
         return self.encode(self.tokenize(texts, pairs))
-
-    def _try(self, batch: TokenBatch) -> Landing | None:
-        """`_pool`; None where memory ran out and smaller batches are worth trying.
-
-        Only when this has returned are the tensors of what failed free again: the error holds them.
-        """
-        try:
-            return self._pool(batch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch.lengths) == 1:
-                raise BackboneError(
-                    f"out of memory on one text of {batch.lengths[0]} tokens",
-                    hint="use a smaller --max-length (with --long-text chunks no text is cut), "
-                    "or another --device",
-                ) from error
-        self.batch_tokens = max(int(batch.lengths.sum()) // 2, 1)
-        return None
-
-    def _smaller(self, left: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        """The rows `left` in batches of today's budget, the last batch first."""
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return [left[part] for part in plan_batches(lengths[left], self.batch_tokens)][::-1]
 
     def _pool(self, batch: TokenBatch) -> Landing:
         """Features float32 `[B, D]` by view name, on their way to the host."""
@@ -387,9 +380,3 @@ def document_settings(document: EncoderDocument, views: Sequence[str]) -> Featur
 
 def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error).lower() for words in MEMORY_WORDS)

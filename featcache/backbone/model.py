@@ -1,4 +1,4 @@
-"""The frozen model: loaded at an exact revision, run over packed (or padded) batches.
+"""The frozen model, run over packed (or padded) batches.
 
 A family either passes packed batches through its own code unchanged, which is checked by running a
 few tokens both ways when it is loaded, or gets padded batches with the same results.
@@ -18,15 +18,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbone.attention import IMPLEMENTATION, register
+from featcache.backbone.attention import IMPLEMENTATION
 from featcache.backbone.device_copies import feed_of
 from featcache.backbone.files import ModelFiles
 from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
 from featcache.backbone.last_block import only
 from featcache.backbone.packing import Layout, NotPackable, filling
 from featcache.backbone.position_table import Extension, extend_table, position_table
-from featcache.errors import BackboneError, FeatcacheError, UsageError
-from featcache.settings import BackboneSettings
+from featcache.errors import BackboneError
 
 # int8: linear layers multiply 8-bit integers, everything else is bfloat16.
 DTYPES = {
@@ -328,92 +327,6 @@ class Backbone:
         texts = [[usable[(37 * i + 11 * t + 5) % len(usable)] for t in range(lengths[i])] for i in chosen]
         ids = np.array([token for text in texts for token in text], dtype=np.int64)
         return TokenBatch(ids, np.array([len(text) for text in texts], dtype=np.int64))
-
-
-def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
-    """Load, freeze and probe a backbone from its local files; never touches the network.
-
-    Raises:
-        BackboneError: unreadable or incomplete weights, no tokenizer, an encoder-decoder model.
-        UsageError: a device that is not there.
-    """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    device = resolve_device(settings.device)
-    dtype_name = resolve_dtype(settings.dtype, device)
-    source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
-    register()
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(files.folder, **source)
-            if getattr(config, "is_encoder_decoder", False):
-                raise BackboneError(
-                    f"{files.name} is an encoder-decoder ({config.model_type})",
-                    hint="a backbone is an encoder (BERT, RoBERTa, ...) or a decoder (GPT-2, Llama, ...)",
-                )
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
-            model, info = AutoModel.from_pretrained(
-                files.folder, config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True, **source,
-            )  # fmt: skip
-    except FeatcacheError:
-        raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise every kind there is
-        raise BackboneError(
-            f"cannot load {files.name} from {files.folder}: {type(error).__name__}: {error}",
-            hint="is the download complete? a model with code of its own needs --trust-remote-code",
-        ) from error
-    _require_weights(files, info)
-    if hasattr(model, "pooler"):
-        model.pooler = None  # featcache pools the token states itself
-    model.requires_grad_(False).eval()
-    return Backbone(model.to(device), tokenizer, files, device, dtype_name)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU.
-
-    Raises:
-        UsageError: no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"--device {name}: {str(error).splitlines()[0]}",
-            hint="try --device auto or --device cpu",
-        ) from None
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where `device` multiplies it natively, else float32."""
-    if name != "auto":
-        return name
-    return "bfloat16" if _native_bfloat16(device) else "float32"
-
-
-def _native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
-
-
-def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:
-    """Refuse a model that would run with made-up weights; a missing pooler is never used."""
-    lost = [*info.get("missing_keys", []), *(name for name, *_ in info.get("mismatched_keys", []))]
-    lost = [name for name in lost if not name.startswith("pooler.")]
-    if lost:
-        raise BackboneError(
-            f"{files.name} lacks {len(lost)} of its weights, e.g. {sorted(lost)[0]}",
-            hint="the weights do not belong to this config.json, or the file is incomplete",
-        )
 
 
 def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:

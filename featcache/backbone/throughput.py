@@ -1,4 +1,4 @@
-"""How fast an extraction runs while it runs, beside what the machine can do."""
+"""How fast encoding runs beside the machine's limit, the rate at which it multiplies matrices."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.nn import functional
+
+from featcache.backbone.model import Backbone
 
 if TYPE_CHECKING:
-    import torch
-
     from featcache.backbone.encoder import Encoder
 
 MEASURE_AFTER = 1.0  # seconds of encoding before the peak is measured ...
@@ -45,8 +47,6 @@ class Speedometer:
 
     def step(self, texts: int, tokens: int) -> float | None:
         """Count `texts` of so many tokens as encoded; the share, 0 to 1, None where the peak is not known."""
-        from featcache.backbone.peak import useful_flops
-
         rows = int(np.searchsorted(np.cumsum(self._coming), tokens, "right"))  # windows, of long texts
         now, self._coming = self._coming[:rows], self._coming[rows:]
         self._done += texts
@@ -62,24 +62,51 @@ class Speedometer:
         return seconds >= MEASURE_AFTER and left >= WORTH_MEASURING
 
 
+def useful_flops(backbone: Backbone, lengths: np.ndarray) -> float:
+    """Floating-point operations that real tokens need in all blocks: 2 a weight, and attention.
+
+    Attention takes 4 H L for each token of a text of L tokens (H: width of the attention).
+    """
+    config = backbone.model.config
+    tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
+    width: int = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    attention = 4 * width * config.num_attention_heads * backbone.num_blocks
+    return float(2 * backbone.block_weights * tokens + attention * squares)
+
+
+def gemm_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.5) -> float:
+    """The fastest matrix product of this machine, GFLOP/s: the best median over a few large shapes."""
+    shapes = ((4096, 768, 3072), (4096, 1024, 4096), (4096, 4096, 4096))
+    return max(_gemm_rate(shape, dtype, device, seconds / 3, least=3) for shape in shapes)
+
+
 @lru_cache(maxsize=8)
 def quick_peak(dtype: torch.dtype, device: torch.device) -> float:
     """GFLOP/s of matrix products, measured once; on CPUs of one shape: `gemm_peak` takes seconds there."""
-    import torch
-    from torch.nn import functional
-
-    from featcache.backbone.peak import gemm_peak
-
     if device.type != "cpu":
         return gemm_peak(dtype, device, PEAK_SECONDS)
-    rows, inner, columns = 2048, 768, 3072
+    return _gemm_rate((2048, 768, 3072), dtype, device, PEAK_SECONDS, least=1)
+
+
+def _gemm_rate(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, seconds: float, least: int
+) -> float:
+    """The median GFLOP/s of `[rows, inner] x [inner, columns]`, over `seconds` and `least` products."""
+    rows, inner, columns = shape
+    a = torch.randn(rows, inner, device=device).to(dtype)
+    b = torch.randn(columns, inner, device=device).to(dtype)
+    times: list[float] = []
     with torch.inference_mode():
-        a = torch.randn(rows, inner).to(dtype)
-        b = torch.randn(columns, inner).to(dtype)
         functional.linear(a, b)
-        times: list[float] = []
-        while sum(times) < PEAK_SECONDS:
+        while sum(times) < seconds or len(times) < least:
+            _wait(device)
             began = time.perf_counter()
             functional.linear(a, b)
+            _wait(device)
             times.append(time.perf_counter() - began)
     return 2e-9 * rows * inner * columns / statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -20,8 +20,8 @@ import torch
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.files import find_model
-from featcache.backbone.model import Backbone, load_backbone
-from featcache.backbone.peak import gemm_peak, useful_flops
+from featcache.backbone.model import Backbone
+from featcache.backbone.throughput import gemm_peak, useful_flops
 from featcache.bench.peers import PEERS, Unavailable
 from featcache.settings import Settings
 
@@ -61,8 +61,8 @@ def bench_extract(
     """
     files = find_model(settings.backbone)
     report("loading the backbone")
-    backbone = load_backbone(settings.backbone, files)
-    encoder = Encoder(backbone, settings.features, settings.backbone.batch_tokens)
+    encoder = Encoder.load(settings.backbone, settings.features, files)
+    backbone = encoder.backbone
     lengths = encoder.tokenize(texts).lengths
     useful = useful_flops(backbone, lengths)
     report("GEMM peak")
@@ -104,7 +104,7 @@ def min_cosine_vs_fp32(settings: Settings, encoder: Encoder, texts: Sequence[str
     """The smallest cosine between features as computed and the same features in float32."""
     features = replace(settings.features, storage="float32")
     exact = replace(settings.backbone, dtype="float32")
-    reference = Encoder(load_backbone(exact, encoder.backbone.files), features)(texts)
+    reference = Encoder.load(exact, features, encoder.backbone.files)(texts)
     ours = Encoder(encoder.backbone, features, encoder.batch_tokens)(texts)
     lowest = 1.0
     for name, expected in reference.views.items():

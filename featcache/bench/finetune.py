@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.backbone.peak import gemm_peak
+from featcache.backbone.throughput import gemm_peak
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import Job
@@ -138,7 +138,7 @@ def _rates(
 
 def _training_flops(job: Job, blocks: int) -> Callable[[np.ndarray], float]:
     """Floating-point operations of a step in the trained blocks: forward, and twice that backward."""
-    from featcache.backbone.peak import useful_flops
+    from featcache.backbone.throughput import useful_flops
 
     backbone = job.encoder("train").backbone
     share = 3 * blocks / backbone.num_blocks

@@ -54,7 +54,7 @@ def check_plan(
         UsageError: more rows than the split has, or fewer than 2.
     """
     from featcache.backbone.files import find_model
-    from featcache.backbone.model import load_backbone
+    from featcache.backbone.load import load_backbone
     from featcache.extraction.api import extract_splits
 
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]

@@ -22,8 +22,6 @@ import numpy as np
 import safetensors.numpy  # noqa: F401
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.files import find_model
-from featcache.backbone.model import load_backbone
 from featcache.cache.remote import mirror
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
@@ -88,8 +86,7 @@ def bench_store(
 
 def _write(settings: Settings, texts: Sequence[str], folder: Path) -> tuple[dict[str, float], int]:
     """Seconds for encoding, committing, sealing and removing the blocks of `texts`; the vectors' width."""
-    backbone = load_backbone(settings.backbone, find_model(settings.backbone))
-    encoder = Encoder(backbone, settings.features, settings.backbone.batch_tokens)
+    encoder = Encoder.load(settings.backbone, settings.features)
     encoder.encode(encoder.tokenize(texts[:8]))  # the first use of every kernel is not counted
     seconds = dict.fromkeys(("encode", "commit", "seal", "discard"), 0.0)
     began = time.perf_counter()

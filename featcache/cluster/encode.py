@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import xxhash
 
-from featcache.backbone.files import find_model
 from featcache.cache.staging import Staging, read_plan
 from featcache.cluster.block_store import put_blocks
 from featcache.cluster.cluster import Actor, Crew, answered, read_answer
@@ -116,10 +115,8 @@ def described(settings: Settings, crew: Crew) -> SimpleNamespace:
 
 def _load_encoder(settings: Settings) -> Encoder:
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.model import load_backbone
 
-    backbone = load_backbone(settings.backbone, find_model(settings.backbone))
-    return Encoder(backbone, settings.features, settings.backbone.batch_tokens)
+    return Encoder.load(settings.backbone, settings.features)
 
 
 def description(encoder: Encoder) -> SimpleNamespace:

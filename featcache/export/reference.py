@@ -95,7 +95,6 @@ class Source:
     def encoder(self) -> Encoder:
         """The run's encoder in float32, trained blocks and extended positions included."""
         from featcache.backbone.encoder import Encoder, document_settings
-        from featcache.backbone.model import load_backbone
 
         document = self.head.encoder
         features = replace(document_settings(document, (self.head.view,)), storage="float32")
@@ -103,7 +102,7 @@ class Source:
             from featcache.finetuning.finetune import tuned_encoder
 
             return tuned_encoder(self.settings, self.files, features, self.run.folder, document)
-        return Encoder(load_backbone(self.settings, self.files), features)
+        return Encoder.load(self.settings, features, self.files)
 
     def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""

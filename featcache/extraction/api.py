@@ -254,10 +254,8 @@ class Job:
         if self._encoder is None:
             self.report(Progress("load", split, text=self.model.name))
             from featcache.backbone.encoder import Encoder
-            from featcache.backbone.model import load_backbone
 
-            backbone = load_backbone(self._own_device(), self.model)
-            self._encoder = Encoder(backbone, self.settings.features, self.settings.backbone.batch_tokens)
+            self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
             for note in self._encoder.notes:
                 self.report(Progress("note", split, text=note))
         return self._encoder

@@ -116,13 +116,11 @@ class Reencoder:
 
     def _load(self, file: CacheFile, document: EncoderDocument) -> Encoder:
         from featcache.backbone.encoder import Encoder, document_settings
-        from featcache.backbone.model import load_backbone
 
         settings = self._backbone(file, document)
         files = find_model(settings)
         _check_same(file, files.name, {"files": document.files}, {"files": files.hashes})
-        features = document_settings(document, file.views)
-        encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
+        encoder = Encoder.load(settings, document_settings(document, file.views), files)
         _check_same(file, files.name, document.to_json(), encoder.document.to_json())
         return encoder
 

@@ -21,17 +21,10 @@ from torch import nn
 from torch.nn import functional
 
 from featcache.backbone.attention_backward import IMPLEMENTATION, register
-from featcache.backbone.encoder import is_out_of_memory
 from featcache.backbone.files import ModelFiles
-from featcache.backbone.model import (
-    DTYPES,
-    Backbone,
-    TokenBatch,
-    load_backbone,
-    resolve_device,
-    resolve_dtype,
-)
-from featcache.backbone.packing import Layout, plan_batches
+from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
+from featcache.backbone.model import DTYPES, Backbone, TokenBatch
+from featcache.backbone.packing import Layout
 from featcache.backbone.pooling import POOLINGS
 from featcache.backbone.position_table import position_table
 from featcache.errors import BackboneError, HeadError, UsageError
@@ -414,52 +407,6 @@ def load_tuned(
     tuned = Backbone(plain.model, plain.tokenizer, files, device, dtype_name)
     tuned.extension, tuned.extension_note = plain.extension, plain.extension_note
     return tuned
-
-
-def smaller_batches(
-    lengths: np.ndarray, budget: int, work: Callable[[np.ndarray], None], rows: np.ndarray | None = None
-) -> int:
-    """`work` on batches of rows, longest first; where memory runs out, on smaller ones.
-
-    Args:
-        lengths: tokens of every row.
-        budget: tokens in one batch.
-        rows: which rows; all by default.
-
-    Returns:
-        The budget that fitted.
-
-    Raises:
-        BackboneError: a single row does not fit.
-    """
-    rows = np.arange(len(lengths)) if rows is None else rows
-    pending = [rows[part] for part in plan_batches(lengths[rows], budget)][::-1]
-    while pending:
-        batch = pending.pop()
-        if fits(work, batch, int(lengths[batch].sum())):
-            continue
-        budget = max(int(lengths[batch].sum()) // 2, 1)
-        left = np.concatenate([batch, *pending[::-1]])
-        pending = [left[part] for part in plan_batches(lengths[left], budget)][::-1]
-    return budget
-
-
-def fits(work: Callable[[np.ndarray], None], batch: np.ndarray, tokens: int) -> bool:
-    """Do `work`; False where memory ran out, once what failed is free again."""
-    try:
-        work(batch)
-        return True
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(batch) == 1:
-            raise BackboneError(
-                f"out of memory on one text of {tokens} tokens",
-                hint="use a smaller --max-length, or fewer blocks",
-            ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

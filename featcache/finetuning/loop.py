@@ -19,15 +19,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from featcache.backbone.memory_limit import fits, smaller_batches
 from featcache.backbone.model import TokenBatch
 from featcache.backbone.packing import plan_batches
 from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import discard_checkpoint, load_checkpoint, save_checkpoint
-from featcache.finetuning.cut import StateBatch, Suffix, fits, smaller_batches
+from featcache.finetuning.cut import StateBatch, Suffix
 from featcache.finetuning.recipe import Recipe
 from featcache.heads.fit import Epoch, schedule_factor
 from featcache.heads.linear_stack import class_weights
 
+FEWER_BLOCKS = "use a smaller --max-length, or train fewer blocks"
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch, and no more than a twentieth of the time
 
 
@@ -262,7 +264,7 @@ class Tuner:
                 sums[1] += _right(logits.detach(), y[batch])
 
             for batch in plan_batches(lengths, self.budget):
-                if not fits(work, batch, int(lengths[batch].sum())):
+                if not fits(work, batch, int(lengths[batch].sum()), FEWER_BLOCKS):
                     self.budget = max(int(lengths[batch].sum()) // 2, 1)
                     text = f"out of memory: going on with batches of {self.budget} tokens"
                     self.report(Step(self.place.step, self.steps, text=text))

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from featcache.backbone.memory_limit import smaller_batches
 from featcache.cache.catalog import STATES
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache, UsageError
 from featcache.extraction.encode_blocks import naming_rows
-from featcache.finetuning.cut import StateBatch, smaller_batches
+from featcache.finetuning.cut import StateBatch
 from featcache.fingerprint import fingerprint, row_chain
 from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked

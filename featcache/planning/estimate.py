@@ -89,7 +89,7 @@ def plan(
 def _require_gpu(settings: Settings, ask: Ask) -> None:
     if ask.gpus is None or ask.rates:
         return
-    from featcache.backbone.model import resolve_device
+    from featcache.backbone.load import resolve_device
 
     device = resolve_device(settings.backbone.device)
     if device.type != "cuda":

@@ -139,11 +139,8 @@ def take_sample(
     report(f"loading {files.name}")
     began = time.perf_counter()
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.model import load_backbone
 
-    encoder = Encoder(
-        load_backbone(settings.backbone, files), settings.features, settings.backbone.batch_tokens
-    )
+    encoder = Encoder.load(settings.backbone, settings.features, files)
     asked = encoder.batch_tokens
     if encode:
         encoder.backbone.prepare(rows)

@@ -157,7 +157,7 @@ def made_up_lengths(
 
 def work_of(encoder: Encoder, tokens: Tokens, texts: int) -> np.ndarray:
     """Floating-point operations of each text in the blocks that are run, float64 `[texts]`."""
-    from featcache.backbone.peak import useful_flops
+    from featcache.backbone.throughput import useful_flops
 
     # Of a text of L tokens they are a L + b L^2: two lengths give a and b.
     one, two = (useful_flops(encoder.backbone, np.array([length])) for length in (1, 2))

@@ -75,7 +75,6 @@ class Predictor:
             BackboneError: the backbone cannot be loaded.
         """
         from featcache.backbone.files import find_model
-        from featcache.backbone.model import load_backbone
 
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
         head = found.head()
@@ -102,7 +101,7 @@ class Predictor:
 
             encoder = tuned_encoder(settings, files, features, found.folder, document)
         else:
-            encoder = Encoder(load_backbone(settings, files), features, settings.batch_tokens)
+            encoder = Encoder.load(settings, features, files)
         predictor = cls(encoder, head)
         predictor.pairs = found.record.get("pairs")
         return predictor

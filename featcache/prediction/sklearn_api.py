@@ -155,12 +155,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         wanted = (settings.backbone, settings.features, files)
         if self not in _loaded or _loaded[self][0] != wanted:
             from featcache.backbone.encoder import Encoder
-            from featcache.backbone.model import load_backbone
 
             _loaded.pop(self, None)  # before the next one takes its memory
-            backbone = load_backbone(settings.backbone, files)
-            encoder = Encoder(backbone, settings.features, settings.backbone.batch_tokens)
-            _loaded[self] = (wanted, encoder)
+            _loaded[self] = (wanted, Encoder.load(settings.backbone, settings.features, files))
         return _loaded[self][1]
 
     def __sklearn_tags__(self) -> Tags:
@@ -197,7 +194,7 @@ def _compute_dtype(dtype: str, device: str) -> str:
     """`dtype`, with `auto` resolved for `device` on this machine."""
     if dtype != "auto":
         return dtype
-    from featcache.backbone.model import resolve_device, resolve_dtype
+    from featcache.backbone.load import resolve_device, resolve_dtype
 
     return resolve_dtype(dtype, resolve_device(device))
 

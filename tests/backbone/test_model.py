@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from featcache.backbone.files import find_model
-from featcache.backbone.model import Backbone, TokenBatch, resolve_device, resolve_dtype
+from featcache.backbone.load import resolve_device, resolve_dtype
+from featcache.backbone.model import Backbone, TokenBatch
 from featcache.errors import BackboneError, UsageError
 from featcache.settings import BackboneSettings
 from tests.support.stock import (

@@ -210,7 +210,7 @@ def test_workers_make_the_same_shards(case: Case) -> None:
 def test_a_size_without_sense_is_refused_before_the_model_is_loaded(
     case: Case, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.backbone.model.load_backbone", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("featcache.backbone.load.load_backbone", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(UsageError, match="size"):
         case.extract(shard_size=size)
 

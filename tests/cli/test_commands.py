@@ -51,7 +51,7 @@ def encoder_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("featcache.backbone.model.load_backbone", refuse)
+    monkeypatch.setattr("featcache.backbone.load.load_backbone", refuse)
 
 
 # --- help ---------------------------------------------------------------------------------------

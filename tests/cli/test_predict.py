@@ -95,7 +95,7 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("featcache.backbone.model.load_backbone", loaded)
+    monkeypatch.setattr("featcache.backbone.load.load_backbone", loaded)
     Path("in.csv").write_text(ROWS, encoding="utf-8")
     Path("there.csv").write_text("mine")
     cli.refused(code, ["predict", *argv.split()], *words)

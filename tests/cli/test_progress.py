@@ -16,8 +16,7 @@ from rich.cells import cell_len
 
 import featcache_cli.progress as drawing
 from featcache.backbone import throughput as speed
-from featcache.backbone.peak import useful_flops
-from featcache.backbone.throughput import Speedometer, quick_peak
+from featcache.backbone.throughput import Speedometer, quick_peak, useful_flops
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.extraction.api import extract_splits
 from featcache.system.progress import Progress

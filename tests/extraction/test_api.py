@@ -683,7 +683,7 @@ def test_a_full_disk_is_said_before_anything_is_encoded(
     # What can be known without the model is said before it is loaded.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=100))
     monkeypatch.setattr(
-        "featcache.backbone.model.load_backbone", lambda *_: pytest.fail("the model was loaded")
+        "featcache.backbone.load.load_backbone", lambda *_: pytest.fail("the model was loaded")
     )
     with pytest.raises(CacheError, match=r"the cache of train needs .* has 100 B free"):
         case.extract()

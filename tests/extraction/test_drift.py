@@ -213,7 +213,7 @@ def test_texts_that_came_from_memory(case: Case) -> None:
 
 
 def test_files_of_one_encoder_load_it_once(made: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.backbone import model as backbone
+    from featcache.backbone import load as backbone
 
     loads: list[int] = []
     load = backbone.load_backbone

@@ -25,12 +25,10 @@ from featcache.finetuning import cut
 from featcache.finetuning.cut import (
     StateBatch,
     Suffix,
-    fits,
     load_plain,
     load_tuned,
     parse_part,
     read_weights,
-    smaller_batches,
 )
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.recipe import Recipe
@@ -411,31 +409,3 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("x.safetensors", "absent.safetensors"):
         with pytest.raises(HeadError, match="cannot read the trained part"):
             read_weights(tmp_path / name)
-
-
-# ---------------------------------------------------------------- memory
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(30, 60))
-@settings(deadline=None)
-def test_batches_get_smaller_until_they_fit(lengths: list[int], most: int) -> None:
-    known, done = np.array(lengths), []
-
-    def work(rows: np.ndarray) -> None:
-        if known[rows].sum() > most:
-            raise MemoryError
-        done.extend(rows.tolist())
-
-    budget = smaller_batches(known, 500, work)
-    assert sorted(done) == list(range(len(lengths)))
-    assert budget == 500 or budget >= most // 2
-
-
-def test_one_text_too_long_for_memory_is_said() -> None:
-    def work(_: np.ndarray) -> None:
-        raise RuntimeError("CUDA out of memory")
-
-    with pytest.raises(BackboneError, match="one text of 7 tokens"):
-        fits(work, np.array([0]), 7)
-    with pytest.raises(ValueError, match="another"):
-        fits(lambda _: (_ for _ in ()).throw(ValueError("another")), np.array([0]), 7)

@@ -86,7 +86,7 @@ def test_int8_features_are_near_and_named(cli: Cli, trained: Path) -> None:
 
 def test_an_int8_vector_does_not_depend_on_its_company(cli: Cli, trained: Path) -> None:
     from featcache.backbone.files import find_model
-    from featcache.backbone.model import load_backbone
+    from featcache.backbone.load import load_backbone
 
     settings = featcache.load_settings({"dtype": "int8"})
     encoder = featcache.Encoder(

@@ -356,7 +356,7 @@ def test_a_head_of_another_model_file_is_refused(
 def test_another_model_is_refused_before_its_weights_are_loaded(
     trained: Callable[..., Trained], tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featcache.backbone import model as backbone
+    from featcache.backbone import load as backbone
 
     monkeypatch.setattr(backbone, "load_backbone", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(HeadError, match=r"files\.model\.safetensors"):

@@ -65,7 +65,7 @@ def unloadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: Any) -> None:
         raise AssertionError("a backbone was loaded")
 
-    return lambda: monkeypatch.setattr("featcache.backbone.model.load_backbone", refuse)
+    return lambda: monkeypatch.setattr("featcache.backbone.load.load_backbone", refuse)
 
 
 def reviews(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -330,7 +330,7 @@ def test_auto_is_what_this_machine_resolves_it_to(
 ) -> None:
     here = {"dtype": "bfloat16"}
     monkeypatch.setattr(
-        "featcache.backbone.model.resolve_dtype",
+        "featcache.backbone.load.resolve_dtype",
         lambda name, _: here["dtype"] if name == "auto" else name,
     )
     extractor.set_params(dtype="auto")
@@ -461,7 +461,7 @@ def test_the_model_is_loaded_once_and_goes_with_its_extractor(
     import gc
     import weakref
 
-    from featcache.backbone.model.model import model as backbone
+    from featcache.backbone import load as backbone
 
     loads: list[Any] = []
     load = backbone.load_backbone
@@ -503,9 +503,9 @@ import sys
 from sklearn.model_selection import cross_val_score
 from featcache import FeatureExtractor
 from tests.prediction.test_sklearn_api import pipeline, reviews
-import featcache.backbone.model
+import featcache.backbone.load
 def refuse(*_): raise AssertionError("a backbone was loaded")
-featcache.backbone.model.load_backbone = refuse
+featcache.backbone.load.load_backbone = refuse
 extractor = FeatureExtractor({model!r}, dtype="float32", cache_dir={cache!r})
 print(*cross_val_score(pipeline(extractor), *reviews(40), cv=4, error_score="raise"))
 """

@@ -114,11 +114,12 @@ def write_case(folder: Path, model: Path, **asked: Any) -> Case:
 @contextmanager
 def counted() -> Iterator[list[int]]:
     """Texts of each forward pass that is run inside; the checks of a model being loaded apart."""
-    from featcache.backbone import model as backbone
+    from featcache.backbone import load as loading_module
+    from featcache.backbone.model import Backbone
 
     passes: list[int] = []
     loading: list[bool] = []
-    states, load = backbone.Backbone.states, backbone.load_backbone
+    states, load = Backbone.states, loading_module.load_backbone
 
     def counting(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if not loading:
@@ -133,8 +134,8 @@ def counted() -> Iterator[list[int]]:
             loading.pop()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone.Backbone, "states", counting)
-        patch.setattr(backbone, "load_backbone", marked)
+        patch.setattr(Backbone, "states", counting)
+        patch.setattr(loading_module, "load_backbone", marked)
         yield passes
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.files import find_model
-from featcache.backbone.model import Backbone, load_backbone
+from featcache.backbone.load import load_backbone
+from featcache.backbone.model import Backbone
 from featcache.settings import BackboneSettings, FeatureSettings
 from tests.support.tiny import VOCABULARY
 
