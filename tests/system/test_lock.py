@@ -226,7 +226,7 @@ def test_many_processes_never_hold_it_together(tmp_path: Path) -> None:
 
 def _start() -> str:
     return (
-        "import os, time\nfrom pathlib import Path\nimport featcache.locks as locks\nlocks.POLL = 0.003\n"
+        "import os, time\nfrom pathlib import Path\nimport featcache.system.lock as lock\nlock.POLL = 0.003\n"
         + ("from featcache.system.lock import discard_lock, locked\n")
     )
 
