@@ -1,27 +1,31 @@
-"""Every setting, once: frozen dataclasses, their help, and `featcache.toml`.
+"""Every setting: frozen dataclasses with their help, and how flags and `featcache.toml` are read into them.
 
-A setting comes from a flag, else from `featcache.toml` in the working folder, else from its
-default. The dataclasses below are the only place where a setting, its type, its default and its
-help are written; the command line and the file format are derived from them.
+A setting comes from a flag, else from `featcache.toml` in the working folder, else from its default. Its
+type, default, help and limits are written in the dataclasses below only; the command line and the file
+format are derived from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import ge, gt, lt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featcache.errors import UsageError
 
+T = TypeVar("T")
+
 CONFIG_FILE = "featcache.toml"
-OTHER_TABLES = ("finetune",)  # read by those whose settings they are: featcache.recipe
+OTHER_TABLES = ("finetune",)  # read with `load_table`
 
 
 def setting(
@@ -38,21 +42,10 @@ def setting(
     return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
-_SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "patience": (None, "stop after this many epochs without a better validation score", {"least": 1}),
-    "label_smoothing": (
-        0.0, "share of the target spread evenly over the classes", {"least": 0, "below": 1},
-    ),
-    "class_weight": (
-        "none", "balanced: rare classes weigh as much as frequent ones", {"choices": ("none", "balanced")},
-    ),
-}  # fmt: skip
-
-
-def shared_setting(name: str) -> Any:
-    """A setting that heads and fine-tuning both have, and mean the same by."""
-    default, help, limits = _SHARED[name]
-    return setting(default, help, **limits)
+def setting_like(kind: type, name: str) -> Any:
+    """A dataclass field that means the same as the setting `name` of the dataclass `kind`."""
+    (same,) = (item for item in dataclasses.fields(kind) if item.name == name)
+    return field(default=same.default, metadata=same.metadata)
 
 
 @dataclass(frozen=True)
@@ -130,9 +123,15 @@ class HeadSettings:
     schedule: str = setting(
         "constant", "learning rate after the warm-up", choices=("constant", "linear", "cosine")
     )
-    patience: int | None = shared_setting("patience")
-    label_smoothing: float = shared_setting("label_smoothing")
-    class_weight: str = shared_setting("class_weight")
+    patience: int | None = setting(
+        None, "stop after this many epochs without a better validation score", least=1
+    )
+    label_smoothing: float = setting(
+        0.0, "share of the target spread evenly over the classes", least=0, below=1
+    )
+    class_weight: str = setting(
+        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
+    )
     C: float = setting(0.1, "inverse penalty of logistic regression", above=0)
     penalty: str = setting(
         "fixed", "exact head: C as it is, or chosen by validation or by k-fold cross-validation",
@@ -168,11 +167,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Option:
-    """One setting as the command line sees it."""
+    """One setting, as flags and the settings file see it.
 
-    section: str  # "" for top-level settings
+    Attributes:
+        section: the table of the file; empty for settings above all tables.
+        type: `str`, `int`, `float`, `bool`, `tuple` or `dict`.
+        optional: whether None is a value.
+        least, above, below: limits of a number; `above` and `below` are exclusive.
+    """
+
+    section: str
     name: str
-    type: Any  # the bare type: str, int, float, bool, tuple or dict
+    type: Any
     optional: bool
     default: Any
     help: str
@@ -186,24 +192,23 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
-def options() -> dict[str, Option]:
-    """Every setting by name (names are unique over the sections), in the order of the file."""
+def options(kind: type = Settings) -> dict[str, Option]:
+    """Every setting of the dataclass `kind` by its name, which is unique, in the order of the file."""
     found: dict[str, Option] = {}
-    for section, cls in _sections().items():
+    for section, cls in _sections(kind).items():
         hints = typing.get_type_hints(cls)
         for item in dataclasses.fields(cls):
-            if "help" not in item.metadata:
-                continue
-            bare, optional = _bare(hints[item.name])
-            found[item.name] = Option(section, item.name, bare, optional, item.default, **item.metadata)
+            if "help" in item.metadata:
+                hint, optional = hints[item.name], isinstance(hints[item.name], types.UnionType)
+                bare = typing.get_args(hint)[0] if optional else hint  # `str` of `str | None`
+                bare = typing.get_origin(bare) or bare  # `tuple` of `tuple[str, ...]`
+                found[item.name] = Option(
+                    section, item.name, type=bare, optional=optional, default=item.default, **item.metadata
+                )
     return found
 
 
-def load_settings(
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    path: str | Path | None = None,
-) -> Settings:
+def load_settings(overrides: Mapping[str, Any] | None = None, *, path: str | Path | None = None) -> Settings:
     """Settings from `overrides` (flags, by name), then the file at `path`, then the defaults.
 
     Args:
@@ -214,35 +219,62 @@ def load_settings(
     Raises:
         UsageError: unknown table or setting, a value of the wrong type, an unreadable file.
     """
-    values = _read_toml(path)
-    for name, value in (overrides or {}).items():
-        if value is not None:
-            values[name] = value
-    return build_settings(values)
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    return build_settings(_values_in_file(path) | given)
 
 
 def build_settings(values: Mapping[str, Any]) -> Settings:
-    """Settings from values by name; what is not named keeps its default."""
-    known = options()
+    """Settings from values by name; the others keep their defaults."""
+    return build_dataclass(Settings, values)
+
+
+def build_dataclass(kind: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass of settings, such as `Settings`, from values by name; the others keep their defaults.
+
+    Raises:
+        UsageError: an unknown name, or a value that the setting does not accept.
+    """
+    known = options(kind)
     tables: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"unknown setting {name!r}", hint=_closest(name, list(known)))
-        option = known[name]
-        tables.setdefault(option.section, {})[name] = coerce(option, value)
+        tables.setdefault(known[name].section, {})[name] = coerce(known[name], value)
     top = tables.pop("", {})
-    classes = _sections()
-    return Settings(**{section: classes[section](**fields) for section, fields in tables.items()}, **top)
+    classes = _sections(kind)
+    return kind(**{section: classes[section](**fields) for section, fields in tables.items()}, **top)
+
+
+def load_table(name: str, path: str | Path | None = None) -> dict[str, Any]:
+    """The table `name` (of `OTHER_TABLES`) in the settings file as it stands; empty if it is not there."""
+    table = _toml_tables(path).get(name, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{name} is not a table of settings", hint=f"write it as [{name}]")
+    return table
+
+
+def to_toml(settings: Settings) -> str:
+    """`settings` as the text of a `featcache.toml`: all of them, those without a value as comments."""
+    about = "# Settings of featcache; a flag on the command line wins over this file."
+    lines = [about, "", f"seed = {settings.seed}"]
+    for section in [name for name in _sections(Settings) if name]:
+        lines += ["", f"[{section}]"]
+        for option in options().values():
+            if option.section == section:
+                value = getattr(getattr(settings, section), option.name)
+                text = f"# {option.name} =" if value is None else f"{option.name} = {_toml_value(value)}"
+                lines.append(f"{text}  # {option.help}")
+    return "\n".join(lines) + "\n"
 
 
 def coerce(option: Option, value: Any) -> Any:
-    """`value`, typed as `option` wants it.
+    """`value` in the type of `option`.
 
     Raises:
-        UsageError: naming the flag, what it wants, and what it got.
+        UsageError: names the flag, what it accepts, and what was given.
     """
     try:
-        typed = _coerced(option, value)
+        typed = _typed(option, value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{option.flag}: {error}") from None
     if option.choices and typed not in option.choices:
@@ -254,73 +286,43 @@ def coerce(option: Option, value: Any) -> Any:
 
 def _check_limits(option: Option, number: float) -> None:
     """NaN and infinity are outside any limits."""
-    limits = [
-        ("at least", option.least, lambda limit: number >= limit),
-        ("above", option.above, lambda limit: number > limit),
-        ("below", option.below, lambda limit: number < limit),
-    ]
+    limits = [("at least", option.least, ge), ("above", option.above, gt), ("below", option.below, lt)]
     known = [(text, limit, holds) for text, limit, holds in limits if limit is not None]
-    if not math.isfinite(number) or not all(holds(limit) for _, limit, holds in known):
+    if not math.isfinite(number) or not all(holds(number, limit) for _, limit, holds in known):
         wanted = " and ".join(f"{text} {limit}" for text, limit, _ in known) or "a finite number"
         raise UsageError(f"{option.flag} {number}: must be {wanted}")
 
 
-def to_toml(settings: Settings) -> str:
-    """`settings` as the text of a `featcache.toml`: all of them, those without a value as comments."""
-    lines = ["# Settings of featcache; a flag on the command line wins over this file.", ""]
-    lines += [f"seed = {settings.seed}"]
-    for section in _sections():
-        if not section:
-            continue
-        lines += ["", f"[{section}]"]
-        for option in options().values():
-            if option.section == section:
-                value = getattr(getattr(settings, section), option.name)
-                text = f"{option.name} = {_toml_value(value)}"
-                lines.append(f"{text if value is not None else '# ' + option.name + ' ='}  # {option.help}")
-    return "\n".join(lines) + "\n"
+def _sections(kind: type) -> dict[str, Any]:
+    """The dataclasses of the settings by table; `kind` itself under the empty name."""
+    items = dataclasses.fields(kind)
+    named = {item.name: type(item.default) for item in items if dataclasses.is_dataclass(item.default)}
+    return {"": kind, **named}
 
 
-def _sections() -> dict[str, Any]:
-    named = {
-        item.name: type(item.default)
-        for item in dataclasses.fields(Settings)
-        if dataclasses.is_dataclass(item.default)
-    }
-    return {"": Settings, **named}
-
-
-def _bare(hint: Any) -> tuple[Any, bool]:
-    """`str | None` -> (str, True); `tuple[str, ...]` -> (tuple, False)."""
-    optional = False
-    if isinstance(hint, types.UnionType):
-        members = [member for member in typing.get_args(hint) if member is not type(None)]
-        hint, optional = members[0], True
-    return typing.get_origin(hint) or hint, optional
-
-
-def _coerced(option: Option, value: Any) -> Any:
+def _typed(option: Option, value: Any) -> Any:
     if value is None and option.optional:
         return None
-    if option.type is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"wants true or false, got {value!r}")
-        return value
     if option.type is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(parts, (list, tuple)):
-            raise ValueError(f"wants a list, got {value!r}")
-        items = tuple(str(part).strip() for part in parts)
-        if not items or not all(items):
-            raise ValueError(f"has an empty item: {value!r}")
-        return items
+        return _items(value)
     if option.type is dict:
-        return _mapping(value) or None
-    if option.type is str:
-        if not isinstance(value, str):
-            raise ValueError(f"wants text, got {value!r}")
-        return value
-    return _number(option.type, value)
+        return _mapping(value)
+    if option.type in (int, float):
+        return _number(option.type, value)
+    if not isinstance(value, option.type):
+        wanted = "true or false" if option.type is bool else "text"
+        raise ValueError(f"wants {wanted}, got {value!r}")
+    return value
+
+
+def _items(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise ValueError(f"wants a list, got {value!r}")
+    items = tuple(str(part).strip() for part in parts)
+    if not items or not all(items):
+        raise ValueError(f"has an empty item: {value!r}")
+    return items
 
 
 def _number(kind: type, value: Any) -> int | float:
@@ -336,23 +338,17 @@ def _number(kind: type, value: Any) -> int | float:
     return number
 
 
-def _mapping(value: Any) -> dict[str, str]:
+def _mapping(value: Any) -> dict[str, str] | None:
+    """None where it is empty."""
     if isinstance(value, str) and value:
-        pairs = [part.partition("=") for part in value.split(",")]
-        if any(not key.strip() or not file.strip() for key, _, file in pairs):
+        pairs = [part.partition("=")[::2] for part in value.split(",")]
+        found = {key.strip(): file.strip() for key, file in pairs}
+        if not all(found) or not all(found.values()):
             raise ValueError(f"wants train=FILE,test=FILE, got {value!r}")
-        return {key.strip(): file.strip() for key, _, file in pairs}
+        return found
     if not isinstance(value, Mapping):
         raise TypeError(f"wants a table of split = file, got {value!r}")
-    return {str(key): str(file) for key, file in value.items()}
-
-
-def load_table(name: str, path: str | Path | None = None) -> dict[str, Any]:
-    """One of `OTHER_TABLES` of the settings file as it stands there; empty where it does not."""
-    table = _toml_tables(path).get(name, {})
-    if not isinstance(table, dict):
-        raise UsageError(f"{name} is no table of settings", hint=f"write it as [{name}]")
-    return table
+    return {str(key): str(file) for key, file in value.items()} or None
 
 
 def _toml_tables(path: str | Path | None) -> dict[str, Any]:
@@ -369,22 +365,19 @@ def _toml_tables(path: str | Path | None) -> dict[str, Any]:
         ) from None
 
 
-def _read_toml(path: str | Path | None) -> dict[str, Any]:
+def _values_in_file(path: str | Path | None) -> dict[str, Any]:
+    """The values of the settings file by name, of all its tables but `OTHER_TABLES`."""
     file = Path(path if path is not None else CONFIG_FILE)
-    tables = _toml_tables(path)
     known = options()
-    sections = [name for name in _sections() if name]
+    sections = [name for name in _sections(Settings) if name]
     values: dict[str, Any] = {}
-    for key, content in tables.items():
+    for key, content in _toml_tables(path).items():
         if key in OTHER_TABLES:
             continue
-        if not isinstance(content, dict):
-            content, section = {key: content}, ""
-        elif key in sections:
-            section = key
-        else:
+        table, section = (content, key) if isinstance(content, dict) else ({key: content}, "")
+        if section and section not in sections:
             raise UsageError(f"{file}: unknown table [{key}]", hint=_closest(key, sections))
-        for name, value in content.items():
+        for name, value in table.items():
             if name not in known or known[name].section != section:
                 here = [option.name for option in known.values() if option.section == section]
                 where = f"[{section}] " if section else ""
@@ -399,17 +392,7 @@ def _closest(name: str, known: list[str]) -> str:
 
 
 def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    """As JSON, which has the same texts, numbers and lists as TOML, but for U+007F and tables."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    return _toml_string("" if value is None else str(value))
-
-
-def _toml_string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

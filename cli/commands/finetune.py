@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
-from featcache.finetuning.recipe import Recipe, load_recipe, recipe_options
+from featcache.finetuning.recipe import Recipe, load_recipe
+from featcache.settings import options
 from featcache.system.units import seconds_text, size_text
 from featcache_cli.commands import train_head
 from featcache_cli.console import note, out, print_json, sparkline
@@ -42,7 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="go on where a killed training of the same settings stood (default: yes)",
     )
     group = parser.add_argument_group("training")
-    for option in recipe_options().values():
+    for option in options(Recipe).values():
         shown = "" if option.default is None else f" (default: {option.default})"
         metavar = "{" + ",".join(option.choices) + "}" if option.choices else _metavar(option.type)
         group.add_argument(option.flag, metavar=metavar, help=option.help.replace("%", "%%") + shown)
@@ -51,12 +52,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    given = {name: getattr(args, name) for name in recipe_options()}
+    given = {name: getattr(args, name) for name in options(Recipe)}
     args.train, recipe = load_recipe(given, args.train, path=args.config)
     if args.train == "head":
         made = _train_head(args, given)
     else:
-        for name in recipe_options():  # of the same names as settings of heads, which are not meant here
+        for name in options(Recipe):  # of the same names as settings of heads, which are not meant here
             setattr(args, name, None)
         made = _finetune(args, recipe)
     if args.json:

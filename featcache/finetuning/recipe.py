@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import UsageError
-from featcache.settings import Option, coerce, load_table, setting, shared_setting
+from featcache.settings import HeadSettings, build_dataclass, load_table, setting, setting_like
 
 DEFAULT_PART = "top-blocks:2"
 
@@ -37,20 +34,9 @@ class Recipe:
     dropout: float = setting(
         0.0, "share left out by the model's own dropout layers above the cut", least=0, below=1
     )
-    patience: int | None = shared_setting("patience")
-    label_smoothing: float = shared_setting("label_smoothing")
-    class_weight: str = shared_setting("class_weight")
-
-
-def recipe_options() -> dict[str, Option]:
-    """Every setting of a recipe by name, as the command line sees it."""
-    hints = typing.get_type_hints(Recipe)
-    found = {}
-    for item in dataclasses.fields(Recipe):
-        kinds = [kind for kind in typing.get_args(hints[item.name]) if kind is not type(None)]
-        bare = kinds[0] if kinds else hints[item.name]
-        found[item.name] = Option("", item.name, bare, bool(kinds), item.default, **item.metadata)
-    return found
+    patience: int | None = setting_like(HeadSettings, "patience")
+    label_smoothing: float = setting_like(HeadSettings, "label_smoothing")
+    class_weight: str = setting_like(HeadSettings, "class_weight")
 
 
 def load_recipe(
@@ -75,8 +61,4 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: an unknown name, or a value that cannot be meant.
     """
-    known = recipe_options()
-    if unknown := set(values) - set(known):
-        raise UsageError(f"unknown setting {min(unknown)!r}", hint=f"known: {', '.join(known)}")
-    given = {name: coerce(known[name], value) for name, value in values.items() if value is not None}
-    return Recipe(**given)
+    return build_dataclass(Recipe, {name: value for name, value in values.items() if value is not None})

@@ -20,13 +20,13 @@ from featcache.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from featcache.finetuning.cut import StateBatch, Suffix
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.loop import Step, Tuner
-from featcache.finetuning.recipe import Recipe, build_recipe, recipe_options
+from featcache.finetuning.recipe import Recipe, build_recipe
 from featcache.prediction.predictor import Predictor
 from featcache.reporting.build import build_report
 from featcache.runs.compare import compare_runs
 from featcache.runs.run import Run, choose_run, load_run
 from featcache.runs.train import train_head
-from featcache.settings import Settings, load_settings
+from featcache.settings import Settings, load_settings, options
 from tests.finetuning.test_cut import Rows, batch_of, suffix_of
 from tests.support.cli_tools import Cli, widest, write_rows
 from tests.support.review_files import write_reviews
@@ -560,7 +560,7 @@ def test_flags_that_cannot_be_meant(
 
 
 def test_a_recipe_is_what_the_flags_say() -> None:
-    assert build_recipe({}) == Recipe() == build_recipe(dict.fromkeys(recipe_options()))
+    assert build_recipe({}) == Recipe() == build_recipe(dict.fromkeys(options(Recipe)))
     assert build_recipe({"lr": "1e-3", "patience": "2"}) == Recipe(lr=1e-3, patience=2)
     with pytest.raises(UsageError, match="unknown setting 'rate'"):
         build_recipe({"rate": 1})
