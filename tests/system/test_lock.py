@@ -28,7 +28,7 @@ HOST = socket.gethostname()
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs `code` and has `locked` and `Path`; killed at the end."""
     # Whoever starts the tests in the background has SIGINT ignored, and children inherit that.
-    start = "import os, signal, sys, time\nfrom pathlib import Path\nfrom featcache.locks import *\n"
+    start = "import os, signal, sys, time\nfrom pathlib import Path\nfrom featcache.system.lock import *\n"
     start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", start + code]
