@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.demo-installed
+DEV := $(VENV)/.dev-installed
 
-.PHONY: demo test test-faults lint types tests setup clean
+.PHONY: demo test test-faults test-slow lint types tests setup clean
 
-demo: setup
+demo: $(DEMO)
 	$(BIN)/featcache demo
 
 test: setup lint types tests
@@ -14,6 +15,10 @@ test: setup lint types tests
 # Power cuts, kills and flipped bytes for longer; ends with a line of counts.
 test-faults: setup
 	$(BIN)/python -m tests.support.fault_counts
+
+# Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 lint:
 	$(BIN)/ruff check .
@@ -31,14 +36,20 @@ types:
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 10
 
-setup: $(STAMP)
+setup: $(DEV)
+
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 # torch comes first and by its exact version, so that nothing else pulls in another build of it.
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
-	touch $(STAMP)
+	$(PIP) torch
+	$(PIP) -e '.[demo]'
+	touch $(DEMO)
+
+$(DEV): $(DEMO)
+	$(PIP) -e '.[demo,dev]'
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+import featcache
 from featcache.errors import FeatcacheError, UsageError
 from featcache_cli.console import err, print_error
 
@@ -120,20 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=RawDescriptionRichHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"featcache {_version()}")
+    parser.add_argument("--version", action="version", version=f"featcache {featcache.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         import_module(f"featcache_cli.commands.{name}").add(commands)
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("featcache")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from featcache.backbone.encoder import Encoder
     from featcache.cache.catalog import CacheFile, Features
     from featcache.data.split import Split, load_splits
@@ -79,6 +80,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("featcache")
     if name not in _HOME:
         raise AttributeError(f"module 'featcache' has no attribute {name!r}")
     return getattr(import_module(f"featcache.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
