@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,13 +106,13 @@ def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Com
             raise HeadError(error.what, hint=hint) from error
         if args.base or args.fail_if_worse:
             raise
-        if args.split in base.record["metrics"]:  # else the table shows that there is none
+        if args.split in base.record.metrics:  # else the table shows that there is none
             note(f"not compared with the best: {error.what}", quiet=args.quiet)
         return None
     names = _names(runs)
     reasons: dict[str, list[str]] = {}
     for run, reason in against.refused:
-        if args.split in run.record["metrics"]:
+        if args.split in run.record.metrics:
             reasons.setdefault(reason, []).append(names[run.folder])
     for reason, which in reasons.items():
         more = f" and {len(which) - 3} more" if len(which) > 3 else ""
@@ -122,7 +123,7 @@ def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Com
 def _document(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> dict[str, Any]:
     """What `--json` prints; shares of 1, not percent."""
     document: dict[str, Any] = {
-        "runs": [record(run) | {"intervals": run.record.get("intervals", {})} for run in runs],
+        "runs": [record(run) | {"intervals": run.record.intervals} for run in runs],
         "best": best.name if best else None,
         "split": split,
         "base": against.base.name if against else None,
@@ -202,8 +203,8 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
     columns = [
         Column("", ["*" if run is best else "" for run in runs], "left"),
         Column("run", [names[run.folder] for run in runs], "left"),
-        Column("head", [line["head"] for line in about], "left", 7),
-        Column("view", [line["view"] for line in about], "left", 6),
+        Column("head", [line.head for line in about], "left", 7),
+        Column("view", [line.view for line in about], "left", 6),
         Column("val.", [*validation]),
         *([Column("test", [*test])] if split == "test" else []),
         Column("95 %", [*intervals]),
@@ -216,11 +217,15 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
         columns.append(Column(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
     return [
         *columns,
-        Column("ep.", [str(line["epochs"] or "-") for line in about], importance=3),
-        Column("train", [f"{line['seconds']:.1f}s" for line in about], importance=2),
-        Column("extr.", [f"{line['extraction_seconds']:.0f}s" for line in about], importance=4),
-        Column("cached", [_bytes(line.get("bytes_cached")) for line in about], importance=5),
-        Column("params", [f"{line['parameters']:,}" for line in about], importance=6),
+        Column("ep.", [str(line.epochs or "-") for line in about], importance=3),
+        Column("train", [f"{line.seconds:.1f}s" for line in about], importance=2),
+        Column("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=4),
+        Column("cached", [_bytes(line.bytes_cached) for line in about], importance=5),
+        Column(
+            "params",
+            ["-" if line.parameters is None else f"{line.parameters:,}" for line in about],
+            importance=6,
+        ),
     ]
 
 
@@ -241,7 +246,7 @@ def _fitting(columns: list[Column], width: int) -> list[Column]:
 
 def _interval(run: Run, split: str) -> str:
     """95 % interval of the accuracy, as 89.1-92.3; runs of older versions have none."""
-    low, high = run.record.get("intervals", {}).get(split, {}).get("accuracy", (None, None))
+    low, high = run.record.intervals.get(split, {}).get("accuracy", (None, None))
     return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
 
 
@@ -326,29 +331,33 @@ def _p(p: float) -> str:
 
 def show_details(run: Run, split: str = "test") -> None:
     """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
-    split = split if split in run.record["scores"] else "validation"
-    scores, names = run.record["scores"][split], run.record["label_names"]
+    split = split if split in run.record.scores else "validation"
+    scores, names = run.record.scores[split], run.record.label_names
     columns = [("precision", "right"), ("recall", "right"), ("F1", "right"), ("rows", "right")]
     classes = table([(f"class ({split})", "left"), *columns])
-    for line in scores["per_class"]:
-        ratios = (percent_text(line[name]) for name in ("precision", "recall", "f1"))
-        classes.add_row(line["label"], *ratios, f"{line['support']:,}")
+    for line in scores.per_class:
+        ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
+        classes.add_row(line.label, *ratios, f"{line.support:,}")
     console = out()
     console.print()
     console.print(classes)
     console.print()
-    if scores["confusion"] is not None:  # multi-label has none
-        _show_confusion(scores["confusion"], names)
+    if scores.confusion is not None:  # multi-label has none
+        _show_confusion(scores.confusion, names)
     show_history(run)
 
 
-def _show_confusion(confusion: list[list[int]], names: list[str]) -> None:
+def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
     """The whole matrix where it fits, else the most frequent confusions."""
     if len(names) <= 8:
         cut = [name[:10] for name in names]
         told_apart = len(set(cut)) == len(cut)
         heads = cut if told_apart else [f"({number})" for number in range(1, len(names) + 1)]
-        rows = names if told_apart else [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        rows = (
+            list(names)
+            if told_apart
+            else [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        )
         shown = table([("true \\ predicted", "left"), *((head, "right") for head in heads)])
         for name, row in zip(rows, confusion, strict=True):
             shown.add_row(name, *(f"{count:,}" for count in row))

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             setattr(args, name, None)
         made = _finetune(args, recipe)
     if args.json:
-        more = {name: made.record.get(name) for name in ("bytes_cached", "finetune", "settings")}
+        found = made.record.to_json()
+        more = {name: found.get(name) for name in ("bytes_cached", "finetune", "settings")}
         print_json(train_head.record(made) | more)
     else:
         show(made)
@@ -72,21 +73,21 @@ def run(args: argparse.Namespace) -> int:
 def show(run: Run) -> None:
     """Scores and history as of any head, then what it cost."""
     train_head.show(run)
-    about = run.record.get("finetune")
+    about = run.record.finetune
     if not about:
         return
     console = out()
-    losses = [loss for _, loss in about["curve"]]
+    losses = [loss for _, loss in about.curve]
     if len(losses) > 1:
         console.print(
             f"loss by step {sparkline(losses, 48)} {losses[0]:.3f} to {losses[-1]:.3f}", style="dim"
         )
-    if about["stopped"]:
-        console.print(f"stopped: {about['stopped']}")
-    cached, seconds = run.record["bytes_cached"], run.record["extraction_seconds"]
+    if about.stopped:
+        console.print(f"stopped: {about.stopped}")
+    cached, seconds = run.record.bytes_cached, run.record.extraction_seconds
     below = f"states cached: {size_text(cached)}, made once in {seconds_text(seconds)}; " if cached else ""
-    rate = about["tokens"] / max(run.record["seconds"], 1e-9)
-    console.print(f"{below}{about['steps']:,} steps, {rate:,.0f} tokens/s", style="dim")
+    rate = about.tokens / max(run.record.seconds, 1e-9)
+    console.print(f"{below}{about.steps:,} steps, {rate:,.0f} tokens/s", style="dim")
 
 
 def _train_head(args: argparse.Namespace, given: dict[str, Any]) -> Run:
@@ -105,7 +106,7 @@ def _finetune(args: argparse.Namespace, recipe: Recipe) -> Run:
         made = finetune(
             settings, args.train, recipe, args.view, resume=args.resume, report=meter, progress=meter.train
         )
-    if "test" not in made.record["metrics"]:
+    if "test" not in made.record.metrics:
         note("no test split, so no test score", quiet=args.quiet)
     return made
 

@@ -83,11 +83,11 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 def _about(chosen: Run) -> dict[str, Any]:
     """The run as `/info` shows it."""
-    metrics = chosen.record["metrics"]
+    metrics = chosen.record.metrics
     return {
         "run": chosen.name,
-        "head": chosen.record["head"],
-        "created": chosen.record["created"],
+        "head": chosen.record.head,
+        "created": chosen.record.created,
         "metrics": metrics.get("test") or metrics.get("validation"),
     }
 

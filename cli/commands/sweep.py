@@ -104,7 +104,7 @@ def train(settings: Settings, grid: Grid, *, quiet: bool) -> Sweep:
             meter.show(lambda: _leaders(members, lines))
 
         made = sweep(settings, grid, progress=report)
-    if "test" not in made.best.record["metrics"]:
+    if "test" not in made.best.record.metrics:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
     return made
 

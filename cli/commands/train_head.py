@@ -97,7 +97,7 @@ def train(
             from featcache.runs.train_workers import train_with_workers
 
             made = train_with_workers(settings, workers, kind, view, progress=meter)
-    if "test" not in made.record["metrics"]:
+    if "test" not in made.record.metrics:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
     return made
 
@@ -109,21 +109,22 @@ def record(run: Run) -> dict[str, Any]:
         "parameters", "rows", "extraction_seconds", "bytes_cached", "label_names", "task",
         "intervals", "calibration", "solver",
     )  # fmt: skip
-    return {key: run.record.get(key) for key in keys} | {"path": str(run.folder)}
+    found = run.record.to_json()
+    return {key: found[key] for key in keys} | {"path": str(run.folder)}
 
 
 def show(run: Run) -> None:
     """Scores by split, and the course of the training."""
     console = out()
     about = run.record
-    console.print(f"{run.name}: {about['head']} head on {about['view']}, {seconds_text(about['seconds'])}")
+    console.print(f"{run.name}: {about.head} head on {about.view}, {seconds_text(about.seconds)}")
     numbers = [("rows", "right"), ("accuracy", "right"), ("macro F1", "right"), ("log loss", "right")]
     shown = table([("split", "left"), *numbers])
-    if about.get("settings", {}).get("penalty", "fixed") != "fixed":
-        console.print(f"C = {about['solver']['C']:g}, chosen by {about['settings']['penalty']}")
-    for split, metrics in about["metrics"].items():
+    if about.settings.get("penalty", "fixed") != "fixed":
+        console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")
+    for split, metrics in about.metrics.items():
         shares = (percent_text(metrics[name]) for name in ("accuracy", "macro_f1"))
-        shown.add_row(split, f"{about['rows'][split]:,}", *shares, f"{metrics['log_loss']:.4f}")
+        shown.add_row(split, f"{about.rows[split]:,}", *shares, f"{metrics['log_loss']:.4f}")
     console.print(shown)
     show_honesty(run)
     show_history(run)
@@ -132,15 +133,15 @@ def show(run: Run) -> None:
 def show_honesty(run: Run) -> None:
     """The interval of the test score, and what calibration did; runs of earlier versions have neither."""
     console = out()
-    interval = run.record.get("intervals", {}).get("test", {}).get("accuracy")
+    interval = run.record.intervals.get("test", {}).get("accuracy")
     if interval:
         low, high = (percent_text(end) for end in interval)
         console.print(f"test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", style="dim")
-    found = run.record.get("calibration")
+    found = run.record.calibration
     if found:
         console.print(
-            f"temperature {found['temperature']:.2f} from validation: calibration error "
-            f"{percent_text(found['ece_before'])} -> {percent_text(found['ece_after'])}",
+            f"temperature {found.temperature:.2f} from validation: calibration error "
+            f"{percent_text(found.ece_before)} -> {percent_text(found.ece_after)}",
             style="dim",
         )
 
@@ -159,6 +160,6 @@ def show_history(run: Run) -> None:
         shown.add_row(name.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
     console.print(shown)
     console.print(
-        f"best epoch by validation: {run.record['best_epoch']} (kept as head; the last is kept as last)",
+        f"best epoch by validation: {run.record.best_epoch} (kept as head; the last is kept as last)",
         style="dim",
     )

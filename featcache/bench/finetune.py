@@ -23,9 +23,9 @@ from featcache.backbone.throughput import gemm_peak
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import Job
-from featcache.finetuning.cut import parse_part
 from featcache.finetuning.finetune import _facts, _inputs, _tuner, _Work, finetune
 from featcache.finetuning.loop import Tuner
+from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
 from featcache.runs.train import train_head
 from featcache.settings import Settings
@@ -160,11 +160,11 @@ def _trained(
         extract_splits(own, ["train", "validation", "test"])
         run = train_head(own, "linear")
         accuracy["head"] = run.metric("test", "accuracy")
-        seconds["head"] = run.record["seconds"] / run.record["epochs"]
+        seconds["head"] = run.record.seconds / (run.record.epochs or 1)
         for name in parts:
             report(f"{PARTS[name]}: {epochs} epochs")
             run = finetune(own, PARTS[name], Recipe(epochs=epochs, lr=RATES[name]))
             accuracy[name] = run.metric("test", "accuracy")
-            seconds[name] = run.record["seconds"] / run.record["epochs"]
+            seconds[name] = run.record.seconds / (run.record.epochs or 1)
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     return {"test_accuracy": accuracy, "epoch_seconds": rounded}

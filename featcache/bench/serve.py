@@ -132,7 +132,7 @@ def naive_app(run: Path) -> Any:
         raise FeatcacheError(
             f"the naive server has no features {head.view}", hint="choose a run of last/mean or last/cls"
         )
-    model = found.record["backbone"]["model"]
+    model = found.record.backbone.model
     encode = pipeline("feature-extraction", model=model, tokenizer=model, device="cpu")
     prompt, length = head.encoder.prompt, head.encoder.max_length
     cut = {"truncation": True, "max_length": length}

@@ -169,7 +169,7 @@ def _content(run: Run) -> dict[str, bytes]:
 
 def _model(run: Run, model: str | None) -> str | None:
     """A folder's path made absolute; a hub id stays with the run, which knows its revision."""
-    path = Path(model or run.record["backbone"]["model"]).expanduser()
+    path = Path(model or run.record.backbone.model).expanduser()
     return str(path.absolute()) if path.is_dir() else model
 
 

@@ -96,7 +96,7 @@ def _exportable(run: Run) -> Linear:
         raise HeadError(
             "stock pipelines have no windows and no extended positions, this head was made with them"
         )
-    if head.encoder.prompt and run.record.get("pairs"):
+    if head.encoder.prompt and run.record.pairs:
         raise HeadError(
             "a stock tokenizer would put the prompt before both texts of a pair",
             hint="export it with --format onnx",

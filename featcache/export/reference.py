@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.fingerprint import differences
 from featcache.runs.run import Run
-from featcache.settings import BackboneSettings
+from featcache.settings import BackboneSettings, DataSettings
 from featcache.system.durable import fsync_file, fsync_folder, temporary_beside
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Source:
     def __init__(self, run: Run, model: str | None) -> None:
         from featcache.backbone.files import find_model
 
-        made = run.record["backbone"]
+        made = run.record.backbone
         self.run, self.head = run, run.head()
         self.settings = BackboneSettings(
-            model=model or made["model"],
-            revision=None if model else made["commit"] or made["revision"],
+            model=model or made.model,
+            revision=None if model else made.commit or made.revision,
             trust_remote_code=False,
             device="cpu",
             dtype="float32",
@@ -86,7 +86,7 @@ class Source:
     @property
     def pairs(self) -> bool:
         """Whether the head is one of pairs of texts; runs that do not say so have single ones."""
-        return bool(self.run.record.get("pairs"))
+        return bool(self.run.record.pairs)
 
     def second(self, texts: Sequence[str]) -> list[str] | None:
         """Second texts for a head of pairs: the same ones in another order."""
@@ -99,7 +99,7 @@ class Source:
         document = self.head.encoder
         features = replace(document_settings(document, (self.head.view,)), storage="float32")
         if document.tuned:
-            from featcache.finetuning.finetune import tuned_encoder
+            from featcache.finetuning.weights import tuned_encoder
 
             return tuned_encoder(self.settings, self.files, features, self.run.folder, document)
         return Encoder.load(self.settings, features, self.files)
@@ -112,7 +112,7 @@ class Source:
     def put_trained(self, model: torch.nn.Module) -> None:
         """Give a stock backbone the weights that `featcache finetune` trained, if it did."""
         if self.head.encoder.tuned:
-            from featcache.finetuning.finetune import trained_weights
+            from featcache.finetuning.weights import trained_weights
 
             model.load_state_dict(trained_weights(self.run.folder, self.head.encoder), strict=False)
 
@@ -207,10 +207,10 @@ def model_card(source: Source, library: str, what: str, usage: Sequence[str], no
     made = "the frozen backbone" if head.encoder.tuned is None else "a backbone with trained blocks"
     lines = ["---", "pipeline_tag: text-classification", f"library_name: {library}"]
     lines += ["tags:", "- featcache", "- text-classification", "---", "", f"# {run.name}", ""]
-    lines += [f"A {head.kind} head on {made}: `{record['backbone']['model']}`, as {what}.", ""]
+    lines += [f"A {head.kind} head on {made}: `{record.backbone.model}`, as {what}.", ""]
     lines += ["```python", *usage, "```", ""]
     lines += ["## Metrics", "", "| split | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
-    for split, metrics in record["metrics"].items():
+    for split, metrics in record.metrics.items():
         cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in SHOWN]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
@@ -227,19 +227,21 @@ def model_card(source: Source, library: str, what: str, usage: Sequence[str], no
 def _about(source: Source) -> dict[str, Any]:
     record, head = source.run.record, source.head
     return {
-        "data": _data(record.get("data") or {}),
-        "rows": record.get("rows"),
-        "truncated": record.get("truncated"),
+        "data": _data(record.data),
+        "rows": record.rows,
+        "truncated": record.truncated,
         "view": head.view,
         "temperature": head.temperature,
         "encoder": {name: value for name, value in head.encoder.to_json().items() if name != "files"},
-        "head": record.get("settings"),
+        "head": record.settings,
     }
 
 
-def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _data(settings: DataSettings | None) -> dict[str, Any]:
     """What was set of the data, files by their names alone: a card is published, folders are private."""
-    found = {name: value for name, value in settings.items() if value is not None}
+    found = {
+        name: value for name, value in (asdict(settings) if settings else {}).items() if value is not None
+    }
     if files := found.pop("data_files", None):
         found["dataset"] = {split: Path(path).name for split, path in files.items()}
     return found

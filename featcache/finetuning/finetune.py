@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,15 @@ import numpy as np
 from featcache.cache.catalog import Features, slug
 from featcache.data.arrow_table import open_tables
 from featcache.data.split import Split, load_splits
-from featcache.errors import HeadError, UsageError
-from featcache.evaluation.bootstrap import bootstrap_intervals
-from featcache.evaluation.metrics import Scores, score
+from featcache.errors import UsageError
 from featcache.extraction.api import Job
 from featcache.finetuning.recipe import Recipe
 from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
-from featcache.heads.head import Head, view_fingerprint
+from featcache.heads.head import Head
 from featcache.heads.scorers import Linear
-from featcache.runs.predictions import Predictions
-from featcache.runs.run import Run, save_run, scores_record
-from featcache.runs.train import _calibrated
+from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
+from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TuningRecord
+from featcache.runs.run import Run
 from featcache.settings import Settings
 from featcache.system.progress import Progress
 
@@ -34,11 +31,10 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.backbone.encoder import Encoder
-    from featcache.finetuning.cut import Part
     from featcache.finetuning.loop import Source, Step, Tuned, Tuner, Weights
+    from featcache.finetuning.parts import TrainedPart
     from featcache.finetuning.states_cache import StatesFile
 
-TRAINED = "trained"  # name of the trained part's file, beside that of the head
 COMPUTE = ("float32", "bfloat16")
 
 
@@ -57,7 +53,7 @@ class _Inputs:
     truncated: int
     seconds: float = 0.0
     nbytes: int = 0
-    caches: dict[str, str] = dataclasses.field(default_factory=dict)
+    cache: CacheReference | None = None
 
 
 def finetune(
@@ -94,7 +90,8 @@ def finetune(
         HeadError: training diverged before an epoch was done.
     """
     from featcache.finetuning.checkpoint import discard_checkpoint
-    from featcache.finetuning.cut import parse_part, require_blocks
+    from featcache.finetuning.parts import parse_part
+    from featcache.finetuning.suffix import require_blocks
 
     recipe = recipe or Recipe()
     view = view or settings.features.views[0]
@@ -112,7 +109,7 @@ def finetune(
     del encoder
     checkpoint = Path(settings.paths.reports_dir) / f".finetune-{work.key[:12]}"
     tuner = _tuner(work, job, device, budget, checkpoint, progress)
-    run = _Saving(work, tuner, tuner.run(resume=resume), job.model.commit).save()
+    run = _save(work, tuner, tuner.run(resume=resume), job.model.commit)
     discard_checkpoint(checkpoint)
     return run
 
@@ -128,7 +125,7 @@ class _Work:
 
     settings: Settings
     recipe: Recipe
-    part: Part
+    part: TrainedPart
     view: str
     document: EncoderDocument
     inputs: dict[str, _Inputs]
@@ -153,6 +150,40 @@ class _Work:
             }
         )  # fmt: skip
 
+    def features(
+        self, tuner: Tuner, split: str, document: EncoderDocument, weights: Weights | None = None
+    ) -> Features:
+        """What the tuner makes of a split, by its own weights or others, rounded as in prediction."""
+        each = self.inputs[split]
+        return Features(
+            split=split,
+            view=self.view,
+            x=tuner.features(each.source, weights).astype(document.storage),
+            y=each.split.labels,
+            label_names=each.split.label_names,
+            row_hash=each.hashes,
+            encoder=document,
+            fingerprint="",
+            path=Path(),
+        )
+
+    def training_inputs(self, commit: str | None) -> TrainingInputs:
+        """The rows and their states, for the run record."""
+        return TrainingInputs(
+            rows={split: len(each.split) for split, each in self.inputs.items()},
+            pairs=self.inputs["train"].split.has_pairs,
+            truncated={split: each.truncated for split, each in self.inputs.items()},
+            caches={split: each.cache for split, each in self.inputs.items() if each.cache},
+            extraction_seconds=sum(each.seconds for each in self.inputs.values()),
+            bytes_cached=sum(each.nbytes for each in self.inputs.values()),
+            commit=commit,
+            frozen=FrozenRows(
+                cache_dir=self.settings.paths.cache_dir,
+                encoder=fingerprint(self.document.to_json()),
+                rows={split: row_chain(each.hashes) for split, each in self.inputs.items()},
+            ),
+        )
+
 
 def _check_encoder(encoder: Encoder, view: str) -> None:
     """Refuse a view or a dtype that blocks cannot be trained with."""
@@ -175,8 +206,9 @@ def _tuner(
 ) -> Tuner:
     """The training, with the backbone loaded anew in a form that can be trained."""
     from featcache.backbone.encoder import Encoder
-    from featcache.finetuning.cut import Suffix, load_plain
     from featcache.finetuning.loop import Tuner
+    from featcache.finetuning.suffix import Suffix
+    from featcache.finetuning.weights import load_plain
 
     plain = load_plain(work.settings.backbone, job.model)
     pooling = Encoder(plain, work.settings.features).views[0].pooling  # extends positions, too
@@ -189,157 +221,41 @@ def _tuner(
     )  # fmt: skip
 
 
-@dataclass
-class _Saving:
-    """From the trained weights to a run on disk."""
+def _save(work: _Work, tuner: Tuner, tuned: Tuned, commit: str | None) -> Run:
+    """The run of the trained weights, with its head calibrated on validation features that they make."""
+    from featcache.finetuning.weights import TRAINED
 
-    work: _Work
-    tuner: Tuner
-    tuned: Tuned
-    commit: str | None
-
-    def save(self) -> Run:
-        files: dict[str, bytes] = {}
-        heads: dict[str, Head] = {}
-        told: dict[str, dict[str, float]] = {}
-        found: dict[str, Features] = {}
-        for name, weights in (("last", self.tuned.last), ("head", self.tuned.best)):  # the best stays put in
-            file = TRAINED if name == "head" else f"{TRAINED}-{name}"
-            content = _packed(weights)
-            files[f"{file}.safetensors"] = content
-            document = dataclasses.replace(self.work.document, tuned=self._tuned(content))
-            held_out = found["validation"] = self._features("validation", weights, document)
-            heads[name], told[name] = _calibrated(_scorer(weights), held_out, held_out, self.work.part.name)
-        files[f"{TRAINED}.json"] = json.dumps(heads["head"].encoder.to_json()["tuned"], indent=1).encode()
-        best = heads["head"]
-        scores: dict[str, Scores] = {}
-        said: dict[str, Predictions] = {}
-        intervals: dict[str, Any] = {}
-        if "test" in self.work.inputs:
-            found["test"] = self._features("test", None, best.encoder)
-        for split, rows in found.items():
-            probabilities = best.predict_proba(rows.x)
-            scores[split] = score(probabilities, rows.y, rows.label_names, best.thresholds)
-            said[split] = Predictions.of(
-                rows.row_hash, rows.y, probabilities, rows.label_names, best.thresholds
-            )
-            intervals[split] = bootstrap_intervals(probabilities, rows.y, best.thresholds)
-        record = self._record(best, scores) | {"intervals": intervals, "calibration": told["head"]}
-        return save_run(Path(self.work.settings.paths.reports_dir), record, heads, said, files)
-
-    def _tuned(self, content: bytes) -> TunedPart:
-        """What the encoder document of the trained part adds to that of the backbone."""
-        return TunedPart(self.work.part.name, self.work.part.cut, hashlib.sha256(content).hexdigest())
-
-    def _features(self, split: str, weights: Weights | None, document: EncoderDocument) -> Features:
-        each = self.work.inputs[split]
-        x = self.tuner.features(each.source, weights).astype(document.storage)  # as predicted
-        return Features(
-            split,
-            self.work.view,
-            x,
-            each.split.labels,
-            each.split.label_names,
-            each.hashes,
-            document,
-            "",
-            Path(),
-        )
-
-    def _record(self, head: Head, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        """The content of run.json."""
-        tuned, work = self.tuned, self.work
-        settings, inputs = work.settings, work.inputs
-        trained = sum(value.numel() for value in tuned.best.part.values())
-        return {
-            "head": self.work.part.name,
-            "view": self.work.view,
-            "task": "multi-label" if head.multi_label else "single-label",
-            "fingerprint": view_fingerprint(head.encoder, self.work.view),
-            "seconds": tuned.seconds,
-            "metrics": {split: found.summary for split, found in scores.items()},
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seed": settings.seed,
-            "settings": dataclasses.asdict(self.work.recipe) | {"train": self.work.part.name},
-            "solver": {},
-            "epochs": len(tuned.history),
-            "best_epoch": tuned.best_epoch,
-            "parameters": head.parameters + trained,
-            "rows": {split: len(each.split) for split, each in inputs.items()},
-            "truncated": {split: each.truncated for split, each in inputs.items()},
-            "label_names": list(head.label_names),
-            "scores": {split: scores_record(found) for split, found in scores.items()},
-            "extraction_seconds": sum(each.seconds for each in inputs.values()),
-            "bytes_cached": sum(each.nbytes for each in inputs.values()),
-            "backbone": dataclasses.asdict(settings.backbone) | {"commit": self.commit},
-            "features": dataclasses.asdict(settings.features),
-            "data": dataclasses.asdict(settings.data),
-            "caches": {split: each.caches for split, each in inputs.items() if each.caches},
-            "frozen": {
-                "cache_dir": settings.paths.cache_dir,
-                "encoder": fingerprint(self.work.document.to_json()),
-                "rows": {split: row_chain(each.hashes) for split, each in inputs.items()},
-            },
-            "history": [dataclasses.asdict(line) for line in tuned.history],
-            "finetune": {
-                "cut": self.work.part.cut,
-                "curve": tuned.curve,
-                "steps": tuned.steps,
-                "tokens": tuned.tokens,
-                "batch_tokens": tuned.batch_tokens,
-                "stopped": tuned.stopped,
-                **self.work.facts,
-            },
-        }
-
-
-def tuned_encoder(
-    settings: Any, files: Any, features: Any, folder: Path, document: EncoderDocument
-) -> Encoder:
-    """The encoder of a run's backbone with its trained part put in.
-
-    Args:
-        settings, files, features: as for any backbone and encoder.
-        folder: of the run.
-        document: the head's encoder document.
-
-    Raises:
-        HeadError: the trained part is missing, was changed, or belongs to another backbone.
-    """
-    from featcache.backbone.encoder import Encoder
-    from featcache.finetuning.cut import load_tuned
-
-    class TunedEncoder(Encoder):
-        @property
-        def document(self) -> EncoderDocument:
-            return dataclasses.replace(super().document, tuned=document.tuned)
-
-    weights = trained_weights(folder, document)
-    backbone = load_tuned(settings, files, weights, lambda plain: Encoder(plain, features))
-    return TunedEncoder(backbone, features, settings.batch_tokens)
-
-
-def trained_weights(folder: Path, document: EncoderDocument) -> dict[str, torch.Tensor]:
-    """What was trained of the backbone in a run, float32, by the names of its parameters.
-
-    Args:
-        folder: of the run.
-        document: the head's encoder document.
-
-    Raises:
-        HeadError: the trained part is missing or was changed.
-    """
-    from featcache.finetuning.cut import read_weights
-
-    wanted = document.tuned.weights if document.tuned else None
-    for name in (TRAINED, f"{TRAINED}-last"):
-        path = folder / f"{name}.safetensors"
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
-            return read_weights(path)
-    raise HeadError(
-        f"the trained part in {folder} is gone or was changed: no file has the head's checksum",
-        hint="train it again: featcache finetune",
+    files: dict[str, bytes] = {}
+    heads: dict[str, tuple[Head, CalibrationRecord]] = {}
+    features: dict[str, Features] = {}
+    for name, weights in (("last", tuned.last), ("head", tuned.best)):  # the best weights stay in the tuner
+        content = _packed(weights)
+        files[f"{TRAINED if name == 'head' else f'{TRAINED}-last'}.safetensors"] = content
+        tuned_part = TunedPart(work.part.name, work.part.cut, hashlib.sha256(content).hexdigest())
+        document = dataclasses.replace(work.document, tuned=tuned_part)
+        features["validation"] = work.features(tuner, "validation", document, weights)
+        heads[name] = calibrate(_scorer(weights), features["validation"], work.part.name)
+    files[f"{TRAINED}.json"] = json.dumps(document.to_json()["tuned"], indent=1).encode()
+    if "test" in work.inputs:
+        features["test"] = work.features(tuner, "test", document)
+    training = Training(
+        kind=work.part.name,
+        seconds=tuned.seconds,
+        settings=dataclasses.asdict(work.recipe) | {"train": work.part.name},
+        history=tuned.history,
+        best_epoch=tuned.best_epoch,
+        backbone_parameters=sum(value.numel() for value in tuned.best.part.values()),
+        finetune=TuningRecord(
+            cut=work.part.cut,
+            curve=tuned.curve,
+            steps=tuned.steps,
+            tokens=tuned.tokens,
+            batch_tokens=tuned.batch_tokens,
+            stopped=tuned.stopped,
+            **work.facts,
+        ),
     )
+    return save_trained(work.settings, training, work.training_inputs(commit), heads, features, files)
 
 
 def _split_names(settings: Settings) -> list[str]:
@@ -348,7 +264,7 @@ def _split_names(settings: Settings) -> list[str]:
     return ["train", "validation", *(["test"] if "test" in tables else [])]
 
 
-def _inputs(job: Job, split: Split, encoder: Encoder, part: Part) -> _Inputs:
+def _inputs(job: Job, split: Split, encoder: Encoder, part: TrainedPart) -> _Inputs:
     """The states of a split, or its tokens where nothing can be cached."""
     hashes, _ = job.hash_rows(split)
     for note in split.notes:
@@ -371,8 +287,15 @@ def _inputs(job: Job, split: Split, encoder: Encoder, part: Part) -> _Inputs:
 
     folder = job.cache_dir / slug(job.dataset_name()) / slug(job.settings.backbone.model)
     file: StatesFile = cache_states(split, hashes, encoder, part.cut, folder, told, wait=job.wait)
-    caches = {"path": str(file.path), "fingerprint": file.fingerprint}
-    return _Inputs(split, hashes, file, file.truncated, file.seconds, file.nbytes, caches)
+    return _Inputs(
+        split,
+        hashes,
+        file,
+        truncated=file.truncated,
+        seconds=file.seconds,
+        nbytes=file.nbytes,
+        cache=CacheReference(str(file.path), file.fingerprint),
+    )
 
 
 def _facts(encoder: Encoder) -> dict[str, Any]:

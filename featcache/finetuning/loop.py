@@ -24,8 +24,8 @@ from featcache.backbone.model import TokenBatch
 from featcache.backbone.packing import plan_batches
 from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import discard_checkpoint, load_checkpoint, save_checkpoint
-from featcache.finetuning.cut import StateBatch, Suffix
 from featcache.finetuning.recipe import Recipe
+from featcache.finetuning.suffix import StateBatch, Suffix
 from featcache.heads.fit import Epoch, schedule_factor
 from featcache.heads.linear_stack import class_weights
 

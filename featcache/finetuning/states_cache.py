@@ -27,7 +27,7 @@ from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache, UsageError
 from featcache.extraction.encode_blocks import naming_rows
-from featcache.finetuning.cut import StateBatch
+from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import fingerprint, row_chain
 from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked

@@ -78,14 +78,14 @@ class Predictor:
 
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
         head = found.head()
-        made, document = found.record["backbone"], head.encoder
+        made, document = found.record.backbone, head.encoder
         settings = BackboneSettings(
-            model=model or made["model"],
-            revision=None if model else made["commit"] or made["revision"],
-            trust_remote_code=made["trust_remote_code"],
+            model=model or made.model,
+            revision=None if model else made.commit or made.revision,
+            trust_remote_code=made.trust_remote_code,
             device=device,
             dtype=document.compute,
-            batch_tokens=made["batch_tokens"],
+            batch_tokens=made.batch_tokens,
         )
         files = find_model(settings)
         other = differences({"files": document.files}, {"files": files.hashes})
@@ -97,13 +97,13 @@ class Predictor:
             )
         features = document_settings(document, (head.view,))
         if document.tuned:
-            from featcache.finetuning.finetune import tuned_encoder
+            from featcache.finetuning.weights import tuned_encoder
 
             encoder = tuned_encoder(settings, files, features, found.folder, document)
         else:
             encoder = Encoder.load(settings, features, files)
         predictor = cls(encoder, head)
-        predictor.pairs = found.record.get("pairs")
+        predictor.pairs = found.record.pairs
         return predictor
 
     def check_pairs(self, given: bool) -> None:

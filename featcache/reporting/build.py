@@ -25,6 +25,7 @@ from featcache.reporting.numbers import by_length, by_truncation, confidence_his
 from featcache.reporting.projection import choose_projection, project
 from featcache.runs.compare import Change, compare_runs
 from featcache.runs.predictions import Predictions
+from featcache.runs.record import CacheReference, FrozenRows, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings
 from featcache.system.documents import json_document, tidied
@@ -67,23 +68,24 @@ def build_report(
         raise HeadError("no run to report on", hint="train one with: featcache train-head --epochs 100")
     method, say = choose_projection(projection), progress or (lambda what, done, total: None)
     subject, notes = runs[0], list[str]()
-    if split not in subject.record["metrics"]:
+    if split not in subject.record.metrics:
         notes.append(f"{subject.name} was not scored on {split}; this report is about validation")
         split = "validation"
     said = subject.predictions(split)
     files = _files(subject, notes)
     file = files.get(split)
     places = None if file is None else _places(file, said, notes)
-    if files and subject.record.get("finetune"):
+    if files and subject.record.finetune:
         notes.append("the map and the look at the data are of the features before fine-tuning")
-    parts = {name: InspectedSplit.of(one, subject.record["view"]) for name, one in files.items()}
+    parts = {name: InspectedSplit.of(one, subject.record.view) for name, one in files.items()}
     hashes = {name: part.features.row_hash for name, part in parts.items()} or {split: said.row_hash}
     say("reading texts", 0, 1)
-    texts = find_texts(_data_settings(subject), hashes, int(subject.record.get("seed", 0)))
+    texts = find_texts(subject.record.data or DataSettings(), hashes, subject.record.seed)
     if texts.reason:
         notes.append(f"texts are not shown: {texts.reason}")
     looked = _inspect(parts, subject, notes, say) if inspect else None
     say("scoring", 0, 1)
+    scores = subject.record.scores.get(split, SplitScores())
     document: dict[str, Any] = {
         "format": REPORT_FORMAT,
         "split": split,
@@ -93,15 +95,15 @@ def build_report(
         **_comparisons(runs, split, notes),
         "curves": [_curve(run) for run in runs if len(run.history) > 1],
         "learning_curves": _learning_curves(subject, reports_dir),
-        "confusion": subject.record["scores"].get(split, {}).get("confusion"),
-        "classes": subject.record["scores"].get(split, {}).get("per_class", []),
+        "confusion": scores.confusion,
+        "classes": [asdict(line) for line in scores.per_class],
         "reliability": reliability(said),
         "confidence": confidence_histogram(said),
         "mistakes": _mistakes(said, parts.get(split), places, texts, split, looked),
         "lengths": None if places is None else by_length(said, parts[split].n_tokens[places]),
         "truncated": None if places is None else by_truncation(said, parts[split].truncated[places]),
         "map": None if places is None else _map(said, parts[split], places, method, say),
-        "cost": None if subject.record.get("finetune") else cost(runs, parts, files),
+        "cost": None if subject.record.finetune else cost(runs, parts, files),
         "data": None if looked is None else findings(looked, texts, LISTED),
         "without_leaks": _clean_score(subject, said, looked, split, places),
         "notes": notes,
@@ -118,7 +120,7 @@ def _inspect(
         notes.append("the data were not inspected: the train features are not in the cache")
         return None
     try:
-        seed = int(run.record.get("seed", 0))
+        seed = run.record.seed
         return inspect_splits(parts, seed=seed, on_progress=lambda now: say(now.stage, now.done, now.total))
     except HeadError as error:
         notes.append(f"the data were not inspected: {error.what}")
@@ -130,39 +132,36 @@ def _inspect(
 
 def _about(run: Run, split: str) -> dict[str, Any]:
     """The settings, as far as run.json has them (runs of earlier versions have less)."""
-    record = run.record
-    data = record.get("data", {})
-    source = (
-        data.get("dataset")
-        if not data.get("data_files")
-        else ", ".join(Path(str(file)).name for file in data["data_files"].values())
-    )
+    record, features = run.record, run.record.features
+    source = record.data and record.data.dataset
+    if record.data and record.data.data_files:
+        source = ", ".join(Path(file).name for file in record.data.data_files.values())
     return {
         "run": run.name,
-        "head": record["head"],
-        "view": record["view"],
-        "task": record.get("task", "single-label"),
-        "model": record.get("backbone", {}).get("model"),
-        "revision": record.get("backbone", {}).get("commit"),
+        "head": record.head,
+        "view": record.view,
+        "task": record.task,
+        "model": record.backbone.model or None,
+        "revision": record.backbone.commit,
         "data": source,
-        "rows": record["rows"],
-        "truncated": record.get("truncated", {}),
-        "prompt": record.get("features", {}).get("prompt"),
-        "max_length": record.get("features", {}).get("max_length"),
-        "settings": record.get("settings", {}),
-        "seed": record.get("seed"),
-        "label_names": record["label_names"],
-        "best_epoch": record.get("best_epoch"),
-        "parameters": record.get("parameters"),
-        "created": record["created"],
-        "calibration": record.get("calibration"),
+        "rows": record.rows,
+        "truncated": record.truncated,
+        "prompt": features and features.prompt,
+        "max_length": features and features.max_length,
+        "settings": record.settings,
+        "seed": record.seed,
+        "label_names": list(record.label_names),
+        "best_epoch": record.best_epoch,
+        "parameters": record.parameters,
+        "created": record.created,
+        "calibration": None if record.calibration is None else asdict(record.calibration),
         "split": split,
     }
 
 
 def _headline(run: Run, split: str) -> dict[str, dict[str, Any]]:
-    intervals = run.record.get("intervals", {}).get(split, {})
-    metrics = run.record["metrics"][split]
+    intervals = run.record.intervals.get(split, {})
+    metrics = run.record.metrics[split]
     return {
         name: {"value": metrics[name], "interval": intervals.get(name)} for name in METRICS if name in metrics
     }
@@ -172,17 +171,17 @@ def _run(run: Run, split: str) -> dict[str, Any]:
     record = run.record
     return {
         "run": run.name,
-        "head": record["head"],
-        "view": record["view"],
+        "head": record.head,
+        "view": record.view,
         "validation_accuracy": run.metric("validation", "accuracy"),
         "accuracy": run.metric(split, "accuracy"),
-        "interval": record.get("intervals", {}).get(split, {}).get("accuracy"),
+        "interval": record.intervals.get(split, {}).get("accuracy"),
         "macro_f1": run.metric(split, "macro_f1"),
         "log_loss": run.metric(split, "log_loss"),
         "ece": run.metric(split, "ece"),
-        "seconds": record["seconds"],
-        "epochs": record.get("epochs"),
-        "parameters": record.get("parameters"),
+        "seconds": record.seconds,
+        "epochs": record.epochs,
+        "parameters": record.parameters,
     }
 
 
@@ -221,7 +220,7 @@ def _curve(run: Run) -> dict[str, Any]:
     """Loss and accuracy by epoch; of very long trainings every so many epochs, the best one among them."""
     lines = run.history
     kept = set(np.linspace(0, len(lines) - 1, min(len(lines), DRAWN_EPOCHS)).round().astype(int).tolist())
-    best = run.record.get("best_epoch")
+    best = run.record.best_epoch
     shown = [line for number, line in enumerate(lines) if number in kept or line.epoch == best]
     names = [field.name for field in fields(shown[0])]
     return {
@@ -233,12 +232,12 @@ def _curve(run: Run) -> dict[str, Any]:
 
 def _learning_curves(run: Run, reports_dir: Path | None) -> list[dict[str, Any]]:
     """Curves measured on the very cache files of the run."""
-    caches = {name: cache["fingerprint"] for name, cache in run.record.get("caches", {}).items()}
+    caches = {name: cache.fingerprint for name, cache in run.record.caches.items()}
     found = []
     for path in sorted(reports_dir.glob("curve-*/curve.json")) if reports_dir and caches else []:
         try:
             curve = json.loads(path.read_bytes())
-            same = curve["request"]["caches"] == caches and curve["request"]["view"] == run.record["view"]
+            same = curve["request"]["caches"] == caches and curve["request"]["view"] == run.record.view
             points = [[point[name] for name in ("rows", "score", "low", "high")] for point in curve["points"]]
             if same:
                 found.append(
@@ -293,11 +292,11 @@ def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
 
     Of a fine-tuned run, those of its frozen backbone: its own were never kept.
     """
-    found, caches, frozen = dict[str, CacheFile](), run.record.get("caches", {}), run.record.get("frozen")
-    for split in (name for name in SPLITS if name in (frozen["rows"] if frozen else caches)):
+    found, caches, frozen = dict[str, CacheFile](), run.record.caches, run.record.frozen
+    for split in (name for name in SPLITS if name in (frozen.rows if frozen else caches)):
         try:
             if frozen:
-                found[split] = _frozen_features(frozen, split, run.record["view"])
+                found[split] = _frozen_features(frozen, split, run.record.view)
             else:
                 found[split] = _unchanged(caches[split])
         except FeatcacheError as error:
@@ -305,18 +304,18 @@ def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
     return found
 
 
-def _unchanged(cache: Mapping[str, str]) -> CacheFile:
-    file = CacheFile(Path(cache["path"]))
-    if file.fingerprint != cache["fingerprint"]:
+def _unchanged(cache: CacheReference) -> CacheFile:
+    file = CacheFile(Path(cache.path))
+    if file.fingerprint != cache.fingerprint:
         raise HeadError(f"{file.path} is another file than the one the run was trained on")
     return file
 
 
-def _frozen_features(frozen: Mapping[str, Any], split: str, view: str) -> CacheFile:
+def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
     """What the frozen backbone made of the rows of a fine-tuned run; CacheMiss where it is not cached."""
-    for file in cache_files(cache_folder(frozen["cache_dir"]), split):
-        same_rows = file.document.rows.chain == frozen["rows"][split]
-        same_encoder = fingerprint(file.document.encoder.to_json()) == frozen["encoder"]
+    for file in cache_files(cache_folder(frozen.cache_dir), split):
+        same_rows = file.document.rows.chain == frozen.rows[split]
+        same_encoder = fingerprint(file.document.encoder.to_json()) == frozen.encoder
         if same_rows and same_encoder and view in file.views:
             return file
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
@@ -329,15 +328,6 @@ def _places(file: CacheFile, said: Predictions, notes: list[str]) -> np.ndarray 
         return np.arange(len(said))
     notes.append(f"{file.path.name} has other rows than the run's predictions")
     return None
-
-
-def _data_settings(run: Run) -> DataSettings:
-    """The data settings in run.json; unknown ones, of other versions, are passed over."""
-    known = {field.name for field in fields(DataSettings)}
-    values = {key: value for key, value in run.record.get("data", {}).items() if key in known}
-    if values.get("label_names") is not None:
-        values["label_names"] = tuple(values["label_names"])
-    return DataSettings(**values)
 
 
 def _map(

@@ -25,7 +25,7 @@ def cost(
     """
     if not parts:
         return None
-    epochs = next((run.record["epochs"] for run in runs if run.record.get("epochs")), None)
+    epochs = next((run.record.epochs for run in runs if run.record.epochs), None)
     each = {
         name: (len(part.n_tokens), int(part.n_tokens.sum(dtype=np.int64)), padded(part.n_tokens))
         for name, part in parts.items()
@@ -46,7 +46,7 @@ def cost(
         "tokens_encoded": sum(one.tokens or 0 for one in made) if known else None,
         "extraction_seconds": extraction,
         "heads": len(runs),
-        "head_seconds": sum(run.record["seconds"] for run in runs),
+        "head_seconds": sum(run.record.seconds for run in runs),
         "texts_tutorial": sum(times[name] * one[0] for name, one in each.items()),
         "tokens_tutorial": tutorial,
         "tokens_a_second": rate,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from featcache.fingerprint import fingerprint
 from featcache.heads.features import counts_of
 from featcache.heads.head import probabilities_of
 from featcache.heads.registry import KINDS, Rows
-from featcache.runs.train import Data, load_data
+from featcache.runs.run import file_stem
+from featcache.runs.train import CachedSplits, load_data
 from featcache.settings import HeadSettings, Settings
 from featcache.system.durable import write_file
 
@@ -170,7 +170,7 @@ def learning_curve(
         raise HeadError(f"the {split} split has no rows; there is nothing to score on")
     sizes = sizes_of(plan, counts_of(parts["train"].y, job.classes), len(parts["train"].y), settings.head)
     request = _request(settings, plan, data, parts["train"].view, sizes)
-    stem = re.sub(r"[^\w.\-]+", "-", f"curve-{plan.kind}-{parts['train'].view}").strip("-")
+    stem = file_stem(f"curve-{plan.kind}-{parts['train'].view}")
     folder = Path(settings.paths.reports_dir) / f"{stem}-{fingerprint(request)[:8]}"
     began = time.perf_counter()
     with _Kept(folder / KEPT_FILE, 2 + job.resamples) as kept:
@@ -283,7 +283,7 @@ class _Job:
         return probabilities_of(scorer.logits(rows[0]), 1.0, multi_label=rows[1].ndim == 2)
 
 
-def _job(settings: Settings, plan: Plan, data: Data, view: str) -> _Job:
+def _job(settings: Settings, plan: Plan, data: CachedSplits, view: str) -> _Job:
     split = "test" if "test" in data.files else "validation"
     classes = len(data.features[view]["train"].label_names)
     train, held_out, scored = (data.rows(view, name) for name in ("train", "validation", split))
@@ -291,7 +291,9 @@ def _job(settings: Settings, plan: Plan, data: Data, view: str) -> _Job:
     return _Job(plan.kind, plan.metric, candidates, train, held_out, scored, classes)
 
 
-def _request(settings: Settings, plan: Plan, data: Data, view: str, sizes: Sequence[int]) -> dict[str, Any]:
+def _request(
+    settings: Settings, plan: Plan, data: CachedSplits, view: str, sizes: Sequence[int]
+) -> dict[str, Any]:
     """All that the numbers depend on; equal requests share a folder."""
     candidates, used = plan.candidates(settings.head), KINDS[plan.kind][1]
     named = [name for name in used if name not in _CHOICE]

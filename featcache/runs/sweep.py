@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.heads.fit import Epoch, Fit
+from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
 from featcache.runs.train import load_data, save_fit
 from featcache.settings import Settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RANGE_POINTS = 7  # values of a range that does not say how many
 MOST_HEADS = 4096
+RECORDED = 100  # trials that stand in run.json
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,6 @@ class Grid:
     def size(self) -> int:
         parts = (self.lr, self.weight_decay, self.label_smoothing, self.class_weight, self.views)
         return math.prod(map(len, parts)) * self.seeds
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One head of a sweep, by its validation scores at its best epoch; never scored on test."""
-
-    view: str
-    lr: float
-    weight_decay: float
-    label_smoothing: float
-    class_weight: str
-    seed: int | None
-    best_epoch: int
-    validation_accuracy: float
-    validation_loss: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        return (self.validation_accuracy, -self.validation_loss)
 
 
 @dataclass(frozen=True)
@@ -129,8 +112,8 @@ def sweep(
     trials = tuple(trial for trial, _ in ranked)
     best, fit = ranked[0]
     own = _settings_of(settings, best)
-    more = {"sweep": {"heads": len(trials), "trials": [dataclasses.asdict(trial) for trial in trials[:100]]}}
-    return Sweep(trials, save_fit(own, "linear", data, best.view, fit, seconds, more), seconds)
+    record = SweepRecord(len(trials), trials[:RECORDED])
+    return Sweep(trials, save_fit(own, "linear", data, best.view, fit, seconds, record), seconds)
 
 
 def parse_values(text: str, *, least: float = 0.0) -> tuple[float, ...]:

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheMiss, HeadError
-from featcache.evaluation.bootstrap import bootstrap_intervals
-from featcache.evaluation.calibration import fit_temperature, tune_thresholds
-from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
 from featcache.extraction.api import find_features
 from featcache.heads.distributed import ALONE, Group
 from featcache.heads.fit import Epoch, Fit
-from featcache.heads.head import Head, probabilities_of, view_fingerprint
 from featcache.heads.registry import KINDS, check_parallel
-from featcache.heads.scorers import Scorer
-from featcache.runs.predictions import Predictions
-from featcache.runs.run import Run, save_run, scores_record
+from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
+from featcache.runs.record import CacheReference, SweepRecord
+from featcache.runs.run import Run
 from featcache.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class CachedSplits:
     """The cached splits that heads are trained, chosen and reported on.
 
     Attributes:
@@ -40,6 +35,7 @@ class Data:
     features: dict[str, dict[str, Features]]
 
     def rows(self, view: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[N, D]` and labels of one split."""
         found = self.features[view][split]
         return found.x, found.y
 
@@ -81,7 +77,7 @@ def train_head(
     data = load_data(settings, [asked])
     _check_agreed(group, settings, kind, asked, data)
     solve, _ = KINDS[kind]
-    # What is imported late is no part of the training time.
+    # Imported before the clock starts: the import is no part of the training time.
     import_module("sklearn.linear_model" if kind == "logistic" else "torch")
     began = time.perf_counter()
     train = data.rows(asked, "train")
@@ -93,7 +89,7 @@ def train_head(
     return group.tell(save_fit(settings, kind, data, asked, fit, seconds) if group.rank == 0 else None)
 
 
-def load_data(settings: Settings, views: Sequence[str]) -> Data:
+def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
     """The cached splits for `settings`, with these views.
 
     Raises:
@@ -112,77 +108,57 @@ def load_data(settings: Settings, views: Sequence[str]) -> Data:
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
-    return Data(files, features)
+    return CachedSplits(files, features)
 
 
 def save_fit(
     settings: Settings,
     kind: str,
-    data: Data,
+    data: CachedSplits,
     view: str,
     fit: Fit,
     seconds: float,
-    more: dict[str, Any] | None = None,
+    sweep: SweepRecord | None = None,
 ) -> Run:
     """Calibrate a fitted head on validation, score it on every split, save it as a run.
 
     Args:
         view: as it was asked for, a key of `data.features`.
-        seconds: that the fit took.
-        more: further content of run.json.
+        seconds: of the fit.
+        sweep: the sweep that the head is the best of.
     """
     features = data.features[view]
-    train, held_out = features["train"], features["validation"]
-    head, calibration = _calibrated(fit.best, train, held_out, kind)
-    heads = {"head": head}
+    heads = {"head": calibrate(fit.best, features["validation"], kind)}
     if fit.history:
-        heads["last"] = _calibrated(fit.last, train, held_out, kind)[0]
-    scores = {split: _score_rows(head, part) for split, part in features.items()}
-    reported = {split: part for split, part in features.items() if split != "train"}
-    probabilities = {split: head.predict_proba(part.x) for split, part in reported.items()}
-    said = {
-        split: Predictions.of(part.row_hash, part.y, probabilities[split], part.label_names, head.thresholds)
-        for split, part in reported.items()
-    }
-    intervals = {
-        split: bootstrap_intervals(probabilities[split], part.y, head.thresholds)
-        for split, part in reported.items()
-    }
-    record = _record(settings, kind, train, data.files, fit, seconds, scores)
-    record |= {"parameters": head.parameters, "intervals": intervals, "calibration": calibration}
-    return save_run(Path(settings.paths.reports_dir), record | (more or {}), heads, said)
+        heads["last"] = calibrate(fit.last, features["validation"], kind)
+    training = Training(
+        kind=kind,
+        seconds=seconds,
+        settings={name: getattr(settings.head, name) for name in KINDS[kind][1]},
+        history=fit.history,
+        best_epoch=fit.best_epoch,
+        solver=fit.about or {},
+        sweep=sweep,
+    )
+    return save_trained(settings, training, _inputs(data.files, features["train"].x), heads, features)
 
 
-def _score_rows(head: Head, rows: Features) -> Scores:
-    """Scores of cached rows, some of them in memory at a time."""
-    parts = ((head.predict_proba(rows.x[part]), rows.y[part]) for part in row_parts(len(rows.y)))
-    return score_parts(parts, rows.label_names, head.thresholds)
+def _inputs(files: Mapping[str, CacheFile], x: np.ndarray) -> TrainingInputs:
+    """What the cache files say of their rows; `x` is one split's features `[N, D]`."""
+    made = {split: file.record.made for split, file in files.items()}
+    rows = {split: file.rows for split, file in files.items()}
+    return TrainingInputs(
+        rows=rows,
+        pairs=made["train"].pairs,
+        truncated={split: file.truncated for split, file in files.items()},
+        caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
+        extraction_seconds=sum(part.seconds or 0.0 for part in made.values()),
+        bytes_cached=sum(rows.values()) * x.shape[1] * x.dtype.itemsize,
+        commit=made["train"].commit,
+    )
 
 
-def _calibrated(
-    scorer: Scorer, train: Features, held_out: Features, kind: str
-) -> tuple[Head, dict[str, float]]:
-    """The head with temperature (and thresholds) from validation, and what that did to validation."""
-    logits, y = scorer.logits(held_out.x), held_out.y
-    several = y.ndim == 2
-    raw = probabilities_of(logits, 1.0, multi_label=several)
-    before = score(raw, y, held_out.label_names)
-    # Where all is right, no temperature is too low: then nothing can be learned about it.
-    temperature = fit_temperature(logits, y) if before.accuracy < 1 else 1.0
-    scaled = probabilities_of(logits, temperature, multi_label=several)
-    after = score(scaled, y, held_out.label_names)
-    thresholds = tune_thresholds(scaled, y) if several else None
-    head = Head(scorer, train.label_names, train.view, train.encoder, kind, temperature, thresholds)
-    return head, {
-        "temperature": temperature,
-        "ece_before": before.ece,
-        "ece_after": after.ece,
-        "log_loss_before": before.log_loss,
-        "log_loss_after": after.log_loss,
-    }
-
-
-def _check_agreed(group: Group, settings: Settings, kind: str, view: str, data: Data) -> None:
+def _check_agreed(group: Group, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
     """Refuse a worker that was started otherwise than the first one: each would wait for other sums."""
     files = {split: file.fingerprint for split, file in data.files.items()}
     own = (kind, view, settings.seed, settings.head, files)
@@ -199,45 +175,3 @@ def _check_same(train: Features, other: Features) -> None:
             f"the {other.split} features were made otherwise than the train features",
             hint="extract all splits with the same settings: featcache extract --all-splits",
         )
-
-
-def _record(
-    settings: Settings,
-    kind: str,
-    train: Features,
-    files: dict[str, CacheFile],
-    fit: Fit,
-    seconds: float,
-    scores: dict[str, Scores],
-) -> dict[str, Any]:
-    """The content of run.json."""
-    used = KINDS[kind][1]
-    made = {split: file.record.made for split, file in files.items()}
-    return {
-        "head": kind,
-        "view": train.view,
-        "task": "multi-label" if train.y.ndim == 2 else "single-label",
-        "fingerprint": view_fingerprint(train.encoder, train.view),
-        "seconds": seconds,
-        "metrics": {split: found.summary for split, found in scores.items()},
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "seed": settings.seed,
-        "settings": {name: getattr(settings.head, name) for name in used},
-        "solver": fit.about or {},
-        "epochs": len(fit.history) or None,
-        "best_epoch": fit.best_epoch or None,
-        "rows": {split: file.rows for split, file in files.items()},
-        "pairs": made["train"].pairs,  # None: made by a featcache that did not say
-        "truncated": {split: file.truncated for split, file in files.items()},
-        "label_names": list(train.label_names),
-        "scores": {split: scores_record(found) for split, found in scores.items()},
-        "extraction_seconds": sum(part.seconds or 0.0 for part in made.values()),
-        "bytes_cached": sum(file.rows for file in files.values()) * train.x.shape[1] * train.x.dtype.itemsize,
-        "backbone": dataclasses.asdict(settings.backbone) | {"commit": made["train"].commit},
-        "features": dataclasses.asdict(settings.features),
-        "data": dataclasses.asdict(settings.data),
-        "caches": {
-            split: {"path": str(file.path), "fingerprint": file.fingerprint} for split, file in files.items()
-        },
-        "history": [dataclasses.asdict(line) for line in fit.history],
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -34,7 +34,8 @@ def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str
 
 def plain_document(document: Any) -> dict[str, Any]:
     """A dataclass as a JSON object; fields that are None are left out, at every depth."""
-    plain: dict[str, Any] = _plain(msgspec.to_builtins(document))
+    # asdict first: msgspec leaves out defaults that it did not set itself when it parsed the document.
+    plain: dict[str, Any] = _plain(msgspec.to_builtins(asdict(document)))
     return plain
 
 

@@ -109,7 +109,7 @@ def test_a_tuned_run_in_bfloat16(example: Example) -> None:
     found = check(example.run, example.made.folder, atol=0.02)
     assert example.made.difference < 1e-4 and example.made.compared == len(SAMPLES)
     assert example.made.own_difference is not None and 1e-4 < example.made.own_difference < 0.1
-    exact = encoder(load(Path(example.run.record["backbone"]["model"])), "last/mean", max_length=30)
+    exact = encoder(load(Path(example.run.record.backbone.model)), "last/mean", max_length=30)
     untuned = example.run.head().logits(exact(["very good: " + text for text in TEXTS]).views["last/mean"])
     assert abs(untuned / 1.7 - found).max() > 0.1  # the trained blocks are in the graph
 
@@ -183,7 +183,8 @@ def test_the_card_and_its_snippet(example: Example) -> None:
     assert "| test | 0.8765 |" in card and "| validation | 0.9000 | 0.8900 |" in card
     settings = json.loads(card.partition("```json\n")[2].partition("```")[0])
     assert settings["temperature"] == 1.7 and settings["rows"] == {"train": 60}
-    assert settings["data"] == {"dataset": {"train": "train.csv"}} and "/private" not in card
+    data = {"dataset": {"train": "train.csv"}, "validation_share": 0.1, "skip_bad_rows": False}
+    assert settings["data"] == data and "/private" not in card
     expected = Predictor.from_run(example.run, device="cpu").predict(SNIPPET_TEXTS)
     printed = pasted(example.made.folder)
     assert [label for label, _ in printed] == [one.label for one in expected]

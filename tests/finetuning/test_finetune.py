@@ -15,23 +15,24 @@ import torch
 from torch.nn import functional
 
 from featcache.errors import FeatcacheError, HeadError, UsageError
+from featcache.export.huggingface import export_huggingface
 from featcache.extraction.api import extract_splits
 from featcache.finetuning.checkpoint import load_checkpoint, save_checkpoint
-from featcache.finetuning.cut import StateBatch, Suffix
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.loop import Step, Tuner
 from featcache.finetuning.recipe import Recipe, build_recipe
+from featcache.finetuning.suffix import StateBatch, Suffix
 from featcache.prediction.predictor import Predictor
 from featcache.reporting.build import build_report
 from featcache.runs.compare import compare_runs
 from featcache.runs.run import Run, choose_run, load_run
 from featcache.runs.train import train_head
 from featcache.settings import Settings, load_settings, options
-from tests.finetuning.test_cut import Rows, batch_of, suffix_of
 from tests.support.cli_tools import Cli, widest, write_rows
 from tests.support.review_files import write_reviews
 from tests.support.stock import one_thread
 from tests.support.tiny import build
+from tests.support.tuning import TextInputs, batch_of, suffix_of
 
 QUICK = Recipe(epochs=2, lr=1e-3, head_lr=1e-2, batch_size=8)
 
@@ -55,7 +56,7 @@ LABELS = np.arange(TEXTS) % 3
 
 def tuner_of(model: Path, recipe: Recipe = QUICK, labels: np.ndarray = LABELS, **options: Any) -> Tuner:
     suffix = suffix_of(model, "top-blocks:1", dropout=recipe.dropout)
-    rows = Rows(batch_of(LENGTHS), model, 2)
+    rows = TextInputs(batch_of(LENGTHS), model, 2)
     classes = 3 if labels.ndim == 1 else labels.shape[1]
     options = {"seed": 3, "budget": 100} | options
     return Tuner(suffix, "mean", (rows, labels), (rows, labels), classes, recipe, **options)
@@ -190,7 +191,7 @@ def test_the_multi_label_loss_is_torchs(tiny: Callable[[str], Path]) -> None:
 
 def test_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
     suffix = suffix_of(tiny("bert"), "top-blocks:3")
-    rows = Rows(batch_of(LENGTHS), tiny("bert"), 0)
+    rows = TextInputs(batch_of(LENGTHS), tiny("bert"), 0)
     recipe = Recipe(lr=0.1, head_lr=0.7, layer_decay=0.5, weight_decay=0.02)
     tuner = Tuner(suffix, "mean", (rows, LABELS), (rows, LABELS), 3, recipe, seed=0, budget=100)
     rate = {id(p): (g["lr"], g["weight_decay"]) for g in tuner.optimizer.param_groups for p in g["params"]}
@@ -309,7 +310,7 @@ def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_run_is_like_any_other(made: Made) -> None:
-    about = load_run(Path(made.settings.paths.reports_dir), made.run.name).record
+    about = load_run(Path(made.settings.paths.reports_dir), made.run.name).record.to_json()
     assert about["head"] == "top-blocks:2" and about["view"] == "last/mean" and about["seed"] == 0
     assert set(about["metrics"]) == {"validation", "test"} == set(about["intervals"])
     low, high = about["intervals"]["test"]["accuracy"]
@@ -375,17 +376,17 @@ def test_a_changed_trained_part_is_refused(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.run.folder, folder)
     for path in folder.glob("trained*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(HeadError, match="gone or was changed"):
+    with pytest.raises(HeadError, match="missing or was changed"):
         Predictor.from_run(load_run(tmp_path, "run"))
     for path in folder.glob("trained*.safetensors"):
         path.unlink()
-    with pytest.raises(HeadError, match="gone or was changed"):
+    with pytest.raises(HeadError, match="missing or was changed"):
         Predictor.from_run(load_run(tmp_path, "run"))
 
 
 def test_the_last_epoch_is_kept_beside_the_best(made: Made) -> None:
     last = made.run.head("last")
-    assert last.fingerprint != made.run.head().fingerprint or made.run.record["best_epoch"] == 3
+    assert last.fingerprint != made.run.head().fingerprint or made.run.record.best_epoch == 3
     assert (made.run.folder / "trained-last.safetensors").is_file()
     assert last.encoder.tuned.part == "top-blocks:2"
 
@@ -398,8 +399,8 @@ def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(states, "_Making", never)
     again = finetune(made.settings, "top-blocks:2", QUICK, "last/cls")
-    assert again.record["extraction_seconds"] == made.run.record["extraction_seconds"]
-    assert again.record["view"] == "last/cls"
+    assert again.record.extraction_seconds == made.run.record.extraction_seconds
+    assert again.record.view == "last/cls"
 
 
 def test_blocks_learn_what_a_frozen_model_does_not_show(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -437,7 +438,7 @@ def test_extended_positions_are_trained_and_predicted_with(
         run = finetune(asked, part, dataclasses.replace(QUICK, epochs=1))
         found = Predictor.from_run(run).predict_proba([text for text, _ in long])
         np.testing.assert_allclose(found, run.predictions("test").probabilities, atol=2e-4)
-        assert run.record["truncated"]["train"] == 0
+        assert run.record.truncated["train"] == 0
         if part == "positions":
             from safetensors.torch import load_file
 
@@ -453,9 +454,81 @@ def test_multi_label(tiny: Callable[[str], Path], tmp_path: Path) -> None:
             [("好房间", "good;room"), ("坏房间", "bad;room"), ("好书", "good"), ("坏书", "bad")] * 6,
         )
     run = finetune(asked, "top-blocks:1", QUICK)
-    assert run.record["task"] == "multi-label" and run.head().multi_label
+    assert run.record.task == "multi-label" and run.head().multi_label
     found = Predictor.from_run(run).predict_proba(["好房间", "坏书"])
     assert found.shape == (2, 3)
+
+
+# ---------------------------------------------------------------- pairs of texts
+
+
+def paired_settings(folder: Path, model: Path, **changes: Any) -> Settings:
+    """Rows whose label is told by the second text alone."""
+    draw = np.random.default_rng(0)
+    files = {}
+    for split, count in (("train", 40), ("validation", 16), ("test", 16)):
+        lines = [
+            json.dumps(
+                {"text": "".join(draw.choice(list("房间服务酒店"), 4)), "other": other, "label": label}
+            )
+            for other, label in [("好喜欢", "good"), ("坏失望", "bad")] * (count // 2)
+        ]
+        files[split] = folder / f"{split}.jsonl"
+        files[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    asked = {
+        "model": str(model), "data_files": {name: str(path) for name, path in files.items()},
+        "pair_column": "other", "dtype": "float32", "views": "last/cls", "max_length": 40,
+        "cache_dir": str(folder / "cache"), "reports_dir": str(folder / "reports"),
+    }  # fmt: skip
+    return load_settings(asked | changes)
+
+
+@pytest.fixture(scope="module", params=["top-blocks:2", "all"])
+def paired(
+    request: pytest.FixtureRequest, tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A run fine-tuned on pairs, with a prompt."""
+    asked = paired_settings(tmp_path_factory.mktemp("paired"), tiny("bert"), prompt="very good: ")
+    return finetune(asked, request.param, QUICK)
+
+
+def test_finetune_on_pairs_records_that_they_are_pairs(paired: Run, made: Made) -> None:
+    assert json.loads((paired.folder / "run.json").read_bytes())["pairs"] is True
+    assert load_run(paired.folder.parent, paired.name).record.pairs is True
+    assert made.run.record.pairs is False
+
+
+def test_the_predictor_of_a_run_finetuned_on_pairs_asks_for_pairs(paired: Run, made: Made) -> None:
+    predictor = Predictor.from_run(paired)
+    assert predictor.pairs is True
+    predictor.check_pairs(True)
+    with pytest.raises(HeadError, match=r"trained on pairs of texts[\s\S]*--pair"):
+        predictor.check_pairs(False)
+    with pytest.raises(HeadError, match="trained on single texts"):
+        Predictor.from_run(made.run).check_pairs(True)
+    lines = Path((paired.record.data or Settings().data).data_files["test"]).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in lines.splitlines()]
+    found = predictor.predict_proba([row["text"] for row in rows], [row["other"] for row in rows])
+    np.testing.assert_allclose(found, paired.predictions("test").probabilities, atol=2e-4)
+
+
+def test_the_hugging_face_export_of_a_run_finetuned_on_pairs_refuses_the_prompt(
+    paired: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(HeadError, match="before both texts"):
+        export_huggingface(paired, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_onnx_export_of_a_run_finetuned_on_pairs_takes_pairs(paired: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
+    from featcache.export.onnx import export_onnx
+
+    folder = export_onnx(paired, tmp_path / "model").folder
+    note = json.loads((folder / "featcache.json").read_text(encoding="utf-8"))
+    assert note["pairs"] is True and "prompt + text, pair" in note["tokenize"]
+    assert "token_type_ids" in note["inputs"]
+    assert "pairs = [" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("part", "changes", "words"), [
@@ -497,10 +570,10 @@ def test_a_killed_run_goes_on_and_leaves_no_checkpoint(tiny: Callable[[str], Pat
     assert len(list(reports.glob(".finetune-*"))) == 1
     told: list[str] = []
     run = finetune(asked, "top-blocks:1", QUICK, progress=lambda step: told.append(step.text))
-    assert "going on from step 8 of 16" in told and run.record["epochs"] == 2
+    assert "going on from step 8 of 16" in told and run.record.epochs == 2
     assert [path.name for path in reports.iterdir()] == [run.name]
     whole = finetune(asked, "top-blocks:1", QUICK, resume=False)
-    assert whole.history == run.history and whole.record["metrics"] == run.record["metrics"]
+    assert whole.history == run.history and whole.record.metrics == run.record.metrics
 
 
 # ---------------------------------------------------------------- the command
@@ -533,7 +606,7 @@ def test_the_command(tiny: Callable[[str], Path], cli: Cli) -> None:
     assert answer.err == ""
     assert answer.json["settings"]["lr"] == 2e-4 and answer.json["finetune"]["steps"] == 8
     assert answer.json["bytes_cached"] > 0
-    assert choose_run(Path("reports"), None).record["head"] == "top-blocks:1"
+    assert choose_run(Path("reports"), None).record.head == "top-blocks:1"
     said = cli.ok("predict", "好喜欢", "--run", answer.json["run"], "--json")
     assert said.json[0]["label"] in ("good", "bad")
     compared = cli.ok("compare", "--json")

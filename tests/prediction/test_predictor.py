@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def test_label_names_are_kept_to_the_end(trained: Callable[..., Trained]) -> Non
     made = trained()
     predictor = predictor_of(made)
     assert sorted(predictor.label_names) == sorted(NAMES)
-    assert predictor.label_names == made.run.head().label_names == tuple(made.run.record["label_names"])
+    assert predictor.label_names == made.run.head().label_names == tuple(made.run.record.label_names)
     matrix = predictor.predict_proba(made.texts())
     for row, one, text in zip(matrix, predictor.predict(made.texts()), made.texts(), strict=True):
         assert one.text == text
@@ -320,7 +320,7 @@ def test_a_moved_backbone(trained: Callable[..., Trained], tmp_path: Path) -> No
 def moved_run(made: Trained, **backbone: Any) -> Run:
     """The run as it would be had its backbone been another."""
     record = made.run.record
-    return Run(made.run.folder, record | {"backbone": record["backbone"] | backbone})
+    return Run(made.run.folder, replace(record, backbone=replace(record.backbone, **backbone)))
 
 
 def test_a_backbone_that_is_gone(trained: Callable[..., Trained], tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_head_of_another_width_is_refused(trained: Callable[..., Trained]) -> 
 def test_the_last_head_is_another(trained: Callable[..., Trained]) -> None:
     """`head` is the best epoch's, `last` the last one's; the predictor takes the best."""
     made = trained(views="last/mean", epochs=60, lr=0.05)
-    assert made.run.record["best_epoch"] < 60
+    assert made.run.record.best_epoch < 60
     assert not np.array_equal(made.run.head("last").scorer.weight, made.run.head().scorer.weight)
     np.testing.assert_array_equal(predictor_of(made).head.scorer.weight, made.run.head().scorer.weight)
 

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.calibration import expected_calibration_error
+from featcache.heads.fit import Epoch
 from featcache.reporting.build import build_report
 from featcache.reporting.cost import cost, padded
 from featcache.reporting.numbers import (
@@ -31,6 +32,7 @@ from featcache.reporting.numbers import (
 )
 from featcache.reporting.projection import project
 from featcache.runs.predictions import Predictions
+from featcache.runs.record import CacheReference
 from featcache.runs.run import Run
 from featcache.system.text import readable
 from tests.support.inspected import part
@@ -243,19 +245,16 @@ def test_without_test_predictions_validation_is_reported(tmp_path: Path) -> None
 
 
 def test_curves_are_thinned_out_but_keep_the_best_epoch(runs: list[Run]) -> None:
-    history = [
-        dict(zip(("epoch", *CURVES), (n, 1.0, 0.5, 1.0, n / 5000), strict=True))
-        for n in range(1, 5001)
-    ]  # fmt: skip
-    run = replace(runs[0], record=runs[0].record | {"history": history, "best_epoch": 2501})
+    history = tuple(Epoch(n, 1.0, 0.5, 1.0, n / 5000) for n in range(1, 5001))
+    run = replace(runs[0], record=replace(runs[0].record, history=history, best_epoch=2501))
     curve = build_report([run])["curves"][0]
     assert len(curve["epoch"]) <= 301 and {1, 2501, 5000} <= set(curve["epoch"])
     assert curve["validation_accuracy"] == [n / 5000 for n in curve["epoch"]]
 
 
 def test_learning_curves_of_the_same_features_are_shown(runs: list[Run], tmp_path: Path) -> None:
-    caches = {"train": {"path": "gone.h5", "fingerprint": "f"}}
-    run = replace(runs[0], record=runs[0].record | {"caches": caches})
+    caches = {"train": CacheReference("gone.h5", "f")}
+    run = replace(runs[0], record=replace(runs[0].record, caches=caches))
     point = {"rows": 10, "score": 0.5, "low": 0.4, "high": 0.6}
     curve = {"kind": "exact", "metric": "accuracy", "split": "test", "points": [point]}
     for name, train in (("curve-a", "f"), ("curve-b", "other")):

@@ -22,6 +22,7 @@ from featcache.errors import HeadError
 from featcache.evaluation.paired import holm, mcnemar, paired_bootstrap
 from featcache.runs.compare import compare_runs, match
 from featcache.runs.predictions import Predictions, read_predictions, write_predictions
+from featcache.runs.record import RunRecord
 from featcache.runs.run import Run, load_run, save_run
 from tests.support.cli_tools import Cli, check_refusal, contents, edit_run, plain_terminal, widest
 from tests.support.saved_runs import BINARY, NoHead, hashes, noisy, predictions, save
@@ -99,12 +100,14 @@ def test_three_arrays_are_enough_to_save(tmp_path: Path) -> None:
     assert chosen.predicted.tolist() == [[0, 0, 1], [1, 0, 1]]
 
 
-def test_save_run_takes_tuples_and_predictions(tmp_path: Path) -> None:
+def test_save_run_writes_the_predictions_of_each_split(tmp_path: Path) -> None:
     found = predictions([0, 1, 1], [0, 1, 0])
-    record = {"head": "linear", "view": "last/cls", "metrics": {}}
-    three = (found.row_hash, found.labels, found.probabilities)
+    record = RunRecord(
+        head="linear", view="last/cls", metrics={}, fingerprint="", seconds=0.0, created="", history=()
+    )
+    again = Predictions.of(found.row_hash, found.labels, found.probabilities, BINARY)
     heads: Any = {"head": NoHead(BINARY)}
-    run = save_run(tmp_path, record, heads, {"validation": three, "test": found})
+    run = save_run(tmp_path, record, heads, {"validation": again, "test": found})
     assert same(run.predictions("validation"), found) and same(run.predictions("test"), found)
 
 

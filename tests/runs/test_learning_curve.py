@@ -22,7 +22,7 @@ from featcache.errors import HeadError, UsageError
 from featcache.heads.registry import KINDS
 from featcache.runs import learning_curve as module
 from featcache.runs.learning_curve import Curve, Plan, learning_curve, nested_order, sizes_of
-from featcache.runs.train import Data
+from featcache.runs.train import CachedSplits
 from featcache.settings import HeadSettings, PathSettings, Settings
 from tests.support.documents import encoder_document
 from tests.support.feature_rows import clusters, tagged
@@ -31,7 +31,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 MakeCurve = Callable[..., Curve]
 
 
-def data_of(**splits: Rows) -> Data:
+def data_of(**splits: Rows) -> CachedSplits:
     """What `load_data` would return for features that are cached."""
     y = splits["train"][1]
     names = tuple(f"c{i}" for i in range(y.shape[1] if y.ndim == 2 else int(y.max()) + 1))
@@ -42,14 +42,16 @@ def data_of(**splits: Rows) -> Data:
         for split, (x, y) in splits.items()
     }
     files = {split: cast(CacheFile, SimpleNamespace(fingerprint=f"{split}-0")) for split in splits}
-    return Data(files, {"last/cls": features})
+    return CachedSplits(files, {"last/cls": features})
 
 
 @pytest.fixture
 def make_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeCurve:
     """`make_curve(data, kind="ridge", ...)`: its curve, saved in the test's own folder."""
 
-    def make(data: Data, *, head: HeadSettings | None = None, progress: Any = None, **plan: Any) -> Curve:
+    def make(
+        data: CachedSplits, *, head: HeadSettings | None = None, progress: Any = None, **plan: Any
+    ) -> Curve:
         monkeypatch.setattr(module, "load_data", lambda settings, views: data)
         settings = Settings(head=head or HeadSettings(), paths=PathSettings(reports_dir=str(tmp_path)))
         return learning_curve(settings, Plan(**plan), progress=progress)
@@ -57,7 +59,7 @@ def make_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeCurve:
     return make
 
 
-def easy(rows: int = 400, **changes: Any) -> Data:
+def easy(rows: int = 400, **changes: Any) -> CachedSplits:
     parts = {"train": (rows, 1), "validation": (150, 2), "test": (200, 3)}
     return data_of(**{name: clusters(count, seed=seed, **changes) for name, (count, seed) in parts.items()})
 

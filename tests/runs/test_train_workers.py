@@ -257,8 +257,8 @@ def assert_same_head(run: Run, other: Run) -> None:
         one, two = run.head(which).scorer, other.head(which).scorer
         away = np.linalg.norm(one.weight - two.weight) / np.linalg.norm(two.weight)  # type: ignore[union-attr]
         assert away < 1e-5
-    for split, scores in run.record["metrics"].items():
-        assert scores == pytest.approx(other.record["metrics"][split], abs=1e-5)
+    for split, scores in run.record.metrics.items():
+        assert scores == pytest.approx(other.record.metrics[split], abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["linear", "exact"])

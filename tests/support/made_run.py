@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 
 from featcache.backbone.files import find_model
-from featcache.finetuning.cut import load_plain
-from featcache.finetuning.finetune import TRAINED
+from featcache.finetuning.weights import TRAINED, load_plain
 from featcache.fingerprint import TunedPart
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
-from featcache.runs.run import RUN_FILE, Run
+from featcache.runs.record import RUN_FILE, read_run_record
+from featcache.runs.run import Run
 from tests.support.stock import encoder, load, sentence, settings_of
 
 NAMES = ("差评, bad", "neutral 中", "好评/good")
@@ -71,7 +71,7 @@ def made_run(
         "pairs": pairs,
     }
     (folder / RUN_FILE).write_text(json.dumps(record), encoding="utf-8")
-    return Run(folder, record)
+    return Run(folder, read_run_record(folder))
 
 
 def _scorer(asked: Any, linear: Linear) -> Any:

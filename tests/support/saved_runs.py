@@ -12,6 +12,7 @@ import numpy as np
 
 from featcache.heads.head import Head
 from featcache.runs.predictions import Predictions
+from featcache.runs.record import RunRecord, SplitScores
 from featcache.runs.run import Run, save_run
 
 BINARY = ("bad", "good")
@@ -52,23 +53,23 @@ def predictions(
 def save(reports: Path, head: str = "linear", view: str = "last/mean", **splits: Predictions) -> Run:
     """A run with these predictions by split, and the metrics that belong to them."""
     names = next(iter(splits.values())).label_names
-    record = {
-        "head": head,
-        "view": view,
-        "fingerprint": "0" * 64,
-        "metrics": {split: _metrics(found) for split, found in splits.items()},
-        "intervals": {split: {"accuracy": [0.8125, 0.925]} for split in splits},
-        "scores": {split: {"per_class": [], "confusion": None} for split in splits},
-        "created": "2025-01-01T00:00:00+0000",
-        "seconds": 12.34,
-        "extraction_seconds": 1234.5,
-        "epochs": 100,
-        "best_epoch": 7,
-        "parameters": 1538,
-        "rows": {split: len(found) for split, found in splits.items()},
-        "label_names": list(names),
-        "history": [],
-    }
+    record = RunRecord(
+        head=head,
+        view=view,
+        fingerprint="0" * 64,
+        metrics={split: _metrics(found) for split, found in splits.items()},
+        intervals={split: {"accuracy": (0.8125, 0.925)} for split in splits},
+        scores={split: SplitScores() for split in splits},
+        created="2025-01-01T00:00:00+0000",
+        seconds=12.34,
+        extraction_seconds=1234.5,
+        epochs=100,
+        best_epoch=7,
+        parameters=1538,
+        rows={split: len(found) for split, found in splits.items()},
+        label_names=names,
+        history=(),
+    )
     return save_run(reports, record, {"head": cast(Head, NoHead(names))}, splits)
 
 

@@ -104,7 +104,7 @@ def load(args: argparse.Namespace, chosen: Run) -> Predictor:
 
     console = err()
     console.quiet = args.quiet
-    with console.status(Text(f"loading {chosen.record['backbone']['model']}")):
+    with console.status(Text(f"loading {chosen.record.backbone.model}")):
         from featcache.prediction.predictor import Predictor
 
         return Predictor.from_run(chosen, model=args.model, device=args.device)

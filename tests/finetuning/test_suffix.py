@@ -4,75 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional
 
-from featcache.backbone.attention import packed_attention
-from featcache.backbone.attention_backward import KEPT, trained_attention
-from featcache.backbone.files import find_model
-from featcache.backbone.model import TokenBatch
-from featcache.backbone.packing import Layout
-from featcache.errors import BackboneError, HeadError, UsageError
-from featcache.finetuning import cut
-from featcache.finetuning.cut import (
-    StateBatch,
-    Suffix,
-    load_plain,
-    load_tuned,
-    parse_part,
-    read_weights,
-)
+from featcache.errors import BackboneError
+from featcache.finetuning import suffix as suffix_module
 from featcache.finetuning.loop import Tuner
+from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
-from tests.support.stock import load, one_thread, settings_of
+from featcache.finetuning.suffix import Suffix
+from tests.support.stock import one_thread
+from tests.support.tuning import LENGTHS, TextInputs, batch_of, suffix_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral")
 PADDED = ("deberta-v2", "mpnet")
-LENGTHS = (30, 7, 7, 16, 1, 40)
 LABELS = np.array([0, 1, 1, 0, 2, 1])
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def on_one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-def batch_of(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> TokenBatch:
-    ids = np.random.default_rng(seed).integers(5, 60, sum(lengths))
-    return TokenBatch(ids, np.array(lengths, np.int64))
-
-
-class Rows:
-    """Texts as a training wants them: as tokens, or as what the frozen backbone makes of them at a cut."""
-
-    def __init__(self, tokens: TokenBatch, folder: Path | None = None, cut: int | None = None) -> None:
-        self.tokens, self.lengths = tokens, tokens.lengths
-        self.ends = np.cumsum(tokens.lengths)
-        self.states: torch.Tensor | None = None
-        if cut is not None and folder is not None:
-            self.states = load(folder).states(tokens, [cut])[0][cut].clone()
-
-    def batch(self, rows: np.ndarray) -> StateBatch | TokenBatch:
-        places = np.concatenate([np.arange(self.ends[r] - self.lengths[r], self.ends[r]) for r in rows])
-        if self.states is not None:
-            return StateBatch(self.states[torch.from_numpy(places)], self.lengths[rows])
-        return TokenBatch(self.tokens.input_ids[places], self.lengths[rows])
-
-
-def suffix_of(folder: Path, part: str, **options: Any) -> Suffix:
-    plain = load_plain(settings_of(folder), find_model(settings_of(folder)))
-    options = {"compute": "float32", "device": CPU} | options
-    return Suffix(plain, parse_part(part, plain.num_blocks), **options)
 
 
 class Whole:
@@ -88,7 +44,7 @@ class Whole:
             parameter.requires_grad_(True)
         self.head = copy.deepcopy(head)
 
-    def pooled(self, rows: Rows, pooling: str) -> torch.Tensor:
+    def pooled(self, rows: TextInputs, pooling: str) -> torch.Tensor:
         vectors = []
         for end, length in zip(rows.ends, rows.lengths, strict=True):
             ids = torch.from_numpy(rows.tokens.input_ids[end - length : end])[None]
@@ -96,14 +52,14 @@ class Whole:
             vectors.append({"mean": states.mean(0), "cls": states[0], "last": states[-1]}[pooling])
         return torch.stack(vectors)
 
-    def loss(self, rows: Rows, pooling: str) -> torch.Tensor:
+    def loss(self, rows: TextInputs, pooling: str) -> torch.Tensor:
         return functional.cross_entropy(self.head(self.pooled(rows, pooling)), torch.from_numpy(LABELS))
 
 
 def check_run(folder: Path, part: str, pooling: str, steps: int = 4, budget: int = 40) -> None:
     """Loss and gradients of every step, by the tuner and by the stock model, from the same beginning."""
     suffix = suffix_of(folder, part)
-    rows = Rows(batch_of(), folder, suffix.part.cut)
+    rows = TextInputs(batch_of(), folder, suffix.part.cut)
     recipe = Recipe(epochs=steps, batch_size=len(LENGTHS), lr=1e-3, head_lr=1e-2, clip=0.5, warmup=0.3)
     tuner = Tuner(suffix, pooling, (rows, LABELS), (rows, LABELS), 3, recipe, seed=1, budget=budget)
     whole = Whole(folder, list(suffix.trained), tuner.head)
@@ -195,7 +151,7 @@ def test_depth_counts_blocks_from_the_top(tiny: Callable[[str], Path]) -> None:
 def test_bfloat16_is_near_float32(tiny: Callable[[str], Path]) -> None:
     """Master weights stay float32; what is computed with is their rounding."""
     folder = tiny("bert")
-    rows = Rows(batch_of(), folder, 1)
+    rows = TextInputs(batch_of(), folder, 1)
     gradients = {}
     for compute in ("float32", "bfloat16"):
         suffix = suffix_of(folder, "top-blocks:2", compute=compute)
@@ -220,10 +176,10 @@ def test_what_fills_a_batch_changes_nothing(
 ) -> None:
     """In 16 bits batches are filled to a round number of tokens with texts that nobody asked for."""
     folder = tiny(family)
-    rows = Rows(batch_of(), folder, parse_part(part, 3).cut)
+    rows = TextInputs(batch_of(), folder, parse_part(part, 3).cut)
     found = []
     for step in (1, 128):
-        monkeypatch.setattr(cut, "TOKEN_STEP", step)
+        monkeypatch.setattr(suffix_module, "TOKEN_STEP", step)
         suffix = suffix_of(folder, part, compute="bfloat16")
         seen: list[int] = []
         suffix.blocks[2].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape[1]))
@@ -239,7 +195,7 @@ def test_what_fills_a_batch_changes_nothing(
 
 def test_dropout_is_above_the_cut_only_and_off_in_evaluation(tiny: Callable[[str], Path]) -> None:
     folder = tiny("bert")
-    rows = Rows(batch_of(), folder, 2)
+    rows = TextInputs(batch_of(), folder, 2)
     suffix = suffix_of(folder, "top-blocks:1", dropout=0.5)
     batch = rows.batch(np.arange(6))
     suffix.train(True)
@@ -254,92 +210,7 @@ def test_dropout_is_above_the_cut_only_and_off_in_evaluation(tiny: Callable[[str
     assert torch.equal(plain.pooled(batch, "mean").detach(), first)
 
 
-# ---------------------------------------------------------------- attention
-
-
-def attention_inputs(lengths: Sequence[int], heads: int, shared: int) -> list[torch.Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    shapes = [heads * shared, heads, heads]
-    return [
-        torch.randn(1, count, sum(lengths), 8, generator=draw, dtype=torch.float64).requires_grad_()
-        for count in shapes
-    ]
-
-
-@given(
-    st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 2), st.integers(1, 2),
-    st.booleans(), st.sampled_from([None, 4, 50]), st.sampled_from([None, 0.3]),
-)  # fmt: skip
-@settings(deadline=None, max_examples=40)
-def test_attention_and_its_gradients_are_autograds(
-    lengths: list[int], heads: int, shared: int, causal: bool, window: int | None, scaling: float | None
-) -> None:
-    layout = Layout.of(np.array(lengths), CPU)
-    module = torch.nn.Module()
-    results = []
-    for call in (trained_attention, packed_attention):
-        inputs = attention_inputs(lengths, heads, shared)
-        out, _ = call(
-            module, *inputs, None, packed=layout, scaling=scaling, is_causal=causal, sliding_window=window
-        )
-        weights = torch.arange(out.numel(), dtype=out.dtype).view(out.shape).cos()
-        (out * weights).sum().backward()
-        results.append([out.detach(), *(each.grad for each in inputs)])
-    for ours, reference in zip(*results, strict=True):
-        assert ours is not None and reference is not None
-        torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("window", [None, 3])
-def test_16_bits_are_padded_and_as_good(causal: bool, window: int | None) -> None:
-    """Lengths around multiples of 16, where the padding is; beside float64 on the same rounded numbers."""
-    lengths = [1, 15, 16, 17, 33, 47]
-    layout = Layout.of(np.array(lengths), CPU)
-    rounded = [each.detach().bfloat16() for each in attention_inputs(lengths, 2, 1)]
-    results = []
-    for call, dtype in ((trained_attention, torch.bfloat16), (packed_attention, torch.float64)):
-        inputs = [each.to(dtype).detach().clone().requires_grad_() for each in rounded]
-        out, _ = call(
-            torch.nn.Module(), *inputs, None, packed=layout, is_causal=causal, sliding_window=window
-        )
-        out.double().cos().sum().backward()
-        results.append(
-            [out.detach().double(), *(each.grad.double() for each in inputs if each.grad is not None)]
-        )
-    for ours, reference in zip(*results, strict=True):
-        assert float((ours - reference).abs().max()) <= 2e-2 * float(reference.abs().max())
-
-
-def test_a_long_text_has_the_same_gradient_though_its_weights_are_not_kept() -> None:
-    lengths = [KEPT + 1, 3]
-    layout = Layout.of(np.array(lengths), CPU)
-    results = []
-    for call in (trained_attention, packed_attention):
-        inputs = attention_inputs(lengths, 1, 1)
-        out, _ = call(torch.nn.Module(), *inputs, None, packed=layout, is_causal=False)
-        out.pow(2).sum().backward()
-        results.append([each.grad for each in inputs])
-    for ours, reference in zip(*results, strict=True):
-        assert ours is not None and reference is not None
-        torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-12)
-
-
 # ---------------------------------------------------------------- what cannot be cut
-
-
-@pytest.mark.parametrize(
-    "text", ["top-blocks:0", "top-blocks:4", "top-blocks:-1", "top", "", "blocks:2", "head"]
-)
-def test_a_part_that_is_none(text: str) -> None:
-    with pytest.raises(UsageError, match="--train"):
-        parse_part(text, 3)
-
-
-def test_parts() -> None:
-    assert parse_part("top-blocks:2", 12).cut == 10
-    assert parse_part("top-blocks:12", 12).cut == 0
-    assert parse_part("all", 12).cut is None
 
 
 def test_a_model_without_one_list_of_blocks_is_named(tiny: Callable[[str], Path]) -> None:
@@ -365,47 +236,3 @@ def test_a_model_whose_parts_do_not_make_the_whole_is_refused(
     monkeypatch.setattr(Suffix, "_hand_on", breaking)
     with pytest.raises(BackboneError, match="cannot be cut before block 1"):
         suffix_of(tiny("bert"), "top-blocks:2")
-
-
-# ---------------------------------------------------------------- put together again
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["bert", "llama"])
-def test_the_tuned_backbone_computes_what_the_suffix_does(
-    tiny: Callable[[str], Path], family: str, dtype: str
-) -> None:
-    folder = tiny(family)
-    suffix = suffix_of(folder, "top-blocks:2", compute=dtype)
-    torch.manual_seed(0)
-    suffix.put({name: p.detach() * (1 + 0.1 * torch.randn_like(p)) for name, p in suffix.masters.items()})
-    asked = replace(settings_of(folder), dtype=dtype)
-    weights = {name: p.detach().clone() for name, p in suffix.trained.items()}
-    tuned = load_tuned(asked, find_model(asked), weights, lambda _: None)
-    assert tuned.packing == "packed" and tuned.dtype_name == dtype and tuned.tail
-    whole = tuned.states(batch_of(), [tuned.num_blocks, 1])[0]
-    frozen = load(folder, dtype=dtype).states(batch_of(), [1, 3])[0]
-    assert torch.equal(whole[1], frozen[1])
-    with torch.no_grad():
-        found, _ = suffix.states(StateBatch(frozen[1].clone(), batch_of().lengths))
-    largest = float(whole[3].float().abs().max())
-    tolerance = 1e-5 if dtype == "float32" else 5e-2
-    assert float((found.float() - whole[3].float()).abs().max()) <= tolerance * largest
-    assert float((frozen[3].float() - whole[3].float()).abs().max()) > 2e-2 * largest
-
-
-def test_weights_of_another_model_are_refused(tiny: Callable[[str], Path]) -> None:
-    asked = settings_of(tiny("bert"))
-    for strange in (
-        {"encoder.layer.9.x": torch.zeros(2)},
-        {"encoder.layer.2.output.dense.bias": torch.zeros(2)},
-    ):
-        with pytest.raises(HeadError, match="does not fit"):
-            load_tuned(asked, find_model(asked), strange, lambda _: None)
-
-
-def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"no tensors")
-    for name in ("x.safetensors", "absent.safetensors"):
-        with pytest.raises(HeadError, match="cannot read the trained part"):
-            read_weights(tmp_path / name)

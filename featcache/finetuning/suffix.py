@@ -8,11 +8,9 @@ model itself. When a cut is made, a few made-up texts are run whole and in two p
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,50 +19,15 @@ from torch import nn
 from torch.nn import functional
 
 from featcache.backbone.attention_backward import IMPLEMENTATION, register
-from featcache.backbone.files import ModelFiles
-from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
 from featcache.backbone.model import DTYPES, Backbone, TokenBatch
 from featcache.backbone.packing import Layout
 from featcache.backbone.pooling import POOLINGS
 from featcache.backbone.position_table import position_table
-from featcache.errors import BackboneError, HeadError, UsageError
-from featcache.settings import BackboneSettings
+from featcache.errors import BackboneError
+from featcache.finetuning.parts import TrainedPart
 
 TOKEN_STEP = 128
 FILLER = 64  # tokens of a made-up text that fills a batch
-PARTS = "head, top-blocks:N, positions, all"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What of a backbone is trained.
-
-    Attributes:
-        name: as it was asked for: `top-blocks:2`, `positions`, `all`.
-        cut: the states before this block are cached, what is below is frozen; None: training begins at
-            the tokens, and nothing can be cached.
-    """
-
-    name: str
-    cut: int | None
-
-
-def parse_part(text: str, blocks: int) -> Part:
-    """`top-blocks:2`, `positions` or `all` of a backbone with that many blocks.
-
-    Raises:
-        UsageError: none of these, or more blocks than there are.
-    """
-    if text in ("positions", "all"):
-        return Part(text, None)
-    match = re.fullmatch(r"top-blocks:(\d+)", text)
-    if not match:
-        raise UsageError(f"--train {text}: no part of a model", hint=f"there are: {PARTS}")
-    count = int(match[1])
-    if not 1 <= count <= blocks:
-        more = "; for the head alone: --train head" if count == 0 else ""
-        raise UsageError(f"--train {text}: the backbone has {blocks} blocks", hint=f"1 to {blocks}{more}")
-    return Part(f"top-blocks:{count}", blocks - count)
 
 
 @dataclass(frozen=True)
@@ -101,7 +64,13 @@ class Suffix:
     """
 
     def __init__(
-        self, backbone: Backbone, part: Part, *, compute: str, device: torch.device, dropout: float = 0.0
+        self,
+        backbone: Backbone,
+        part: TrainedPart,
+        *,
+        compute: str,
+        device: torch.device,
+        dropout: float = 0.0,
     ) -> None:
         self.backbone, self.part, self.device = backbone, part, device
         self.model: nn.Module = backbone.model
@@ -368,57 +337,3 @@ def require_blocks(backbone: Backbone) -> nn.ModuleList:
             hint="train a head on its features: --train head",
         )
     return backbone.blocks
-
-
-def load_plain(settings: BackboneSettings, files: ModelFiles) -> Backbone:
-    """The backbone in float32 on the CPU, where no module is swapped for one that cannot be trained."""
-    return load_backbone(replace(settings, device="cpu", dtype="float32"), files)
-
-
-def load_tuned(
-    settings: BackboneSettings,
-    files: ModelFiles,
-    weights: Mapping[str, torch.Tensor],
-    prepare: Callable[[Backbone], Any],
-) -> Backbone:
-    """The backbone with some of its parameters replaced, as fast as any frozen one.
-
-    Args:
-        prepare: called with the plain backbone first, for what must be done before weights fit
-            (positions that are extended).
-
-    Raises:
-        HeadError: parameters that the backbone does not have, or of another shape.
-    """
-    plain = load_plain(settings, files)
-    prepare(plain)
-    device = resolve_device(settings.device)
-    dtype_name = resolve_dtype(settings.dtype, device)
-    known = dict(plain.model.named_parameters())
-    for name, value in weights.items():
-        if name not in known or known[name].shape != value.shape:
-            raise HeadError(f"the trained part does not fit {files.name}: {name} {list(value.shape)}")
-        known[name].data.copy_(value)
-    if plain.packing == "packed":
-        plain.model.set_attn_implementation(plain.stock_attention)
-    plain.model.to(device)
-    for parameter in known.values():
-        parameter.data = parameter.data.to(DTYPES[dtype_name])
-    tuned = Backbone(plain.model, plain.tokenizer, files, device, dtype_name)
-    tuned.extension, tuned.extension_note = plain.extension, plain.extension_note
-    return tuned
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file, by name.
-
-    Raises:
-        HeadError: missing or damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HeadError(f"cannot read the trained part {path}: {error}") from error

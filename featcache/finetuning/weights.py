@@ -1,0 +1,124 @@
+"""Trained weights on disk, and the backbone with them in place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from featcache.backbone.encoder import Encoder
+from featcache.backbone.files import ModelFiles
+from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
+from featcache.backbone.model import DTYPES, Backbone
+from featcache.errors import HeadError
+from featcache.fingerprint import EncoderDocument, TunedPart
+from featcache.settings import BackboneSettings, FeatureSettings
+
+TRAINED = "trained"  # name of the trained part's file, beside that of the head
+
+
+class TunedEncoder(Encoder):
+    """An encoder whose backbone was fine-tuned; its document says with which weights.
+
+    Args:
+        tuned: part, cut and checksum of the trained weights, as in the head's encoder document.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        features: FeatureSettings,
+        batch_tokens: int | None,
+        tuned: TunedPart | None,
+    ) -> None:
+        super().__init__(backbone, features, batch_tokens)
+        self._tuned = tuned
+
+    @property
+    def document(self) -> EncoderDocument:
+        return replace(super().document, tuned=self._tuned)
+
+
+def tuned_encoder(
+    settings: BackboneSettings,
+    files: ModelFiles,
+    features: FeatureSettings,
+    folder: Path,
+    document: EncoderDocument,
+) -> Encoder:
+    """The encoder of a fine-tuned run.
+
+    Args:
+        settings, files, features: as for any backbone and encoder.
+        folder: of the run.
+        document: the encoder document of the run's head.
+
+    Raises:
+        HeadError: the trained part is missing, was changed, or belongs to another backbone.
+    """
+    weights = trained_weights(folder, document)
+    plain = load_plain(settings, files)
+    Encoder(plain, features)  # extends the position table, if the settings ask for it
+    return TunedEncoder(
+        with_weights(plain, settings, weights), features, settings.batch_tokens, document.tuned
+    )
+
+
+def load_plain(settings: BackboneSettings, files: ModelFiles) -> Backbone:
+    """The backbone in float32 on the CPU, where no module is replaced by one that cannot be trained."""
+    return load_backbone(replace(settings, device="cpu", dtype="float32"), files)
+
+
+def with_weights(
+    plain: Backbone, settings: BackboneSettings, weights: Mapping[str, torch.Tensor]
+) -> Backbone:
+    """The backbone with some of its parameters replaced, as fast as any frozen one.
+
+    Args:
+        plain: from `load_plain`; it is used up.
+        settings: the device and dtype of the result.
+        weights: by parameter name.
+
+    Raises:
+        HeadError: parameters that the backbone does not have, or of another shape.
+    """
+    device = resolve_device(settings.device)
+    dtype_name = resolve_dtype(settings.dtype, device)
+    known = dict(plain.model.named_parameters())
+    for name, value in weights.items():
+        if name not in known or known[name].shape != value.shape:
+            raise HeadError(f"the trained part does not fit {plain.files.name}: {name} {list(value.shape)}")
+        known[name].data.copy_(value)
+    if plain.packing == "packed":
+        plain.model.set_attn_implementation(plain.stock_attention)
+    plain.model.to(device)
+    for parameter in known.values():
+        parameter.data = parameter.data.to(DTYPES[dtype_name])
+    tuned = Backbone(plain.model, plain.tokenizer, plain.files, device, dtype_name)
+    tuned.extension, tuned.extension_note = plain.extension, plain.extension_note
+    return tuned
+
+
+def trained_weights(folder: Path, document: EncoderDocument) -> dict[str, torch.Tensor]:
+    """What was trained of the backbone in a run, by parameter name, in the dtype it was computed with.
+
+    Args:
+        folder: of the run.
+        document: the encoder document of the run's head.
+
+    Raises:
+        HeadError: the trained part is missing or was changed.
+    """
+    from safetensors.torch import load
+
+    for path in (folder / f"{TRAINED}.safetensors", folder / f"{TRAINED}-last.safetensors"):
+        content = path.read_bytes() if path.is_file() else b""
+        if document.tuned and hashlib.sha256(content).hexdigest() == document.tuned.weights:
+            return load(content)
+    raise HeadError(
+        f"the trained part in {folder} is missing or was changed: no file has the head's checksum",
+        hint="train it again: featcache finetune",
+    )

@@ -1,0 +1,168 @@
+"""From trained scorers to a saved run: calibrated on validation, scored on every split, recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featcache.cache.catalog import Features
+from featcache.evaluation.bootstrap import bootstrap_intervals
+from featcache.evaluation.calibration import fit_temperature, tune_thresholds
+from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
+from featcache.heads.fit import Epoch
+from featcache.heads.head import Head, probabilities_of
+from featcache.heads.scorers import Scorer
+from featcache.runs.predictions import Predictions
+from featcache.runs.record import (
+    BackboneRecord,
+    CacheReference,
+    CalibrationRecord,
+    FrozenRows,
+    RunRecord,
+    SplitScores,
+    SweepRecord,
+    TuningRecord,
+)
+from featcache.runs.run import Run, save_run
+from featcache.settings import Settings
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a head was trained, for the run record; fields that are not described are those of `RunRecord`.
+
+    Attributes:
+        kind: `RunRecord.head`.
+        backbone_parameters: how many were trained beside the head's own.
+    """
+
+    kind: str
+    seconds: float
+    settings: dict[str, Any]
+    history: Sequence[Epoch] = ()
+    best_epoch: int = 0
+    solver: Mapping[str, Any] = field(default_factory=dict)
+    backbone_parameters: int = 0
+    finetune: TuningRecord | None = None
+    sweep: SweepRecord | None = None
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The rows a head was trained and scored on, for the run record; fields are those of `RunRecord`.
+
+    Attributes:
+        commit: of the backbone on the hub; None for a local folder.
+    """
+
+    rows: dict[str, int]
+    pairs: bool | None
+    truncated: dict[str, int]
+    caches: dict[str, CacheReference]
+    extraction_seconds: float
+    bytes_cached: int
+    commit: str | None
+    frozen: FrozenRows | None = None
+
+
+def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, CalibrationRecord]:
+    """The head with temperature (and multi-label thresholds) fitted on validation.
+
+    Temperature scaling: Guo et al. 2017, arXiv:1706.04599.
+    """
+    logits, y, names = scorer.logits(validation.x), validation.y, validation.label_names
+    several = y.ndim == 2
+    before = score(probabilities_of(logits, 1.0, multi_label=several), y, names)
+    # If all rows are right, the loss falls without end towards temperature 0: nothing can be fitted.
+    temperature = fit_temperature(logits, y) if before.accuracy < 1 else 1.0
+    scaled = probabilities_of(logits, temperature, multi_label=several)
+    after = score(scaled, y, names)
+    head = Head(
+        scorer,
+        label_names=names,
+        view=validation.view,
+        encoder=validation.encoder,
+        kind=kind,
+        temperature=temperature,
+        thresholds=tune_thresholds(scaled, y) if several else None,
+    )
+    return head, CalibrationRecord(
+        temperature=temperature,
+        ece_before=before.ece,
+        ece_after=after.ece,
+        log_loss_before=before.log_loss,
+        log_loss_after=after.log_loss,
+    )
+
+
+def save_trained(
+    settings: Settings,
+    training: Training,
+    inputs: TrainingInputs,
+    heads: Mapping[str, tuple[Head, CalibrationRecord]],
+    features: Mapping[str, Features],
+    files: Mapping[str, bytes] | None = None,
+) -> Run:
+    """Score the best head on every split and save it as a run.
+
+    Args:
+        heads: from `calibrate`, by file name: `head` (the best by validation) and perhaps `last`.
+        features: by split. Predictions and intervals are made of all splits but train.
+        files: what else belongs to the run, by file name.
+    """
+    head, calibration = heads["head"]
+    scores: dict[str, Scores] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    predictions: dict[str, Predictions] = {}
+    for split, part in features.items():
+        if split == "train":  # may be large: only some of its rows are in memory at a time
+            some = ((head.predict_proba(part.x[rows]), part.y[rows]) for rows in row_parts(len(part.y)))
+            scores[split] = score_parts(some, part.label_names, head.thresholds)
+            continue
+        found = head.predict_proba(part.x)
+        scores[split] = score(found, part.y, part.label_names, head.thresholds)
+        intervals[split] = bootstrap_intervals(found, part.y, head.thresholds)
+        predictions[split] = Predictions.of(
+            part.row_hash, part.y, found, part.label_names, thresholds=head.thresholds
+        )
+    record = RunRecord(
+        head=training.kind,
+        view=head.view,
+        task="multi-label" if head.multi_label else "single-label",
+        fingerprint=head.fingerprint,
+        seconds=training.seconds,
+        metrics={split: found.summary for split, found in scores.items()},
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        seed=settings.seed,
+        settings=training.settings,
+        solver=dict(training.solver),
+        epochs=len(training.history) or None,
+        best_epoch=training.best_epoch or None,
+        parameters=head.parameters + training.backbone_parameters,
+        rows=inputs.rows,
+        pairs=inputs.pairs,
+        truncated=inputs.truncated,
+        label_names=head.label_names,
+        scores={split: _split_scores(found) for split, found in scores.items()},
+        intervals=intervals,
+        calibration=calibration,
+        extraction_seconds=inputs.extraction_seconds,
+        bytes_cached=inputs.bytes_cached,
+        backbone=BackboneRecord(**asdict(settings.backbone), commit=inputs.commit),
+        features=settings.features,
+        data=settings.data,
+        caches=inputs.caches,
+        history=tuple(training.history),
+        frozen=inputs.frozen,
+        finetune=training.finetune,
+        sweep=training.sweep,
+    )
+    saved = {name: each for name, (each, _) in heads.items()}
+    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
+
+
+def _split_scores(scores: Scores) -> SplitScores:
+    return SplitScores(scores.per_class, None if scores.confusion is None else scores.confusion.tolist())

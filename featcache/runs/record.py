@@ -1,0 +1,213 @@
+"""`run.json`: how a head was trained, on what, and how good it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.evaluation.metrics import ClassScore
+from featcache.heads.fit import Epoch
+from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
+from featcache.system.documents import parse_document
+
+RUN_FORMAT = 1
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class BackboneRecord(BackboneSettings):
+    """The settings of the backbone, and the commit of the hub that they led to; None for a local folder."""
+
+    model: str = ""
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheReference:
+    """A cache file that the head was trained or scored on."""
+
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Per-class table and confusion matrix of one split; `confusion` is None for multi-label."""
+
+    per_class: tuple[ClassScore, ...] = ()
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The temperature, and the validation scores without and with it (ECE: `Scores.ece`; nats a row)."""
+
+    temperature: float
+    ece_before: float
+    ece_after: float
+    log_loss_before: float
+    log_loss_after: float
+
+
+@dataclass(frozen=True)
+class FrozenRows:
+    """How to find the features that the frozen backbone makes of a fine-tuned run's rows.
+
+    Attributes:
+        encoder: fingerprint of the frozen backbone's encoder document.
+        rows: `row_chain` of the row hashes, by split.
+    """
+
+    cache_dir: str
+    encoder: str
+    rows: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """What only fine-tuned runs have.
+
+    Attributes:
+        cut: the block below which nothing was trained; None where training started from the tokens.
+        curve: up to 200 pairs of step and training loss.
+        stopped: why training ended early; empty where it did not.
+        device, dtype, packing, versions: circumstances, which do not change the result.
+    """
+
+    cut: int | None
+    curve: list[tuple[int, float]]
+    steps: int
+    tokens: int
+    batch_tokens: int
+    stopped: str = ""
+    device: str = ""
+    dtype: str = ""
+    packing: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One head of a sweep by its validation scores at its best epoch; trials are never scored on test."""
+
+    view: str
+    lr: float
+    weight_decay: float
+    label_smoothing: float
+    class_weight: str
+    seed: int | None
+    best_epoch: int
+    validation_accuracy: float
+    validation_loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Higher is better."""
+        return (self.validation_accuracy, -self.validation_loss)
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """The sweep that a run is the best of: how many heads, and the first 100 trials, best first."""
+
+    heads: int
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of run.json.
+
+    Fields with a default are missing in runs of some earlier versions.
+
+    Attributes:
+        run: the run's name, that of its folder.
+        head: kind of the head, or the part that was fine-tuned, e.g. `top-blocks:2`.
+        fingerprint: of the features the head fits, see `Head.fingerprint`.
+        seconds: of the training alone.
+        metrics: by split, then by name, see `featcache.evaluation.metrics.METRICS`.
+        created: local time with its offset, `%Y-%m-%dT%H:%M:%S%z`.
+        settings: of the training, those that its kind uses.
+        solver: what the solver reports besides: a chosen penalty, a gradient's norm.
+        epochs, best_epoch: None for solvers without epochs.
+        parameters: how many were trained.
+        pairs: whether the head was trained on pairs of texts; None where that is not known.
+        truncated: texts longer than the longest length, by split.
+        intervals: 95 % bootstrap intervals, by split and metric.
+        extraction_seconds, bytes_cached: of the features or states, all splits.
+        caches: by split; of fine-tuned runs the states files.
+    """
+
+    format: int = RUN_FORMAT
+    run: str = ""
+    head: str
+    view: str
+    task: str = "single-label"
+    fingerprint: str
+    seconds: float
+    metrics: dict[str, dict[str, float]]
+    created: str
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    solver: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    best_epoch: int | None = None
+    parameters: int | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+    pairs: bool | None = None
+    truncated: dict[str, int] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+    scores: dict[str, SplitScores] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    extraction_seconds: float = 0.0
+    bytes_cached: int | None = None
+    backbone: BackboneRecord = BackboneRecord()
+    features: FeatureSettings | None = None
+    data: DataSettings | None = None
+    caches: dict[str, CacheReference] = field(default_factory=dict)
+    history: tuple[Epoch, ...]
+    frozen: FrozenRows | None = None
+    finetune: TuningRecord | None = None
+    sweep: SweepRecord | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `json.loads` makes of run.json."""
+        document: dict[str, Any] = json.loads(self.to_bytes())
+        return document
+
+    def to_bytes(self) -> bytes:
+        """The bytes of run.json; without `frozen`, `finetune` and `sweep` where they do not apply."""
+        rare = ("frozen", "finetune", "sweep")
+        document = {name: value for name, value in asdict(self).items() if name not in rare or value}
+        return json.dumps(document, indent=1, ensure_ascii=False, default=_builtin).encode("utf-8")
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """run.json of the run in `folder`, of this version or an earlier one.
+
+    Raises:
+        HeadError: missing, damaged, or of another format.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise HeadError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != RUN_FORMAT:
+        raise HeadError(f"cannot read {path}, or it has another format; this is {RUN_FORMAT}")
+    return parse_document(RunRecord, content, f"cannot read {path}", HeadError)
+
+
+def _builtin(value: Any) -> Any:
+    """What solvers report and callers set, NumPy values and paths, as builtin types."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} in run.json")
