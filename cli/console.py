@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from featcache.errors import FeatcacheError
 
-SPARKS = "▁▂▃▄▅▆▇█"
-
 
 def out() -> Console:
     """Results for people, on stdout; rich leaves colour out off a terminal and under NO_COLOR."""
@@ -79,12 +77,3 @@ def _rule_below_head() -> Box:
     from rich.box import Box
 
     return Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
-
-
-def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """Values as a row of blocks, lowest to highest; thinned out to `width`."""
-    if len(values) > width:
-        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
-    low, high = min(values), max(values)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in values)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from featcache.errors import UsageError
 from featcache.finetuning.recipe import Recipe, load_recipe
 from featcache.settings import options
+from featcache.system.text import sparkline
 from featcache.system.units import seconds_text, size_text
 from featcache_cli.commands import train_head
-from featcache_cli.console import note, out, print_json, sparkline
+from featcache_cli.console import note, out, print_json
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import ExtractionMeter
 

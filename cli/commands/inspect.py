@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import CacheMiss, UsageError
+from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
 from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
+    from featcache.inspection.document import Findings, ListedRow
+    from featcache.inspection.inspection import LeakageScore
     from featcache.settings import Settings
 
 PRINTED, LISTED = 5, 1000  # rows of each list on a terminal, in JSON
@@ -49,23 +53,24 @@ def run(args: argparse.Namespace) -> int:
     most = args.list if args.list is not None else LISTED if args.json else PRINTED
     if most < 0:
         raise UsageError(f"--list {most}: 0 or more")
+    from featcache.system.documents import json_document
+
     found = inspect(settings_of(args), args, most)
     if args.json:
-        print_json(found)
+        print_json(json_document(found))
     else:
         show(found, out().width)
-        if found["no_texts"]:
-            note(f"without texts: {found['no_texts']}", quiet=args.quiet)
+        if found.no_texts:
+            note(f"without texts: {found.no_texts}", quiet=args.quiet)
     return 0
 
 
-def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str, Any]:
+def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings:
     """The findings, with a bar for each part of the work."""
     from featcache.data.text_lookup import find_texts
     from featcache.inspection.document import findings
     from featcache.inspection.inspection import InspectedSplit, inspect_splits
     from featcache.inspection.neighbours import THRESHOLD
-    from featcache.system.documents import json_document
 
     view = args.view or settings.features.views[0]
     parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
@@ -79,8 +84,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> dict[str
             on_progress=lambda now: meter.step(now.stage, now.done, now.total),
         )
     hashes = {name: part.features.row_hash for name, part in parts.items()}
-    found = findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
-    return json_document(found)  # type: ignore[no-any-return]
+    return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
 
 
 def _files(settings: Settings) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def _files(settings: Settings) -> dict[str, Any]:
     return files
 
 
-def show(found: dict[str, Any], width: int) -> None:
+def show(found: Findings, width: int) -> None:
     """Everything as tables, then the first rows of each list."""
     _show_splits(found)
     _show_leakage(found, width)
@@ -106,116 +110,107 @@ def show(found: dict[str, Any], width: int) -> None:
     _show_outliers(found, width)
 
 
-def _show_splits(found: dict[str, Any]) -> None:
+def _show_splits(found: Findings) -> None:
     console = out()
-    console.print(f"features {found['view']}, nearly equal from a cosine of {found['threshold']:g}")
+    console.print(f"features {found.view}, nearly equal from a cosine of {found.threshold:g}")
     numbers = [("rows", "right"), ("repeats", "right"), ("near", "right"), ("cut", "right")]
     shown = table(
         [("split", "left"), *numbers, ("tokens (median, longest)", "right"), ("smallest class", "left")]
     )
-    for split, rows in found["splits"].items():
-        cut, twice = found["truncation"][split], found["duplicates"]["splits"][split]
-        label, count = min(found["balance"][split].items(), key=lambda item: item[1])
+    for split, rows in found.splits.items():
+        cut, twice = found.truncation[split], found.duplicates.splits[split]
+        label, count = min(found.balance[split].items(), key=lambda item: item[1])
         shown.add_row(
-            split, f"{rows:,}", f"{twice['equal']:,}", f"{twice['near']:,}", f"{cut['cut']:,}",
-            f"{cut['median_tokens'] or 0:,.0f}, {cut['longest_tokens']:,}",
+            split, f"{rows:,}", f"{twice.equal:,}", f"{twice.near:,}", f"{cut.cut:,}",
+            f"{cut.median_tokens or 0:,.0f}, {cut.longest_tokens:,}",
             f"{clip(label, 12)} {share_text(count, rows)}",
         )  # fmt: skip
     console.print(shown)
-    labels = len(found["label_names"])
-    longest = max(one["max_length"] for one in found["truncation"].values())
+    labels = len(found.label_names)
+    longest = max(one.max_length for one in found.truncation.values())
     console.print(
         f"{labels} labels; repeats: rows whose text came before; cut: longer than {longest} tokens",
         style="dim",
     )
-    missing = [split for split in ("validation", "test") if split not in found["splits"]]
+    missing = [split for split in ("validation", "test") if split not in found.splits]
     if missing:
         console.print(f"not extracted, so not looked at: {', '.join(missing)}", style="dim")
 
 
-def _show_leakage(found: dict[str, Any], width: int) -> None:
-    console, leakage = out(), found["leakage"]
-    if not leakage["pairs"]:
+def _show_leakage(found: Findings, width: int) -> None:
+    console, leakage = out(), found.leakage
+    if not leakage.pairs:
         return
     console.print("\nLeakage between splits", style="bold")
     columns = [("rows of", "left"), ("found in", "left"), ("equal", "right"), ("near", "right")]
     shown = table([*columns, ("share", "right"), ("other label", "right")])
-    for pair in leakage["pairs"]:
-        rows = found["splits"][pair["split"]]
+    for pair in leakage.pairs:
+        rows = found.splits[pair.split]
         shown.add_row(
-            pair["split"], pair["in"], f"{pair['equal']:,}", f"{pair['near']:,}",
-            share_text(pair["rows"], rows), f"{pair['other_label']:,}",
-            style="bold red" if pair["rows"] else None,
+            pair.split, pair.in_, f"{pair.equal:,}", f"{pair.near:,}",
+            share_text(pair.rows, rows), f"{pair.other_label:,}",
+            style="bold red" if pair.rows else None,
         )  # fmt: skip
     console.print(shown)
-    for score in leakage["scores"]:
+    for score in leakage.scores:
         console.print(score_line(score))
-    _print_rows(leakage["list"], width, lambda row: f"cosine {row['cosine']:.3f}")
+    _print_rows(((row, f"cosine {row.cosine:.3f}") for row in leakage.list_), width)
 
 
-def score_line(score: dict[str, Any]) -> str:
+def score_line(score: LeakageScore) -> str:
     """What leakage did to the accuracy of a logistic regression."""
-    whole = f"{percent_text(score['whole'])} {interval_text(*score['whole_interval'])}"
-    if not score["removed"]:
-        return f"{score['split']} accuracy of a logistic regression: {whole}; nothing leaked"
-    without = f"{percent_text(score['without'])} {interval_text(*score['without_interval'])}"
+    whole = f"{percent_text(score.whole)} {interval_text(*score.whole_interval)}"
+    if not score.removed:
+        return f"{score.split} accuracy of a logistic regression: {whole}; nothing leaked"
+    without = f"{percent_text(score.without)} {interval_text(*score.without_interval)}"
     return (
-        f"{score['split']} accuracy of a logistic regression: {whole},"
-        f" without the {score['removed']:,} leaked rows {without}"
+        f"{score.split} accuracy of a logistic regression: {whole},"
+        f" without the {score.removed:,} leaked rows {without}"
     )
 
 
-def _show_errors(found: dict[str, Any], width: int) -> None:
-    console, errors = out(), found["label_errors"]
+def _show_errors(found: Findings, width: int) -> None:
+    from featcache.inspection.document import label_text
+
+    console, errors = out(), found.label_errors
     console.print("\nLikely label errors", style="bold")
-    if errors["not_looked_for"]:
-        console.print(f"not looked for: {errors['not_looked_for']}")
+    if errors.not_looked_for:
+        console.print(f"not looked for: {errors.not_looked_for}")
         return
-    parts = ", ".join(f"{count:,} in {split}" for split, count in errors["splits"].items())
-    console.print(f"{errors['rows']:,} rows ({parts}), the least likely label first")
-    if errors["unjudged"]:
-        console.print(f"{errors['unjudged']:,} rows have a label that is too rare to judge")
-    _print_rows(errors["list"], width, lambda row: f"rather {names(row['suggested'])}")
+    parts = ", ".join(f"{count:,} in {split}" for split, count in errors.splits.items())
+    console.print(f"{errors.rows:,} rows ({parts}), the least likely label first")
+    if errors.unjudged:
+        console.print(f"{errors.unjudged:,} rows have a label that is too rare to judge")
+    _print_rows(((row, f"rather {label_text(row.suggested)}") for row in errors.list_), width)
 
 
-def _show_duplicates(found: dict[str, Any], width: int) -> None:
-    console, twice = out(), found["duplicates"]
+def _show_duplicates(found: Findings, width: int) -> None:
+    console, twice = out(), found.duplicates
     console.print("\nNearly equal texts", style="bold")
-    console.print(f"{twice['near_pairs']:,} pairs, the most alike first")
-    for pair in twice["near_list"]:
-        _print_rows(pair["rows"], width, lambda row, pair=pair: f"cosine {pair['cosine']:.3f}")  # type: ignore[misc]
+    console.print(f"{twice.near_pairs:,} pairs, the most alike first")
+    for pair in twice.near_list:
+        _print_rows(((row, f"cosine {pair.cosine:.3f}") for row in pair.rows), width)
     console.print("\nOne text, several labels", style="bold")
-    console.print(f"{twice['conflicting_texts']:,} texts in {twice['conflicting_rows']:,} rows")
-    _print_rows(twice["conflict_list"], width, lambda row: "")
+    console.print(f"{twice.conflicting_texts:,} texts in {twice.conflicting_rows:,} rows")
+    _print_rows(((row, "") for row in twice.conflict_list), width)
 
 
-def _show_outliers(found: dict[str, Any], width: int) -> None:
-    outliers = found["outliers"]
+def _show_outliers(found: Findings, width: int) -> None:
+    outliers = found.outliers
     out().print("\nOutliers", style="bold")
-    if outliers["beyond"] is not None:
+    if outliers.beyond is not None:
         out().print(
-            f"{outliers['rows']:,} texts farther than {outliers['beyond']:.2f} from their"
-            f" {outliers['neighbours']} nearest train texts"
+            f"{outliers.rows:,} texts farther than {outliers.beyond:.2f} from their"
+            f" {outliers.neighbours} nearest train texts"
         )
-    _print_rows(outliers["list"], width, lambda row: f"distance {row['distance']:.2f}")
+    _print_rows(((row, f"distance {row.distance:.2f}") for row in outliers.list_), width)
 
 
-def _print_rows(rows: list[dict[str, Any]], width: int, about: Any) -> None:
-    """One line a row: where it stands, its label, what is said of it, as much of its text as fits."""
-    for row in rows:
-        where = f"{row['split']} {row['row'] if row['row'] is not None else row['row_hash'][:8]}"
-        line = f"  {where}  {clip(names(row['label']), 16)}  {clip(about(row), 30)}".rstrip()
-        text = " ".join((row["text"] or "").split())
+def _print_rows(rows: Iterable[tuple[ListedRow, str]], width: int) -> None:
+    """A line for each row: where it is, its label, a remark, and as much of its text as fits."""
+    from featcache.inspection.document import label_text
+
+    for row, remark in rows:
+        line = f"  {row.where}  {clip(label_text(row.label), 16)}  {clip(remark, 30)}".rstrip()
+        text = " ".join((row.text or "").split())
         out().print(clip(f"{line}  {text}".rstrip(), width), soft_wrap=True)
-
-
-def names(label: str | list[str]) -> str:
-    return label if isinstance(label, str) else "+".join(label) or "no label"
-
-
-def clip(text: str, cells: int) -> str:
-    """`text` in at most so many terminal cells, without characters that move the cursor."""
-    from rich.cells import cell_len, set_cell_size
-
-    safe = "".join(sign if sign.isprintable() else "�" for sign in text)
-    return safe if cell_len(safe) <= cells else set_cell_size(safe, cells - 1).rstrip() + "…"

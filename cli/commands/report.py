@@ -6,17 +6,18 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import HeadError, UsageError
+from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, seconds_text
-from featcache_cli.commands.inspect import clip
 from featcache_cli.commands.train_head import show_history
 from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
+    from featcache.reporting.document import Report
     from featcache.runs.run import Run
 
 SUFFIXES = (".html", ".md", ".json")
@@ -64,13 +65,15 @@ def run(args: argparse.Namespace) -> int:
     if page.is_dir():
         raise UsageError(f"--output {page} is a folder")
     began = time.perf_counter()
-    document, files = write(runs, page, reports, args)
+    report, files = write(runs, page, reports, args)
     seconds = time.perf_counter() - began
     if args.json:
+        from featcache.system.documents import json_document
+
         paths = {path.suffix.removeprefix("."): str(path) for path in files}
-        print_json({"files": paths, "seconds": seconds, "report": document})
+        print_json({"files": paths, "seconds": seconds, "report": json_document(report)})
     else:
-        show(document, runs[0])
+        show(report, runs[0])
         for path in files:
             out().print(str(path), soft_wrap=True)
         note(f"written in {seconds_text(seconds)}; open {files[0]} in a browser", quiet=args.quiet)
@@ -89,84 +92,79 @@ def _asked(names: list[str], reports: Path) -> list[Run]:
     return list({run.folder.resolve(): run for run in (load_run(reports, name) for name in names)}.values())
 
 
-def write(
-    runs: list[Run], page: Path, reports: Path, args: argparse.Namespace
-) -> tuple[dict[str, Any], list[Path]]:
-    """Make the report with a bar for each part of the work, and write its three files, each whole."""
+def write(runs: list[Run], page: Path, reports: Path, args: argparse.Namespace) -> tuple[Report, list[Path]]:
+    """Make the report, with a bar for each part of the work, and write its three files."""
     from featcache.reporting.build import build_report
     from featcache.reporting.html import to_html
     from featcache.reporting.markdown import to_markdown
+    from featcache.system.documents import json_document
     from featcache.system.durable import write_file
 
     with Meter(quiet=args.quiet) as meter:
-        document = build_report(
+        report = build_report(
             runs,
             args.split,
             inspect=args.inspect,
             projection=args.map,
             reports_dir=reports,
-            progress=meter.step,
+            on_progress=lambda now: meter.step(now.stage, now.done, now.total),
         )
         meter.step("drawing", 0, 1)
-        texts = {
-            ".html": to_html(document),
-            ".md": to_markdown(document),
-            ".json": json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
-        }
+        json_text = json.dumps(json_document(report), ensure_ascii=False, allow_nan=False, indent=1)
+        texts = {".html": to_html(report), ".md": to_markdown(report), ".json": json_text + "\n"}
         meter.step("drawing", 1, 1)
     files = []
     for suffix, text in texts.items():
         path = page if suffix == ".html" else page.with_suffix(suffix)
         write_file(path, text.encode("utf-8"))
         files.append(path)
-    return document, files
+    return report, files
 
 
-def show(document: dict[str, Any], subject: Run) -> None:
-    """The gist of it: headline, leakage, curves, runs, the surest mistakes."""
-    console, split = out(), document["split"]
-    best = document["headline"]["accuracy"]
-    interval = interval_text(*best["interval"] or [None, None])
+def show(report: Report, subject: Run) -> None:
+    """A summary: headline, leakage, training curves, runs, the most confident mistakes."""
+    console, best = out(), report.headline["accuracy"]
+    interval = interval_text(*best.interval or (None, None))
     console.print(
-        f"{document['about']['run']}: {split} accuracy {percent_text(best['value'])} {interval}".rstrip(),
+        f"{report.about.run}: {report.split} accuracy {percent_text(best.value)} {interval}".rstrip(),
         style="bold",
     )
-    clean = document["without_leaks"]
-    if clean and clean["removed"]:
+    clean = report.without_leaks
+    if clean and clean.removed:
         console.print(
-            f"{clean['removed']:,} of {clean['rows']:,} {split} rows stand in an earlier split, too;"
-            f" without them {percent_text(clean['without'])} {interval_text(*clean['without_interval'])}",
+            f"{clean.removed:,} of {clean.rows:,} {report.split} rows are in an earlier split too;"
+            f" without them {percent_text(clean.without)} {interval_text(*clean.without_interval)}",
             style="bold red",
         )
     show_history(subject)
-    _show_runs(document)
-    _show_mistakes(document, console.width)
-    for line in document["notes"]:
+    _show_runs(report)
+    _show_mistakes(report, console.width)
+    for line in report.notes:
         console.print(f"note: {line}", style="dim")
     console.print()
 
 
-def _show_runs(document: dict[str, Any]) -> None:
-    from featcache.reporting.html import against
+def _show_runs(report: Report) -> None:
+    from featcache.reporting.words import against
 
-    if len(document["runs"]) < 2:
+    if len(report.runs) < 2:
         return
-    shown = table(
-        [("run", "left"), (document["split"], "right"), ("F1", "right"), ("against the first", "right")]
-    )
-    for line in document["runs"]:
-        accuracy, f1 = (percent_text(line[name]) for name in ("accuracy", "macro_f1"))
-        shown.add_row(clip(line["run"], 30), accuracy, f1, against(line["run"], document["comparisons"]))
+    shown = table([("run", "left"), (report.split, "right"), ("F1", "right"), ("against the first", "right")])
+    for run in report.runs:
+        shown.add_row(
+            clip(run.run, 30), percent_text(run.accuracy), percent_text(run.macro_f1),
+            against(run.run, report.comparisons),
+        )  # fmt: skip
     out().print(shown)
 
 
-def _show_mistakes(document: dict[str, Any], width: int) -> None:
-    from featcache.reporting.html import names, where
+def _show_mistakes(report: Report, width: int) -> None:
+    from featcache.inspection.document import label_text
 
-    if document["mistakes"]:
+    if report.mistakes:
         out().print("\nThe most confident mistakes", style="bold")
-    for row in document["mistakes"][:SHOWN]:
-        label, guess = (clip(names(row[name]), 12) for name in ("label", "predicted"))
-        said = f"{label}, said {guess} {percent_text(row['confidence'])}"
-        text = " ".join((row["text"] or "").split())
-        out().print(clip(f"  {where(row)}  {said}  {text}".rstrip(), width), soft_wrap=True)
+    for row in report.mistakes[:SHOWN]:
+        label, predicted = (clip(label_text(one), 12) for one in (row.label, row.predicted))
+        said = f"{label}, predicted {predicted} {percent_text(row.confidence)}"
+        text = " ".join((row.text or "").split())
+        out().print(clip(f"  {row.where}  {said}  {text}".rstrip(), width), soft_wrap=True)

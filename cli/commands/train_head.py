@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, Group, environment_group
+from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
-from featcache_cli.console import note, out, print_json, sparkline, table
+from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import TrainingMeter
 

@@ -40,6 +40,11 @@ class ListedRow:
     label: str | list[str]
     text: str | None = None
 
+    @property
+    def where(self) -> str:
+        """The split, and the row or the beginning of the row hash."""
+        return f"{self.split} {row_text(self.row, self.row_hash)}"
+
 
 @dataclass(kw_only=True)
 class RepeatedRow(ListedRow):
@@ -255,6 +260,16 @@ def label_of(value: Any, names: Sequence[str]) -> str | list[str]:
     if np.ndim(value) == 0:
         return names[int(value)]
     return [names[number] for number in np.flatnonzero(value).tolist()]
+
+
+def row_text(row: int | None, row_hash: str) -> str:
+    """The row of the source, or the beginning of the row hash if it was not found there."""
+    return str(row) if row is not None else row_hash[:8]
+
+
+def label_text(label: str | Sequence[str]) -> str:
+    """A label, or several with commas between."""
+    return label if isinstance(label, str) else ", ".join(label) or "none"
 
 
 def _truncation(inspection: Inspection, name: str) -> Truncation:

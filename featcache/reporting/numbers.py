@@ -1,80 +1,103 @@
-"""What predictions say of a head: how sure it is, how often rightly, on which texts."""
+"""The numbers of a report: confidence, mistakes, accuracy by length, the map, and the cost of extraction."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
+from featcache.cache.catalog import CacheFile
+from featcache.errors import UsageError
 from featcache.evaluation.metrics import BINS
 from featcache.evaluation.paired import right_rows
+from featcache.heads.fit import Standard
+from featcache.inspection.inspection import InspectedSplit
+from featcache.reporting.document import (
+    ConfidenceBin,
+    ConfidenceHistogram,
+    ExtractionCost,
+    LengthBin,
+    ShareRight,
+    TruncationEffect,
+)
 from featcache.runs.predictions import Predictions
+from featcache.runs.run import Run
 
 MISTAKES = 20
-HISTOGRAM = 20
+HISTOGRAM_BINS = 20
+LENGTH_BINS = 8
+PROJECTIONS = ("auto", "pca", "umap")
+TUTORIAL_EPOCHS, TUTORIAL_BATCH = 100, 50  # of the ChnSentiCorp tutorials, for heads without epochs
 
 
-def confidences(said: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence and whether it was right: of each row `[N]`; multi-label: of each of the N*C entries.
+def confidences(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence, and whether it was right: of each row `[N]`; multi-label: of each of the N*C entries.
 
-    Multi-label: how probable the label is, and whether it is there, as the calibration error counts it.
+    Multi-label: the probability of the label, and whether the row has it, as the calibration error counts.
     """
-    if said.multi_label:
-        return said.probabilities.ravel(), said.labels.ravel().astype(bool)
-    return said.probabilities.max(axis=1), said.probabilities.argmax(axis=1) == said.labels
+    probabilities, labels = predictions.probabilities, predictions.labels
+    if predictions.multi_label:
+        return probabilities.ravel(), labels.ravel().astype(bool)
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
 
-def reliability(said: Predictions, bins: int = BINS) -> list[dict[str, Any]]:
-    """Confidence against accuracy in the bins of the calibration error, with Wilson intervals."""
-    confidence, right = confidences(said)
-    cell = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+def reliability(predictions: Predictions, bins: int = BINS) -> list[ConfidenceBin]:
+    """Confidence against accuracy in the bins of the calibration error; empty bins are left out."""
+    confidence, right = confidences(predictions)
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
     found = []
-    for number in np.unique(cell).tolist():
-        here = cell == number
+    for number in np.unique(bin_of).tolist():
+        here = bin_of == number
         rows, hits = int(here.sum()), int(right[here].sum())
         found.append(
-            {
-                "from": number / bins,
-                "to": (number + 1) / bins,
-                "rows": rows,
-                "confidence": float(confidence[here].mean()),
-                "accuracy": hits / rows,
-                "interval": wilson(hits, rows),
-            }
+            ConfidenceBin(
+                from_=number / bins,
+                to=(number + 1) / bins,
+                rows=rows,
+                confidence=float(confidence[here].mean()),
+                accuracy=hits / rows,
+                interval=wilson_interval(hits, rows),
+            )
         )
     return found
 
 
-def confidence_histogram(said: Predictions, bins: int = HISTOGRAM) -> dict[str, list[float] | list[int]]:
-    """How many rows are right and wrong at each confidence (multi-label: entries, there or not)."""
-    confidence, right = confidences(said)
+def confidence_histogram(predictions: Predictions, bins: int = HISTOGRAM_BINS) -> ConfidenceHistogram:
+    """How many rows are right and wrong at each confidence; multi-label: how many entries."""
+    confidence, right = confidences(predictions)
     edges = np.linspace(0, 1, bins + 1)
     counts = [np.histogram(confidence[where], edges)[0].tolist() for where in (right, ~right)]
-    return {"edges": edges.tolist(), "right": counts[0], "wrong": counts[1]}
+    return ConfidenceHistogram(edges.tolist(), *counts)
 
 
-def by_length(said: Predictions, tokens: np.ndarray, bins: int = 8) -> list[dict[str, Any]]:
+def accuracy_by_length(
+    predictions: Predictions, tokens: np.ndarray, bins: int = LENGTH_BINS
+) -> list[LengthBin]:
     """Accuracy by tokens of the text, in bins of about equally many rows."""
-    if not len(said):
+    if not len(predictions):
         return []
-    right = right_rows(said.labels, said.predicted)
+    right = right_rows(predictions.labels, predictions.predicted)
     edges = np.unique(np.quantile(tokens, np.linspace(0, 1, bins + 1), method="higher"))
-    cell = np.clip(np.searchsorted(edges, tokens, side="left") - 1, 0, max(len(edges) - 2, 0))
-    return [
-        {"from": int(tokens[here].min()), "to": int(tokens[here].max()), **_share(right[here])}
-        for here in (cell == number for number in np.unique(cell).tolist())
-    ]  # fmt: skip
+    bin_of = np.clip(np.searchsorted(edges, tokens, side="left") - 1, 0, max(len(edges) - 2, 0))
+    found = []
+    for here in (bin_of == number for number in np.unique(bin_of).tolist()):
+        inside, share = tokens[here], _share_right(right[here])
+        found.append(
+            LengthBin(int(inside.min()), int(inside.max()), share.rows, share.accuracy, share.interval)
+        )
+    return found
 
 
-def by_truncation(said: Predictions, truncated: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Accuracy on texts that were cut, and on whole ones."""
-    right = right_rows(said.labels, said.predicted)
-    return {"cut": _share(right[truncated]), "whole": _share(right[~truncated])}
+def accuracy_by_truncation(predictions: Predictions, truncated: np.ndarray) -> TruncationEffect:
+    """Accuracy on truncated texts (bool `[N]`), and on the others."""
+    right = right_rows(predictions.labels, predictions.predicted)
+    return TruncationEffect(_share_right(right[truncated]), _share_right(right[~truncated]))
 
 
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927); (0, 1) of no rows."""
+def wilson_interval(hits: int, rows: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927); (0, 1) for no rows."""
     if not rows:
         return 0.0, 1.0
     z, share = 1.959963984540054, hits / rows
@@ -83,22 +106,102 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def worst(said: Predictions, most: int = MISTAKES) -> tuple[np.ndarray, np.ndarray]:
-    """Wrong rows and the confidence in what is wrong, int64 and float64 `[K]`, the most confident first.
+def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong rows and the confidence in them, int64 and float64 `[K]`, the most confident first.
 
-    Multi-label: the confidence in the wrong entry that is surest.
+    Multi-label: the highest confidence in a wrong entry of the row.
     """
-    wrong = np.flatnonzero(~right_rows(said.labels, said.predicted))
-    if said.multi_label:
-        p = said.probabilities[wrong]
-        off = said.labels[wrong] != said.predicted[wrong]
-        sure = np.where(off, np.where(said.predicted[wrong] == 1, p, 1 - p), 0).max(axis=1, initial=0)
+    labels, predicted = predictions.labels, predictions.predicted
+    wrong = np.flatnonzero(~right_rows(labels, predicted))
+    if predictions.multi_label:
+        p = predictions.probabilities[wrong]
+        confidence = np.where(predicted[wrong] == 1, p, 1 - p)
+        confidence = np.where(labels[wrong] != predicted[wrong], confidence, 0).max(axis=1, initial=0)
     else:
-        sure = said.probabilities[wrong, said.predicted[wrong]]
-    order = np.argsort(-sure, kind="stable")[:most]
-    return wrong[order], sure[order]
+        confidence = predictions.probabilities[wrong, predicted[wrong]]
+    order = np.argsort(-confidence, kind="stable")[:most]
+    return wrong[order], confidence[order]
 
 
-def _share(right: np.ndarray) -> dict[str, Any]:
+def _share_right(right: np.ndarray) -> ShareRight:
     rows, hits = len(right), int(right.sum())
-    return {"rows": rows, "accuracy": hits / rows if rows else None, "interval": wilson(hits, rows)}
+    return ShareRight(rows, hits / rows if rows else None, wilson_interval(hits, rows))
+
+
+def choose_projection(asked: str) -> str:
+    """`pca` or `umap`; for `auto` UMAP if it is installed.
+
+    Raises:
+        UsageError: an unknown name, or UMAP is not installed.
+    """
+    if asked not in PROJECTIONS:
+        raise UsageError(f"--map {asked}: one of {', '.join(PROJECTIONS)}")
+    installed = find_spec("umap") is not None
+    if asked == "umap" and not installed:
+        raise UsageError("UMAP is not installed", hint="pip install umap-learn, or --map pca")
+    return "umap" if asked != "pca" and installed else "pca"
+
+
+def project(x: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, float | None]:
+    """Features `[N, D]` -> float64 `[N, 2]`, and the share of the variance that the two have (PCA).
+
+    PCA of standardised features, or UMAP (McInnes et al. 2018, arXiv:1802.03426) of centred ones by cosine.
+    """
+    if method == "umap":
+        from umap import UMAP
+
+        near = min(15, len(x) - 1)
+        flat = UMAP(n_neighbors=near, metric="cosine", random_state=seed).fit_transform(x - x.mean(axis=0))
+        return np.asarray(flat, np.float64), None
+    from sklearn.decomposition import PCA
+
+    standard = Standard.of(x)(x)
+    if x.shape[1] == 1 or not standard.any():
+        return np.column_stack([standard[:, 0], np.zeros(len(x))]).astype(np.float64), None
+    pca = PCA(n_components=2, svd_solver="randomized", random_state=seed)
+    flat = pca.fit_transform(standard)
+    return np.asarray(flat, np.float64), float(pca.explained_variance_ratio_.sum())
+
+
+def extraction_cost(
+    runs: Sequence[Run], splits: Mapping[str, InspectedSplit], files: Mapping[str, CacheFile]
+) -> ExtractionCost | None:
+    """What was computed once, against a tutorial that runs the backbone in every epoch; None without a cache.
+
+    The tutorial encodes train and validation in each epoch and test once, in batches of 50 in random order,
+    each padded to its longest text. Its seconds are an estimate: its tokens, with padding, at the tokens a
+    second of this extraction (a padded float32 loop is slower than that).
+    """
+    if not splits:
+        return None
+    epochs = next((run.record.epochs for run in runs if run.record.epochs), None)
+    passes = {name: 1 if name == "test" else epochs or TUTORIAL_EPOCHS for name in splits}
+    made = [file.record.made for file in files.values()]
+    known = [one for one in made if one.tokens and one.seconds]
+    encoded, seconds = sum(one.tokens or 0 for one in made), sum(one.seconds or 0.0 for one in made)
+    rate = sum(one.tokens or 0 for one in known) / sum(one.seconds or 0.0 for one in known) if known else None
+    tokens = sum(int(split.n_tokens.sum(dtype=np.int64)) for split in splits.values())
+    tutorial = sum(passes[name] * padded_tokens(split.n_tokens) for name, split in splits.items())
+    return ExtractionCost(
+        epochs=epochs or TUTORIAL_EPOCHS,
+        assumed_epochs=epochs is None,
+        batch=TUTORIAL_BATCH,
+        texts_once=sum(len(split.n_tokens) for split in splits.values()),
+        tokens_once=tokens,
+        tokens_encoded=encoded if known else None,
+        extraction_seconds=seconds if known else None,
+        heads=len(runs),
+        head_seconds=sum(run.record.seconds for run in runs),
+        texts_tutorial=sum(passes[name] * len(split.n_tokens) for name, split in splits.items()),
+        tokens_tutorial=tutorial,
+        tokens_a_second=rate,
+        tutorial_seconds=None if rate is None else tutorial / rate,
+        factor=tutorial / tokens if tokens else None,
+    )
+
+
+def padded_tokens(tokens: np.ndarray, batch: int = TUTORIAL_BATCH) -> int:
+    """Tokens with padding, in batches of one random order that is always the same."""
+    order = np.random.default_rng(0).permutation(tokens.astype(np.int64))
+    batches = (order[start : start + batch] for start in range(0, len(order), batch))
+    return sum(int(one.max()) * len(one) for one in batches)

@@ -70,7 +70,7 @@ def tidied(document: T, *, digits: int | None = None, text: Callable[[str], str]
         if isinstance(value, Mapping):
             return {text(str(key)): tidy(one) for key, one in value.items()}
         if isinstance(value, (list, tuple)):
-            return [tidy(one) for one in value]
+            return type(value)(tidy(one) for one in value)
         if isinstance(value, str):
             return text(value)
         if hasattr(value, "item"):  # a number of numpy's

@@ -106,7 +106,7 @@ def test_inspect_lists_as_much_as_asked_for(cli: Cli) -> None:
 def test_what_cannot_be_meant_is_refused(
     cli: Cli, argv: list[str], code: int, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.reporting.projection.find_spec", lambda name: None)
+    monkeypatch.setattr("featcache.reporting.numbers.find_spec", lambda name: None)
     cli.refused(code, argv, *words)
 
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_meant_is_refused(
 def test_a_report_is_three_files_beside_the_run(cli: Cli) -> None:
     result = cli.ok("report", "logistic-last-cls-1", "linear-last-cls-1")
     assert widest("\n".join(line for line in result.out.splitlines() if "report." not in line)) <= 80
-    assert "\x1b" not in result.out and "stand in an earlier split" in result.out
+    assert "\x1b" not in result.out and "are in an earlier split too" in result.out
     folder = Path("reports/logistic-last-cls-1")
     page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
     document = json.loads((folder / "report.json").read_bytes())

@@ -1,13 +1,16 @@
-"""Documents keep their defaults through parsing and writing."""
+"""Documents as dataclasses and as plain JSON."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 
 from featcache.errors import CacheError
-from featcache.system.documents import parse_document, plain_document
+from featcache.system.documents import json_document, parse_document, plain_document, tidied
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,29 @@ def test_plain_document_has_defaults_that_were_not_in_the_parsed_json() -> None:
 def test_parse_document_names_the_field_of_another_type() -> None:
     with pytest.raises(CacheError, match=r"x\.json: .*`\$\.count`"):
         parse_document(Document, {"name": "a", "count": "many"}, "x.json", CacheError)
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A document with a key that is a Python keyword."""
+
+    in_: Any
+    values: Any = None
+
+
+def test_json_document_drops_the_underscore_and_keeps_null() -> None:
+    document = Keyword("a", (1, Keyword({"x": None})))
+    assert json_document(document) == {
+        "in": "a", "values": [1, {"in": {"x": None}, "values": None}],
+    }  # fmt: skip
+
+
+def test_tidied_makes_every_value_fit_for_json() -> None:
+    values = {"a": np.float32(0.5), "b": [float("nan"), np.inf], "c": (np.int64(3), np.bool_(True))}
+    found = tidied(Keyword("x\x00", values), text=lambda text: text.replace("\x00", "?"))
+    assert found == Keyword("x?", {"a": 0.5, "b": [None, None], "c": (3, True)})
+    json.dumps(json_document(found), allow_nan=False)
+
+
+def test_tidied_rounds_to_digits() -> None:
+    assert tidied([0.123456789, 1234567.0, 7], digits=6) == [0.123457, 1234570.0, 7]

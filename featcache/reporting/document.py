@@ -1,0 +1,248 @@
+"""A report as dataclasses: what `build_report` returns, the pages show, and report.json holds.
+
+Intervals are 95 % intervals (low, high); a number that is not known is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.evaluation.metrics import ClassScore
+from featcache.inspection.document import Findings, row_text
+from featcache.inspection.inspection import LeakageScore
+from featcache.runs.record import CalibrationRecord
+
+REPORT_FORMAT = 1
+
+Interval = tuple[float | None, float | None]
+Label = str | list[str]  # of a multi-label row a list
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSubject:
+    """The run that a report is about, with its settings as far as run.json has them."""
+
+    run: str
+    head: str
+    view: str
+    task: str
+    model: str | None
+    revision: str | None
+    data: str | None
+    rows: Mapping[str, int]
+    truncated: Mapping[str, int]
+    prompt: str | None
+    max_length: int | None
+    settings: Mapping[str, Any]
+    seed: int | None
+    label_names: Sequence[str]
+    best_epoch: int | None
+    parameters: int | None
+    created: str
+    calibration: CalibrationRecord | None
+    split: str
+
+
+@dataclass(frozen=True)
+class HeadlineMetric:
+    """One metric on the reported split."""
+
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedRun:
+    """One line of the table of runs."""
+
+    run: str
+    head: str
+    view: str
+    validation_accuracy: float | None
+    accuracy: float | None
+    interval: Interval | None
+    macro_f1: float | None
+    log_loss: float | None
+    ece: float | None
+    seconds: float
+    epochs: int | None
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """A metric minus that of the first run on the same rows, with the corrected p-value."""
+
+    difference: float
+    interval: Interval
+    p: float
+    tie: bool
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """A run against the first one; `only_right` counts rows that only the first, only this run has right."""
+
+    run: str
+    rows: int
+    only_right: Sequence[int]
+    accuracy: MetricChange
+    macro_f1: MetricChange
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurve:
+    """Loss and accuracy by epoch."""
+
+    run: str
+    best_epoch: int | None
+    epoch: Sequence[int]
+    train_loss: Sequence[float]
+    train_accuracy: Sequence[float]
+    validation_loss: Sequence[float]
+    validation_accuracy: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ScoreByRows:
+    """A learning curve; points are (train rows, score, low, high)."""
+
+    head: str
+    metric: str
+    split: str
+    points: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class ShareRight:
+    """Accuracy on some rows, with its Wilson interval; None for no rows."""
+
+    rows: int
+    accuracy: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """Rows with a confidence from `from_` to `to`."""
+
+    from_: float
+    to: float
+    rows: int
+    confidence: float
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ConfidenceHistogram:
+    """Right and wrong rows by confidence."""
+
+    edges: Sequence[float]
+    right: Sequence[int]
+    wrong: Sequence[int]
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Rows with a text of `from_` to `to` tokens."""
+
+    from_: int
+    to: int
+    rows: int
+    accuracy: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class TruncationEffect:
+    """Accuracy on truncated texts (`cut`) and on the others."""
+
+    cut: ShareRight
+    whole: ShareRight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A row that was predicted wrong; see `featcache.inspection.document.ListedRow`."""
+
+    row: int | None
+    row_hash: str
+    label: Label
+    predicted: Label
+    confidence: float
+    tokens: int | None
+    cut: bool | None
+    label_doubted: bool | None
+    text: str | None
+
+    @property
+    def where(self) -> str:
+        """The row of the source, or the beginning of the row hash."""
+        return row_text(self.row, self.row_hash)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMap:
+    """Some of `rows` rows in two dimensions; `explained` is the share of the variance, for PCA."""
+
+    method: str
+    explained: float | None
+    rows: int
+    x: Sequence[float]
+    y: Sequence[float]
+    label: Sequence[Label]
+    right: Sequence[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionCost:
+    """What was computed once, against a training loop that runs the backbone in every epoch."""
+
+    epochs: int
+    assumed_epochs: bool
+    batch: int
+    texts_once: int
+    tokens_once: int
+    tokens_encoded: int | None
+    extraction_seconds: float | None
+    heads: int
+    head_seconds: float
+    texts_tutorial: int
+    tokens_tutorial: int
+    tokens_a_second: float | None
+    tutorial_seconds: float | None
+    factor: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a report shows of the first of its runs, beside the others.
+
+    Attributes:
+        notes: what could not be shown, and why.
+    """
+
+    format: int = REPORT_FORMAT
+    split: str
+    about: ReportSubject
+    headline: Mapping[str, HeadlineMetric]
+    runs: Sequence[ReportedRun]
+    base: str | None
+    comparisons: Sequence[RunComparison]
+    curves: Sequence[TrainingCurve]
+    learning_curves: Sequence[ScoreByRows]
+    confusion: Sequence[Sequence[int]] | None
+    classes: Sequence[ClassScore]
+    reliability: Sequence[ConfidenceBin]
+    confidence: ConfidenceHistogram
+    mistakes: Sequence[Mistake]
+    lengths: Sequence[LengthBin] | None
+    truncated: TruncationEffect | None
+    map: FeatureMap | None
+    cost: ExtractionCost | None
+    data: Findings | None
+    without_leaks: LeakageScore | None
+    notes: Sequence[str]

@@ -1,0 +1,59 @@
+"""The figures of a report: whole SVGs in the colours of the page."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+
+from featcache.errors import UsageError
+from featcache.reporting.figures import figures
+from tests.support.reports import report
+
+
+@pytest.mark.parametrize("classes", [1, 5, 40, 300])
+def test_figures_of_many_classes(classes: int) -> None:
+    names = tuple(f"第{number}类" for number in range(classes))
+    shown = report(names if classes > 1 else ("一类",))
+    drawn = figures(shown)
+    for name in ("confusion", "classes", "map_labels"):
+        svg = ElementTree.fromstring(drawn[name])
+        width, height = (float(part) for part in svg.attrib["viewBox"].split()[2:])
+        assert width < 400 and height < 900
+    assert sum(len(svg) for svg in drawn.values()) < 2_000_000
+
+
+def test_figures_use_the_colours_and_fonts_of_the_page() -> None:
+    for name, svg in figures(report()).items():
+        ElementTree.fromstring(svg)
+        used = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r'(href="|url\()#\w+', "", svg)))
+        assert not used, (name, used)
+        assert "currentColor" in svg and "<text" in svg and "<metadata" not in svg and "DOCTYPE" not in svg
+    assert "差评" in figures(report())["confusion"]
+
+
+def test_figures_draw_as_many_runs_as_there_are_colours() -> None:
+    (curve,) = report().curves
+    curves = [replace(curve, run=f"run-{number}") for number in range(12)]
+    svg = figures(replace(report(), curves=curves))["loss"]
+    assert "run-0" in svg and "run-7" in svg and "run-8" not in svg  # as many as there are colours
+    assert "validation</text>" not in svg
+
+
+def test_figures_leave_matplotlibs_settings_unchanged() -> None:
+    import matplotlib as mpl
+
+    before = copy.deepcopy(dict(mpl.rcParams))
+    figures(report())
+    assert dict(mpl.rcParams) == before
+
+
+def test_figures_without_matplotlib_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="matplotlib") as caught:
+        figures(report())
+    assert caught.value.hint == "pip install 'featcache[report]'"

@@ -1,0 +1,119 @@
+"""A made-up report with every part in it, with hostile texts and labels on request."""
+
+from __future__ import annotations
+
+import msgspec
+
+from featcache.reporting.document import Report
+from featcache.system.documents import tidied
+from featcache.system.text import readable
+
+ALERT = "<script>alert(1)</script>"
+HOSTILE = (
+    ALERT,
+    '"><img src=x onerror=alert(1)>',
+    "</style></svg><svg onload=alert(1)>",
+    "{{ 7 * 7 }}{% raw %}",
+    "| a | b |\n\n# head [x](javascript:alert(1)) ![](http://example.com/a.png)",
+    "$\\frac{1}{$ #0a0b0c &amp; \x00 \x1b[31m \ud800 \u202e",
+    "_一个很长很长的标签名称",
+)
+
+
+def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很干净") -> Report:
+    """A report with every part in it; `names` and `text` wherever a source's words may stand."""
+    first, last = names[0], names[-1]
+    row = {"split": "test", "row": 3, "row_hash": "ab" * 32, "label": first, "text": text}
+    line = {"precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 10}
+    bins = [{"from_": 0.4, "to": 0.6, "rows": 5, "confidence": 0.55, "accuracy": 0.6, "interval": (0.3, 0.9)}]
+    change = {"difference": 0.02, "interval": [0.01, 0.03], "p": 0.01, "tie": False}
+    run = {
+        "run": "linear-1", "head": "linear", "view": "last/mean", "validation_accuracy": 0.9, "accuracy": 0.9,
+        "interval": [0.8, 0.95], "macro_f1": 0.9, "log_loss": 0.3, "ece": None, "seconds": 3.0, "epochs": 3,
+        "parameters": 10,
+    }  # fmt: skip
+    score = {
+        "split": "test", "rows": 50, "removed": 5, "whole": 0.9, "whole_interval": [0.8, 0.95],
+        "without": 0.8, "without_interval": [0.7, 0.9], "leaked": 1.0,
+    }  # fmt: skip
+    curve = {"run": "linear-1", "best_epoch": 2, "epoch": [1, 2, 3]}
+    curve |= {
+        f"{part}_{what}": [0.5, 0.6, 0.7] for part in ("train", "validation") for what in ("loss", "accuracy")
+    }
+    return msgspec.convert(
+        tidied({
+            "format": 1,
+            "split": "test",
+            "about": {
+                "run": "linear-1", "head": "linear", "view": "last/mean", "task": "single-label",
+                "model": text,
+                "revision": None, "data": text, "rows": {"train": 100}, "truncated": {}, "prompt": text,
+                "max_length": 512, "settings": {"lr": 0.1}, "seed": 0, "label_names": list(names),
+                "best_epoch": 2, "parameters": 10, "created": "2026", "calibration": None, "split": "test",
+            },
+            "headline": {
+                "accuracy": {"value": 0.9, "interval": [0.8, 0.95]}, "ece": {"value": None, "interval": None},
+            },
+            "runs": [run, run | {"run": "exact-1"}],
+            "base": "linear-1",
+            "comparisons": [
+                {"run": "exact-1", "rows": 50, "only_right": [1, 2], "accuracy": change, "macro_f1": change}
+            ],
+            "curves": [curve],
+            "learning_curves": [
+                {"head": "exact", "metric": "accuracy", "split": "test",
+                 "points": [[10, 0.5, 0.4, 0.6], [100, 0.7, 0.6, 0.8]]}
+            ],
+            "confusion": [[5 if i == j else 1 for j in names] for i in names],
+            "classes": [line | {"label": name} for name in names],
+            "reliability": bins,
+            "confidence": {"edges": [0.0, 0.5, 1.0], "right": [0, 4], "wrong": [1, 1]},
+            "mistakes": [
+                row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": True}
+            ],
+            "lengths": [{"from_": 1, "to": 9, "rows": 5, "accuracy": 0.5, "interval": (0.3, 0.9)}],
+            "truncated": {
+                "cut": {"rows": 2, "accuracy": 0.5, "interval": (0.1, 0.9)},
+                "whole": {"rows": 3, "accuracy": 1.0, "interval": (0.4, 1.0)},
+            },
+            "map": {
+                "method": "pca", "explained": 0.3, "rows": 3, "x": [0.0, 1.0, 2.0], "y": [0.0, 1.0, 0.0],
+                "label": [first, last, first], "right": [True, False, True],
+            },
+            "cost": {
+                "epochs": 100, "assumed_epochs": True, "batch": 50, "texts_once": 10, "tokens_once": 100,
+                "tokens_encoded": 90, "extraction_seconds": 3.0, "heads": 2, "head_seconds": 1.0,
+                "texts_tutorial": 1000, "tokens_tutorial": 20000, "tokens_a_second": 10.0,
+                "tutorial_seconds": 2000.0, "factor": 200.0,
+            },
+            "data": {
+                "view": "last/mean", "threshold": 0.95, "label_names": list(names), "splits": {"test": 50},
+                "balance": {"test": dict.fromkeys(names, 5)},
+                "truncation": {
+                    "test": {"rows": 50, "cut": 2, "max_length": 512, "tokens": 99, "median_tokens": 5.0,
+                             "longest_tokens": 512, "cut_by_label": dict.fromkeys(names, 1)}
+                },
+                "duplicates": {
+                    "splits": {"test": {"rows": 50, "texts": 49, "equal": 1, "near": 0}},
+                    "near_pairs": 1, "near_list": [{"cosine": 0.97, "rows": [row, row]}],
+                    "equal_list": [row | {"times": 2}], "conflicting_texts": 1, "conflicting_rows": 2,
+                    "conflict_list": [row],
+                },
+                "leakage": {
+                    "pairs": [
+                        {"split": "test", "in_": "train", "rows": 5, "equal": 4, "near": 1, "other_label": 1}
+                    ],
+                    "list_": [row | {"cosine": 1.0, "as_": row}], "scores": [score],
+                },
+                "label_errors": {
+                    "rows": 1, "splits": {"test": 1}, "unjudged": 0, "not_looked_for": "",
+                    "list_": [row | {"suggested": last, "belief": 0.01}],
+                },
+                "outliers": {"rows": 1, "beyond": 0.8, "neighbours": 10, "list_": [row | {"distance": 0.9}]},
+                "no_texts": "",
+            },
+            "without_leaks": score,
+            "notes": [text],
+        }, text=readable),
+        Report,
+    )  # fmt: skip
