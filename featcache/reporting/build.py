@@ -206,9 +206,8 @@ def _inspect(
 def _subject(run: Run, split: str) -> ReportSubject:
     """The settings, as far as run.json has them (runs of earlier versions have fewer)."""
     record, features = run.record, run.record.features
-    data = record.data and record.data.dataset
-    if record.data and record.data.data_files:
-        data = ", ".join(Path(file).name for file in record.data.data_files.values())
+    data = record.data or DataSettings()
+    files = ", ".join(Path(file).name for file in (data.data_files or {}).values())
     return ReportSubject(
         run=run.name,
         head=record.head,
@@ -216,11 +215,11 @@ def _subject(run: Run, split: str) -> ReportSubject:
         task=record.task,
         model=record.backbone.model or None,
         revision=record.backbone.commit,
-        data=data,
+        data=files or data.dataset,
         rows=record.rows,
         truncated=record.truncated,
-        prompt=features and features.prompt,
-        max_length=features and features.max_length,
+        prompt=features.prompt if features else None,
+        max_length=features.max_length if features else None,
         settings=record.settings,
         seed=record.seed,
         label_names=record.label_names,
@@ -234,9 +233,7 @@ def _subject(run: Run, split: str) -> ReportSubject:
 
 def _headline(run: Run, split: str) -> dict[str, HeadlineMetric]:
     metrics, intervals = run.record.metrics[split], run.record.intervals.get(split, {})
-    return {
-        name: HeadlineMetric(metrics[name], intervals.get(name)) for name in METRICS if name in metrics
-    }
+    return {name: HeadlineMetric(metrics[name], intervals.get(name)) for name in METRICS if name in metrics}
 
 
 def _reported_run(run: Run, split: str) -> ReportedRun:

@@ -18,7 +18,6 @@ from featcache.system.documents import json_document
 from tests.support.saved_runs import BINARY, predictions, save
 
 
-
 def test_build_report_of_a_run_without_its_cache(runs: list[Run]) -> None:
     told = build_report(runs)
     assert json.loads(json.dumps(json_document(told), allow_nan=False))["notes"] == told.notes
