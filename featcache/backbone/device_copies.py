@@ -18,25 +18,25 @@ IN_FLIGHT = {"cuda": 2}
 
 
 @dataclass(frozen=True)
-class Landing:
+class HostCopy:
     """Tensors on their way to the host.
 
     Attributes:
-        host: where they arrive, by name; not to be read before `arrived`.
+        host: where they arrive, by name; not to be read before `wait`.
         done: what says that they are there; None where they are there already.
     """
 
     host: dict[str, torch.Tensor]
     done: torch.cuda.Event | None = None
 
-    def arrived(self) -> dict[str, np.ndarray]:
+    def wait(self) -> dict[str, np.ndarray]:
         """The values, waited for."""
         if self.done is not None:
             self.done.synchronize()
         return {name: tensor.numpy() for name, tensor in self.host.items()}
 
 
-class Feed:
+class DeviceCopier:
     """Ways up to a device and down from it.
 
     Whatever stream is current when a method is called is the one that computes: copies up are finished
@@ -50,7 +50,7 @@ class Feed:
         self._up = torch.cuda.Stream(device) if streams else None
         self._down = torch.cuda.Stream(device) if streams else None
 
-    def up(self, values: np.ndarray) -> torch.Tensor:
+    def to_device(self, values: np.ndarray) -> torch.Tensor:
         """`values` on the device."""
         tensor = torch.from_numpy(values)
         if self._up is None:
@@ -62,10 +62,10 @@ class Feed:
         there.record_stream(computing)  # it is made on one stream and read on another
         return there
 
-    def down(self, tensors: dict[str, torch.Tensor]) -> Landing:
+    def to_host(self, tensors: dict[str, torch.Tensor]) -> HostCopy:
         """Begin to bring `tensors` to the host."""
         if self._down is None:
-            return Landing({name: tensor.cpu() for name, tensor in tensors.items()})
+            return HostCopy({name: tensor.cpu() for name, tensor in tensors.items()})
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         host = {}
         with torch.cuda.stream(self._down):
@@ -73,10 +73,10 @@ class Feed:
                 host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 host[name].copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._down)
-            return Landing(host, self._down.record_event())
+            return HostCopy(host, self._down.record_event())
 
 
 @lru_cache(maxsize=16)
-def feed_of(device: torch.device) -> Feed:
-    """The one Feed of a device."""
-    return Feed(device)
+def copier_of(device: torch.device) -> DeviceCopier:
+    """The one DeviceCopier of a device."""
+    return DeviceCopier(device)

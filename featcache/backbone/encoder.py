@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from featcache.backbone import load as loading
-from featcache.backbone.device_copies import IN_FLIGHT, Landing, feed_of
+from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
 from featcache.backbone.files import ModelFiles, find_model
 from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.memory_limit import BatchQueue
@@ -276,7 +276,7 @@ class Encoder:
         count = len(tokens.lengths)
         filled: dict[str, np.ndarray] = {}
         batches = BatchQueue(tokens.lengths, self.batch_tokens)
-        flight: deque[tuple[np.ndarray, Landing]] = deque()  # batches that the device has, oldest first
+        flight: deque[tuple[np.ndarray, HostCopy]] = deque()  # batches that the device has, oldest first
 
         def begin(rows: np.ndarray) -> None:
             flight.append((rows, self._pool(tokens.batch(rows))))
@@ -287,7 +287,7 @@ class Encoder:
                 self.batch_tokens = batches.budget
                 continue
             rows, landing = flight.popleft()
-            for name, values in landing.arrived().items():
+            for name, values in landing.wait().items():
                 self._check_range(name, values, tokens.texts_of(rows))
                 if name not in filled:
                     filled[name] = np.empty((count, values.shape[1]), dtype=dtype)
@@ -301,7 +301,7 @@ class Encoder:
         """`encode(tokenize(texts, pairs))`."""
         return self.encode(self.tokenize(texts, pairs))
 
-    def _pool(self, batch: TokenBatch) -> Landing:
+    def _pool(self, batch: TokenBatch) -> HostCopy:
         """Features float32 `[B, D]` by view name, on their way to the host."""
         places = self._places
         states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
@@ -313,7 +313,7 @@ class Encoder:
                 else POOLINGS[view.pooling](states[view.layer], layout)
                 for view in self.views
             }
-            return feed_of(self.backbone.device).down({name: v.float() for name, v in pooled.items()})
+            return copier_of(self.backbone.device).to_host({name: v.float() for name, v in pooled.items()})
 
     def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         """Refuse features that storage would round to infinity, and NaN."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from featcache.backbone.attention import register
+from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.files import ModelFiles
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
 from featcache.errors import BackboneError, FeatcacheError, UsageError
@@ -25,7 +25,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     device = resolve_device(settings.device)
     dtype_name = resolve_dtype(settings.dtype, device)
     source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
-    register()
+    register(IMPLEMENTATION, packed_attention)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(files.folder, **source)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbone.attention import IMPLEMENTATION
-from featcache.backbone.device_copies import feed_of
+from featcache.backbone.attention.last_block import only
+from featcache.backbone.attention.packed import IMPLEMENTATION
+from featcache.backbone.device_copies import copier_of
 from featcache.backbone.files import ModelFiles
 from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
-from featcache.backbone.last_block import only
-from featcache.backbone.packing import Layout, NotPackable, filling
+from featcache.backbone.packing import NotPackable, PackedLayout, filling
 from featcache.backbone.position_table import Extension, extend_table, position_table
 from featcache.errors import BackboneError
 
@@ -103,7 +103,7 @@ class Backbone:
 
     def states(
         self, batch: TokenBatch, layers: Sequence[int], places: Sequence[str] = ()
-    ) -> tuple[dict[int, torch.Tensor], Layout]:
+    ) -> tuple[dict[int, torch.Tensor], PackedLayout]:
         """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
 
         Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest
@@ -114,7 +114,7 @@ class Backbone:
                 are wanted: its states then are `[len(places), B, H]`. Only where `self.tail`, and
                 not of layer 0.
         """
-        layout = Layout.of(batch.lengths, self.device)
+        layout = PackedLayout.of(batch.lengths, self.device)
         with torch.inference_mode():
             if self.packing == "padded":
                 inputs = self.padded_inputs(batch)
@@ -181,7 +181,9 @@ class Backbone:
         room = min(extension.length, self.position_limit or extension.length)
         self.tokenizer.model_max_length = max(self.tokenizer.model_max_length, room)
 
-    def _tail_of(self, layout: Layout, layer: int, places: Sequence[str]) -> AbstractContextManager[None]:
+    def _tail_of(
+        self, layout: PackedLayout, layer: int, places: Sequence[str]
+    ) -> AbstractContextManager[None]:
         """Within it, the block below `layer` runs for the tokens at `places` alone."""
         if not places:
             return contextlib.nullcontext()
@@ -204,7 +206,7 @@ class Backbone:
         """Whether batches are filled up to one of few sizes, see `packing.filling`."""
         return self.device.type == "cpu" and self.dtype == torch.bfloat16
 
-    def packed_inputs(self, batch: TokenBatch, layout: Layout, more: int = 0) -> dict[str, Any]:
+    def packed_inputs(self, batch: TokenBatch, layout: PackedLayout, more: int = 0) -> dict[str, Any]:
         """What the model's forward takes of a packed batch; `more` tokens at the end are no text's."""
         fill, ids = partial(np.pad, pad_width=(0, more)), batch.input_ids
         inputs: dict[str, Any] = {
@@ -251,7 +253,7 @@ class Backbone:
         return inputs
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return feed_of(self.device).up(np.ascontiguousarray(values, dtype=np.int64))
+        return copier_of(self.device).to_device(np.ascontiguousarray(values, dtype=np.int64))
 
     def _probe_positions(self) -> tuple[int, int | None]:
         """First row of the learned position table a text reads (RoBERTa: 2), and the room there is."""

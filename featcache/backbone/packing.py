@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from featcache.backbone.device_copies import feed_of
+from featcache.backbone.device_copies import copier_of
 from featcache.errors import BackboneError
 
 FILL_LEAST, FILL_MOST = 16, 128  # tokens that the sizes of filled batches differ by
@@ -40,9 +40,15 @@ class Bucket:
     keep: torch.Tensor
     mask: torch.Tensor
 
+    def padded(self, states: torch.Tensor) -> torch.Tensor:
+        """Their part of `[1, heads, T, d]`, as `[texts, heads, padded length, d]`."""
+        tokens: torch.Tensor = states[0].transpose(0, 1).index_select(0, self.gather)
+        padded: torch.Tensor = tokens.unflatten(0, self.shape)
+        return padded.transpose(1, 2)
+
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Where the texts of a packed batch lie.
 
     Attributes:
@@ -76,12 +82,12 @@ class Layout:
         return int(self.lengths.max())
 
     @classmethod
-    def of(cls, lengths: np.ndarray, device: torch.device) -> Layout:
+    def of(cls, lengths: np.ndarray, device: torch.device) -> PackedLayout:
         ends = _ends(lengths)
         breaks = np.flatnonzero(np.diff(lengths)) + 1
         edges = [0, *breaks.tolist(), len(lengths)]
         runs = tuple((int(ends[a]), b - a, int(lengths[a])) for a, b in itertools.pairwise(edges))
-        return cls(lengths, runs, feed_of(device).up(ends.astype(np.int32)))
+        return cls(lengths, runs, copier_of(device).to_device(ends.astype(np.int32)))
 
 
 def _ends(lengths: np.ndarray) -> np.ndarray:
@@ -95,7 +101,7 @@ def _bucket(ends: np.ndarray, padded: int, device: torch.device) -> Bucket:
     real = places < np.diff(ends)[:, None]
     gather = ends[:-1, None] + np.where(real, places, 0)
     mask = np.where(real, np.float32(0), np.float32("-inf"))[:, None, None, :]
-    up = feed_of(device).up
+    up = copier_of(device).to_device
     tokens = (int(ends[0]), int(ends[-1]))
     return Bucket(tokens, real.shape, up(gather.ravel()), up(np.flatnonzero(real)), up(mask))
 
@@ -132,7 +138,7 @@ def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     return batches
 
 
-def split_runs(states: torch.Tensor, packed: Layout) -> Iterator[torch.Tensor]:
+def split_runs(states: torch.Tensor, packed: PackedLayout) -> Iterator[torch.Tensor]:
     """`[T, H]` as one view `[texts, length, H]` for each run of equally long texts."""
     for start, count, length in packed.runs:
         yield states[start : start + count * length].unflatten(0, (count, length))

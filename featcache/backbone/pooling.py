@@ -8,31 +8,31 @@ from dataclasses import dataclass
 
 import torch
 
-from featcache.backbone.packing import Layout, split_runs
+from featcache.backbone.packing import PackedLayout, split_runs
 from featcache.errors import UsageError
 
 
-def pool_cls(states: torch.Tensor, packed: Layout) -> torch.Tensor:
+def pool_cls(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
     """The first token of each text: `[T, H]` -> `[B, H]`."""
     return states[packed.token_at("first")]
 
 
-def pool_last(states: torch.Tensor, packed: Layout) -> torch.Tensor:
+def pool_last(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
     """The last real token of each text: `[T, H]` -> `[B, H]`."""
     return states[packed.token_at("last")]
 
 
-def pool_mean(states: torch.Tensor, packed: Layout) -> torch.Tensor:
+def pool_mean(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
     """The mean over all tokens of each text, special ones included, in float32: -> `[B, H]`."""
     return torch.cat([run.mean(1, dtype=torch.float32) for run in split_runs(states, packed)])
 
 
-def pool_max(states: torch.Tensor, packed: Layout) -> torch.Tensor:
+def pool_max(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
     """The largest value over the tokens of each text: `[T, H]` -> `[B, H]`."""
     return torch.cat([run.amax(1) for run in split_runs(states, packed)])
 
 
-POOLINGS: dict[str, Callable[[torch.Tensor, Layout], torch.Tensor]] = {
+POOLINGS: dict[str, Callable[[torch.Tensor, PackedLayout], torch.Tensor]] = {
     "cls": pool_cls,
     "mean": pool_mean,
     "last": pool_last,

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.backbone.attention_backward import IMPLEMENTATION, register
+from featcache.backbone.attention.packed import register
+from featcache.backbone.attention.trained import IMPLEMENTATION, trained_attention
 from featcache.backbone.model import DTYPES, Backbone, TokenBatch
-from featcache.backbone.packing import Layout
+from featcache.backbone.packing import PackedLayout
 from featcache.backbone.pooling import POOLINGS
 from featcache.backbone.position_table import position_table
 from featcache.errors import BackboneError
@@ -78,7 +79,7 @@ class Suffix:
         self.blocks = require_blocks(backbone)
         probe = _Probe(backbone, part.cut)
         if backbone.packing == "packed":
-            register()
+            register(IMPLEMENTATION, trained_attention)
             backbone.model.set_attn_implementation(IMPLEMENTATION)
         if part.cut is not None:
             self._hand_on(part.cut, probe.returned)
@@ -91,9 +92,9 @@ class Suffix:
         self.masters = self._prepare(DTYPES[compute])
         self._set_dropout(dropout)
 
-    def states(self, batch: StateBatch | TokenBatch) -> tuple[torch.Tensor, Layout]:
+    def states(self, batch: StateBatch | TokenBatch) -> tuple[torch.Tensor, PackedLayout]:
         """The model's final token states `[T, H]`, and where the texts lie."""
-        layout = Layout.of(batch.lengths, self.device)
+        layout = PackedLayout.of(batch.lengths, self.device)
         if self.backbone.packing == "padded":
             inputs = self.backbone.padded_inputs(self._tokens(batch))
             real = inputs["attention_mask"].bool()
@@ -101,7 +102,8 @@ class Suffix:
                 states: torch.Tensor = self.model(**inputs).last_hidden_state
             return states[real], layout
         filled = self._filled(batch)
-        inputs = self.backbone.packed_inputs(self._tokens(filled), Layout.of(filled.lengths, self.device))
+        filled_layout = PackedLayout.of(filled.lengths, self.device)
+        inputs = self.backbone.packed_inputs(self._tokens(filled), filled_layout)
         with self._putting_in(filled, None):
             states = self.model(**inputs).last_hidden_state
         return states[0, : int(batch.lengths.sum())], layout

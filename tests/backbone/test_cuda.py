@@ -1,7 +1,7 @@
 """The CUDA path: swapped modules anywhere, all else where there is a GPU.
 
-What a CPU can show of varlen_attn, batches in flight and compiling is in test_packing, test_feeding and
-test_compiling.
+What a CPU can show of varlen_attn, batches in flight and compiling is in test_varlen, test_device_copies and
+test_compile.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.backbone import attention
 from featcache.backbone import fused_layers as fusing
-from featcache.backbone.attention import attention_varlen, packed_attention
-from featcache.backbone.device_copies import Feed
+from featcache.backbone.attention.packed import packed_attention
+from featcache.backbone.attention.sdpa import Scoring, attention_by_runs
+from featcache.backbone.attention.varlen import attention_varlen, runs_varlen, varlen
+from featcache.backbone.device_copies import DeviceCopier
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.fused_layers import CudaLinear
 from featcache.backbone.model import Backbone
-from featcache.backbone.packing import Layout
+from featcache.backbone.packing import PackedLayout
 from featcache.settings import FeatureSettings
 from tests.backbone.test_device_copies import lowest_cosine
 from tests.support.stock import (
@@ -240,18 +241,18 @@ def test_out_of_memory_halves_the_budget(tmp_path: Path) -> None:
 @needs_cuda
 def test_copies_wait_for_each_other() -> None:
     """Up, a product that takes a while, and down, many times over the same few sizes of memory."""
-    feed, draw = Feed(CUDA), np.random.default_rng(0)
+    feed, draw = DeviceCopier(CUDA), np.random.default_rng(0)
     factor = torch.eye(2048, device=CUDA)
     given, landings = [], []
     for _ in range(50):
         given.append(draw.standard_normal((2048, 2048)).astype(np.float32))
-        there = feed.up(given[-1])
+        there = feed.to_device(given[-1])
         for _ in range(3):
             there = there @ factor
-        landings.append(feed.down({"x": there}))
+        landings.append(feed.to_host({"x": there}))
         del there
     for values, landing in zip(given, landings, strict=True):
-        np.testing.assert_allclose(landing.arrived()["x"], values, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(landing.wait()["x"], values, rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- attention
@@ -280,9 +281,9 @@ def test_attention_on_cuda_is_attention(
     module: Any = type("Module", (), {"is_causal": causal})()
     options: dict[str, Any] = {"scaling": scaling, "sliding_window": window}
     found, _ = packed_attention(
-        module, *(part.to(CUDA) for part in states), None, packed=Layout.of(lengths, CUDA), **options
+        module, *(part.to(CUDA) for part in states), None, packed=PackedLayout.of(lengths, CUDA), **options
     )
-    layout = Layout.of(lengths, torch.device("cpu"))
+    layout = PackedLayout.of(lengths, torch.device("cpu"))
     exact, _ = packed_attention(module, *(part.double() for part in states), None, packed=layout, **options)
     tolerance = 5e-5 if dtype == torch.float32 else 3e-2
     torch.testing.assert_close(found.cpu().double(), exact, rtol=0, atol=tolerance)
@@ -301,13 +302,14 @@ def test_varlen_serves_here_and_is_sdpa(causal: bool, window: int | None) -> Non
     query, key, value = (
         torch.randn(1, n, int(lengths.sum()), 64, generator=draw).to(CUDA, torch.bfloat16) for n in (4, 2, 2)
     )
-    layout = Layout.of(lengths, CUDA)
-    _, arguments = attention.varlen()
+    layout = PackedLayout.of(lengths, CUDA)
+    _, arguments = varlen()
     if window and "window_size" not in arguments:
         pytest.skip("this torch's varlen_attn has no windows")
-    assert attention._runs_varlen(query, key, value, None, causal, window)
-    found = attention_varlen(query, key, value, layout, None, causal, window)
-    runs = attention._attention_by_runs(query, key, value, layout, None, causal, window)
+    scoring = Scoring(None, causal, window)
+    assert runs_varlen(query, key, value, scoring)
+    found = attention_varlen(query, key, value, layout, scoring)
+    runs = attention_by_runs(query, key, value, layout, scoring)
     torch.testing.assert_close(found.float(), runs.float(), rtol=0, atol=3e-2)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from featcache.backbone import encoder as encoding
-from featcache.backbone.device_copies import Feed, Landing, feed_of
+from featcache.backbone.device_copies import DeviceCopier, HostCopy, copier_of
 from featcache.backbone.model import Backbone
 from featcache.errors import BackboneError
 from tests.support.stock import MIXED, encoder, load, loaded, mixed, one_thread, sentence, stock
@@ -29,20 +29,20 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-# ---------------------------------------------------------------- Feed on a CPU
+# ---------------------------------------------------------------- DeviceCopier on a CPU
 
 
 def test_on_a_cpu_nothing_is_copied_up() -> None:
     values = np.arange(6)
-    assert feed_of(CPU).up(values).data_ptr() == values.ctypes.data
-    assert feed_of(CPU) is feed_of(torch.device("cpu"))
+    assert copier_of(CPU).to_device(values).data_ptr() == values.ctypes.data
+    assert copier_of(CPU) is copier_of(torch.device("cpu"))
 
 
 def test_on_a_cpu_results_are_there_at_once() -> None:
     made = {"a": torch.randn(3, 2), "b": torch.zeros(0, 4)}
-    landing = Feed(CPU).down(made)
+    landing = DeviceCopier(CPU).to_host(made)
     assert landing.done is None
-    found = landing.arrived()
+    found = landing.wait()
     assert list(found) == ["a", "b"]
     for name, tensor in made.items():
         np.testing.assert_array_equal(found[name], tensor.numpy())
@@ -52,42 +52,42 @@ def test_on_a_cpu_results_are_there_at_once() -> None:
 
 
 @dataclass(frozen=True)
-class Late(Landing):
+class Late(HostCopy):
     """Values that are copied only when they are waited for, as late as a device may do it."""
 
     made: dict[str, torch.Tensor] = field(default_factory=dict)
     flown: list[str] = field(default_factory=list)
 
-    def arrived(self) -> dict[str, np.ndarray]:
+    def wait(self) -> dict[str, np.ndarray]:
         self.flown.append("collect")
         with torch.inference_mode():
             for name, tensor in self.made.items():
                 self.host[name].copy_(tensor)
-        return super().arrived()
+        return super().wait()
 
 
-class LateFeed(Feed):
+class LateCopier(DeviceCopier):
     def __init__(self) -> None:
         super().__init__(CPU)
         self.flown: list[str] = []
 
-    def down(self, tensors: dict[str, torch.Tensor]) -> Landing:
+    def to_host(self, tensors: dict[str, torch.Tensor]) -> HostCopy:
         self.flown.append("launch")
         host = {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
         return Late(host, made=tensors, flown=self.flown)
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> LateFeed:
-    feed = LateFeed()
-    monkeypatch.setattr(encoding, "feed_of", lambda _: feed)
+def late(monkeypatch: pytest.MonkeyPatch) -> LateCopier:
+    copier = LateCopier()
+    monkeypatch.setattr(encoding, "copier_of", lambda _: copier)
     monkeypatch.setattr(encoding, "IN_FLIGHT", {"cpu": 2})
-    return feed
+    return copier
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "gpt2", "mpnet"])
 def test_batches_in_flight_give_the_same_bits(
-    family: str, tiny: Folder, late: LateFeed, monkeypatch: pytest.MonkeyPatch
+    family: str, tiny: Folder, late: LateCopier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = mixed()
     made = encoder(loaded(tiny(family)), batch_tokens=50)
@@ -99,7 +99,7 @@ def test_batches_in_flight_give_the_same_bits(
         np.testing.assert_array_equal(flying[name], values)
 
 
-def test_the_next_batch_is_launched_before_the_last_is_collected(tiny: Folder, late: LateFeed) -> None:
+def test_the_next_batch_is_launched_before_the_last_is_collected(tiny: Folder, late: LateCopier) -> None:
     made, steps = encoder(loaded(tiny("bert")), batch_tokens=20), []
     tokens = made.tokenize([sentence(8, seed) for seed in range(8)])  # two texts a batch, 10 tokens each
     made.encode(tokens, lambda texts, count: steps.append((texts, count, len(late.flown))))
@@ -108,14 +108,16 @@ def test_the_next_batch_is_launched_before_the_last_is_collected(tiny: Folder, l
     assert [step[2] for step in steps] == [3, 5, 7, 8]  # told of as they come, not at the end
 
 
-def test_a_cpu_has_one_batch_at_a_time(tiny: Folder, late: LateFeed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_on_cpu_has_one_batch_in_flight(
+    tiny: Folder, late: LateCopier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encoding, "IN_FLIGHT", {"cuda": 2})
     encoder(loaded(tiny("bert")), batch_tokens=20)([sentence(8, seed) for seed in range(6)])
     assert late.flown == ["launch", "collect"] * 3
 
 
 @pytest.mark.parametrize("texts", [[], ["good"], ["good", "book"]])
-def test_few_texts_in_flight(texts: list[str], tiny: Folder, late: LateFeed) -> None:
+def test_few_texts_in_flight(texts: list[str], tiny: Folder, late: LateCopier) -> None:
     found = encoder(loaded(tiny("bert")), "last/cls", batch_tokens=1)(texts).views["last/cls"]
     assert len(found) == len(texts)
     assert np.isfinite(found).all()
@@ -148,7 +150,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, tokens: int, error: BaseException) ->
     ids=["torch", "cublas", "cuda", "cpu"],
 )
 def test_out_of_memory_leaves_what_is_in_flight(
-    error: BaseException, tiny: Folder, late: LateFeed, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, tiny: Folder, late: LateCopier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short text does not make the long ones before it run again, and all batches after are small."""
     backbone = loaded(tiny("bert"))
@@ -187,7 +189,7 @@ def test_memory_of_a_failed_batch_is_free_before_the_next(
     assert held
 
 
-def test_a_bad_row_is_named_while_others_fly(tiny: Folder, late: LateFeed) -> None:
+def test_a_bad_row_is_named_while_others_fly(tiny: Folder, late: LateCopier) -> None:
     backbone = load(tiny("bert"))
     word = int(stock(tiny("bert")).token_ids("坏")[1])
     backbone.model.get_input_embeddings().weight[word] = float("nan")

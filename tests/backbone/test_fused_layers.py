@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,16 +16,13 @@ from torch.nn import functional
 
 from featcache.backbone import fused_layers as fusing
 from featcache.backbone import model as backbones
-from featcache.backbone.attention import _attention_by_buckets, _attention_by_runs
 from featcache.backbone.fused_layers import Int8Linear, OneDnnLinear, ProjectionPart, fuse, measure_inputs
 from featcache.backbone.model import Backbone
-from featcache.backbone.packing import Layout
-from tests.support.stock import encoder, lively, load, loaded, mixed, one_thread, sentence
+from tests.support.stock import assert_no_farther, encoder, lively, load, loaded, mixed, one_thread
 from tests.support.tiny import build
 
 Folder = Callable[[str], Path]
 BF16 = torch.bfloat16
-AROUND = (1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 16, 15, 33, 2)  # tokens, about the steps of a bucket
 
 # Modules a tiny model of three blocks has of each kind: (q, k, v), linear + GELU, linear layers left.
 SWAPS: dict[str, tuple[int, int, int]] = {
@@ -48,7 +44,6 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
     "gate": ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}, (3, 3, 9)),
     "one key head": ("llama", {"num_key_value_heads": 1}, (3, 0, 12)),
 }
-TAILED = ["bert", "roberta", "distilbert", "electra", "modernbert", "llama", "qwen3", "mistral"]
 
 needs_onednn = pytest.mark.skipif(
     not fusing._has_onednn(nn.Linear(1, 1).to(BF16)), reason="a torch without oneDNN's calls swaps nothing"
@@ -76,18 +71,6 @@ def counts(fused: list[str]) -> dict[str, int]:
 def expected_counts(numbers: tuple[int, int, int]) -> dict[str, int]:
     names = ("one product for q, k, v", "linear + GELU", "weights laid out once")
     return {name: number for name, number in zip(names, numbers, strict=True) if number}
-
-
-def assert_no_farther(
-    found: dict[str, np.ndarray], usual: dict[str, np.ndarray], exact: dict[str, np.ndarray]
-) -> None:
-    """`found` is as near to float32 as `usual`, the plain 16-bit way, is."""
-    assert set(found) == set(usual) == set(exact)
-    for name, values in exact.items():
-        error, usual_error = abs(found[name] - values), abs(usual[name] - values)
-        assert usual_error.max() > 1e-4, name  # 16 bits it is
-        assert error.mean() <= 1.5 * usual_error.mean(), (name, error.mean(), usual_error.mean())
-        assert error.max() <= 2.5 * usual_error.max(), (name, error.max(), usual_error.max())
 
 
 # ---------------------------------------------------------------- swapped models
@@ -366,128 +349,6 @@ def test_what_does_not_agree_is_left_alone(
     found = encoder(backbone, "last/mean")(mixed()).views["last/mean"]
     plain = encoder(unswapped(lively_tiny("bert"), "bfloat16"), "last/mean")(mixed()).views["last/mean"]
     assert abs(found - plain).mean() <= 0.03 * abs(plain).mean()
-
-
-# ---------------------------------------------------------------- the highest block, pooled tokens only
-
-
-def whole(
-    backbone: Backbone, *views: str, texts: list[str], pairs: list[str] | None
-) -> dict[str, np.ndarray]:
-    """Features with every block run for all tokens."""
-    made = encoder(backbone, *views)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "tail", False)
-        assert made._places == []
-        return made(texts, pairs).views
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", TAILED)
-def test_the_tail_alone_gives_what_the_whole_block_gives(
-    family: str, dtype: str, lively_tiny: Folder
-) -> None:
-    backbone, exact = loaded(lively_tiny(family), dtype=dtype), loaded(lively_tiny(family))
-    assert backbone.tail
-    singles = mixed(AROUND)
-    both = (
-        (singles, None),
-        (mixed(AROUND[::-1], 7), [sentence(1 + n % 6, 50 + n) for n in range(len(AROUND))]),
-    )
-    for views in (("last/cls",), ("last/last",), ("last/cls", "last/last", "-2/mean"), ("-2/cls", "0/mean")):
-        for texts, pairs in both:
-            made = encoder(backbone, *views)
-            assert made._places  # else nothing is tested
-            found = made(texts, pairs).views
-            plain = whole(backbone, *views, texts=texts, pairs=pairs)
-            if dtype == "float32":
-                assert set(found) == set(plain)
-                for name, values in plain.items():
-                    np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5, err_msg=name)
-            else:
-                assert_no_farther(found, plain, whole(exact, *views, texts=texts, pairs=pairs))
-
-
-def test_the_tail_runs_the_highest_block_for_the_pooled_tokens(lively_tiny: Folder) -> None:
-    """The saving itself: the feed-forward of the last block sees one token a text, that below all."""
-    backbone = load(lively_tiny("bert"))
-    seen: list[list[int]] = [[], [], []]
-    for number, layer in enumerate(backbone.model.encoder.layer):
-        layer.intermediate.register_forward_pre_hook(lambda _, x, n=number: seen[n].append(x[0].shape[1]))
-    texts = mixed((9, 4, 4))
-    tokens = 9 + 4 + 4 + 6
-    encoder(backbone, "last/cls")(texts)
-    assert seen == [[tokens], [tokens], [3]]
-    encoder(backbone, "last/cls", "last/last")(texts)
-    assert seen[2] == [3, 6]
-    encoder(backbone, "last/mean")(texts)
-    assert seen[2] == [3, 6, tokens]
-
-
-def test_a_family_that_cannot_do_the_tail_runs_whole(tiny: Folder) -> None:
-    backbone = loaded(tiny("gpt2"))
-    assert backbone.packing == "packed" and not backbone.tail
-    assert encoder(backbone, "last/last")._places == []
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
-def test_about_the_steps_of_a_bucket_no_text_sees_another(
-    family: str, dtype: str, lively_tiny: Folder
-) -> None:
-    backbone = loaded(lively_tiny(family), dtype=dtype)
-    texts = mixed(AROUND)
-    for encode in (encoder(backbone, "last/mean", "-2/cls"), encoder(backbone, "last/last")):
-        before = encode(texts).views
-        for changed in (2, 5, 9):
-            after = encode([*texts[:changed], sentence(AROUND[changed], 99), *texts[changed + 1 :]]).views
-            others = [i for i in range(len(texts)) if i != changed]
-            for name, values in before.items():
-                np.testing.assert_array_equal(after[name][others], values[others])
-            assert any((after[name][changed] != before[name][changed]).any() for name in before)
-
-
-# ---------------------------------------------------------------- attention by buckets
-
-
-@given(
-    lengths=st.lists(
-        st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 31, 32, 33])), min_size=1, max_size=9
-    ),
-    ordered=st.booleans(),
-    heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
-    causal=st.booleans(),
-    scaling=st.sampled_from([None, 0.3]),
-)
-@settings(max_examples=100, deadline=None)
-def test_buckets_are_as_exact_as_runs(
-    lengths: list[int], ordered: bool, heads: tuple[int, int], causal: bool, scaling: float | None
-) -> None:
-    lengths = sorted(lengths, reverse=True) if ordered else lengths
-    layout = Layout.of(np.array(lengths), torch.device("cpu"))
-    draw = torch.Generator().manual_seed(sum(lengths))
-    exact = [
-        torch.randn(1, n, sum(lengths), 16, generator=draw).to(BF16) for n in (heads[0], heads[1], heads[1])
-    ]
-    reference = _attention_by_runs(*(part.double() for part in exact), layout, scaling, causal, None)
-    runs = _attention_by_runs(*exact, layout, scaling, causal, None)
-    buckets = _attention_by_buckets(*exact, layout, scaling, causal)
-    assert (buckets.shape, buckets.dtype) == (runs.shape, BF16)
-    usual, error = ((found.double() - reference).abs() for found in (runs, buckets))
-    assert error.mean() <= 1.5 * usual.mean() + 1e-4
-    assert error.max() <= 2 * usual.max() + 4e-3
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_buckets_without_rounding_are_runs(causal: bool) -> None:
-    """In float64 nothing but the grouping of texts is left to differ."""
-    layout = Layout.of(np.array(AROUND), torch.device("cpu"))
-    draw = torch.Generator().manual_seed(0)
-    states = [torch.randn(1, n, sum(AROUND), 8, generator=draw).double() for n in (4, 2, 2)]
-    found = _attention_by_buckets(*states, layout, None, causal)
-    torch.testing.assert_close(
-        found, _attention_by_runs(*states, layout, None, causal, None), rtol=0, atol=1e-12
-    )
 
 
 def test_a_few_large_inputs_do_not_take_all_steps_of_8_bits() -> None:

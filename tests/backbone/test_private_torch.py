@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from featcache.backbone import private_torch
-from featcache.backbone.attention_backward import trained_attention
+from featcache.backbone.attention.trained import trained_attention
 from featcache.backbone.fused_layers import CudaLinear, Int8Linear, OneDnnLinear
-from featcache.backbone.packing import Layout
+from featcache.backbone.packing import PackedLayout
 from featcache.backbone.private_torch import AdamWRates, adamw_, addmm_gelu, gelu_, softmax_backward
 from featcache.heads.registry import fit_linear
 from featcache.settings import HeadSettings
@@ -224,7 +224,7 @@ def test_head_without_the_private_call(take_away: Callable[..., None]) -> None:
 def test_trained_attention_without_the_private_call(take_away: Callable[..., None]) -> None:
     def gradients() -> list[torch.Tensor]:
         states = [drawn(1, 2, 14, 8, seed=seed).requires_grad_() for seed in range(3)]
-        layout = Layout.of(np.array([9, 4, 1]), CPU)
+        layout = PackedLayout.of(np.array([9, 4, 1]), CPU)
         attended, _ = trained_attention(torch.nn.Identity(), *states, None, packed=layout, is_causal=True)
         attended.square().sum().backward()
         return [part.grad for part in states if part.grad is not None]

@@ -125,6 +125,18 @@ def assert_features(found: dict[str, np.ndarray], expected: dict[str, np.ndarray
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5, err_msg=name)
 
 
+def assert_no_farther(
+    found: dict[str, np.ndarray], usual: dict[str, np.ndarray], exact: dict[str, np.ndarray]
+) -> None:
+    """`found` is as near to float32 as `usual`, the plain 16-bit way, is."""
+    assert set(found) == set(usual) == set(exact)
+    for name, values in exact.items():
+        error, usual_error = abs(found[name] - values), abs(usual[name] - values)
+        assert usual_error.max() > 1e-4, name  # 16 bits it is
+        assert error.mean() <= 1.5 * usual_error.mean(), (name, error.mean(), usual_error.mean())
+        assert error.max() <= 2.5 * usual_error.max(), (name, error.max(), usual_error.max())
+
+
 def canonical_name(view: str, blocks: int) -> str:
     """Canonical names count from the end: `0/mean` of three blocks is `-4/mean`."""
     layer, pooling = view.split("/")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from featcache.backbone import attention
+from featcache.backbone.attention import varlen
 
 
 def plain(
@@ -104,10 +104,10 @@ def varlen_on_cpu(call: Callable[..., torch.Tensor]) -> Iterator[list[int]]:
         return call(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "VARLEN_DEVICES", ("cpu",))
-        patch.setattr(attention, "varlen", lambda: (counted, names))
-        attention._varlen_agrees.cache_clear()
+        patch.setattr(varlen, "VARLEN_DEVICES", ("cpu",))
+        patch.setattr(varlen, "varlen", lambda: (counted, names))
+        varlen.varlen_agrees.cache_clear()
         try:
             yield calls
         finally:
-            attention._varlen_agrees.cache_clear()
+            varlen.varlen_agrees.cache_clear()

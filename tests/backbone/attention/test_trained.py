@@ -1,8 +1,8 @@
-"""The attention of training gives the values and gradients of the packed attention under autograd."""
+"""Attention with its own backward pass equals autograd of `packed_attention`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -10,11 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.backbone.attention import packed_attention
-from featcache.backbone.attention_backward import KEPT, trained_attention
-from featcache.backbone.packing import Layout
+from featcache.backbone.attention.packed import packed_attention
+from featcache.backbone.attention.trained import KEPT, trained_attention
+from featcache.backbone.packing import PackedLayout
+from tests.support.stock import one_thread
 
-CPU = torch.device("cpu")
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def attention_inputs(lengths: Sequence[int], heads: int, shared: int) -> list[torch.Tensor]:
@@ -31,10 +36,10 @@ def attention_inputs(lengths: Sequence[int], heads: int, shared: int) -> list[to
     st.booleans(), st.sampled_from([None, 4, 50]), st.sampled_from([None, 0.3]),
 )  # fmt: skip
 @settings(deadline=None, max_examples=40)
-def test_attention_and_its_gradients_are_autograds(
+def test_trained_attention_and_its_gradients_equal_autograd(
     lengths: list[int], heads: int, shared: int, causal: bool, window: int | None, scaling: float | None
 ) -> None:
-    layout = Layout.of(np.array(lengths), CPU)
+    layout = PackedLayout.of(np.array(lengths), torch.device("cpu"))
     module = torch.nn.Module()
     results = []
     for call in (trained_attention, packed_attention):
@@ -52,10 +57,10 @@ def test_attention_and_its_gradients_are_autograds(
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_16_bits_are_padded_and_as_good(causal: bool, window: int | None) -> None:
+def test_trained_attention_in_16_bits_is_padded_and_as_exact(causal: bool, window: int | None) -> None:
     """Lengths around multiples of 16, where the padding is; beside float64 on the same rounded numbers."""
     lengths = [1, 15, 16, 17, 33, 47]
-    layout = Layout.of(np.array(lengths), CPU)
+    layout = PackedLayout.of(np.array(lengths), torch.device("cpu"))
     rounded = [each.detach().bfloat16() for each in attention_inputs(lengths, 2, 1)]
     results = []
     for call, dtype in ((trained_attention, torch.bfloat16), (packed_attention, torch.float64)):
@@ -71,9 +76,9 @@ def test_16_bits_are_padded_and_as_good(causal: bool, window: int | None) -> Non
         assert float((ours - reference).abs().max()) <= 2e-2 * float(reference.abs().max())
 
 
-def test_a_long_text_has_the_same_gradient_though_its_weights_are_not_kept() -> None:
+def test_trained_attention_of_a_long_text_whose_weights_are_not_kept() -> None:
     lengths = [KEPT + 1, 3]
-    layout = Layout.of(np.array(lengths), CPU)
+    layout = PackedLayout.of(np.array(lengths), torch.device("cpu"))
     results = []
     for call in (trained_attention, packed_attention):
         inputs = attention_inputs(lengths, 1, 1)

@@ -2,9 +2,8 @@
 
 For [CLS] or last-token pooling, the block below the pooling needs the keys and values of all tokens, but
 queries, output projection and feed-forward of a few. Everything but attention treats tokens one by one,
-so the block's own code does this unchanged: it runs once on all tokens up to its attention, which keeps
-query, key and value and ends the run; then once more on the pooled tokens alone, with what was kept
-standing in for what it computes there.
+so the block's own code does this unchanged: it runs on all tokens up to its attention, which ends the run
+and hands out query, key and value; then once more on the pooled tokens alone.
 """
 
 from __future__ import annotations
@@ -18,50 +17,50 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.backbone.packing import Layout, NotPackable
+from featcache.backbone.attention.sdpa import Scoring
+from featcache.backbone.packing import NotPackable, PackedLayout
 
 
-class Kept(Exception):
-    """Ends a block's first run, with what its attention was given."""
+class AttentionReached(Exception):
+    """Ends a block's first run, with what its attention was given: `[1, heads, T, d]` each."""
 
     def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        super().__init__("query, key and value are kept")
+        super().__init__("attention is reached")
         self.query, self.key, self.value = query, key, value
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Stands where a Layout is handed to attention: keep what it is given."""
+class StopAtAttention:
+    """Handed to attention instead of a layout: it raises `AttentionReached`."""
 
 
 @dataclass(frozen=True)
-class Tail:
-    """Stands where a Layout is handed to attention: attend for the pooled tokens alone.
+class PooledTokens:
+    """Handed to attention instead of a layout: it attends for the pooled tokens alone.
 
     Attributes:
         tokens: int64 `[M * B]`, the pooled tokens of the batch: one of each text, then the next of each.
-        kept: query, key and value of all tokens, `[1, heads, T, d]`.
+        given: query, key and value of all tokens.
     """
 
-    layout: Layout
+    layout: PackedLayout
     tokens: torch.Tensor
-    kept: Kept
+    given: AttentionReached
 
 
 @contextlib.contextmanager
-def only(block: nn.Module, layout: Layout, tokens: torch.Tensor) -> Iterator[None]:
+def only(block: nn.Module, layout: PackedLayout, tokens: torch.Tensor) -> Iterator[None]:
     """Let `block` give the states `[1, M * B, H]` of `tokens` instead of all `[1, T, H]`."""
     whole = block.forward
 
     def forward(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         try:
-            whole(states, *args, **{**kwargs, "packed": Keep()})
-        except Kept as kept:
-            tail = Tail(layout, tokens, kept)
+            whole(states, *args, **{**kwargs, "packed": StopAtAttention()})
+        except AttentionReached as given:
+            pooled = PooledTokens(layout, tokens, given)
         else:
-            raise NotPackable(f"{type(block).__name__} has no attention that is told of packing")
+            raise NotPackable(f"{type(block).__name__} has no attention that packed batches reach")
         picked = _pick((args, kwargs), states.shape[1], tokens)
-        return whole(states.index_select(1, tokens), *picked[0], **{**picked[1], "packed": tail})
+        return whole(states.index_select(1, tokens), *picked[0], **{**picked[1], "packed": pooled})
 
     block.forward = forward
     try:
@@ -70,36 +69,26 @@ def only(block: nn.Module, layout: Layout, tokens: torch.Tensor) -> Iterator[Non
         del block.forward  # the class's own is there again
 
 
-def tail_attention(tail: Tail, scaling: float | None, causal: bool, window: int | None) -> torch.Tensor:
+def attention_of_pooled(pooled: PooledTokens, scoring: Scoring) -> torch.Tensor:
     """Attention of the pooled tokens over all tokens of their own text: `[1, M * B, heads, d]`."""
-    layout, kept = tail.layout, tail.kept
+    layout, given = pooled.layout, pooled.given
     texts = len(layout.lengths)
-    query = kept.query[0].index_select(1, tail.tokens).unflatten(1, (-1, texts))  # [heads, M, B, d]
-    places = (tail.tokens.view(-1, texts) - layout.cu_seqlens[:-1].long()).T  # [B, M]
+    query = given.query[0].index_select(1, pooled.tokens).unflatten(1, (-1, texts))  # [heads, M, B, d]
+    places = (pooled.tokens.view(-1, texts) - layout.cu_seqlens[:-1].long()).T  # [B, M]
     outputs, first = [], 0
     for bucket in layout.buckets:
         count, padded = bucket.shape
         rows = slice(first, first + count)
-        key, value = (
-            states[0]
-            .transpose(0, 1)
-            .index_select(0, bucket.gather)
-            .unflatten(0, bucket.shape)
-            .transpose(1, 2)
-            for states in (kept.key, kept.value)
-        )
         distance = places[rows, :, None] - torch.arange(padded, device=places.device)
-        seen = (bucket.mask[:, :, 0] == 0).expand_as(distance)
-        seen = seen & (distance >= 0) if causal else seen
-        seen = seen & (distance.abs() < window) if window else seen
+        seen = (bucket.mask[:, :, 0] == 0) & scoring.seen(distance)
         outputs.append(
             functional.scaled_dot_product_attention(
                 query[:, :, rows].permute(2, 0, 1, 3),  # [texts, heads, M, d]
-                key,
-                value,
+                bucket.padded(given.key),
+                bucket.padded(given.value),
                 seen[:, None],
-                scale=scaling,
-                enable_gqa=key.shape[1] != query.shape[0],
+                scale=scoring.scale,
+                enable_gqa=given.key.shape[1] != query.shape[0],
             )
         )
         first += count

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from featcache.backbone.attention import no_mask, packed_attention
-from featcache.backbone.packing import PAD_STEP, Layout, NotPackable
+from featcache.backbone.attention.packed import packed_attention
+from featcache.backbone.attention.sdpa import Scoring, distances, repeat_heads
+from featcache.backbone.packing import PAD_STEP, NotPackable
 from featcache.backbone.private_torch import softmax_backward
 
 IMPLEMENTATION = "featcache_trained"
@@ -27,44 +28,27 @@ def trained_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    packed: Layout | None = None,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What `attention.packed_attention` gives, for training; attention weights are never dropped out.
+    """What `packed_attention` gives, for training; attention weights are never dropped out.
 
     Args:
         query: `[1, heads, T, d]`; key and value alike, with as many or fewer heads.
+        options: see `packed_attention`.
 
     Returns:
         `[1, T, heads, d]` and no attention weights.
     """
     if query.device.type != "cpu":
-        return packed_attention(
-            module, query, key, value, attention_mask, packed=packed, scaling=scaling,
-            is_causal=is_causal, sliding_window=sliding_window, **others,
-        )  # fmt: skip
+        return packed_attention(module, query, key, value, attention_mask, **options)
+    packed = options.get("packed")
     if packed is None or attention_mask is not None:
         raise NotPackable(f"{type(module).__name__} cannot be trained packed")
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    lengths = packed.lengths.tolist()
-    attended: torch.Tensor = _TextAttention.apply(query * scale, key, value, lengths, causal, sliding_window)
+    scoring = Scoring.of(module, options, packed.longest)
+    key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
+    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    attended: torch.Tensor = _TextAttention.apply(query * scale, key, value, packed.lengths.tolist(), scoring)
     return attended, None
-
-
-def register() -> None:
-    """Make `trained_attention` known to transformers; safe to call again."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(IMPLEMENTATION, trained_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, no_mask)
 
 
 class _TextAttention(torch.autograd.Function):
@@ -77,40 +61,37 @@ class _TextAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         lengths: Sequence[int],
-        causal: bool,
-        window: int | None,
+        scoring: Scoring,
     ) -> torch.Tensor:
         output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         kept: list[torch.Tensor] = []
         start = 0
         for length in lengths:
             q, k, v = (_padded(states, start, length) for states in (query, key, value))
-            weights = _weights(q, k, length, causal, window)
+            weights = _weights(q, k, length, scoring)
             _write(output.transpose(1, 2), start, length, torch.bmm(weights, v))
             if length <= KEPT:
                 kept.append(weights)
             start += length
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.told = lengths, causal, window
+        ctx.lengths, ctx.scoring = lengths, scoring
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
-        lengths, causal, window = ctx.told
         to_query, to_key, to_value = (_like(states) for states in (query, key, value))
         given = gradients[0].transpose(1, 2)
         left, start = iter(kept), 0
-        for length in lengths:
+        for length in ctx.lengths:
             q, k, v, upper = (_padded(states, start, length) for states in (query, key, value, given))
-            weights = next(left) if length <= KEPT else _weights(q, k, length, causal, window)
+            weights = next(left) if length <= KEPT else _weights(q, k, length, ctx.scoring)
             _write(to_value, start, length, torch.bmm(weights.transpose(1, 2), upper))
-            towards = torch.bmm(upper, v.transpose(1, 2))
-            scores = softmax_backward(towards, weights)
+            scores = softmax_backward(torch.bmm(upper, v.transpose(1, 2)), weights)
             _write(to_query, start, length, torch.bmm(scores, k))
             _write(to_key, start, length, torch.bmm(scores.transpose(1, 2), q))
             start += length
-        return to_query, to_key, to_value, None, None, None
+        return to_query, to_key, to_value, None, None
 
 
 def _padded(states: torch.Tensor, start: int, length: int) -> torch.Tensor:
@@ -131,23 +112,15 @@ def _write(packed: torch.Tensor, start: int, length: int, text: torch.Tensor) ->
 
 def _like(states: torch.Tensor) -> torch.Tensor:
     """An empty `[1, heads, T, d]` that lies as the linear layer wants its gradient: token by token."""
-    _, heads, tokens, width = states.shape
-    return states.new_empty(1, tokens, heads, width).transpose(1, 2)
+    return torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _weights(
-    query: torch.Tensor, key: torch.Tensor, length: int, causal: bool, window: int | None
-) -> torch.Tensor:
+def _weights(query: torch.Tensor, key: torch.Tensor, length: int, scoring: Scoring) -> torch.Tensor:
     """Attention weights `[heads, padded, padded]` of one text; 0 for and towards what is padding."""
     scores = torch.bmm(query, key.transpose(1, 2))
     padded = query.shape[1]
-    if causal or (window and length > window):
-        places = torch.arange(padded)
-        distance = places[:, None] - places[None, :]
-        hidden = distance < 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
-        if window:
-            hidden = hidden | (distance.abs() >= window)
-        scores.masked_fill_(hidden, float("-inf"))
+    if scoring.causal or (scoring.window and length > scoring.window):
+        scores.masked_fill_(~scoring.seen(distances(padded, query.device)), float("-inf"))
     if padded > length:
         scores[:, :, length:] = float("-inf")
     weights = torch.softmax(scores, -1)

@@ -1,0 +1,1 @@
+"""Attention within each text of a packed batch, for frozen blocks and for trained ones."""
