@@ -16,7 +16,7 @@ from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import ExtractionMeter
 
 if TYPE_CHECKING:
-    from featcache.finetuning.loop import Step
+    from featcache.finetuning.tuning import TrainingStep
     from featcache.runs.run import Run
     from featcache.system.progress import Progress
 
@@ -131,7 +131,7 @@ class TuningMeter(ExtractionMeter):
         else:
             super().__call__(event)
 
-    def train(self, step: Step) -> None:
+    def train(self, step: TrainingStep) -> None:
         if step.text:
             self.note(step.text)
         elif step.line:

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from featcache.backbone.throughput import gemm_peak
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import Job
-from featcache.finetuning.finetune import _facts, _inputs, _tuner, _Work, finetune
+from featcache.finetuning.finetune import finetune
+from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
@@ -86,24 +86,20 @@ def _timed(
     job = Job(settings)
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]
     compute = "float32"
-    with tempfile.TemporaryDirectory() as folder:
-        for name in parts:
-            report(f"{PARTS[name]}: states below the cut, and the model above it")
-            encoder = job.encoder("train")
-            part = parse_part(PARTS[name], encoder.backbone.num_blocks)
-            inputs = _inputs(job, split, encoder, part)
-            prefix[name], compute = inputs.seconds, encoder.backbone.dtype_name
-            flops[name] = _training_flops(job, encoder.backbone.num_blocks - (part.cut or 0))
-            held = {"train": inputs, "validation": inputs}
-            recipe, view = Recipe(lr=RATES[name]), encoder.views[0].name
-            work = _Work(settings, recipe, part, view, encoder.document, held, _facts(encoder))
-            where = Path(folder) / name
-            tuners[name] = _tuner(
-                work, job, encoder.backbone.device, encoder.batch_tokens, where, lambda _: None
-            )
-        report("training steps")
-        rates = _rates(tuners, flops, steps)
-    tokens = float(np.asarray(inputs.source.lengths).sum())
+    for name in parts:
+        report(f"{PARTS[name]}: states below the cut, and the model above it")
+        encoder = job.encoder("train")
+        part = parse_part(PARTS[name], encoder.backbone.num_blocks)
+        inputs = SplitInputs.of(split, job, encoder, part.cut)
+        prefix[name], compute = inputs.seconds, encoder.backbone.dtype_name
+        flops[name] = _training_flops(job, encoder.backbone.num_blocks - (part.cut or 0))
+        held = {"train": inputs, "validation": inputs}
+        frozen = FrozenBackbone.of(encoder)
+        tuning = TuningJob(settings, Recipe(lr=RATES[name]), part, frozen, held)
+        tuners[name] = tuning.tuner(job.model)
+    report("training steps")
+    rates = _rates(tuners, flops, steps)
+    tokens = float(np.asarray(inputs.texts.lengths).sum())
     peak = gemm_peak(getattr(torch, compute), job.encoder("train").backbone.device)
     return {
         "epoch_seconds": {name: round(tokens / rate, 2) for name, (rate, _) in rates.items()},
@@ -123,8 +119,8 @@ def _rates(
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in tuners}
     for number in range(WARM + steps):
         for name, tuner in tuners.items():
-            rows = tuner._rows(tuner.place.step)
-            lengths = np.asarray(tuner.train[0].lengths)[rows]
+            rows = tuner._rows(tuner.state.step)
+            lengths = np.asarray(tuner.data.train.texts.lengths)[rows]
             began = time.perf_counter()
             tuner._step()
             seconds = time.perf_counter() - began

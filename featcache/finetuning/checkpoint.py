@@ -1,13 +1,14 @@
-"""Where a training stands: tensors and a note, on disk as one.
+"""Checkpoints of a training: tensors and a JSON-able state in one folder.
 
-The tensors of a checkpoint are written under names of their own; the note that names them, with their
-checksums, replaces the one before in one step. A kill at any moment leaves one checkpoint or the other whole.
+Tensors are written to new files; then one rename replaces the document that names them with their checksums.
+So a kill at any moment leaves either the checkpoint before or the new one, whole.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,65 +19,88 @@ import xxhash
 
 from featcache.system.durable import explained, make_folder, write_file
 
-NOTE = "checkpoint.json"
-Parts = Mapping[str, Mapping[str, torch.Tensor]]
+DOCUMENT = "checkpoint.json"
+SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
+SHARE = 20  # saving takes at most one part in so many of the time
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` was given: groups of tensors by name, and a JSON-able note."""
+    """What `CheckpointFolder.save` was given."""
 
-    parts: dict[str, dict[str, torch.Tensor]]
-    note: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, parts: Parts, note: Mapping[str, Any], kept: Mapping[str, str]
-) -> dict[str, str]:
-    """Replace the checkpoint in `folder`; durable on return.
+class CheckpointFolder:
+    """The folder of one training's checkpoint.
 
     Args:
-        parts: those that changed, each written to a file of its own.
-        kept: files of earlier parts that belong to this one, too, by part, as an earlier call returned them.
-
-    Returns:
-        The files of all parts.
+        every: seconds after which the next checkpoint is due; raised where saving takes long. 0: always.
     """
-    from safetensors.torch import save
 
-    with explained(folder):
-        make_folder(folder)
-    files = dict(kept)
-    for name, tensors in parts.items():
-        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-        files[name] = f"{name}-{xxhash.xxh3_128_hexdigest(content)}.safetensors"
-        write_file(folder / files[name], content)
-    write_file(folder / NOTE, json.dumps({"files": files, "note": dict(note)}).encode())
-    with explained(folder):
-        for path in folder.glob("*.safetensors"):
-            if path.name not in files.values():
-                path.unlink()
-    return files
+    def __init__(self, path: Path, every: float = SAVE_EVERY) -> None:
+        self.path, self.every = path, every
+        self._files: dict[str, str] = {}
+        self._saved = time.perf_counter()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return time.perf_counter() - self._saved > self.every
+
+    def save(
+        self, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: str = ""
+    ) -> None:
+        """Replace the checkpoint; durable on return.
+
+        Args:
+            tensors: groups of tensors by name, each written to a file of its own.
+            keep: a group of the checkpoint before that stays, unless it is in `tensors`.
+        """
+        from safetensors.torch import save
+
+        began = time.perf_counter()
+        files = {name: file for name, file in self._files.items() if name == keep}
+        with explained(self.path):
+            make_folder(self.path)
+        for name, group in tensors.items():
+            content = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
+            files[name] = _file_name(name, content)
+            write_file(self.path / files[name], content)
+        write_file(self.path / DOCUMENT, json.dumps({"files": files, "note": dict(state)}).encode())
+        with explained(self.path):
+            for path in self.path.glob("*.safetensors"):
+                if path.name not in files.values():
+                    path.unlink()
+        self._files, self._saved = files, time.perf_counter()
+        if self.every:
+            self.every = max(self.every, SHARE * (self._saved - began))
+
+    def load(self) -> Checkpoint | None:
+        """The checkpoint; None where there is none, or a damaged one."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            document = json.loads((self.path / DOCUMENT).read_bytes())
+            files = {str(name): str(file) for name, file in document["files"].items()}
+            tensors = {}
+            for name, file in files.items():
+                content = (self.path / file).read_bytes()
+                if file != _file_name(name, content):
+                    return None
+                tensors[name] = load(content)
+            found = Checkpoint(tensors, document["note"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            return None
+        self._files = files
+        return found
+
+    def discard(self) -> None:
+        """Remove the folder, if it is there."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, str]] | None:
-    """The checkpoint in `folder` and the files of its parts; None where there is none, or a damaged one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        content = json.loads((folder / NOTE).read_bytes())
-        parts, files = {}, {str(part): str(name) for part, name in content["files"].items()}
-        for part, name in files.items():
-            stored = (folder / name).read_bytes()
-            if name != f"{part}-{xxhash.xxh3_128_hexdigest(stored)}.safetensors":
-                return None
-            parts[part] = load(stored)
-        return Checkpoint(parts, content["note"]), files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-        return None
-
-
-def discard_checkpoint(folder: Path) -> None:
-    """Remove it, where it is."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _file_name(group: str, content: bytes) -> str:
+    return f"{group}-{xxhash.xxh3_128_hexdigest(content)}.safetensors"

@@ -1,9 +1,9 @@
-"""The states cache: what the blocks below the cut make of every token, packed, on disk.
+"""The states cache: the states of every token at the cut, packed, on disk.
 
 A sealed file like that of features, in the folder `states` beside them: `values` of all tokens end to end,
 `offsets` of the texts in them, their `row_hash` and whether they were `truncated`. bfloat16, which HDF5
 does not have, is stored as its bytes. The file is named by the fingerprint of encoder document, cut and
-rows; labels are no part of it. Unfinished work lies in committed blocks, as that of an extraction.
+rows; labels do not count. Unfinished work is kept in commit units, as that of an extraction.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,31 +24,22 @@ from featcache.cache.catalog import STATES
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
-from featcache.errors import BackboneError, CorruptCache, UsageError
+from featcache.errors import BackboneError, CorruptCache
 from featcache.extraction.encode_blocks import naming_rows
 from featcache.finetuning.suffix import StateBatch
-from featcache.fingerprint import fingerprint, row_chain
+from featcache.fingerprint import EncoderDocument, RowsPart, fingerprint
 from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked
+from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
 
 if TYPE_CHECKING:
-    from featcache.backbone.encoder import Encoder
+    from featcache.backbone.encoder import Encoder, Tokens
 
-BLOCK_TOKENS = 1 << 15
+COMMIT_TOKENS = 1 << 15
 TOKENIZE_ROWS = 1024
-RELEASE_BYTES = 4 << 20  # read before pages are given back; the system maps several times as many
+RELEASE_BYTES = 4 << 20  # read before pages are released; the system maps several times as many
 HINT = "remove it; it is then made again"
-
-
-@dataclass(frozen=True)
-class Step:
-    """How far the states of a split are; `text`: something to say instead."""
-
-    split: str
-    done: int = 0
-    total: int = 0
-    text: str = ""
 
 
 class StatesFile:
@@ -86,7 +76,7 @@ class StatesFile:
 
     @cached_property
     def truncated(self) -> int:
-        """How many texts were cut at the longest length."""
+        """How many texts were truncated at the longest length."""
         return int(np.asarray(self.sealed.column("truncated")).sum())
 
     @property
@@ -95,7 +85,7 @@ class StatesFile:
 
     @property
     def seconds(self) -> float:
-        """That making it took; 0 where its record is lost."""
+        """The time it took to make the file; 0 where its record is lost."""
         try:
             record = json.loads(self.path.with_suffix(".json").read_bytes())
             return float(record["seconds"]) if record["fingerprint"] == self.fingerprint else 0.0
@@ -114,32 +104,51 @@ class StatesFile:
         return StateBatch(states, self.lengths[rows])
 
     def _release(self) -> None:
-        """Give the pages of the map back, so that memory does not grow with the rows that were read."""
+        """Release the pages of the memory map, so that memory does not grow with the rows that were read."""
         self._read = 0
         base = self._values.base
         if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
 
 
-def states_path(folder: Path, split: str, document: dict[str, Any]) -> Path:
-    """Where the states of a split lie; `folder`: that of the features of the same data and model."""
-    return folder / STATES / f"{split}-cut{document['cut']}-{fingerprint(document)[:12]}.h5"
+@dataclass(frozen=True)
+class StatesDocument:
+    """All that the states of some rows depend on; its hash names the file.
 
-
-def states_document(encoder: Encoder, cut: int, hashes: np.ndarray) -> dict[str, Any]:
-    """All that the states of some rows depend on.
-
-    Args:
-        hashes: row hashes uint8 `[N, 32]`, in file order.
+    Attributes:
+        storage: `bfloat16`, `float32` or `float16`.
     """
-    compute = encoder.backbone.dtype_name
-    return {
-        "kind": "states",
-        "encoder": encoder.document.to_json(),
-        "cut": cut,
-        "storage": "bfloat16" if compute == "bfloat16" else encoder.storage.name,
-        "rows": {"count": len(hashes), "chain": row_chain(hashes)},
-    }
+
+    encoder: EncoderDocument
+    cut: int
+    storage: str
+    rows: RowsPart
+
+    @classmethod
+    def of(cls, encoder: Encoder, cut: int, hashes: np.ndarray) -> StatesDocument:
+        """Of the rows with these hashes, uint8 `[N, 32]`, in file order."""
+        bfloat16 = encoder.backbone.dtype_name == "bfloat16"
+        storage = "bfloat16" if bfloat16 else encoder.storage.name
+        return cls(encoder.document, cut, storage, RowsPart.of(hashes))
+
+    def to_json(self) -> dict[str, Any]:
+        """What is hashed and stands in the file."""
+        return {
+            "kind": "states",
+            "encoder": self.encoder.to_json(),
+            "cut": self.cut,
+            "storage": self.storage,
+            "rows": asdict(self.rows),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.to_json())
+
+
+def states_path(folder: Path, split: str, document: StatesDocument) -> Path:
+    """Where the states of a split are; `folder` has the features of the same data and model."""
+    return folder / STATES / f"{split}-cut{document.cut}-{document.fingerprint[:12]}.h5"
 
 
 def cache_states(
@@ -148,7 +157,7 @@ def cache_states(
     encoder: Encoder,
     cut: int,
     folder: Path,
-    report: Callable[[Step], None] = lambda _: None,
+    on_progress: OnProgress = ignore,
     *,
     wait: float = 0.0,
 ) -> StatesFile:
@@ -156,121 +165,112 @@ def cache_states(
 
     Args:
         hashes: row hashes of the split, uint8 `[N, 32]`.
-        folder: of the features of the same data and model.
+        encoder: one that does not encode long texts in windows.
+        folder: with the features of the same data and model.
         wait: seconds to wait for another process that makes the same file.
 
     Raises:
-        CacheError: the disk cannot hold them (said before anything is computed), or another process
+        CacheError: the disk cannot hold them (checked before anything is computed), or another process
             makes the same file.
         BackboneError: a text that cannot be encoded; a text that does not fit in memory.
-        UsageError: `--long-text chunks`.
     """
-    if encoder.long_text == "chunks":
-        raise UsageError(
-            "blocks cannot be trained on windows of long texts",
-            hint="use --long-text truncate or head-tail, or --train head",
-        )
-    document = states_document(encoder, cut, hashes)
+    document = StatesDocument.of(encoder, cut, hashes)
     path = states_path(folder, split.name, document)
-    with locked(path, wait, lambda text: report(Step(split.name, text=text))):
+    with locked(path, wait, lambda text: on_progress(Progress("note", split.name, text=text))):
         if not path.exists():
             began = time.perf_counter()
-            _Making(split, hashes, encoder, document, path, report).run()
-            note = {"fingerprint": fingerprint(document), "seconds": time.perf_counter() - began}
-            write_file(path.with_suffix(".json"), json.dumps(note, sort_keys=True).encode())
+            _StatesMaker(split, hashes, encoder, document, path=path, on_progress=on_progress).run()
+            record = {"fingerprint": document.fingerprint, "seconds": time.perf_counter() - began}
+            write_file(path.with_suffix(".json"), json.dumps(record, sort_keys=True).encode())
     return StatesFile(path)
 
 
-class _Making:
-    """The making of one states file."""
+@dataclass
+class _StatesMaker:
+    """Makes one states file: commit units of about COMMIT_TOKENS tokens, then the file out of them."""
 
-    def __init__(
-        self,
-        split: Split,
-        hashes: np.ndarray,
-        encoder: Encoder,
-        document: dict[str, Any],
-        path: Path,
-        report: Callable[[Step], None],
-    ) -> None:
-        self.split, self.hashes, self.encoder = split, hashes, encoder
-        self.document, self.path, self.report = document, path, report
-        self.storage = document["storage"]
-        self.width = int(encoder.backbone.model.config.hidden_size)
-        self.itemsize = 2 if self.storage == "bfloat16" else np.dtype(self.storage).itemsize
-        self.budget = encoder.batch_tokens
+    split: Split
+    hashes: np.ndarray
+    encoder: Encoder
+    document: StatesDocument
+    path: Path
+    on_progress: OnProgress
+
+    def __post_init__(self) -> None:
+        self.raw = self.document.storage == "bfloat16"  # which HDF5 does not have: stored as its bytes
+        self.dtype: torch.dtype = getattr(torch, self.document.storage)
+        self.width = int(self.encoder.backbone.model.config.hidden_size)
+        self.budget = self.encoder.batch_tokens
 
     def run(self) -> None:
         lengths, truncated = self._lengths()
-        blocks = _blocks(lengths)
+        units = _commit_units(lengths)
         self._check_space(int(lengths.sum()))
         remove_temporaries(self.path)
-        plan = {"document": fingerprint(self.document), "block_tokens": BLOCK_TOKENS, "batch": self.budget}
+        plan = {
+            "document": self.document.fingerprint, "block_tokens": COMMIT_TOKENS, "batch": self.budget,
+        }  # fmt: skip
         staging = Staging(self.path.with_suffix(".partial"), plan)
         done = staging.committed()
-        total = len(lengths)
-        for number, rows in enumerate(blocks):
+        for number, rows in enumerate(units):
             if number not in done:
                 staging.commit(number, {"values": self._encode(rows)})
-            self.report(Step(self.split.name, int(rows[-1]) + 1, total))
-        self._seal(staging, len(blocks), lengths, truncated)
+            self.on_progress(Progress("encode", self.split.name, int(rows[-1]) + 1, len(lengths)))
+        self._seal(staging, len(units), lengths, truncated)
         staging.discard()
 
+    def _tokenize(self, rows: np.ndarray) -> Tokens:
+        with naming_rows(self.split, rows):
+            return self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
+
     def _lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each text, int64 `[N]`, and which were cut, uint8 `[N]`; the ids are not kept."""
+        """Tokens of each text, int64 `[N]`, and which were truncated, uint8 `[N]`; the ids are not kept."""
         lengths, truncated = [], []
         for start in range(0, len(self.split), TOKENIZE_ROWS):
-            rows = np.arange(start, min(start + TOKENIZE_ROWS, len(self.split)))
-            with naming_rows(self.split, rows):
-                tokens = self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
+            tokens = self._tokenize(np.arange(start, min(start + TOKENIZE_ROWS, len(self.split))))
             lengths.append(tokens.lengths)
             truncated.append(tokens.truncated.astype(np.uint8))
         return np.concatenate(lengths), np.concatenate(truncated)
 
     def _check_space(self, tokens: int) -> None:
-        """Say what they take; refuse what the disk cannot hold: the blocks, then the file beside them."""
-        needed = tokens * self.width * self.itemsize + 48 * len(self.split) + (1 << 20)
-        what = f"states of {self.split.name} before block {self.document['cut']}"
+        """Report the size; refuse what the disk cannot hold: the commit units, then the file beside them."""
+        needed = tokens * self.width * self.dtype.itemsize + 48 * len(self.split) + (1 << 20)
+        what = f"states of {self.split.name} before block {self.document.cut}"
         require_space(self.path.parent, 2 * needed, what)
         text = f"{what}: {tokens:,} tokens, {size_text(needed)} on disk (twice that while they are made)"
-        self.report(Step(self.split.name, text=text))
+        self.on_progress(Progress("note", self.split.name, text=text))
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
         """The states of neighbouring rows in their order: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
-        cut, backbone = self.document["cut"], self.encoder.backbone
-        with naming_rows(self.split, rows):
-            tokens = self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
+        cut, tokens = self.document.cut, self._tokenize(rows)
         ends = np.cumsum(tokens.lengths)
-        dtype = getattr(torch, self.storage)
-        made = torch.empty(int(ends[-1]), self.width, dtype=dtype)
+        made = torch.empty(int(ends[-1]), self.width, dtype=self.dtype)
 
         def encode(batch: np.ndarray) -> None:
-            states = backbone.states(tokens.batch(batch), [cut])[0][cut].to("cpu", dtype)
+            states = self.encoder.backbone.states(tokens.batch(batch), [cut])[0][cut].to("cpu", self.dtype)
             if not bool(torch.isfinite(states).all()):
                 raise BackboneError(
-                    f"states of {self.split.name} are NaN, infinite or too large for {self.storage}",
+                    f"states of {self.split.name} are NaN, infinite or too large for {self.document.storage}",
                     hint="try --storage float32, or --dtype float32",
                 )
-            parts = states.split(tokens.lengths[batch].tolist())
-            for row, part in zip(batch, parts, strict=True):
+            for row, part in zip(batch, states.split(tokens.lengths[batch].tolist()), strict=True):
                 made[int(ends[row] - tokens.lengths[row]) : int(ends[row])] = part
 
         self.budget = smaller_batches(tokens.lengths, self.budget, encode)
-        return (made.view(torch.uint8) if self.storage == "bfloat16" else made).numpy()
+        return (made.view(torch.uint8) if self.raw else made).numpy()
 
-    def _seal(self, staging: Staging, blocks: int, lengths: np.ndarray, truncated: np.ndarray) -> None:
-        raw = self.storage == "bfloat16"
-        shape = (int(lengths.sum()), self.width * 2 if raw else self.width)
+    def _seal(self, staging: Staging, units: int, lengths: np.ndarray, truncated: np.ndarray) -> None:
+        shape = (int(lengths.sum()), self.width * 2 if self.raw else self.width)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        values = (staging.read(number)["values"] for number in range(blocks))
+        values = (staging.read(number)["values"] for number in range(units))
         meta = {
             "format": "featcache states",
-            "fingerprint": fingerprint(self.document),
+            "fingerprint": self.document.fingerprint,
             "split": self.split.name,
-            "document": self.document,
+            "document": self.document.to_json(),
         }
         columns = [
-            Column("values", shape, "uint8" if raw else self.storage, values),
+            Column("values", shape, "uint8" if self.raw else self.document.storage, values),
             Column("offsets", offsets.shape, "int64", [offsets]),
             Column("row_hash", self.hashes.shape, "uint8", [self.hashes]),
             Column("truncated", truncated.shape, "uint8", [truncated]),
@@ -278,7 +278,7 @@ class _Making:
         write_sealed(self.path, meta, columns)
 
 
-def _blocks(lengths: np.ndarray) -> list[np.ndarray]:
-    """Neighbouring rows in blocks of about BLOCK_TOKENS tokens, at least a row each."""
-    number = (np.cumsum(lengths) - lengths) // BLOCK_TOKENS
+def _commit_units(lengths: np.ndarray) -> list[np.ndarray]:
+    """Neighbouring rows, in units of about COMMIT_TOKENS tokens and at least one row."""
+    number = (np.cumsum(lengths) - lengths) // COMMIT_TOKENS
     return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(number)) + 1) if len(lengths) else []

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
-from featcache.errors import FeatcacheError, HeadError, UsageError
+from featcache.errors import FeatcacheError, HeadError
 from featcache.export.huggingface import export_huggingface
 from featcache.extraction.api import extract_splits
-from featcache.finetuning.checkpoint import load_checkpoint, save_checkpoint
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.loop import Step, Tuner
-from featcache.finetuning.recipe import Recipe, build_recipe
-from featcache.finetuning.suffix import StateBatch, Suffix
+from featcache.finetuning.recipe import Recipe
+from featcache.finetuning.tuning import TrainingStep
 from featcache.prediction.predictor import Predictor
 from featcache.reporting.build import build_report
 from featcache.runs.compare import compare_runs
 from featcache.runs.run import Run, choose_run, load_run
 from featcache.runs.train import train_head
-from featcache.settings import Settings, load_settings, options
+from featcache.settings import Settings, load_settings
 from tests.support.cli_tools import Cli, widest, write_rows
 from tests.support.review_files import write_reviews
 from tests.support.stock import one_thread
 from tests.support.tiny import build
-from tests.support.tuning import TextInputs, batch_of, suffix_of
 
 QUICK = Recipe(epochs=2, lr=1e-3, head_lr=1e-2, batch_size=8)
 
@@ -45,236 +39,6 @@ def on_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("arrow")))
         yield
-
-
-# ---------------------------------------------------------------- the loop
-
-TEXTS = 22
-LENGTHS = tuple(np.random.default_rng(5).integers(1, 40, TEXTS).tolist())
-LABELS = np.arange(TEXTS) % 3
-
-
-def tuner_of(model: Path, recipe: Recipe = QUICK, labels: np.ndarray = LABELS, **options: Any) -> Tuner:
-    suffix = suffix_of(model, "top-blocks:1", dropout=recipe.dropout)
-    rows = TextInputs(batch_of(LENGTHS), model, 2)
-    classes = 3 if labels.ndim == 1 else labels.shape[1]
-    options = {"seed": 3, "budget": 100} | options
-    return Tuner(suffix, "mean", (rows, labels), (rows, labels), classes, recipe, **options)
-
-
-def weights_of(tuner: Tuner) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in tuner.named.items()}
-
-
-def test_the_budget_never_changes_the_result(tiny: Callable[[str], Path]) -> None:
-    found = []
-    for budget in (1, 60, 10_000):
-        tuner = tuner_of(tiny("bert"), budget=budget)
-        tuner.run()
-        found.append(weights_of(tuner))
-    for name, reference in found[0].items():
-        for other in found[1:]:
-            torch.testing.assert_close(other[name], reference, rtol=1e-3, atol=1e-5)
-
-
-def test_every_epoch_takes_every_text_once_in_another_order(tiny: Callable[[str], Path]) -> None:
-    tuner = tuner_of(tiny("bert"))
-    epochs = [np.concatenate([tuner._rows(3 * epoch + step) for step in range(3)]) for epoch in range(2)]
-    assert all(sorted(rows.tolist()) == list(range(TEXTS)) for rows in epochs)
-    assert epochs[0].tolist() != epochs[1].tolist()
-    assert tuner.steps == 6
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_same_seed_gives_the_same_weights(tiny: Callable[[str], Path], dropout: float) -> None:
-    recipe = dataclasses.replace(QUICK, dropout=dropout)
-    one, two, other = (tuner_of(tiny("bert"), recipe, seed=seed) for seed in (3, 3, 4))
-    for tuner in (one, two, other):
-        tuner.run()
-    assert all(torch.equal(value, weights_of(two)[name]) for name, value in weights_of(one).items())
-    assert not all(torch.equal(value, weights_of(other)[name]) for name, value in weights_of(one).items())
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("after", [1, 3, 5, 6])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_killed_training_ends_as_if_it_had_not_been(
-    tiny: Callable[[str], Path], tmp_path: Path, after: int, dropout: float
-) -> None:
-    recipe = dataclasses.replace(QUICK, dropout=dropout)
-    whole = tuner_of(tiny("bert"), recipe)
-    reference = whole.run()
-
-    def kill(step: Step) -> None:
-        if step.step == after + 1 and not step.line and not step.text:
-            raise Killed
-
-    def end(step: Step) -> None:
-        if step.line and step.step == whole.steps:
-            raise Killed
-
-    told: list[str] = []
-    options: dict[str, Any] = {"folder": tmp_path / "point", "save_every": 0.0}
-    with pytest.raises(Killed):
-        tuner_of(tiny("bert"), recipe, report=end if after == 6 else kill, **options).run()
-    resumed = tuner_of(tiny("bert"), recipe, report=lambda step: told.append(step.text), **options)
-    found = resumed.run(resume=True)
-    assert f"going on from step {after} of 6" in told
-    assert found.history == reference.history and found.best_epoch == reference.best_epoch
-    assert found.curve == reference.curve
-    for name, value in weights_of(whole).items():
-        assert torch.equal(weights_of(resumed)[name], value), name
-    assert all(torch.equal(found.best.part[name], value) for name, value in reference.best.part.items())
-    assert all(torch.equal(found.best.head[name], value) for name, value in reference.best.head.items())
-
-
-def test_without_resume_a_training_begins_anew(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    tuner_of(tiny("bert"), folder=tmp_path / "point").run()
-    told: list[str] = []
-    again = tuner_of(tiny("bert"), folder=tmp_path / "point", report=lambda step: told.append(step.text))
-    assert again.run().steps == 6
-    assert not any("going on" in text for text in told)
-
-
-def test_a_damaged_checkpoint_is_none(tmp_path: Path) -> None:
-    parts = {"weights": {"a": torch.arange(3.0)}}
-    files = save_checkpoint(tmp_path, parts, {"step": 1}, {})
-    found = load_checkpoint(tmp_path)
-    assert found and torch.equal(found[0].parts["weights"]["a"], torch.arange(3.0))
-    assert found[0].note == {"step": 1} and found[1] == files
-    second = save_checkpoint(tmp_path, {"more": {"b": torch.ones(1)}}, {"step": 2}, files)
-    assert set(second) == {"weights", "more"} and len(list(tmp_path.glob("*.safetensors"))) == 2
-    path = tmp_path / second["more"]
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    assert load_checkpoint(tmp_path) is None
-    assert load_checkpoint(tmp_path / "absent") is None
-
-
-@pytest.mark.parametrize(
-    ("smoothing", "weight"), [(0.0, "none"), (0.2, "none"), (0.0, "balanced"), (0.1, "balanced")]
-)
-def test_the_loss_is_torchs_mean_cross_entropy(
-    tiny: Callable[[str], Path], smoothing: float, weight: str
-) -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
-    labels = np.array([0] * 12 + [1] * 7 + [2] * 3)
-    recipe = dataclasses.replace(QUICK, label_smoothing=smoothing, class_weight=weight)
-    tuner = tuner_of(tiny("bert"), recipe, labels, budget=30)
-    loss, right = tuner._gradients(np.arange(TEXTS))
-    with torch.no_grad():
-        logits = tuner.head(torch.from_numpy(tuner.features(tuner.train[0])))
-    balanced = torch.tensor(
-        compute_class_weight("balanced", classes=np.arange(3), y=labels), dtype=torch.float32
-    )
-    expected = functional.cross_entropy(
-        logits, torch.from_numpy(labels), label_smoothing=smoothing,
-        weight=balanced if weight == "balanced" else None,
-    )  # fmt: skip
-    assert loss == pytest.approx(float(expected), rel=1e-5)
-    assert right == int((logits.argmax(1).numpy() == labels).sum())
-
-
-def test_the_multi_label_loss_is_torchs(tiny: Callable[[str], Path]) -> None:
-    labels = np.random.default_rng(0).integers(0, 2, (TEXTS, 4)).astype(np.uint8)
-    tuner = tuner_of(tiny("bert"), QUICK, labels, budget=30)
-    loss, right = tuner._gradients(np.arange(TEXTS))
-    with torch.no_grad():
-        logits = tuner.head(torch.from_numpy(tuner.features(tuner.train[0])))
-    expected = functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels).float())
-    assert loss == pytest.approx(float(expected), rel=1e-5)
-    assert right == int(((logits.numpy() > 0) == labels).all(1).sum())
-
-
-def test_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
-    suffix = suffix_of(tiny("bert"), "top-blocks:3")
-    rows = TextInputs(batch_of(LENGTHS), tiny("bert"), 0)
-    recipe = Recipe(lr=0.1, head_lr=0.7, layer_decay=0.5, weight_decay=0.02)
-    tuner = Tuner(suffix, "mean", (rows, LABELS), (rows, LABELS), 3, recipe, seed=0, budget=100)
-    rate = {id(p): (g["lr"], g["weight_decay"]) for g in tuner.optimizer.param_groups for p in g["params"]}
-    told = {name: rate[id(parameter)] for name, parameter in tuner.named.items()}
-    assert told["encoder.layer.2.output.dense.weight"] == (0.1, 0.02)
-    assert told["encoder.layer.1.output.dense.weight"] == (0.05, 0.02)
-    assert told["encoder.layer.0.output.dense.bias"] == (0.025, 0.0)
-    assert told["encoder.layer.0.output.LayerNorm.weight"] == (0.025, 0.0)
-    assert told["head.weight"] == (0.7, 0.02) and told["head.bias"] == (0.7, 0.0)
-
-
-def test_early_stopping_keeps_the_best(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = dataclasses.replace(QUICK, epochs=9, patience=2)
-    tuner = tuner_of(tiny("bert"), recipe)
-    accuracies = iter([0.5, 0.8, 0.8, 0.7, 0.9])
-    original = Tuner._is_best
-
-    def scripted(self: Tuner, line: Any) -> bool:
-        self.place.history[-1] |= {"validation_accuracy": next(accuracies), "validation_loss": 1.0}
-        return original(self, dataclasses.replace(line, **self.place.history[-1]))
-
-    monkeypatch.setattr(Tuner, "_is_best", scripted)
-    kept: dict[int, torch.Tensor] = {}
-    tuner.report = lambda step: (
-        kept.update({step.line.epoch: tuner.head.weight.detach().clone()}) if step.line else None
-    )
-    found = tuner.run()
-    assert found.best_epoch == 2 and len(found.history) == 4
-    assert "no better validation score in 2 epochs" in found.stopped
-    assert torch.equal(found.best.head["weight"], kept[2])
-    assert torch.equal(found.last.head["weight"], kept[4])
-
-
-def test_a_loss_that_becomes_nan_at_once_is_an_error(tiny: Callable[[str], Path]) -> None:
-    tuner = tuner_of(tiny("bert"), dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0))
-    with pytest.raises(HeadError, match=r"NaN or infinite in step \d of 6, before the first epoch"):
-        tuner.run()
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_loss_that_becomes_nan_later_keeps_the_best(
-    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    original = Tuner._gradients
-
-    def failing(self: Tuner, rows: np.ndarray) -> tuple[float, float]:
-        loss, right = original(self, rows)
-        if self.place.step < 4:
-            return loss, right
-        if where == "gradient":
-            assert self.head.weight.grad is not None
-            self.head.weight.grad[0, 0] = math.inf
-            return loss, right
-        return math.nan, right
-
-    monkeypatch.setattr(Tuner, "_gradients", failing)
-    told: list[str] = []
-    tuner = tuner_of(tiny("bert"), report=lambda step: told.append(step.text))
-    found = tuner.run()
-    assert found.best_epoch == 1 and len(found.history) == 1 and found.steps == 4
-    assert "step 5 of 6" in found.stopped and any("the best epoch is kept" in text for text in told)
-    assert all(torch.isfinite(value).all() for value in weights_of(tuner).values())
-
-
-def test_memory_that_runs_out_makes_smaller_batches(
-    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reference = tuner_of(tiny("bert"), budget=1000)
-    reference.run()
-    original = Suffix.pooled
-
-    def little(self: Suffix, batch: StateBatch, pooling: str) -> torch.Tensor:
-        if batch.lengths.sum() > 45:
-            raise MemoryError
-        return original(self, batch, pooling)
-
-    monkeypatch.setattr(Suffix, "pooled", little)
-    told: list[str] = []
-    tuner = tuner_of(tiny("bert"), budget=1000, report=lambda step: told.append(step.text))
-    found = tuner.run()
-    assert found.batch_tokens <= 90 and any("out of memory" in text for text in told)
-    for name, value in weights_of(reference).items():
-        torch.testing.assert_close(weights_of(tuner)[name], value, rtol=1e-3, atol=1e-5)
 
 
 # ---------------------------------------------------------------- the run
@@ -394,10 +158,10 @@ def test_the_last_epoch_is_kept_beside_the_best(made: Made) -> None:
 def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.finetuning import states_cache as states
 
-    def never(*_: Any) -> None:
+    def never(*_: Any, **__: Any) -> None:
         raise AssertionError("states were made again")
 
-    monkeypatch.setattr(states, "_Making", never)
+    monkeypatch.setattr(states, "_StatesMaker", never)
     again = finetune(made.settings, "top-blocks:2", QUICK, "last/cls")
     assert again.record.extraction_seconds == made.run.record.extraction_seconds
     assert again.record.view == "last/cls"
@@ -560,7 +324,7 @@ def test_one_class_alone_is_refused(tiny: Callable[[str], Path], tmp_path: Path)
 def test_a_killed_run_goes_on_and_leaves_no_checkpoint(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     asked = settings_in(tmp_path, tiny("bert"))
 
-    def kill(step: Step) -> None:
+    def kill(step: TrainingStep) -> None:
         if step.line:
             raise KeyboardInterrupt
 
@@ -630,10 +394,3 @@ def test_flags_that_cannot_be_meant(
     tiny: Callable[[str], Path], cli: Cli, flags: tuple[str, str], words: str
 ) -> None:
     cli.refused(2, [*arguments(tiny), *flags], words)
-
-
-def test_a_recipe_is_what_the_flags_say() -> None:
-    assert build_recipe({}) == Recipe() == build_recipe(dict.fromkeys(options(Recipe)))
-    assert build_recipe({"lr": "1e-3", "patience": "2"}) == Recipe(lr=1e-3, patience=2)
-    with pytest.raises(UsageError, match="unknown setting 'rate'"):
-        build_recipe({"rate": 1})

@@ -16,12 +16,13 @@ import torch
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.model import Backbone
 from featcache.data.split import Split, load_splits
-from featcache.errors import BackboneError, CacheError, CorruptCache, UsageError
+from featcache.errors import BackboneError, CacheError, CorruptCache
 from featcache.finetuning import states_cache as states
-from featcache.finetuning.states_cache import StatesFile, Step, cache_states, states_document, states_path
+from featcache.finetuning.states_cache import StatesDocument, StatesFile, cache_states, states_path
 from featcache.fingerprint import row_hashes
 from featcache.settings import load_settings
 from featcache.system.lock import locked
+from featcache.system.progress import OnProgress, Progress, ignore
 from tests.support.review_files import write_reviews
 from tests.support.stock import encoder, load, one_thread
 
@@ -45,10 +46,8 @@ def hashes_of(split: Split) -> np.ndarray:
     return row_hashes(split.texts(slice(None)))
 
 
-def make(
-    split: Split, made_by: Encoder, folder: Path, report: Callable[[Step], None] = lambda _: None
-) -> StatesFile:
-    return cache_states(split, hashes_of(split), made_by, CUT, folder, report)
+def make(split: Split, made_by: Encoder, folder: Path, on_progress: OnProgress = ignore) -> StatesFile:
+    return cache_states(split, hashes_of(split), made_by, CUT, folder, on_progress)
 
 
 def expected(split: Split, made_by: Encoder) -> list[torch.Tensor]:
@@ -115,22 +114,22 @@ def test_whatever_changes_a_state_changes_the_file(
     hashes = hashes_of(split)
     made_by = encoder(backbone, "last/mean")
     documents = [
-        states_document(made_by, CUT, hashes),
-        states_document(made_by, CUT - 1, hashes),
-        states_document(made_by, CUT, hashes[::-1].copy()),
-        states_document(encoder(backbone, "last/mean", prompt="x"), CUT, hashes),
-        states_document(encoder(backbone, "last/mean", max_length=20), CUT, hashes),
-        states_document(encoder(load(tiny("bert"), dtype="bfloat16"), "last/mean"), CUT, hashes),
+        StatesDocument.of(made_by, CUT, hashes),
+        StatesDocument.of(made_by, CUT - 1, hashes),
+        StatesDocument.of(made_by, CUT, hashes[::-1].copy()),
+        StatesDocument.of(encoder(backbone, "last/mean", prompt="x"), CUT, hashes),
+        StatesDocument.of(encoder(backbone, "last/mean", max_length=20), CUT, hashes),
+        StatesDocument.of(encoder(load(tiny("bert"), dtype="bfloat16"), "last/mean"), CUT, hashes),
     ]
     assert len({states_path(tmp_path, "train", document) for document in documents}) == len(documents)
-    same = states_document(encoder(backbone, "last/cls", batch_tokens=7), CUT, hashes)
+    same = StatesDocument.of(encoder(backbone, "last/cls", batch_tokens=7), CUT, hashes)
     assert same == documents[0]  # neither view nor budget changes a state
 
 
 def test_a_killed_making_goes_on_from_its_blocks(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "BLOCK_TOKENS", 200)
+    monkeypatch.setattr(states, "COMMIT_TOKENS", 200)
     made_by = encoder(load(tiny("bert")), "last/mean", batch_tokens=100)
     whole = make(split, made_by, tmp_path / "whole").path.read_bytes()
     rows: list[int] = []
@@ -138,7 +137,7 @@ def test_a_killed_making_goes_on_from_its_blocks(
     class Killed(BaseException):
         pass
 
-    def stop(step: Step) -> None:
+    def stop(step: Progress) -> None:
         if step.total:
             rows.append(step.done)
         if len(rows) == 2:
@@ -196,7 +195,7 @@ def test_two_processes_do_not_make_the_same_file(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
-    path = states_path(tmp_path, "train", states_document(made_by, CUT, hashes_of(split)))
+    path = states_path(tmp_path, "train", StatesDocument.of(made_by, CUT, hashes_of(split)))
     with locked(path), pytest.raises(CacheError, match="another process"):
         make(split, made_by, tmp_path)
 
@@ -246,12 +245,6 @@ def test_memory_that_runs_out_makes_smaller_batches(
     monkeypatch.setattr(Backbone, "states", little)
     found = make(split, made_by, tmp_path / "b").batch(np.arange(45)).states
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_windows_of_long_texts_are_refused(tiny: Callable[[str], Path], split: Split, tmp_path: Path) -> None:
-    made_by = encoder(load(tiny("bert")), "last/mean", long_text="chunks", max_length=20, overlap=2)
-    with pytest.raises(UsageError, match="windows of long texts"):
-        make(split, made_by, tmp_path)
 
 
 def test_pages_of_the_map_are_given_back(

@@ -13,12 +13,11 @@ from torch.nn import functional
 
 from featcache.errors import BackboneError
 from featcache.finetuning import suffix as suffix_module
-from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
 from tests.support.stock import one_thread
-from tests.support.tuning import LENGTHS, TextInputs, batch_of, suffix_of
+from tests.support.tuning import LENGTHS, TextInputs, batch_of, suffix_of, tuner_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral")
 PADDED = ("deberta-v2", "mpnet")
@@ -61,7 +60,7 @@ def check_run(folder: Path, part: str, pooling: str, steps: int = 4, budget: int
     suffix = suffix_of(folder, part)
     rows = TextInputs(batch_of(), folder, suffix.part.cut)
     recipe = Recipe(epochs=steps, batch_size=len(LENGTHS), lr=1e-3, head_lr=1e-2, clip=0.5, warmup=0.3)
-    tuner = Tuner(suffix, pooling, (rows, LABELS), (rows, LABELS), 3, recipe, seed=1, budget=budget)
+    tuner = tuner_of(suffix, rows, LABELS, recipe, pooling, seed=1, budget=budget)
     whole = Whole(folder, list(suffix.trained), tuner.head)
     both = [*whole.named.values(), *whole.head.parameters()]
     decaying = [p for p in both if p.dim() > 1]
@@ -95,7 +94,7 @@ def check_run(folder: Path, part: str, pooling: str, steps: int = 4, budget: int
             group["lr"] = (1e-2 if id(group["params"][0]) in head else 1e-3) * schedule[step]
         optimizer.step()
         tuner._update()
-        tuner.place.step += 1
+        tuner.state.step += 1
 
 
 # ---------------------------------------------------------------- exactness
@@ -155,7 +154,7 @@ def test_bfloat16_is_near_float32(tiny: Callable[[str], Path]) -> None:
     gradients = {}
     for compute in ("float32", "bfloat16"):
         suffix = suffix_of(folder, "top-blocks:2", compute=compute)
-        tuner = Tuner(suffix, "mean", (rows, LABELS), (rows, LABELS), 3, Recipe(), seed=0, budget=50)
+        tuner = tuner_of(suffix, rows, LABELS, Recipe(), budget=50)
         tuner._gradients(np.arange(6))
         gradients[compute] = torch.cat(
             [p.grad.flatten() for p in suffix.masters.values() if p.grad is not None]

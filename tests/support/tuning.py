@@ -1,4 +1,4 @@
-"""Small inputs of a training above the cut: texts as tokens or states, and a suffix of a tiny backbone."""
+"""Small trainings above the cut: texts as tokens or states, a suffix of a tiny backbone, a tuner of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 
 from featcache.backbone.files import find_model
 from featcache.backbone.model import TokenBatch
+from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
+from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import StateBatch, Suffix
+from featcache.finetuning.tuning import LabelledTexts, TuningData
 from featcache.finetuning.weights import load_plain
 from tests.support.stock import load, settings_of
 
@@ -49,3 +52,23 @@ def suffix_of(folder: Path, part: str, **options: Any) -> Suffix:
     plain = load_plain(settings_of(folder), find_model(settings_of(folder)))
     options = {"compute": "float32", "device": CPU} | options
     return Suffix(plain, parse_part(part, plain.num_blocks), **options)
+
+
+def tuner_of(
+    suffix: Suffix,
+    texts: TextInputs,
+    labels: np.ndarray,
+    recipe: Recipe,
+    pooling: str = "mean",
+    **options: Any,
+) -> Tuner:
+    """A training that is validated on its own texts; 100 tokens in a batch and seed 0 by default."""
+    labelled = LabelledTexts(texts, labels)
+    classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+    return Tuner(
+        suffix,
+        pooling,
+        TuningData(labelled, labelled, classes),
+        recipe,
+        **{"seed": 0, "budget": 100} | options,
+    )

@@ -1,0 +1,252 @@
+"""One fine-tuning: from the inputs of the trained part to a trainer, and from trained weights to a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from featcache.backbone.encoder import Encoder
+from featcache.backbone.files import ModelFiles
+from featcache.cache.catalog import Features, slug
+from featcache.data.split import Split
+from featcache.extraction.api import Job
+from featcache.finetuning.checkpoint import CheckpointFolder
+from featcache.finetuning.loop import Tuner
+from featcache.finetuning.parts import TrainedPart
+from featcache.finetuning.recipe import Recipe
+from featcache.finetuning.states_cache import cache_states
+from featcache.finetuning.suffix import Suffix
+from featcache.finetuning.tuning import LabelledTexts, TrainingStep, TrainingTexts, Tuned, TuningData, Weights
+from featcache.finetuning.weights import TRAINED, load_plain
+from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
+from featcache.heads.head import Head
+from featcache.heads.scorers import Linear
+from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
+from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TuningRecord
+from featcache.runs.run import Run
+from featcache.settings import Settings
+from featcache.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class SplitInputs:
+    """A split as the input of the trained part.
+
+    Attributes:
+        hashes: row hashes uint8 `[N, 32]`.
+        texts: states at the cut, or tokens.
+        truncated: how many texts were longer than the longest length.
+        seconds: the time it took to make the states.
+        nbytes: of the states on disk.
+        cache: the states file; None where training starts from the tokens.
+    """
+
+    split: Split
+    hashes: np.ndarray
+    texts: TrainingTexts
+    truncated: int
+    seconds: float = 0.0
+    nbytes: int = 0
+    cache: CacheReference | None = None
+
+    @classmethod
+    def of(cls, split: Split, job: Job, encoder: Encoder, cut: int | None) -> SplitInputs:
+        """The states of a split, from the cache or made now; or its tokens where nothing can be cached."""
+        hashes, _ = job.hash_rows(split)
+        for note in split.notes:
+            job.report(Progress("note", split.name, text=note))
+        if cut is None:
+            tokens = encoder.tokenize(split.texts(slice(None)), split.pairs(slice(None)))
+            return cls(split, hashes, tokens, int(tokens.truncated.sum()))
+        folder = job.cache_dir / slug(job.dataset_name()) / slug(job.settings.backbone.model)
+        file = cache_states(split, hashes, encoder, cut, folder, job.report, wait=job.wait)
+        return cls(
+            split,
+            hashes,
+            file,
+            truncated=file.truncated,
+            seconds=file.seconds,
+            nbytes=file.nbytes,
+            cache=CacheReference(str(file.path), file.fingerprint),
+        )
+
+    @property
+    def labelled(self) -> LabelledTexts:
+        return LabelledTexts(self.texts, self.split.labels)
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """What is needed of the frozen encoder once its memory is free for the trained part."""
+
+    view: str
+    document: EncoderDocument
+    device: torch.device
+    dtype: str
+    packing: str
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> FrozenBackbone:
+        backbone = encoder.backbone
+        return cls(
+            view=encoder.views[0].name,
+            document=encoder.document,
+            device=backbone.device,
+            dtype=backbone.dtype_name,
+            packing=backbone.packing,
+            batch_tokens=encoder.batch_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """What is trained, how, and on what; `inputs` by split."""
+
+    settings: Settings
+    recipe: Recipe
+    part: TrainedPart
+    frozen: FrozenBackbone
+    inputs: dict[str, SplitInputs]
+
+    @property
+    def key(self) -> str:
+        """A hash of all that the training depends on; names its checkpoint."""
+
+        def digest(values: np.ndarray) -> str:
+            return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+        rows = {
+            name: [digest(each.hashes), digest(each.split.labels)]
+            for name, each in self.inputs.items()
+            if name != "test"
+        }
+        return fingerprint(
+            {
+                "part": self.part.name, "view": self.frozen.view, "recipe": asdict(self.recipe),
+                "encoder": self.frozen.document.to_json(), "seed": self.settings.seed, "rows": rows,
+            }
+        )  # fmt: skip
+
+    def tuner(
+        self,
+        files: ModelFiles,
+        checkpoints: CheckpointFolder | None = None,
+        on_step: Callable[[TrainingStep], None] = lambda _: None,
+    ) -> Tuner:
+        """The training, with the backbone in `files` loaded anew in a form that can be trained."""
+        plain = load_plain(self.settings.backbone, files)
+        # An encoder extends the position table, if the settings ask for it.
+        pooling = Encoder(plain, self.settings.features).views[0].pooling
+        suffix = Suffix(
+            plain,
+            self.part,
+            compute=self.frozen.dtype,
+            device=self.frozen.device,
+            dropout=self.recipe.dropout,
+        )
+        train = self.inputs["train"]
+        data = TuningData(
+            train.labelled, self.inputs["validation"].labelled, classes=len(train.split.label_names)
+        )
+        return Tuner(
+            suffix,
+            pooling,
+            data,
+            self.recipe,
+            seed=self.settings.seed,
+            budget=self.frozen.batch_tokens,
+            checkpoints=checkpoints,
+            on_step=on_step,
+        )
+
+    def save(self, tuner: Tuner, tuned: Tuned, commit: str | None) -> Run:
+        """Calibrate the trained heads on validation and save the run with the trained weights.
+
+        Args:
+            tuner: the one that trained; afterwards it has the best weights.
+            commit: of the backbone on the hub.
+        """
+        files: dict[str, bytes] = {}
+        heads: dict[str, tuple[Head, CalibrationRecord]] = {}
+        features: dict[str, Features] = {}
+        for name, weights in (("last", tuned.last), ("head", tuned.best)):
+            content = save({key: value.contiguous() for key, value in weights.part.items()})
+            files[f"{TRAINED}{'' if name == 'head' else '-last'}.safetensors"] = content
+            trained = TunedPart(self.part.name, self.part.cut, hashlib.sha256(content).hexdigest())
+            document = replace(self.frozen.document, tuned=trained)
+            features["validation"] = self._features(tuner, "validation", document, weights)
+            scorer = Linear(weights.head["weight"].float().numpy(), weights.head["bias"].float().numpy())
+            heads[name] = calibrate(scorer, features["validation"], self.part.name)
+        files[f"{TRAINED}.json"] = json.dumps(document.to_json()["tuned"], indent=1).encode()
+        if "test" in self.inputs:
+            features["test"] = self._features(tuner, "test", document)
+        training = self._training(tuned)
+        return save_trained(self.settings, training, self._training_inputs(commit), heads, features, files)
+
+    def _features(
+        self, tuner: Tuner, split: str, document: EncoderDocument, weights: Weights | None = None
+    ) -> Features:
+        """The features of a split by the tuner's weights or others, rounded as in prediction."""
+        each = self.inputs[split]
+        return Features(
+            split=split,
+            view=self.frozen.view,
+            x=tuner.features(each.texts, weights).astype(document.storage),
+            y=each.split.labels,
+            label_names=each.split.label_names,
+            row_hash=each.hashes,
+            encoder=document,
+            fingerprint="",
+            path=Path(),
+        )
+
+    def _training(self, tuned: Tuned) -> Training:
+        """How it was trained, for the run record."""
+        state = tuned.state
+        return Training(
+            kind=self.part.name,
+            seconds=state.seconds,
+            settings=asdict(self.recipe) | {"train": self.part.name},
+            history=state.history,
+            best_epoch=state.best_epoch,
+            backbone_parameters=sum(value.numel() for value in tuned.best.part.values()),
+            finetune=TuningRecord(
+                cut=self.part.cut,
+                curve=state.curve,
+                steps=state.step,
+                tokens=state.tokens,
+                batch_tokens=tuned.batch_tokens,
+                stopped=tuned.stopped,
+                device=str(self.frozen.device),
+                dtype=self.frozen.dtype,
+                packing=self.frozen.packing,
+                versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+            ),
+        )
+
+    def _training_inputs(self, commit: str | None) -> TrainingInputs:
+        """The rows and their states, for the run record."""
+        inputs = self.inputs
+        return TrainingInputs(
+            rows={split: len(each.split) for split, each in inputs.items()},
+            pairs=inputs["train"].split.has_pairs,
+            truncated={split: each.truncated for split, each in inputs.items()},
+            caches={split: each.cache for split, each in inputs.items() if each.cache},
+            extraction_seconds=sum(each.seconds for each in inputs.values()),
+            bytes_cached=sum(each.nbytes for each in inputs.values()),
+            commit=commit,
+            frozen=FrozenRows(
+                cache_dir=self.settings.paths.cache_dir,
+                encoder=fingerprint(self.frozen.document.to_json()),
+                rows={split: row_chain(each.hashes) for split, each in inputs.items()},
+            ),
+        )
