@@ -1,22 +1,11 @@
-"""Whole files labelled: all rows, all columns, in order, however the work was cut short."""
+"""Whole files labelled: all rows and all columns, in order."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,107 +13,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from featcache.data.formats.json_rows import elements
 from featcache.data.formats.lines import ReadLimits
-from featcache.data.formats.open import kind_of, open_rows
-from featcache.errors import BadRow, CacheError, SourceError, UsageError
-from featcache.prediction.file import BAD_ROWS, LabelledFile, predict_file
+from featcache.data.formats.open import open_rows
+from featcache.errors import BadRow, SourceError, UsageError
+from featcache.prediction.file import BAD_ROWS, predict_file
 from featcache.prediction.journal import partial_folder
 from featcache.prediction.predictor import Predictor
 from featcache.settings import DataSettings
-from featcache.system.durable import disk
 from featcache.system.progress import Progress
+from tests.support.labelled_files import (
+    ADDED,
+    KINDS,
+    SMALL,
+    check_answers,
+    label,
+    made_rows,
+    read_kind,
+    texts_of,
+    write_kind,
+)
 from tests.support.source_files import write
-from tests.support.stock import WORDS, one_thread
-from tests.support.tiny_predictor import NAMES, tiny_predictor
-
-ADDED = ["prediction", "probability", *(f"probability:{name}" for name in NAMES), "truncated"]
-KINDS = ("csv", "tsv", "json", "jsonl", "parquet")
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny: Callable[[str], Path]) -> Iterator[Predictor]:
-    with one_thread():
-        yield tiny_predictor(tiny("bert"))
-
-
-@pytest.fixture(scope="module")
-def several(tiny: Callable[[str], Path]) -> Predictor:
-    return tiny_predictor(tiny("bert"), several=True)
-
-
-SMALL = ReadLimits(batch_rows=16)
-
-
-def texts_of(count: int, seed: int = 0, most: int = 30) -> list[str]:
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(1, most))) for _ in range(count)]
-
-
-def made_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    odd = ['a "quoted", cell', "tab?", "第二 列", "", " kept "]
-    return [
-        {"id": str(n), "text": text, "note": odd[n % len(odd)]}
-        for n, text in enumerate(texts_of(count, seed))
-    ]
-
-
-def write_kind(path: Path, rows: list[dict[str, Any]]) -> Path:
-    kind = kind_of(path)
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif kind == "jsonl":
-        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    elif kind == "json":
-        write(path, json.dumps(rows, ensure_ascii=False, indent=len(rows) % 3))
-    elif kind == "txt":
-        write(path, "".join(row["text"] + "\n" for row in rows))
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-def read_kind(path: Path) -> list[dict[str, Any]]:
-    kind = kind_of(path)
-    if kind == "parquet":
-        return pq.read_table(path).to_pylist()
-    if kind == "json" and path.read_text(encoding="utf-8").startswith("["):
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    if kind in ("json", "jsonl"):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if kind == "tsv" else ","))
-
-
-def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> LabelledFile:
-    columns = options.pop("columns", None)
-    header = options.pop("header", True)
-    limits = options.pop("limits", None)
-    kind = kind_of(source)
-    assert kind is not None
-    rows = open_rows(source, kind, columns, header=header, limits=limits)
-    return predict_file(predictor, rows, target, kind_of(target) or "", **options)
-
-
-def check_answers(found: list[dict[str, Any]], predictor: Predictor, texts: list[str]) -> None:
-    """What is written is what the predictor says of the same texts, one file at a time."""
-    expected = predictor.predict(texts)
-    for row, one in zip(found, expected, strict=True):
-        shares = [float(row[f"probability:{name}"]) for name in NAMES]
-        np.testing.assert_allclose(shares, list(one.probabilities.values()), rtol=0, atol=2e-5)
-        assert row["prediction"] == one.label
-        assert float(row["probability"]) == pytest.approx(one.probability, abs=2e-5)
-        assert str(row["truncated"]).lower() == str(one.truncated).lower()
-
-
-# ---------------------------------------------------------------- every form
+from tests.support.tiny_predictor import NAMES
 
 
 @pytest.mark.parametrize("written", KINDS)
@@ -242,8 +152,6 @@ def test_probabilities_of_1_in_a_text_file_are_short(predictor: Predictor, tmp_p
     assert all(len(row["probability"]) <= 8 for row in read_kind(made.path))
 
 
-# ---------------------------------------------------------------- rows that cannot be used
-
 BAD_CSV = (
     b"id,text\n"
     b"1,good\n"
@@ -351,38 +259,10 @@ def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor
     assert made.path.read_bytes() == out[array, "json"].read_bytes()
 
 
-def test_an_array_that_breaks_off_keeps_what_is_done(predictor: Predictor, tmp_path: Path) -> None:
-    """The rest is not guessed at; when the file is whole, the same call goes on."""
-    limits = ReadLimits(sample_rows=16, batch_rows=16, block_chars=64)
-    source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
-    whole = label(predictor, source, tmp_path / "whole.json", limits=limits).path.read_bytes()
-    content = source.read_bytes()
-    write(source, content[: int(len(content) * 0.9)])
-    with pytest.raises(SourceError, match=r"line \d+: the array is not closed[\s\S]*cut short"):
-        label(predictor, source, target, limits=limits)
-    assert not target.exists()
-    made = label(predictor, write(source, content), target, limits=limits)
-    assert made.resumed >= 16 and target.read_bytes() == whole
-
-
 def test_a_value_that_never_ends_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
     with pytest.raises(SourceError, match="line 2: a value longer than"):
         label(predictor, source, tmp_path / "out.json", limits=ReadLimits(block_chars=64, row_chars=1000))
-
-
-@given(
-    st.lists(
-        st.dictionaries(st.text(max_size=3), st.text() | st.integers() | st.lists(st.text(), max_size=2))
-    ),
-    st.sampled_from([None, 0, 2]),
-    st.integers(1, 40),
-)
-@settings(max_examples=100, deadline=None)
-def test_any_array_is_split_into_its_values(rows: list[Any], indent: int | None, size: int) -> None:
-    text = json.dumps(rows, ensure_ascii=False, indent=indent)
-    blocks = (text[at : at + size] for at in range(0, len(text), size))
-    assert [json.loads(value) for _, value in elements(blocks, "a file", 1 << 20)] == rows
 
 
 def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> None:
@@ -497,9 +377,6 @@ def test_columns_that_clash(predictor: Predictor, tmp_path: Path) -> None:
         label(predictor, late, tmp_path / "late.csv")
 
 
-# ---------------------------------------------------------------- never overwritten, never half
-
-
 def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
     source = write_kind(tmp_path / "in.csv", made_rows(5))
     for name in ("out.csv", "out.csv.bad.jsonl"):
@@ -512,173 +389,6 @@ def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
     write(tmp_path / "out.csv.bad.jsonl", "mine")
     assert len(read_kind(label(predictor, source, tmp_path / "out.csv", force=True).path)) == 5
     assert not (tmp_path / f"out.csv{BAD_ROWS}").exists()  # the list of a file that is gone would mislead
-
-
-def interrupted(
-    predictor: Predictor, source: Path, target: Path, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A call that is stopped after that many chunks were answered."""
-    answer, done = predictor.answer, [0]
-
-    def stop(tokens: Any, progress: Any = None) -> Any:
-        if done[0] == chunks:
-            raise KeyboardInterrupt
-        done[0] += 1
-        return answer(tokens, progress)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(predictor, "answer", stop)
-        with pytest.raises(KeyboardInterrupt):
-            label(predictor, source, target, limits=SMALL)
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("written", [*KINDS, "txt"])
-@pytest.mark.parametrize("chunks", [1, 4])
-def test_an_interrupted_file_ends_as_an_uninterrupted_one(
-    written: str,
-    chunks: int,
-    predictor: Predictor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rows = made_rows(90)
-    rows[5]["text"] = rows[70]["text"] = " "
-    source = write_kind(tmp_path / "in.csv", rows)
-    whole = label(predictor, source, tmp_path / f"whole.{written}", limits=SMALL)
-    target = tmp_path / f"out.{written}"
-    interrupted(predictor, source, target, chunks, monkeypatch)
-    steps: list[Progress] = []
-    made = label(predictor, source, target, on_progress=steps.append, limits=SMALL)
-    assert made.path.read_bytes() == whole.path.read_bytes()
-    assert made.bad_path is not None and whole.bad_path is not None
-    assert made.bad_path.read_bytes() == whole.bad_path.read_bytes()
-    assert made.resumed == 16 * chunks and steps[0].done > 16 * chunks
-    assert replace(
-        made, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad"))
-    ) == replace(whole, **dict.fromkeys(("path", "bad_path", "resumed", "seconds", "tokens", "first_bad")))
-    assert not partial_folder(target).exists()
-
-
-def test_other_rows_or_another_head_do_not_go_on(
-    predictor: Predictor,
-    several: Predictor,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
-    interrupted(predictor, source, target, 2, monkeypatch)
-    with pytest.raises(SourceError, match=r"another head[\s\S]*--force"):
-        label(several, source, target, limits=SMALL)
-    changed = made_rows(90)
-    changed[3]["note"] = "changed"  # of a chunk that is done, and no text at that
-    with pytest.raises(SourceError, match=r"other rows[\s\S]*rm -r"):
-        label(predictor, write_kind(tmp_path / "in.csv", changed), target, limits=SMALL)
-    made = label(several, source, target, force=True, limits=SMALL)
-    assert made.resumed == 0 and len(read_kind(target)) == 90
-
-
-@pytest.mark.parametrize("damage", ["state.json", "rows", "bad.jsonl"])
-def test_a_damaged_partial_folder_costs_work_only(
-    damage: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
-    whole = label(predictor, source, tmp_path / "whole.csv", limits=SMALL)
-    interrupted(predictor, source, target, 2, monkeypatch)
-    path = partial_folder(target) / damage
-    path.write_bytes(b"{}" if damage == "state.json" else b"") if damage != "bad.jsonl" else path.unlink()
-    made = label(predictor, source, target, limits=SMALL)
-    assert made.resumed == 0 and target.read_bytes() == whole.path.read_bytes()
-
-
-def test_a_full_disk_loses_nothing(
-    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
-    whole = label(predictor, source, tmp_path / "whole.csv", limits=SMALL)
-    calls = [0]
-
-    def full(file: Any) -> None:
-        calls[0] += 1
-        if calls[0] > 5:
-            raise OSError(28, "No space left on device")
-        file.flush()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(disk, "fsync", full)
-        with pytest.raises(SourceError, match=r"No space left[\s\S]*goes on from them"):
-            label(predictor, source, target, limits=SMALL, commit_every=0.0)
-    assert not target.exists()
-    made = label(predictor, source, target, limits=SMALL)
-    assert made.resumed > 0 and target.read_bytes() == whole.path.read_bytes()
-
-
-def test_two_at_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = write_kind(tmp_path / "in.csv", made_rows(30)), tmp_path / "out.csv"
-    inside, go_on = threading.Event(), threading.Event()
-    answer = predictor.answer
-
-    def slow(tokens: Any, progress: Any = None) -> Any:
-        inside.set()
-        assert go_on.wait(60)
-        return answer(tokens, progress)
-
-    monkeypatch.setattr(predictor, "answer", slow)
-    first = threading.Thread(target=label, args=(predictor, source, target))
-    first.start()
-    try:
-        assert inside.wait(60)
-        with pytest.raises(CacheError, match=str(os.getpid())):
-            label(predictor, source, target)
-    finally:
-        go_on.set()
-        first.join()
-    assert len(read_kind(target)) == 30
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from featcache.data.formats.lines import ReadLimits
-from tests.support.stock import one_thread
-from tests.support.tiny_predictor import tiny_predictor
-from tests.prediction.test_file import label
-with one_thread():
-    label(
-        tiny_predictor(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]),
-        limits=ReadLimits(batch_rows=16), commit_every=0.0,
-    )
-"""
-
-
-@pytest.mark.slow
-def test_killed_in_between(predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """SIGKILL, as an OOM killer does it; the same call goes on from what is durable."""
-    source, target = write_kind(tmp_path / "in.csv", made_rows(2000)), tmp_path / "out.csv"
-    state = partial_folder(target) / "state.json"
-    argv = [sys.executable, "-c", KILLED, str(tiny("bert")), str(source), str(target)]
-    reached = [0]
-    for _ in range(1):
-        process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while process.poll() is None:
-            rows = json.loads(state.read_bytes())["rows"] if state.exists() else 0
-            if rows > reached[-1] + 100:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        process.wait()
-        assert not target.exists()
-        reached.append(json.loads(state.read_bytes())["rows"])
-    made = label(predictor, source, target, limits=SMALL)
-    assert 100 < reached[-1] == made.resumed < 2000
-    shutil.rmtree(partial_folder(target), ignore_errors=True)
-    assert (
-        target.read_bytes()
-        == label(predictor, source, tmp_path / "whole.csv", limits=SMALL).path.read_bytes()
-    )
-
-
-# ---------------------------------------------------------------- size
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -709,14 +419,6 @@ def test_memory_does_not_grow_with_the_file(
     assert peaks[1] < 2 * peaks[0]  # six times the rows; how many chunks wait is a matter of the moment
 
 
-def test_huge_texts_make_small_chunks() -> None:
-    content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
-    batches = list(
-        open_rows(io.BytesIO(content.encode()), "txt", limits=ReadLimits(batch_chars=1000)).batches
-    )
-    assert [len(batch.rows) for batch in batches] == [2, 2, 2]
-
-
 def test_the_total_is_guessed_from_the_bytes(predictor: Predictor, tmp_path: Path) -> None:
     steps: list[Progress] = []
     source = write_kind(tmp_path / "in.csv", made_rows(200))
@@ -726,34 +428,3 @@ def test_the_total_is_guessed_from_the_bytes(predictor: Predictor, tmp_path: Pat
     pq.write_table(pa.Table.from_pylist(made_rows(50)), tmp_path / "in.parquet")
     label(predictor, tmp_path / "in.parquet", tmp_path / "p.csv", on_progress=steps.append, limits=SMALL)
     assert steps[-1].total == 50
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "txt"]))
-def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
-    """Rows come out numbered one by one, each with texts or a problem; nothing else happens."""
-    head = {"csv": b"id,text\n", "tsv": b"id\ttext\n", "jsonl": b'{"text": "a"}\n', "txt": b""}[kind]
-    try:
-        opened = open_rows(io.BytesIO(head + content), kind)
-        rows = [row for batch in opened.batches for row in batch.rows]
-    except SourceError:
-        return
-    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    assert all(bool(row.text.strip()) != bool(row.problem) for row in rows)
-    for row in rows:
-        row.text.encode("utf-8")
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=12))
-def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, str]]) -> None:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("id", "text"), *rows])
-    try:
-        content = out.getvalue().encode()
-    except UnicodeEncodeError:
-        return
-    if "\r" in out.getvalue() or "\0" in out.getvalue():
-        return  # a bare carriage return ends a line for one reader and not for another
-    found = [row for batch in open_rows(io.BytesIO(content), "csv").batches for row in batch.rows]
-    assert [(row.values or {}).get("text") for row in found] == [text for _, text in rows]

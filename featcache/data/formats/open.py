@@ -314,13 +314,16 @@ def _batches(rows: Iterator[Row], file: RowFile, lines: Lines) -> Iterator[RowBa
 
 
 def _check_texts(row: Row, text: str, pair: str | None) -> None:
-    """Take the texts of a row out of its columns, or note why they cannot be labelled."""
+    """Take the texts of a row out of its columns, or note why they cannot be labelled.
+
+    A second text may be blank, as in training.
+    """
     if row.values is None:
         return
     first, second = row.values.get(text), None if pair is None else row.values.get(pair)
     try:
         check_text(first, f"column {text!r}")
-        if pair is not None and second != "":  # in training too a second text may be empty
+        if pair is not None and not (isinstance(second, str) and not second.strip()):
             check_text(second, f"column {pair!r}")
     except SourceError as error:
         row.problem = error.what

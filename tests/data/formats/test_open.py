@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from featcache.data.formats.lines import ReadLimits
+from featcache.data.formats.open import open_rows
 from featcache.errors import SourceError
 from tests.support.source_files import jsonl, rows_of, train, write, write_rows
 
@@ -195,3 +198,42 @@ def test_an_unchanged_file_is_converted_once(tmp_path: Path, monkeypatch: Any) -
     first = train(path)
     monkeypatch.setattr("featcache.data.arrow_table._examples", lambda *_: pytest.fail("converted again"))
     assert rows_of(train(path)) == rows_of(first)
+
+
+def test_huge_texts_make_small_chunks() -> None:
+    content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
+    batches = list(
+        open_rows(io.BytesIO(content.encode()), "txt", limits=ReadLimits(batch_chars=1000)).batches
+    )
+    assert [len(batch.rows) for batch in batches] == [2, 2, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "txt"]))
+def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
+    """Rows come out numbered one by one, each with texts or a problem; nothing else happens."""
+    head = {"csv": b"id,text\n", "tsv": b"id\ttext\n", "jsonl": b'{"text": "a"}\n', "txt": b""}[kind]
+    try:
+        opened = open_rows(io.BytesIO(head + content), kind)
+        rows = [row for batch in opened.batches for row in batch.rows]
+    except SourceError:
+        return
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert all(bool(row.text.strip()) != bool(row.problem) for row in rows)
+    for row in rows:
+        row.text.encode("utf-8")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=12))
+def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, str]]) -> None:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([("id", "text"), *rows])
+    try:
+        content = out.getvalue().encode()
+    except UnicodeEncodeError:
+        return
+    if "\r" in out.getvalue() or "\0" in out.getvalue():
+        return  # a bare carriage return ends a line for one reader and not for another
+    found = [row for batch in open_rows(io.BytesIO(content), "csv").batches for row in batch.rows]
+    assert [(row.values or {}).get("text") for row in found] == [text for _, text in rows]
