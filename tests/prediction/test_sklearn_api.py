@@ -318,7 +318,7 @@ def test_features_of_an_older_format_are_not_used(
     extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor.transform(TEXTS)
-    for module in ("textcache", "fingerprint"):
+    for module in ("extraction.text_features", "fingerprint"):
         monkeypatch.setattr(f"featcache.{module}.FEATURE_FORMAT", 999)
     with counted() as passes:
         clone(extractor).transform(TEXTS)
