@@ -144,3 +144,20 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     if not fs.exists("bucket"):
         fs.mkdir("bucket")
     return "s3://bucket"
+
+
+HOSTS = pytest.mark.allow_hosts(["127.0.0.1"])
+
+
+@pytest.fixture(params=[pytest.param("file"), pytest.param("memory"), pytest.param("s3", marks=HOSTS)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty folder of a store, of each kind of store that is at hand."""
+    import fsspec
+
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}"
+    elif request.param == "memory":
+        yield f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").store.clear()
+    else:
+        yield f"file://{tmp_path}/store"

@@ -76,12 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _demo_settings(args: argparse.Namespace) -> Settings:
-    from featcache.cache.remote.mirror import cache_folder
+    from featcache.cache.cache import Cache
     from featcache.demo.demo import MODEL_NAME, PROMPT
 
     given = {"cache_dir": args.cache_dir, "reports_dir": args.reports_dir}
     paths = build_settings({key: value for key, value in given.items() if value}).paths
-    cache = cache_folder(paths.cache_dir)
+    cache = Cache.open(paths.cache_dir).folder
     defaults = Settings()
     return replace(
         defaults,

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.catalog import CacheFile, cache_path
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile
 from featcache.cache.sealed_file import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
@@ -74,7 +75,7 @@ def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Pa
     document = CacheDocument(encoder, ("last/mean",), RowsPart(rows, chain), LabelsPart.of(none, NAMES))
     name = document.fingerprint
     meta = {"format": "featcache", "fingerprint": name, "split": "train", "document": document.to_json()}
-    path = cache_path(cache_dir, "made-up", "made-up", "train", name)
+    path = Cache(cache_dir).path("made-up", "made-up", "train", name)
 
     def columns(part: slice) -> list[Column]:
         count = len(range(rows)[part])

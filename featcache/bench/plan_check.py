@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.remote import mirror
+from featcache.cache.cache import Cache
 from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
 from featcache.planning.answer import Ask, CorpusPlan
@@ -63,7 +63,7 @@ def check_plan(
     report("loading the model for the first time")
     load_backbone(settings.backbone, find_model(settings.backbone))
     foretold = plan(settings, ["train"], Ask(rows=rows, sample_seconds=sample_seconds), report)
-    cache_dir = mirror.cache_folder(settings.paths.cache_dir)
+    cache_dir = Cache.open(settings.paths.cache_dir).folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".check-", dir=cache_dir) as name:
         folder = Path(name)

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors.numpy  # noqa: F401
 
 from featcache.backbone.encoder import Encoder
-from featcache.cache.remote import mirror
+from featcache.cache.cache import Cache
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
 from featcache.extraction.partition import BLOCK_BATCHES, block_starts, token_costs
@@ -59,7 +59,7 @@ def bench_store(
     Raises:
         CacheError: the disk cannot hold the file.
     """
-    cache_dir = mirror.cache_folder(settings.paths.cache_dir)
+    cache_dir = Cache.open(settings.paths.cache_dir).folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=cache_dir) as name:
         report(f"encoding {len(texts)} texts, committing and sealing them")

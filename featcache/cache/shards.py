@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from featcache.system import durable as files
-from featcache.cache.remote import mirror
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system.durable import explained, remove_temporaries
 from featcache.cache.sealed_file import CHUNK, DTYPES, Column, SealedFile, chunk_count, intact, sealed_size, write_sealed
@@ -35,6 +34,7 @@ _NAME = re.compile(r"(?P<stem>.+)\.shard-(?P<number>[0-9]{5,})(?P<other>b?)\.h5"
 _HINT = "remove it with featcache cache rm, then run featcache extract again"
 
 Columns = Callable[[slice], list[Column]]
+Fetch = Callable[..., bool]  # see `LocalFiles.fetch_shard`
 
 
 def parse_shard_size(text: str) -> int:
@@ -245,12 +245,14 @@ class ShardedFile(SealedFile):
 
     Args:
         manifest: opened; it has `shards` in its description.
+        fetch_shard: has a shard of a store on this machine.
 
     Raises:
         CorruptCache: a manifest that makes no sense.
     """
 
-    def __init__(self, manifest: SealedFile) -> None:
+    def __init__(self, manifest: SealedFile, fetch_shard: Fetch) -> None:
+        self._fetch_shard = fetch_shard
         self.path, self.meta, self.manifest = manifest.path, manifest.meta, manifest
         try:
             self.shards = [_checked_entry(each, self.path) for each in self.meta["shards"]]
@@ -310,7 +312,7 @@ class ShardedFile(SealedFile):
             try:
                 rows = shard.column(name)
             except CorruptCache:  # a copy of what a store has is fetched again
-                if not mirror.fetch_shard(shard.path, anew=True):
+                if not self._fetch_shard(shard.path, anew=True):
                     raise
                 shard = self._opened(number, anew=True)
                 rows, state = shard.column(name), (number, name, *shard.state)
@@ -333,11 +335,11 @@ class ShardedFile(SealedFile):
 
     def _proved(self, about: Mapping[str, Any]) -> _Shard:
         path = self.path.with_name(about["name"])
-        mirror.fetch_shard(path)
+        self._fetch_shard(path)
         try:
             return self._checked(about, path)
         except CacheError:  # a copy of what a store has is fetched again
-            if not mirror.fetch_shard(path, anew=True):
+            if not self._fetch_shard(path, anew=True):
                 raise
             return self._checked(about, path)
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache import catalog as store
+from featcache.cache.cache import remove_folder
+from featcache.cache.catalog import STATES, CacheFile, is_states
 from featcache.errors import CacheError
 from featcache.system.durable import TEMPORARY, explained
 from featcache.fingerprint import fingerprint
@@ -54,18 +55,21 @@ class Verdict:
         return not self.damage
 
 
-def verify(path: Path, report: Report | None = None) -> Verdict:
+def verify(
+    path: Path, report: Report | None = None, open_file: Callable[[Path], CacheFile] = CacheFile
+) -> Verdict:
     """Check every byte of a file of features or token states, and that it holds what its fingerprint says.
 
     Args:
         report: called first and after each column with the bytes checked and the bytes of the file.
+        open_file: opens a cache file, `Cache.file` where a store may have it.
 
     Returns:
         A verdict; of each damaged column the first damaged block is named, with its rows. Nothing is
         raised for a file that is damaged, unreadable or no cache file.
     """
     try:
-        file = SealedFile(path) if store.is_states(path) else store.CacheFile(path)
+        file = SealedFile(path) if is_states(path) else open_file(path)
     except CacheError as error:
         return Verdict(path, 0, (error.what,))
     sealed = file if isinstance(file, SealedFile) else file.sealed
@@ -86,7 +90,7 @@ def verify(path: Path, report: Report | None = None) -> Verdict:
     return Verdict(path, sealed.nbytes, tuple(damage))
 
 
-def _contradictions(file: store.CacheFile) -> list[str]:
+def _contradictions(file: CacheFile) -> list[str]:
     """What a file with good checksums says of itself that is not so."""
     document = file.document
     found = _misnamed(file.path, file.sealed.meta["document"], file.fingerprint)
@@ -205,7 +209,7 @@ def survey(cache_dir: Path) -> list[Group]:
     groups: dict[Path, list[Part]] = {}
     used: dict[Path, set[Path] | None] = {}
     foreign = set()
-    for path in itertools.chain(cache_dir.glob("*/*/*"), cache_dir.glob(f"*/*/{store.STATES}/*")):
+    for path in itertools.chain(cache_dir.glob("*/*/*"), cache_dir.glob(f"*/*/{STATES}/*")):
         named = _OURS.fullmatch(path.name)
         if named is None or not (named["tmp"] or named["end"] in _KINDS):
             continue
@@ -405,7 +409,7 @@ def _remove(removal: Removal) -> None:
     with locked(removal.target), explained(removal.target):
         for part in removal.parts:
             if part.kind == "unfinished" and part.path.is_dir():
-                store.remove_folder(part.path)
+                remove_folder(part.path)
             elif part.kind not in ("lock", "holder"):
                 part.path.unlink(missing_ok=True)
         if not removal.target.exists():

@@ -121,7 +121,7 @@ class _RayJob(Job):
     def _store(self, staging: Staging) -> Remote | None:
         """Where blocks go if the cache is in a store: the folder they would lie in there."""
         cache = self.settings.paths.cache_dir
-        name = staging.folder.relative_to(self.cache_dir).as_posix()
+        name = staging.folder.relative_to(self.cache.folder).as_posix()
         return opened(cache).child(name) if is_remote(cache) else None
 
     def _crew(self) -> Crew:

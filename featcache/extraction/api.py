@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.backbone.files import ModelFiles, find_model
-from featcache.cache import catalog as store
-from featcache.cache.catalog import CacheFile, cache_path
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
-from featcache.cache.remote import mirror
 from featcache.cache.shards import parse_shard_size
 from featcache.data.split import Split, describe_source, load_splits
 from featcache.errors import CacheError, CacheMiss, UsageError
@@ -124,7 +123,7 @@ def find_features(settings: Settings, split: str) -> CacheFile:
     job = Job(settings)
     found = job.lookup(split)
     if found is None:
-        differs, damaged = job.what_differs(split), store.damaged(job.cache_dir, split)
+        differs, damaged = job.what_differs(split), job.cache.damaged(split)
         if damaged and not differs:
             raise damaged[0]
         also = "".join(f"; {error.what}" for error in damaged)
@@ -152,7 +151,7 @@ class Job:
         self.watched = report is not None
         self.force = force
         self.wait = wait
-        self.cache_dir = mirror.cache_folder(settings.paths.cache_dir)
+        self.cache = Cache.open(settings.paths.cache_dir)
         self.model: ModelFiles = find_model(settings.backbone)
         self.source = describe_source(settings.data, seed=settings.seed)
         self._encoder: Encoder | None = None
@@ -185,8 +184,7 @@ class Job:
         return Request(split, self.source if self.source is not None else unknown, encoder)
 
     def lookup(self, split: str) -> CacheFile | None:
-        files = store.cache_files(self.cache_dir, split)
-        return store.find_request(files, self.request(split), set(self.settings.features.views))
+        return self.cache.find(self.request(split), set(self.settings.features.views))
 
     def find_by_request(self, split: str) -> Extracted | None:
         began = time.perf_counter()
@@ -195,7 +193,7 @@ class Job:
 
     def what_differs(self, split: str) -> str:
         """`: max_length (cached 512, wanted 256)` against the nearest file; empty without one."""
-        near = store.nearest(store.cache_files(self.cache_dir, split), self.request(split))
+        near = self.cache.nearest(self.request(split))
         if near is None:
             return ""
         file, found = near
@@ -207,7 +205,7 @@ class Job:
         return f": {file.path.name} differs in {'; '.join(fields)}" if fields else ""
 
     def _served(self, file: CacheFile, split: str, seconds: float, notes: tuple[str, ...] = ()) -> Extracted:
-        mirror.push(file.path)  # what could not be brought to the store when it was made
+        self.cache.push(file.path)  # what could not be brought to the store when it was made
         return replace(extracted(file, split, seconds, 0, notes), cached=True)
 
     # -- the work ---------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ class Job:
             found = self._find_by_rows(split, hashes, asked)
             if found:
                 with suppress(CacheError):  # a read-only cache still serves; it is only asked again
-                    store.add_request(found, replace(asked, views=self._asked_views(found)))
+                    add_request(found, replace(asked, views=self._asked_views(found)))
                 return self._served(found, split.name, time.perf_counter() - began, split.notes)
         self._require_room(split)
         self.shard_size  # noqa: B018  (one that makes no sense is refused before the model is loaded)
@@ -229,24 +227,24 @@ class Job:
         rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         document = CacheDocument(encoder.document, tuple(sorted(views)), rows, labels)
         name = document.fingerprint
-        path = cache_path(self.cache_dir, self.dataset_name(), self.model.name, split.name, name)
-        if not self.force and path in store.cache_paths(self.cache_dir, split.name):
-            CacheFile(path)  # a damaged file is said to be so before anything is encoded
+        path = self.cache.path(self.dataset_name(), self.model.name, split.name, name)
+        if not self.force and path in self.cache.paths(split.name):
+            self.cache.file(path)  # a damaged file is said to be so before anything is encoded
         made = Making(
-            split, hashes, sizes, encoder, document, self.model.name, self.cache_dir, path, self.report,
+            split, hashes, sizes, encoder, document, self.model.name, self.cache, path, self.report,
             self.speedometer, self.force, self.wait, self.gang, self.elsewhere,
             shard_size=self.shard_size,
         ).run()  # fmt: skip
         seconds = time.perf_counter() - began
-        file = CacheFile(path)
+        file = self.cache.file(path)
         if made.sealed:
             # Who only waited while another process made the file leaves that one's record as it is.
             how = None if made.encoded == 0 and file.record.made != Provenance() else Provenance(
                 seconds=seconds, pairs=split.has_pairs, encoded=made.encoded, tokens=made.tokens,
                 **_circumstances(self, encoder),
             )  # fmt: skip
-            store.add_request(file, replace(asked, views=self._asked_views(file)), how)
-            mirror.push(path, replace=self.force)
+            add_request(file, replace(asked, views=self._asked_views(file)), how)
+            self.cache.push(path, replace=self.force)
         return extracted(file, split.name, seconds, made.encoded, split.notes)
 
     def encoder(self, split: str) -> Encoder:
@@ -277,7 +275,7 @@ class Job:
                 len(self.settings.features.views) * width * np.dtype(self.settings.features.storage).itemsize
             )
             needed = len(split) * (row_bytes + 64) + split.labels.nbytes
-            require_space(self.cache_dir, needed, f"the cache of {split.name}")
+            require_space(self.cache.folder, needed, f"the cache of {split.name}")
 
     def speedometer(self, encoder: Encoder, texts: int) -> Speedometer | None:
         """For the encoding of `texts`; None where nobody looks at it."""
@@ -302,7 +300,7 @@ class Job:
         """A file made under the same settings from the same rows, wherever they lay then."""
         rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         views = set(self.settings.features.views)
-        for file in store.cache_files(self.cache_dir, split.name):
+        for file in self.cache.files(split.name):
             if (file.document.rows, file.document.labels) == (rows, labels):
                 for known in file.record.requests:
                     if known.encoder == asked.encoder and views <= set(known.views):

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from featcache.cache import catalog as store
+from featcache.cache.catalog import view_column
 from featcache.cache.sealed_file import Column
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
@@ -34,7 +34,7 @@ def columns(
     def of_rows(rows: slice) -> list[Column]:
         count = len(range(len(split))[rows])
         views = [
-            Column(store.view_column(name), (count, gather.width(name)), storage, gather.chunks(name, rows))
+            Column(view_column(name), (count, gather.width(name)), storage, gather.chunks(name, rows))
             for name in document.views
         ]
         return [
@@ -66,7 +66,7 @@ class _Gather:
     def width(self, view: str) -> int:
         if view not in self.widths:  # a block that is read for it may not be kept until the next shard
             donors = self.division.donors
-            rows = donors[0].sealed.column(store.view_column(view)) if donors else self.block(0)[view]
+            rows = donors[0].sealed.column(view_column(view)) if donors else self.block(0)[view]
             self.widths[view] = int(rows.shape[1])
         return self.widths[view]
 
@@ -91,7 +91,7 @@ class _Gather:
             low, high = self.ends[number], self.ends[number + 1]
             picked = np.flatnonzero((origin >= low) & (origin < high))
             if len(picked):
-                column = name if name in file.sealed.names else store.view_column(name)
+                column = name if name in file.sealed.names else view_column(name)
                 yield file.sealed.column(column)[origin[picked] - low], picked
         fresh = np.flatnonzero(origin >= division.donated)
         places = np.searchsorted(division.to_encode, origin[fresh] - division.donated)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.catalog import CacheFile
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.extraction.api import Extracted, Job, extract_splits, extracted
 from featcache.extraction.worker_group import BOARD, LAUNCHER, Board, Gang, together
@@ -93,8 +92,9 @@ def extract_with_workers(
             crew.watch(tell)
         results = _results(board)
     seconds = time.perf_counter() - began
+    files = {split: job.cache.file(Path(one["path"])) for split, one in results.items()}
     made = {
-        split: extracted(CacheFile(Path(one["path"])), split, seconds, one["encoded"], tuple(one["notes"]))
+        split: extracted(files[split], split, seconds, one["encoded"], tuple(one["notes"]))
         for split, one in results.items()
     }
     return [known.get(split) or made[split] for split in splits]

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.cache import catalog as store
+from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
-from featcache.cache.remote import mirror
-from featcache.cache.shards import write_cache
 from featcache.cache.staging import Staging, read_plan
 from featcache.data.split import Split
 from featcache.errors import CacheError, LockHeld
@@ -75,7 +73,7 @@ class Making:
     encoder: Encoder
     document: CacheDocument
     model_name: str
-    cache_dir: Path
+    cache: Cache
     path: Path
     report: OnProgress
     speedometer: Callable[[Encoder, int], Speedometer | None]
@@ -132,14 +130,13 @@ class Making:
         self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
         parts = columns(self.split, self.hashes, self.document, division, staging)
         rows = len(self.split)
-        write_cache(
+        self.cache.write(
             self.path,
             self._meta(),
             rows,
             parts,
             self.shard_size,
             replace=self.force,
-            taken=mirror.shards_of(self.path),
         )
         made = self._all_made()
         if self.gang:
@@ -206,7 +203,7 @@ class Making:
     def _possible_donors(self) -> Iterator[CacheFile]:
         """Sealed files made by the very same encoder, with all views wanted here."""
         wanted = set(self.document.views)
-        for file in store.cache_files(self.cache_dir):
+        for file in self.cache.files():
             if file.document.encoder == self.document.encoder and wanted <= set(file.views):
                 yield file
 
@@ -220,7 +217,7 @@ class Making:
         hidden = int(getattr(self.encoder.backbone.model.config, "hidden_size", 1024))
         row_bytes = len(self.encoder.views) * hidden * self.encoder.storage.itemsize + 64
         needed = row_bytes * (rows + len(self.split)) + self.split.labels.nbytes + (1 << 20)
-        require_space(self.cache_dir, needed, f"the cache of {self.split.name}")
+        require_space(self.cache.folder, needed, f"the cache of {self.split.name}")
 
     def _meta(self) -> dict[str, Any]:
         return {

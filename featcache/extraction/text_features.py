@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbone.files import ModelFiles, find_model
-from featcache.cache import catalog as store
-from featcache.cache.catalog import CacheFile
-from featcache.cache.remote import mirror
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import view_column
 from featcache.data.split import from_texts
 from featcache.errors import CacheError
 from featcache.extraction.api import Job
@@ -87,7 +86,7 @@ class _TextJob(Job):
         self.elsewhere = None
         self.force = True  # rows are looked up here; there are no donors to be found twice
         self.wait = 0.0
-        self.cache_dir = mirror.cache_folder(settings.paths.cache_dir)
+        self.cache = Cache.open(settings.paths.cache_dir)
         self.model = model_files(settings.backbone)
         self.source: dict[str, object] = {}
         self._load = load
@@ -117,7 +116,7 @@ def _from_records(job: _TextJob) -> _Exact | None:
     they come out the same for the same model files. Those who asked for `auto` got some dtype, too.
     """
     asked, view = job.request(NAME).encoder, job.settings.features.views[0]
-    for file in store.cache_files(job.cache_dir):
+    for file in job.cache.files():
         document = file.document.encoder
         if document.format == FEATURE_FORMAT and document.compute == asked.dtype:
             for known in file.record.requests:
@@ -142,6 +141,7 @@ class _Found:
             them is one of the N rows themselves, of equal ones the first.
     """
 
+    cache: Cache
     column: str
     files: tuple[tuple[Path, int], ...]
     origin: np.ndarray
@@ -164,7 +164,7 @@ class _Found:
         for path, count in self.files:
             picked = np.flatnonzero((self.origin >= start) & (self.origin < start + count))
             if len(picked):
-                values = CacheFile(path).sealed.column(self.column)
+                values = self.cache.file(path).sealed.column(self.column)
                 x = x if x.size else np.empty((len(self.origin), values.shape[1]), np.float32)
                 x[picked] = values[self.origin[picked] - start]
             start += count
@@ -174,13 +174,13 @@ class _Found:
 def _find(job: _TextJob, exact: _Exact | None, hashes: np.ndarray) -> _Found:
     """Look rows (hashes uint8 `[N, 32]`) up in all files of this very encoder; one is open at a time."""
     files, parts = [], []
-    for file in store.cache_files(job.cache_dir) if exact else ():
+    for file in job.cache.files() if exact else ():
         if exact and file.document.encoder == exact.document and exact.view in file.views:
             files.append((file.path, file.rows))
             parts.append(np.array(file.sealed.column("row_hash")))
     first = first_occurrence(np.concatenate([*parts, hashes]))
-    column = store.view_column(exact.view) if exact else ""
-    return _Found(column, tuple(files), first[len(first) - len(hashes) :])
+    column = view_column(exact.view) if exact else ""
+    return _Found(job.cache, column, tuple(files), first[len(first) - len(hashes) :])
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _alone(job: _TextJob) -> Iterator[None]:
     """Wait until no one else encodes texts of this model for this cache folder."""
     from filelock import FileLock
 
-    path = store.cache_path(job.cache_dir, NAME, job.model.name, NAME, "all").with_suffix(".lock")
+    path = job.cache.path(NAME, job.model.name, NAME, "all").with_suffix(".lock")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.remote import mirror
+from featcache.cache.cache import Cache
 from featcache.cache.sealed_file import CHUNK
 from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
@@ -140,7 +140,7 @@ def forecast(
         ),
         cache_bytes=cache,
         staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * BLOCK_HEAD,
-        free_bytes=_free(mirror.cache_folder(settings.paths.cache_dir)),
+        free_bytes=_free(Cache.open(settings.paths.cache_dir).folder),
         shards=shards,
         rows_a_shard=math.ceil(rows / shards),
         memory=sample.memory,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbone.files import find_model
-from featcache.cache.remote import mirror
+from featcache.cache.cache import Cache
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CacheError
 from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
@@ -157,7 +157,7 @@ def take_sample(
     timing = _time(encoder, texts, seconds, draw, report) if encode else None
     repeated = None if mean_tokens is not None else repeated_share(splits, rows, draw)
     width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
-    seal, seal_byte = _storing(mirror.cache_folder(settings.paths.cache_dir), width, encoder.storage.name)
+    seal, seal_byte = _storing(Cache.open(settings.paths.cache_dir).folder, width, encoder.storage.name)
     return Sample(
         width=width,
         lengths=texts.lengths,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.catalog import CacheFile, cache_files
-from featcache.cache.remote.mirror import cache_folder
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile
 from featcache.data.locate import SPLITS
 from featcache.data.text_lookup import RowTexts, find_texts
 from featcache.errors import CacheMiss, FeatcacheError, HeadError
@@ -178,7 +178,7 @@ def _unchanged(cache: CacheReference) -> CacheFile:
 
 def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
     """The features of the rows of a fine-tuned run from its frozen backbone; CacheMiss if not cached."""
-    for file in cache_files(cache_folder(frozen.cache_dir), split):
+    for file in Cache.open(frozen.cache_dir).files(split):
         same_rows = file.document.rows.chain == frozen.rows[split]
         same_encoder = fingerprint(file.document.encoder.to_json()) == frozen.encoder
         if same_rows and same_encoder and view in file.views:

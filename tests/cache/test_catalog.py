@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featcache.cache.cache import Cache, slug
 from featcache.errors import CacheError, CacheMiss
 from featcache.cache.record import Provenance
 from featcache.fingerprint import row_hashes
@@ -18,13 +19,6 @@ from featcache.cache.sealed_file import Column, write_sealed
 from featcache.cache.catalog import (
     CacheFile,
     add_request,
-    cache_files,
-    cache_path,
-    cache_paths,
-    find_request,
-    nearest,
-    remove,
-    slug,
 )
 from tests.support.documents import cache_document, encoder_document, make_request
 
@@ -35,7 +29,7 @@ def seal(cache_dir: Path, split: str = "train", prompt: str = "", age: int = 0) 
     """A cache file of two rows and two views, as old as asked."""
     hashes, labels = row_hashes(["a", "b"]), np.array([1, 0])
     document = cache_document(encoder_document(prompt=prompt), VIEWS, hashes, labels, ["bad", "good"])
-    path = cache_path(cache_dir, "some/data", "model", split, document.fingerprint)
+    path = Cache(cache_dir).path("some/data", "model", split, document.fingerprint)
     meta = {"fingerprint": document.fingerprint, "split": split, "document": document.to_json()}
     columns = [
         Column(f"views/{view.replace('/', '-')}", (2, 3), "float16", [np.full((2, 3), number)])
@@ -66,7 +60,7 @@ def seal(cache_dir: Path, split: str = "train", prompt: str = "", age: int = 0) 
 )
 def test_folder_names(name: str, folder: str, tmp_path: Path) -> None:
     assert slug(name) == folder
-    path = cache_path(tmp_path, name, name, "train", "0123456789abcdef" * 4)
+    path = Cache(tmp_path).path(name, name, "train", "0123456789abcdef" * 4)
     assert path == tmp_path / folder / folder / "train-0123456789ab.h5"
 
 
@@ -88,13 +82,13 @@ def test_newest_first_and_damaged_ones_passed_over(tmp_path: Path) -> None:
     test = seal(tmp_path, "test", age=300)
     bad = seal(tmp_path, prompt="bad", age=400)
     bad.write_bytes(bad.read_bytes()[:-1])
-    assert [file.path for file in cache_files(tmp_path, "train")] == [new, old]
-    assert [file.path for file in cache_files(tmp_path)] == [test, new, old]
-    assert cache_paths(tmp_path) == [bad, test, new, old]
+    assert [file.path for file in Cache(tmp_path).files("train")] == [new, old]
+    assert [file.path for file in Cache(tmp_path).files()] == [test, new, old]
+    assert Cache(tmp_path).paths() == [bad, test, new, old]
     writing = new.with_name(f".tmp-0123456789ab-{new.name}")  # another process is about to publish it
     shutil.copy(new, writing)
-    assert writing not in [*cache_paths(tmp_path), *(file.path for file in cache_files(tmp_path))]
-    assert list(cache_files(tmp_path / "nowhere")) == [] and cache_paths(tmp_path / "nowhere") == []
+    assert writing not in [*Cache(tmp_path).paths(), *(file.path for file in Cache(tmp_path).files())]
+    assert list(Cache(tmp_path / "nowhere").files()) == [] and Cache(tmp_path / "nowhere").paths() == []
 
 
 def test_a_cache_of_many_files_needs_few_of_the_process(tmp_path: Path) -> None:
@@ -110,7 +104,7 @@ def test_a_cache_of_many_files_needs_few_of_the_process(tmp_path: Path) -> None:
     most = [number for number in range(1000) if number not in used][50]  # room for 50 more
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
     try:
-        found = sum(1 for _ in cache_files(tmp_path, "train"))
+        found = sum(1 for _ in Cache(tmp_path).files("train"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert found == 101
@@ -124,9 +118,9 @@ def test_removing_takes_all_that_belongs_to_a_file(tmp_path: Path) -> None:
         path.with_suffix(suffix).write_bytes(b"")
     path.with_suffix(".partial").mkdir()
     (path.with_suffix(".partial") / "plan.json").write_bytes(b"{}")
-    remove(path)
+    Cache(tmp_path).remove(path)
     assert set(path.parent.iterdir()) == {other, other.with_suffix(".json")}
-    remove(path)  # and again is no error
+    Cache(tmp_path).remove(path)  # and again is no error
 
 
 def test_removing_takes_no_more_than_the_link(tmp_path: Path) -> None:
@@ -137,7 +131,7 @@ def test_removing_takes_no_more_than_the_link(tmp_path: Path) -> None:
     os.replace(path, tmp_path / "features")
     path.symlink_to(tmp_path / "features")
     path.with_suffix(".partial").symlink_to(tmp_path / "blocks")
-    remove(path)
+    Cache(tmp_path).remove(path)
     assert list(path.parent.iterdir()) == []
     assert (tmp_path / "features").is_file() and (tmp_path / "blocks" / "plan.json").is_file()
 
@@ -147,7 +141,7 @@ def test_removing_takes_what_a_killed_writer_left(tmp_path: Path) -> None:
     path.with_name(f".tmp-0123456789ab-{path.name}").write_bytes(b"half")
     theirs = path.with_name(f".tmp-0123456789ab-{other.name}")
     theirs.write_bytes(b"half")
-    remove(path)
+    Cache(tmp_path).remove(path)
     assert set(path.parent.iterdir()) == {other, theirs}
 
 
@@ -158,7 +152,7 @@ def test_what_is_no_file_is_refused_and_passed_over(tmp_path: Path, make: Callab
     make(odd)
     with pytest.raises(CacheError, match="is no cache file but a"):
         CacheFile(odd)
-    assert [file.path for file in cache_files(tmp_path)] == [path]
+    assert [file.path for file in Cache(tmp_path).files()] == [path]
     with pytest.raises(CacheError, match=r"cannot read .*No such file"):
         CacheFile(path.with_name("train-000000000001.h5"))
 
@@ -170,12 +164,12 @@ def test_requests_are_kept_once_and_found(tmp_path: Path) -> None:
         add_request(CacheFile(path), replace(asked, views=views), Provenance(seconds=2.5))
     assert len(CacheFile(path).record.requests) == 2
     assert CacheFile(path).record.made.to_json() == {"seconds": 2.5}
-    files = list(cache_files(tmp_path))
+    cache = Cache(tmp_path)
     for wanted in ({"last/cls"}, {"9/mean", "last/cls"}, set()):
-        found = find_request(files, make_request(max_length=9), wanted)
+        found = cache.find(make_request(max_length=9), wanted)
         assert found is not None and found.path == path
-    assert find_request(files, make_request(), {"last/max"}) is None
-    assert find_request(files, make_request(max_length=8), {"last/cls"}) is None
+    assert cache.find(make_request(), {"last/max"}) is None
+    assert cache.find(make_request(max_length=8), {"last/cls"}) is None
 
 
 def test_the_nearest_file_is_the_one_with_the_fewest_differences(tmp_path: Path) -> None:
@@ -183,7 +177,7 @@ def test_the_nearest_file_is_the_one_with_the_fewest_differences(tmp_path: Path)
     views = {"last/cls": "last/cls"}
     add_request(CacheFile(far), make_request(prompt="x", max_length=9, views=views))
     add_request(CacheFile(near), make_request(prompt="x", views=views))
-    found = nearest(cache_files(tmp_path), make_request(prompt="y"))
+    found = Cache(tmp_path).nearest(make_request(prompt="y"))
     assert found is not None and found[0].path == near
     assert [difference.field for difference in found[1]] == ["encoder.prompt"]
-    assert nearest([], make_request()) is None
+    assert Cache(tmp_path / "nowhere").nearest(make_request()) is None

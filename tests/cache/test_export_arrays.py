@@ -14,11 +14,12 @@ import pytest
 from tests.cache.test_catalog import VIEWS
 from tests.cache.test_catalog import seal as seal_small
 
+from featcache.cache.cache import Cache
 from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
 from featcache.cache.export_arrays import export
 from tests.support.documents import cache_document, encoder_document, make_request
 from featcache.cache.sealed_file import Column, write_sealed
-from featcache.cache.catalog import CacheFile, add_request, cache_path
+from featcache.cache.catalog import CacheFile, add_request
 
 NAMES = ("坏", "good", "[red]")
 
@@ -39,7 +40,7 @@ def seal(
         Column("row_hash", hashes.shape, "uint8", [hashes]),
         Column("truncated", (rows,), "uint8", [np.zeros(rows, np.uint8)]),
     ]
-    path = cache_path(folder, "data", "model", "train", name)
+    path = Cache(folder).path("data", "model", "train", name)
     write_sealed(path, {"fingerprint": name, "split": "train", "document": document.to_json()}, columns)
     return CacheFile(path)
 

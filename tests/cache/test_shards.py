@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import integer_array_indices
 
 from featcache.system import sharded_array as shard_column
-from featcache.cache import catalog as store
+from featcache.cache.cache import Cache
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.cache.export_arrays import export
 from featcache.system.durable import remove_temporaries
@@ -71,7 +71,7 @@ def meta_of(arrays: Arrays, prompt: str = "") -> dict[str, Any]:
 def write(cache: Path, arrays: Arrays, size: int = SHARD, **how: Any) -> Path:
     """The cache of these columns under the folder `cache`; its path."""
     meta = meta_of(arrays)
-    path = store.cache_path(cache, "some/data", "model", "train", meta["fingerprint"])
+    path = Cache(cache).path("some/data", "model", "train", meta["fingerprint"])
     remove_temporaries(path)
     write_cache(path, meta, len(arrays["labels"]), columns_of(arrays), size, **how)
     return path
@@ -199,7 +199,7 @@ def test_other_tools_read_shards_as_the_documentation_says(sharded: Path, tmp_pa
 
 def test_a_sharded_cache_is_one_file_to_its_readers(sharded: Path, tmp_path: Path) -> None:
     arrays = made_up()
-    assert store.cache_paths(tmp_path) == [sharded]
+    assert Cache(tmp_path).paths() == [sharded]
     file = CacheFile(sharded)
     features = file.features("last/cls")
     assert np.array_equal(features.x, arrays["views/last-cls"]) and np.array_equal(
@@ -393,7 +393,7 @@ def test_a_kill_between_shards_costs_no_finished_shard(tmp_path: Path) -> None:
         argv = [sys.executable, "-c", KILLED, str(folder), str(left)]
         assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
         path = folder / whole.relative_to(tmp_path / "whole")
-        assert not path.exists() and not store.cache_paths(folder) and len(shard_paths(path)) == left
+        assert not path.exists() and not Cache(folder).paths() and len(shard_paths(path)) == left
         kept = {shard: shard.stat().st_ino for shard in shard_paths(path)}
         assert write(folder, made_up()) == path
         assert contents(path.parent) == contents(whole.parent)
@@ -424,7 +424,7 @@ def test_power_cuts_leave_a_whole_cache_or_none(tmp_path: Path) -> None:
                 left = folder / "left"
                 plant(disk.survivors(draw, how), left)
                 with plugged_in(Quick()):
-                    for path in store.cache_paths(left / "cache"):
+                    for path in Cache(left / "cache").paths():
                         assert verify(path).ok
                     again = write(left / "cache", arrays, 20_000)
                     assert contents(again.parent) == whole
@@ -471,7 +471,7 @@ def test_a_replaced_or_removed_cache_stays_with_its_reader(
     monkeypatch.setattr("featcache.cache.shards.OPEN", 1)
     y = CacheFile(sharded).features("last/cls").x
     if how == "removed":
-        store.remove(sharded)
+        Cache(tmp_path).remove(sharded)
         assert not list(sharded.parent.glob("*.h5"))
     else:
         write(sharded.parents[2], new, replace=True)

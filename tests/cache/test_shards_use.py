@@ -22,7 +22,8 @@ from featcache.heads.registry import KINDS
 from featcache.runs.run import load_run
 from featcache.system.sharded_array import ShardedColumn
 from featcache.cache.shards import shard_paths
-from featcache.cache.catalog import CacheFile, cache_paths
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile
 from featcache.runs.train import train_head
 from featcache_cli.main import main
 
@@ -43,8 +44,8 @@ def works(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path])
             assert main(["extract", "--all-splits", "--quiet", *flags]) == 0
             for kind in ("linear", "exact"):
                 assert main(["train-head", "--head", kind, "--epochs", "5", "--quiet"]) == 0
-    assert [len(shard_paths(path)) for path in cache_paths(made["single"] / "cache")] == [0, 0, 0]
-    assert min(len(shard_paths(path)) for path in cache_paths(made["shards"] / "cache")) > 1
+    assert [len(shard_paths(path)) for path in Cache(made["single"] / "cache").paths()] == [0, 0, 0]
+    assert min(len(shard_paths(path)) for path in Cache(made["shards"] / "cache").paths()) > 1
     return made
 
 
@@ -220,7 +221,7 @@ def test_damaged_shards_are_said_before_anything_is_trained(
 ) -> None:
     shutil.copytree(works["shards"], tmp_path / "work")
     with contextlib.chdir(tmp_path / "work"):
-        (path,) = cache_paths(Path("cache"), "train")
+        (path,) = Cache.open("cache").paths("train")
         shard = shard_paths(path)[-1]
         shard.unlink()
         said = cli("train-head", "--head", "exact")

@@ -21,7 +21,7 @@ from tests.system.test_lock import holding
 from tests.cache.test_catalog import seal
 from tests.support.documents import make_request
 
-from featcache.cache import catalog as store
+from featcache.cache.cache import Cache
 from featcache.errors import CacheError, UsageError
 from featcache.fingerprint import fingerprint as document_hash
 from featcache.cache.sealed_file import CHUNK, Column, write_sealed
@@ -219,7 +219,7 @@ def test_a_whole_file_that_describes_itself_wrongly(change: dict[str, object], t
     rewrite(path, meta)
     verdict = verify(path)
     assert not verdict.ok and "does not hold what its description says" in verdict.damage[0]
-    assert list(store.cache_files(tmp_path)) == []  # no reader stumbles over it
+    assert list(Cache(tmp_path).files()) == []  # no reader stumbles over it
 
 
 @pytest.mark.parametrize("part", ["rows", "labels"])
@@ -446,7 +446,7 @@ def test_what_a_writer_is_at_work_on_stays(tmp_path: Path) -> None:
             assert done.removed == [] and set(done.busy) == {target, path}
         assert partial.exists() and temporary.exists() and path.exists()
         with pytest.raises(CacheError, match=f"process {writer.pid} on"):
-            store.remove(target)
+            Cache(tmp_path).remove(target)
         writer.kill()
         writer.wait()
         done = collect(tmp_path)
@@ -499,7 +499,7 @@ def test_an_open_reader_keeps_reading(how: str, tmp_path: Path) -> None:
         assert reader.stdin is not None and reader.stdout is not None
         assert reader.stdout.readline() == "open\n"
         if how == "rm":
-            store.remove(path)
+            Cache(tmp_path).remove(path)
         else:
             assert collect(tmp_path, max_size=0).bytes > 0
         assert not path.exists()
@@ -514,11 +514,11 @@ STRESS = """
 import sys, time
 from pathlib import Path
 from featcache.errors import CacheError
-from featcache.cache.catalog import CacheFile, cache_files, cache_paths
-cache, end, seen, missed = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0, 0
+from featcache.cache.cache import Cache
+cache, end, seen, missed = Cache(Path(sys.argv[1])), time.monotonic() + float(sys.argv[2]), 0, 0
 print("ready", flush=True)
 while time.monotonic() < end:
-    for path in cache_paths(cache):
+    for path in cache.paths():
         time.sleep(0.0005)  # the path is known, the file may be gone by now
         try:
             found = CacheFile(path).features("-4/mean")
@@ -528,7 +528,7 @@ while time.monotonic() < end:
         else:
             assert (found.x == 1).all() and found.x.shape == (2, 3), found
             seen += 1
-    for file in cache_files(cache):
+    for file in cache.files():
         assert (file.features("-4/mean").x == 1).all()
 print(seen, missed)
 """
@@ -544,7 +544,7 @@ def test_readers_never_see_anything_but_whole_files(tmp_path: Path) -> None:
     while any(reader.poll() is None for reader in readers):
         path = seal(tmp_path, age=int(time.time()))
         if turn % 2:
-            store.remove(path)
+            Cache(tmp_path).remove(path)
         else:
             assert collect(tmp_path, max_size=0).bytes > 0
         turn += 1

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import cosine as cosine_distance
 
-from featcache.cache.catalog import CacheFile, record_path
+from featcache.cache.catalog import CacheFile
+from featcache.cache.record import record_path
 from featcache.cache.sealed_file import Column, write_sealed
 from featcache.errors import BackboneError, CacheError, SourceError
 from featcache.extraction.api import extract_splits

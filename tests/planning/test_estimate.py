@@ -20,7 +20,7 @@ import pytest
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.packing import plan_batches
 from featcache.bench.plan_check import check_plan
-from featcache.cache.catalog import cache_files
+from featcache.cache.cache import Cache
 from featcache.cache.sealed_file import Column, write_sealed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
@@ -123,7 +123,7 @@ def test_disk_and_tokens_are_what_the_file_has(settings: Settings, monkeypatch: 
     monkeypatch.setattr(plan_sample, "TOKENIZING", 1e3)  # time for all texts
     made = plan(settings, ["train"], Ask(sample_seconds=0.05))
     extract_splits(settings, ["train"])
-    (file,) = cache_files(Path(settings.paths.cache_dir), "train")
+    (file,) = Cache.open(settings.paths.cache_dir).files("train")
     assert made.rows == file.rows == 2500
     assert abs(made.cache_bytes - file.path.stat().st_size) <= STRUCTURE
     assert abs(made.tokens.value - file.tokens) <= 1  # all texts were tokenised: no interval, no error
@@ -154,7 +154,7 @@ def test_pairs_and_windows_are_counted_as_they_are_encoded(
         )
     made = plan(settings, ["train"], Ask(sample_seconds=0.05))
     extract_splits(settings, ["train"])
-    (file,) = cache_files(Path(settings.paths.cache_dir), "train")
+    (file,) = Cache.open(settings.paths.cache_dir).files("train")
     assert round(made.tokens.value) == file.tokens
     cut = next(fact.value for fact in made.facts if fact.name == "texts that are cut")
     assert cut == f"{file.truncated / file.rows:.1%}"

@@ -15,6 +15,8 @@ from featcache_cli.console import note, out, print_error, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
+    from featcache.cache.cache import Cache
+    from featcache.cache.catalog import CacheFile
     from featcache.cache.record import Provenance
 
 ACTIONS = {
@@ -56,38 +58,37 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from featcache.cache.remote.mirror import cache_folder
+    from featcache.cache.cache import Cache
     from featcache.system.stores import is_remote
-    from featcache.cache.catalog import cache_paths, states_paths
 
     named_dir = settings_of(args).paths.cache_dir
     if args.action == "gc" and is_remote(named_dir):
         hint = "its files: featcache cache rm; what is fetched of them keeps to FEATCACHE_MIRROR_SIZE"
         raise UsageError("cache gc looks after folders, not after stores", hint=hint)
-    cache_dir = cache_folder(named_dir)
-    if cache_dir.exists() and not cache_dir.is_dir():
+    cache = Cache.open(named_dir)
+    if cache.folder.exists() and not cache.folder.is_dir():
         raise UsageError(f"--cache-dir {named_dir} is no folder")
     if args.action == "gc":
-        return cache_upkeep.gc(cache_dir, args)
-    paths = cache_paths(cache_dir)
+        return cache_upkeep.gc(cache.folder, args)
+    paths = cache.paths()
     if args.action == "export":
-        if args.file in {path.name for path in states_paths(cache_dir)}:
+        if args.file in {path.name for path in cache.states_paths()}:
             raise UsageError(f"{args.file} holds token states", hint="views of features can be exported")
-        return cache_upkeep.export(_find(args.file, paths, elsewhere=True), args)
-    paths += states_paths(cache_dir)
+        return cache_upkeep.export(cache, _find(args.file, paths, elsewhere=True), args)
+    paths += cache.states_paths()
     if args.action == "ls":
-        return _list(paths, args)
+        return _list(cache, paths, args)
     if args.action == "verify" and not args.files:
-        return cache_upkeep.verify(paths, args)
+        return cache_upkeep.verify(cache, paths, args)
     if not args.files and not args.all:
         hint = "name it as featcache cache ls shows it, or say --all"
         raise UsageError(f"{args.parser.prog}: which file?", hint=hint)
     elsewhere = args.action != "rm"
     named = list(dict.fromkeys(_find(name, paths, elsewhere=elsewhere) for name in args.files))
-    does: dict[str, Callable[[list[Path], argparse.Namespace], int]] = {
+    does: dict[str, Callable[[Cache, list[Path], argparse.Namespace], int]] = {
         "info": _info, "verify": cache_upkeep.verify, "rm": _remove,
     }  # fmt: skip
-    return does[args.action](paths if args.all else named, args)
+    return does[args.action](cache, paths if args.all else named, args)
 
 
 def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
@@ -110,17 +111,17 @@ def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
     return found[0]
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(cache: Cache, path: Path) -> dict[str, Any]:
     """What `ls` and `info` show of a file; a damaged one is said to be so."""
-    from featcache.cache.remote.mirror import facts, place
     from featcache.cache.catalog import is_states
 
     kind = "states" if is_states(path) else "features"
-    about: dict[str, Any] = {"path": place(path), "kind": kind, "bytes": 0, "age_seconds": 0.0}
+    about: dict[str, Any] = {"path": str(path), "kind": kind, "bytes": 0, "age_seconds": 0.0}
     try:
-        size, modified = facts(path)
-        about |= {"bytes": size, "age_seconds": max(time.time() - modified, 0.0)}
-        about |= _states(path) if kind == "states" else _features(path)
+        found = cache.facts(path)
+        age = max(time.time() - found.modified, 0.0)
+        about |= {"path": found.place, "bytes": found.bytes, "age_seconds": age}
+        about |= _states(path) if kind == "states" else _features(cache.file(path))
         about["status"] = "sealed"
     except CacheError as error:
         about["status"] = error.what
@@ -129,10 +130,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return about
 
 
-def _features(path: Path) -> dict[str, Any]:
-    from featcache.cache.catalog import CacheFile
-
-    file = CacheFile(path)
+def _features(file: CacheFile) -> dict[str, Any]:
     return {
         "bytes": file.sealed.nbytes,
         "split": file.split,
@@ -175,9 +173,9 @@ def _computed(made: Provenance) -> str:
     return f"{made.packing}{padded}, {made.dtype} on {made.device}; faster modules: {fused}"
 
 
-def _list(paths: list[Path], args: argparse.Namespace) -> int:
+def _list(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
 
-    described = [_describe(path) for path in paths]
+    described = [_describe(cache, path) for path in paths]
     if args.json:
         print_json({"files": described})
         return 0
@@ -209,8 +207,8 @@ def _held(about: dict[str, Any]) -> str:
     return f"states before block {about['cut']}" if about["kind"] == "states" else ", ".join(about["views"])
 
 
-def _info(paths: list[Path], args: argparse.Namespace) -> int:
-    described = [_describe(path) for path in paths]
+def _info(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
+    described = [_describe(cache, path) for path in paths]
     if args.json:
         print_json({"files": described})
     else:
@@ -284,16 +282,14 @@ def _effort(made: dict[str, Any]) -> str:
     return f"{seconds_text(made.get('seconds', 0.0))} for {made.get('encoded', 0):,} texts encoded"
 
 
-def _remove(paths: list[Path], args: argparse.Namespace) -> int:
-    from featcache.cache.remote.mirror import facts
+def _remove(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.cache.shards import cache_bytes
-    from featcache.cache.catalog import remove
 
     removed, freed, refused = [], 0, 0
     for path in paths:
         try:
-            size = cache_bytes(path) if path.exists() else facts(path)[0]
-            remove(path)
+            size = cache_bytes(path) if path.exists() else cache.facts(path).bytes
+            cache.remove(path)
         except CacheError as error:  # the others still go
             print_error(error)
             refused = error.exit_code

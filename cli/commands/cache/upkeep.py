@@ -16,6 +16,7 @@ from featcache_cli.options import add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
+    from featcache.cache.cache import Cache
     from featcache.extraction.drift import Drift, Reencoder
     from featcache.cache.upkeep import Collected, Verdict
 
@@ -34,7 +35,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "backbone", "data", "", without=("dtype",))
 
 
-def verify(paths: list[Path], args: argparse.Namespace) -> int:
+def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     """Check files one by one; damage to one keeps no other from being checked."""
     from featcache.extraction.drift import Reencoder
     from featcache.cache.catalog import is_states
@@ -46,10 +47,10 @@ def verify(paths: list[Path], args: argparse.Namespace) -> int:
     documents = []
     with Meter(quiet=args.quiet) as meter:
         for path in paths:
-            verdict = check(path, partial(meter.step, f"verify {path.stem}"))
+            verdict = check(path, partial(meter.step, f"verify {path.stem}"), cache.file)
             about = _document(verdict)
             if reencoder is not None and verdict.ok and not is_states(path):
-                about["reencoded"] = _reencoded(path, reencoder, args.reencode, meter)
+                about["reencoded"] = _reencoded(cache, path, reencoder, args.reencode, meter)
                 about["ok"] = about["reencoded"]["ok"]
             documents.append(about)
     if args.json:
@@ -68,12 +69,12 @@ def _document(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _reencoded(path: Path, reencoder: Reencoder, count: int, meter: Meter) -> dict[str, Any]:
+def _reencoded(
+    cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter
+) -> dict[str, Any]:
     """What encoding again found, or why it could not be done."""
-    from featcache.cache.catalog import CacheFile
-
     try:
-        drifts = reencoder.drift(CacheFile(path), count, meter.step)
+        drifts = reencoder.drift(cache.file(path), count, meter.step)
     except FeatcacheError as error:
         return {"ok": False, "error": error.what, "hint": error.hint, "views": []}
     return {
@@ -200,13 +201,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace files that are there")
 
 
-def export(path: Path, args: argparse.Namespace) -> int:
+def export(cache: Cache, path: Path, args: argparse.Namespace) -> int:
     from featcache.cache.export_arrays import export as write
-    from featcache.cache.catalog import CacheFile
 
     with Meter(quiet=args.quiet) as meter:
         made = write(
-            CacheFile(path),
+            cache.file(path),
             Path(args.output),
             view=args.view,
             force=args.force,

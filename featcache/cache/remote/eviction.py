@@ -1,10 +1,10 @@
-"""What goes from this machine's mirror when it is larger than its limit."""
+"""Keep the mirrors of this machine within their size."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.cache.remote.listing import cache_of, in_store
+from featcache.cache.remote.listing import Listing, cache_of
 from featcache.system import downloads
 from featcache.system.lock import is_locked
 
@@ -22,4 +22,8 @@ def evict(keep: Path | None = None) -> list[Path]:
 
 
 def _can_be_fetched(path: Path) -> bool:
-    return in_store(path) and not is_locked(cache_of(path))
+    caches = downloads.mirror_root() / "cache"
+    if not path.is_relative_to(caches):
+        return False
+    key = path.relative_to(caches).parts[0]
+    return Listing(caches / key).has(path) and not is_locked(cache_of(path))

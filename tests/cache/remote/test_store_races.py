@@ -12,9 +12,8 @@ from tests.support.stub_encoder import stubbed
 
 from featcache.extraction import api as extract
 from featcache.system import downloads as fetched
-from featcache.cache.remote import mirror
 from featcache.system import stores as remote
-from featcache.cache import catalog as store
+from featcache.cache.cache import Cache
 from featcache.cache import shards
 from featcache.errors import CacheError, CorruptCache
 
@@ -32,7 +31,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     """`machine(name)`: be this machine, with a mirror of its own, from now on; the URL of the cache."""
 
     def be(name: str) -> str:
-        monkeypatch.setattr(mirror, "_MIRRORS", {})
         monkeypatch.setenv(fetched.FOLDER, str(tmp_path / name))
         return f"file://{tmp_path}/store/cache"
 
@@ -44,8 +42,8 @@ def names(tmp_path: Path) -> list[str]:
 
 
 def read(url: str) -> tuple[int, ...]:
-    (path,) = store.cache_paths(mirror.cache_folder(url))
-    return np.asarray(store.CacheFile(path).features("last/cls").x).shape
+    (file,) = Cache.open(url).files()
+    return np.asarray(file.features("last/cls").x).shape
 
 
 def test_a_force_that_is_interrupted_leaves_the_stores_cache_whole(
@@ -82,8 +80,9 @@ def test_shards_that_no_manifest_has_are_removed(
     assert read(machine("b"))[0] == 60
     left = next((tmp_path / "store").rglob("*.shard-00000b.h5"))
     left.with_name(left.name.replace("b.h5", ".h5")).write_bytes(left.read_bytes())  # of a killed upload
-    (path,) = store.cache_paths(mirror.cache_folder(machine("c")))
-    store.remove(path)
+    cache = Cache.open(machine("c"))
+    (path,) = cache.paths()
+    cache.remove(path)
     assert names(tmp_path) == []
 
 
@@ -117,7 +116,7 @@ def test_what_vanishes_while_a_store_is_looked_at_is_gone(
         return found
 
     monkeypatch.setattr(remote.Remote, "listing", removed)
-    (path,) = store.cache_paths(mirror.cache_folder(machine("b")))
+    (path,) = Cache.open(machine("b")).paths()
     assert path.name.startswith("test-")
 
 
