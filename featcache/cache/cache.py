@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Cache:
     """
 
     folder: Path
-    backend: LocalFiles = LocalFiles()
+    backend: LocalFiles = field(default_factory=LocalFiles)
 
     @classmethod
     def open(cls, cache_dir: str | Path) -> Cache:
@@ -141,7 +141,7 @@ class Cache:
         return shards.write_cache(path, meta, rows, columns, shard_size, replace=replace, taken=taken)
 
     def push(self, path: Path, *, replace: bool = False) -> None:
-        """Bring a cache file and its record to the store, see `LocalFiles.push`; a folder has nothing to do."""
+        """Bring a cache file and its record to the store, if there is one; see `LocalFiles.push`."""
         self.backend.push(path, replace=replace)
 
     def remove(self, path: Path) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheError, UsageError
 from featcache.system.durable import publish, temporary_beside
-from featcache.cache.catalog import CacheFile, Features
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -85,7 +85,8 @@ class CacheRecord:
     def to_bytes(self) -> bytes:
         """The file's content, with its checksum."""
         content = self.to_json()
-        return json.dumps(content | {"checksum": document_hash(content)}, indent=1, sort_keys=True).encode("ascii")
+        content["checksum"] = document_hash(content)
+        return json.dumps(content, indent=1, sort_keys=True).encode("ascii")
 
     def with_request(self, request: Request) -> CacheRecord:
         """This record with `request` among those that were answered."""
@@ -95,7 +96,7 @@ class CacheRecord:
         return replace(self, requests=(*self.requests, request))
 
     def merged(self, other: CacheRecord) -> CacheRecord:
-        """This record with the requests of another record of the same file; `made` only where it is unknown here."""
+        """This record with what only `other`, a record of the same file, knows."""
         made = other.made if self.made == Provenance() else self.made
         record = replace(self, made=made, unknown={**other.unknown, **self.unknown})
         for request in other.requests:

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from featcache.system import durable as files
 from featcache.errors import CacheError, CorruptCache
+from featcache.system import durable as files
 from featcache.system.durable import explained, make_folder, publish, require_space, temporary_beside
 
 MAGIC = b"featcache cache "

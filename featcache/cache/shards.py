@@ -18,10 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from featcache.system import durable as files
+from featcache.cache.sealed_file import (
+    CHUNK,
+    DTYPES,
+    Column,
+    SealedFile,
+    chunk_count,
+    intact,
+    sealed_size,
+    write_sealed,
+)
 from featcache.errors import CacheError, CorruptCache, UsageError
+from featcache.system import durable as files
 from featcache.system.durable import explained, remove_temporaries
-from featcache.cache.sealed_file import CHUNK, DTYPES, Column, SealedFile, chunk_count, intact, sealed_size, write_sealed
 from featcache.system.sharded_array import ShardedColumn, as_array
 from featcache.system.units import parse_size
 

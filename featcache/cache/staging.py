@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from featcache.system import durable as files
 from featcache.errors import CacheError
-from featcache.system.durable import explained, make_folder, write_file
 from featcache.fingerprint import canonical
+from featcache.system import durable as files
+from featcache.system.durable import explained, make_folder, write_file
 
 if TYPE_CHECKING:
     from filelock import FileLock

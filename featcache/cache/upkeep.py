@@ -19,12 +19,12 @@ import numpy as np
 
 from featcache.cache.cache import remove_folder
 from featcache.cache.catalog import STATES, CacheFile, is_states
-from featcache.errors import CacheError
-from featcache.system.durable import TEMPORARY, explained
-from featcache.fingerprint import fingerprint
-from featcache.system.lock import discard_lock, is_locked, locked
 from featcache.cache.sealed_file import MAGIC, SealedFile
 from featcache.cache.shards import shards_in_use
+from featcache.errors import CacheError
+from featcache.fingerprint import fingerprint
+from featcache.system.durable import TEMPORARY, explained
+from featcache.system.lock import discard_lock, is_locked, locked
 from featcache.system.units import DAY
 
 CHAIN_ROWS = 1 << 18

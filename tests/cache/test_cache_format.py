@@ -7,12 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support import cache_reader
 import numpy as np
 import pytest
-from tests.cache.test_sealed_file import META, column
 
 from featcache.cache.sealed_file import CHUNK, DTYPES, SealedFile, write_sealed
+from tests.cache.test_sealed_file import META, column
+from tests.support import cache_reader
 
 
 @pytest.fixture(scope="module")

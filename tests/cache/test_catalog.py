@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from featcache.cache.cache import Cache, slug
-from featcache.errors import CacheError, CacheMiss
-from featcache.cache.record import Provenance
-from featcache.fingerprint import row_hashes
-from featcache.cache.sealed_file import Column, write_sealed
 from featcache.cache.catalog import (
     CacheFile,
     add_request,
 )
+from featcache.cache.record import Provenance
+from featcache.cache.sealed_file import Column, write_sealed
+from featcache.errors import CacheError, CacheMiss
+from featcache.fingerprint import row_hashes
 from tests.support.documents import cache_document, encoder_document, make_request
 
 VIEWS = ("last/cls", "-4/mean")

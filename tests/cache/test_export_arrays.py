@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.cache.test_catalog import VIEWS
-from tests.cache.test_catalog import seal as seal_small
 
 from featcache.cache.cache import Cache
-from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
-from featcache.cache.export_arrays import export
-from tests.support.documents import cache_document, encoder_document, make_request
-from featcache.cache.sealed_file import Column, write_sealed
 from featcache.cache.catalog import CacheFile, add_request
+from featcache.cache.export_arrays import export
+from featcache.cache.sealed_file import Column, write_sealed
+from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
+from tests.cache.test_catalog import VIEWS
+from tests.cache.test_catalog import seal as seal_small
+from tests.support.documents import cache_document, encoder_document, make_request
 
 NAMES = ("坏", "good", "[red]")
 

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import CacheError, CorruptCache
 from featcache.cache.sealed_file import CHUNK, DTYPES, Column, SealedFile, write_sealed
+from featcache.errors import CacheError, CorruptCache
 
 META = {"format": "featcache", "split": "train", "document": {"文": ["好", None, 1.5]}, "number": 7}
 

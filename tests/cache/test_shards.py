@@ -17,23 +17,23 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from tests.support.disk import FaultDisk, Quick, memory_folder, plant, plugged_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import integer_array_indices
 
-from featcache.system import sharded_array as shard_column
-from featcache.cache.cache import Cache
-from featcache.errors import CacheError, CorruptCache, UsageError
-from featcache.cache.export_arrays import export
-from featcache.system.durable import remove_temporaries
-from tests.support.documents import cache_document, encoder_document
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
-from featcache.system.sharded_array import ShardedColumn, as_array, part_of
 from featcache.bench.memory import measure, write_made_up
-from featcache.cache.shards import cache_bytes, shard_paths, shards_in_use, write_cache
+from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
+from featcache.cache.export_arrays import export
+from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.shards import cache_bytes, shard_paths, shards_in_use, write_cache
 from featcache.cache.upkeep import collect, survey, verify
+from featcache.errors import CacheError, CorruptCache, UsageError
+from featcache.system import sharded_array as shard_column
+from featcache.system.durable import remove_temporaries
+from featcache.system.sharded_array import ShardedColumn, as_array, part_of
+from tests.support.disk import FaultDisk, Quick, memory_folder, plant, plugged_in
+from tests.support.documents import cache_document, encoder_document
 
 ROWS, WIDTH, SHARD = 1000, 8, 40_000
 Arrays = dict[str, np.ndarray]
@@ -471,7 +471,7 @@ def test_a_replaced_or_removed_cache_stays_with_its_reader(
     monkeypatch.setattr("featcache.cache.shards.OPEN", 1)
     y = CacheFile(sharded).features("last/cls").x
     if how == "removed":
-        Cache(tmp_path).remove(sharded)
+        Cache(sharded.parents[2]).remove(sharded)
         assert not list(sharded.parent.glob("*.h5"))
     else:
         write(sharded.parents[2], new, replace=True)

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.cli_tools import Cli, contents, make_work, plain_terminal
-from tests.support.extraction import Case, counted, some_texts, write_case
 
 from featcache import FeatureExtractor
-from featcache.settings import load_settings
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile
+from featcache.cache.shards import shard_paths
 from featcache.errors import UsageError
 from featcache.extraction.api import extract_splits
 from featcache.heads.registry import KINDS
 from featcache.runs.run import load_run
-from featcache.system.sharded_array import ShardedColumn
-from featcache.cache.shards import shard_paths
-from featcache.cache.cache import Cache
-from featcache.cache.catalog import CacheFile
 from featcache.runs.train import train_head
+from featcache.settings import load_settings
+from featcache.system.sharded_array import ShardedColumn
 from featcache_cli.main import main
+from tests.support.cli_tools import Cli, contents, make_work, plain_terminal
+from tests.support.extraction import Case, counted, some_texts, write_case
 
 SMALL = "20kB"
 OWN = ("path", "created", "made", "bytes", "run", "folder")  # and whatever counts seconds
@@ -211,7 +211,8 @@ def test_workers_make_the_same_shards(case: Case) -> None:
 def test_a_size_without_sense_is_refused_before_the_model_is_loaded(
     case: Case, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.backbone.load.load_backbone", lambda *_: pytest.fail("the model was loaded"))
+    refuse = lambda *_: pytest.fail("the model was loaded")  # noqa: E731
+    monkeypatch.setattr("featcache.backbone.load.load_backbone", refuse)
     with pytest.raises(UsageError, match="size"):
         case.extract(shard_size=size)
 

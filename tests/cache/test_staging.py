@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache.cache.staging import Staging
 from featcache.errors import CacheError
 from featcache.system.lock import locked
-from featcache.cache.staging import Staging
 
 PLAN = {"fingerprint": "f" * 64, "block_rows": 4}
 

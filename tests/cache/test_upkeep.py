@@ -17,15 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.system.test_lock import holding
-from tests.cache.test_catalog import seal
-from tests.support.documents import make_request
 
 from featcache.cache.cache import Cache
-from featcache.errors import CacheError, UsageError
-from featcache.fingerprint import fingerprint as document_hash
-from featcache.cache.sealed_file import CHUNK, Column, write_sealed
 from featcache.cache.catalog import CacheFile, add_request
+from featcache.cache.sealed_file import CHUNK, Column, write_sealed
 from featcache.cache.upkeep import (
     DAY,
     Group,
@@ -35,6 +30,11 @@ from featcache.cache.upkeep import (
     survey,
     verify,
 )
+from featcache.errors import CacheError
+from featcache.fingerprint import fingerprint as document_hash
+from tests.cache.test_catalog import seal
+from tests.support.documents import make_request
+from tests.system.test_lock import holding
 
 # ---------------------------------------------------------------- verify
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.system.units import age_text, seconds_text, size_text
 from featcache.errors import CacheError, UsageError
+from featcache.system.units import age_text, seconds_text, size_text
 from featcache_cli.commands.cache import upkeep as cache_upkeep
 from featcache_cli.console import note, out, print_error, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of

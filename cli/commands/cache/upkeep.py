@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.system.units import parse_age, parse_size, size_text
 from featcache.errors import CacheError, FeatcacheError, UsageError
+from featcache.system.units import parse_age, parse_size, size_text
 from featcache_cli.console import note, out, print_json
 from featcache_cli.options import add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
-    from featcache.extraction.drift import Drift, Reencoder
     from featcache.cache.upkeep import Collected, Verdict
+    from featcache.extraction.drift import Drift, Reencoder
 
 
 # -- verify ---------------------------------------------------------------------------------------
@@ -37,9 +37,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     """Check files one by one; damage to one keeps no other from being checked."""
-    from featcache.extraction.drift import Reencoder
     from featcache.cache.catalog import is_states
     from featcache.cache.upkeep import verify as check
+    from featcache.extraction.drift import Reencoder
 
     if args.reencode is not None and args.reencode < 1:
         raise UsageError(f"--reencode {args.reencode}: at least 1")
@@ -69,9 +69,7 @@ def _document(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _reencoded(
-    cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter
-) -> dict[str, Any]:
+def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter) -> dict[str, Any]:
     """What encoding again found, or why it could not be done."""
     try:
         drifts = reencoder.drift(cache.file(path), count, meter.step)

@@ -10,7 +10,7 @@ from featcache.system.lock import is_locked
 
 
 def evict(keep: Path | None = None) -> list[Path]:
-    """Remove data and cache files that can be fetched again, least recently used first, see `downloads.evict`.
+    """Remove files that can be fetched again, least recently used first, see `downloads.evict`.
 
     Args:
         keep: stays in any case.

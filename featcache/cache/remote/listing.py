@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from featcache.cache.sealed_file import (
-    DTYPES, LONGEST_SEAL, checked_entries, chunk_count, intact, read_seal,
+    DTYPES,
+    LONGEST_SEAL,
+    checked_entries,
+    chunk_count,
+    intact,
+    read_seal,
 )  # fmt: skip
 from featcache.errors import CacheError, CorruptCache
 from featcache.system.documents import parse_document, plain_document

@@ -1,4 +1,4 @@
-"""The cache of a store: a folder on this machine that follows it and fetches files when their rows are asked for.
+"""The cache of a store: a folder on this machine that follows it and fetches what is read.
 
 A store holds the same files as a cache folder. On this machine are the folder `ROOT/cache/KEY`, in which
 extraction works as in any cache folder, and the listing, which answers what it can. Of small columns only
@@ -165,7 +165,7 @@ class Mirror(LocalFiles):
         self.listing.write(path, entry)
 
     def _forget(self, path: Path) -> None:
-        """Remove what this machine has of a file that the store has no more; not while a writer is at work."""
+        """Remove from this machine a file that the store has no more, unless a writer is at work on it."""
         with entry_lock(path):
             if is_locked(path):
                 return

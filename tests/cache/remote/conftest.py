@@ -14,6 +14,7 @@ from tests.support.machines import Machine
 @pytest.fixture
 def machines(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Machine, Machine]]:
     """Two machines, each with nothing mirrored yet."""
+
     def use(machine: Machine) -> None:
         monkeypatch.setenv(downloads.FOLDER, str(machine.root))
 

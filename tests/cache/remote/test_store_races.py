@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.extraction import Case, write_case
-from tests.support.stub_encoder import stubbed
 
-from featcache.extraction import api as extract
+from featcache.cache import shards
+from featcache.cache.cache import Cache
+from featcache.errors import CacheError, CorruptCache
 from featcache.system import downloads as fetched
 from featcache.system import stores as remote
-from featcache.cache.cache import Cache
-from featcache.cache import shards
-from featcache.errors import CacheError, CorruptCache
+from tests.support.extraction import Case, write_case
+from tests.support.stub_encoder import stubbed
 
 BLOCK = 4
 
