@@ -521,7 +521,7 @@ while time.monotonic() < end:
     for path in cache.paths():
         time.sleep(0.0005)  # the path is known, the file may be gone by now
         try:
-            found = CacheFile(path).features("-4/mean")
+            found = cache.file(path).features("-4/mean")
         except CacheError as error:
             assert "No such file" in str(error) or "no file" in str(error), error
             missed += 1
