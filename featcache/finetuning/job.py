@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.files import ModelFiles
-from featcache.cache.catalog import Features, slug
+from featcache.cache.cache import slug
+from featcache.cache.catalog import Features
 from featcache.data.split import Split
 from featcache.extraction.api import Job
 from featcache.finetuning.checkpoint import CheckpointFolder
@@ -66,7 +67,7 @@ class SplitInputs:
         if cut is None:
             tokens = encoder.tokenize(split.texts(slice(None)), split.pairs(slice(None)))
             return cls(split, hashes, tokens, int(tokens.truncated.sum()))
-        folder = job.cache_dir / slug(job.dataset_name()) / slug(job.settings.backbone.model)
+        folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
         file = cache_states(split, hashes, encoder, cut, folder, job.report, wait=job.wait)
         return cls(
             split,
