@@ -333,7 +333,7 @@ def _number(kind: type, value: Any) -> int | float:
     except (TypeError, ValueError, OverflowError):
         wanted = "a whole number" if kind is int else "a number"
         raise ValueError(f"wants {wanted}, got {value!r}") from None
-    if isinstance(value, float) and number != value:
+    if kind is int and isinstance(value, float) and number != value:
         raise ValueError(f"wants a whole number, got {value!r}")
     return number
 

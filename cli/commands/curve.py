@@ -73,7 +73,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from featcache.runs.learning_curve import PENALTIES, Plan
     from featcache.runs.sweep import parse_values
 
-    if args.C is not None and "C" not in KINDS[args.kind][1]:
+    if args.C is not None and "C" not in KINDS[args.kind].settings:
         raise UsageError(f"--C is not for the {args.kind} head")
     if args.sizes is not None and args.points is not None:
         raise UsageError("--sizes and --points cannot be given together")

@@ -18,8 +18,7 @@ from featcache_cli.progress import LiveMeter
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from featcache.heads.fit import Epoch
-    from featcache.heads.linear_stack import Member
+    from featcache.heads.fit import Epoch, Member
     from featcache.runs.sweep import Grid, Sweep
     from featcache.settings import Settings
 

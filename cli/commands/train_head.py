@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
-from featcache.heads.distributed import ALONE, Group, environment_group
+from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
@@ -85,7 +85,7 @@ def train(
     *,
     quiet: bool,
     workers: int = 1,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Run:
     """Train with a progress bar: as one of `group`, or by processes of its own."""
     from featcache.runs.train import train_head

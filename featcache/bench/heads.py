@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from featcache.heads import exact_logistic as exact
-from featcache.heads.fit import Standard
-from featcache.heads.linear_stack import Course, Member, fit_stack
+from featcache.heads.features import LabelledFeatures, Standard
+from featcache.heads.fit import Course, Member
+from featcache.heads.linear_stack import fit_stack
 
 RUNS = 3
 HEADS = 64
@@ -54,9 +55,8 @@ def bench_heads(
     def stack(heads: int) -> None:
         rates = np.geomspace(1e-4, 1e-1, heads) if heads > 1 else [1e-3]
         members = [Member("made up", lr=float(rate), seed=None) for rate in rates]
-        features = {"made up": x}
-        chosen = {"made up": x[held_out]}
-        fit_stack(features, y, chosen, y[held_out], classes, members, Course(epochs, BATCH))
+        train, chosen = LabelledFeatures(x, y), LabelledFeatures(x[held_out], y[held_out])
+        fit_stack({"made up": train}, {"made up": chosen}, classes, members, Course(epochs, BATCH))
 
     def measure(name: str, run: Callable[[], object], runs: int = RUNS) -> None:
         report(name)

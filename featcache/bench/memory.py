@@ -124,6 +124,7 @@ def _peak_mb() -> float:
 
 def main() -> int:
     """Be the measuring process; what it found as JSON."""
+    from featcache.heads.features import LabelledFeatures
     from featcache.heads.registry import fit_exact
     from featcache.settings import HeadSettings
 
@@ -132,8 +133,9 @@ def main() -> int:
     path = write_made_up(folder, rows, width, shard_size)
     written, write_rss = time.perf_counter(), _peak_mb()
     features = CacheFile(path).features("last/mean")
-    train = (features.x, features.y)
-    fit = fit_exact(train, (features.x[:CHUNK], features.y[:CHUNK]), len(NAMES), HeadSettings())
+    train = LabelledFeatures(features.x, features.y)
+    held_out = LabelledFeatures(features.x[:CHUNK], features.y[:CHUNK])
+    fit = fit_exact(train, held_out, len(NAMES), HeadSettings())
     fitted = time.perf_counter()
     right = sum(
         int((fit.best.logits(features.x[part]).argmax(axis=1) == features.y[part]).sum())

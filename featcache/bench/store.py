@@ -26,7 +26,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
 from featcache.extraction.partition import BLOCK_BATCHES, block_starts, token_costs
-from featcache.heads.features import blocks, standard_of
+from featcache.heads.features import Standard, row_slices
 from featcache.settings import Settings
 
 ROWS = 1_000_000
@@ -134,15 +134,15 @@ def _read(path: Path, rows: int, width: int) -> tuple[dict[str, float], int]:
     for _ in range(RUNS):
         file = SealedFile(path)
         x = timed("verify", lambda: file.column("x"))  # noqa: B023
-        timed("first_pass", lambda: standard_of(x))  # noqa: B023
+        timed("first_pass", lambda: Standard.of(x))  # noqa: B023
         timed("convert", lambda: _convert(x))  # noqa: B023
     return {part: statistics.median(values) for part, values in taken.items()}, column.nbytes
 
 
 def _convert(x: np.ndarray) -> None:
     """Every number once, as float32, with no memory to be fetched but theirs."""
-    for block in blocks(x):
-        block.astype(np.float32)
+    for rows in row_slices(x):
+        x[rows].astype(np.float32)
 
 
 def _made_up(rows: int, width: int) -> Iterator[np.ndarray]:

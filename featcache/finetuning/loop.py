@@ -26,7 +26,7 @@ from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import TrainingState, TrainingStep, TrainingTexts, Tuned, TuningData, Weights
 from featcache.heads.fit import Epoch, schedule_factor
-from featcache.heads.linear_stack import class_weights
+from featcache.heads.stack_loss import class_weights
 from featcache.system.documents import parse_document
 
 FEWER_BLOCKS = "use a smaller --max-length, or train fewer blocks"

@@ -1,13 +1,13 @@
 """Heads without gradient steps: ridge, linear discriminant, nearest centroid, nearest neighbours.
 
-The first three are sums over train rows and one small linear system. The sums are taken here, in float64 and
-block by block, because scikit-learn's estimators copy all rows (2 million x 768 would be 12 GB a copy);
-the results are those of `RidgeClassifier`, `LinearDiscriminantAnalysis`, `NearestCentroid` and
-`KNeighborsClassifier` on standardised features, and are tested against them.
+The results are those of scikit-learn's `RidgeClassifier`, `LinearDiscriminantAnalysis`, `NearestCentroid` and
+`KNeighborsClassifier` on standardised features, and are tested against them. scikit-learn's estimators copy
+all rows (2 million x 768 would be 12 GB a copy), so the sums over the train rows are taken here, in float64
+and some rows at a time.
 
-Everywhere: `x` is features `[N, D]` as stored, float16 or float32, memory-mapped or not; `y` is int64 `[N]`,
-or uint8 multi-hot `[N, C]`, where each label is a problem of its own. Logits come for all C classes: one that
-no train row has is never predicted (weight 0, bias -1e4; the neighbours give it no votes).
+In all functions `x` is features `[N, D]` as stored, float16 or float32, memory-mapped or not; `y` is int64
+`[N]`, or uint8 multi-hot `[N, C]`, where each label is a separate problem. Logits are for all C classes: one
+that no train row has is never predicted (weight 0, bias -1e4; the neighbours give it no votes).
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import numpy as np
 
 from featcache.errors import HeadError
 from featcache.heads.features import (
-    check_learnable,
-    check_rows,
+    LabelledFeatures,
+    Standard,
+    check_splits,
     counts_of,
     fixed_logits,
-    standard_of,
     standardised,
 )
-from featcache.heads.fit import Standard
 from featcache.heads.scorers import METRICS, Linear, Neighbours
 
 
 def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> Linear:
     """Least squares on targets -1 and 1 with penalty `alpha |W|^2`, as `RidgeClassifier` has it.
 
-    The logits are the fitted targets: above 0 means yes. With two classes they are each other's negative.
+    The logits are the fitted targets: a label is predicted above 0. Those of two classes have opposite signs.
 
     Args:
         alpha: above 0; not divided by the number of rows.
@@ -47,9 +46,9 @@ def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> 
     target_mean = 2 * counts_of(y, classes)[seen] / len(y) - 1
     gram = np.zeros((x.shape[1], x.shape[1]))
     products = np.zeros((x.shape[1], len(seen)))
-    for rows, block in standardised(x, standard):
-        gram += block.T @ block
-        products += block.T @ (2 * _hot(y, classes, rows)[:, seen] - 1 - target_mean)
+    for rows, part in standardised(x, standard):
+        gram += part.T @ part
+        products += part.T @ (2 * _hot(y[rows], classes)[:, seen] - 1 - target_mean)
     gram[np.diag_indices_from(gram)] += alpha
     try:
         weight = cho_solve(cho_factor(gram, overwrite_a=True), products).T
@@ -61,7 +60,7 @@ def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> 
 def discriminant(x: np.ndarray, y: np.ndarray, classes: int, *, shrinkage: float | str = "auto") -> Linear:
     """Linear discriminant analysis, as `LinearDiscriminantAnalysis(solver="lsqr")` has it.
 
-    Gaussian classes with one covariance: the classes' own, shrunk and averaged by their share of the rows.
+    Gaussian classes with one covariance: that of each class, shrunk, and averaged by its share of the rows.
     The logits are log posteriors up to a constant; with several labels, log posterior odds.
 
     Args:
@@ -100,9 +99,9 @@ def centroid(x: np.ndarray, y: np.ndarray, classes: int) -> Linear:
     seen = np.flatnonzero(fixed == 0)
     counts, sums = counts_of(y, classes)[seen], np.zeros((len(seen), x.shape[1]))
     total = np.zeros(x.shape[1])
-    for rows, block in standardised(x, standard):
-        sums += _hot(y, classes, rows)[:, seen].T @ block
-        total += block.sum(axis=0)
+    for rows, part in standardised(x, standard):
+        sums += _hot(y[rows], classes)[:, seen].T @ part
+        total += part.sum(axis=0)
     weight = sums / counts[:, None]
     bias = -(weight**2).sum(axis=1) / 2
     if y.ndim == 2:
@@ -126,27 +125,24 @@ def neighbours(
     standard, _ = _begin(x, y, classes)
     labels = y.astype(np.int64 if y.ndim == 1 else np.uint8, copy=False)
     kept = x if x.dtype in (np.float16, np.float32) else x.astype(np.float32)
-    return Neighbours(kept, labels, classes, neighbours, standard.mean, standard.scale, metric)
+    return Neighbours(
+        kept, labels, classes, neighbours, mean=standard.mean, scale=standard.scale, metric=metric
+    )
 
 
 def _begin(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[Standard, np.ndarray]:
-    """The train rows checked: their standardisation, and the fixed logits."""
-    check_rows(x, y, classes)
-    check_learnable(x, y, classes)
-    return standard_of(x), fixed_logits(y, classes)
+    """The standard of the train rows, and the logits of labels that cannot be learnt; refuses other rows."""
+    check_splits(LabelledFeatures(x, y), None, classes)
+    return Standard.of(x), fixed_logits(y, classes)
 
 
-def _hot(y: np.ndarray, classes: int, rows: np.ndarray) -> np.ndarray:
+def _hot(y: np.ndarray, classes: int) -> np.ndarray:
     """Labels of some rows as float64 zeros and ones `[B, C]`."""
-    if y.ndim == 2:
-        return np.asarray(y[rows], np.float64)
-    hot = np.zeros((len(rows), classes))
-    hot[np.arange(len(rows)), y[rows]] = 1
-    return hot
+    return np.asarray(y, np.float64) if y.ndim == 2 else np.eye(classes)[y]
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray, standard: Standard, fixed: np.ndarray) -> Linear:
-    """What was learnt for the classes that can be, put among all; for features as they are stored."""
+    """The head for all classes and features as stored, from the weights of those that can be learnt."""
     seen = fixed == 0
     all_weight, all_bias = np.zeros((len(fixed), weight.shape[1])), fixed.copy()
     all_weight[seen], all_bias[seen] = weight, bias
@@ -163,7 +159,7 @@ def _discriminate(
     means = np.empty((len(groups), x.shape[1]))
     covariance = np.zeros((x.shape[1], x.shape[1]))
     for place, group in enumerate(groups):
-        means[place] = sum(block.sum(axis=0) for _, block in standardised(x, standard, group)) / len(group)
+        means[place] = sum(part.sum(axis=0) for _, part in standardised(x, standard, group)) / len(group)
         covariance += len(group) / rows * _covariance(x, group, means[place], standard, shrinkage)
     if not np.trace(covariance) > 1e-20 * len(covariance):  # of features with variance 1: rounding
         raise HeadError(
@@ -182,27 +178,32 @@ def _covariance(
 
     Automatic shrinkage is found on features of unit variance within the group, as in scikit-learn.
     """
+    from sklearn.covariance import shrunk_covariance
+
     gram = np.zeros((len(mean), len(mean)))
-    for _, block in standardised(x, standard, group):
-        block -= mean
-        gram += block.T @ block
+    for _, part in standardised(x, standard, group):
+        part -= mean
+        gram += part.T @ part
     covariance = gram / len(group)
     if shrinkage != "auto":
-        return _shrink(covariance, float(shrinkage))
+        return np.asarray(shrunk_covariance(covariance, float(shrinkage)))
     spread = np.sqrt(np.diag(covariance))
     scale = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1), spread, 1.0)
     fourth = 0.0
-    for _, block in standardised(x, standard, group):
-        block -= mean
-        block /= scale
-        fourth += float((np.einsum("nd,nd->n", block, block) ** 2).sum())
+    for _, part in standardised(x, standard, group):
+        part -= mean
+        part /= scale
+        fourth += float((np.einsum("nd,nd->n", part, part) ** 2).sum())
     outer = np.outer(scale, scale)
     unit = covariance / outer
-    return np.asarray(_shrink(unit, _ledoit_wolf(unit, fourth, len(group))) * outer)
+    return np.asarray(shrunk_covariance(unit, _ledoit_wolf(unit, fourth, len(group))) * outer)
 
 
 def _ledoit_wolf(covariance: np.ndarray, fourth: float, rows: int) -> float:
-    """Ledoit and Wolf's shrinkage from the covariance and the sum of `|row|^4`, rows being centred."""
+    """Ledoit and Wolf's shrinkage from the covariance and the sum of `|row|^4` of centred rows.
+
+    `sklearn.covariance.ledoit_wolf_shrinkage` needs all rows at once.
+    """
     width = len(covariance)
     if width == 1:
         return 0.0
@@ -211,9 +212,3 @@ def _ledoit_wolf(covariance: np.ndarray, fourth: float, rows: int) -> float:
     distance = (squares - np.trace(covariance) ** 2 / width) / width
     error = min(error, distance)
     return float(error / distance) if error > 0 else 0.0
-
-
-def _shrink(covariance: np.ndarray, shrinkage: float) -> np.ndarray:
-    shrunk = (1 - shrinkage) * covariance
-    shrunk[np.diag_indices_from(shrunk)] += shrinkage * np.trace(covariance) / len(covariance)
-    return np.asarray(shrunk)

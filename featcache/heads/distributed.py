@@ -1,9 +1,8 @@
-"""The few operations by which workers train one head together; without other workers they do nothing.
+"""The collective operations by which workers train one head; without other workers they do nothing.
 
-Every worker (a rank) holds a contiguous part of the rows. What it adds up over its part is summed over all
-by `torch.distributed`: after a sum all workers hold the same bits, so what they decide from it is the same.
-What each computes for itself from these sums may differ in the last bit (processors, numbers of threads):
-where a decision hangs on that, all take the first worker's.
+Every worker reads a contiguous share of the rows and adds up over it. `torch.distributed` sums over all
+workers: after a sum all hold the same bits, so they decide alike. What a worker computes from these sums may
+differ in the last bit (processors, numbers of threads): decisions from such values use the first worker's.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from featcache.errors import HeadError
+from featcache.system.sharded_array import part_of
 from featcache.system.workers import Worker, require_master
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ class WorkerLost(HeadError):
 
 
 @dataclass(frozen=True)
-class Group:
-    """The workers of one training, as one of them sees it.
+class ProcessGroup:
+    """The workers of one training, as seen by one of them.
 
     Attributes:
         rank: number of this worker, from 0; the first one reports and writes.
         size: how many there are.
         device: where tensors are exchanged: `cpu` (gloo), or this worker's GPU (nccl).
-        joined: whether there is a `torch.distributed` group behind it; without one, all operations return
-            what they are given.
+        joined: whether there is a `torch.distributed` group; without one, all operations return what they
+            are given.
     """
 
     rank: int = 0
@@ -50,11 +50,15 @@ class Group:
     joined: bool = False
 
     def share(self, count: int) -> slice:
-        """This worker's part of `count` rows; the parts of all differ by one row at most."""
+        """Which of `count` rows this worker reads; the shares of all differ by one row at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
+    def own_rows(self, x: np.ndarray) -> np.ndarray:
+        """This worker's share of features `[N, D]`, not read yet."""
+        return part_of(x, self.share(len(x)))
+
     def sum_(self, *parts: torch.Tensor | np.ndarray) -> None:
-        """Sum each over all workers, in place: one exchange; several together are summed in float64."""
+        """Sum each over all workers, in place and in one exchange; several are summed in float64."""
         if not self.joined:
             return
         import torch
@@ -63,7 +67,7 @@ class Group:
         tensors = [torch.as_tensor(part) for part in parts]  # shares an array's memory
         packed = tensors[0] if len(tensors) == 1 else torch.cat([part.double().ravel() for part in tensors])
         packed = packed.contiguous().to(self.device)
-        with _told():
+        with _worker_errors():
             dist.all_reduce(packed)
         sums = packed.split([part.numel() for part in tensors]) if len(tensors) > 1 else [packed]
         for part, found in zip(tensors, sums, strict=True):
@@ -81,73 +85,75 @@ class Group:
         self.sum_(whole)
         return whole
 
-    def first(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The first worker's values of a tensor that all have in the same shape and dtype."""
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The first worker's values of a tensor that has the same shape and dtype in all workers."""
         if not self.joined:
             return tensor
         import torch.distributed as dist
 
         sent = tensor.contiguous().to(self.device, copy=True)
-        with _told():
+        with _worker_errors():
             dist.broadcast(sent, 0)
         return sent.to(tensor.device)
 
-    def tell(self, what: T | None) -> T:
-        """The first worker's `what`, any object that can be pickled; the others give None."""
-        held = [what]
+    def broadcast_object(self, value: T | None) -> T:
+        """The first worker's `value`, any object that can be pickled; the others may pass None."""
+        held = [value]
         if self.joined:
             import torch.distributed as dist
 
-            with _told():
+            with _worker_errors():
                 dist.broadcast_object_list(held, 0)
         assert held[0] is not None
         return held[0]
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
 @contextlib.contextmanager
 def join(
     worker: Worker, meeting: Path | None = None, *, gpus: int = 0, wait: float = WAIT
-) -> Iterator[Group]:
+) -> Iterator[ProcessGroup]:
     """Meet the other workers, and leave them at the end.
 
     Args:
-        meeting: where, on one machine: a file that is not there yet; by default at MASTER_ADDR, MASTER_PORT.
-        gpus: GPUs of this machine to exchange tensors by, one a worker (nccl); 0: none (gloo).
+        meeting: a file that does not exist yet, on one machine; by default they meet at MASTER_ADDR,
+            MASTER_PORT.
+        gpus: GPUs of this machine that exchange tensors, one a worker (nccl); 0: none (gloo).
         wait: seconds for which workers wait for each other.
 
     Raises:
-        WorkerLost: the others did not come; inside, also: one of them ended.
+        WorkerLost: the others did not come, or one of them ended later.
     """
     import torch
     import torch.distributed as dist
 
     if gpus:
         torch.cuda.set_device(worker.local_rank)
-    with _told():
+    with _worker_errors():
         store = None if meeting is None else dist.FileStore(str(meeting), worker.size)  # type: ignore[attr-defined]
         dist.init_process_group(
             "nccl" if gpus else "gloo", rank=worker.rank, world_size=worker.size, store=store,
             timeout=datetime.timedelta(seconds=wait),
         )  # fmt: skip
     try:
-        yield Group(worker.rank, worker.size, f"cuda:{worker.local_rank}" if gpus else "cpu", joined=True)
+        device = f"cuda:{worker.local_rank}" if gpus else "cpu"
+        yield ProcessGroup(worker.rank, worker.size, device, joined=True)
     finally:
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def environment_group(device: str = "cpu") -> Iterator[Group]:
-    """The group that `torchrun` describes in the environment; `ALONE` where it describes none.
+def environment_group(device: str = "cpu") -> Iterator[ProcessGroup]:
+    """The workers that `torchrun` describes in the environment; `ALONE` where it describes none.
 
     Args:
         device: as settings have it; with `cuda`, workers that have a GPU each exchange tensors by nccl.
             Heads are computed on processors either way.
 
     Raises:
-        UsageError: half a description, or numbers that cannot be meant.
+        UsageError: variables are missing or out of range.
         WorkerLost: see `join`.
     """
     worker = Worker.from_environment()
@@ -170,13 +176,13 @@ def usable_gpus(device: str, workers: int) -> int:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """`WorkerLost` for whatever goes wrong between workers."""
+def _worker_errors() -> Iterator[None]:
+    """Raise `WorkerLost` for errors of `torch.distributed`."""
     try:
         yield
     except RuntimeError as error:
-        said = re.sub(r"^\[.*?\]:?\s*", "", str(error).partition("\n")[0])  # without the place in its source
+        message = re.sub(r"^\[.*?\]:?\s*", "", str(error).partition("\n")[0])  # without torch's source line
         raise WorkerLost(
-            f"another worker ended, or cannot be reached: {said.partition('. ')[0]}",
-            hint="see what that worker says; unfinished training is not kept",
+            f"another worker ended, or cannot be reached: {message.partition('. ')[0]}",
+            hint="see the error of that worker; unfinished training is not kept",
         ) from error

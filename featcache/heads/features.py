@@ -1,27 +1,102 @@
-"""Train rows as solvers take them: checked, and standardised some at a time.
+"""Features of rows with their labels: checked, standardised, and read some rows at a time.
 
-Features may be memory-mapped float16 of any length. Nothing here, or in a solver that goes through here,
-holds more than one block of them in a wider dtype.
+Features may be memory-mapped float16 of any length. Nothing here, or in a solver that reads them by these
+functions, holds more than `NUMBERS_AT_ONCE` of them in a wider dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.heads.distributed import ALONE, Group
-from featcache.heads.fit import Standard
-from featcache.system.sharded_array import part_of
+from featcache.heads.distributed import ALONE, ProcessGroup
+from featcache.system.sharded_array import slices_of
 
-NEVER = 1e4  # a logit that nothing outweighs, for labels that train rows never (or always) have
-BLOCK = 1 << 22  # numbers in one block: 32 MB in float64
-IN_MEMORY = 1 << 29  # bytes of standardised float32 features that are kept; above, they are made when read
+NEVER = 1e4  # a logit that nothing outweighs, for labels that no train row has (negative) or that all have
+NUMBERS_AT_ONCE = 1 << 22  # 32 MB in float64
+IN_MEMORY = 1 << 29  # bytes of standardised float32 features that are kept; more are made when they are read
+
+
+class LabelledFeatures(NamedTuple):
+    """Features of some rows, and the labels of the same rows.
+
+    Attributes:
+        x: `[N, D]` as stored: float16 or float32, memory-mapped or not.
+        y: int `[N]`, or uint8 multi-hot `[N, C]`.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Population mean and deviation of each feature, float64 `[D]`; a constant feature has scale 1."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, group: ProcessGroup = ALONE) -> Standard:
+        """The standard of features `[N, D]`.
+
+        Every worker of `group` adds up its share of the rows; all return the same.
+        """
+        own = group.own_rows(x)
+        mean, squares = np.zeros((2, x.shape[1]))
+        for rows in row_slices(own):
+            mean += own[rows].sum(axis=0, dtype=np.float64)
+        group.sum_(mean)
+        mean /= len(x)
+        for rows in row_slices(own):
+            squares += ((own[rows].astype(np.float64) - mean) ** 2).sum(axis=0)
+        group.sum_(squares)
+        scale = np.sqrt(squares / len(x))
+        return cls(mean, np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1), scale, 1.0))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32 `[N, D]`, standardised."""
+        return self.exactly(np.asarray(x, np.float32)).astype(np.float32)
+
+    def exactly(self, x: np.ndarray) -> np.ndarray:
+        """float64 `[N, D]`, standardised."""
+        found = x.astype(np.float64)
+        found -= self.mean
+        found /= self.scale
+        return found
+
+    def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights for standardised features as float32 weights `[C, D]`, `[C]` for features as they are."""
+        folded = weight.astype(np.float64) / self.scale
+        return folded.astype(np.float32), (bias - folded @ self.mean).astype(np.float32)
+
+
+def check_splits(
+    train: LabelledFeatures, validation: LabelledFeatures | None, classes: int, group: ProcessGroup = ALONE
+) -> None:
+    """Refuse rows that no head can be trained on or chosen by; see `check_rows`.
+
+    Raises:
+        HeadError: also for train rows with nothing to learn: one class, or the same features in every row.
+    """
+    check_rows(*train, classes, group=group)
+    if validation is not None:
+        check_rows(*validation, classes, split="validation", group=group)
+    x, y = train
+    if y.ndim == 1 and (y == y[0]).all():
+        raise HeadError("the train labels hold a single class; there is nothing to learn")
+    if y.ndim == 2 and fixed_logits(y, classes).all():
+        raise HeadError("every label is in all train rows or in none; there is nothing to learn")
+    if all((x[rows] == x[0]).all() for rows in row_slices(x)):
+        raise HeadError("all train rows have the same features; there is nothing to learn")
 
 
 def check_rows(
-    x: np.ndarray, y: np.ndarray, classes: int, split: str = "train", group: Group = ALONE
+    x: np.ndarray, y: np.ndarray, classes: int, split: str = "train", group: ProcessGroup = ALONE
 ) -> None:
     """Refuse what no solver can use.
 
@@ -29,7 +104,7 @@ def check_rows(
         x: features `[N, D]`.
         y: int `[N]` below `classes`, or uint8 or bool multi-hot `[N, classes]`.
         split: named in the message.
-        group: whose workers read a part of the features each.
+        group: workers that read a share of the features each.
 
     Raises:
         HeadError: shapes that do not fit, no rows, labels out of range, NaN or infinite features.
@@ -44,24 +119,19 @@ def check_rows(
         fine = y.shape == (len(x), classes) and y.dtype in (np.uint8, np.bool_) and bool(y.max() <= 1)
     if not fine:
         raise HeadError(f"the {split} labels ({y.dtype} {list(y.shape)}) are not of {classes} classes")
-    mine = part_of(x, group.share(len(x)))
-    odd = [~np.isfinite(block).all(axis=1) for block in blocks(mine)]
-    bad = np.flatnonzero(group.gather(np.concatenate([np.zeros(0, bool), *odd]).view(np.uint8), len(x)))
+    own = group.own_rows(x)
+    odd = [~np.isfinite(own[rows]).all(axis=1) for rows in row_slices(own)]
+    refuse_odd_rows(np.concatenate([np.zeros(0, bool), *odd]), len(x), f"the {split} features", group)
+
+
+def refuse_odd_rows(odd: np.ndarray, count: int, what: str, group: ProcessGroup = ALONE) -> None:
+    """Raise `HeadError` where a row is NaN or infinite: bool `[share of count]` of this worker's rows."""
+    bad = np.flatnonzero(group.gather(odd.view(np.uint8), count))
     if len(bad):
         raise HeadError(
-            f"{len(bad)} rows of the {split} features are NaN or infinite, the first is row {bad[0] + 1}",
+            f"{len(bad)} rows of {what} are NaN or infinite, the first is row {bad[0] + 1}",
             hint="extract again with --dtype float32",
         )
-
-
-def check_learnable(x: np.ndarray, y: np.ndarray, classes: int) -> None:
-    """Refuse train rows with nothing to learn: one class, or features that are the same in every row."""
-    if y.ndim == 1 and (y == y[0]).all():
-        raise HeadError("the train labels hold a single class; there is nothing to learn")
-    if y.ndim == 2 and fixed_logits(y, classes).all():
-        raise HeadError("every label is in all train rows or in none; there is nothing to learn")
-    if all((block == x[0]).all() for block in blocks(x)):
-        raise HeadError("all train rows have the same features; there is nothing to learn")
 
 
 def fixed_logits(y: np.ndarray, classes: int) -> np.ndarray:
@@ -81,46 +151,31 @@ def counts_of(y: np.ndarray, classes: int) -> np.ndarray:
     return np.asarray(y.sum(axis=0, dtype=np.int64))
 
 
-def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """`x` as views of some rows each."""
-    step = max(1, BLOCK // x.shape[1])
-    return (x[first : first + step] for first in range(0, len(x), step))
+def rarest_labels(y: np.ndarray) -> np.ndarray:
+    """What rows are stratified by, int `[N]`: the class; of multi-hot rows the rarest label, C for none."""
+    if y.ndim == 1:
+        return y
+    counts = counts_of(y, y.shape[1])
+    rarest = np.where(y == 1, counts, len(y) + 1).argmin(axis=1)
+    return np.asarray(np.where(y.any(axis=1), rarest, y.shape[1]))
 
 
-def standard_of(x: np.ndarray, group: Group = ALONE) -> Standard:
-    """What `Standard.of` says of the whole of `x`, one block at a time: population mean and deviation.
-
-    Each worker of `group` adds up its share of the rows; all return the same.
-    """
-    mine = part_of(x, group.share(len(x)))
-    mean, squares = np.zeros((2, x.shape[1]))
-    for block in blocks(mine):
-        mean += block.sum(axis=0, dtype=np.float64)
-    group.sum_(mean)
-    mean /= len(x)
-    for block in blocks(mine):
-        squares += ((block.astype(np.float64) - mean) ** 2).sum(axis=0)
-    group.sum_(squares)
-    scale = np.sqrt(squares / len(x))
-    return Standard(mean, np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1), scale, 1.0))
+def row_slices(x: np.ndarray, rows: int | None = None) -> Iterator[slice]:
+    """Slices of `x` `[N, D]`, or of so many of its rows, that hold `NUMBERS_AT_ONCE` numbers at most."""
+    return slices_of(len(x) if rows is None else rows, max(1, NUMBERS_AT_ONCE // x.shape[1]))
 
 
 def standardised(
     x: np.ndarray, standard: Standard, rows: np.ndarray | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers int64 `[B]` and their standardised features float64 `[B, D]`, block by block.
+) -> Iterator[tuple[slice | np.ndarray, np.ndarray]]:
+    """Some row numbers and the standardised features of these rows, float64 `[B, D]`, at a time.
 
     Args:
         rows: which rows, int `[M]`; all by default.
     """
-    step = max(1, BLOCK // x.shape[1])
-    for first in range(0, len(x) if rows is None else len(rows), step):
-        if rows is None:
-            numbers, block = np.arange(first, min(first + step, len(x))), x[first : first + step]
-        else:
-            numbers = rows[first : first + step]
-            block = x[numbers]
-        yield numbers, (block.astype(np.float64) - standard.mean) / standard.scale
+    for part in row_slices(x, None if rows is None else len(rows)):
+        numbers = part if rows is None else rows[part]
+        yield numbers, standard.exactly(x[numbers])
 
 
 class Standardised:
@@ -138,13 +193,16 @@ class Standardised:
         return self.standard(self.x[rows])
 
 
+def is_kept(numbers: int) -> bool:
+    """Whether so many standardised float32 numbers are kept in memory."""
+    return numbers * 4 <= IN_MEMORY
+
+
 def standardised_rows(x: np.ndarray, standard: Standard) -> np.ndarray | Standardised:
-    """`x` standardised to float32: kept where that is small enough, else made anew at each reading."""
-    if x.size * 4 > IN_MEMORY:
+    """`x` standardised to float32: kept if it is small enough, else standardised at each reading."""
+    if not is_kept(x.size):
         return Standardised(x, standard)
     kept = np.empty(x.shape, np.float32)
-    first = 0
-    for block in blocks(x):
-        kept[first : first + len(block)] = standard(block)
-        first += len(block)
+    for rows in row_slices(x):
+        kept[rows] = standard(x[rows])
     return kept

@@ -1,21 +1,27 @@
-"""What all ways to fit a head share: standardised features, the lines of a training history, the result."""
+"""What the solvers share: their settings, the learning rate, the training history, the result."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-
+from featcache.errors import HeadError, UsageError
 from featcache.heads.scorers import Scorer
+from featcache.settings import HeadSettings, Option, coerce, options
+
+Weights = TypeVar("Weights")
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One line of the training history.
 
-    The train figures are those of the epoch's batches as they came; the validation figures are taken with the
-    weights after the epoch.
+    Losses are mean cross-entropies in nats; accuracies are shares of rows. The linear head's train figures
+    are those of the epoch's batches, each before its own update; all others are taken after the epoch.
     """
 
     epoch: int
@@ -23,6 +29,9 @@ class Epoch:
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
+
+
+OnEpoch = Callable[[Epoch], None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Fit:
         last: after the last epoch.
         history: one entry an epoch; empty for solvers without epochs.
         best_epoch: 1-based; 0 for solvers without epochs.
-        about: what else the solver has to say, JSON-able: a penalty that was chosen, a gradient's norm.
+        about: further results of the solver, JSON-able: a chosen penalty, the norm of a gradient.
     """
 
     best: Scorer
@@ -45,27 +54,148 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Standard:
-    """Mean and scale of each feature, float64 `[D]`; a constant feature keeps scale 1."""
+class Member:
+    """The settings of one head of a stack.
 
-    mean: np.ndarray
-    scale: np.ndarray
+    Attributes:
+        view: key of its features.
+        lr: learning rate of AdamW at its highest.
+        weight_decay: decoupled, on weights and bias.
+        seed: of its first weights, uniform in +-1/sqrt(D) as `torch.nn.Linear` has them; None: zeros.
+        label_smoothing: share of the target spread evenly over the classes (arXiv:1512.00567).
+        class_weight: `none`, or `balanced`: N / (C * rows of the class), as in scikit-learn; or a weight for
+            each class.
+    """
+
+    view: str
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    seed: int | None = 0
+    label_smoothing: float = 0.0
+    class_weight: str | tuple[float, ...] = "none"
 
     @classmethod
-    def of(cls, x: np.ndarray) -> Standard:
-        mean = x.mean(axis=0, dtype=np.float64)
-        scale = x.std(axis=0, dtype=np.float64)
-        return cls(mean, np.where(scale > 1e-12 * np.maximum(np.abs(mean), 1), scale, 1.0))
+    def of(cls, settings: HeadSettings, view: str) -> Member:
+        """A head that starts at zero: the loss is convex, and random first weights would stay where no row
+        corrects them.
+        """
+        return cls(
+            view=view,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            seed=None,
+            label_smoothing=settings.label_smoothing,
+            class_weight=settings.class_weight,
+        )
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """float32 `[N, D]`, standardised."""
-        standardised: np.ndarray = (np.asarray(x, np.float32) - self.mean) / self.scale
-        return standardised.astype(np.float32)
 
-    def fold(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights for standardised features as float32 weights `[C, D]`, `[C]` for features as they are."""
-        folded = weight.astype(np.float64) / self.scale
-        return folded.astype(np.float32), (bias - folded @ self.mean).astype(np.float32)
+@dataclass(frozen=True)
+class Course:
+    """The settings that all heads of a stack share.
+
+    Attributes:
+        warmup: share of all steps over which the learning rate rises.
+        schedule: what follows: `constant`, `linear` or `cosine` down to 0.
+        patience: a head stops after this many epochs without a new best; None: never.
+        seed: of the order of the rows.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    warmup: float = 0.0
+    schedule: str = "constant"
+    patience: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: HeadSettings, seed: int) -> Course:
+        return cls(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            warmup=settings.warmup,
+            schedule=settings.schedule,
+            patience=settings.patience,
+            seed=seed,
+        )
+
+    def steps(self, rows: int) -> int:
+        """Batches of all epochs over so many rows."""
+        return self.epochs * -(-rows // self.batch_size)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by in step `step` of `steps`."""
+        return schedule_factor(step, steps, self.warmup, self.schedule)
+
+
+@dataclass
+class TrainingHistory(Generic[Weights]):
+    """The epochs of one head, and its weights when it was best.
+
+    Attributes:
+        patience: it stops after this many epochs without a new best; None: never.
+        diverged: the epoch in which its loss became infinite or NaN, or 0.
+    """
+
+    patience: int | None
+    lines: list[Epoch] = field(default_factory=list)
+    best: Weights | None = None
+    last: Weights | None = None
+    best_epoch: int = 0
+    stopped: bool = False
+    diverged: int = 0
+
+    def add(self, line: Epoch, weights: Callable[[], Weights]) -> None:
+        """Add an epoch; a head that has stopped, or diverges, keeps what it had.
+
+        Raises:
+            HeadError: it diverges in its first epoch.
+        """
+        if self.stopped:
+            return
+        if not (math.isfinite(line.train_loss) and math.isfinite(line.validation_loss)):
+            if self.best is None:
+                raise divergence(line.epoch)
+            self.stopped, self.diverged = True, line.epoch
+            return
+        self.last = weights()
+        if self.best_epoch == 0 or _rank(line) > _rank(self.lines[self.best_epoch - 1]):
+            self.best, self.best_epoch = self.last, line.epoch
+        self.lines.append(line)
+        self.stopped = self.patience is not None and line.epoch - self.best_epoch >= self.patience
+
+    def fit(self, scorer: Callable[[Weights], Scorer]) -> Fit:
+        """The result, with `scorer` of the best and of the last weights."""
+        assert self.best is not None and self.last is not None
+        about = {"diverged_in_epoch": float(self.diverged)} if self.diverged else None
+        return Fit(scorer(self.best), scorer(self.last), tuple(self.lines), self.best_epoch, about)
+
+
+def divergence(epoch: int) -> HeadError:
+    """The error to raise where the loss became infinite or NaN."""
+    return HeadError(f"the loss diverged in epoch {epoch}", hint="use a smaller --lr")
+
+
+def _rank(line: Epoch) -> tuple[float, float]:
+    return line.validation_accuracy, -line.validation_loss
+
+
+def check_settings(settings: HeadSettings | Mapping[str, Any]) -> None:
+    """Refuse settings out of their range, as `featcache.settings` has it.
+
+    Raises:
+        HeadError: names the flag.
+    """
+    known = _options()
+    try:
+        for name, value in (settings if isinstance(settings, Mapping) else asdict(settings)).items():
+            coerce(known[name], value)
+    except UsageError as error:
+        raise HeadError(error.what, hint=error.hint) from None
+
+
+@functools.cache
+def _options() -> dict[str, Option]:
+    return options(HeadSettings)
 
 
 def schedule_factor(step: int, total: int, warmup: float, schedule: str) -> float:
@@ -84,3 +214,21 @@ def schedule_factor(step: int, total: int, warmup: float, schedule: str) -> floa
     if schedule == "cosine":
         return (1 + math.cos(math.pi * passed)) / 2
     return 1.0
+
+
+@contextlib.contextmanager
+def one_thread_if(small: bool) -> Iterator[None]:
+    """One torch thread for small steps.
+
+    A second one hardly makes such steps shorter, and makes them many times longer once other processes want
+    the processors too.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,9 +1,9 @@
-"""A head: a scorer with what it belongs to; saved as safetensors and JSON, never a pickle."""
+"""A head: a scorer with its labels and its encoder; saved as safetensors and JSON, never as a pickle."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,56 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
+from featcache.system.documents import parse_document
 from featcache.system.durable import write_file
 
 HEAD_FORMAT = 2
 READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadDocument:
+    """The content of `<name>.json`, in the order of its keys.
+
+    Attributes:
+        scorer: a name in `SCORERS`.
+        fingerprint: of the features that it fits, see `view_fingerprint`.
+    """
+
+    format: int
+    kind: str
+    scorer: str = "linear"
+    view: str
+    label_names: tuple[str, ...]
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] | None = None
+    fingerprint: str
+    encoder: dict[str, Any]
+
+    def checked_encoder(self) -> EncoderDocument | None:
+        """The encoder document; None where the document is not consistent.
+
+        Names are unique, numbers in their range, and the fingerprint is that of encoder and view.
+        """
+        try:
+            encoder = EncoderDocument.from_json(self.encoder)
+            fingerprint = view_fingerprint(encoder, self.view)
+        except ValueError:  # also of NaN, which JSON does not have
+            return None
+        thresholds = (0.5,) * len(self.label_names) if self.thresholds is None else self.thresholds
+        consistent = (
+            self.scorer in SCORERS
+            and len(set(self.label_names)) == len(self.label_names) == len(thresholds)
+            and 0 < self.temperature < 1e6
+            and all(0 <= threshold <= 1 for threshold in thresholds)
+            and self.fingerprint == fingerprint
+        )
+        return encoder if consistent else None
+
+
 @dataclass(frozen=True)
 class Head:
-    """From features to the probability of each label, whatever trained it.
+    """From features to the probability of each label.
 
     Attributes:
         scorer: features `[N, D]` as they are stored -> logits `[N, C]`.
@@ -30,8 +71,8 @@ class Head:
         encoder: the encoder document of the features it was trained on.
         kind: how it was trained: `linear`, `logistic`, `mlp`, ...
         temperature: what logits are divided by, fitted on validation (Guo et al., arXiv:1706.04599).
-        thresholds: float64 `[C]` for a multi-label head: a label is said from this probability on.
-            None for a single label.
+        thresholds: float64 `[C]` for a multi-label head: a label is predicted from this probability on.
+            None for a single-label head.
     """
 
     scorer: Scorer
@@ -44,7 +85,7 @@ class Head:
 
     @property
     def fingerprint(self) -> str:
-        """What features it fits: SHA-256 of encoder document and view."""
+        """Of the features that it fits: SHA-256 of encoder document and view."""
         return view_fingerprint(self.encoder, self.view)
 
     @property
@@ -67,57 +108,63 @@ class Head:
         """Write `<name>.safetensors` and `<name>.json` into `folder`."""
         from safetensors.numpy import save
 
-        note = {
-            "format": HEAD_FORMAT,
-            "kind": self.kind,
-            "scorer": self.scorer.kind,
-            "view": self.view,
-            "label_names": list(self.label_names),
-            "temperature": self.temperature,
-            "thresholds": None if self.thresholds is None else [float(value) for value in self.thresholds],
-            "fingerprint": self.fingerprint,
-            "encoder": self.encoder.to_json(),
-        }
+        document = HeadDocument(
+            format=HEAD_FORMAT,
+            kind=self.kind,
+            scorer=self.scorer.kind,
+            view=self.view,
+            label_names=self.label_names,
+            temperature=self.temperature,
+            thresholds=None if self.thresholds is None else tuple(map(float, self.thresholds)),
+            fingerprint=self.fingerprint,
+            encoder=self.encoder.to_json(),
+        )
+        text = json.dumps(dataclasses.asdict(document), indent=1, ensure_ascii=False)
         write_file(folder / f"{name}.safetensors", save(self.scorer.tensors()))
-        write_file(folder / f"{name}.json", json.dumps(note, indent=1, ensure_ascii=False).encode())
+        write_file(folder / f"{name}.json", text.encode())
 
 
 def load_head(folder: Path, name: str = "head") -> Head:
-    """A head that `Head.save` wrote; runs no code, believes no size.
+    """A head that `Head.save` wrote. It runs no code from the files, and checks all sizes in them.
 
     Raises:
-        HeadError: missing, unreadable, of another format, or parts that do not fit each other.
+        HeadError: missing, unreadable, of another format, or with contents that do not fit each other.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        note = json.loads((folder / f"{name}.json").read_bytes())
+        content = json.loads((folder / f"{name}.json").read_bytes())
         tensors = load_file(folder / f"{name}.safetensors")
     except FileNotFoundError as error:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
     except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise HeadError(f"cannot read the head in {folder}: {error}") from error
-    if not isinstance(note, dict) or note.get("format") not in READABLE:
+    if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise HeadError(f"{folder / name}.json has another head format; this is {HEAD_FORMAT}")
-    encoder = _check_note(note, folder)
-    scorer = SCORERS[note.get("scorer", "linear")].from_tensors(tensors)
-    thresholds = note.get("thresholds")
-    head = Head(
+    document = parse_document(HeadDocument, content, str(folder / f"{name}.json"), HeadError)
+    encoder = document.checked_encoder()
+    if encoder is None:
+        raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
+    scorer = SCORERS[document.scorer].from_tensors(tensors)
+    if scorer.classes != len(document.label_names):
+        raise HeadError(
+            f"the head in {folder} does not fit its {len(document.label_names)} labels: "
+            f"it has {scorer.classes}"
+        )
+    return Head(
         scorer,
-        tuple(note["label_names"]),
-        note["view"],
-        encoder,
-        note["kind"],
-        float(note.get("temperature", 1.0)),
-        None if thresholds is None else np.array(thresholds, np.float64),
+        document.label_names,
+        document.view,
+        encoder=encoder,
+        kind=document.kind,
+        temperature=document.temperature,
+        thresholds=None if document.thresholds is None else np.array(document.thresholds, np.float64),
     )
-    _check(head, note, folder)
-    return head
 
 
 def view_fingerprint(encoder: EncoderDocument, view: str) -> str:
-    """The identity of the features of one view, whatever texts they are of."""
+    """The fingerprint of the features of one view, for any texts."""
     return fingerprint({"encoder": encoder.to_json(), "view": view})
 
 
@@ -130,54 +177,7 @@ def probabilities_of(logits: np.ndarray, temperature: float, *, multi_label: boo
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits `[N, C]` -> float64 probabilities `[N, C]`."""
+    """Logits `[N, C]` -> float64 probabilities `[N, C]`; without SciPy, which takes long to import."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def _check_note(note: Mapping[str, Any], folder: Path) -> EncoderDocument:
-    """The encoder document, after a check that every field of the head is there and of its kind."""
-    names = note.get("label_names")
-    fine = (
-        isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and len(set(names)) == len(names)
-        and all(isinstance(note.get(part), str) for part in ("view", "kind", "fingerprint"))
-        and note.get("scorer", "linear") in SCORERS
-        and _is_number(note.get("temperature", 1.0))
-        and 0 < note.get("temperature", 1.0) < 1e6
-        and _are_shares(note.get("thresholds"), len(names))
-    )
-    try:
-        encoder = EncoderDocument.from_json(note.get("encoder"))
-    except ValueError:
-        fine = False
-    if not fine:
-        raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
-    return encoder
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _are_shares(values: Any, count: int) -> bool:
-    if values is None:
-        return True
-    fine = isinstance(values, list) and len(values) == count
-    return fine and all(_is_number(value) and 0 <= value <= 1 for value in values)
-
-
-def _check(head: Head, note: Mapping[str, Any], folder: Path) -> None:
-    classes = len(head.label_names)
-    if head.scorer.classes != classes:
-        raise HeadError(
-            f"the head in {folder} does not fit its {classes} labels: it has {head.scorer.classes}"
-        )
-    try:
-        own = head.fingerprint
-    except ValueError:  # NaN, which JSON does not have
-        own = ""
-    if note["fingerprint"] != own:
-        raise HeadError(f"the head in {folder} was changed by hand: its fingerprint does not hold")

@@ -1,8 +1,9 @@
 """L-BFGS that starts from a true Hessian instead of a multiple of the identity.
 
 Nocedal & Wright, Numerical Optimization, algorithm 7.4, where H0 is the inverse of
-`logistic_objective.Hessian`. Features of a Transformer are so correlated that plain L-BFGS needs hundreds of
-passes over them; from the Hessian it takes about ten, and along a path of penalties three or four each.
+`logistic_objective.Hessian`. Features of a Transformer are so correlated that plain L-BFGS, as SciPy has it,
+needs hundreds of passes over them; with the Hessian it takes about ten, and three or four for each further
+penalty of a path.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from torch import Tensor
 from featcache.heads.logistic_objective import Hessian, Loss, Objective
 
 MEMORY = 10  # steps that are remembered
-PATIENCE = 30  # steps after which the Hessian is made anew: it costs about as much as they did
-COARSE = 1e-7  # gradient at which float32 has done its part: its own error is about 1e-8
-STUCK = 10  # float32 steps without a smaller gradient after which it has, too
+PATIENCE = 30  # steps after which the Hessian is computed again, which costs about as much as they did
+COARSE = 1e-7  # gradient at which float64 takes over: the error of float32 is about 1e-8
+STUCK = 10  # float32 steps without a smaller gradient after which it takes over, too
 ARMIJO, WOLFE = 1e-4, 0.9  # what a step must gain, and how far it may overshoot the lowest point
 TRIALS = 20  # passes of one line search
 NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}  # relative rounding error of the objective
 
 
-class Model:
-    """What is known of an objective's curvature: a Hessian of its log loss, the penalty, the last steps.
+class CurvatureModel:
+    """The curvature of an objective: a Hessian of its log loss, the penalty, and the last steps.
 
-    It outlives the penalty: the Hessian does not hold it, and a change of it is exactly known to the steps.
+    It serves several penalties: the Hessian is without the penalty, and the steps can be corrected exactly.
     """
 
     def __init__(self, objective: Objective, theta: Tensor, ridge: float, *, rough: bool) -> None:
@@ -48,12 +49,12 @@ class Model:
         self.age += 1
 
     def direction(self, point: Loss) -> Tensor:
-        """Where the lowest point should lie as seen from `point`, `[K, D + 1]`."""
+        """The step from `point` to the lowest point of the model, `[K, D + 1]`."""
         total = self.objective.total
         towards, applied = -point.gradient, []
         for step, change in reversed(self.steps):
             bend = total(step * change)
-            inverse = torch.where(bend > 0, 1 / bend, 0.0)  # 0: a problem that had converged
+            inverse = torch.where(bend > 0, 1 / bend, 0.0)  # 0: a problem that has converged
             share = inverse * total(step * towards)
             towards = towards - share * change
             applied.append((step, change, inverse, share))
@@ -68,7 +69,7 @@ class Model:
         scale = curvature.clamp(min=1e-12)
         if self.objective.independent:
             return self.hessian.solve(gradient, scale, self.ridge)
-        # The classes' mean moves nothing but the penalty: it is 0 at the start, and is kept there.
+        # The mean over the classes changes the penalty alone. It is 0 at the start, and stays 0.
         found = self.hessian.solve(gradient - gradient.mean(0), scale, self.ridge)
         return found - found.mean(0)
 
@@ -82,24 +83,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where the search ended: the point, the objective there in float64, and the steps it took."""
+    """The weights where the search ended, the objective there in float64, and the number of steps."""
 
     theta: Tensor
     point: Loss
     iterations: int
 
 
-def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Minimum:
+def minimise(model: CurvatureModel, theta: Tensor, *, tolerance: float, steps: int) -> Minimum:
     """Search from `theta` until the gradient is at most `tolerance` and the weights stand still.
 
     Early steps read the features in float32; the last ones, and the result, are float64. Weights stand still
     when the next step would change them by less than 30 * tolerance of their length: a small gradient alone
     says little about them where the penalty is weak.
 
-    Workers that share the rows all search alike: what they decide by is the same bits for all, either summed
-    over them or the first one's.
+    Workers that share the rows take the same steps: they decide by values that are the same bits for all,
+    either summed over them or those of the first one.
     """
-    objective, dtype, agreed = model.objective, torch.float32, model.objective.group.first
+    objective, dtype, agreed = model.objective, torch.float32, model.objective.group.broadcast
     point, iteration = objective(theta, model.ridge, dtype), 0
     lowest, stuck = float("inf"), 0
     while True:
@@ -128,13 +129,14 @@ def minimise(model: Model, theta: Tensor, *, tolerance: float, steps: int) -> Mi
 
 
 def _line_search(
-    model: Model, theta: Tensor, point: Loss, direction: Tensor, dtype: torch.dtype
+    model: CurvatureModel, theta: Tensor, point: Loss, direction: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Loss] | None:
     """A step along `direction` that lowers each problem's objective, and the point it leads to.
 
-    A convex function: where the slope has turned too far, the secant through both slopes says where it is 0.
+    The function is convex: where the slope has changed too much, the secant through both slopes is 0 near the
+    lowest point.
     """
-    objective, agreed = model.objective, model.objective.group.first
+    objective, agreed = model.objective, model.objective.group.broadcast
     slope = agreed(objective.total(point.gradient * direction))
     resting = slope == 0
     length = torch.ones_like(slope)

@@ -1,8 +1,7 @@
-"""The objective of logistic regression over rows that are read in chunks, and its curvature.
+"""The objective of logistic regression over rows that are read slice by slice, and its curvature.
 
-One pass over the features gives loss and gradient; the features may be an array, a memory map or anything
-else that has a shape and gives rows for a slice. Tensors `[K, D + 1]` hold the weights of K logits, the bias
-in the last column.
+One pass over the features gives loss and gradient. Tensors `[K, D + 1]` hold the weights of K logits, with
+the bias in the last column.
 """
 
 from __future__ import annotations
@@ -16,28 +15,28 @@ import torch
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.heads.distributed import ALONE, Group
+from featcache.heads.distributed import ALONE, ProcessGroup
 
-CHUNK = 2**19  # numbers of a chunk, 4 MiB in float64
-GRAM_CHUNK = 2**22  # numbers of a chunk of the Gram matrix, 16 MiB in float32
+NUMBERS_AT_ONCE = 2**19  # features of one pass that are read at once, 4 MiB in float64
+GRAM_NUMBERS_AT_ONCE = 2**22  # likewise for the Gram matrix, 16 MiB in float32
 SAMPLE = 4  # rows for each column that make a rough Gram matrix
-GRAM_BLOCK = 256  # columns of one block of it; the blocks below the diagonal are not computed
+GRAM_COLUMNS = 256  # columns of it that are computed at once, from the diagonal downwards
 
 
-class Rows(Protocol):
-    """Features `[N, D]`: an array, a memory map, an HDF5 data set."""
+class FeatureSlices(Protocol):
+    """Features `[N, D]` that can be read slice by slice: an array, a memory map, an HDF5 data set."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
-def chunks(
-    x: Rows, numbers: int, dtype: torch.dtype, stride: int = 1, begin: int = 0
+def row_parts(
+    x: FeatureSlices, numbers: int, dtype: torch.dtype, stride: int = 1, begin: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
     """Every `stride`-th row from `begin` on, in parts `[B, D]` of about `numbers` numbers.
 
-    Each part may overwrite the one before.
+    A part may overwrite the one before.
     """
     rows, width = x.shape
     step = max(1, min(numbers // width, rows))
@@ -52,11 +51,11 @@ def chunks(
         yield part, tensor
 
 
-def logits(x: Rows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def logits(x: FeatureSlices, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """float32 `[N, C]` of features `[N, D]`, weights `[C, D]` and bias `[C]`."""
     w, b = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
     found = torch.empty(x.shape[0], len(b))
-    for rows, part in chunks(x, CHUNK, torch.float32):
+    for rows, part in row_parts(x, NUMBERS_AT_ONCE, torch.float32):
         torch.addmm(b, part, w.T, out=found[rows])
     return found.numpy()
 
@@ -91,14 +90,19 @@ class Objective:
     """
 
     def __init__(
-        self, x: Rows, targets: np.ndarray, weight: np.ndarray, classes: int, group: Group = ALONE
+        self,
+        x: FeatureSlices,
+        targets: np.ndarray,
+        weight: np.ndarray,
+        classes: int,
+        group: ProcessGroup = ALONE,
     ) -> None:
         share = group.share(len(weight))
         self.x, self.classes, self.group, self.first = x, classes, group, share.start
         self.rows, self.width = len(weight), x.shape[1]
         self.independent = targets.ndim == 2
         self.targets = torch.from_numpy(np.ascontiguousarray(targets[share]))
-        if weight.strides == (0,):  # all alike: one number, however many rows there are
+        if weight.strides == (0,):  # one number for all rows, which may be many million
             self.weight = torch.full((1,), 1 / self.rows, dtype=torch.float64).expand(len(self.targets))
         else:
             self.weight = torch.from_numpy((weight / weight.sum())[share])
@@ -113,7 +117,7 @@ class Objective:
         gradient = torch.cat([ridge * theta[:, :-1], torch.zeros_like(theta[:, -1:])], dim=1)
         curvature = torch.zeros(self.classes, 1, dtype=torch.float64)
         theta = theta.to(dtype)
-        for rows, x in chunks(self.x, CHUNK, dtype):
+        for rows, x in row_parts(self.x, NUMBERS_AT_ONCE, dtype):
             weight = self.weight[rows, None].to(dtype)
             loss, probabilities, truth = self._score(self._logits(x, theta), self.targets[rows])
             value += (loss * weight).sum(0)[:, None]
@@ -126,21 +130,21 @@ class Objective:
 
     def start(self) -> Tensor:
         """The best point with no weights, `[K, D + 1]`: a bias that gives each class its share."""
+        share = torch.zeros(self.classes, dtype=torch.float64)
         if self.independent:
-            share = torch.zeros(self.classes, dtype=torch.float64)
-            for rows in (slice(first, first + CHUNK) for first in range(0, len(self.targets), CHUNK)):
-                share += (self.targets[rows] * self.weight[rows, None]).sum(0)
+            pairs = zip(self.targets.split(NUMBERS_AT_ONCE), self.weight.split(NUMBERS_AT_ONCE), strict=True)
+            for targets, weight in pairs:
+                share += (targets * weight[:, None]).sum(0)
             self.group.sum_(share)
             bias = share.logit()
         else:
-            share = torch.zeros(self.classes, dtype=torch.float64)
             self.group.sum_(share.index_add_(0, self.targets, self.weight))
             bias = share.log()
             bias -= bias.mean()
         return torch.cat([torch.zeros(self.classes, self.width, dtype=torch.float64), bias[:, None]], dim=1)
 
     def total(self, products: Tensor) -> Tensor:
-        """Sum of `[K, ...]` over what belongs to one problem, `[P, 1]`."""
+        """Sum of `[K, ...]` over each problem, `[P, 1]`."""
         return products.sum(1, keepdim=True) if self.independent else products.sum().reshape(1, 1)
 
     def largest(self, gradient: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class Objective:
         """Curvature of the loss at `theta`, up to one factor for each class.
 
         Args:
-            rough: make it of a sample of the rows; enough where they all weigh much the same.
+            rough: from a sample of the rows; enough where all have about the same weight.
 
         Raises:
             HeadError: features so large that their products overflow.
@@ -164,11 +168,11 @@ class Objective:
         total = torch.zeros(self.width, dtype=torch.float64)
         mass = torch.zeros((), dtype=torch.float64)
         begin = -self.first % stride  # the same rows, however many workers share them
-        for rows, x in chunks(self.x, GRAM_CHUNK, torch.float32, stride, begin):
+        for rows, x in row_parts(self.x, GRAM_NUMBERS_AT_ONCE, torch.float32, stride, begin):
             weight = self._row_curvature(x, theta.float(), rows)
             weighted = x * weight[:, None]
-            for i in range(0, self.width, GRAM_BLOCK):
-                gram[i:, i : i + GRAM_BLOCK] += x[:, i:].T @ weighted[:, i : i + GRAM_BLOCK]
+            for i in range(0, self.width, GRAM_COLUMNS):
+                gram[i:, i : i + GRAM_COLUMNS] += x[:, i:].T @ weighted[:, i : i + GRAM_COLUMNS]
             total += weighted.sum(0)
             mass += weight.sum()
         self.group.sum_(gram, total, mass)
@@ -181,7 +185,7 @@ class Objective:
         return Hessian(mean, gram.div_(mass).addr_(mean, mean, alpha=-1))
 
     def _hessian_of_few_rows(self, theta: Tensor) -> Hessian:
-        """The same by way of `[N, N]`; there `x` has no more numbers than `[D, D]` and is held in float64.
+        """The same from `[N, N]`, with all of `x`, which is smaller than `[D, D]`, in float64.
 
         Every worker takes all rows.
         """
@@ -196,7 +200,7 @@ class Objective:
         return Hessian(mean, x @ x.T, x)
 
     def _row_curvature(self, x: Tensor, theta: Tensor, rows: slice) -> Tensor:
-        """What each row adds to the curvature, over all classes, `[B]`."""
+        """The curvature that each row adds, over all classes, `[B]`."""
         found = self._logits(x, theta)
         probabilities = found.sigmoid() if self.independent else found.softmax(1)
         return self._second_derivative(probabilities).sum(1) * self.weight[rows].to(x.dtype)
@@ -205,7 +209,7 @@ class Objective:
         return torch.addmm(theta[:, -1], x, theta[:, :-1].T)
 
     def _score(self, found: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log loss `[B, P]`, probabilities `[B, K]` and what they should be, `[B, K]`."""
+        """Log loss `[B, P]`, probabilities `[B, K]` and true probabilities `[B, K]`."""
         if self.independent:
             truth = targets.to(found.dtype)
             loss = torch.nn.functional.softplus((1 - 2 * truth) * found)
@@ -217,18 +221,18 @@ class Objective:
     def _second_derivative(self, probabilities: Tensor) -> Tensor:
         """Of each row's loss by each logit, `[B, K]`.
 
-        For softmax the Hessian by the logits is diag(p) - pp', and nothing changes along (1, ..., 1). Its
-        diagonal times K / (K - 1) is exact in the other directions where all classes are equally likely.
+        For softmax the Hessian by the logits is diag(p) - pp', which is 0 along (1, ..., 1). Its diagonal
+        times K / (K - 1) is exact in the other directions where all classes are equally likely.
         """
         scale = 1 if self.independent else self.classes / (self.classes - 1)
         return probabilities * (1 - probabilities) * scale
 
 
 class Hessian:
-    """Curvature of the log loss: the covariance of the rows, each weighted by its second derivative.
+    """Curvature of the log loss: the covariance of the rows, weighted by their second derivatives.
 
     Args:
-        mean: weighted mean of the rows, float64 `[D]`; about it, bias and weights are independent.
+        mean: weighted mean of the rows, float64 `[D]`; relative to it, bias and weights are independent.
         gram: the covariance, float64 `[D, D]`, of which only the lower triangle is read; with `rows` their
             products `[N, N]`.
         rows: given where there are fewer rows than features: centred, times the root of their weight,
@@ -266,7 +270,7 @@ class Hessian:
             factor = self.factors[octave] = self._factor(2.0**octave)
         if self.rows is None:
             return torch.cholesky_solve(gradient.T, factor).T  # type: ignore[no-any-return]
-        # Woodbury: across all rows only the penalty bends.
+        # Woodbury: orthogonal to all rows, the penalty is the only curvature.
         along = torch.cholesky_solve(self.rows @ gradient.T, factor)
         return (gradient - 2.0**octave * along.T @ self.rows) / self.ridge  # type: ignore[no-any-return]
 

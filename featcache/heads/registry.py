@@ -3,83 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
-from featcache.heads.distributed import ALONE, Group
-from featcache.heads.features import check_learnable, check_rows, standard_of, standardised_rows
-from featcache.heads.fit import Epoch, Fit
+from featcache.heads import closed_form
+from featcache.heads.distributed import ALONE, ProcessGroup
+from featcache.heads.features import (
+    LabelledFeatures,
+    Standard,
+    check_rows,
+    check_splits,
+    counts_of,
+    standardised_rows,
+)
+from featcache.heads.fit import Course, Fit, Member, OnEpoch, check_settings, divergence
+from featcache.heads.mlp import fit_mlp
+from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
-from featcache.system.sharded_array import part_of
 
-Rows = tuple[np.ndarray, np.ndarray]  # features [N, D] as stored, labels int [N] or uint8 multi-hot [N, C]
-Report = Callable[[Epoch], None]
-
-TOLERANCE = 1e-7  # of the exact head: its weights are then right to about 1e-5, whoever adds up
+TOLERANCE = 1e-7  # of the exact head: its weights are then right to about 1e-5, however many workers add up
 PENALTIES = tuple(float(f"{10 ** (-4 + 6 * step / 19):.3g}") for step in range(20))  # C from 0.0001 to 100
 
 
 def fit_linear(
-    train: Rows,
-    validation: Rows,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
     classes: int,
     settings: HeadSettings,
     *,
     seed: int,
-    progress: Report | None = None,
-    group: Group = ALONE,
+    on_epoch: OnEpoch | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Fit:
-    """A linear layer by AdamW, the head of the tutorials: the stack of one."""
+    """A linear layer by AdamW, the head of the tutorials: a stack of one.
+
+    Raises:
+        HeadError: rows no head can be trained on, settings out of range, a loss that diverges.
+    """
     from featcache.heads.linear_stack import fit_stack
 
     check_settings(settings)
-    member, course = stack_settings(settings, "features", seed)
-    report = None if progress is None else (lambda _, lines: progress(lines[0]))
-    found = fit_stack(
-        {"features": train[0]}, train[1], {"features": validation[0]}, validation[1],
-        classes, [member], course, report, group,
+    (fit,) = fit_stack(
+        {"features": train}, {"features": validation}, classes,
+        [Member.of(settings, "features")], Course.of(settings, seed),
+        on_epoch=None if on_epoch is None else (lambda lines: on_epoch(lines[0])), group=group,
     )  # fmt: skip
-    if found[0].about:
-        epoch = found[0].about["diverged_in_epoch"]
-        raise HeadError(f"the loss diverged in epoch {epoch:.0f}", hint="use a smaller --lr")
-    return found[0]
-
-
-def check_settings(settings: HeadSettings) -> None:
-    """Refuse settings without sense, also those that this kind of head does not read."""
-    for name, value in (("--epochs", settings.epochs), ("--batch-size", settings.batch_size)):
-        if value < 1:
-            raise HeadError(f"{name} {value}: at least 1 is needed")
-    for name, positive in (("--lr", settings.lr), ("--C", settings.C), ("--alpha", settings.alpha)):
-        if not 0 < positive < float("inf"):
-            raise HeadError(f"{name} {positive}: a number above 0 is needed")
-
-
-def stack_settings(settings: HeadSettings, view: str, seed: int):  # type: ignore[no-untyped-def]
-    """`(Member, Course)` of `featcache.heads.linear_stack` as `settings` have them; imports torch.
-
-    The head begins at zero: the loss is convex, and random first weights stay where no row corrects them.
-    """
-    from featcache.heads.linear_stack import Course, Member
-
-    member = Member(
-        view, settings.lr, settings.weight_decay, None, settings.label_smoothing, settings.class_weight
-    )
-    course = Course(
-        settings.epochs, settings.batch_size, settings.warmup, settings.schedule, settings.patience, seed
-    )
-    return member, course
+    if fit.about:
+        raise divergence(int(fit.about["diverged_in_epoch"]))
+    return fit
 
 
 def fit_logistic(
-    train: Rows,
-    validation: Rows,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
     classes: int,
     settings: HeadSettings,
     *,
     seed: int = 0,
-    progress: Report | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Fit:
     """scikit-learn's `LogisticRegression` (lbfgs) at penalty `settings.C`: the baseline.
 
@@ -88,31 +71,32 @@ def fit_logistic(
     Raises:
         HeadError: NaN or infinite features, a single class.
     """
-    from featcache.heads.scorers import Linear
-
     check_settings(settings)
-    check_rows(*train, classes)
-    check_rows(*validation, classes, split="validation")
-    check_learnable(*train, classes)
-    standard = standard_of(train[0])
-    x, y = standard(train[0]), train[1]  # scikit-learn wants the whole matrix
+    check_splits(train, validation, classes)
+    standard = Standard.of(train.x)
+    x, y = standard(train.x), train.y  # scikit-learn wants the whole matrix
     if y.ndim == 1:
         weight, bias = _logistic(x, y, classes, settings)
     else:
         parts = [_one_label(x, y[:, label], settings) for label in range(classes)]
         weight, bias = np.stack([part[0] for part in parts]), np.array([part[1] for part in parts])
-    scorer = Linear(*standard.fold(weight, bias))
+    return _without_epochs(Linear(*standard.fold(weight, bias)))
+
+
+def _without_epochs(scorer: Scorer) -> Fit:
     return Fit(best=scorer, last=scorer)
 
 
-def _logistic(x: np.ndarray, y: np.ndarray, classes: int, settings: HeadSettings) -> Rows:
+def _logistic(
+    x: np.ndarray, y: np.ndarray, classes: int, settings: HeadSettings
+) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     balanced = None if settings.class_weight == "none" else "balanced"
     model = LogisticRegression(C=settings.C, max_iter=1000, class_weight=balanced)
     model.fit(x, y)
     weight = np.zeros((classes, x.shape[1]), dtype=np.float64)
-    bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # never seen: never said
+    bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # a class never seen
     if len(model.classes_) == 2:  # one row of coefficients: the second class against the first
         bias[model.classes_] = 0.0, model.intercept_[0]
         weight[model.classes_[1]] = model.coef_[0]
@@ -130,14 +114,14 @@ def _one_label(x: np.ndarray, y: np.ndarray, settings: HeadSettings) -> tuple[np
 
 
 def fit_exact(
-    train: Rows,
-    validation: Rows,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
     classes: int,
     settings: HeadSettings,
     *,
     seed: int = 0,
-    progress: Report | None = None,
-    group: Group = ALONE,
+    on_epoch: OnEpoch | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Fit:
     """The same objective to its optimum by `featcache.heads.exact_logistic`, faster, in bounded memory.
 
@@ -148,21 +132,16 @@ def fit_exact(
         HeadError: rows no head can be trained on; a class with fewer rows than folds.
     """
     from featcache.heads import exact_logistic as exact
-    from featcache.heads.scorers import Linear
 
     check_settings(settings)
-    check_rows(*train, classes, group=group)
-    check_rows(*validation, classes, split="validation", group=group)
-    check_learnable(*train, classes)
-    standard = standard_of(train[0], group)
-    mine = part_of(train[0], group.share(len(train[0])))
-    x, y = standardised_rows(mine, standard), train[1]
-    weight = _row_weights(y, settings)
+    check_splits(train, validation, classes, group)
+    standard = Standard.of(train.x, group)
+    x, y = standardised_rows(group.own_rows(train.x), standard), train.y
+    weight = _row_weights(y, classes, settings)
     if settings.penalty == "validation":
-        others = part_of(validation[0], group.share(len(validation[0])))
-        held_out = standardised_rows(others, standard)
+        held_out = standardised_rows(group.own_rows(validation.x), standard)
         found = exact.choose_penalty(
-            x, y, classes, PENALTIES, held_out, validation[1],
+            x, y, classes, PENALTIES, (held_out, validation.y),
             sample_weight=weight, tolerance=TOLERANCE, group=group,
         )  # fmt: skip
     else:
@@ -177,7 +156,7 @@ def fit_exact(
     return Fit(best=scorer, last=scorer, about=about)
 
 
-def _row_weights(y: np.ndarray, settings: HeadSettings) -> np.ndarray | None:
+def _row_weights(y: np.ndarray, classes: int, settings: HeadSettings) -> np.ndarray | None:
     """Balanced: N / (classes seen * rows of the class), as scikit-learn has it."""
     if settings.class_weight == "none":
         return None
@@ -186,55 +165,38 @@ def _row_weights(y: np.ndarray, settings: HeadSettings) -> np.ndarray | None:
             "--class-weight balanced is not for the exact head with several labels a row",
             hint="use --head linear",
         )
-    counts = np.bincount(y)
+    counts = counts_of(y, classes)
     return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
 
 
-def fit_mlp(
-    train: Rows,
-    validation: Rows,
-    classes: int,
-    settings: HeadSettings,
-    *,
-    seed: int,
-    progress: Report | None = None,
-) -> Fit:
-    """One hidden layer, see `featcache.heads.mlp`."""
-    from featcache.heads import mlp
-    from featcache.heads.linear_stack import class_weights
-
-    weighted = settings.class_weight != "none"
-    found = mlp.fit_mlp(
-        train, validation, classes,
-        hidden=settings.hidden, dropout=settings.dropout, epochs=settings.epochs, lr=settings.lr,
-        weight_decay=settings.weight_decay, batch_size=settings.batch_size,
-        label_smoothing=settings.label_smoothing, warmup=settings.warmup, schedule=settings.schedule,
-        patience=settings.patience, seed=seed,
-        class_weight=class_weights(train[1], classes, "balanced").numpy() if weighted else None,
-        progress=None if progress is None else (lambda *line: progress(Epoch(*line))),
-    )  # fmt: skip
-    return Fit(found.best, found.last, tuple(Epoch(*line) for line in found.history), found.best_epoch)
-
-
-def _classical(name: str, *asked: str):  # type: ignore[no-untyped-def]
-    """The solver of `featcache.heads.closed_form` of that name, with the settings it asks for."""
+def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
+    """A solver of `featcache.heads.closed_form`, with the settings that it reads."""
 
     def fit(
-        train: Rows,
-        validation: Rows,
+        train: LabelledFeatures,
+        validation: LabelledFeatures,
         classes: int,
         settings: HeadSettings,
         *,
         seed: int = 0,
-        progress: Report | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Fit:
-        from featcache.heads import closed_form as classical
-
         check_rows(*validation, classes, split="validation")
-        scorer = getattr(classical, name)(*train, classes, **{key: getattr(settings, key) for key in asked})
-        return Fit(best=scorer, last=scorer)
+        return _without_epochs(solve(*train, classes, **{name: getattr(settings, name) for name in names}))
 
-    return fit
+    return HeadKind(fit, names)
+
+
+class HeadKind(NamedTuple):
+    """One kind of head.
+
+    Attributes:
+        fit: fits it: train, validation, classes, settings, and by keyword seed and on_epoch.
+        settings: names of the `HeadSettings` that it reads.
+    """
+
+    fit: Callable[..., Fit]
+    settings: tuple[str, ...]
 
 
 _BY_EPOCHS = (
@@ -242,16 +204,15 @@ _BY_EPOCHS = (
     "class_weight",
 )  # fmt: skip
 
-# kind: how it is fitted, and the settings it reads
 KINDS = {
-    "linear": (fit_linear, _BY_EPOCHS),
-    "logistic": (fit_logistic, ("C", "class_weight")),
-    "exact": (fit_exact, ("C", "class_weight", "penalty", "folds")),
-    "mlp": (fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
-    "ridge": (_classical("ridge", "alpha"), ("alpha",)),
-    "discriminant": (_classical("discriminant"), ()),
-    "centroid": (_classical("centroid"), ()),
-    "neighbours": (_classical("neighbours", "neighbours"), ("neighbours",)),
+    "linear": HeadKind(fit_linear, _BY_EPOCHS),
+    "logistic": HeadKind(fit_logistic, ("C", "class_weight")),
+    "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds")),
+    "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
+    "ridge": _closed_form(closed_form.ridge, "alpha"),
+    "discriminant": _closed_form(closed_form.discriminant),
+    "centroid": _closed_form(closed_form.centroid),
+    "neighbours": _closed_form(closed_form.neighbours, "neighbours"),
 }
 
 PARALLEL = ("linear", "exact")  # kinds whose rows can be shared by several workers

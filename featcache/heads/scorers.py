@@ -1,24 +1,25 @@
-"""What maps features to class logits: a linear layer, one hidden layer, stored neighbours.
+"""Maps from features to class logits: a linear layer, one hidden layer, stored neighbours.
 
-A scorer takes features as they are stored (float16 or float32, memory-mapped or not): whatever
-standardisation its solver used is folded into its weights or kept beside its rows. It is plain numpy, so that
-a head loads without torch and without scikit-learn. `tensors` and `from_tensors` are its form on disk.
+A scorer takes features as they are stored (float16 or float32, memory-mapped or not): the standardisation of
+its solver is folded into its weights or kept beside its rows. It is plain numpy, so that a head loads without
+torch and without scikit-learn. `tensors` and `from_tensors` are its form on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
 from featcache.errors import HeadError
+from featcache.system.sharded_array import slices_of
 
 Tensors = Mapping[str, np.ndarray]
 
-METRICS = ("cosine", "euclidean")  # written to files by their place here: only ever append
-QUERIES = STORED = 2048  # rows of one block of distances; bounds memory to some 150 MB at 768 features
+METRICS = ("cosine", "euclidean")  # files hold the position here: append only
+QUERIES = STORED = 2048  # rows of one matrix of distances; bounds memory to 150 MB at 768 features
 
 
 class Scorer(Protocol):
@@ -44,14 +45,14 @@ class Scorer(Protocol):
         """Features `[N, D]` -> float32 `[N, C]`; HeadError for another width."""
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All it is, as contiguous arrays that safetensors can hold."""
+        """All its numbers, as contiguous arrays for safetensors."""
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        """The scorer that `tensors` wrote; other names in the mapping are ignored.
+        """The scorer that `tensors` describes; other names in the mapping are ignored.
 
         Raises:
-            HeadError: a part is missing, of another dtype or shape, or holds NaN or infinite values.
+            HeadError: a tensor is missing, has another dtype or shape, or holds NaN or infinite values.
         """
 
 
@@ -83,7 +84,7 @@ class Linear:
     def logits(self, x: np.ndarray) -> np.ndarray:
         _check_width(self, x)
         found = np.empty((len(x), self.classes), np.float32)
-        for rows in _blocks(len(x), 65536):
+        for rows in slices_of(len(x), 65536):
             found[rows] = np.asarray(x[rows], np.float32) @ self.weight.T + self.bias
         return found
 
@@ -92,13 +93,13 @@ class Linear:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        part = _Parts(cls.kind, tensors)
-        return cls(part("weight", "C D", np.float32), part("bias", "C", np.float32))
+        read = _TensorReader(cls.kind, tensors)
+        return cls(read("weight", "C D", np.float32), read("bias", "C", np.float32))
 
 
 @dataclass(frozen=True, eq=False)
 class Mlp:
-    """`relu(x W1^T + b1) W2^T + b2`: ReLU, as scikit-learn's MLPClassifier has it, is exact in any runtime.
+    """`relu(x W1^T + b1) W2^T + b2`. ReLU, as in scikit-learn's MLPClassifier, is exact in any runtime.
 
     Attributes:
         w1: float32 `[M, D]`, b1: float32 `[M]`, with the standardisation folded in.
@@ -131,7 +132,7 @@ class Mlp:
     def logits(self, x: np.ndarray) -> np.ndarray:
         _check_width(self, x)
         found = np.empty((len(x), self.classes), np.float32)
-        for rows in _blocks(len(x), 8192):
+        for rows in slices_of(len(x), 8192):
             units = np.asarray(x[rows], np.float32) @ self.w1.T
             units += self.b1
             np.maximum(units, 0, out=units)
@@ -143,10 +144,8 @@ class Mlp:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        part, kept = _Parts(cls.kind, tensors), np.float32
-        return cls(
-            part("w1", "M D", kept), part("b1", "M", kept), part("w2", "C M", kept), part("b2", "C", kept)
-        )
+        read, shapes = _TensorReader(cls.kind, tensors), {"w1": "M D", "b1": "M", "w2": "C M", "b2": "C"}
+        return cls(**{name: read(name, shape, np.float32) for name, shape in shapes.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,12 +153,13 @@ class Neighbours:
     """Votes of the k nearest of the stored rows, found exactly.
 
     Distances are taken between standardised features, `(x - mean) / scale`. Products are summed in float64
-    and compared as float32, so that equal rows are equally far whatever block they fall into; of equally far
-    rows the one stored first is nearer, of classes with as many votes the first one wins.
+    and compared as float32, so that equal rows have equal distances wherever they are stored; of rows with
+    equal distances the one stored first is nearer, of classes with equal votes the first one wins.
+    scikit-learn's `KNeighborsClassifier` does not promise that, and does not read mapped float16 rows.
 
-    The logits are the logarithms of smoothed shares: one vote more, split evenly over what could be said. For
-    a single label `log((votes + 1/C) / (k + 1))`, whose softmax is the smoothed share; for several labels the
-    logit of `(votes + 1/2) / (k + 1)`, whose sigmoid is.
+    The logits are the logarithms of smoothed shares, with one vote more that is split evenly over the
+    outcomes. For a single label `log((votes + 1/C) / (k + 1))`, whose softmax is the smoothed share; for
+    several labels the logit of `(votes + 1/2) / (k + 1)`, whose sigmoid is.
 
     Attributes:
         features: float16 or float32 `[N, D]`, as stored; may be memory-mapped.
@@ -194,7 +194,7 @@ class Neighbours:
 
     @property
     def parameters(self) -> int:
-        """The numbers it keeps; none of them was learnt."""
+        """How many numbers it keeps; none of them is learnt."""
         return int(self.features.size)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
@@ -205,22 +205,22 @@ class Neighbours:
         """
         _check_width(self, x)
         found = np.empty((len(x), self.classes), np.float32)
-        for rows in _blocks(len(x), QUERIES):
+        for rows in slices_of(len(x), QUERIES):
             found[rows] = self._smooth(self._votes(self.nearest(x[rows])))
         return found
 
     def nearest(self, x: np.ndarray) -> np.ndarray:
         """The k nearest stored rows of each of some rows `[Q, D]`, in no order: int64 `[Q, k]`.
 
-        A distance and the row it leads to are one uint64, distance first (the bits of floats that are not
-        negative sort as the floats do): the k smallest are the k nearest, ties and all.
+        A distance and its row are one uint64, distance first (the bits of floats that are not negative sort
+        as the floats do): the k smallest are the k nearest, ties included.
         """
         if not np.isfinite(x).all():
             raise HeadError("features to be classified are NaN or infinite")
         queries, squares = self._prepare(x)
-        floor = 1e-12 * squares[:, None]  # nearer than rounding can tell: equal
+        floor = 1e-12 * squares[:, None]  # smaller distances are rounding errors: all equal
         best = np.empty((len(x), 0), np.uint64)
-        for rows in _blocks(len(self.features), STORED):
+        for rows in slices_of(len(self.features), STORED):
             stored, stored_squares = self._prepare(self.features[rows])
             distances = queries @ stored.T
             distances *= -2
@@ -236,7 +236,7 @@ class Neighbours:
         return (best & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
     def _prepare(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float64 rows, and what stands for their squared length in `a^2 + b^2 - 2ab`: 1 for cosine."""
+        """float64 rows, and their squared length in `a^2 + b^2 - 2ab`: 1 for cosine."""
         rows = (np.asarray(x, np.float64) - self.mean) / self.scale
         squares = np.einsum("nd,nd->n", rows, rows)
         if self.metric == "euclidean":
@@ -259,29 +259,26 @@ class Neighbours:
         return np.asarray(np.log((votes + 1 / self.classes) / (self.neighbours + 1)))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        numbers = {
-            "classes": self.classes,
-            "neighbours": self.neighbours,
-            "metric": METRICS.index(self.metric),
-        }
         return _contiguous(
             features=self.features,
             labels=self.labels,
             mean=self.mean,
             scale=self.scale,
-            **{name: np.array([number], np.int64) for name, number in numbers.items()},
+            classes=np.array([self.classes], np.int64),
+            neighbours=np.array([self.neighbours], np.int64),
+            metric=np.array([METRICS.index(self.metric)], np.int64),
         )
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        part = _Parts(cls.kind, tensors)
+        read = _TensorReader(cls.kind, tensors)
         classes, neighbours, metric = (
-            int(part(name, "1", np.int64)[0]) for name in ("classes", "neighbours", "metric")
+            int(read(name, "1", np.int64)[0]) for name in ("classes", "neighbours", "metric")
         )
-        features = part("features", "N D", np.float16, np.float32)
-        mean, scale = part("mean", "D", np.float64), part("scale", "D", np.float64)
+        features = read("features", "N D", np.float16, np.float32)
+        mean, scale = read("mean", "D", np.float64), read("scale", "D", np.float64)
         several = np.ndim(tensors.get("labels", 0)) == 2
-        labels = part("labels", "N C", np.uint8) if several else part("labels", "N", np.int64)
+        labels = read("labels", "N C", np.uint8) if several else read("labels", "N", np.int64)
         if several and classes != labels.shape[1]:
             raise HeadError(f"the neighbours head has labels {list(labels.shape)} for {classes} classes")
         if labels.min() < 0 or labels.max() > (1 if several else classes - 1):
@@ -290,21 +287,21 @@ class Neighbours:
             raise HeadError("the neighbours head has a scale that is not above 0")
         if not 0 <= metric < len(METRICS):
             raise HeadError(f"the neighbours head has a metric {metric} that this version does not know")
-        return cls(features, labels, classes, neighbours, mean, scale, METRICS[metric])
+        return cls(features, labels, classes, neighbours, mean=mean, scale=scale, metric=METRICS[metric])
 
 
 SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (Linear, Mlp, Neighbours)}
 
 
-class _Parts:
-    """The parts of a scorer out of a file, whose sizes must fit each other. Believes nothing."""
+class _TensorReader:
+    """Reads the tensors of a scorer from a file, and checks that their sizes fit each other."""
 
     def __init__(self, kind: str, tensors: Tensors) -> None:
         self.kind, self.tensors = kind, tensors
-        self.sizes: dict[str, int] = {"1": 1}  # what each letter stood for first
+        self.sizes: dict[str, int] = {"1": 1}  # by letter, from the first tensor that has it
 
     def __call__(self, name: str, shape: str, *dtypes: type) -> np.ndarray:
-        """The part of that name; a letter of `shape`, e.g. `C D`, is one size above 0 wherever it stands."""
+        """The tensor `name`; each letter of `shape`, e.g. `C D`, is one size above 0 in all tensors."""
         if name not in self.tensors:
             raise HeadError(f"the {self.kind} head has no {name}; it has: {', '.join(sorted(self.tensors))}")
         part, letters = self.tensors[name], shape.split()
@@ -321,7 +318,7 @@ class _Parts:
                 f"the {self.kind} head's {name} has shape {list(part.shape)}, not [{', '.join(letters)}]"
                 f" with {known or 'sizes above 0'}"
             )
-        if not all(np.isfinite(part[rows]).all() for rows in _blocks(len(part), 65536)):
+        if not all(np.isfinite(part[rows]).all() for rows in slices_of(len(part), 65536)):
             raise HeadError(f"the {self.kind} head's {name} holds NaN or infinite values")
         return part
 
@@ -331,11 +328,6 @@ def _check_width(scorer: Scorer, x: np.ndarray) -> None:
         raise HeadError(f"this head wants features [N, {scorer.width}], got {list(x.shape)}")
 
 
-def _blocks(rows: int, size: int) -> Iterator[slice]:
-    """Slices that cover `rows` rows, `size` at a time."""
-    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
-
-
 def _contiguous(**parts: np.ndarray) -> dict[str, np.ndarray]:
-    """Without a copy where nothing needs one; a memory map stays one."""
+    """Contiguous arrays, copied only where needed; a memory map stays one."""
     return {name: np.ascontiguousarray(part) for name, part in parts.items()}

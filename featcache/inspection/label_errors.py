@@ -9,8 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
-from featcache.heads.features import standard_of, standardised_rows
-from featcache.heads.fit import Standard
+from featcache.heads.features import Standard, standardised_rows
 from featcache.heads.head import probabilities_of
 from featcache.system.progress import OnProgress, Progress, ignore
 
@@ -62,7 +61,7 @@ def out_of_fold(
     from featcache.heads.logistic_objective import logits
 
     fold_of = _assign_folds(y, groups, folds, seed)
-    rows = standardised_rows(x, standard_of(x))
+    rows = standardised_rows(x, Standard.of(x))
     found, judged = np.zeros((len(x), classes)), np.ones(len(x), bool)
     for fold in range(folds):
         held_out = fold_of == fold
@@ -138,14 +137,14 @@ def fit_reference(
     from featcache.heads import exact_logistic
 
     x, y = train
-    standard = standard_of(x)
+    standard = Standard.of(x)
     rows = standardised_rows(x, standard)
     if validation is None:
         found = exact_logistic.fit(rows, y, classes, 1e-2, tolerance=TOLERANCE)
     else:
         held_out = standardised_rows(validation[0], standard)
         found = exact_logistic.choose_penalty(
-            rows, y, classes, penalties, held_out, validation[1], tolerance=TOLERANCE
+            rows, y, classes, penalties, (held_out, validation[1]), tolerance=TOLERANCE
         )
     return Reference(found.weight, found.bias, found.C, standard, y.ndim == 2)
 

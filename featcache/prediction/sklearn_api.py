@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featcache.backbone.files import ModelFiles
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features
-from featcache.heads.features import standard_of
+from featcache.heads.features import LabelledFeatures, Standard
+from featcache.heads.fit import Course, Member
 from featcache.heads.head import softmax
 from featcache.heads.scorers import Linear
 from featcache.settings import HeadSettings, Settings, build_settings
@@ -325,13 +327,14 @@ def _solve(
     """
     if solver == "exact":
         return _exact(x, labels, classes, None if weights is None else weights[labels], settings.C)
-    from featcache.heads.linear_stack import Course, Member, fit_stack
+    from featcache.heads.linear_stack import fit_stack
 
     by_class = "none" if weights is None else tuple(weights.tolist())
-    member = Member("x", settings.lr, settings.weight_decay, None, 0.0, by_class)
+    member = replace(Member.of(settings, "x"), class_weight=by_class)
     course = Course(settings.epochs, settings.batch_size, seed=seed)
     # Validation rows only choose the best epoch, and the last is what counts.
-    (fit,) = fit_stack({"x": x}, labels, {"x": x[:1]}, labels[:1], classes, [member], course)
+    train, validation = LabelledFeatures(x, labels), LabelledFeatures(x[:1], labels[:1])
+    (fit,) = fit_stack({"x": train}, {"x": validation}, classes, [member], course)
     assert isinstance(fit.last, Linear)
     return fit.last.weight, fit.last.bias, len(fit.history)
 
@@ -340,6 +343,6 @@ def _exact(x: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray 
     """`weights`: float64 `[N]`, by row."""
     from featcache.heads import exact_logistic as exact
 
-    standard = standard_of(x)
+    standard = Standard.of(x)
     found = exact.fit(standard(x), labels, classes, C, sample_weight=weights)
     return (*standard.fold(found.weight, found.bias), found.iterations)

@@ -12,7 +12,7 @@ from featcache.cache.catalog import CacheFile
 from featcache.errors import UsageError
 from featcache.evaluation.metrics import BINS
 from featcache.evaluation.paired import right_rows
-from featcache.heads.fit import Standard
+from featcache.heads.features import Standard
 from featcache.inspection.inspection import InspectedSplit
 from featcache.reporting.document import (
     ConfidenceBin,

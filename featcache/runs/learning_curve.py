@@ -19,9 +19,9 @@ from featcache.evaluation.calibration import tune_thresholds
 from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.evaluation.metrics import score
 from featcache.fingerprint import fingerprint
-from featcache.heads.features import counts_of
+from featcache.heads.features import LabelledFeatures, counts_of, rarest_labels
 from featcache.heads.head import probabilities_of
-from featcache.heads.registry import KINDS, Rows
+from featcache.heads.registry import KINDS
 from featcache.runs.run import file_stem
 from featcache.runs.train import CachedSplits, load_data
 from featcache.settings import HeadSettings, Settings
@@ -128,7 +128,7 @@ class Plan:
 
         What the settings themselves say of C and its choice does not count: here it is chosen by the metric.
         """
-        if "C" not in KINDS[self.kind][1]:
+        if "C" not in KINDS[self.kind].settings:
             return [head]
         return [dataclasses.replace(head, C=C, penalty="fixed") for C in sorted(set(self.penalties))]
 
@@ -219,7 +219,7 @@ def nested_order(y: np.ndarray, seed: int) -> np.ndarray:
     Args:
         y: int `[N]`, or multi-hot `[N, C]`.
     """
-    strata = np.unique(_strata(y), return_inverse=True)[1].ravel()
+    strata = np.unique(rarest_labels(y), return_inverse=True)[1].ravel()
     counts = np.bincount(strata)
     draw = np.random.PCG64(seed % 2**64).random_raw(len(strata) + len(counts))
     keys, starts = draw[: len(strata)], draw[len(strata) :] / 2.0**64
@@ -230,15 +230,6 @@ def nested_order(y: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(np.lexsort((keys, place)))
 
 
-def _strata(y: np.ndarray) -> np.ndarray:
-    """The class of each row, or its rarest label; C for a row without any."""
-    if y.ndim == 1:
-        return y
-    counts = y.sum(axis=0, dtype=np.int64)
-    rarest = np.where(y == 1, counts, len(y) + 1).argmin(axis=1)
-    return np.asarray(np.where(y.any(axis=1), rarest, y.shape[1]))
-
-
 @dataclass(frozen=True)
 class _Job:
     """All that a single fit needs but for its rows and its seed."""
@@ -246,9 +237,9 @@ class _Job:
     kind: str
     metric: str
     candidates: list[HeadSettings]
-    train: Rows
-    validation: Rows
-    scored: Rows
+    train: LabelledFeatures
+    validation: LabelledFeatures
+    scored: LabelledFeatures
     classes: int
 
     @property
@@ -259,19 +250,23 @@ class _Job:
     def fit(self, rows: np.ndarray, seed: int) -> np.ndarray:
         """The score, the C chosen (NaN of no choice), and the scores of the resamples: `[2 + R]`."""
         x, y = self.train
-        part = self.train if len(rows) == len(y) else (np.asarray(x[np.sort(rows)]), y[np.sort(rows)])
+        part = self.train
+        if len(rows) < len(y):
+            part = LabelledFeatures(np.asarray(x[np.sort(rows)]), y[np.sort(rows)])
         found = [self._candidate(part, head, seed) for head in self.candidates]
         _, head, scorer, thresholds = max(found, key=lambda one: one[0])
         said = self._probabilities(scorer, self.scored)
         names = tuple(map(str, range(self.classes)))
         value = getattr(score(said, self.scored[1], names, thresholds), self.metric)
         drawn = bootstrap_metrics(said, self.scored[1], thresholds, resamples=self.resamples)[self.metric]
-        penalty = head.C if "C" in KINDS[self.kind][1] else np.nan
+        penalty = head.C if "C" in KINDS[self.kind].settings else np.nan
         return np.concatenate([[value, penalty], drawn])
 
-    def _candidate(self, part: Rows, head: HeadSettings, seed: int) -> tuple[Any, HeadSettings, Any, Any]:
+    def _candidate(
+        self, part: LabelledFeatures, head: HeadSettings, seed: int
+    ) -> tuple[Any, HeadSettings, Any, Any]:
         """Its rank on validation: the metric, then the log loss, then the stronger penalty."""
-        scorer = KINDS[self.kind][0](part, self.validation, self.classes, head, seed=seed).best
+        scorer = KINDS[self.kind].fit(part, self.validation, self.classes, head, seed=seed).best
         said, y = self._probabilities(scorer, self.validation), self.validation[1]
         thresholds = tune_thresholds(said, y) if y.ndim == 2 else None
         if len(self.candidates) == 1:
@@ -279,7 +274,7 @@ class _Job:
         found = score(said, y, tuple(map(str, range(self.classes))), thresholds)
         return (getattr(found, self.metric), -found.log_loss, -head.C), head, scorer, thresholds
 
-    def _probabilities(self, scorer: Any, rows: Rows) -> np.ndarray:
+    def _probabilities(self, scorer: Any, rows: LabelledFeatures) -> np.ndarray:
         return probabilities_of(scorer.logits(rows[0]), 1.0, multi_label=rows[1].ndim == 2)
 
 
@@ -295,7 +290,7 @@ def _request(
     settings: Settings, plan: Plan, data: CachedSplits, view: str, sizes: Sequence[int]
 ) -> dict[str, Any]:
     """All that the numbers depend on; equal requests share a folder."""
-    candidates, used = plan.candidates(settings.head), KINDS[plan.kind][1]
+    candidates, used = plan.candidates(settings.head), KINDS[plan.kind].settings
     named = [name for name in used if name not in _CHOICE]
     return {
         "format": CURVE_FORMAT,

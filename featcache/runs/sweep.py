@@ -8,17 +8,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featcache.errors import UsageError
-from featcache.heads.fit import Epoch, Fit
+from featcache.heads.fit import Course, Epoch, Fit, Member
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
 from featcache.runs.train import load_data, save_fit
 from featcache.settings import Settings
-
-if TYPE_CHECKING:
-    from featcache.heads.linear_stack import Member
 
 RANGE_POINTS = 7  # values of a range that does not say how many
 MOST_HEADS = 4096
@@ -90,18 +87,17 @@ def sweep(
         raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")
     data = load_data(settings, grid.views)
     from featcache.heads.linear_stack import fit_stack
-    from featcache.heads.registry import stack_settings
 
     members = _members(grid, settings.seed)
-    _, course = stack_settings(settings.head, grid.views[0], settings.seed)
-    train = {view: data.rows(view, "train")[0] for view in grid.views}
-    held_out = {view: data.rows(view, "validation")[0] for view in grid.views}
-    first = data.features[grid.views[0]]
-    report = None if progress is None else (lambda number, lines: progress(number, members, lines))
+    course = Course.of(settings.head, settings.seed)
+    train, held_out = (
+        {view: data.rows(view, split) for view in grid.views} for split in ("train", "validation")
+    )
+    report = None if progress is None else (lambda lines: progress(lines[0].epoch, members, lines))
     began = time.perf_counter()
     fits = fit_stack(
-        train, first["train"].y, held_out, first["validation"].y, len(first["train"].label_names),
-        members, course, report,
+        train, held_out, len(data.features[grid.views[0]]["train"].label_names), members, course,
+        on_epoch=report,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     ranked = sorted(
@@ -149,11 +145,11 @@ def _spaced(low: float, high: float, points: int) -> list[float]:
 
 
 def _members(grid: Grid, seed: int) -> list[Member]:
-    from featcache.heads.linear_stack import Member
-
     seeds = [None] if grid.seeds == 1 else range(seed, seed + grid.seeds)
     return [
-        Member(view, lr, decay, number, smoothing, weight)
+        Member(
+            view, lr, decay, seed=number, label_smoothing=smoothing, class_weight=weight
+        )
         for view, lr, decay, smoothing, weight, number in itertools.product(
             grid.views, grid.lr, grid.weight_decay, grid.label_smoothing, grid.class_weight,
             seeds,

@@ -13,7 +13,8 @@ import numpy as np
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheMiss, HeadError
 from featcache.extraction.api import find_features
-from featcache.heads.distributed import ALONE, Group
+from featcache.heads.distributed import ALONE, ProcessGroup
+from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
@@ -34,10 +35,9 @@ class CachedSplits:
     files: dict[str, CacheFile]
     features: dict[str, dict[str, Features]]
 
-    def rows(self, view: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[N, D]` and labels of one split."""
+    def rows(self, view: str, split: str) -> LabelledFeatures:
         found = self.features[view][split]
-        return found.x, found.y
+        return LabelledFeatures(found.x, found.y)
 
 
 def train_head(
@@ -46,7 +46,7 @@ def train_head(
     view: str | None = None,
     *,
     progress: Callable[[Epoch], None] | None = None,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Run:
     """Train one head on the cached train features and save it as a run.
 
@@ -76,17 +76,18 @@ def train_head(
     asked = view or settings.features.views[0]
     data = load_data(settings, [asked])
     _check_agreed(group, settings, kind, asked, data)
-    solve, _ = KINDS[kind]
+    solve = KINDS[kind].fit
     # Imported before the clock starts: the import is no part of the training time.
     import_module("sklearn.linear_model" if kind == "logistic" else "torch")
     began = time.perf_counter()
     train = data.rows(asked, "train")
     fit = solve(
         train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
-        settings.head, seed=settings.seed, progress=progress, **shared,
+        settings.head, seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    return group.tell(save_fit(settings, kind, data, asked, fit, seconds) if group.rank == 0 else None)
+    run = save_fit(settings, kind, data, asked, fit, seconds) if group.rank == 0 else None
+    return group.broadcast_object(run)
 
 
 def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
@@ -134,7 +135,7 @@ def save_fit(
     training = Training(
         kind=kind,
         seconds=seconds,
-        settings={name: getattr(settings.head, name) for name in KINDS[kind][1]},
+        settings={name: getattr(settings.head, name) for name in KINDS[kind].settings},
         history=fit.history,
         best_epoch=fit.best_epoch,
         solver=fit.about or {},
@@ -158,11 +159,11 @@ def _inputs(files: Mapping[str, CacheFile], x: np.ndarray) -> TrainingInputs:
     )
 
 
-def _check_agreed(group: Group, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
+def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
     """Refuse a worker that was started otherwise than the first one: each would wait for other sums."""
     files = {split: file.fingerprint for split, file in data.files.items()}
     own = (kind, view, settings.seed, settings.head, files)
-    if group.tell(own) != own:
+    if group.broadcast_object(own) != own:
         raise HeadError(
             f"worker {group.rank + 1} of {group.size} has other settings or features than the first one",
             hint="start all with the same command, the same featcache.toml and the same cache",

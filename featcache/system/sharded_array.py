@@ -153,6 +153,11 @@ def part_of(x: np.ndarray, rows: slice) -> np.ndarray:
     return as_array(x.part(rows)) if isinstance(x, ShardedColumn) else x[rows]
 
 
+def slices_of(rows: int, at_once: int) -> Iterator[slice]:
+    """Slices that cover so many rows, `at_once` at a time."""
+    return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
+
+
 def as_array(column: ShardedColumn) -> np.ndarray:
     """The column where an array is wanted: it answers to all that featcache asks of one."""
     return cast(np.ndarray, column)

@@ -75,7 +75,7 @@ def test_every_head_comes_out_the_same(
 ) -> None:
     if not kept:
         monkeypatch.setattr("featcache.heads.features.IN_MEMORY", 0)
-        monkeypatch.setattr("featcache.heads.features.BLOCK", 32 * 7)
+        monkeypatch.setattr("featcache.heads.features.NUMBERS_AT_ONCE", 32 * 7)
         monkeypatch.setattr("featcache.system.sharded_array.RESIDENT", 1)
     found = []
     for name, folder in works.items():

@@ -18,9 +18,10 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 import featcache.heads.features
 from featcache.errors import HeadError
 from featcache.heads.closed_form import centroid, discriminant, neighbours, ridge
+from featcache.heads.features import LabelledFeatures
 from featcache.heads.head import softmax
 from featcache.heads.scorers import Scorer
-from tests.support.feature_rows import Data, clusters, standardised, tagged
+from tests.support.feature_rows import clusters, standardised, tagged
 
 Solver = Callable[..., Scorer]
 LINEAR = [ridge, discriminant, centroid]
@@ -28,9 +29,9 @@ every_solver = pytest.mark.parametrize("solve", [*LINEAR, neighbours], ids=lambd
 linear_solvers = pytest.mark.parametrize("solve", LINEAR, ids=lambda solve: solve.__name__)
 
 
-@pytest.fixture(params=[1 << 22, 40], ids=["one block", "blocks of a few rows"], autouse=True)
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featcache.heads.features, "BLOCK", request.param)
+@pytest.fixture(params=[1 << 22, 40], ids=["all rows at once", "a few rows at a time"], autouse=True)
+def numbers_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featcache.heads.features, "NUMBERS_AT_ONCE", request.param)
 
 
 # ---------------------------------------------------------------- ridge
@@ -214,7 +215,7 @@ def test_more_neighbours_than_rows(k: int) -> None:
 # ---------------------------------------------------------------- what all of them do
 
 
-def solved(solve: Solver, data: Data, classes: int) -> Scorer:
+def solved(solve: Solver, data: LabelledFeatures, classes: int) -> Scorer:
     return solve(*data, classes, **({"neighbours": 3} if solve is neighbours else {}))
 
 
@@ -226,8 +227,8 @@ def test_stored_float16_features_are_their_float32_values(solve: Solver, make: A
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
     classes = 4 if make is tagged else 3
-    found = solved(solve, (stored, y), classes).logits(stored)
-    expected = solved(solve, (np.asarray(stored, np.float32), y), classes).logits(stored)
+    found = solved(solve, LabelledFeatures(stored, y), classes).logits(stored)
+    expected = solved(solve, LabelledFeatures(np.asarray(stored, np.float32), y), classes).logits(stored)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -235,12 +236,12 @@ def test_stored_float16_features_are_their_float32_values(solve: Solver, make: A
 @pytest.mark.parametrize(("present", "classes"), [([0, 2], 3), ([1, 2, 4], 6)])
 def test_a_class_that_train_lacks_is_never_said(solve: Solver, present: list[int], classes: int) -> None:
     x, y = clusters(90, classes=len(present))
-    scorer = solved(solve, (x, np.array(present)[y]), classes)
+    scorer = solved(solve, LabelledFeatures(x, np.array(present)[y]), classes)
     wild = np.concatenate([x, 50 * np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)])
     found = scorer.logits(wild)
     assert found.shape == (490, classes)
     assert set(found.argmax(1)) == set(present)
-    plain = solved(solve, (x, y), len(present)).logits(wild)
+    plain = solved(solve, LabelledFeatures(x, y), len(present)).logits(wild)
     np.testing.assert_array_equal(np.array(present)[plain.argmax(1)], found.argmax(1))
     if solve is not neighbours:
         np.testing.assert_array_equal(found[:, present], plain)
@@ -251,7 +252,10 @@ def test_a_class_that_train_lacks_is_never_said(solve: Solver, present: list[int
 def test_labels_that_no_row_or_every_row_has(solve: Solver) -> None:
     x, y = tagged(60)
     widened = np.insert(y, [0, 2], np.array([0, 1], np.uint8), axis=1)  # columns 0 and 3
-    found, plain = solved(solve, (x, widened), 6).logits(x), solved(solve, (x, y), 4).logits(x)
+    found, plain = (
+        solved(solve, LabelledFeatures(x, widened), 6).logits(x),
+        solved(solve, LabelledFeatures(x, y), 4).logits(x),
+    )
     np.testing.assert_array_equal(np.delete(found, [0, 3], axis=1), plain)
     never, always = found[:, 0], found[:, 3]
     if solve is neighbours:
@@ -267,13 +271,15 @@ def test_labels_that_no_row_or_every_row_has(solve: Solver) -> None:
 def test_constant_features_say_nothing(solve: Solver, constant: float) -> None:
     x, y = clusters(60)
     fixed = np.concatenate([x, np.full((60, 2), constant, np.float32)], axis=1)
-    found = solved(solve, (fixed, y), 3).logits(fixed)
+    found = solved(solve, LabelledFeatures(fixed, y), 3).logits(fixed)
     if solve is discriminant:  # where a feature without variance counts in the average that is shrunk to
         scaled = standardised(fixed)[0]
         reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(scaled, y)
         np.testing.assert_allclose(softmax(found), reference.predict_proba(scaled), rtol=0, atol=1e-4)
     else:
-        np.testing.assert_allclose(found, solved(solve, (x, y), 3).logits(x), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            found, solved(solve, LabelledFeatures(x, y), 3).logits(x), rtol=0, atol=1e-4
+        )
 
 
 @every_solver
@@ -282,14 +288,14 @@ def test_a_feature_far_from_zero_keeps_its_say(solve: Solver) -> None:
     draw = np.random.default_rng(0)
     y = np.arange(80) % 2
     x = np.stack([20 + 0.1 * (y * 2 - 1) + 0.05 * draw.normal(size=80), 0.1 * draw.normal(size=80)], 1)
-    found = solved(solve, (x.astype(np.float16), y), 2).logits(x.astype(np.float16))
+    found = solved(solve, LabelledFeatures(x.astype(np.float16), y), 2).logits(x.astype(np.float16))
     assert (found.argmax(1) == y).mean() > 0.95
 
 
 @every_solver
 def test_rows_that_come_twice(solve: Solver) -> None:
     x, y = clusters(40)
-    found = solved(solve, (np.tile(x, (3, 1)), np.tile(y, 3)), 3).logits(x)
+    found = solved(solve, LabelledFeatures(np.tile(x, (3, 1)), np.tile(y, 3)), 3).logits(x)
     if solve is neighbours:  # the three nearest are the row itself
         np.testing.assert_array_equal(found.argmax(1), y)
     elif solve is centroid:
@@ -305,7 +311,7 @@ def test_rows_that_come_twice(solve: Solver) -> None:
 @every_solver
 def test_more_classes_than_rows(solve: Solver) -> None:
     x, y = clusters(8, classes=4, width=20)
-    found = solved(solve, (x, y * 5), 20).logits(x)
+    found = solved(solve, LabelledFeatures(x, y * 5), 20).logits(x)
     assert found.shape == (8, 20)
     assert np.isfinite(found).all()
     assert set(found.argmax(1)) <= {0, 5, 10, 15}
@@ -355,7 +361,7 @@ def test_features_without_sense(solve: Solver) -> None:
 def test_no_copy_of_all_rows_is_made(solve: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(featcache.heads.features, "BLOCK", 1 << 14)
+    monkeypatch.setattr(featcache.heads.features, "NUMBERS_AT_ONCE", 1 << 14)
     x, y = clusters(40_000, width=32)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
@@ -367,13 +373,3 @@ def test_no_copy_of_all_rows_is_made(solve: Solver, tmp_path: Path, monkeypatch:
     finally:
         tracemalloc.stop()
     assert peak < stored.size * 2 * 0.6  # not even in float16
-
-
-def test_standardisation_by_blocks_is_that_of_the_whole() -> None:
-    from featcache.heads.fit import Standard
-
-    x = np.concatenate([clusters(70)[0], np.full((70, 1), 0.1, np.float32)], axis=1)
-    found, expected = featcache.heads.features.standard_of(x), Standard.of(x)
-    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(found.scale, expected.scale, rtol=1e-12)
-    assert found.scale[-1] == 1

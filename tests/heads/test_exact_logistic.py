@@ -16,9 +16,9 @@ from sklearn.model_selection import StratifiedKFold
 from featcache.errors import HeadError
 from featcache.heads import logistic_objective as logistic
 from featcache.heads.exact_logistic import Solution, choose_penalty, cross_validate_penalty, fit, fit_path
-from featcache.heads.features import standard_of
-from featcache.heads.registry import KINDS
+from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.registry import PENALTIES as PATH
+from featcache.heads.registry import fit_exact
 from featcache.settings import HeadSettings
 
 PENALTIES = (1e-3, 0.03, 1.0, 10.0)
@@ -78,9 +78,9 @@ def test_the_path_agrees_with_scikit_learn(shape: tuple[int, int, int]) -> None:
 def test_many_rows_in_several_chunks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(500, 30, 3)
     whole = fit(x, y, 3, 1.0)
-    monkeypatch.setattr(logistic, "CHUNK", 30 * 7)
-    monkeypatch.setattr(logistic, "GRAM_CHUNK", 30 * 11)
-    monkeypatch.setattr(logistic, "GRAM_BLOCK", 8)
+    monkeypatch.setattr(logistic, "NUMBERS_AT_ONCE", 30 * 7)
+    monkeypatch.setattr(logistic, "GRAM_NUMBERS_AT_ONCE", 30 * 11)
+    monkeypatch.setattr(logistic, "GRAM_COLUMNS", 8)
     parts = fit(x, y, 3, 1.0)
     np.testing.assert_allclose(parts.weight, whole.weight, atol=1e-5 * np.abs(whole.weight).max())
     assert parts.iterations == whole.iterations  # the Gram matrix is the same one, too
@@ -200,8 +200,8 @@ def test_equal_work_gives_equal_bits() -> None:
 def test_rows_are_read_from_disk_in_slices(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     x, y = rows(400, 30, 3)
     expected = fit(x, y, 3, 1.0)
-    monkeypatch.setattr(logistic, "CHUNK", 30 * 64)
-    monkeypatch.setattr(logistic, "GRAM_CHUNK", 30 * 64)
+    monkeypatch.setattr(logistic, "NUMBERS_AT_ONCE", 30 * 64)
+    monkeypatch.setattr(logistic, "GRAM_NUMBERS_AT_ONCE", 30 * 64)
     largest = 0
 
     class Watched:
@@ -360,7 +360,7 @@ class TestChoosing:
         x, y = rows(400, 60, 3, noise=0.5)
         train, held = slice(0, 150), slice(150, 400)
         penalties = np.logspace(-4, 2, 7).tolist()
-        chosen = choose_penalty(x[train], y[train], 3, penalties, x[held], y[held])
+        chosen = choose_penalty(x[train], y[train], 3, penalties, (x[held], y[held]))
         ranks = {}
         for c in penalties:
             model = reference(x[train], y[train], c)
@@ -373,32 +373,32 @@ class TestChoosing:
     def test_log_loss_decides_between_equal_accuracies(self) -> None:
         x = np.array([[-1.0], [1.0]] * 20, np.float32)
         y = np.array([0, 1] * 20)
-        assert choose_penalty(x, y, 2, [1.0, 100.0, 0.01], x, y).C == 100.0
+        assert choose_penalty(x, y, 2, [1.0, 100.0, 0.01], (x, y)).C == 100.0
 
     def test_multi_label(self) -> None:
         x, _ = rows(300, 20, 2)
         r = np.random.default_rng(0)
         y = (x @ r.normal(size=(20, 3)) + r.logistic(size=(300, 3)) > 0).astype(np.uint8)
-        chosen = choose_penalty(x[:150], y[:150], 3, [1e-6, 0.1], x[150:], y[150:])
+        chosen = choose_penalty(x[:150], y[:150], 3, [1e-6, 0.1], (x[150:], y[150:]))
         assert chosen.C == 0.1
 
     def test_validation_rows_must_fit(self) -> None:
         x, y = rows(60, 5, 2)
         with pytest.raises(HeadError, match="differ in width"):
-            choose_penalty(x, y, 2, [1.0], x[:, :4], y)
+            choose_penalty(x, y, 2, [1.0], (x[:, :4], y))
         with pytest.raises(HeadError, match="kind of their labels"):
-            choose_penalty(x, y, 2, [1.0], x, np.eye(2, dtype=int)[y])
+            choose_penalty(x, y, 2, [1.0], (x, np.eye(2, dtype=int)[y]))
 
 
 class TestCrossValidation:
     def test_folds_are_fitted_without_their_rows(self) -> None:
         """Every fold's accuracy, from fits on rows cut out; the deal itself is checked below."""
-        from featcache.heads.exact_logistic import _deal
+        from featcache.heads.exact_logistic import _folds_of
 
         x, y = rows(150, 20, 3)
         penalties = [0.01, 1.0]
         result = cross_validate_penalty(x, y, 3, penalties, folds=4, seed=3)
-        fold_of = _deal(y, 3, 4, 3)
+        fold_of = _folds_of(y, 3, 4, 3)
         assert result.accuracy.shape == result.log_loss.shape == (2, 4)
         for i, c in enumerate(penalties):
             for fold in range(4):
@@ -411,25 +411,25 @@ class TestCrossValidation:
         assert penalties[best] == result.C
 
     def test_every_fold_has_its_share_of_each_class(self) -> None:
-        from featcache.heads.exact_logistic import _deal
+        from featcache.heads.exact_logistic import _folds_of
 
         y = np.array([0] * 53 + [1] * 31 + [2] * 5)
-        fold_of = _deal(y, 3, 5, 0)
+        fold_of = _folds_of(y, 3, 5, 0)
         theirs = [np.bincount(y[test], minlength=3) for _, test in StratifiedKFold(5).split(y, y)]
         ours = [np.bincount(y[fold_of == fold], minlength=3) for fold in range(5)]
         assert sorted(map(sum, ours)) == sorted(map(sum, theirs))
         for label in range(3):
             assert sorted(c[label] for c in ours) == sorted(c[label] for c in theirs)
-        assert (fold_of != _deal(y, 3, 5, 1)).any()
+        assert (fold_of != _folds_of(y, 3, 5, 1)).any()
 
-    def test_rare_labels_are_dealt_evenly(self) -> None:
-        from featcache.heads.exact_logistic import _deal
+    def test_rare_labels_are_folds_oft_evenly(self) -> None:
+        from featcache.heads.exact_logistic import _folds_of
 
         r = np.random.default_rng(0)
         y = (r.random((200, 3)) < 0.5).astype(np.uint8)
         y[:, 2] = 0
         y[:10, 2] = 1
-        fold_of = _deal(y, 3, 5, 0)
+        fold_of = _folds_of(y, 3, 5, 0)
         assert [int(y[fold_of == fold, 2].sum()) for fold in range(5)] == [2] * 5
         result = cross_validate_penalty(np.float32(r.normal(size=(200, 4))), y, 3, [0.1, 1.0])
         assert np.isfinite(result.log_loss).all()
@@ -465,11 +465,13 @@ def _overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_penalty_of_the_head_is_the_best_of_the_path_by_validation() -> None:
     (x, y), (held_out, y_held_out) = _overlapping(120, 0), _overlapping(80, 1)
     asked = HeadSettings(penalty="validation")
-    fit = KINDS["exact"][0]((x, y), (held_out, y_held_out), 2, asked, seed=0)
+    fit = fit_exact(LabelledFeatures(x, y), LabelledFeatures(held_out, y_held_out), 2, asked, seed=0)
     assert fit.about is not None
     ranks = {}
     for C in PATH:
-        one = KINDS["exact"][0]((x, y), (held_out, y_held_out), 2, HeadSettings(C=C), seed=0)
+        one = fit_exact(
+            LabelledFeatures(x, y), LabelledFeatures(held_out, y_held_out), 2, HeadSettings(C=C), seed=0
+        )
         logits = one.best.logits(held_out).astype(np.float64)
         loss = -log_softmax(logits, axis=1)[np.arange(80), y_held_out].mean()
         ranks[C] = (float((logits.argmax(1) == y_held_out).mean()), -round(float(loss), 6))
@@ -482,10 +484,10 @@ def test_the_penalty_of_the_head_by_folds_never_sees_validation() -> None:
     asked = HeadSettings(penalty="folds", folds=4)
     chosen = []
     for labels in (y, 1 - y):  # validation labels that contradict each other change nothing
-        fit = KINDS["exact"][0]((x, y), (x, labels), 2, asked, seed=3)
+        fit = fit_exact(LabelledFeatures(x, y), LabelledFeatures(x, labels), 2, asked, seed=3)
         assert fit.about is not None
         chosen.append(fit.about["C"])
-    standard = standard_of(x)
+    standard = Standard.of(x)
     expected = cross_validate_penalty(standard(x), y, 2, PATH, folds=4, seed=3)
     assert chosen == [expected.C, expected.C]
 
@@ -493,8 +495,8 @@ def test_the_penalty_of_the_head_by_folds_never_sees_validation() -> None:
 def test_rows_standardised_when_they_are_read_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = _overlapping(300, 0)
     stored = x.astype(np.float16)
-    kept = KINDS["exact"][0]((stored, y), (stored, y), 2, HeadSettings(), seed=0)
+    kept = fit_exact(LabelledFeatures(stored, y), LabelledFeatures(stored, y), 2, HeadSettings(), seed=0)
     monkeypatch.setattr("featcache.heads.features.IN_MEMORY", 0)
-    streamed = KINDS["exact"][0]((stored, y), (stored, y), 2, HeadSettings(), seed=0)
+    streamed = fit_exact(LabelledFeatures(stored, y), LabelledFeatures(stored, y), 2, HeadSettings(), seed=0)
     np.testing.assert_array_equal(kept.best.weight, streamed.best.weight)
     np.testing.assert_array_equal(kept.best.bias, streamed.best.bias)

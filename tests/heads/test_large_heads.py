@@ -23,6 +23,7 @@ import json, re, sys, threading, time
 from pathlib import Path
 import numpy as np
 from featcache.settings import HeadSettings
+from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS
 import featcache.heads.exact_logistic, featcache.heads.linear_stack, featcache.heads.closed_form, scipy.linalg
 kind, path, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -36,7 +37,8 @@ def watch():
 watcher = threading.Thread(target=watch); watcher.start()
 began = time.perf_counter()
 settings = HeadSettings(epochs=1, batch_size=256, lr=0.01)
-fit = KINDS[kind][0]((x, y), (x[:2000], y[:2000]), 2, settings, seed=0)
+train, validation = LabelledFeatures(x, y), LabelledFeatures(x[:2000], y[:2000])
+fit = KINDS[kind].fit(train, validation, 2, settings, seed=0)
 seconds = time.perf_counter() - began
 done.set(); watcher.join()
 accuracy = float((fit.best.logits(x[:2000]).argmax(1) == y[:2000]).mean())

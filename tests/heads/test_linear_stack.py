@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,14 @@ import pytest
 import torch
 
 from featcache.errors import HeadError
-from featcache.heads import features as row_blocks
-from featcache.heads import linear_stack as stack
-from featcache.heads import minibatches as batches
-from featcache.heads.fit import Standard, schedule_factor
-from featcache.heads.linear_stack import Course, Member, class_weights, fit_stack, initial_weights
+from featcache.heads import features, minibatches
+from featcache.heads.features import LabelledFeatures, Standard
+from featcache.heads.fit import Course, Member, schedule_factor
+from featcache.heads.linear_stack import fit_stack, initial_weights
+from featcache.heads.stack_loss import class_weights
 from tests.support.stock import one_thread
 
-Views = dict[str, np.ndarray]
+Views = dict[str, LabelledFeatures]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,20 +26,22 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-def rows(count: int, seed: int, *, classes: int = 3) -> tuple[Views, np.ndarray]:
+def rows(count: int, seed: int, *, classes: int = 3) -> Views:
     """Two views of different width, unevenly frequent classes that overlap."""
     centres = np.random.default_rng(7).normal(size=(classes, 9))
     draw = np.random.default_rng(seed)
     y = np.concatenate([np.arange(classes), draw.choice(classes, count - classes, p=[0.6, 0.3, 0.1])])
     x = centres[y] + 1.5 * draw.normal(size=(count, 9))
-    return {"a": (3 * x + 1).astype(np.float16), "b": x[:, :5].astype(np.float32)}, y
+    views = {"a": (3 * x + 1).astype(np.float16), "b": x[:, :5].astype(np.float32)}
+    return {view: LabelledFeatures(x, y) for view, x in views.items()}
 
 
-def several(count: int, seed: int) -> tuple[Views, np.ndarray]:
+def several(count: int, seed: int) -> Views:
     """Multi-label rows: labels of different frequency that depend on the features."""
-    views, _ = rows(count, seed)
+    views = rows(count, seed)
     noise = np.random.default_rng(seed + 50).normal(size=(count, 3))
-    return views, (views["b"][:, :3] + noise > [0.0, 0.8, -0.5]).astype(np.uint8)
+    y = (views["b"].x[:, :3] + noise > [0.0, 0.8, -0.5]).astype(np.uint8)
+    return {view: LabelledFeatures(x, y) for view, (x, _) in views.items()}
 
 
 MEMBERS = [
@@ -52,9 +53,10 @@ MEMBERS = [
 ]
 
 
-def torchs(views: Views, y: np.ndarray, member: Member, course: Course) -> torch.nn.Linear:
+def torchs(views: Views, member: Member, course: Course) -> torch.nn.Linear:
     """The layer for standardised features after the last epoch, by torch's own autograd and optimizer."""
-    x = torch.from_numpy(Standard.of(views[member.view].astype(np.float32))(views[member.view]))
+    stored, y = views[member.view]
+    x = torch.from_numpy(Standard.of(stored.astype(np.float32))(stored))
     layer = torch.nn.Linear(x.shape[1], 3)
     first = initial_weights(member, 3, x.shape[1])
     layer.load_state_dict({"weight": first[:, :-1], "bias": first[:, -1]})
@@ -105,23 +107,21 @@ def assert_is(found: Any, layer: torch.nn.Linear, stored: np.ndarray) -> None:
     ids=lambda course: f"{course.batch_size}-{course.schedule}",
 )
 def test_every_head_goes_torchs_way(make: Any, course: Course) -> None:
-    train, y = make(90, 0)
-    validation, y_validation = make(40, 1)
-    fits = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
+    train, validation = make(90, 0), make(40, 1)
+    fits = fit_stack(train, validation, 3, MEMBERS, course)
     for member, fit in zip(MEMBERS, fits, strict=True):
-        assert_is(fit.last, torchs(train, y, member, course), train[member.view])
+        assert_is(fit.last, torchs(train, member, course), train[member.view].x)
 
 
 @pytest.mark.parametrize("make", [rows, several])
 def test_a_head_is_the_same_in_company(make: Any) -> None:
-    train, y = make(80, 0)
-    validation, y_validation = make(30, 1)
+    train, validation = make(80, 0), make(30, 1)
     course = Course(epochs=8, batch_size=8)
-    together = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
+    together = fit_stack(train, validation, 3, MEMBERS, course)
     for member, fit in zip(MEMBERS, together, strict=True):
-        alone = fit_stack(train, y, validation, y_validation, 3, [member], course)[0]
-        np.testing.assert_allclose(fit.best.logits(train[member.view]), alone.best.logits(train[member.view]),
-                                   rtol=0, atol=2e-5)  # fmt: skip
+        alone = fit_stack(train, validation, 3, [member], course)[0]
+        x = train[member.view].x
+        np.testing.assert_allclose(fit.best.logits(x), alone.best.logits(x), rtol=0, atol=2e-5)
         assert fit.best_epoch == alone.best_epoch
         for one, other in zip(fit.history, alone.history, strict=True):
             assert one.validation_loss == pytest.approx(other.validation_loss, abs=1e-5)
@@ -130,13 +130,12 @@ def test_a_head_is_the_same_in_company(make: Any) -> None:
 
 def test_rows_too_many_to_keep_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standardised chunk by chunk from the map, in many chunks, instead of at once."""
-    train, y = rows(200, 0)
-    validation, y_validation = rows(60, 1)
+    train, validation = rows(200, 0), rows(60, 1)
     course = Course(epochs=3, batch_size=8)
-    kept = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
-    monkeypatch.setattr(row_blocks, "IN_MEMORY", 0)
-    monkeypatch.setattr(batches, "CHUNK", 16 * 24)
-    streamed = fit_stack(train, y, validation, y_validation, 3, MEMBERS, course)
+    kept = fit_stack(train, validation, 3, MEMBERS, course)
+    monkeypatch.setattr(features, "IN_MEMORY", 0)
+    monkeypatch.setattr(minibatches, "NUMBERS_AT_ONCE", 16 * 24)
+    streamed = fit_stack(train, validation, 3, MEMBERS, course)
     for one, other in zip(kept, streamed, strict=True):
         np.testing.assert_allclose(one.last.weight, other.last.weight, rtol=0, atol=1e-5)
         for a, b in zip(one.history, other.history, strict=True):
@@ -145,11 +144,10 @@ def test_rows_too_many_to_keep_train_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_head_that_stops_keeps_what_it_had() -> None:
-    train, y = rows(60, 0)
-    validation, y_validation = rows(30, 3)
+    train, validation = rows(60, 0), rows(30, 3)
     members = [Member("a", lr=0.3), Member("a", lr=1e-4)]
-    patient = fit_stack(train, y, validation, y_validation, 3, members, Course(epochs=60, patience=4))
-    endless = fit_stack(train, y, validation, y_validation, 3, members, Course(epochs=60))
+    patient = fit_stack(train, validation, 3, members, Course(epochs=60, patience=4))
+    endless = fit_stack(train, validation, 3, members, Course(epochs=60))
     stopped = patient[0]
     assert len(stopped.history) == stopped.best_epoch + 4 < 60
     assert stopped.history == endless[0].history[: len(stopped.history)]
@@ -157,28 +155,28 @@ def test_a_head_that_stops_keeps_what_it_had() -> None:
 
 
 def test_a_diverged_head_leaves_the_others_alone() -> None:
-    train, y = rows(60, 0)
+    train = rows(60, 0)
     members = [Member("a", lr=1e12, weight_decay=1.0), Member("a")]
-    wild, fine = fit_stack(train, y, train, y, 3, members, Course(epochs=9))
-    alone = fit_stack(train, y, train, y, 3, members[1:], Course(epochs=9))[0]
+    wild, fine = fit_stack(train, train, 3, members, Course(epochs=9))
+    alone = fit_stack(train, train, 3, members[1:], Course(epochs=9))[0]
     assert wild.about and wild.about["diverged_in_epoch"] > 1
     np.testing.assert_allclose(fine.last.weight, alone.last.weight, rtol=0, atol=1e-6)
     assert fine.about is None
 
 
 def test_a_seed_decides_the_first_weights_of_its_head_only() -> None:
-    train, y = rows(60, 0)
+    train = rows(60, 0)
     members = [Member("a", seed=0), Member("a", seed=1), Member("a", seed=0)]
-    one, other, again = fit_stack(train, y, train, y, 3, members, Course(epochs=2))
+    one, other, again = fit_stack(train, train, 3, members, Course(epochs=2))
     np.testing.assert_array_equal(one.last.weight, again.last.weight)
     assert not np.allclose(one.last.weight, other.last.weight, atol=1e-3)
 
 
 def test_threads_are_left_as_they_were() -> None:
-    train, y = rows(60, 0)
+    train = rows(60, 0)
     torch.set_num_threads(2)
     try:
-        fit_stack(train, y, train, y, 3, [Member("a")], Course(epochs=1))
+        fit_stack(train, train, 3, [Member("a")], Course(epochs=1))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -194,22 +192,12 @@ def test_threads_are_left_as_they_were() -> None:
     ],
 )
 def test_settings_without_sense(member: Member, course: Course, words: str) -> None:
-    train, y = rows(30, 0)
+    train = rows(30, 0)
     with pytest.raises(HeadError, match=words):
-        fit_stack(train, y, train, y, 3, [member], course)
+        fit_stack(train, train, 3, [member], course)
 
 
 def test_a_stack_of_none() -> None:
-    train, y = rows(30, 0)
+    train = rows(30, 0)
     with pytest.raises(HeadError, match="no heads"):
-        fit_stack(train, y, train, y, 3, [], Course())
-
-
-def test_class_weights_are_scikit_learns() -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
-    _, y = rows(90, 0)
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=y)
-    np.testing.assert_allclose(class_weights(y, 3, "balanced").numpy(), expected, rtol=1e-6)
-    assert replace(Member("a"), class_weight="balanced") != Member("a")
-    assert stack.class_weights(y, 3, "none").tolist() == [1, 1, 1]
+        fit_stack(train, train, 3, [], Course())

@@ -12,11 +12,13 @@ import torch
 from sklearn.metrics import log_loss
 
 from featcache.errors import HeadError
-from featcache.heads.fit import schedule_factor
+from featcache.heads.features import LabelledFeatures
+from featcache.heads.fit import Epoch, Fit, schedule_factor
 from featcache.heads.head import softmax
-from featcache.heads.mlp import MlpFit, fit_mlp
+from featcache.heads.mlp import fit_mlp
 from featcache.heads.scorers import Mlp
-from tests.support.feature_rows import Data, clusters, standardised, tagged
+from featcache.settings import HeadSettings
+from tests.support.feature_rows import clusters, standardised, tagged
 from tests.support.stock import one_thread
 
 
@@ -26,9 +28,15 @@ def on_one_thread() -> Iterator[None]:
         yield
 
 
-def fitted(train: Data, validation: Data | None = None, classes: int = 3, **changes: Any) -> MlpFit:
-    settings = {"epochs": 5, "lr": 3e-3, "weight_decay": 0.01, "batch_size": 16, "hidden": 8, "seed": 0}
-    return fit_mlp(train, validation or train, classes, **(settings | changes))
+ARGUMENTS = {"seed", "class_weight", "on_epoch"}
+
+
+def fitted(
+    train: LabelledFeatures, validation: LabelledFeatures | None = None, classes: int = 3, **changes: Any
+) -> Fit:
+    arguments = {"seed": 0} | {name: changes.pop(name) for name in ARGUMENTS & changes.keys()}
+    settings = {"epochs": 5, "lr": 3e-3, "weight_decay": 0.01, "batch_size": 16, "hidden": 8} | changes
+    return fit_mlp(train, validation or train, classes, HeadSettings(**settings), **arguments)
 
 
 def parts(scorer: Mlp) -> list[np.ndarray]:
@@ -40,7 +48,7 @@ def same(one: Mlp, other: Mlp) -> bool:
 
 
 def reference(
-    train: Data,
+    train: LabelledFeatures,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     factor: Callable[[int], float] = lambda step: 1.0,
     *,
@@ -141,28 +149,6 @@ def test_several_labels_are_torchs_binary_cross_entropy(
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
-def test_the_schedules_are_torchs(schedule: Any, warmup: float) -> None:
-    """After the warm-up, which torch has as LinearLR: transformers' factors, one step later at the start."""
-    from transformers import get_scheduler
-
-    total, rising = 20, round(20 * warmup)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    name = {"constant": "constant_with_warmup"}.get(schedule, schedule)
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=rising, num_training_steps=total)
-    expected = []
-    for _ in range(total):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    found = [schedule_factor(step, total, warmup, schedule) for step in range(total)]
-    np.testing.assert_allclose(found[rising:], expected[rising:], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found[:rising], np.arange(1, rising + 1) / max(rising, 1))
-    assert all(0 < factor <= 1 for factor in found)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_schedule_is_that_of_every_step(schedule: Any) -> None:
     train = clusters(50)
     total = 5 * 4  # 50 rows in batches of 16
@@ -174,12 +160,12 @@ def test_the_schedule_is_that_of_every_step(schedule: Any) -> None:
 # ---------------------------------------------------------------- which epoch
 
 
-def noisy(**changes: Any) -> MlpFit:
+def noisy(**changes: Any) -> Fit:
     train, validation = clusters(60, noise=3.0), clusters(30, seed=3, noise=3.0)
     return fitted(train, validation, lr=0.02, **({"epochs": 40} | changes))
 
 
-def ranks(fit: MlpFit) -> list[tuple[float, float]]:
+def ranks(fit: Fit) -> list[tuple[float, float]]:
     return [(line.validation_accuracy, -line.validation_loss) for line in fit.history]
 
 
@@ -215,15 +201,15 @@ def test_patience_ends_it(patience: int) -> None:
 
 
 def test_progress_hears_of_every_epoch() -> None:
-    heard: list[tuple[float, ...]] = []
-    fit = fitted(clusters(40), progress=lambda *line: heard.append(line))
-    assert heard == [tuple(line) for line in fit.history]
+    heard: list[Epoch] = []
+    fit = fitted(clusters(40), on_epoch=heard.append)
+    assert tuple(heard) == fit.history
     assert len(heard) == 5
 
 
 def test_the_validation_rows_do_not_train() -> None:
     train = clusters(60)
-    other = (clusters(9, seed=2)[0] * 1e3, clusters(9, seed=2)[1])
+    other = LabelledFeatures(clusters(9, seed=2).x * 1e3, clusters(9, seed=2).y)
     assert same(fitted(train, clusters(30, seed=1)).last, fitted(train, other).last)
 
 
@@ -248,7 +234,7 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean() -> None:
     from featcache.heads.mlp import _Network
 
     x, y = clusters(200)
-    network = _Network((x, y), 3, 64, 0)
+    network = _Network(LabelledFeatures(x, y), 3, 64, 0)
     network.w2 = torch.eye(64)  # what comes out is the hidden units
     network.b2 = torch.zeros(64)
     rows = torch.tensor(standardised(x)[0], dtype=torch.float32)
@@ -273,7 +259,14 @@ def test_a_hidden_layer_learns_what_a_line_cannot() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(400, 2)).astype(np.float32)
     y = ((x[:, 0] > 0) ^ (x[:, 1] > 0)).astype(np.int64)
-    fit = fitted((x[:300], y[:300]), (x[300:], y[300:]), 2, epochs=40, lr=0.01, hidden=16)
+    fit = fitted(
+        LabelledFeatures(x[:300], y[:300]),
+        LabelledFeatures(x[300:], y[300:]),
+        2,
+        epochs=40,
+        lr=0.01,
+        hidden=16,
+    )
     assert fit.history[fit.best_epoch - 1].validation_accuracy > 0.93
 
 
@@ -281,7 +274,10 @@ def test_stored_float16_features_train_alike(tmp_path: Path) -> None:
     x, y = clusters(60)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
-    assert same(fitted((stored, y)).last, fitted((np.asarray(stored, np.float32), y)).last)
+    assert same(
+        fitted(LabelledFeatures(stored, y)).last,
+        fitted(LabelledFeatures(np.asarray(stored, np.float32), y)).last,
+    )
 
 
 def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +285,14 @@ def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monke
 
     import featcache.heads.features
 
-    monkeypatch.setattr(featcache.heads.features, "BLOCK", 1 << 14)
+    monkeypatch.setattr(featcache.heads.features, "NUMBERS_AT_ONCE", 1 << 14)
     x, y = clusters(20_000, width=128)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
-    fitted((stored[:50], y[:50]))
+    fitted(LabelledFeatures(stored[:50], y[:50]))
     tracemalloc.start()
     try:
-        fitted((stored, y), (stored[:50], y[:50]), epochs=1, batch_size=2000)
+        fitted(LabelledFeatures(stored, y), LabelledFeatures(stored[:50], y[:50]), epochs=1, batch_size=2000)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -307,18 +303,32 @@ def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monke
 def test_constant_features_say_nothing(constant: float) -> None:
     x, y = clusters(60)
     fixed = np.concatenate([x, np.full((60, 2), constant, np.float32)], axis=1)
-    _, after = reference((fixed, y), torch.nn.CrossEntropyLoss(), outputs=3)
+    _, after = reference(LabelledFeatures(fixed, y), torch.nn.CrossEntropyLoss(), outputs=3)
     w1, b1, w2, b2 = after[-1]
     expected = np.maximum(standardised(fixed)[0] @ w1.T + b1, 0) @ w2.T + b2
-    np.testing.assert_allclose(fitted((fixed, y)).last.logits(fixed), expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(
+        fitted(LabelledFeatures(fixed, y)).last.logits(fixed), expected, rtol=0, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_class_that_train_lacks_is_never_said(smoothing: float) -> None:
     x, y = clusters(60, classes=2)
     weights = np.array([9, 1, 9, 2.0])
-    fit = fitted((x, y * 2 + 1), (x, y), 4, label_smoothing=smoothing, class_weight=weights)
-    plain = fitted((x, y), (x, y), 2, label_smoothing=smoothing, class_weight=weights[[1, 3]])
+    fit = fitted(
+        LabelledFeatures(x, y * 2 + 1),
+        LabelledFeatures(x, y),
+        4,
+        label_smoothing=smoothing,
+        class_weight=weights,
+    )
+    plain = fitted(
+        LabelledFeatures(x, y),
+        LabelledFeatures(x, y),
+        2,
+        label_smoothing=smoothing,
+        class_weight=weights[[1, 3]],
+    )
     wild = 50 * np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
     found = fit.last.logits(wild)
     np.testing.assert_array_equal(found[:, [1, 3]], plain.last.logits(wild))
@@ -328,7 +338,7 @@ def test_a_class_that_train_lacks_is_never_said(smoothing: float) -> None:
 def test_labels_that_no_row_or_every_row_has() -> None:
     x, y = tagged(60)
     widened = np.insert(y, [0, 2], np.array([0, 1], np.uint8), axis=1)  # columns 0 and 3
-    found, plain = fitted((x, widened), classes=6), fitted((x, y), classes=4)
+    found, plain = fitted(LabelledFeatures(x, widened), classes=6), fitted(LabelledFeatures(x, y), classes=4)
     logits = found.last.logits(x)
     np.testing.assert_array_equal(np.delete(logits, [0, 3], axis=1), plain.last.logits(x))
     assert (logits[:, 0] == -1e4).all()
@@ -338,7 +348,7 @@ def test_labels_that_no_row_or_every_row_has() -> None:
 
 def test_more_classes_than_rows() -> None:
     x, y = clusters(7, classes=7, width=20)
-    fit = fitted((x[:4], y[:4]), (x[4:], y[4:]), 7, epochs=60, lr=0.02)
+    fit = fitted(LabelledFeatures(x[:4], y[:4]), LabelledFeatures(x[4:], y[4:]), 7, epochs=60, lr=0.02)
     assert (fit.last.logits(x[:4]).argmax(1) == y[:4]).all()
     assert fit.history[-1].validation_loss == pytest.approx(-np.log(1e-15))  # classes never seen: held there
 
@@ -381,7 +391,7 @@ def test_features_that_are_no_numbers(split: str, bad: float) -> None:
 
 def test_a_single_class() -> None:
     with pytest.raises(HeadError, match="single class"):
-        fitted((clusters(30)[0], np.ones(30, np.int64)), clusters(10))
+        fitted(LabelledFeatures(clusters(30)[0], np.ones(30, np.int64)), clusters(10))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +407,7 @@ def test_a_single_class() -> None:
         ({"dropout": 1.0}, "--dropout 1"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1"),
         ({"warmup": 1.5}, "--warmup 1.5"),
-        ({"schedule": "steps"}, "--schedule steps"),
+        ({"schedule": "steps"}, "--schedule: 'steps'"),
     ],
     ids=str,
 )
@@ -413,7 +423,7 @@ def test_class_weights_without_sense(weights: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [clusters, tagged], ids=["one label", "several"])
-def test_a_loss_that_diverges(make: Callable[..., Data]) -> None:
+def test_a_loss_that_diverges(make: Callable[..., LabelledFeatures]) -> None:
     with pytest.raises(HeadError, match="diverged in epoch 1") as caught:
         fitted(make(30), classes=4, lr=1e30)
     assert "--lr" in str(caught.value)

@@ -19,7 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import HeadError, UsageError
-from featcache.heads.registry import KINDS
+from featcache.heads.features import LabelledFeatures
+from featcache.heads.registry import KINDS, HeadKind
 from featcache.runs import learning_curve as module
 from featcache.runs.learning_curve import Curve, Plan, learning_curve, nested_order, sizes_of
 from featcache.runs.train import CachedSplits
@@ -27,11 +28,10 @@ from featcache.settings import HeadSettings, PathSettings, Settings
 from tests.support.documents import encoder_document
 from tests.support.feature_rows import clusters, tagged
 
-Rows = tuple[np.ndarray, np.ndarray]
 MakeCurve = Callable[..., Curve]
 
 
-def data_of(**splits: Rows) -> CachedSplits:
+def data_of(**splits: LabelledFeatures) -> CachedSplits:
     """What `load_data` would return for features that are cached."""
     y = splits["train"][1]
     names = tuple(f"c{i}" for i in range(y.shape[1] if y.ndim == 2 else int(y.max()) + 1))
@@ -197,7 +197,7 @@ def test_several_labels_a_row(make_curve: MakeCurve) -> None:
     data = data_of(**{name: tagged(rows, seed=n) for n, (name, rows) in enumerate(parts.items())})
     curve = make_curve(data, points=3, seeds=2, metric="macro_f1", penalties=(0.1,))
     assert curve.points[-1].score > curve.points[0].score > 0.3
-    fit = KINDS["exact"][0](
+    fit = KINDS["exact"].fit(
         data.rows("last/cls", "train"), data.rows("last/cls", "validation"), 4, HeadSettings(C=0.1), seed=0
     )
     from scipy.special import expit
@@ -223,7 +223,7 @@ def test_rare_classes_and_equal_rows(make_curve: MakeCurve) -> None:
     x, y = clusters(120, classes=3, seed=1, noise=1.0)
     y = np.concatenate([np.repeat(y, 3), [3, 4]])
     x = np.concatenate([np.repeat(x, 3, axis=0), x[:2] + 9])
-    data = data_of(train=(x, y), validation=clusters(100, seed=2), test=clusters(100, seed=3))
+    data = data_of(train=LabelledFeatures(x, y), validation=clusters(100, seed=2), test=clusters(100, seed=3))
     curve = make_curve(data, sizes=(3, 40, 362), seeds=3)
     assert curve.points[-1].score > curve.points[0].score
     assert all(np.isfinite(point.scores).all() for point in curve.points)
@@ -280,11 +280,11 @@ def test_an_interrupted_curve_goes_on(
     fits: list[int] = []
     solve, used = KINDS["exact"]
 
-    def counted(train: Rows, *others: Any, **more: Any) -> Any:
+    def counted(train: LabelledFeatures, *others: Any, **more: Any) -> Any:
         fits.append(len(train[0]))
         return solve(train, *others, **more)
 
-    monkeypatch.setitem(KINDS, "exact", (counted, used))
+    monkeypatch.setitem(KINDS, "exact", HeadKind(counted, used))
 
     def stop(done: int, total: int, size: int, seed: int) -> None:
         if len(fits) == 8:  # four fits of two penalties

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import HeadError
-from featcache.heads.distributed import ALONE, Group, WorkerLost, usable_gpus
+from featcache.heads.distributed import ALONE, ProcessGroup, WorkerLost, usable_gpus
+from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Fit
 from featcache.heads.registry import KINDS
 from featcache.runs.run import Run, list_runs, load_run
@@ -36,7 +37,7 @@ from tests.support.cli_tools import (
     plain_terminal,
 )
 from tests.support.cli_tools import arrow_in as arrow_cache_in
-from tests.support.feature_rows import Data, clusters, tagged
+from tests.support.feature_rows import clusters, tagged
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its workers in /proc")
 
@@ -67,7 +68,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def data_of(name: str) -> tuple[Data, Data, int]:
+def data_of(name: str) -> tuple[LabelledFeatures, LabelledFeatures, int]:
     """Train rows, validation rows, and how many classes."""
     if name == "several":
         return tagged(500, seed=1), tagged(90, seed=2), 4
@@ -77,20 +78,20 @@ def data_of(name: str) -> tuple[Data, Data, int]:
         return correlated(5000, 1), correlated(77, 2), 3
     rows, width, classes = {"two": (301, 6, 2), "wide": (40, 64, 3)}.get(name, (603, 12, 3))
     made = [clusters(n, width, classes, seed=seed) for n, seed in ((rows, 1), (77, 2))]
-    first, second = ((x.astype(np.float16), y) for x, y in made)
+    first, second = (LabelledFeatures(x.astype(np.float16), y) for x, y in made)
     return first, second, classes
 
 
-def correlated(rows: int, seed: int) -> Data:
+def correlated(rows: int, seed: int) -> LabelledFeatures:
     """Few directions hold nearly all of the variance, as in features of a Transformer; float16."""
     shared, own = np.random.default_rng(0), np.random.default_rng(seed)
     planes, mix = shared.normal(size=(100, 3)), shared.normal(size=(100, 100)) / 10
     hidden = own.normal(size=(rows, 100))
     labels = (hidden @ planes / 5 + own.gumbel(size=(rows, 3))).argmax(1)
-    return (hidden * np.logspace(0, -1.5, 100) @ mix).astype(np.float16), labels
+    return LabelledFeatures((hidden * np.logspace(0, -1.5, 100) @ mix).astype(np.float16), labels)
 
 
-def fit(case: Case, group: Group = ALONE) -> Fit:
+def fit(case: Case, group: ProcessGroup = ALONE) -> Fit:
     """Fit on a copy of the features in which all rows but this worker's own are NaN; streamed: in shards."""
     data, kind, settings = case
     *splits, classes = data_of(data)
@@ -98,15 +99,15 @@ def fit(case: Case, group: Group = ALONE) -> Fit:
     for x, y in splits:
         seen = np.full_like(x, np.nan)
         seen[group.share(len(x))] = x[group.share(len(x))]
-        own.append((sharded(seen) if data == "streamed" else seen, y))
+        own.append(LabelledFeatures(sharded(seen) if data == "streamed" else seen, y))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featcache.heads.registry.PENALTIES", (1e-2, 0.1, 1.0))
         if data == "streamed":
             patch.setattr("featcache.heads.features.IN_MEMORY", 0)
-            patch.setattr("featcache.heads.features.BLOCK", 500)
-            patch.setattr("featcache.heads.logistic_objective.CHUNK", 400)
+            patch.setattr("featcache.heads.features.NUMBERS_AT_ONCE", 500)
+            patch.setattr("featcache.heads.logistic_objective.NUMBERS_AT_ONCE", 400)
         shared = {"group": group} if group.joined else {}
-        return KINDS[kind][0](own[0], own[1], classes, HeadSettings(**settings), seed=3, **shared)
+        return KINDS[kind].fit(*own, classes, HeadSettings(**settings), seed=3, **shared)
 
 
 def sharded(x: np.ndarray) -> np.ndarray:
@@ -143,7 +144,7 @@ with join(Worker(rank, size, rank, size), folder / "meeting", gpus=gpus, wait=60
 """
 
 
-def check_operations(group: Group) -> None:
+def check_operations(group: ProcessGroup) -> None:
     """The operations themselves, as every worker sees them."""
     import torch
 
@@ -155,15 +156,15 @@ def check_operations(group: Group) -> None:
     turned = torch.arange(6.0).view(2, 3).T  # not contiguous
     group.sum_(turned)
     assert turned.tolist() == (torch.arange(6.0).view(2, 3).T * group.size).tolist()
-    assert group.first(torch.tensor([group.rank])).tolist() == [0]
-    assert group.tell({"from": 0} if group.rank == 0 else None) == {"from": 0}
+    assert group.broadcast(torch.tensor([group.rank])).tolist() == [0]
+    assert group.broadcast_object({"from": 0} if group.rank == 0 else None) == {"from": 0}
     assert [part.stop - part.start for part in shares(7, group.size)] == [
         len(part) for part in np.array_split(range(7), group.size)[::-1]
     ]
 
 
 def shares(count: int, size: int) -> list[slice]:
-    return [Group(rank, size).share(count) for rank in range(size)]
+    return [ProcessGroup(rank, size).share(count) for rank in range(size)]
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-Data = tuple[np.ndarray, np.ndarray]
+from featcache.heads.features import LabelledFeatures
 
 
-def clusters(rows: int, width: int = 6, classes: int = 3, seed: int = 0, noise: float = 1.5) -> Data:
-    """Overlapping classes, float32 and int64; each feature has its own mean and scale, each class a row."""
+def clusters(
+    rows: int, width: int = 6, classes: int = 3, seed: int = 0, noise: float = 1.5
+) -> LabelledFeatures:
+    """Overlapping classes, float32 and int64; features differ in mean and scale, every class has a row."""
     centres = np.random.default_rng(99).normal(size=(classes, width))
     draw = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), draw.integers(0, classes, rows - classes)])
     x = centres[labels] + noise * draw.normal(size=(rows, width))
-    return (x * np.linspace(0.2, 3, width) + np.linspace(-4, 4, width)).astype(np.float32), labels
+    scaled = x * np.linspace(0.2, 3, width) + np.linspace(-4, 4, width)
+    return LabelledFeatures(scaled.astype(np.float32), labels)
 
 
-def tagged(rows: int, width: int = 6, classes: int = 4, seed: int = 0) -> Data:
-    """Several labels a row, uint8 multi-hot, each on one side of a noisy plane; features as above."""
+def tagged(rows: int, width: int = 6, classes: int = 4, seed: int = 0) -> LabelledFeatures:
+    """Several labels a row, uint8 multi-hot, each on one side of a noisy plane; features as of `clusters`."""
     x, _ = clusters(rows, width, seed=seed)
     planes = np.random.default_rng(98).normal(size=(classes, width))
     scaled = (x - np.linspace(-4, 4, width)) / np.linspace(0.2, 3, width)
     noise = np.random.default_rng(seed + 1000).normal(size=(rows, classes))
-    return x, (scaled @ planes.T + noise > np.linspace(-1, 2, classes)).astype(np.uint8)
+    labels = scaled @ planes.T + noise > np.linspace(-1, 2, classes)
+    return LabelledFeatures(x, labels.astype(np.uint8))
 
 
 def standardised(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
