@@ -12,7 +12,7 @@ from featcache_cli.console import err, note, out, print_json
 from featcache_cli.options import add_command, add_settings
 
 if TYPE_CHECKING:
-    from featcache.export.reference import Exported
+    from featcache.export.reference import ExportedModel
 
 FORMATS = ("huggingface", "onnx")
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _exporter(name: str) -> Callable[..., Exported]:
+def _exporter(name: str) -> Callable[..., ExportedModel]:
     if name == "onnx":
         from featcache.export.onnx import export_onnx
 

@@ -21,8 +21,8 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.export.reference import (
     SAMPLES,
-    Exported,
-    Source,
+    ExportedModel,
+    RunToExport,
     largest_difference,
     model_card,
     new_folder,
@@ -40,7 +40,7 @@ TOLERANCE = 1e-3  # of a logit, absolute, or relative to the largest one
 
 def export_huggingface(
     run: Run, folder: Path, *, model: str | None = None, texts: Sequence[str] = SAMPLES, force: bool = False
-) -> Exported:
+) -> ExportedModel:
     """Write a run as a folder for `transformers`.
 
     The temperature is folded into the logits, the prompt into the tokenizer, the names of the labels into
@@ -60,7 +60,7 @@ def export_huggingface(
     from featcache.backbone.model import quiet_transformers
 
     scorer = _exportable(run)
-    source = Source(run, model)
+    source = RunToExport(run, model)
     with quiet_transformers():
         made, tokenizer = _build(source, scorer)
     found = _logits(made, tokenizer, texts, source.second(texts))
@@ -72,7 +72,7 @@ def export_huggingface(
         tokenizer.save_pretrained(temporary)
         card = _card(source, name, difference, len(texts))
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    return Exported(folder, name, difference, len(texts))
+    return ExportedModel(folder, name, difference, len(texts))
 
 
 def _exportable(run: Run) -> Linear:
@@ -105,21 +105,18 @@ def _exportable(run: Run) -> Linear:
     return Linear(head.scorer.weight * scale, head.scorer.bias * scale)
 
 
-def _build(source: Source, scorer: Linear) -> tuple[Any, Any]:
+def _build(source: RunToExport, scorer: Linear) -> tuple[Any, Any]:
     """The stock model with the head in it, and its tokenizer."""
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     head = source.head
-    names = dict(enumerate(head.label_names))
     model = AutoModelForSequenceClassification.from_pretrained(
         source.files.folder,
         dtype=torch.float32,
         local_files_only=True,
-        num_labels=len(names),
-        id2label=names,
-        label2id={name: number for number, name in names.items()},
-        problem_type="multi_label_classification" if head.multi_label else "single_label_classification",
+        num_labels=len(head.label_names),
+        **source.label_config(),
     ).eval()
     put = PLACES.get(model.config.model_type)
     if put is None:
@@ -130,11 +127,9 @@ def _build(source: Source, scorer: Linear) -> tuple[Any, Any]:
     source.put_trained(model.base_model)
     with torch.no_grad():
         put(model, torch.from_numpy(scorer.weight), torch.from_numpy(scorer.bias))
-    tokenizer = AutoTokenizer.from_pretrained(source.files.folder, local_files_only=True)
-    tokenizer.model_max_length = head.encoder.max_length
-    tokenizer.truncation_side = head.encoder.truncation_side
-    if prompt := head.encoder.prompt:
-        _prepend(tokenizer, prompt)
+    tokenizer = source.tokenizer()
+    if head.encoder.prompt:
+        _prepend(tokenizer, head.encoder.prompt)
     return model, tokenizer
 
 
@@ -195,7 +190,7 @@ def _logits(model: Any, tokenizer: Any, texts: Sequence[str], seconds: Sequence[
     return np.stack(found)
 
 
-def _card(source: Source, model_class: str, difference: float, compared: int) -> str:
+def _card(source: RunToExport, model_class: str, difference: float, compared: int) -> str:
     usage = [
         "from transformers import pipeline", "",
         'classify = pipeline("text-classification", model="THIS_FOLDER")',

@@ -26,8 +26,8 @@ from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.export.onnx_graph import OUTPUT, Classifier, write_graph
 from featcache.export.reference import (
     SAMPLES,
-    Exported,
-    Source,
+    ExportedModel,
+    RunToExport,
     largest_difference,
     model_card,
     new_folder,
@@ -47,7 +47,7 @@ OWN_TOLERANCE: Mapping[str, float] = {"float32": 0.01, "bfloat16": 0.1, "float16
 
 def export_onnx(
     run: Run, folder: Path, *, model: str | None = None, texts: Sequence[str] = SAMPLES, force: bool = False
-) -> Exported:
+) -> ExportedModel:
     """Write a run as a folder for onnxruntime.
 
     `model.onnx` takes `input_ids` and `attention_mask` (and `token_type_ids`, where the backbone was given
@@ -68,8 +68,8 @@ def export_onnx(
     refuse_folder(folder, run, force=force)
     require_packages()
     _require_exportable(run.head())
-    source = Source(run, model)
-    made = _Made.of(source, texts)
+    source = RunToExport(run, model)
+    made = _OnnxModel.of(source, texts)
     own = Predictor.from_run(run, model=model).encoder
     rounded = source.logits(own, texts)
     rounding = own.backbone.dtype_name
@@ -80,7 +80,7 @@ def export_onnx(
         found = _logits(temporary, source, texts)
         difference = largest_difference(found, made.logits, TOLERANCE, "the run in float32")
         own_difference = largest_difference(found, rounded, OWN_TOLERANCE[rounding], "the run's predictor")
-        written = Exported(folder, made.model_class, difference, len(texts), own_difference)
+        written = ExportedModel(folder, made.model_class, difference, len(texts), own_difference)
         (temporary / "README.md").write_text(_card(source, written, rounding), encoding="utf-8")
     return written
 
@@ -116,17 +116,17 @@ def _require_exportable(head: Head) -> None:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _OnnxModel:
     """All that is written but the card, and the logits float32 `[N, C]` it must give."""
 
-    source: Source
+    source: RunToExport
     classifier: Classifier
     tokenizer: Any
     inputs: tuple[str, ...]
     logits: np.ndarray
 
     @classmethod
-    def of(cls, source: Source, texts: Sequence[str]) -> _Made:
+    def of(cls, source: RunToExport, texts: Sequence[str]) -> _OnnxModel:
         encoder = source.encoder()
         logits = source.logits(encoder, texts)
         typed = encoder.tokenize(["a"], source.second(["a"])).type_ids is not None
@@ -155,23 +155,15 @@ class _Made:
                 f"{type(error).__name__}: {reason}; nothing was written",
                 hint="--format huggingface exports linear heads of last/cls of some families",
             ) from error
-        self._config().save_pretrained(folder)
+        config = self.classifier.model.config
+        config.update(self.source.label_config())
+        config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        note = json.dumps(
-            _note(self.source.head, self.inputs, self.source.pairs), ensure_ascii=False, indent=1
-        )
-        (folder / NOTE).write_text(note, encoding="utf-8")
-
-    def _config(self) -> Any:
-        config, head = self.classifier.model.config, self.source.head
-        config.id2label = dict(enumerate(head.label_names))
-        config.label2id = {name: number for number, name in config.id2label.items()}
-        several = head.multi_label
-        config.problem_type = "multi_label_classification" if several else "single_label_classification"
-        return config
+        note = _note(self.source.head, self.inputs, self.source.pairs)
+        (folder / NOTE).write_text(json.dumps(note, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _stock_model(source: Source, encoder: Encoder) -> Any:
+def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
     """The backbone as transformers loads it, with the run's positions and trained weights in it."""
     from transformers import AutoModel
 
@@ -188,15 +180,11 @@ def _stock_model(source: Source, encoder: Encoder) -> Any:
     return model.eval()
 
 
-def _tokenizer(source: Source) -> Any:
-    """The backbone's, set to pad and to cut as the run does."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.files.folder, local_files_only=True)
-    tokenizer.model_max_length = source.head.encoder.max_length
-    tokenizer.truncation_side = source.head.encoder.truncation_side
+def _tokenizer(source: RunToExport) -> Any:
+    """The run's, set to pad on the right."""
+    tokenizer = source.tokenizer()
     tokenizer.padding_side = "right"
-    if tokenizer.pad_token is None:  # which one it is does not matter: the mask says where padding is
+    if tokenizer.pad_token is None:  # any token will do: the mask says where padding is
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
 
@@ -226,7 +214,7 @@ def _note(head: Head, inputs: Sequence[str], pairs: bool) -> dict[str, Any]:
 # --- checking what was written ------------------------------------------------------------------
 
 
-def _logits(folder: Path, source: Source, texts: Sequence[str]) -> np.ndarray:
+def _logits(folder: Path, source: RunToExport, texts: Sequence[str]) -> np.ndarray:
     """float32 `[N, C]` by onnxruntime, of one padded batch; as the model card says."""
     from onnxruntime import InferenceSession
     from transformers import AutoTokenizer
@@ -250,7 +238,7 @@ def _logits(folder: Path, source: Source, texts: Sequence[str]) -> np.ndarray:
     return found
 
 
-def _card(source: Source, made: Exported, rounding: str) -> str:
+def _card(source: RunToExport, made: ExportedModel, rounding: str) -> str:
     text = 'tokenizer([note["prompt"] + text for text in texts]'
     usage = [
         "import json", "import numpy as np", "import onnxruntime",

@@ -6,23 +6,20 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import BackboneError, HeadError, UsageError
-from featcache.fingerprint import differences
+from featcache.errors import BackboneError, UsageError
 from featcache.runs.run import Run
-from featcache.settings import BackboneSettings, DataSettings
 from featcache.system.durable import fsync_file, fsync_folder, temporary_beside
 
 if TYPE_CHECKING:
     import torch
 
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.files import ModelFiles
 
 SAMPLES = (
     "好", "房间很干净，服务也好", "电池一天就坏了，非常失望。", "这本书内容一般，印刷质量太差，不推荐购买！",
@@ -33,7 +30,7 @@ SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """What was written.
 
     Attributes:
@@ -50,42 +47,30 @@ class Exported:
     own_difference: float | None = None
 
 
-class Source:
+class RunToExport:
     """The run that is exported, with the files of its backbone.
+
+    Args:
+        model: the backbone, if it is not where it was when the head was trained.
 
     Attributes:
         head: with the encoder document it was trained by.
         files: of the very backbone it was trained with.
 
     Raises:
-        HeadError: the backbone that is there has other files.
-        BackboneError, UsageError: the backbone is not there.
+        HeadError, BackboneError, UsageError: see `RunBackbone.find`.
     """
 
     def __init__(self, run: Run, model: str | None) -> None:
-        from featcache.backbone.files import find_model
+        from featcache.finetuning.run_backbone import RunBackbone
 
-        made = run.record.backbone
-        self.run, self.head = run, run.head()
-        self.settings = BackboneSettings(
-            model=model or made.model,
-            revision=None if model else made.commit or made.revision,
-            trust_remote_code=False,
-            device="cpu",
-            dtype="float32",
-        )
-        self.files: ModelFiles = find_model(self.settings)
-        other = differences({"files": self.head.encoder.files}, {"files": self.files.hashes})
-        if other:
-            raise HeadError(
-                f"{run.name} was trained with other files than those of {self.files.name}: "
-                + "; ".join(map(str, other)),
-                hint="give the backbone it was trained with: --model FOLDER",
-            )
+        self.run = run
+        self._backbone = RunBackbone.find(run, model, exact=True)
+        self.head, self.files = self._backbone.head, self._backbone.files
 
     @property
     def pairs(self) -> bool:
-        """Whether the head is one of pairs of texts; runs that do not say so have single ones."""
+        """Whether the head was trained on pairs of texts; if the run does not say so, on single ones."""
         return bool(self.run.record.pairs)
 
     def second(self, texts: Sequence[str]) -> list[str] | None:
@@ -94,15 +79,7 @@ class Source:
 
     def encoder(self) -> Encoder:
         """The run's encoder in float32, trained blocks and extended positions included."""
-        from featcache.backbone.encoder import Encoder, document_settings
-
-        document = self.head.encoder
-        features = replace(document_settings(document, (self.head.view,)), storage="float32")
-        if document.tuned:
-            from featcache.finetuning.weights import tuned_encoder
-
-            return tuned_encoder(self.settings, self.files, features, self.run.folder, document)
-        return Encoder.load(self.settings, features, self.files)
+        return self._backbone.encoder()
 
     def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""
@@ -115,6 +92,25 @@ class Source:
             from featcache.finetuning.weights import trained_weights
 
             model.load_state_dict(trained_weights(self.run.folder, self.head.encoder), strict=False)
+
+    def tokenizer(self) -> Any:
+        """The stock tokenizer, which truncates as the run does."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.files.folder, local_files_only=True)
+        tokenizer.model_max_length = self.head.encoder.max_length
+        tokenizer.truncation_side = self.head.encoder.truncation_side
+        return tokenizer
+
+    def label_config(self) -> dict[str, Any]:
+        """What the `config.json` of a stock classification model says about labels."""
+        names = dict(enumerate(self.head.label_names))
+        kind = "multi_label_classification" if self.head.multi_label else "single_label_classification"
+        return {
+            "id2label": names,
+            "label2id": {name: number for number, name in names.items()},
+            "problem_type": kind,
+        }
 
 
 def largest_difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, whose: str) -> float:
@@ -194,7 +190,9 @@ def _take_place(temporary: Path, folder: Path, force: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def model_card(source: Source, library: str, what: str, usage: Sequence[str], notes: Sequence[str]) -> str:
+def model_card(
+    source: RunToExport, library: str, what: str, usage: Sequence[str], notes: Sequence[str]
+) -> str:
     """README.md of an exported model.
 
     Args:
@@ -224,10 +222,19 @@ def model_card(source: Source, library: str, what: str, usage: Sequence[str], no
     return "\n".join(lines)
 
 
-def _about(source: Source) -> dict[str, Any]:
+def _about(source: RunToExport) -> dict[str, Any]:
     record, head = source.run.record, source.head
+    data = {
+        name: value
+        for name, value in (asdict(record.data) if record.data else {}).items()
+        if value is not None
+    }
+    if files := data.pop(
+        "data_files", None
+    ):  # by their names alone: a card is published, folders are private
+        data["dataset"] = {split: Path(path).name for split, path in files.items()}
     return {
-        "data": _data(record.data),
+        "data": data,
         "rows": record.rows,
         "truncated": record.truncated,
         "view": head.view,
@@ -235,13 +242,3 @@ def _about(source: Source) -> dict[str, Any]:
         "encoder": {name: value for name, value in head.encoder.to_json().items() if name != "files"},
         "head": record.settings,
     }
-
-
-def _data(settings: DataSettings | None) -> dict[str, Any]:
-    """What was set of the data, files by their names alone: a card is published, folders are private."""
-    found = {
-        name: value for name, value in (asdict(settings) if settings else {}).items() if value is not None
-    }
-    if files := found.pop("data_files", None):
-        found["dataset"] = {split: Path(path).name for split, path in files.items()}
-    return found

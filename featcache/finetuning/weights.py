@@ -9,62 +9,14 @@ from pathlib import Path
 
 import torch
 
-from featcache.backbone.encoder import Encoder
 from featcache.backbone.files import ModelFiles
 from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
 from featcache.backbone.model import DTYPES, Backbone
 from featcache.errors import HeadError
-from featcache.fingerprint import EncoderDocument, TunedPart
-from featcache.settings import BackboneSettings, FeatureSettings
+from featcache.fingerprint import EncoderDocument
+from featcache.settings import BackboneSettings
 
 TRAINED = "trained"  # name of the trained part's file, beside that of the head
-
-
-class TunedEncoder(Encoder):
-    """An encoder whose backbone was fine-tuned; its document says with which weights.
-
-    Args:
-        tuned: part, cut and checksum of the trained weights, as in the head's encoder document.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        features: FeatureSettings,
-        batch_tokens: int | None,
-        tuned: TunedPart | None,
-    ) -> None:
-        super().__init__(backbone, features, batch_tokens)
-        self._tuned = tuned
-
-    @property
-    def document(self) -> EncoderDocument:
-        return replace(super().document, tuned=self._tuned)
-
-
-def tuned_encoder(
-    settings: BackboneSettings,
-    files: ModelFiles,
-    features: FeatureSettings,
-    folder: Path,
-    document: EncoderDocument,
-) -> Encoder:
-    """The encoder of a fine-tuned run.
-
-    Args:
-        settings, files, features: as for any backbone and encoder.
-        folder: of the run.
-        document: the encoder document of the run's head.
-
-    Raises:
-        HeadError: the trained part is missing, was changed, or belongs to another backbone.
-    """
-    weights = trained_weights(folder, document)
-    plain = load_plain(settings, files)
-    Encoder(plain, features)  # extends the position table, if the settings ask for it
-    return TunedEncoder(
-        with_weights(plain, settings, weights), features, settings.batch_tokens, document.tuned
-    )
 
 
 def load_plain(settings: BackboneSettings, files: ModelFiles) -> Backbone:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.backbone.encoder import Encoder, Tokens, document_settings
+from featcache.backbone.encoder import Encoder, Tokens
 from featcache.errors import HeadError, SourceError
+from featcache.finetuning.run_backbone import RunBackbone
 from featcache.fingerprint import differences
 from featcache.heads.head import Head
 from featcache.runs.run import Run, load_run
-from featcache.settings import BackboneSettings
 from featcache.system.text import check_text
 
 
@@ -74,35 +74,9 @@ class Predictor:
             HeadError: no such run, or a backbone that is not the one the head was trained with.
             BackboneError: the backbone cannot be loaded.
         """
-        from featcache.backbone.files import find_model
-
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
-        head = found.head()
-        made, document = found.record.backbone, head.encoder
-        settings = BackboneSettings(
-            model=model or made.model,
-            revision=None if model else made.commit or made.revision,
-            trust_remote_code=made.trust_remote_code,
-            device=device,
-            dtype=document.compute,
-            batch_tokens=made.batch_tokens,
-        )
-        files = find_model(settings)
-        other = differences({"files": document.files}, {"files": files.hashes})
-        if other:  # said before the weights are loaded
-            raise HeadError(
-                f"{found.name} was trained with other files than those of {files.name}: "
-                + "; ".join(map(str, other)),
-                hint="give the backbone it was trained with: --model FOLDER",
-            )
-        features = document_settings(document, (head.view,))
-        if document.tuned:
-            from featcache.finetuning.weights import tuned_encoder
-
-            encoder = tuned_encoder(settings, files, features, found.folder, document)
-        else:
-            encoder = Encoder.load(settings, features, files)
-        predictor = cls(encoder, head)
+        backbone = RunBackbone.find(found, model, device=device)
+        predictor = cls(backbone.encoder(), backbone.head)
         predictor.pairs = found.record.pairs
         return predictor
 

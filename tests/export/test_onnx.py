@@ -26,7 +26,7 @@ from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.export import onnx as onnx_export
 from featcache.export import onnx_graph
 from featcache.export.onnx import export_onnx
-from featcache.export.reference import SAMPLES, Exported
+from featcache.export.reference import SAMPLES, ExportedModel
 from featcache.heads.head import probabilities_of
 from featcache.heads.scorers import Neighbours
 from featcache.prediction.predictor import Predictor
@@ -43,7 +43,7 @@ def on_one_thread() -> Iterator[None]:
 @dataclass(frozen=True)
 class Example:
     run: Run
-    made: Exported
+    made: ExportedModel
 
 
 @pytest.fixture(scope="module")
