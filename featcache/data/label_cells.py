@@ -100,12 +100,12 @@ def read_cells(
     rows, places = _ragged(of_row, np.array(ends))
     blank = np.array([*hollow, not several], bool)[of_row]  # the last entry is for rows without a cell
     return LabelCells(
-        several,
-        rows,
-        np.array(flat, np.int64)[places],
-        [item for _, item in index],
-        of_row < 0 if several else blank,
-        blank if several else np.zeros(len(blank), bool),
+        several=several,
+        rows=rows,
+        codes=np.array(flat, np.int64)[places],
+        items=[item for _, item in index],
+        unlabelled=of_row < 0 if several else blank,
+        hollow=blank if several else np.zeros(len(blank), bool),
     )
 
 

@@ -122,26 +122,18 @@ def predict_file(
     folder = partial_folder(place.path)
     with _writing_to(place.path), locked(folder / "rows"):
         refuse_target(place, force=force)  # another call may have made it while this one waited
-        state = _resumed(folder, key, rows, force=force) or JournalState(
+        before = _resumed(folder, key, rows, force=force) or JournalState(
             key, counts=dict.fromkeys(predictor.label_names, 0), quotes=rows.quotes
         )
-        with Journal(folder, state, writer, commit_every) as journal:
-            work = _Prediction(predictor, rows, journal, on_progress)
-            work.run()
+        with Journal(folder, before, writer, commit_every) as journal:
+            tokens = _FilePredictor(predictor, rows, journal, on_progress).run()
         bad_path = _publish(journal, place, force=force)
-    state = journal.state
+    after, seconds = journal.state, time.perf_counter() - began
     return LabelledFile(
-        path=place.place,
-        rows=state.rows,
-        bad=state.bad,
-        truncated=state.truncated,
-        resumed=work.resumed,
-        seconds=time.perf_counter() - began,
-        tokens=work.tokens,
-        counts=state.counts,
-        bad_path=bad_path,
+        path=place.place, rows=after.rows, bad=after.bad, truncated=after.truncated, resumed=before.rows,
+        seconds=seconds, tokens=tokens, counts=after.counts, bad_path=bad_path,
         first_bad=tuple(journal.first_bad),
-    )
+    )  # fmt: skip
 
 
 def refuse_target(target: Target | Path | str, *, force: bool) -> None:
@@ -205,18 +197,17 @@ class _TokenizedBatch:
     tokens: Tokens | None
 
 
-class _Prediction:
+class _FilePredictor:
     """The rows that are left of one file: read, tokenised, encoded and handed to the journal."""
 
     def __init__(
         self, predictor: Predictor, rows: RowFile, journal: Journal, on_progress: OnProgress
     ) -> None:
         self.predictor, self.rows, self.journal, self.on_progress = predictor, rows, journal, on_progress
-        self.resumed = self.done = journal.state.rows
-        self.tokens = 0
+        self.done, self.tokens = journal.state.rows, 0
 
-    def run(self) -> None:
-        """Label all batches that are left."""
+    def run(self) -> int:
+        """Label all batches that are left; returns the number of tokens encoded."""
         self.predictor.encoder.backbone.prepare(self.rows.total or 0)
         begun = self.done
         with ThreadPoolExecutor(1) as pool:
@@ -226,6 +217,7 @@ class _Prediction:
                 predictions = self._predict(ready)
                 self.done = begun = begun + len(ready.batch.rows)
                 self.journal.add(ready.batch, predictions)
+        return self.tokens
 
     def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[_TokenizedBatch]:
         """Batches read and tokenised in a thread of their own."""

@@ -1,4 +1,4 @@
-"""Backbone and head together again: texts in, labels and probabilities out."""
+"""Backbone and head together: texts in, labels and probabilities out."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Prediction:
     """The answer for one text.
 
     Attributes:
-        label: the most probable one; of a multi-label head all labels said, joined by `, `.
-        probability: of the label; of a multi-label head the lowest of those said, the highest of all if none.
+        label: the most probable one; of a multi-label head all predicted labels, joined by `, `.
+        probability: of the label; of a multi-label head the lowest of the predicted labels, or the highest
+            of all labels if none is predicted.
         probabilities: by label name, in the head's order; they add up to 1 for a single label.
-        truncated: the text was longer than the longest length and was cut.
-        labels: all labels said: one for a single label, any number for a multi-label head.
+        truncated: the text was longer than the longest length and was truncated.
+        labels: all predicted labels: one for a single label, any number for a multi-label head.
     """
 
     text: str
@@ -71,7 +72,7 @@ class Predictor:
             device: see `--device`; the compute dtype is always the one of the cached features.
 
         Raises:
-            HeadError: no such run, or a backbone that is not the one the head was trained with.
+            HeadError: there is no such run, or the backbone is not the one the head was trained with.
             BackboneError: the backbone cannot be loaded.
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
@@ -81,7 +82,7 @@ class Predictor:
         return predictor
 
     def check_pairs(self, given: bool) -> None:
-        """Refuse pairs for a head of single texts, and single texts for one of pairs, where that is known.
+        """Refuse pairs for a head of single texts and single texts for a head of pairs, if that is known.
 
         Raises:
             HeadError
@@ -122,13 +123,13 @@ class Predictor:
         return found
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
-        """The first half of a prediction, for who makes it ready ahead; texts are not checked here."""
+        """The first half of a prediction, for callers that prepare it ahead; the texts are not checked."""
         return self.encoder.tokenize(texts, pairs)
 
     def answer(
         self, tokens: Tokens, progress: Callable[[int, int], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were cut.
+        """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were truncated.
 
         Args:
             progress: called after each batch with the texts and the tokens done in it.
@@ -138,15 +139,15 @@ class Predictor:
 
     def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""
-        said = self.chosen(row)
-        labels = tuple(self.label_names[number] for number in said)
+        chosen = self.chosen(row)
+        labels = tuple(self.label_names[number] for number in chosen)
         return Prediction(
-            text,
-            ", ".join(labels),
-            float(row[said].min() if said else row.max()),
-            dict(zip(self.label_names, map(float, row), strict=True)),
-            truncated,
-            labels,
+            text=text,
+            label=", ".join(labels),
+            probability=float(row[chosen].min() if chosen else row.max()),
+            probabilities=dict(zip(self.label_names, map(float, row), strict=True)),
+            truncated=truncated,
+            labels=labels,
         )
 
     def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:

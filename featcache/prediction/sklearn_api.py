@@ -33,10 +33,6 @@ from featcache.system.text import check_text
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
 
-Solved = tuple[
-    np.ndarray, np.ndarray, int
-]  # W [C, D] and b [C] for features as they are; epochs or iterations
-
 PREDICT_ROWS = 65536  # rows of one product, so that a memory-mapped matrix may be larger than memory
 
 
@@ -264,9 +260,8 @@ class LinearHead(ClassifierMixin, BaseEstimator):
             if self.class_weight is None
             else compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         )
-        weight, bias, self.n_iter_ = _solve(
-            self.solver, X, labels, len(self.classes_), weights, settings, seed
-        )
+        solve = self._exact if self.solver == "exact" else self._adamw
+        weight, bias, self.n_iter_ = solve(X, labels, weights, settings, seed)
         weight, bias = weight.astype(np.float64), bias.astype(np.float64)
         two = len(self.classes_) == 2
         self.coef_ = weight[1:] - weight[:1] if two else weight
@@ -302,47 +297,34 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         names = ("epochs", "lr", "weight_decay", "batch_size", "C")
         return build_settings({name: getattr(self, name) for name in names}).head
 
+    def _adamw(
+        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, settings: HeadSettings, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Weights `[C, D]` and bias `[C]` for features as they are, and the number of epochs."""
+        from featcache.heads.linear_stack import fit_stack
+
+        by_class = "none" if weights is None else tuple(weights.tolist())
+        member = replace(Member.of(settings, "x"), class_weight=by_class)
+        course = Course(settings.epochs, settings.batch_size, seed=seed)
+        # Validation rows only choose the best epoch, but here the last one is taken.
+        train, validation = LabelledFeatures(x, labels), LabelledFeatures(x[:1], labels[:1])
+        (fit,) = fit_stack({"x": train}, {"x": validation}, len(self.classes_), [member], course)
+        assert isinstance(fit.last, Linear)
+        return fit.last.weight, fit.last.bias, len(fit.history)
+
+    def _exact(
+        self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, settings: HeadSettings, _: int
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """As `_adamw`, with the number of iterations."""
+        from featcache.heads import exact_logistic
+
+        standard = Standard.of(x)
+        by_row = None if weights is None else weights[labels]
+        found = exact_logistic.fit(standard(x), labels, len(self.classes_), settings.C, sample_weight=by_row)
+        return (*standard.fold(found.weight, found.bias), found.iterations)
+
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:
     if isinstance(random_state, (int, np.integer)):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31))
-
-
-def _solve(
-    solver: str,
-    x: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    weights: np.ndarray | None,
-    settings: HeadSettings,
-    seed: int,
-) -> Solved:
-    """The one place where solvers are called.
-
-    Args:
-        x: features float32 or float64 `[N, D]`, as they are.
-        labels: int64 `[N]`, of 0 to `classes` - 1.
-        weights: float64 `[C]`, what the loss of each class is multiplied with; None for ones.
-    """
-    if solver == "exact":
-        return _exact(x, labels, classes, None if weights is None else weights[labels], settings.C)
-    from featcache.heads.linear_stack import fit_stack
-
-    by_class = "none" if weights is None else tuple(weights.tolist())
-    member = replace(Member.of(settings, "x"), class_weight=by_class)
-    course = Course(settings.epochs, settings.batch_size, seed=seed)
-    # Validation rows only choose the best epoch, and the last is what counts.
-    train, validation = LabelledFeatures(x, labels), LabelledFeatures(x[:1], labels[:1])
-    (fit,) = fit_stack({"x": train}, {"x": validation}, classes, [member], course)
-    assert isinstance(fit.last, Linear)
-    return fit.last.weight, fit.last.bias, len(fit.history)
-
-
-def _exact(x: np.ndarray, labels: np.ndarray, classes: int, weights: np.ndarray | None, C: float) -> Solved:
-    """`weights`: float64 `[N]`, by row."""
-    from featcache.heads import exact_logistic as exact
-
-    standard = Standard.of(x)
-    found = exact.fit(standard(x), labels, classes, C, sample_weight=weights)
-    return (*standard.fold(found.weight, found.bias), found.iterations)

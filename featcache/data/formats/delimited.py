@@ -27,7 +27,7 @@ _CSV_ERRORS = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class DelimitedLayout:
     """How a csv or tsv file is written.
 
     Attributes:
@@ -43,8 +43,8 @@ class Layout:
 
 def read_layout(
     lines: Lines, data: DataSettings, *, tabs: bool, header: bool = True, quoted: bool | None = None
-) -> Layout:
-    """The layout of a file; `lines` stand at its first row afterwards, or at its header.
+) -> DelimitedLayout:
+    """The layout of a file; the next line of `lines` is its header or first row afterwards.
 
     In a file with tabs all lines decide about quotes, so that it is read once more for that.
 
@@ -81,10 +81,10 @@ def read_layout(
         columns = _header(sample[0], lines.name)
     else:
         columns = _made_up_header(sample)
-    return Layout(delimiter, quoted, header, columns)
+    return DelimitedLayout(delimiter, quoted, header, columns)
 
 
-def delimited_rows(lines: Lines, layout: Layout) -> Iterator[Row]:
+def delimited_rows(lines: Lines, layout: DelimitedLayout) -> Iterator[Row]:
     """The rows of a file; of one that cannot be parsed only the first line is given up."""
     records = _records(lines, layout.delimiter, layout.quoted)
     width = len(layout.columns)

@@ -5,7 +5,6 @@ A line that is not UTF-8 or is too long becomes a row with a problem; reading go
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import tempfile
@@ -227,23 +226,6 @@ def read_error(name: Path | str, error: BaseException) -> SourceError:
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
         return SourceError(f"cannot read {name}: {error.strerror or error}")
     return SourceError(f"cannot read {name}: cut short or not gzip ({error})")
-
-
-def not_utf8(path: Path) -> SourceError:
-    """The error for a file that is not UTF-8, with the offset of the first wrong byte."""
-    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
-    with gzip.open(path) if _is_packed(path) else path.open("rb") as handle:
-        while True:
-            block = handle.read(1 << 20)
-            pending = len(decoder.getstate()[0])
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                offset = done - pending + error.start
-                return SourceError(f"{path} is not UTF-8: byte {offset} cannot be read", hint=AS_UTF8)
-            if not block:
-                return SourceError(f"{path} is not UTF-8", hint=AS_UTF8)
-            done += len(block)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from featcache.data.columns import USUAL_NAMES, SourceColumns, pick_text_columns
 from featcache.data.formats.delimited import delimited_rows, read_layout
 from featcache.data.formats.json_rows import json_rows
-from featcache.data.formats.lines import Lines, ReadLimits, Row, not_utf8, reading
+from featcache.data.formats.lines import AS_UTF8, Lines, ReadLimits, Row, reading
 from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
@@ -117,17 +117,16 @@ def _parquet_data(path: Path) -> DataFile:
             for batch in record_batches(file, path, 1000, columns=wanted):
                 yield from batch_values(batch, wanted)
 
-    return DataFile(path, list(schema.names), rows, None, str(path), class_names(schema))
+    return DataFile(path, schema.names, rows, None, str(path), class_names=class_names(schema))
 
 
 def _unbroken(rows: Iterator[Row], path: Path, unit: str, form: str) -> Iterator[Row]:
     """`rows`; the first that cannot be parsed is an error, since a training set must be whole."""
     for row in rows:
         if row.problem is not None:
-            if row.problem.startswith("not UTF-8"):
-                raise not_utf8(path)
             place = row.number if unit == "item" else row.line
-            raise SourceError(f"{path}, {unit} {place}: {row.problem}", hint=_HINTS[form])
+            hint = AS_UTF8 if row.problem.startswith("not UTF-8") else _HINTS[form]
+            raise SourceError(f"{path}, {unit} {place}: {row.problem}", hint=hint)
         yield row
 
 
@@ -194,10 +193,10 @@ class RowFile:
 
     kind: str
     name: str
-    columns: list[str]
-    text: str
-    pair: str | None
-    batches: Iterator[RowBatch]
+    columns: list[str] = field(default_factory=list)
+    text: str = ""
+    pair: str | None = None
+    batches: Iterator[RowBatch] = field(default_factory=lambda: iter(()))
     total: int | None = None
     size: int | None = None
     array: bool = False
@@ -238,7 +237,7 @@ def open_rows(
         return _open_parquet_rows(source, data, groups, limits)
     name = str(source) if isinstance(source, Path) else "standard input"
     lines = Lines(source, name, limits)
-    found = RowFile(kind, name, [], "", None, iter(()), size=lines.size)
+    found = RowFile(kind=kind, name=name, size=lines.size)
     if kind == "txt":
         if data.pair_column is not None:
             raise UsageError("--pair-column: a txt file has no columns")
@@ -361,5 +360,6 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
             yield RowBatch(rows, digest.hexdigest(), table=pa.Table.from_batches([batch]))
 
     return RowFile(
-        "parquet", str(path), list(schema.names), text, pair, batches(), total, schema=schema, first=first
-    )
+        kind="parquet", name=str(path), columns=schema.names, text=text, pair=pair, batches=batches(),
+        total=total, schema=schema, first=first,
+    )  # fmt: skip
