@@ -1,7 +1,7 @@
-"""Every split of a source as a memory-mapped `datasets.Dataset`, whatever it was stored as.
+"""Every split of a source as a memory-mapped `datasets.Dataset`.
 
-Files are read row by row into an Arrow file that `datasets` keeps and memory-maps, so a file of
-millions of rows never sits in memory.
+Files are read row by row into an Arrow file that `datasets` keeps and memory-maps, so that a file of
+millions of rows is never held in memory.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ class SplitTable(NamedTuple):
 
     dataset: datasets.Dataset
     columns: SourceColumns
-    encoded: bool  # labels are JSON in a string column: files may mix types in one column
+    encoded: bool  # labels are JSON in a string column, since files may mix types in one column
     class_names: tuple[str, ...] | None = None  # of a column of ClassLabel, or of lists of it
 
 
 def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], SplitTable]], list[str]]:
-    """What opens each split of `SPLITS` there is, and the names of other splits."""
-    place = locate(data)
-    if place.files:
-        return {split: partial(_file_table, split, files, data) for split, files in place.files.items()}, []
-    if place.folder is not None:
-        found = _saved(place.folder)
+    """A function for each split of `SPLITS` that opens it, and the names of other splits."""
+    location = locate(data)
+    if location.files:
+        files = location.files.items()
+        return {split: partial(_file_table, split, paths, data) for split, paths in files}, []
+    if location.folder is not None:
+        found = _saved(location.folder)
     else:
-        found = load_from_hub(place.hub_id, place.config, data.dataset_revision)
+        found = load_from_hub(location.hub_id, location.config, data.dataset_revision)
     tables: dict[str, Callable[[], SplitTable]] = {}
     others = []
     for key, dataset in found.items():
@@ -76,7 +77,7 @@ def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> SplitTable:
 
 
 def _innermost(feature: Any) -> Any:
-    """What a list feature is a list of (`datasets` once wrote it as a Python list); else the feature."""
+    """The feature that a list holds (older versions of `datasets` have Python lists); else `feature`."""
     return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
 
 
@@ -85,13 +86,13 @@ def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
 
     try:
         found = datasets.load_from_disk(str(folder))
-    except Exception as error:  # whatever a broken folder raises in there
+    except Exception as error:  # a broken folder raises errors of many types
         raise SourceError(f"cannot read the saved dataset {folder}: {first_line(error)}") from error
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
 def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitTable:
-    """The rows of `files`, one after the other, as one memory-mapped dataset."""
+    """The rows of all `files`, in order, as one memory-mapped dataset."""
     import datasets
 
     opened = [open_data_file(path, data) for path in files]
@@ -99,7 +100,7 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitT
     names = {file.class_names.get(columns.label) for file, columns in picked}
     if len(names) > 1:
         raise SourceError(f"the files of the {split} split have different label names")
-    # `datasets` knows a local file by its path and mtime; here the bytes themselves are the key.
+    # `datasets` identifies a local file by path and mtime; here the key is a hash of its bytes.
     key = [[content_hash(file.path), file.key, columns] for file, columns in picked]
     document = json.dumps([_READER_VERSION, key])
     has_pair = any(columns.pair is not None for _, columns in picked)
@@ -139,10 +140,10 @@ def _examples(
 def table_in_memory(
     name: str, texts: Iterable[str], labels: Iterable[object] | None, pairs: Iterable[str] | None
 ) -> SplitTable:
-    """Values in memory, checked as those of a file are.
+    """Values in memory as a table, checked like those of a file.
 
     Raises:
-        SourceError: no rows, unequal lengths, or a value that is no text or label.
+        SourceError: no rows, unequal lengths, or a value that cannot be a text or a label.
     """
     import datasets
 
@@ -167,12 +168,12 @@ def table_in_memory(
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """No progress bars and no log lines below an error from `datasets`, restored afterwards."""
+    """Turn off progress bars and log lines of `datasets`; both are restored afterwards."""
     import datasets
 
     bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs errors that it then raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs the errors that it raises
     try:
         yield
     finally:

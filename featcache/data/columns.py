@@ -1,4 +1,4 @@
-"""Which columns of a source hold text, label and second text: as set, or by their usual names."""
+"""Which columns of a source hold text, label and second text: as named, or by usual names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USUAL_NAMES = frozenset(itertools.chain(("id", "idx", "index"), *_TEXT_RANKS, *_
 
 
 class SourceColumns(NamedTuple):
-    """The names of the columns that count; no pair for single texts."""
+    """The columns of text, label and second text; no pair for single texts."""
 
     text: str
     label: str
@@ -42,7 +42,11 @@ class SourceColumns(NamedTuple):
 
 
 def pick_columns(columns: Sequence[str], data: DataSettings, where: str) -> SourceColumns:
-    """The text, label and pair columns, by setting or by their usual names."""
+    """The text, label and pair columns: as `data` names them, or by usual names.
+
+    Raises:
+        SourceError: a named column does not exist, or none or several columns have a usual name.
+    """
     pair = None if data.pair_column is None else _named(columns, data.pair_column, "pair", where)
     label = _column(columns, data.label_column, "label", _LABEL_RANKS, where)
     free = [column for column in columns if column not in (pair, label)]

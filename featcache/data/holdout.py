@@ -1,4 +1,4 @@
-"""Which rows of train are held out where there is no validation split: a stratified share."""
+"""The stratified share of train that is held out where there is no validation split."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def stratified_share(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to keep and rows to hold out, both int64 and ascending.
 
-    Each class gives its share, rounded up or down so that the total fits; a class of two rows or
-    more is on both sides, a class of one row is kept.
+    The share of each class is rounded up or down so that the total fits; a class of two rows or
+    more has rows on both sides, a class of one row is kept.
 
-    Multi-label rows are dealt label by label, the rarest first, as in Sechidis, Tsoumakas, Vlahavas:
-    On the Stratification of Multi-Label Data, ECML PKDD 2011. A rare label may be in no row held
-    out, but every label stays in a row that is kept.
+    Multi-label rows are assigned label by label, the rarest first, as in Sechidis, Tsoumakas, Vlahavas:
+    On the Stratification of Multi-Label Data, ECML PKDD 2011. A rare label may have no row held out,
+    but every label has a row that is kept.
 
     Args:
         labels: int64 [N], not negative; or multi-hot uint8 [N, C].
         share: between 0 and 1.
-        seed: any integer; the raw PCG64 stream is used, which NumPy promises never to change.
+        seed: any integer; it seeds the raw PCG64 stream, which NumPy guarantees not to change.
     """
     keys = np.asarray(np.random.PCG64(seed % 2**64).random_raw(len(labels)))
     if labels.ndim == 1:
@@ -58,7 +58,7 @@ def _of_each_label(labels: NDArray[np.uint8], share: float, keys: NDArray[np.uin
     labels_of = np.split(columns, np.cumsum(np.bincount(rows, minlength=len(labels)))[:-1])
     held, dealt = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     covered = np.zeros(len(counts), np.int64)  # rows held out so far, by label
-    carry = 0.0  # what rounding has left over goes to the next label, or no rare one would give any
+    carry = 0.0  # the remainder of rounding goes to the next label; else rare labels would give none
     for label in np.argsort(counts, kind="stable"):
         free = having[label][~dealt[having[label]]]
         wanted = share * counts[label] - covered[label] + carry
@@ -80,5 +80,5 @@ def _give_back(held: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArra
     kept = np.bincount(columns[~held[rows]], minlength=columns.max(initial=-1) + 1)
     for label in np.unique(columns[kept[columns] == 0]):
         having = rows[columns == label]
-        if held[having].all():  # a row given back before may have this label too
+        if held[having].all():  # a row moved before may have this label too
             held[having[0]] = False

@@ -1,4 +1,4 @@
-"""Datasets of the hub: which commit a revision is, and their rows, also from an offline copy."""
+"""Datasets of the hub: the commit of a revision, and their rows, also from an offline copy."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _NO_HUB = (
 
 
 def load_from_hub(hub_id: str, config: str | None, revision: str | None) -> Mapping[str, datasets.Dataset]:
-    """The splits of a hub dataset, by the names they have there.
+    """The splits of a hub dataset by their names on the hub.
 
     Raises:
-        SourceError: no such dataset, configuration or revision, or no way to reach it.
+        SourceError: the dataset, configuration or revision does not exist or cannot be reached.
     """
     import datasets
 
     reachable = _hub_answers(hub_id, revision)
     try:
-        # Without a hub, a copy in the cache of `datasets` still serves; asking the hub again and
-        # again before it is taken would cost most of a minute.
+        # Without the hub, `datasets` takes the copy in its cache, but tries the hub for most of a
+        # minute first unless it is offline.
         with contextlib.nullcontext() if reachable else _offline():
             return cast(
                 "Mapping[str, datasets.Dataset]",
                 datasets.load_dataset(hub_id, config, revision=revision),
             )
-    except Exception as error:  # a boundary: everything in there comes from the outside
+    except Exception as error:  # errors of other libraries, of many types
         if not reachable or _is_connection_error(error):
             raise SourceError(
                 f"cannot reach the hub for the dataset {hub_id}, and no copy is cached",
@@ -56,15 +56,15 @@ def hub_commit(hub_id: str, revision: str | None) -> str | None:
         return revision
     try:
         return _ask_hub(hub_id, revision)
-    except Exception:  # offline, refused, unknown: loading the rows will say what is wrong
+    except Exception:  # offline, refused or unknown: loading the rows raises the error that says why
         return None
 
 
 def _hub_answers(hub_id: str, revision: str | None) -> bool:
-    """True if the hub can be asked about this dataset; one short try.
+    """True if the hub answers for this dataset; one short attempt.
 
     Raises:
-        SourceError: the hub answers that there is no such dataset or revision.
+        SourceError: by its answer the dataset or revision does not exist.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -78,7 +78,7 @@ def _hub_answers(hub_id: str, revision: str | None) -> bool:
             hint=f"check the spelling, or log in with: hf auth login; else {_NO_HUB}",
         ) from error
     except Exception as error:
-        # Any other answer (a mirror without this part of the API) is left to `datasets`.
+        # `datasets` handles any other answer, e.g. of a mirror without this part of the API.
         return type(error).__name__ == "HfHubHTTPError"
     return True
 
@@ -90,7 +90,7 @@ def _ask_hub(hub_id: str, revision: str | None) -> str | None:
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    """True if `error` or what caused it is about the network."""
+    """True if `error` or one of its causes is an error of the network."""
     seen: BaseException | None = error
     while seen is not None:
         names = {cls.__name__ for cls in type(seen).__mro__}
@@ -102,7 +102,7 @@ def _is_connection_error(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """`datasets` and the hub client in offline mode, which they else take from the environment."""
+    """Put `datasets` and the hub client into offline mode."""
     import datasets
     from huggingface_hub import constants
 

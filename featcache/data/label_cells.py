@@ -1,7 +1,7 @@
-"""What may stand in a cell: a text; a label, a list of labels, or a text that a separator splits.
+"""Cells of a source: texts, and labels, lists of labels or texts that a separator splits into labels.
 
-A label cell travels as JSON, so that one Arrow column holds whatever the files mix. Here alone is it
-told what a cell means; everyone else sees a label column as `LabelCells`: which row has which label.
+A label cell is stored as JSON, so that one Arrow column holds values of mixed types. Only this module
+interprets such cells; others see a label column as `LabelCells`: which row has which label.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH_ROWS = 10_000
 
 
 class LabelCells(NamedTuple):
-    """A label column taken apart: entry e says that row `rows[e]` has the label `items[codes[e]]`."""
+    """The entries of a label column: entry e gives row `rows[e]` the label `items[codes[e]]`."""
 
     several: bool  # the cells are lists: multi-label; else a row has one entry at most
     rows: NDArray[np.int64]  # [M], ascending, counted from 0
@@ -68,7 +68,7 @@ def label_cell(value: object, row: int, split: str) -> str | None:
 def read_cells(
     name: str, column: pa.ChunkedArray, *, encoded: bool, separator: str | None = None
 ) -> LabelCells:
-    """The label column of the split `name`, taken apart.
+    """The entries of the label column of the split `name`.
 
     Args:
         column: `[N]` cells: JSON texts if `encoded`, else values or lists of any Arrow type.
@@ -110,7 +110,7 @@ def read_cells(
 
 
 def _distinct(name: str, column: pa.ChunkedArray, encoded: bool) -> tuple[NDArray[np.int64], list[Any]]:
-    """Codes int64 [N] (-1: null) into the distinct cells, which come in the order they appear."""
+    """Codes int64 [N] (-1: null) into the distinct cells, and these in order of appearance."""
     import pyarrow as pa
 
     if not encoded and (pa.types.is_nested(column.type) or isinstance(column.type, pa.BaseExtensionType)):
@@ -132,7 +132,7 @@ def _values(column: pa.ChunkedArray) -> Iterator[object]:
 
 
 def _parted(cell: object, separator: str) -> object:
-    """A cell as a list of labels: a text split and its blank parts dropped, a number as the only one."""
+    """A cell as a list of labels: a text is split and blank parts dropped, a number is the only label."""
     if isinstance(cell, str):
         return [part for part in cell.split(separator) if part.strip()]
     return cell if isinstance(cell, (list, dict)) else [cell]
@@ -156,7 +156,7 @@ def _are_lists(cells: Sequence[object], row: Callable[[int], str]) -> bool:
 
 
 def _check_not_multi_hot(cells: Sequence[list[object]], row: Callable[[int], str]) -> None:
-    """Raise for lists like [0, 1, 0], which read as names of labels would be silently wrong."""
+    """Raise for lists like [0, 1, 0]: taken as names of labels, they would be wrong without an error."""
     if len({len(cell) for cell in cells}) > 1:
         return
     twice = next((code for code, cell in enumerate(cells) if len(set(map(str, cell))) < len(cell)), None)
@@ -168,7 +168,7 @@ def _check_not_multi_hot(cells: Sequence[list[object]], row: Callable[[int], str
 
 
 def _item(value: object, row: Callable[[], str]) -> LabelValue | None:
-    """A single label without outer blanks; None for a null, a blank one, NaN, or a text that is no UTF-8."""
+    """A single label, stripped; None for null, a blank text, NaN, or a text that UTF-8 cannot hold."""
     if isinstance(value, str):
         return (value.strip() or None) if _is_utf8(value) else None
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -184,7 +184,7 @@ def _item(value: object, row: Callable[[], str]) -> LabelValue | None:
 def _ragged(
     of_row: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and places of all entries, both int64 [M]: row r has the places of its cell, one by one.
+    """Rows and places of all entries, both int64 [M]: row r has all places of its cell.
 
     Args:
         of_row: [N], the cell of each row; -1 for none.
@@ -197,7 +197,7 @@ def _ragged(
 
 
 def _plain(value: object) -> object:
-    """What JSON has for a NumPy value or a set; TypeError for what it has nothing for."""
+    """A NumPy value or a set as JSON can hold it; TypeError for anything else."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, (set, frozenset)):

@@ -1,10 +1,11 @@
-"""From a table to its usable rows, and from label values as written to names and indexes."""
+"""Usable rows of a table, and label values as written turned into names and indexes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SHOWN = 20  # names in an error message
 
 
-class LabelledTable(NamedTuple):
-    """A checked table: its usable rows, and entries that say which row has which label.
+@dataclass(frozen=True, eq=False)
+class LabelledTable:
+    """A checked table: its usable rows, and one entry for each label of a row.
 
-    Entry e says that row `rows[places[e]]` of the source has the label `values[codes[e]]`. In
-    single-label data every row has one entry, and `places` is 0, 1, ..., N - 1.
+    Entry e gives row `rows[places[e]]` of the source the label `values[codes[e]]`. In single-label
+    data every row has one entry, and `places` is 0, 1, ..., N - 1.
     """
 
     table: SplitTable
@@ -32,10 +34,10 @@ class LabelledTable(NamedTuple):
     places: NDArray[np.int64]  # [M], ascending
     codes: NDArray[np.int64]  # [M], each label of a row once
     values: list[int | str]
-    names: list[str]  # of `values`
-    declared: tuple[str, ...] | None
-    notes: tuple[str, ...]
+    declared: tuple[str, ...] | None  # names of the labels 0, 1, ...
     skipped: int
+    names: list[str] = field(default_factory=list)  # of `values`
+    notes: tuple[str, ...] = ()
 
     def row_of(self, code: int) -> int:
         """The first row of the source with this label, counted from 1."""
@@ -43,7 +45,11 @@ class LabelledTable(NamedTuple):
 
 
 def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTable:
-    """The usable rows of `table`, or the error that names the first one that is not."""
+    """The usable rows of `table`.
+
+    Raises:
+        SourceError: a row is not usable, and such rows may not be left out; names the first one.
+    """
     if len(table.dataset) == 0:
         raise SourceError(f"the {name} split has no rows")
     column = table.columns.label
@@ -75,10 +81,10 @@ def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTab
     if cells.several:  # "1" and "1.0" were two labels as written, and are one
         places, codes = np.divmod(np.unique(places * max(len(values), 1) + codes), max(len(values), 1))
     one = LabelledTable(
-        table, cells.several, np.flatnonzero(good), places, codes, values, [],
-        data.label_names or declared, notes, int((~good).sum()),
+        table=table, several=cells.several, rows=np.flatnonzero(good), places=places, codes=codes,
+        values=values, declared=data.label_names or declared, skipped=int((~good).sum()),
     )  # fmt: skip
-    return one._replace(names=_value_names(name, one), notes=(*notes, *_list_note(name, one)))
+    return replace(one, names=_value_names(name, one), notes=(*notes, *_list_note(name, one)))
 
 
 def check_one_kind(read: Mapping[str, LabelledTable]) -> None:
@@ -118,7 +124,11 @@ def label_order(read: Mapping[str, LabelledTable], data: DataSettings) -> tuple[
 
 
 def known_to_train(read: Mapping[str, LabelledTable], data: DataSettings) -> dict[str, LabelledTable]:
-    """The splits without the rows that have a label train never had; an error unless they may be left out."""
+    """The splits without rows whose labels are not in train.
+
+    Raises:
+        SourceError: there is such a row, and it may not be left out.
+    """
     train = read["train"]
     known = {train.names[code] for code in np.unique(train.codes)}
     return {split: _known(split, one, known, data) for split, one in read.items()}
@@ -127,7 +137,7 @@ def known_to_train(read: Mapping[str, LabelledTable], data: DataSettings) -> dic
 def label_indexes(one: LabelledTable, order: Sequence[str]) -> NDArray[np.int64] | NDArray[np.uint8]:
     """The labels of `one` as indexes into `order`, int64 [N]; multi-hot uint8 [N, C] for multi-label."""
     position = {name: index for index, name in enumerate(order)}
-    # A value whose rows were all left out has no place in the order, and no row asks for it.
+    # -1 stands for values whose rows were all left out.
     lookup = np.array([position.get(name, -1) for name in one.names], np.int64)
     if not one.several:
         return lookup[one.codes]
@@ -156,10 +166,13 @@ def bad_texts(table: SplitTable) -> NDArray[np.bool_]:
 
 
 def bad_rows_note(name: str, faults: Mapping[str, NDArray[np.bool_]], data: DataSettings) -> tuple[str, ...]:
-    """The note about rows left out, none if all are usable; or the error when they may not be.
+    """The note about rows left out; none if all are usable.
 
     Args:
-        faults: by what such a row has ("no label"), bool [N], True where it does.
+        faults: bool [N] by what is wrong with a row ("no label"), True where it is.
+
+    Raises:
+        SourceError: there are such rows, and they may not be left out.
     """
     rows = np.flatnonzero(np.logical_or.reduce(list(faults.values()))) + 1
     if len(rows) == 0:
@@ -198,7 +211,8 @@ def _known(split: str, one: LabelledTable, known: set[str], data: DataSettings) 
         raise SourceError(f"every row of {split} has a label that never occurs in train")
     places, codes = _entries_within(good, one.places, one.codes)
     note = _left_out(split, one.rows[~good] + 1, "with a label that never occurs in train")
-    return one._replace(
+    return replace(
+        one,
         rows=one.rows[good],
         places=places,
         codes=codes,
@@ -210,7 +224,7 @@ def _known(split: str, one: LabelledTable, known: set[str], data: DataSettings) 
 def _entries_within(
     good: NDArray[np.bool_], places: NDArray[np.int64], codes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The entries of the `good` rows, their places counted among these."""
+    """The entries of the `good` rows, with their places counted among these rows."""
     inside = good[places]
     return (np.cumsum(good) - 1)[places[inside]], codes[inside]
 
@@ -228,7 +242,7 @@ def _check_labels_differ(train: LabelledTable, used: Sequence[str]) -> None:
 
 
 def _list_note(name: str, one: LabelledTable) -> tuple[str, ...]:
-    """What to say of lists with one label each: a separator mistyped, or data that is single-label."""
+    """A note if every list has one label: the separator may be wrong, or the data be single-label."""
     counts = np.bincount(one.places, minlength=len(one.rows))
     if not one.several or name != "train" or (counts != 1).any():
         return ()
@@ -238,12 +252,12 @@ def _list_note(name: str, one: LabelledTable) -> tuple[str, ...]:
 def _label_values(
     name: str, cells: LabelCells, class_names: tuple[str, ...] | None
 ) -> tuple[list[int | str], NDArray[np.int64], tuple[str, ...] | None]:
-    """The distinct labels, which of them each item is (int64; -1: none), and the names they bring along."""
+    """The distinct labels, the code of each item (int64; -1: no label), and declared names."""
     declared = class_names
     if cells.items and all(isinstance(item, bool) for item in cells.items):
         declared = declared or ("False", "True")
     typed = _typed_labels(name, cells)
-    # -1 stands for a hidden label in a hub dataset; beside other numbers it is a label like any.
+    # In hub datasets -1 stands for a hidden label; together with other numbers it is an ordinary label.
     hides = not cells.several and (declared is not None or set(typed) == {-1})
     values = [value for value in dict.fromkeys(typed) if not (hides and value == -1)]
     index = {value: code for code, value in enumerate(values)}
@@ -268,7 +282,7 @@ def _typed_labels(name: str, cells: LabelCells) -> list[int | str]:
 
 
 def _is_number(value: LabelValue) -> bool:
-    # A longer row of digits is a name: as a number it would lose its last digits.
+    # Longer digits are a name: as a float they would lose their last digits.
     return not isinstance(value, str) or (len(value) < 19 and _NUMBER.fullmatch(value) is not None)
 
 
@@ -283,16 +297,15 @@ def _integer(value: LabelValue) -> int | None:
 
 
 def _value_names(split: str, one: LabelledTable) -> list[str]:
-    """What each of the values is called: label i by its declared name, else as it is written."""
+    """The names of the values: of label i the i-th declared name, else the value as it is written."""
     names = []
-    there = set(np.unique(one.codes).tolist())
+    used = set(np.unique(one.codes).tolist())
     for code, value in enumerate(one.values):
         if not isinstance(value, int) or one.declared is None:
             names.append(str(value))
-        elif 0 <= value < len(one.declared):
+        elif 0 <= value < (count := len(one.declared)):
             names.append(one.declared[value])
-        elif code in there:
-            count = len(one.declared)
+        elif code in used:
             raise SourceError(
                 f"label {value} in row {one.row_of(code)} of {split} has no name: there are {count}"
                 f" label names, for labels 0 to {count - 1}",

@@ -1,4 +1,4 @@
-"""Where the rows of a source are: files by split, here or by URL, a `save_to_disk` folder, or a hub id."""
+"""Where a source is: files by split, as paths or URLs, a `save_to_disk` folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
 
 
 def split_name(name: str) -> str | None:
-    """The one of `SPLITS` that is meant by `name`: "dev" is validation, "foo" none."""
+    """The one of `SPLITS` that `name` means: validation for "dev", None for "foo"."""
     return _ALIASES.get(name.lower())
 
 
 class SourceLocation(NamedTuple):
-    """What a `DataSettings` points to: files by split, a `save_to_disk` folder, or a hub id."""
+    """Where a source is: files by split, a `save_to_disk` folder, or a hub id."""
 
     files: Mapping[str, list[Path]] = MappingProxyType({})
     folder: Path | None = None
     hub_id: str = ""
     config: str | None = None
-    splits: tuple[str, ...] = ()  # those known without loading; none for a hub id
+    splits: tuple[str, ...] = ()  # as far as known without loading; none for a hub id
 
 
 def locate(data: DataSettings) -> SourceLocation:
-    """What `data` points to; only looks at names, but fetches a file that is named by a URL.
+    """Where the source of `data` is; files named by a URL are fetched, no file is read.
 
     Raises:
-        SourceError: a file or folder that is not there, holds no rows, or cannot be fetched.
-        UsageError: a URL of an unknown kind, or whose driver is not installed.
+        SourceError: a file or folder does not exist, has no file of a split, or cannot be fetched.
+        UsageError: a URL is of an unknown kind, or its driver is not installed.
     """
     if data.data_files:
         return _data_files(data.data_files)
@@ -81,7 +81,7 @@ def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
 
 
 def _here(text: str) -> Path:
-    """The file meant by a path or a URL, as one of this machine."""
+    """The local file for a path or a URL, which is fetched."""
     if not is_remote(text):
         return Path(text).expanduser()
     name = opened(text, SourceError).name
@@ -105,8 +105,8 @@ def _folder(folder: Path) -> SourceLocation:
     if (folder / "state.json").is_file():
         return SourceLocation(folder=folder, splits=("train",))
     # A clone of a hub dataset keeps its files in data/.
-    for place in (folder, folder / "data"):
-        files = _split_files(place) if place.is_dir() else {}
+    for parent in (folder, folder / "data"):
+        files = _split_files(parent) if parent.is_dir() else {}
         if files:
             return SourceLocation(files=files, splits=tuple(files))
     endings = " ".join(TRAINING_ENDINGS)
@@ -117,7 +117,7 @@ def _folder(folder: Path) -> SourceLocation:
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Files of `folder` by split; several files of one split must be numbered shards of it."""
+    """Files of `folder` by split; several files of one split must be its numbered shards."""
     files: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         match = _SHARD.fullmatch(path.name.split(".")[0])
@@ -126,8 +126,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             files.setdefault(split, []).append(path)
     for split, paths in files.items():
         if len(paths) > 1 and not all("-of-" in path.name for path in paths):
-            there = ", ".join(path.name for path in paths)
-            raise SourceError(f"several files for the {split} split in {folder}: {there}")
+            names = ", ".join(path.name for path in paths)
+            raise SourceError(f"several files for the {split} split in {folder}: {names}")
     return {split: files[split] for split in SPLITS if split in files}
 
 
@@ -154,7 +154,7 @@ def file_facts(path: Path) -> dict[str, object]:
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under `folder`, but for what `datasets` writes there as its own cache."""
+    """SHA-256 of every file under `folder`, except for cache files that `datasets` writes there."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         path.relative_to(folder).as_posix(): content_hash(path)

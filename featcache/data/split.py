@@ -33,15 +33,15 @@ RowSelection = Sequence[int] | NDArray[Any] | slice
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split, in file order; its texts stay on disk until they are asked for."""
+    """One split, in file order; its texts stay on disk until they are read."""
 
     name: str  #: "train", "validation" or "test"
     #: int64 [N], indexes into `label_names`, -1 where there are none; multi-label: multi-hot uint8 [N, C]
     labels: NDArray[np.int64] | NDArray[np.uint8]
-    label_names: tuple[str, ...]  #: shared by all splits of one source
-    row_numbers: NDArray[np.int64]  #: int64 [N], 0-based rows of the source, before any left out
-    notes: tuple[str, ...] = ()  #: what was held out or left out, for people
-    skipped: int = 0  #: rows of this split of the source that were left out as unusable
+    label_names: tuple[str, ...]  #: the same for all splits of one source
+    row_numbers: NDArray[np.int64]  #: int64 [N], rows of the source, counted from 0
+    notes: tuple[str, ...] = ()  #: what was held out or left out, as sentences
+    skipped: int = 0  #: unusable rows of this split that were left out
     _table: SplitTable = field(default=cast(Any, None), repr=False)
 
     def __len__(self) -> int:
@@ -84,10 +84,10 @@ class Split:
 
 
 def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[str, Split]:
-    """The splits called `names`, checked row by row.
+    """The splits called `names`; every row of them is checked.
 
-    Without a validation split, a stratified share of train is held out for it, the same one for
-    the same seed and the same rows; "train" is then the rest.
+    Without a validation split, a stratified share of train is held out for it, which depends only on the
+    seed and the rows; "train" is then the rest.
 
     Args:
         data: where the texts are, and which columns to take.
@@ -95,8 +95,8 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         seed: decides which rows are held out.
 
     Raises:
-        UsageError: a setting that cannot be meant.
-        SourceError: texts or labels that are not there, not readable or not usable.
+        UsageError: a setting is not valid.
+        SourceError: texts or labels do not exist, or cannot be read or used.
     """
     _check_settings(data, names)
     with quiet_datasets():
@@ -105,8 +105,8 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         for name in names:
             if name not in tables and not (name == "validation" and hold_out):
                 where = "--data-files" if data.data_files else data.dataset
-                there = ", ".join([*tables, *others]) or "none"
-                raise SourceError(f"no {name} split in {where}; splits there are: {there}")
+                found = ", ".join([*tables, *others]) or "none"
+                raise SourceError(f"no {name} split in {where}; its splits are: {found}")
         reference = ["train"] if "train" in tables else list(tables)
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
         read = {name: read_labels(name, tables[name](), data) for name in wanted}
@@ -121,19 +121,19 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
 
 
 def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | None:
-    """Everything that determines the rows, as a JSON-able document; `datasets` is not imported.
+    """Everything that determines the rows, as a JSON object; `datasets` is not imported.
 
     Local files are described by their SHA-256, a hub dataset by its commit. A split of one file is
     one object, a split of several files a list of them.
 
     Returns:
-        The document, or None for a hub dataset whose commit the hub cannot be asked for.
+        The object, or None for a hub dataset whose commit cannot be found out.
 
     Raises:
-        SourceError: a file or folder that is not there or cannot be read.
+        SourceError: a file or folder does not exist or cannot be read.
     """
     _check_settings(data, ())
-    place = locate(data)
+    location = locate(data)
     document: dict[str, object] = {
         "text_column": data.text_column,
         "pair_column": data.pair_column,
@@ -141,20 +141,22 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "label_names": list(data.label_names) if data.label_names else None,
         "skip_bad_rows": data.skip_bad_rows,
     }
-    if data.label_separator is not None:  # said only where it is set, so that older requests still answer
+    if (
+        data.label_separator is not None
+    ):  # left out where it is not set, so that requests of earlier versions still match
         document["label_separator"] = data.label_separator
-    if place.files:
-        hashes = {split: [file_facts(file) for file in files] for split, files in place.files.items()}
+    if location.files:
+        hashes = {split: [file_facts(file) for file in files] for split, files in location.files.items()}
         document["files"] = {split: parts if len(parts) > 1 else parts[0] for split, parts in hashes.items()}
-    elif place.folder is not None:
-        document["saved"] = folder_hashes(place.folder)
+    elif location.folder is not None:
+        document["saved"] = folder_hashes(location.folder)
     else:
-        commit = hub_commit(place.hub_id, data.dataset_revision)
+        commit = hub_commit(location.hub_id, data.dataset_revision)
         if commit is None:
             return None
-        document |= {"dataset": place.hub_id, "config": place.config, "commit": commit}
-    # What splits a hub dataset has is not known without loading it: then seed and share count.
-    if "validation" not in place.splits and ("train" in place.splits or not place.splits):
+        document |= {"dataset": location.hub_id, "config": location.config, "commit": commit}
+    # The splits of a hub dataset are not known before it is loaded: then seed and share count.
+    if "validation" not in location.splits and ("train" in location.splits or not location.splits):
         document |= {"validation_share": data.validation_share, "seed": seed}
     return document
 
@@ -169,7 +171,7 @@ def from_texts(
     """A split from values in memory.
 
     Args:
-        name: what to call it.
+        name: of the split.
         texts: N texts, none of them empty.
         labels: N integers or strings, as in a file; or N lists of them, or a multi-hot array [N, C]
             (multi-label). None gives labels of -1 and no names.
@@ -178,7 +180,7 @@ def from_texts(
         pairs: N second texts.
 
     Raises:
-        SourceError: an empty or unusable text, a label outside `label_names`, or unequal lengths.
+        SourceError: a text is empty or unusable, a label is not in `label_names`, or lengths differ.
     """
     if isinstance(labels, np.ndarray) and labels.ndim == 2:
         labels, label_names = _lists_of(labels, label_names)
@@ -205,8 +207,10 @@ def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
 
 
 def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
-    labels = label_indexes(read, order)
-    return Split(name, labels, order, read.rows, read.notes, read.skipped, read.table)
+    return Split(
+        name=name, labels=label_indexes(read, order), label_names=order, row_numbers=read.rows,
+        notes=read.notes, skipped=read.skipped, _table=read.table,
+    )  # fmt: skip
 
 
 def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:

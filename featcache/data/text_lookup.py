@@ -1,4 +1,4 @@
-"""The texts of cached rows, for people to read: found again in the source by row hash."""
+"""The texts of cached rows, found in the source by row hash, to be shown to people."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from featcache.errors import FeatcacheError
 from featcache.fingerprint import row_hashes
 from featcache.settings import DataSettings
 
-LONGEST = 2000  # characters kept of a text: it is shown, not used
+LONGEST = 2000  # characters of a text that are shown
 
 
 @dataclass(frozen=True)
 class RowTexts:
-    """Where cached rows stand in their source.
+    """The places of cached rows in their source.
 
     Attributes:
         splits: the source, by split; empty where it could not be read.
-        places: int64 `[N]` by split: the row of the source's split that a cached row is, -1 for none.
+        places: int64 `[N]` by split: the row of the source's split for each cached row, -1 for none.
         reason: why there are no texts; empty where there are.
     """
 
@@ -30,25 +30,25 @@ class RowTexts:
     reason: str = ""
 
     def text(self, split: str, row: int) -> str | None:
-        """`texts_of` one row."""
+        """The text of one row; see `texts_of`."""
         return self.texts_of(split, [row])[0]
 
     def texts_of(self, split: str, rows: Sequence[int]) -> list[str | None]:
-        """What a person can read of cached rows, at most LONGEST characters of each; None where not found.
+        """The texts of cached rows, at most LONGEST characters of each; None where not found.
 
-        Of a pair both, with a line break between.
+        The texts of a pair are joined by a line break.
         """
         places = [self._place(split, row) for row in rows]
-        there = [place for place in places if place >= 0]
-        if not there:
+        found = [place for place in places if place >= 0]
+        if not found:
             return [None] * len(rows)
-        first, second = self.splits[split].texts(there), self.splits[split].pairs(there)
+        first, second = self.splits[split].texts(found), self.splits[split].pairs(found)
         whole = first if second is None else ["\n".join(pair) for pair in zip(first, second, strict=True)]
         cut = iter(text if len(text) <= LONGEST else text[:LONGEST] + "…" for text in whole)
         return [next(cut) if place >= 0 else None for place in places]
 
     def number(self, split: str, row: int) -> int | None:
-        """The 1-based row of the source file or table, before any split was held out of it."""
+        """The row of the source file or table, counted from 1; rows held out of it count too."""
         place = self._place(split, row)
         return None if place < 0 else int(self.splits[split].row_numbers[place]) + 1
 
@@ -57,15 +57,15 @@ class RowTexts:
 
 
 def find_texts(data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int) -> RowTexts:
-    """The source's rows for cached rows; a source that cannot be read is a reason, not an error.
+    """The source's rows for cached rows; if the source cannot be read, the result has a `reason`.
 
     Args:
         data: where the texts are.
         hashes: row hashes uint8 `[N, 32]` by split.
-        seed: decides which rows were held out of train, as when the features were made.
+        seed: that decided which rows were held out of train when the features were made.
     """
     try:
-        # A row that is no longer usable is no reason to show none of the others.
+        # A row that is not usable any more must not hide the others.
         splits = load_splits(replace(data, skip_bad_rows=True), tuple(hashes), seed=seed)
         places = {name: _places(split, hashes[name]) for name, split in splits.items()}
     except FeatcacheError as error:

@@ -169,7 +169,7 @@ def test_a_saved_single_dataset_is_train(tmp_path: Path) -> None:
     splits = load_splits(data, ["train", "validation"], seed=0)
     found = {**dict(rows_of(splits["train"])), **dict(rows_of(splits["validation"]))}
     assert found == dict(zip(rows["text"], rows["label"], strict=True))
-    with pytest.raises(SourceError, match="splits there are: train"):
+    with pytest.raises(SourceError, match="its splits are: train"):
         load_splits(data, ["test"], seed=0)
     with pytest.raises(SourceError, match="holds int64, not text"):
         load_splits(DataSettings(dataset=str(tmp_path / "s"), text_column="n"), ["train"], seed=0)
