@@ -11,13 +11,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from featcache.backbone.fused_layers import is_conv1d
+from featcache.backbone.fused_layers import agree, is_conv1d
 
 # Weights that tokens are multiplied with, times texts, from which on compiling is considered. At 200 flops
 # for each (texts of 100 tokens) this is 1e17: ten minutes at 170 TFLOP/s. Parts gain 5 to 20 percent of
@@ -28,7 +30,7 @@ OPTIONS = {"emulate_precision_casts": True}  # round where the uncompiled part r
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockPart:
     """A module of a block, by its name within it, with what a run of the model gave it."""
 
     name: str
@@ -74,25 +76,19 @@ def compile_parts(
     return notes
 
 
-def _parts(block: nn.Module, run: Callable[[], Any]) -> list[Part]:
+def _parts(block: nn.Module, run: Callable[[], Any]) -> list[BlockPart]:
     """The parts of a block, found by watching it run."""
-    called: dict[str, Part] = {}
+    called: dict[str, BlockPart] = {}
     inner = {name: module for name, module in block.named_modules() if name}
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            called[name] = Part(name, args, kwargs)
+    def see(name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        called[name] = BlockPart(name, args, kwargs)
 
-        return module.register_forward_pre_hook(see, with_kwargs=True)
-
-    hooks = [watch(name, module) for name, module in inner.items()]
-    try:
-        with torch.inference_mode():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    chosen: list[Part] = []
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, module in inner.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(see, name), with_kwargs=True))
+        run()
+    chosen: list[BlockPart] = []
     for name, part in called.items():  # in the order of calls: a module before those within it
         within = any(name.startswith(f"{other.name}.") for other in chosen)
         if not within and _is_part(inner[name], part):
@@ -100,26 +96,26 @@ def _parts(block: nn.Module, run: Callable[[], Any]) -> list[Part]:
     return chosen
 
 
-def _is_part(module: nn.Module, part: Part) -> bool:
+def _is_part(module: nn.Module, part: BlockPart) -> bool:
     """Tensors in, nothing of packing, and more than one layer of torch's own."""
     given = [*part.args, *(value for value in part.kwargs.values() if value is not None)]
     single = type(module).__module__.startswith(("torch.nn.", "featcache.")) or is_conv1d(module)
     return "packed" not in part.kwargs and bool(given) and all(map(torch.is_tensor, given)) and not single
 
 
-def _times_faster(module: nn.Module, parts: list[Part], options: dict[str, Any]) -> float | None:
+def _times_faster(module: nn.Module, parts: list[BlockPart], options: dict[str, Any]) -> float | None:
     """How many times faster the compiled module is on the first of `parts`; None: it gives other values."""
     compiled = torch.compile(module.forward, dynamic=True, **options)
     with torch.inference_mode():
         for part in parts:
             found, expected = compiled(*part.args, **part.kwargs), module(*part.args, **part.kwargs)
-            if not isinstance(expected, torch.Tensor) or not _agree(found, expected):
+            if not isinstance(expected, torch.Tensor) or not agree(found, expected):
                 return None
         plain, fast = (_seconds(run, parts[0]) for run in (module, compiled))
     return plain / fast
 
 
-def _seconds(run: Callable[..., Any], part: Part) -> float:
+def _seconds(run: Callable[..., Any], part: BlockPart) -> float:
     """The median of some runs."""
     on_cuda = any(torch.is_tensor(value) and value.is_cuda for value in (*part.args, *part.kwargs.values()))
     wait = torch.cuda.synchronize if on_cuda else lambda: None
@@ -140,10 +136,3 @@ def _compile(block: nn.Module, name: str, kind: type[nn.Module], options: dict[s
         return 0
     module.forward = torch.compile(module.forward, dynamic=True, **options)
     return 1
-
-
-def _agree(new: torch.Tensor, old: torch.Tensor) -> bool:
-    """Equal but for rounding: 1e-5 of the largest value in float32, a hundredth in 16 bits."""
-    share = 1e-5 if old.dtype == torch.float32 else 1e-2
-    difference = (new.float() - old.float()).abs().max()
-    return bool(difference <= share * old.float().abs().max().clamp_min(1e-3))

@@ -21,7 +21,7 @@ from featcache.backbone.files import ModelFiles, find_model
 from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone, TokenBatch
-from featcache.backbone.pooling import PLACES, POOLINGS, View, parse_view
+from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.errors import BadRow, UsageError
 from featcache.fingerprint import EncoderDocument
@@ -127,12 +127,12 @@ class Encoder:
         return cls(loaded, features, backbone.batch_tokens)
 
     @cached_property
-    def _places(self) -> list[str]:
+    def _pooled(self) -> list[str]:
         """Which tokens are pooled at the highest layer; empty where all are, or where it cannot be used."""
         highest = self.views[-1].layer
         poolings = {view.pooling for view in self.views if view.layer == highest}
-        usable = self.backbone.tail and highest > 0 and poolings <= set(PLACES)
-        return sorted(PLACES[pooling] for pooling in poolings) if usable else []
+        usable = self.backbone.runs_pooled_alone and highest > 0 and poolings <= set(POOLED_TOKEN)
+        return sorted(POOLED_TOKEN[pooling] for pooling in poolings) if usable else []
 
     @property
     def document(self) -> EncoderDocument:
@@ -303,12 +303,12 @@ class Encoder:
 
     def _pool(self, batch: TokenBatch) -> HostCopy:
         """Features float32 `[B, D]` by view name, on their way to the host."""
-        places = self._places
+        places = self._pooled
         states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
         highest = self.views[-1].layer
         with torch.inference_mode():
             pooled = {
-                view.name: states[highest][places.index(PLACES[view.pooling])]
+                view.name: states[highest][places.index(POOLED_TOKEN[view.pooling])]
                 if places and view.layer == highest
                 else POOLINGS[view.pooling](states[view.layer], layout)
                 for view in self.views

@@ -8,6 +8,7 @@ linear layers multiply 8-bit integers (`Int8Linear`), which is a choice of the u
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
@@ -177,21 +178,16 @@ def measure_inputs(blocks: nn.Module, run: Callable[[], object]) -> None:
 
     `fuse` reads it for 8-bit layers, to decide how their range is shared out.
     """
-    hooks = []
 
     def note(linear: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         peaks = args[0].detach().flatten(0, -2).abs().amax(0)
         before = getattr(linear, PEAKS, None)
         setattr(linear, PEAKS, peaks if before is None else torch.maximum(before, peaks))
 
-    for module in blocks.modules():
-        if _is_linear(module):
-            hooks.append(module.register_forward_pre_hook(note))
-    try:
+    with ExitStack() as hooks:
+        for module in filter(_is_linear, blocks.modules()):
+            hooks.enter_context(module.register_forward_pre_hook(note))
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 LinearKind = type[CudaLinear] | type[OneDnnLinear] | type[Int8Linear]
@@ -292,22 +288,19 @@ def _feeding(module: nn.Module, activation: nn.Module) -> str | None:
     seen: list[str | None] = []
     linears = [(name, child) for name, child in module.named_children() if _is_linear(child)]
 
-    def watch(name: str, child: nn.Module) -> Any:
-        return child.register_forward_hook(lambda _, __, output: made.append((name, output)))
-
     def see(_: nn.Module, args: tuple[Any, ...]) -> None:
         seen.append(next((name for name, output in made if output is args[0]), None))
 
-    hooks = [watch(name, child) for name, child in linears]
-    hooks.append(activation.register_forward_pre_hook(see))
-    try:
-        if linears:
-            module(_sample(linears[0][1]))
-    except Exception:  # a module that wants more than one tensor is none we can fuse
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for name, child in linears:
+            note = child.register_forward_hook(lambda _, __, output, name=name: made.append((name, output)))
+            hooks.enter_context(note)
+        hooks.enter_context(activation.register_forward_pre_hook(see))
+        try:
+            if linears:
+                module(_sample(linears[0][1]))
+        except Exception:  # a module that takes more than one tensor cannot be fused
+            return None
     return seen[0] if len(seen) == 1 else None
 
 
@@ -321,6 +314,13 @@ def _lay_out_linears(module: nn.Module, kind: LinearKind) -> int:
                 setattr(module, name, laid_out)
                 count += 1
     return count
+
+
+def agree(found: torch.Tensor, expected: torch.Tensor, share: float | None = None) -> bool:
+    """Equal to `share` of the largest value; by default to 1e-5 in float32, 1e-2 in 16 bits."""
+    share = share or (1e-5 if expected.dtype == torch.float32 else 1e-2)
+    difference = (found.float() - expected.float()).abs().max()
+    return bool(difference <= share * expected.float().abs().max().clamp_min(1e-6))
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -374,9 +374,7 @@ def _sample(linear: Any) -> torch.Tensor:
 
 
 def _agree(new: torch.Tensor, old: torch.Tensor, kind: LinearKind) -> bool:
-    """Equal but for rounding: 1e-5 of the largest value, in 16 bits a hundredth, in 8 a tenth of all."""
-    difference = new.float() - old.float()
+    """Equal but for rounding; in 8 bits to a tenth of the norm."""
     if kind is Int8Linear:
-        return bool(difference.norm() <= 0.1 * old.float().norm())
-    share = 1e-5 if old.dtype == torch.float32 else 1e-2
-    return bool(difference.abs().max() <= share * old.float().abs().max().clamp_min(1e-3))
+        return bool((new.float() - old.float()).norm() <= 0.1 * old.float().norm())
+    return agree(new, old)

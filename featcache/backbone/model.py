@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from featcache.backbone.attention.last_block import only
 from featcache.backbone.attention.packed import IMPLEMENTATION
 from featcache.backbone.device_copies import copier_of
 from featcache.backbone.files import ModelFiles
-from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
+from featcache.backbone.fused_layers import agree, fuse, is_conv1d, measure_inputs
 from featcache.backbone.packing import NotPackable, PackedLayout, filling
 from featcache.backbone.position_table import Extension, extend_table, position_table
 from featcache.errors import BackboneError
@@ -61,7 +60,9 @@ class Backbone:
         extension: how positions beyond the learned ones were made; None: there are none. Why an
             extension that was asked for was not made stands in `extension_note`.
         packing: `packed`, or `padded` with the reason in `packing_note`.
-        tail: whether the highest block can run for the pooled tokens alone.
+        arguments: names of the arguments of the model's forward.
+        first_position: row of the position table that the first token of a text reads.
+        runs_pooled_alone: whether the highest block can run for the pooled tokens alone.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
         dtype: of the states; bfloat16 with int8.
         block_weights: weights of linear layers that each token is multiplied with, in all blocks.
@@ -83,10 +84,10 @@ class Backbone:
         self.dtype_name = dtype_name
         self.dtype = DTYPES[dtype_name]
         self.num_blocks = int(model.config.num_hidden_layers)
-        self.blocks = _find_blocks(model, self.num_blocks)
-        self._parameters = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
+        self.blocks = find_blocks(model, self.num_blocks)
+        self.arguments = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
         self.stock_attention: str = model.config._attn_implementation
-        self._first_position, self.position_limit = self._probe_positions()
+        self.first_position, self.position_limit = self._probe_positions()
         self.extension: Extension | None = None
         self.extension_note = ""
         self.packing, self.packing_note = self._probe_packing()
@@ -99,10 +100,10 @@ class Backbone:
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         self._prepared = False
         model.eval()
-        self.tail = self.packing == "packed" and self.blocks is not None and self._probe_tail()
+        self.runs_pooled_alone = self.packing == "packed" and self.blocks is not None and self._probe_pooled()
 
     def states(
-        self, batch: TokenBatch, layers: Sequence[int], places: Sequence[str] = ()
+        self, batch: TokenBatch, layers: Sequence[int], pooled: Sequence[str] = ()
     ) -> tuple[dict[int, torch.Tensor], PackedLayout]:
         """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
 
@@ -110,26 +111,26 @@ class Backbone:
         layer asked for are not run.
 
         Args:
-            places: of `first` and `last`, where at the highest layer only these tokens of each text
-                are wanted: its states then are `[len(places), B, H]`. Only where `self.tail`, and
-                not of layer 0.
+            pooled: of `first` and `last`; at the highest layer only these tokens of each text are
+                wanted, as `[len(pooled), B, H]`. Needs `self.runs_pooled_alone`, and no layer 0.
         """
         layout = PackedLayout.of(batch.lengths, self.device)
+        highest, tokens = max(layers), len(batch.input_ids)
         with torch.inference_mode():
             if self.packing == "padded":
                 inputs = self.padded_inputs(batch)
                 real = inputs["attention_mask"].bool()
                 return {layer: at[real] for layer, at in self._run(inputs, layers).items()}, layout
-            tokens = len(batch.input_ids)
-            inputs = self.packed_inputs(batch, layout, filling(tokens) if self._fills else 0)
-            highest = max(layers)
-            with self._tail_of(layout, highest, places):
-                states = {layer: at[0] for layer, at in self._run(inputs, layers).items()}
-            states = {
-                layer: at if places and layer == highest else at[:tokens] for layer, at in states.items()
-            }
-            if places:
-                states[highest] = states[highest].unflatten(0, (len(places), len(batch.lengths)))
+            fills = self.device.type == "cpu" and self.dtype == torch.bfloat16
+            inputs = self.packed_inputs(batch, layout, filling(tokens) if fills else 0)
+            if not pooled:
+                return {layer: at[0, :tokens] for layer, at in self._run(inputs, layers).items()}, layout
+            assert self.blocks is not None
+            places = torch.cat([layout.token_at(token) for token in pooled])
+            with only(self.blocks[highest - 1], layout, places):
+                run = self._run(inputs, layers)
+            states = {layer: at[0, :tokens] for layer, at in run.items() if layer != highest}
+            states[highest] = run[highest][0].unflatten(0, (len(pooled), len(batch.lengths)))
             return states, layout
 
     def prepare(self, texts: int) -> None:
@@ -176,19 +177,10 @@ class Backbone:
         elif table is None:
             self.extension_note = f"{self.files.name} has no table of learned positions"
         else:
-            extend_table(self.model, table, self._first_position, extension)
+            extend_table(self.model, table, self.first_position, extension)
             self.extension, self.position_limit = extension, extension.length
         room = min(extension.length, self.position_limit or extension.length)
         self.tokenizer.model_max_length = max(self.tokenizer.model_max_length, room)
-
-    def _tail_of(
-        self, layout: PackedLayout, layer: int, places: Sequence[str]
-    ) -> AbstractContextManager[None]:
-        """Within it, the block below `layer` runs for the tokens at `places` alone."""
-        if not places:
-            return contextlib.nullcontext()
-        assert self.blocks is not None
-        return only(self.blocks[layer - 1], layout, torch.cat([layout.token_at(place) for place in places]))
 
     def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The model's states `[b, t, H]` at `layers`; stops after the highest."""
@@ -196,29 +188,17 @@ class Backbone:
             output = self.model(**inputs, output_hidden_states=True)
             return {layer: output.hidden_states[layer] for layer in layers}
         below = [layer for layer in layers if layer < self.num_blocks]
-        with _capture(self.blocks, below, stop=len(below) == len(layers)) as captured:
+        with capture_states(self.blocks, below, stop=len(below) == len(layers)) as captured:
             with contextlib.suppress(_Stop):
                 captured[self.num_blocks] = self.model(**inputs).last_hidden_state
         return {layer: captured[layer] for layer in layers}
 
-    @property
-    def _fills(self) -> bool:
-        """Whether batches are filled up to one of few sizes, see `packing.filling`."""
-        return self.device.type == "cpu" and self.dtype == torch.bfloat16
-
     def packed_inputs(self, batch: TokenBatch, layout: PackedLayout, more: int = 0) -> dict[str, Any]:
         """What the model's forward takes of a packed batch; `more` tokens at the end are no text's."""
-        fill, ids = partial(np.pad, pad_width=(0, more)), batch.input_ids
-        inputs: dict[str, Any] = {
-            "input_ids": self._tensor(fill(ids, mode="edge")[None]),
-            "position_ids": self._tensor(fill(self._positions(batch), mode="edge")[None]),
-            "packed": layout,
-        }
-        if batch.type_ids is not None and "token_type_ids" in self._parameters:
-            inputs["token_type_ids"] = self._tensor(fill(batch.type_ids, mode="edge")[None])
-        if "use_cache" in self._parameters:
-            inputs["use_cache"] = False
-        return inputs
+        fill = partial(np.pad, pad_width=(0, more), mode="edge")
+        types = None if batch.type_ids is None else fill(batch.type_ids)[None]
+        positions = self._tensor(fill(self._positions(batch))[None])
+        return self._inputs(fill(batch.input_ids)[None], types, position_ids=positions, packed=layout)
 
     def _positions(self, batch: TokenBatch) -> np.ndarray:
         """The row of the position table that each token reads, int64 `[T]`.
@@ -227,12 +207,12 @@ class Backbone:
         a text, and do not count it.
         """
         counted = np.ones(len(batch.input_ids), dtype=np.int64)
-        if self._first_position > 0:
+        if self.first_position > 0:
             counted = (batch.input_ids != self.model.config.pad_token_id).astype(np.int64)
         total = np.cumsum(counted)
         begins = np.cumsum(batch.lengths) - batch.lengths
         before = np.repeat(total[begins] - counted[begins], batch.lengths)
-        places: np.ndarray = self._first_position - 1 + (total - before) * counted
+        places: np.ndarray = self.first_position - 1 + (total - before) * counted
         return places
 
     def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
@@ -240,15 +220,17 @@ class Backbone:
         mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = batch.input_ids
-        inputs: dict[str, Any] = {
-            "input_ids": self._tensor(ids),
-            "attention_mask": self._tensor(mask.astype(np.int64)),
-        }
-        if batch.type_ids is not None and "token_type_ids" in self._parameters:
+        types = None
+        if batch.type_ids is not None:
             types = np.zeros(mask.shape, dtype=np.int64)
             types[mask] = batch.type_ids
+        return self._inputs(ids, types, attention_mask=self._tensor(mask.astype(np.int64)))
+
+    def _inputs(self, ids: np.ndarray, types: np.ndarray | None, **more: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": self._tensor(ids), **more}
+        if types is not None and "token_type_ids" in self.arguments:
             inputs["token_type_ids"] = self._tensor(types)
-        if "use_cache" in self._parameters:
+        if "use_cache" in self.arguments:
             inputs["use_cache"] = False
         return inputs
 
@@ -262,18 +244,17 @@ class Backbone:
             limit = getattr(self.model.config, "max_position_embeddings", None)
             return 0, limit if limit and limit > 0 else None
         read: list[int] = []
-        hook = table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
-        try:
-            with torch.inference_mode():
-                self._run(self.padded_inputs(self.probe_batch([3])), [self.num_blocks])
-        finally:
-            hook.remove()
+        with (
+            table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min()))),
+            torch.inference_mode(),
+        ):
+            self._run(self.padded_inputs(self.probe_batch([3])), [self.num_blocks])
         first = read[0] if read else 0
         return first, table.num_embeddings - first
 
     def _probe_packing(self) -> tuple[str, str]:
         """Run a few tokens both ways: packed only where it gives what one-by-one gives."""
-        if "position_ids" not in self._parameters:
+        if "position_ids" not in self.arguments:
             return "padded", f"{type(self.model).__name__} takes no position_ids"
         self.packing = "padded"  # the reference: one text at a time, stock attention
         lengths = self._probe_lengths()
@@ -295,19 +276,18 @@ class Backbone:
                 return self._fall_back(f"{type(self.model).__name__} mixes the texts of a packed batch")
         return "packed", ""
 
-    def _probe_tail(self) -> bool:
-        """Run a few tokens both ways: whether the highest block alone gives the same states."""
-        batch, places = self.probe_batch(self._probe_lengths()), ("first", "last")
-        self.tail = True
+    def _probe_pooled(self) -> bool:
+        """Run a few tokens both ways: whether the pooled tokens alone get the same states."""
+        batch, pooled = self.probe_batch(self._probe_lengths()), ("first", "last")
         try:
             for layer in (self.num_blocks, self.num_blocks - 1):
                 whole, layout = self.states(batch, [layer])
-                picked, _ = self.states(batch, [layer], places)
-                expected = torch.stack([whole[layer][layout.token_at(place)] for place in places])
-                if not _agree(picked[layer], expected):
+                alone, _ = self.states(batch, [layer], pooled)
+                expected = torch.stack([whole[layer][layout.token_at(token)] for token in pooled])
+                if not _agree(alone[layer], expected):
                     return False
         except (NotPackable, ValueError, TypeError, RuntimeError, IndexError, AttributeError):
-            return False  # e.g. GPT-2's own code counts on as many tokens coming out as went in
+            return False  # e.g. GPT-2's own code expects as many tokens out of a block as in
         return True
 
     def _fall_back(self, reason: str) -> tuple[str, str]:
@@ -331,7 +311,7 @@ class Backbone:
         return TokenBatch(ids, np.array([len(text) for text in texts], dtype=np.int64))
 
 
-def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
+def find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
     """The one ModuleList with an entry for each block."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     return lists[0] if len(lists) == 1 else None
@@ -348,7 +328,7 @@ class _Stop(Exception):
 
 
 @contextlib.contextmanager
-def _capture(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) -> Iterator[dict[int, Any]]:
+def capture_states(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) -> Iterator[dict[int, Any]]:
     """Collect the states at `layers` (0: before the first block, i: after block i) by hooks."""
     captured: dict[int, Any] = {}
     highest = max(layers, default=-1)
@@ -361,24 +341,20 @@ def _capture(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) -> Ite
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         keep(0, args[0] if args else kwargs["hidden_states"])
 
-    hooks = [
-        blocks[0].register_forward_pre_hook(before, with_kwargs=True)
-        if layer == 0
-        else blocks[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: keep(layer, output))
-        for layer in layers
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(
+                blocks[0].register_forward_pre_hook(before, with_kwargs=True)
+                if layer == 0
+                else blocks[layer - 1].register_forward_hook(
+                    lambda _, __, output, layer=layer: keep(layer, output)
+                )
+            )
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
-    """Equal but for rounding: 1e-3 of the largest state in float32, 5e-2 in 16 bits."""
-    a, b = packed.float(), alone.float()
-    tolerance = 1e-3 if packed.dtype == torch.float32 else 5e-2
-    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-6))
+    return agree(packed, alone, 1e-3 if packed.dtype == torch.float32 else 5e-2)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ POOLINGS: dict[str, Callable[[torch.Tensor, PackedLayout], torch.Tensor]] = {
 
 
 # Poolings that take one token of each text: which one. The others need all tokens.
-PLACES = {"cls": "first", "last": "last"}
+POOLED_TOKEN = {"cls": "first", "last": "last"}
 
 
 @dataclass(frozen=True, order=True)

@@ -131,7 +131,7 @@ class _OnnxModel:
         logits = source.logits(encoder, texts)
         typed = encoder.tokenize(["a"], source.second(["a"])).type_ids is not None
         inputs = ["input_ids", "attention_mask"]
-        if typed and "token_type_ids" in encoder.backbone._parameters:
+        if typed and "token_type_ids" in encoder.backbone.arguments:
             inputs.append("token_type_ids")
         view = parse_view(source.head.view, encoder.backbone.num_blocks)
         with quiet_transformers():
@@ -175,7 +175,7 @@ def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
     if extension := encoder.backbone.extension:
         table = position_table(model)
         assert table is not None  # it was extended when the encoder was loaded
-        extend_table(model, table, encoder.backbone._first_position, extension)
+        extend_table(model, table, encoder.backbone.first_position, extension)
     source.put_trained(model)
     return model.eval()
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbone.model import _capture, _find_blocks
+from featcache.backbone.model import capture_states, find_blocks
 from featcache.backbone.pooling import View
 from featcache.heads.head import Head
 from featcache.heads.scorers import Mlp
@@ -59,7 +59,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.model, self.view = model, view
         self.final = int(model.config.num_hidden_layers)
-        self.blocks = (_find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
+        self.blocks = (find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
         self.head = _head_module(head)
         known = inspect.signature(inspect.unwrap(type(model).forward)).parameters
         self.options = {"use_cache": False} if "use_cache" in known else {}
@@ -84,7 +84,7 @@ class Classifier(nn.Module):
             return self.model(**inputs, **self.options).last_hidden_state
         if blocks is None:
             return self.model(**inputs, **self.options, output_hidden_states=True).hidden_states[layer]
-        with _capture(blocks, [layer], stop=False) as captured:
+        with capture_states(blocks, [layer], stop=False) as captured:
             self.model(**inputs, **self.options)
         return captured[layer]
 

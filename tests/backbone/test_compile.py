@@ -163,7 +163,7 @@ def test_the_tail_runs_through_compiled_parts(tiny: Folder) -> None:
     backbone = load(tiny("bert"))
     made, texts = encoder(backbone, "last/cls", batch_tokens=60), mixed(MIXED)
     before = made(texts).views["last/cls"]
-    assert backbone.tail
+    assert backbone.runs_pooled_alone
     compiled(backbone)
     for _ in range(2):
         np.testing.assert_allclose(made(texts).views["last/cls"], before, rtol=0, atol=1e-6)

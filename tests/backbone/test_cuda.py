@@ -191,7 +191,7 @@ def test_batches_in_flight_give_the_same_bits(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_tail_gives_what_all_tokens_give(family: str, dtype: str, lively_tiny: Folder) -> None:
     backbone, texts = on_cuda(lively_tiny(family), dtype), texts_for(family)
-    assert backbone.tail
+    assert backbone.runs_pooled_alone
     alone = encoder(backbone, "last/cls", "last/last")(texts).views
     whole = encoder(backbone, "last/cls", "last/last", "last/mean")(texts).views
     for name, values in alone.items():

@@ -80,7 +80,7 @@ def check_swapped(folder: Path, numbers: tuple[int, int, int]) -> None:
     fast, plain, exact = load(folder, dtype="bfloat16"), unswapped(folder, "bfloat16"), loaded(folder)
     assert counts(fast.fused) == expected_counts(numbers)
     assert plain.fused == exact.fused == []
-    assert (fast.packing, fast.tail) == (plain.packing, plain.tail)
+    assert (fast.packing, fast.runs_pooled_alone) == (plain.packing, plain.runs_pooled_alone)
     texts = mixed()
     assert_no_farther(*(encoder(one, "last/mean", "last/cls", "-2/max")(texts).views
                         for one in (fast, plain, exact)))  # fmt: skip

@@ -39,7 +39,7 @@ def test_the_tuned_backbone_computes_what_the_suffix_does(
     asked = replace(settings_of(folder), dtype=dtype)
     weights = {name: p.detach().clone() for name, p in suffix.trained.items()}
     tuned = with_weights(load_plain(asked, find_model(asked)), asked, weights)
-    assert tuned.packing == "packed" and tuned.dtype_name == dtype and tuned.tail
+    assert tuned.packing == "packed" and tuned.dtype_name == dtype and tuned.runs_pooled_alone
     whole = tuned.states(batch_of(), [tuned.num_blocks, 1])[0]
     frozen = load(folder, dtype=dtype).states(batch_of(), [1, 3])[0]
     assert torch.equal(whole[1], frozen[1])

@@ -28,8 +28,8 @@ def whole(
     """Features with every block run for all tokens."""
     made = encoder(backbone, *views)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "tail", False)
-        assert made._places == []
+        patch.setattr(backbone, "runs_pooled_alone", False)
+        assert made._pooled == []
         return made(texts, pairs).views
 
 
@@ -39,7 +39,7 @@ def test_pooled_tokens_alone_give_what_the_whole_block_gives(
     family: str, dtype: str, lively_tiny: Folder
 ) -> None:
     backbone, exact = loaded(lively_tiny(family), dtype=dtype), loaded(lively_tiny(family))
-    assert backbone.tail
+    assert backbone.runs_pooled_alone
     singles = mixed(AROUND)
     both = (
         (singles, None),
@@ -48,7 +48,7 @@ def test_pooled_tokens_alone_give_what_the_whole_block_gives(
     for views in (("last/cls",), ("last/last",), ("last/cls", "last/last", "-2/mean"), ("-2/cls", "0/mean")):
         for texts, pairs in both:
             made = encoder(backbone, *views)
-            assert made._places  # else nothing is tested
+            assert made._pooled  # else nothing is tested
             found = made(texts, pairs).views
             plain = whole(backbone, *views, texts=texts, pairs=pairs)
             if dtype == "float32":
@@ -77,8 +77,8 @@ def test_only_runs_the_highest_block_for_the_pooled_tokens(lively_tiny: Folder) 
 
 def test_a_family_whose_block_needs_all_tokens_runs_whole(tiny: Folder) -> None:
     backbone = loaded(tiny("gpt2"))
-    assert backbone.packing == "packed" and not backbone.tail
-    assert encoder(backbone, "last/last")._places == []
+    assert backbone.packing == "packed" and not backbone.runs_pooled_alone
+    assert encoder(backbone, "last/last")._pooled == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
