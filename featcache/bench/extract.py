@@ -1,43 +1,65 @@
 """How fast extraction is, beside the machine's limit and beside what one would use instead.
 
-Everything is measured in one process, on the same texts, one after the other; what is reported first
-are ratios, since the machine's own speed drifts. "Useful" counts the arithmetic of real tokens only.
+Everything is measured in one process, on the same texts, one after the other; ratios come first, since the
+machine's own speed drifts. "Useful" counts the arithmetic of real tokens only.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import torch
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.files import find_model
-from featcache.backbone.model import Backbone
 from featcache.backbone.throughput import gemm_peak, useful_flops
 from featcache.bench.peers import PEERS, Unavailable
+from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine, timed
 from featcache.settings import Settings
+from featcache.system.documents import tidied
+from featcache.system.progress import OnProgress, Progress, ignore
 
 RUNS = 3
-LONG_RUN = 15.0  # seconds after which a contender is run once only
+LONG_RUN = 15.0  # seconds from which on a contender runs only once
 
 
 @dataclass(frozen=True)
-class Speed:
+class ContenderSpeed:
     """One contender on the texts of the benchmark."""
 
     texts_per_s: float
     useful_gflops: float
 
-    def record(self) -> dict[str, float]:
-        return {"texts_per_s": round(self.texts_per_s, 2), "useful_gflops": round(self.useful_gflops, 1)}
+
+@dataclass(frozen=True, kw_only=True)
+class FeatcacheSpeed(ContenderSpeed):
+    """featcache on the texts of the benchmark, beside the fastest matrix product of its dtype."""
+
+    share_of_peak: float
+    min_cosine_vs_fp32: float
+    dtype: str
+    packing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractBenchmark:
+    """What `bench_extract` returns.
+
+    Attributes:
+        ratios: texts a second of featcache over those of each peer.
+        unavailable: why a peer was left out, by name.
+        tokens: of all texts.
+    """
+
+    gemm_peak_gflops: float
+    featcache: FeatcacheSpeed
+    peers: dict[str, ContenderSpeed]
+    ratios: dict[str, float]
+    unavailable: dict[str, str]
+    texts: int
+    tokens: int
+    machine: Machine
 
 
 def bench_extract(
@@ -45,59 +67,59 @@ def bench_extract(
     texts: Sequence[str],
     *,
     peers: Sequence[str] = tuple(PEERS),
-    report: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    on_progress: OnProgress = ignore,
+) -> ExtractBenchmark:
     """Texts a second of featcache and of its peers, and the share of the GEMM peak.
 
     Args:
-        settings: model, views, longest text, dtype; the same for all.
-        texts: what everyone encodes.
-        peers: names out of `PEERS`; those that are not installed are left out and named.
-        report: told what is measured next.
-
-    Returns:
-        A JSON-able document: `gemm_peak_gflops`, `featcache`, `peers`, `ratios`, `unavailable`,
-        `texts`, `tokens`, `machine`.
+        settings: model, views, longest text and dtype; the same for all.
+        peers: names out of `PEERS`; those that are not installed are left out.
+        on_progress: receives what is measured next as a stage.
     """
     files = find_model(settings.backbone)
-    report("loading the backbone")
+    on_progress(Progress("loading the backbone"))
     encoder = Encoder.load(settings.backbone, settings.features, files)
     backbone = encoder.backbone
     lengths = encoder.tokenize(texts).lengths
     useful = useful_flops(backbone, lengths)
-    report("GEMM peak")
+
+    def speed(run: Callable[[], object]) -> ContenderSpeed:
+        """The median of RUNS runs after one that does not count; a long run counts at once."""
+        first = timed(run)[1]
+        seconds = first if first >= LONG_RUN else median_seconds(run, RUNS)
+        return ContenderSpeed(len(texts) / seconds, useful / seconds / 1e9)
+
+    on_progress(Progress("GEMM peak"))
     peak = gemm_peak(backbone.dtype, backbone.device)
-    report("featcache")
-    ours = _speed(lambda: encoder(texts), len(texts), useful)
+    on_progress(Progress("featcache"))
+    ours = speed(lambda: encoder(texts))
     cosine = min_cosine_vs_fp32(settings, encoder, texts)
-    rivals: dict[str, dict[str, float]] = {}
-    missing: dict[str, str] = {}
+    rivals, missing = dict[str, ContenderSpeed](), dict[str, str]()
     for name in peers:
-        report(name)
+        on_progress(Progress(name))
         try:
-            run = PEERS[name](str(files.folder), encoder, texts)
+            rivals[name] = speed(PEERS[name](str(files.folder), encoder, texts))
         except Unavailable as reason:
             missing[name] = str(reason)
-            continue
-        rivals[name] = _speed(run, len(texts), useful).record()
-    again = _speed(lambda: encoder(texts), len(texts), useful)  # the machine may have slowed meanwhile
-    best = ours if ours.texts_per_s >= again.texts_per_s else again
-    return {
-        "gemm_peak_gflops": round(peak, 1),
-        "featcache": {
-            **best.record(),
-            "share_of_peak": round(best.useful_gflops / peak, 3),
-            "min_cosine_vs_fp32": cosine,
-            "dtype": backbone.dtype_name,
-            "packing": backbone.packing,
-        },
-        "peers": rivals,
-        "ratios": {name: round(best.texts_per_s / one["texts_per_s"], 2) for name, one in rivals.items()},
-        "unavailable": missing,
-        "texts": len(texts),
-        "tokens": int(lengths.sum()),
-        "machine": machine(backbone),
-    }
+    again = speed(lambda: encoder(texts))  # the machine may have slowed down meanwhile
+    best = max(ours, again, key=lambda one: one.texts_per_s)
+    result = ExtractBenchmark(
+        gemm_peak_gflops=peak,
+        featcache=FeatcacheSpeed(
+            **asdict(best),
+            share_of_peak=best.useful_gflops / peak,
+            min_cosine_vs_fp32=cosine,
+            dtype=backbone.dtype_name,
+            packing=backbone.packing,
+        ),
+        peers=rivals,
+        ratios={name: best.texts_per_s / one.texts_per_s for name, one in rivals.items()},
+        unavailable=missing,
+        texts=len(texts),
+        tokens=int(lengths.sum()),
+        machine=this_machine("transformers", "sentence-transformers", device=backbone.device),
+    )
+    return tidied(result, digits=DIGITS)
 
 
 def min_cosine_vs_fp32(settings: Settings, encoder: Encoder, texts: Sequence[str]) -> float:
@@ -111,42 +133,4 @@ def min_cosine_vs_fp32(settings: Settings, encoder: Encoder, texts: Sequence[str
         a, b = ours.views[name].astype(np.float64), expected.astype(np.float64)
         cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         lowest = min(lowest, float(cosine.min()))
-    return round(lowest, 6)
-
-
-def machine(backbone: Backbone) -> dict[str, Any]:
-    """What the figures were measured on."""
-    versions = {}
-    for name in ("torch", "transformers", "sentence-transformers"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    cuda = backbone.device.type == "cuda"
-    able = torch.cpu.get_capabilities()
-    flags = [name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2") if able.get(name)]
-    return {
-        "device": torch.cuda.get_device_name(backbone.device)
-        if cuda
-        else able.get("cpu_name", platform.machine()),
-        "flags": flags,
-        "threads": torch.get_num_threads(),
-        "onednn_max_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
-        "versions": versions,
-    }
-
-
-def _speed(run: Callable[[], object], texts: int, flops: float) -> Speed:
-    """The median of RUNS runs after one that is not counted; a long run counts at once."""
-    began = time.perf_counter()
-    run()
-    first = time.perf_counter() - began
-    times = [first]
-    if first < LONG_RUN:
-        times = []
-        for _ in range(RUNS):
-            began = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - began)
-    seconds = statistics.median(times)
-    return Speed(texts / seconds, flops / seconds / 1e9)
+    return lowest

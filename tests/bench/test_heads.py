@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from featcache.bench.heads import _scikit_learn, bench_heads, made_up
+from featcache.system.progress import Progress
 
 NAMES = {
     "tutorial_dataloader", "one_head", "heads_64", "exact_path_20",
@@ -18,16 +19,16 @@ NAMES = {
 
 
 def test_every_contender_is_timed_and_the_solvers_reach_the_same_minimum() -> None:
-    told: list[str] = []
-    found = bench_heads(rows=400, width=16, epochs=2, report=told.append)
-    assert set(found["seconds"]) == set(told) == NAMES
-    assert all(seconds > 0 for seconds in found["seconds"].values())
+    told: list[Progress] = []
+    found = bench_heads(rows=400, width=16, epochs=2, on_progress=told.append)
+    assert set(found.seconds) == {now.stage for now in told} == NAMES
+    assert all(seconds > 0 for seconds in found.seconds.values())
     for C in ("0.01", "1"):
-        ours, theirs = found["losses"][f"exact_C{C}"], found["losses"][f"sklearn_lbfgs_C{C}"]
+        ours, theirs = found.losses[f"exact_C{C}"], found.losses[f"sklearn_lbfgs_C{C}"]
         assert ours == pytest.approx(theirs, rel=1e-4)
         assert ours <= theirs + 1e-7
-    ratio = found["ratios"]["tutorial_over_one_head"]
-    seconds = found["seconds"]
+    ratio = found.ratios["tutorial_over_one_head"]
+    seconds = found.seconds
     assert ratio == pytest.approx(seconds["tutorial_dataloader"] / seconds["one_head"], rel=0.05)
 
 

@@ -10,6 +10,7 @@ import pytest
 from featcache.bench.store import bench_store
 from featcache.errors import CacheError
 from featcache.settings import load_settings
+from featcache.system.progress import Progress
 
 
 def test_shares_of_what_was_timed(tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -20,15 +21,15 @@ def test_shares_of_what_was_timed(tiny: Callable[[str], Path], tmp_path: Path) -
         "cache_dir": str(cache),
         "dtype": "float32",
     }
-    said: list[str] = []
-    found = bench_store(load_settings(asked), ["好房间"] * 1100, rows=2000, report=said.append)
-    seconds = found["seconds"]
+    said: list[Progress] = []
+    found = bench_store(load_settings(asked), ["好房间"] * 1100, rows=2000, on_progress=said.append)
+    seconds = found.seconds
     assert all(value > 0 for value in seconds.values())
     safety = seconds["commit"] + seconds["seal"] + seconds["discard"]
-    assert found["commit_overhead"] == pytest.approx(safety / seconds["encode"], rel=0.02)
-    assert found["read_overhead"] == pytest.approx(seconds["verify"] / seconds["first_pass"], rel=0.1)
-    assert found["convert_overhead"] == pytest.approx(seconds["verify"] / seconds["convert"], rel=0.1)
-    assert (found["texts"], found["rows"], found["bytes"]) == (1100, 2000, 2000 * 32 * 2)
+    assert found.commit_overhead == pytest.approx(safety / seconds["encode"], rel=0.02)
+    assert found.read_overhead == pytest.approx(seconds["verify"] / seconds["first_pass"], rel=0.1)
+    assert found.convert_overhead == pytest.approx(seconds["verify"] / seconds["convert"], rel=0.1)
+    assert (found.texts, found.rows, found.bytes) == (1100, 2000, 2000 * 32 * 2)
     assert len(said) == 2 and list(cache.iterdir()) == []
 
 

@@ -523,8 +523,8 @@ def test_gc_leaves_the_shards_of_a_damaged_manifest(sharded: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_twenty_million_rows_take_less_than_1500_mb() -> None:
     found = measure()
-    assert found["rows"] == 20_000_000 and found["shards"] > 8 and found["accuracy"] > 0.8
-    assert found["rss_mb"] < 1500 and found["write_rss_mb"] < 500
+    assert found.rows == 20_000_000 and found.shards > 8 and found.accuracy > 0.8
+    assert found.rss_mb < 1500 and found.write_rss_mb < 500
 
 
 def test_reading_shards_takes_no_memory_for_them(tmp_path: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
+from featcache.system.documents import json_document
 from featcache_cli.commands.bench import scale as bench_scale
 from featcache_cli.console import err, note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
+    from featcache.bench.extract import ExtractBenchmark
+    from featcache.bench.heads import HeadsBenchmark
     from featcache.settings import Settings
+    from featcache.system.progress import OnProgress
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,9 +99,9 @@ def run_extract(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.extract import bench_extract
 
-    result = bench_extract(settings, texts, peers=_peers(args.peers), report=_report(args))
+    result = bench_extract(settings, texts, peers=_peers(args.peers), on_progress=_noted(args))
     if args.json:
-        print_json(result)
+        print_json(json_document(result))
     else:
         show_extract(result)
     return 0
@@ -110,9 +114,9 @@ def run_heads(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.heads import bench_heads
 
-    result = bench_heads(rows=args.rows, width=args.width, epochs=args.epochs, report=_report(args))
+    result = bench_heads(rows=args.rows, width=args.width, epochs=args.epochs, on_progress=_noted(args))
     if args.json:
-        print_json(result)
+        print_json(json_document(result))
     else:
         show_heads(result)
     return 0
@@ -125,13 +129,13 @@ def run_store(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.store import bench_store
 
-    result = bench_store(settings, texts, rows=args.rows, report=_report(args))
+    result = bench_store(settings, texts, rows=args.rows, on_progress=_noted(args))
     if args.json:
-        print_json(result)
+        print_json(json_document(result))
         return 0
-    encoded, read = f"{result['texts']:,} texts", f"{result['rows']:,} rows"
-    out().print(f"commits and checksums: {result['commit_overhead']:.2%} of encoding {encoded}")
-    out().print(f"verification: {result['read_overhead']:.2%} of a first pass over {read}")
+    encoded, read = f"{result.texts:,} texts", f"{result.rows:,} rows"
+    out().print(f"commits and checksums: {result.commit_overhead:.2%} of encoding {encoded}")
+    out().print(f"verification: {result.read_overhead:.2%} of a first pass over {read}")
     return 0
 
 
@@ -147,14 +151,14 @@ def run_finetune(args: argparse.Namespace) -> int:
     from featcache.bench.finetune import bench_finetune
 
     parts = tuple(part.strip() for part in args.parts.split(","))
-    result = bench_finetune(settings, parts, steps=args.steps, epochs=epochs, report=_report(args))
+    result = bench_finetune(settings, parts, steps=args.steps, epochs=epochs, on_progress=_noted(args))
     if args.json:
-        print_json(result)
+        print_json(json_document(result))
         return 0
     columns = [("trained", "left"), ("seconds an epoch", "right"), ("share of the GEMM peak", "right")]
     shown = table([*columns, ("test accuracy", "right")])
-    for part, seconds in result["epoch_seconds"].items():
-        share, accuracy = result["share_of_peak"].get(part), result.get("test_accuracy", {}).get(part)
+    for part, seconds in result.epoch_seconds.items():
+        share, accuracy = result.share_of_peak.get(part), result.test_accuracy.get(part)
         shown.add_row(
             part, f"{seconds:.1f}", f"{share:.2f}" if share else "", f"{accuracy:.4f}" if accuracy else ""
         )
@@ -172,19 +176,19 @@ def run_serve(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.serve import bench_serve
 
-    result = bench_serve(run.folder, texts, seconds=args.seconds, report=_report(args))
+    result = bench_serve(run.folder, texts, seconds=args.seconds, on_progress=_noted(args))
     if args.json:
-        print_json(result)
+        print_json(json_document(result))
         return 0
     out().print(
-        f"faster than a naive server: {result['ratio_1']:.2f}x at 1 client, {result['ratio_32']:.2f}x at 32"
+        f"faster than a naive server: {result.ratio_1:.2f}x at 1 client, {result.ratio_32:.2f}x at 32"
     )
-    out().print(f"slowest hundredth at 32 clients: {result['p99_ms_32']:.0f} ms; errors: {result['errors']}")
+    out().print(f"slowest hundredth at 32 clients: {result.p99_ms_32:.0f} ms; errors: {result.errors}")
     return 0
 
 
-def _report(args: argparse.Namespace) -> Callable[[str], None]:
-    return lambda what: note(f"measuring: {what}", quiet=args.quiet)
+def _noted(args: argparse.Namespace) -> OnProgress:
+    return lambda now: note(f"measuring: {now.stage}", quiet=args.quiet)
 
 
 def _texts(settings: Settings, rows: int) -> list[str]:
@@ -209,29 +213,29 @@ def _peers(asked: str | None) -> Sequence[str]:
     return names
 
 
-def show_extract(result: dict[str, Any]) -> None:
+def show_extract(result: ExtractBenchmark) -> None:
     """Ratios first, then absolute figures, then the machine."""
-    ours, peak = result["featcache"], result["gemm_peak_gflops"]
+    ours, peak = result.featcache, result.gemm_peak_gflops
     columns = [("featcache is faster than", "left"), ("by", "right"), ("texts/s", "right")]
     shown = table([*columns, ("useful GFLOP/s", "right")])
-    for name, ratio in result["ratios"].items():
-        peer = result["peers"][name]
-        shown.add_row(name, f"{ratio:.1f}x", f"{peer['texts_per_s']:.1f}", f"{peer['useful_gflops']:.0f}")
+    for name, ratio in result.ratios.items():
+        peer = result.peers[name]
+        shown.add_row(name, f"{ratio:.1f}x", f"{peer.texts_per_s:.1f}", f"{peer.useful_gflops:.0f}")
     shown.add_section()
-    mine = f"featcache, {ours['dtype']}, {ours['packing']}"
-    shown.add_row(mine, "", f"{ours['texts_per_s']:.1f}", f"{ours['useful_gflops']:.0f}", style="bold")
+    mine = f"featcache, {ours.dtype}, {ours.packing}"
+    shown.add_row(mine, "", f"{ours.texts_per_s:.1f}", f"{ours.useful_gflops:.0f}", style="bold")
     console = out()
     console.print(shown)
     console.print(
-        f"share of the GEMM peak ({peak:.0f} GFLOP/s, {ours['dtype']}): {ours['share_of_peak']:.2f}; "
-        f"lowest cosine to float32: {ours['min_cosine_vs_fp32']:.6f}"
+        f"share of the GEMM peak ({peak:.0f} GFLOP/s, {ours.dtype}): {ours.share_of_peak:.2f}; "
+        f"lowest cosine to float32: {ours.min_cosine_vs_fp32:.6f}"
     )
-    about = result["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    about = result.machine
+    versions = ", ".join(f"{name} {number}" for name, number in about.versions.items())
     console.print(
-        f"{about['device']}, {about['threads']} threads, {', '.join(about['flags'])}; {versions}", style="dim"
+        f"{about.device}, {about.threads} threads, {', '.join(about.flags)}; {versions}", style="dim"
     )
-    for name, reason in result["unavailable"].items():
+    for name, reason in result.unavailable.items():
         err().print(f"left out: {name} ({reason})", style="dim")
 
 
@@ -245,23 +249,23 @@ RATIOS = {
 }
 
 
-def show_heads(result: dict[str, Any]) -> None:
+def show_heads(result: HeadsBenchmark) -> None:
     """Ratios first, then seconds."""
     console = out()
     shown = table([("ratio", "left"), ("", "right")])
     for name, text in RATIOS.items():
-        shown.add_row(text, f"{result['ratios'][name]:.1f}x")
+        shown.add_row(text, f"{result.ratios[name]:.1f}x")
     console.print(shown)
     shown = table([("what", "left"), ("seconds", "right"), ("objective", "right")])
-    for name, seconds in result["seconds"].items():
-        loss = result["losses"].get(name)
+    for name, seconds in result.seconds.items():
+        loss = result.losses.get(name)
         shown.add_row(name, f"{seconds:.2f}", f"{loss:.6f}" if loss is not None else "")
     console.print(shown)
-    shape, about = result["shape"], result["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    shape, about = result.shape, result.machine
+    versions = ", ".join(f"{name} {number}" for name, number in about.versions.items())
     console.print(
-        f"{shape['rows']:,} x {shape['width']} made-up features, {shape['classes']} classes, "
-        f"batch {shape['batch_size']}, {shape['epochs']} epochs; {about['cpu']}, {about['threads']} threads; "
+        f"{shape.rows:,} x {shape.width} made-up features, {shape.classes} classes, "
+        f"batch {shape.batch_size}, {shape.epochs} epochs; {about.cpu}, {about.threads} threads; "
         f"{versions}",
         style="dim",
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache.system.units import seconds_text
 from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
+
+if TYPE_CHECKING:
+    from featcache.bench.scale import ScaleBenchmark
 
 NAMES = {"one": "one process", "workers": "--workers", "ray": "--engine ray"}
 
@@ -54,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
         engines=engines,
         planned=PLANNED if args.plan_rows is None else _rows(args.plan_rows),
         large_rows=LARGE_ROWS if args.large_rows is None else args.large_rows,
-        report=lambda what: note(f"measuring: {what}", quiet=args.quiet),
+        on_progress=lambda now: note(f"measuring: {now.stage}", quiet=args.quiet),
     )
     if args.json:
-        print_json(result)
+        print_json(result.to_json())
     else:
         show(result)
     return 0
@@ -70,25 +73,25 @@ def _rows(text: str) -> list[int]:
         raise UsageError(f"--plan-rows {text}", hint="numbers with commas between, or none") from None
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: ScaleBenchmark) -> None:
     """Seconds of each way, then plans, then memory."""
     console = out()
-    if seconds := result.get("seconds"):
+    if times := result.engines:
         shown = table(
             [("extraction by", "left"), ("took", "right"), ("texts/s", "right"), ("one / this", "right")]
         )
-        for name, value in seconds.items():
-            rate = result["texts_a_second"][name]
-            shown.add_row(NAMES[name], seconds_text(value), f"{rate:.1f}", f"{seconds['one'] / value:.2f}")
+        for name, seconds in times.seconds.items():
+            rate, ratio = times.texts_a_second[name], times.seconds["one"] / seconds
+            shown.add_row(NAMES[name], seconds_text(seconds), f"{rate:.1f}", f"{ratio:.2f}")
         console.print(shown)
-        console.print(f"{result['rows']:,} texts", style="dim")
-        for pair, same in result["same_bytes"].items():
+        console.print(f"{times.rows:,} texts", style="dim")
+        for pair, same in times.same_bytes.items():
             console.print(f"{pair}: {'the same bytes' if same else 'other bits'}", style="dim")
-    if plans := result.get("plans"):
+    if result.plans:
         shown = table([("planned", "left"), ("said", "right"), ("took", "right"), ("off by", "right")])
-        for one in plans:
-            said, took = seconds_text(one["planned"]), seconds_text(one["measured"])
-            shown.add_row(f"{one['rows']:,} rows", said, took, f"{one['error']:.1%}")
+        for one in result.plans:
+            said, took = seconds_text(one.planned), seconds_text(one.measured)
+            shown.add_row(f"{one.rows:,} rows", said, took, f"{one.error:.1%}")
         console.print(shown)
-    if "rss_mb_20m" in result:
-        console.print(f"{result['large_rows']:,} rows in shards: {result['rss_mb_20m']:,.0f} MB resident")
+    if result.rss_mb is not None:
+        console.print(f"{result.large_rows:,} rows in shards: {result.rss_mb:,.0f} MB resident")
