@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.throughput import gemm_peak, useful_flops
-from featcache.bench.timing import DIGITS, Machine, this_machine, timed
+from featcache.bench.timing import DIGITS, Machine, this_machine
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import Job, extract_splits
@@ -140,9 +140,7 @@ def _rates(
         for name, tuner in tuners.items():
             rows = tuner._rows(tuner.state.step)
             lengths = np.asarray(tuner.data.train.texts.lengths)[rows]
-            began = time.perf_counter()
-            tuner._step()
-            seconds = time.perf_counter() - began
+            seconds = timed(tuner._step)[1]
             if number >= WARM:
                 seen[name].append((lengths.sum() / seconds, flops[name](lengths) / seconds / 1e9))
     return {
