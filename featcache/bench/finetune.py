@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.throughput import gemm_peak, useful_flops
-from featcache.bench.timing import DIGITS, Machine, this_machine
+from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import Job, extract_splits
