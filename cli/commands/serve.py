@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache_cli.commands.predict.predict import choose, load
@@ -14,7 +14,7 @@ from featcache_cli.options import add_command, add_settings
 
 if TYPE_CHECKING:
     from featcache.runs.run import Run
-    from featcache.serving.app import Limits
+    from featcache.serving.app import Limits, RunInfo
 
 NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 LIMITS = (
@@ -81,15 +81,14 @@ def _limits(args: argparse.Namespace) -> Limits:
     return replace(Limits(), **{name: value for name, value in given.items() if value is not None})
 
 
-def _about(chosen: Run) -> dict[str, Any]:
+def _about(chosen: Run) -> RunInfo:
     """The run as `/info` shows it."""
-    metrics = chosen.record.metrics
-    return {
-        "run": chosen.name,
-        "head": chosen.record.head,
-        "created": chosen.record.created,
-        "metrics": metrics.get("test") or metrics.get("validation"),
-    }
+    from featcache.serving.app import RunInfo
+
+    metrics, record = chosen.record.metrics, chosen.record
+    return RunInfo(
+        chosen.name, record.head, record.created, metrics.get("test") or metrics.get("validation")
+    )
 
 
 def _count(text: str) -> int:

@@ -1,14 +1,14 @@
-"""A trained head behind HTTP: one endpoint to ask, three to look at it, and a page to try it on.
+"""A trained head behind HTTP: `/predict`, `/health`, `/info`, `/metrics`, and a page to try it.
 
-Whatever a request holds, it costs at most what `Limits` allows, and is answered with a status and a
-sentence. The server answers only to names of this machine, and tells no other web site anything.
+A request costs at most what `Limits` allows, whatever it contains, and every refusal has a status and a
+message. The server answers only requests for names of this machine, and sends no CORS headers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,13 +31,13 @@ from starlette.requests import ClientDisconnect
 
 from featcache.errors import FeatcacheError, HeadError, SourceError
 from featcache.prediction.predictor import Prediction, Predictor
-from featcache.serving.batcher import Batcher, Full, Stopping, TooLate
+from featcache.serving.batcher import Batcher, DeadlinePassed, QueueFull, QueueStopping
 from featcache.system.text import check_text
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]", "::1")
 PAGE = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"),
         "/page.js": ("page.js", "text/javascript")}  # fmt: skip
-GUARDS = {
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -53,11 +53,11 @@ class Limits:
     """What one request may cost.
 
     Attributes:
-        body_bytes: of a request, counted while they come in.
-        texts: in one request, pairs counted as one.
-        characters: of all its texts together.
-        seconds: from its first byte to its answer.
-        queue_texts: that may wait for the model, of all requests.
+        body_bytes: of a request, counted while they arrive.
+        texts: in one request; a pair counts as one.
+        characters: of all texts of a request.
+        seconds: from the first byte of a request to its answer.
+        queue_texts: that can wait for the model, of all requests.
     """
 
     body_bytes: int = 1 << 20
@@ -67,8 +67,18 @@ class Limits:
     queue_texts: int = 512
 
 
-class Asked(BaseModel):
-    """One text, or several; of each a second one for a head that was trained on pairs."""
+@dataclass(frozen=True)
+class RunInfo:
+    """What `/info` has about the run."""
+
+    run: str = ""
+    head: str = ""
+    created: str = ""
+    metrics: Mapping[str, float] | None = None
+
+
+class PredictRequest(BaseModel):
+    """One text, or several; for a head that was trained on pairs, each with a second text."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,25 +86,46 @@ class Asked(BaseModel):
     texts: list[str] | None = Field(None, min_length=1, description="several; `predictions` has one for each")
     pair: str | None = Field(None, description="second text of `text`")
     pairs: list[str] | None = Field(None, description="second texts of `texts`")
-    top_k: int | None = Field(None, ge=1, description="the most probable labels alone; all by default")
+    top_k: int | None = Field(None, ge=1, description="only the most probable labels; all by default")
+
+    @property
+    def all_texts(self) -> tuple[list[str], list[str] | None]:
+        """The texts, and their second texts or None."""
+        if self.text is not None:
+            return [self.text], None if self.pair is None else [self.pair]
+        return self.texts or [], self.pairs
 
 
-class Answer(BaseModel):
-    """What the head says of one text."""
+class PredictAnswer(BaseModel):
+    """The prediction for one text."""
 
-    label: str = Field(description="the most probable one; of a multi-label head all that are said")
+    label: str = Field(description="the most probable one; of a multi-label head all predicted ones")
     labels: list[str]
     probability: float
     probabilities: dict[str, float] = Field(description="by label, most probable first")
-    truncated: bool = Field(description="the text was longer than the longest length and was cut")
+    truncated: bool = Field(description="the text was longer than the longest length and was truncated")
+
+    @classmethod
+    def of(cls, prediction: Prediction, top_k: int | None) -> PredictAnswer:
+        """One prediction, with the `top_k` most probable labels."""
+        ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        return cls(
+            label=prediction.label,
+            labels=list(prediction.labels),
+            probability=prediction.probability,
+            probabilities=dict(ordered[:top_k]),
+            truncated=prediction.truncated,
+        )
 
 
-class Answers(BaseModel):
-    predictions: list[Answer]
+class PredictAnswers(BaseModel):
+    """The predictions for several texts, in their order."""
+
+    predictions: list[PredictAnswer]
 
 
 class Refused(Exception):
-    """A request that gets a status and a sentence."""
+    """A request that is answered with an error status and a message."""
 
     def __init__(
         self, status: int, error: str, hint: str | None = None, retry_after: int | None = None
@@ -104,10 +135,10 @@ class Refused(Exception):
 
 
 class Service:
-    """A predictor with its queue, its limits and its metrics; `app` is what a server runs.
+    """A predictor with its queue, its limits and its metrics; `app` is the ASGI application.
 
     Args:
-        about: what `/info` says of the run.
+        about: the run, for `/info`.
         hosts: names in the Host header that are answered; those of this machine by default.
     """
 
@@ -115,31 +146,27 @@ class Service:
         self,
         predictor: Predictor,
         limits: Limits = Limits(),
-        about: dict[str, Any] | None = None,
+        about: RunInfo = RunInfo(),
         hosts: tuple[str, ...] = LOCAL_NAMES,
     ) -> None:
-        self.predictor, self.limits, self.about = predictor, limits, about or {}
+        self.predictor, self.limits, self.about = predictor, limits, about
         self.draining = False
         self._make_metrics()
-        self.batcher = Batcher(predictor, limits.queue_texts, self._watch)
+        self.batcher = Batcher(predictor, limits.queue_texts, self._count_batch)
         self.waiting.set_function(lambda: self.batcher.waiting)
         self.app = self._build(hosts)
 
     def _build(self, hosts: tuple[str, ...]) -> FastAPI:
         app = FastAPI(
-            title="featcache",
-            summary="labels for texts",
-            docs_url=None,
-            redoc_url=None,
+            title="featcache", summary="labels for texts", docs_url=None, redoc_url=None,
             lifespan=self._lifespan,
-        )
-        said: dict[int | str, dict[str, Any]] = {200: {"model": Answer | Answers}}
-        said |= {code: {"description": text} for code, text in STATUSES.items()}
+        )  # fmt: skip
+        responses: dict[int | str, dict[str, Any]] = {200: {"model": PredictAnswer | PredictAnswers}}
+        responses |= {code: {"description": text} for code, text in STATUSES.items()}
+        content = {"application/json": {"schema": PredictRequest.model_json_schema()}}
         app.add_api_route(
-            "/predict", self.predict, methods=["POST"], response_model=None, responses=said,
-            openapi_extra={"requestBody": {
-                "required": True, "content": {"application/json": {"schema": Asked.model_json_schema()}},
-            }},
+            "/predict", self.predict, methods=["POST"], response_model=None, responses=responses,
+            openapi_extra={"requestBody": {"required": True, "content": content}},
         )  # fmt: skip
         app.add_api_route("/health", self.health, response_model=None)
         app.add_api_route("/info", self.info, response_model=None)
@@ -149,9 +176,9 @@ class Service:
                 path, partial(self.page, name, kind), include_in_schema=False, response_model=None
             )
         app.add_exception_handler(Refused, self._refused)
-        app.add_exception_handler(404, self._plain)
-        app.add_exception_handler(405, self._plain)
-        app.add_middleware(_Guards, service=self)
+        app.add_exception_handler(404, self._no_such_route)
+        app.add_exception_handler(405, self._no_such_route)
+        app.add_middleware(_AnswerHeaders, service=self)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
         return app
 
@@ -160,24 +187,23 @@ class Service:
         yield
         await asyncio.to_thread(self.batcher.stop)
 
-    # -- what is asked ----------------------------------------------------------------------------
+    # -- predictions ------------------------------------------------------------------------------
 
     async def predict(self, request: Request) -> Response:
         """Labels of one text or of several."""
         began = time.monotonic()
-        status = 500
-        asked = None
+        status, asked = 500, None
         try:
             async with asyncio.timeout(self.limits.seconds):
-                asked = self._asked(await self._body(request))
-                found = await self._answered(asked, began + self.limits.seconds)
+                asked = self._parse(await self._body(request))
+                predictions = await self._answers(asked, began + self.limits.seconds)
             status = 200
         except TimeoutError:
-            late = f"within {self.limits.seconds:g} s"
+            limit = f"within {self.limits.seconds:g} s"
             status = 408 if asked is None else 503
             if asked is None:
-                raise Refused(status, f"the body was not there {late}") from None
-            raise Refused(status, f"no answer {late}", "send fewer texts, or later", retry_after=1) from None
+                raise Refused(status, f"the body did not arrive {limit}") from None
+            raise Refused(status, f"no answer {limit}", "send fewer texts, or later", retry_after=1) from None
         except Refused as refusal:
             status = refusal.status
             raise
@@ -187,13 +213,14 @@ class Service:
         finally:
             self.requests.labels(str(status)).inc()
             self.seconds.observe(time.monotonic() - began)
-        answers = [answer_of(one, asked.top_k) for one in found]
-        return _json(answers[0] if asked.text is not None else {"predictions": answers})
+        answers = [PredictAnswer.of(one, asked.top_k) for one in predictions]
+        answer = answers[0] if asked.text is not None else PredictAnswers(predictions=answers)
+        return JSONResponse(answer.model_dump())
 
     async def _body(self, request: Request) -> bytes:
-        """The body, no more of it than allowed."""
+        """The body, read up to the limit."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # other sites may send forms and plain text here without asking
+        if kind != "application/json":  # other sites can send forms and plain text without a CORS preflight
             raise Refused(415, f"the body is {kind or 'of no type'}, not application/json")
         limit = self.limits.body_bytes
         too_large = Refused(413, f"the body is larger than {limit} bytes", "send fewer texts at a time")
@@ -207,10 +234,10 @@ class Service:
                 raise too_large
         return bytes(body)
 
-    def _asked(self, body: bytes) -> Asked:
+    def _parse(self, body: bytes) -> PredictRequest:
         """The request, checked in full before anything is queued."""
         try:
-            asked = Asked.model_validate_json(body)
+            asked = PredictRequest.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -223,7 +250,7 @@ class Service:
             asked.pairs is not None and asked.texts is None
         ):
             raise Refused(422, "pair belongs to text, pairs to texts")
-        texts, pairs = _texts_of(asked)
+        texts, pairs = asked.all_texts
         if pairs is not None and len(pairs) != len(texts):
             raise Refused(422, f"{len(texts)} texts but {len(pairs)} pairs; each needs one")
         if len(texts) > self.limits.texts:
@@ -240,33 +267,30 @@ class Service:
             raise Refused(422, error.what, error.hint) from None
         return asked
 
-    async def _answered(self, asked: Asked, deadline: float) -> list[Prediction]:
+    async def _answers(self, asked: PredictRequest, deadline: float) -> list[Prediction]:
         try:
-            waiting = self.batcher.submit(*_texts_of(asked), deadline)
-            return await asyncio.wrap_future(waiting)
-        except Full as full:
+            return await asyncio.wrap_future(self.batcher.submit(*asked.all_texts, deadline))
+        except QueueFull as full:
             raise Refused(429, str(full), retry_after=full.retry_after) from None
-        except Stopping:
+        except QueueStopping:
             raise Refused(503, "the server is stopping", retry_after=5) from None
-        except TooLate:
+        except DeadlinePassed:
             raise TimeoutError from None
         except FeatcacheError as error:
             raise Refused(422, error.what, error.hint) from None
 
-    # -- what is shown ----------------------------------------------------------------------------
+    # -- the state of the server ------------------------------------------------------------------
 
     async def health(self) -> Response:
-        """Whether requests are taken: 200, or 503 while the server stops."""
-        if self.draining:
-            return _json({"status": "stopping"}, 503)
-        return _json({"status": "ok"})
+        """Whether requests are accepted: 200, or 503 while the server stops."""
+        return JSONResponse({"status": "stopping"}, 503) if self.draining else JSONResponse({"status": "ok"})
 
     async def info(self) -> Response:
         """The run, its labels and the limits of a request."""
         encoder = self.predictor.encoder
-        return _json(
+        return JSONResponse(
             {
-                **self.about,
+                **asdict(self.about),
                 "labels": list(self.predictor.label_names),
                 "multi_label": self.predictor.head.multi_label,
                 "pairs": self.predictor.pairs,
@@ -283,59 +307,41 @@ class Service:
 
     async def page(self, name: str, kind: str) -> Response:
         content = files("featcache.serving").joinpath("page", name).read_bytes()
-        return Response(content, media_type=kind, headers=GUARDS)
+        return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     def _make_metrics(self) -> None:
         own = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "featcache_requests", "requests to /predict by status", ["status"], registry=own
-        )
+        self.requests = Counter("featcache_requests", "requests to /predict", ["status"], registry=own)
         self.seconds = Histogram("featcache_request_seconds", "to the answer", buckets=BUCKETS, registry=own)
         self.texts = Counter("featcache_texts", "texts answered", registry=own)
-        self.batches = Histogram(
-            "featcache_batch_texts", "texts of one call of the model", buckets=SIZES, registry=own
-        )
-        self.model_seconds = Histogram(
-            "featcache_model_seconds", "one call of the model", buckets=BUCKETS, registry=own
-        )
+        self.batches = Histogram("featcache_batch_texts", "texts of a batch", buckets=SIZES, registry=own)
+        self.model_seconds = Histogram("featcache_model_seconds", "of a batch", buckets=BUCKETS, registry=own)
         self.waiting = Gauge("featcache_waiting_texts", "texts in the queue", registry=own)
 
-    def _watch(self, texts: int, seconds: float) -> None:
+    def _count_batch(self, texts: int, seconds: float) -> None:
         self.texts.inc(texts)
         self.batches.observe(texts)
         self.model_seconds.observe(seconds)
 
     async def _refused(self, request: Request, error: Any) -> Response:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        said = {"error": error.error} | ({"hint": error.hint} if error.hint else {})
+        content = {"error": error.error} | ({"hint": error.hint} if error.hint else {})
         if error.status in (408, 413):  # the rest of the body is not read
             headers["Connection"] = "close"
-        return _json(said, error.status, headers)
+        return JSONResponse(content, error.status, headers)
 
-    async def _plain(self, request: Request, error: Any) -> Response:
-        return _json({"error": error.detail.lower()}, error.status_code, error.headers)
-
-
-def answer_of(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
-    """One prediction as JSON has it."""
-    ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
-    return {
-        "label": prediction.label,
-        "labels": list(prediction.labels),
-        "probability": prediction.probability,
-        "probabilities": dict(ordered[:top_k]),
-        "truncated": prediction.truncated,
-    }
+    async def _no_such_route(self, request: Request, error: Any) -> Response:
+        return JSONResponse({"error": error.detail.lower()}, error.status_code, error.headers)
 
 
-class _Guards:
-    """Headers that every answer has; while the server stops, none keeps its connection."""
+class _AnswerHeaders:
+    """Adds the headers of every answer; while the server stops, one that closes the connection."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-content-type-options", b"nosniff"))
@@ -343,24 +349,14 @@ class _Guards:
                     headers.append((b"connection", b"close"))
             await send(message)
 
-        await self.app(scope, receive, guarded if scope["type"] == "http" else send)
-
-
-def _texts_of(asked: Asked) -> tuple[list[str], list[str] | None]:
-    if asked.text is not None:
-        return [asked.text], None if asked.pair is None else [asked.pair]
-    return asked.texts or [], asked.pairs
-
-
-def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
-    return JSONResponse(content, status, headers)
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
 EXAMPLE = 'e.g. {"text": "..."} or {"texts": ["...", "..."]}'
 STATUSES = {
     400: "no valid JSON",
-    408: "a body that takes too long",
-    413: "more than a request may hold",
+    408: "the body takes too long",
+    413: "more than a request can hold",
     415: "not application/json",
     422: "a text that cannot be labelled",
     429: "the queue is full, see Retry-After",

@@ -1,6 +1,6 @@
-"""Requests that arrive together are answered together: one thread, one model, one queue.
+"""Requests that wait at the same time are answered as one batch: one thread, one model, one queue.
 
-Whenever the model is free it takes everything that waits, up to `BATCH_TEXTS`; nobody waits for company.
+Whenever the model is free, it takes everything that waits, up to `BATCH_TEXTS`; it does not wait for more.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from dataclasses import dataclass, field
 from featcache.errors import FeatcacheError
 from featcache.prediction.predictor import Prediction, Predictor
 
-BATCH_TEXTS = 256  # of one call of the model, unless one request has more
+BATCH_TEXTS = 256  # in one call of the model, unless one request has more
 
 
-class Full(Exception):
-    """As many texts wait as may; `retry_after` seconds is a guess at when some are done."""
+class QueueFull(Exception):
+    """The queue has no room for the texts; in about `retry_after` seconds it has."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
-class Stopping(Exception):
-    """No new requests are taken."""
+class QueueStopping(Exception):
+    """The queue accepts no new requests."""
 
 
-class TooLate(Exception):
-    """The request's time was over before the model was free for it."""
+class DeadlinePassed(Exception):
+    """The deadline of the request passed before the model was free for it."""
 
 
 @dataclass
-class _Job:
-    """One request: N texts, their second texts or None, and where the answers go."""
+class _QueuedRequest:
+    """N texts, their second texts or None, and the future for their predictions."""
 
     texts: Sequence[str]
     pairs: Sequence[str] | None
@@ -49,106 +49,105 @@ class Batcher:
     """A predictor behind a bounded queue.
 
     Args:
-        predictor: used from one thread alone.
-        queue_texts: that may wait; one request more is taken where none waits.
-        watch: told the texts and the seconds of each call of the model.
+        predictor: used by one thread only.
+        queue_texts: how many can wait; a request with more is accepted if no other waits.
+        on_batch: receives the texts and the seconds of each call of the model.
     """
 
     def __init__(
         self,
         predictor: Predictor,
         queue_texts: int,
-        watch: Callable[[int, float], None] = lambda texts, seconds: None,
+        on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
     ) -> None:
-        self.predictor, self.queue_texts, self.watch = predictor, queue_texts, watch
+        self.predictor, self.queue_texts, self.on_batch = predictor, queue_texts, on_batch
         self.waiting = 0  # texts in the queue
-        self._jobs: deque[_Job] = deque()
+        self._queue: deque[_QueuedRequest] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._pace = 0.02  # seconds a text takes, as lately seen
+        self._pace = 0.02  # seconds a text takes, a moving average
         self._thread = threading.Thread(target=self._work, name="featcache-serve", daemon=True)
         self._thread.start()
 
     def submit(
         self, texts: Sequence[str], pairs: Sequence[str] | None, deadline: float
     ) -> Future[list[Prediction]]:
-        """Queue N texts, already checked; N predictions, or the error of these texts alone.
+        """Queue N checked texts; the future gets N predictions, or the error that these texts cause.
 
         Args:
-            deadline: by `time.monotonic`, when nobody waits for the answer any more.
+            deadline: by `time.monotonic`; after it, the texts are not encoded any more.
 
         Raises:
-            Full, Stopping
+            QueueFull: too many texts wait.
+            QueueStopping: `stop` was called.
         """
-        job = _Job(texts, pairs, deadline)
+        request = _QueuedRequest(texts, pairs, deadline)
         with self._changed:
             if self._stopping:
-                raise Stopping
+                raise QueueStopping
             if self.waiting and self.waiting + len(texts) > self.queue_texts:
-                raise Full(max(1, math.ceil(self.waiting * self._pace)))
-            self._jobs.append(job)
+                raise QueueFull(max(1, math.ceil(self.waiting * self._pace)))
+            self._queue.append(request)
             self.waiting += len(texts)
             self._changed.notify()
-        return job.answer
+        return request.answer
 
     def stop(self) -> None:
-        """Answer what is queued, take nothing new, and end; twice is once."""
+        """Answer what is queued, accept nothing new, and end; can be called again."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        while jobs := self._take():
+        while requests := self._take():
             began = time.perf_counter()
-            texts = sum(len(job.texts) for job in jobs)
-            self._answer(jobs)
+            texts = sum(len(request.texts) for request in requests)
+            self._answer(requests)
             seconds = time.perf_counter() - began
             self._pace += 0.2 * (seconds / texts - self._pace)
-            self.watch(texts, seconds)
+            self.on_batch(texts, seconds)
 
-    def _take(self) -> list[_Job]:
-        """What waits, in order, pairs and single texts apart; nothing when there is nothing more to come."""
+    def _take(self) -> list[_QueuedRequest]:
+        """The next batch, in order, either of pairs or of single texts; empty once the queue has stopped."""
         with self._changed:
             while True:
-                while not self._jobs:
+                while not self._queue:
                     if self._stopping:
                         return []
                     self._changed.wait()
-                taken: list[_Job] = []
+                taken: list[_QueuedRequest] = []
                 texts = 0
-                while self._jobs and (not taken or texts + len(self._jobs[0].texts) <= BATCH_TEXTS):
-                    if taken and (self._jobs[0].pairs is None) != (taken[0].pairs is None):
+                while self._queue and (not taken or texts + len(self._queue[0].texts) <= BATCH_TEXTS):
+                    if taken and (self._queue[0].pairs is None) != (taken[0].pairs is None):
                         break
-                    job = self._jobs.popleft()
-                    self.waiting -= len(job.texts)
-                    if not job.answer.set_running_or_notify_cancel():
+                    request = self._queue.popleft()
+                    self.waiting -= len(request.texts)
+                    if not request.answer.set_running_or_notify_cancel():
                         continue
-                    if job.deadline < time.monotonic():
-                        job.answer.set_exception(TooLate())
+                    if request.deadline < time.monotonic():
+                        request.answer.set_exception(DeadlinePassed())
                         continue
-                    taken.append(job)
-                    texts += len(job.texts)
+                    taken.append(request)
+                    texts += len(request.texts)
                 if taken:
                     return taken
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
-        """All at once; where that fails, each alone, so that only the text at fault has no answer."""
-        pairs = None if jobs[0].pairs is None else [pair for job in jobs for pair in job.pairs or ()]
+    def _answer(self, requests: Sequence[_QueuedRequest]) -> None:
+        """Answer in one batch; if a text is refused, answer each request alone, so that only one gets the error."""
+        pairs = None
+        if requests[0].pairs is not None:
+            pairs = [pair for request in requests for pair in request.pairs or ()]
         try:
-            found = self.predictor.predict([text for job in jobs for text in job.texts], pairs)
+            found = self.predictor.predict([text for request in requests for text in request.texts], pairs)
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
-                return
-            if not isinstance(error, FeatcacheError):
-                for job in jobs:
-                    job.answer.set_exception(error)
-                return
-            for job in jobs:
-                self._answer([job])
+            for request in requests:
+                if len(requests) > 1 and isinstance(error, FeatcacheError):
+                    self._answer([request])
+                else:
+                    request.answer.set_exception(error)
             return
         start = 0
-        for job in jobs:
-            job.answer.set_result(found[start : start + len(job.texts)])
-            start += len(job.texts)
+        for request in requests:
+            request.answer.set_result(found[start : start + len(request.texts)])
+            start += len(request.texts)

@@ -1,4 +1,4 @@
-"""The process that serves: a socket of this machine, slow clients cut off, nothing accepted is lost."""
+"""The process that serves: slow clients are disconnected, and every accepted request is answered."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from featcache.errors import UsageError
 from featcache.serving.app import Service
 
-DRAIN_SECONDS = 0.3  # between a signal and the closed door: requests on their way still come in
-HEADER_SECONDS = 10.0  # for a request's head to arrive
+DRAIN_SECONDS = 0.3  # between a signal and the end of listening: requests under way are still accepted
+HEADER_SECONDS = 10.0  # in which the head of a request must arrive
 CONNECTIONS = 256
 BACKLOG = 512
 
@@ -31,8 +31,8 @@ def bind(host: str, port: int) -> socket.socket:
         UsageError: the address is taken, not of this machine, or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only on sockets that name it. Without it an
-    # answer, whose head and body are sent apart, waits some 40 ms for the client's acknowledgement.
+    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol. Without it an answer, whose head and
+    # body are sent apart, waits some 40 ms for the acknowledgement of the client.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,20 +46,20 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def keep_few_kernels() -> None:
-    """To be called before a model is loaded: let oneDNN forget the kernels of shapes long gone.
+    """Limit the kernels that oneDNN keeps; to be called before a model is loaded.
 
-    Batches come in some sixty sizes; what else has a shape of its own, such as attention, is not to fill the
-    1,024 places that there are by default, which would be hundreds of MB.
+    Batches have some sixty sizes. Other operations with a shape of their own, such as attention, would fill
+    the default of 1,024 kernels, which are hundreds of MB.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "384")
 
 
 def serve(service: Service, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted, and return."""
+    """Serve until SIGTERM or SIGINT, answer the accepted requests, and return."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         service.app,
-        http=_Timed,
+        http=_HeaderDeadline,
         ws="none",
         log_config=None,
         access_log=False,
@@ -68,13 +68,13 @@ def serve(service: Service, listening: socket.socket) -> None:
         timeout_keep_alive=30,
         backlog=BACKLOG,
     )
-    with _signals_heard():
+    with _signals_ignored():
         _Server(config, service).run(sockets=[listening])
 
 
 @contextmanager
-def _signals_heard() -> Iterator[None]:
-    """uvicorn raises the signal it stopped for once more when it is done; here that ends nothing."""
+def _signals_ignored() -> Iterator[None]:
+    """Ignore the signal that uvicorn raises once more after it has stopped for it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,44 +92,44 @@ class _Server(uvicorn.Server):
         self.service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Every answer from now on closes its connection; then the door is closed."""
+        """Let every answer close its connection, and stop listening after DRAIN_SECONDS."""
         self.service.draining = True
         await asyncio.sleep(DRAIN_SECONDS)
         await super().shutdown(sockets)
 
 
-class _Timed(H11Protocol):
-    """A connection that is closed where the head of a request does not arrive in time."""
+class _HeaderDeadline(H11Protocol):
+    """A connection that is closed if the head of a request does not arrive in time."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._patience: asyncio.TimerHandle | None = None
-        self._await_head()
+        self._timer: asyncio.TimerHandle | None = None
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-        elif self._patience is None:
-            self._await_head()
+            self._stop_timer()
+        elif self._timer is None:
+            self._start_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._stop_waiting()
+        self._stop_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _await_head(self) -> None:
-        self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close)
 
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _give_up(self) -> None:
-        self._patience = None
+    def _close(self) -> None:
+        self._timer = None
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()

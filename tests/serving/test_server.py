@@ -30,8 +30,8 @@ from starlette.testclient import TestClient
 from featcache.errors import BadRow, UsageError
 from featcache.prediction.predictor import Prediction, Predictor
 from featcache.serving import server as serving
-from featcache.serving.app import Limits, Service
-from featcache.serving.batcher import Batcher, Full, Stopping, TooLate
+from featcache.serving.app import Limits, RunInfo, Service
+from featcache.serving.batcher import Batcher, DeadlinePassed, QueueFull, QueueStopping
 
 LOCAL = "http://127.0.0.1"
 LIMITS = Limits(body_bytes=2000, texts=4, characters=300, seconds=20, queue_texts=8)
@@ -45,7 +45,7 @@ def predictor(tiny: Callable[[str], Path]) -> Iterator[Predictor]:
 
 @contextlib.contextmanager
 def client_of(predictor: Predictor, limits: Limits = LIMITS, **options: Any) -> Iterator[TestClient]:
-    service = Service(predictor, limits, {"run": "linear-1"}, **options)
+    service = Service(predictor, limits, RunInfo("linear-1"), **options)
     with TestClient(service.app, base_url=LOCAL, raise_server_exceptions=False) as client:
         yield client
 
@@ -320,7 +320,7 @@ def test_pairs_and_single_texts_are_not_mixed(held: tuple[Held, Batcher]) -> Non
 def test_a_full_queue_says_when_to_come_again(held: tuple[Held, Batcher]) -> None:
     holder, batcher = held
     jobs = [ask(batcher, "a") for _ in range(10)]
-    with pytest.raises(Full) as caught:
+    with pytest.raises(QueueFull) as caught:
         ask(batcher, "b")
     assert caught.value.retry_after >= 1 and batcher.waiting == 10
     holder.go_on.set()
@@ -334,7 +334,7 @@ def test_who_gave_up_is_not_answered(held: tuple[Held, Batcher]) -> None:
     assert gone.cancel()
     holder.go_on.set()
     assert fine.result(30)
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlinePassed):
         late.result(30)
     assert holder.calls == [(1, False), (1, False)] and batcher.waiting == 0
 
@@ -344,7 +344,7 @@ def test_stopping_answers_what_is_queued(held: tuple[Held, Batcher]) -> None:
     jobs = [ask(batcher, "a") for _ in range(5)]
     stopper = threading.Thread(target=batcher.stop)
     stopper.start()
-    with pytest.raises(Stopping):
+    with pytest.raises(QueueStopping):
         for _ in range(1000):
             ask(batcher, "late")
             time.sleep(0.001)
