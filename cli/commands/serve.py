@@ -86,9 +86,7 @@ def _about(chosen: Run) -> RunInfo:
     from featcache.serving.app import RunInfo
 
     metrics, record = chosen.record.metrics, chosen.record
-    return RunInfo(
-        chosen.name, record.head, record.created, metrics.get("test") or metrics.get("validation")
-    )
+    return RunInfo(chosen.name, record.head, record.created, metrics.get("test") or metrics.get("validation"))
 
 
 def _count(text: str) -> int:

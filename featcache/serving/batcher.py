@@ -134,7 +134,7 @@ class Batcher:
                     return taken
 
     def _answer(self, requests: Sequence[_QueuedRequest]) -> None:
-        """Answer in one batch; if a text is refused, answer each request alone, so that only one gets the error."""
+        """Answer in one batch; if a text is refused, each request alone, so that only one gets the error."""
         pairs = None
         if requests[0].pairs is not None:
             pairs = [pair for request in requests for pair in request.pairs or ()]
