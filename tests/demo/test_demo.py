@@ -59,12 +59,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_second_call_leaves_a_whole_folder_alone(packaged_tiny: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    folder = demo.build_model(tmp_path / "deep" / "model", progress=lines.append)
+    folder = demo.build_model(tmp_path / "deep" / "model", on_progress=lines.append)
     assert folder == tmp_path / "deep" / "model"
     assert len(lines) == 2
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     packaged_tiny.unlink()  # not needed any more
-    demo.build_model(folder, progress=lines.append)
+    demo.build_model(folder, on_progress=lines.append)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
     assert len(lines) == 2
     assert [entry.name for entry in folder.parent.iterdir()] == ["model"]
@@ -97,7 +97,7 @@ def test_a_folder_of_another_making_is_built_again(
     folder = demo.build_model(tmp_path / "model")
     monkeypatch.setattr(demo, "CONVERTER_VERSION", demo.CONVERTER_VERSION + 1)
     lines: list[str] = []
-    demo.build_model(folder, progress=lines.append)
+    demo.build_model(folder, on_progress=lines.append)
     assert lines
 
 
