@@ -17,7 +17,7 @@ from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
-    from featcache.reporting.document import Report
+    from featcache.reporting.document import RunReport
     from featcache.runs.run import Run
 
 SUFFIXES = (".html", ".md", ".json")
@@ -92,7 +92,7 @@ def _asked(names: list[str], reports: Path) -> list[Run]:
     return list({run.folder.resolve(): run for run in (load_run(reports, name) for name in names)}.values())
 
 
-def write(runs: list[Run], page: Path, reports: Path, args: argparse.Namespace) -> tuple[Report, list[Path]]:
+def write(runs: list[Run], page: Path, reports: Path, args: argparse.Namespace) -> tuple[RunReport, list[Path]]:
     """Make the report, with a bar for each part of the work, and write its three files."""
     from featcache.reporting.build import build_report
     from featcache.reporting.html import to_html
@@ -121,7 +121,7 @@ def write(runs: list[Run], page: Path, reports: Path, args: argparse.Namespace) 
     return report, files
 
 
-def show(report: Report, subject: Run) -> None:
+def show(report: RunReport, subject: Run) -> None:
     """A summary: headline, leakage, training curves, runs, the most confident mistakes."""
     console, best = out(), report.headline["accuracy"]
     interval = interval_text(*best.interval or (None, None))
@@ -144,7 +144,7 @@ def show(report: Report, subject: Run) -> None:
     console.print()
 
 
-def _show_runs(report: Report) -> None:
+def _show_runs(report: RunReport) -> None:
     from featcache.reporting.words import against
 
     if len(report.runs) < 2:
@@ -158,7 +158,7 @@ def _show_runs(report: Report) -> None:
     out().print(shown)
 
 
-def _show_mistakes(report: Report, width: int) -> None:
+def _show_mistakes(report: RunReport, width: int) -> None:
     from featcache.inspection.document import label_text
 
     if report.mistakes:

@@ -31,10 +31,10 @@ from featcache.reporting.document import (
     HeadlineMetric,
     MetricChange,
     Mistake,
-    Report,
     ReportedRun,
     ReportSubject,
     RunComparison,
+    RunReport,
     ScoreByRows,
     TrainingCurve,
 )
@@ -60,7 +60,7 @@ def build_report(
     projection: str = "auto",
     reports_dir: Path | None = None,
     on_progress: OnProgress = ignore,
-) -> Report:
+) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
 
     What cannot be shown (a cache file is missing, texts cannot be read) is left out, with a line in `notes`.
@@ -86,13 +86,11 @@ def build_report(
     predictions = subject.predictions(split)
     cached = _cached_features(subject, predictions, split, notes)
     on_progress(Progress("reading texts", total=1))
-    texts = find_texts(subject.record.data or DataSettings(), cached.hashes, subject.record.seed)
-    if texts.reason:
-        notes.append(f"texts are not shown: {texts.reason}")
+    texts = _texts(subject, cached, notes)
     inspection = _inspect(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, scores = cached.own, subject.record.scores.get(split, SplitScores())
-    report = Report(
+    report = RunReport(
         split=split,
         about=_subject(subject, split),
         headline=_headline(subject, split),
@@ -184,6 +182,14 @@ def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
         if same_rows and same_encoder and view in file.views:
             return file
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
+
+
+def _texts(run: Run, cached: _CachedFeatures, notes: list[str]) -> RowTexts:
+    """The texts of the cached rows and of the predictions."""
+    texts = find_texts(run.record.data or DataSettings(), cached.hashes, run.record.seed)
+    if texts.reason:
+        notes.append(f"texts are not shown: {texts.reason}")
+    return texts
 
 
 def _inspect(

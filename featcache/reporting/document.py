@@ -218,7 +218,7 @@ class ExtractionCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class RunReport:
     """Everything that a report shows of the first of its runs, beside the others.
 
     Attributes:

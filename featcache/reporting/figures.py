@@ -25,7 +25,7 @@ from featcache.reporting.document import (
     FeatureMap,
     Interval,
     LengthBin,
-    Report,
+    RunReport,
     ScoreByRows,
     TrainingCurve,
 )
@@ -74,7 +74,7 @@ _STYLE: Any = {
 MOST_CELLS = 1500  # of a matrix, those with the largest shares
 
 
-def figures(report: Report) -> dict[str, str]:
+def figures(report: RunReport) -> dict[str, str]:
     """Every figure that the report has numbers for, by name: SVG texts.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from featcache.reporting.document import Report
+from featcache.reporting.document import RunReport
 from featcache.reporting.figures import FIGURES, figures
 from featcache.reporting.words import TEMPLATES, environment_of, template_values
 
 
-def to_html(report: Report) -> str:
+def to_html(report: RunReport) -> str:
     """The page: texts are escaped, and its own policy forbids scripts and requests.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from featcache.reporting import words
-from featcache.reporting.document import Report
+from featcache.reporting.document import RunReport
 from featcache.system.text import sparkline
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!])")
@@ -17,7 +17,7 @@ class Markdown(str):
     """Text that is Markdown already and is not escaped."""
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: RunReport) -> str:
     """Tables of the numbers that the page shows as figures; texts are escaped.
 
     Raises:

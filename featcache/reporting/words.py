@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.inspection.document import ListedRow, label_text
-from featcache.reporting.document import HeadlineMetric, Interval, Label, Report, RunComparison
+from featcache.reporting.document import HeadlineMetric, Interval, Label, RunComparison, RunReport
 from featcache.system.units import interval_text, percent_text, seconds_text, share_text
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def environment_of(*, autoescape: bool) -> Environment:
     return made
 
 
-def template_values(report: Report) -> dict[str, Any]:
+def template_values(report: RunReport) -> dict[str, Any]:
     """The variables of the templates: the fields of the report, and sentences made of them."""
     about, features = report.about, report.map
     caption = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from featcache.reporting.document import Report
+from featcache.reporting.document import RunReport
 from featcache.system.documents import tidied
 from featcache.system.text import readable
 
@@ -20,7 +20,7 @@ HOSTILE = (
 )
 
 
-def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很干净") -> Report:
+def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很干净") -> RunReport:
     """A report with every part in it; `names` and `text` wherever a source's words may stand."""
     first, last = names[0], names[-1]
     row = {"split": "test", "row": 3, "row_hash": "ab" * 32, "label": first, "text": text}
@@ -115,5 +115,5 @@ def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很
             "without_leaks": score,
             "notes": [text],
         }, text=readable),
-        Report,
+        RunReport,
     )  # fmt: skip
