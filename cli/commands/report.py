@@ -92,7 +92,9 @@ def _asked(names: list[str], reports: Path) -> list[Run]:
     return list({run.folder.resolve(): run for run in (load_run(reports, name) for name in names)}.values())
 
 
-def write(runs: list[Run], page: Path, reports: Path, args: argparse.Namespace) -> tuple[RunReport, list[Path]]:
+def write(
+    runs: list[Run], page: Path, reports: Path, args: argparse.Namespace
+) -> tuple[RunReport, list[Path]]:
     """Make the report, with a bar for each part of the work, and write its three files."""
     from featcache.reporting.build import build_report
     from featcache.reporting.html import to_html
