@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 from featcache.data.columns import USUAL_NAMES, SourceColumns, pick_text_columns
-from featcache.data.formats.delimited import delimited_rows, read_layout
+from featcache.data.formats.delimited import DelimitedLayout, delimited_rows, read_layout
 from featcache.data.formats.json_rows import json_rows
 from featcache.data.formats.lines import AS_UTF8, Lines, ReadLimits, Row, reading
 from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
@@ -32,11 +32,11 @@ ENDINGS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".n
 KINDS = tuple(dict.fromkeys(ENDINGS.values()))
 TRAINING_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")
 _NAME_IT = "name the column with the text: --text-column"
-_HINTS = {
-    "delimited": "the file is cut short there, or a text holds the delimiter or a quote;"
+_HINTS = (
+    "the file is cut short there, or a text holds the delimiter or a quote;"
     ' a double quote inside a quoted text is written twice: ""',
-    "json": 'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there',
-}
+    'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there',
+)  # of csv and of JSON files
 
 
 def kind_of(path: Path) -> str | None:
@@ -49,6 +49,56 @@ def kind_of(path: Path) -> str | None:
 def is_data_file(path: Path) -> bool:
     """Whether the ending is one of `TRAINING_ENDINGS`."""
     return kind_of(path) not in (None, "txt")
+
+
+# --- both ways -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ParsedFile:
+    """The columns of a file and its rows, to be read once; `layout` of csv and tsv files."""
+
+    columns: list[str]
+    rows: Iterator[Row]
+    layout: DelimitedLayout | None = None
+    array: bool = False
+
+
+def _parse(
+    lines: Lines, kind: str, data: DataSettings, *, header: bool = True, quoted: bool | None = None
+) -> _ParsedFile:
+    """The rows of a file of any kind but parquet; for the arguments see `read_layout`."""
+    if kind == "txt":
+        return _ParsedFile(["text"], _txt_rows(lines))
+    if kind in ("csv", "tsv"):
+        layout = read_layout(lines, data, tabs=kind == "tsv", header=header, quoted=quoted)
+        return _ParsedFile(layout.columns, delimited_rows(lines, layout), layout)
+    array = lines.first_mark() == "["
+    rows = json_rows(lines, array=array)
+    sample, chars = list[Row](), 0
+    while len(sample) < lines.limits.sample_rows and chars <= lines.limits.row_chars:
+        if (row := next(rows, None)) is None:
+            break
+        sample.append(row)
+        chars += _chars(row)
+    if not sample:
+        raise SourceError(f"{lines.name} is empty")
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
+    if not columns:
+        first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
+        raise SourceError(f"{lines.name} holds no JSON objects; {first}", hint=_HINTS[1])
+    return _ParsedFile(columns, itertools.chain(sample, rows), array=array)
+
+
+def _txt_rows(lines: Lines) -> Iterator[Row]:
+    for number, raw in lines:
+        text = raw.rstrip("\r\n")
+        problem = lines.wrong_encoding(text)
+        yield Row(number, number, None if problem else {"text": text}, problem=problem)
+
+
+def _chars(row: Row) -> int:
+    return sum(len(value) for value in (row.values or {}).values() if isinstance(value, str))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -83,28 +133,22 @@ def open_data_file(path: Path, data: DataSettings) -> DataFile:
     kind = kind_of(path)
     if kind == "parquet":
         return _parquet_data(path)
-    if kind in ("json", "jsonl"):
-        return _json_data(path)
+    if kind is None:
+        raise SourceError(f"{path}: unknown file type")
     with closing(Lines(path, str(path))) as lines:
-        layout = read_layout(lines, data, tabs=kind == "tsv")
+        parsed = _parse(lines, kind, data)
+    layout = parsed.layout
 
     def rows(_: SourceColumns) -> Iterator[Mapping[str, object]]:
-        with closing(Lines(path, str(path), universal=layout.quoted)) as lines:
-            for row in _unbroken(delimited_rows(lines, layout), path, "line", "delimited"):
+        with closing(Lines(path, str(path))) as lines:
+            for row in _parse(lines, kind, data, quoted=layout.quoted if layout else None).rows:
+                if row.problem is not None:  # a training set must be whole
+                    hint = AS_UTF8 if row.problem.startswith("not UTF-8") else _HINTS[layout is None]
+                    raise SourceError(f"{path}, line {row.line}: {row.problem}", hint=hint)
                 yield row.values or {}
 
-    where = f"{path} (its first line read as the header)" if layout.header else str(path)
-    return DataFile(path, layout.columns, rows, list(astuple(layout)), where)
-
-
-def _json_data(path: Path) -> DataFile:
-    def found() -> Iterator[Row]:
-        with closing(Lines(path, str(path))) as lines:
-            array = lines.first_mark() == "["
-            yield from _unbroken(json_rows(lines, array=array), path, "item" if array else "line", "json")
-
-    columns, _ = _json_columns(found(), str(path), ReadLimits())
-    return DataFile(path, columns, lambda _: (row.values or {} for row in found()), None, str(path))
+    where = f"{path} (its first line read as the header)" if layout and layout.header else str(path)
+    return DataFile(path, parsed.columns, rows, layout and list(astuple(layout)), where)
 
 
 def _parquet_data(path: Path) -> DataFile:
@@ -118,33 +162,6 @@ def _parquet_data(path: Path) -> DataFile:
                 yield from batch_values(batch, wanted)
 
     return DataFile(path, schema.names, rows, None, str(path), class_names=class_names(schema))
-
-
-def _unbroken(rows: Iterator[Row], path: Path, unit: str, form: str) -> Iterator[Row]:
-    """`rows`; the first that cannot be parsed is an error, since a training set must be whole."""
-    for row in rows:
-        if row.problem is not None:
-            place = row.number if unit == "item" else row.line
-            hint = AS_UTF8 if row.problem.startswith("not UTF-8") else _HINTS[form]
-            raise SourceError(f"{path}, {unit} {place}: {row.problem}", hint=hint)
-        yield row
-
-
-def _json_columns(rows: Iterator[Row], name: str, limits: ReadLimits) -> tuple[list[str], list[Row]]:
-    """The columns of the first rows, and these rows."""
-    sample, chars = [], 0
-    for row in itertools.islice(rows, limits.sample_rows):
-        sample.append(row)
-        chars += _chars(row)
-        if chars > limits.row_chars:
-            break
-    if not sample:
-        raise SourceError(f"{name} is empty")
-    return list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample))), sample
-
-
-def _chars(row: Row) -> int:
-    return sum(len(value) for value in (row.values or {}).values() if isinstance(value, str))
 
 
 # --- prediction -----------------------------------------------------------------------------------
@@ -193,10 +210,10 @@ class RowFile:
 
     kind: str
     name: str
-    columns: list[str] = field(default_factory=list)
-    text: str = ""
-    pair: str | None = None
-    batches: Iterator[RowBatch] = field(default_factory=lambda: iter(()))
+    columns: list[str]
+    text: str
+    pair: str | None
+    batches: Iterator[RowBatch]
     total: int | None = None
     size: int | None = None
     array: bool = False
@@ -236,72 +253,50 @@ def open_rows(
             raise UsageError("a parquet file cannot be read from standard input", hint="give its path")
         return _open_parquet_rows(source, data, groups, limits)
     name = str(source) if isinstance(source, Path) else "standard input"
+    if kind == "txt" and data.pair_column is not None:
+        raise UsageError("--pair-column: a txt file has no columns")
+    stamp = _stamp(source)
+    known = quotes.quoted if quotes is not None and stamp == (quotes.bytes, quotes.modified_ns) else None
     lines = Lines(source, name, limits)
-    found = RowFile(kind=kind, name=name, size=lines.size)
-    if kind == "txt":
-        if data.pair_column is not None:
-            raise UsageError("--pair-column: a txt file has no columns")
-        found.columns, found.text = ["text"], "text"
-        rows = _txt_rows(lines)
-    elif kind in ("json", "jsonl"):
-        found.array = lines.first_mark() == "["
-        rows = json_rows(lines, array=found.array)
-        found.columns, sample = _json_columns(rows, name, limits)
-        rows = itertools.chain(sample, rows)
-        if not found.columns:
-            raise SourceError(f"{name} holds no JSON objects", hint='one a line, e.g. {"text": "..."}')
-    else:
-        rows = _open_delimited_rows(lines, found, source, data, header=header, quotes=quotes)
-    if kind != "txt":
-        if len(found.columns) == 1 and kind in ("csv", "tsv"):
-            data = replace(data, text_column=found.columns[0])
-        found.text, found.pair = pick_text_columns(found.columns, data, name)
-    found.batches = _batches(rows, found, lines)
-    return found
+    parsed = _parse(lines, kind, data, header=header, quoted=known)
+    layout = parsed.layout
+    if layout is not None and layout.header:
+        _require_text_column(layout.columns, data, name)
+    if len(parsed.columns) == 1 and kind not in ("json", "jsonl"):
+        data = replace(data, text_column=parsed.columns[0])
+    text, pair = pick_text_columns(parsed.columns, data, name)
+    tabs = layout is not None and layout.delimiter == "\t"
+    quoted = layout is None or layout.quoted
+    return RowFile(
+        kind=kind, name=name, columns=parsed.columns, text=text, pair=pair, size=lines.size,
+        batches=_batches(parsed.rows, lines, text, pair), array=parsed.array, plain_tabs=not quoted,
+        quotes=QuoteRule(*stamp, quoted) if tabs and stamp else None,
+    )  # fmt: skip
 
 
-def _open_delimited_rows(
-    lines: Lines,
-    found: RowFile,
-    source: Path | BinaryIO,
-    data: DataSettings,
-    *,
-    header: bool,
-    quotes: QuoteRule | None,
-) -> Iterator[Row]:
-    """The rows of a csv or tsv file, whose columns are noted in `found`."""
-    rule: QuoteRule | None = None
-    if isinstance(source, Path):
-        with reading(source):
-            status = source.stat()
-        rule = QuoteRule(status.st_size, status.st_mtime_ns, quoted=True)
-    known = quotes.quoted if quotes is not None and rule == replace(quotes, quoted=True) else None
-    layout = read_layout(lines, data, tabs=found.kind == "tsv", header=header, quoted=known)
-    if layout.header:
-        named = {name.lower() for name in (data.text_column, data.pair_column) if name}
-        if not any(name.lower() in USUAL_NAMES | named for name in layout.columns):
-            raise SourceError(
-                f"{found.name}: the first line names no column of texts: {', '.join(layout.columns)[:200]}",
-                hint="name it with --text-column, or say --no-header if that line is a row",
-            )
-    found.columns = layout.columns
-    if layout.delimiter == "\t":
-        found.plain_tabs = not layout.quoted
-        found.quotes = rule and replace(rule, quoted=layout.quoted)
-    return delimited_rows(lines, layout)
+def _stamp(source: Path | BinaryIO) -> tuple[int, int] | None:
+    """Size and time of change of a path; None for a stream."""
+    if not isinstance(source, Path):
+        return None
+    with reading(source):
+        status = source.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def _txt_rows(lines: Lines) -> Iterator[Row]:
-    for number, raw in lines:
-        text = raw.rstrip("\r\n")
-        problem = lines.wrong_encoding(text)
-        yield Row(number, number, None if problem else {"text": text}, problem=problem)
+def _require_text_column(columns: Sequence[str], data: DataSettings, name: str) -> None:
+    """Refuse a header that may be a row: none of its names is usual or named by `data`."""
+    named = {name.lower() for name in (data.text_column, data.pair_column) if name}
+    if not any(column.lower() in USUAL_NAMES | named for column in columns):
+        raise SourceError(
+            f"{name}: the first line names no column of texts: {', '.join(columns)[:200]}",
+            hint="name it with --text-column, or say --no-header if that line is a row",
+        )
 
 
-def _batches(rows: Iterator[Row], file: RowFile, lines: Lines) -> Iterator[RowBatch]:
+def _batches(rows: Iterator[Row], lines: Lines, text: str, pair: str | None) -> Iterator[RowBatch]:
     digest, held, chars = hashlib.sha256(), list[Row](), 0
     for row in rows:
-        _check_texts(row, file.text, file.pair)
+        _check_texts(row, text, pair)
         digest.update(repr((row.line, row.values, row.problem)).encode("utf-8", "surrogatepass"))
         held.append(row)
         chars += _chars(row)

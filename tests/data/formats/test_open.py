@@ -158,7 +158,7 @@ def test_a_header_of_unknown_names_is_no_row(tmp_path: Path) -> None:
         ("c.csv", 'text,label\na,1\n"never closed,0\n', r"line 3: a quote that is never closed"),
         ("d.tsv", "text\tlabel\na\t1\nb", r"line 3: 1 fields"),
         ("e.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "la', r"line 2: not valid JSON"),
-        ("f.jsonl", "[1, 2]\n", r"item 1: not a JSON object"),
+        ("f.jsonl", "[1, 2]\n", r"line 1: not a JSON object"),
         ("g.json", '[{"text": "a", "label"', r"not valid JSON"),
         ("h.parquet", "PAR1 but not really", r"cannot read"),
         ("i.csv", "", r"is empty"),
