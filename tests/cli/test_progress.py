@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.cells import cell_len
 
 import featcache_cli.progress as drawing
 from featcache.backbone import throughput as speed
-from featcache.backbone.throughput import Speedometer, quick_peak, useful_flops
+from featcache.backbone.throughput import Speedometer, useful_flops
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.extraction.api import extract_splits
 from featcache.system.progress import Progress
@@ -24,8 +23,9 @@ from featcache.system.units import short_count_text
 from featcache_cli.progress import ExtractionMeter
 from tests.support import cli_tools
 from tests.support.cli_tools import Cli, Terminal, make_work, plain_terminal, shell
+from tests.support.clock import Clock
 from tests.support.extraction import Case, one_thread, write_case
-from tests.support.stock import encoder, loaded
+from tests.support.stock import loaded
 
 Folder = Callable[[str], Path]
 RATES = r"[\d,]+k? texts/s [\d,]+k? tokens/s \d+% of peak"
@@ -55,82 +55,6 @@ def work(tmp_path: Path, tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = make_work(tmp_path / "work", tiny("bert"), rows=1500)
     monkeypatch.chdir(folder)
     return folder
-
-
-class Clock:
-    """Stands for `time` in a module: seconds pass when the test says so."""
-
-    now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    monotonic = perf_counter
-
-
-# ---------------------------------------------------------------- the share of the peak
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-
-    def measure(*_: Any) -> float:
-        clock.now += 3.0
-        clock.measured = getattr(clock, "measured", 0) + 1  # type: ignore[attr-defined]
-        return PEAK
-
-    monkeypatch.setattr(speed, "time", clock)
-    monkeypatch.setattr(speed, "quick_peak", measure)
-    return clock
-
-
-def test_the_share_is_useful_work_over_time_and_peak(tiny: Folder, clock: Clock) -> None:
-    made = encoder(loaded(tiny("bert")), "last/mean")
-    lengths = np.array([3, 9, 50, 9, 30, 2])
-    meter = Speedometer(made, 1000)
-    assert meter.step(0, 0) is None
-    meter.expect(lengths)
-    clock.now += 1.5
-    first = useful_flops(made.backbone, np.array([50, 30])) / 1.5 / (PEAK * 1e9)  # the longest are first
-    assert meter.step(2, 80) == pytest.approx(first)
-    clock.now += 0.5
-    whole = useful_flops(made.backbone, lengths) / 2.0 / (PEAK * 1e9)  # without the 3 s of the measurement
-    assert meter.step(4, 23) == pytest.approx(whole)
-    assert clock.measured == 1  # type: ignore[attr-defined]
-
-
-def test_blocks_that_are_not_run_are_no_useful_work(tiny: Folder, clock: Clock) -> None:
-    shares = []
-    for view in ("last/mean", "1/mean"):
-        meter = Speedometer(encoder(loaded(tiny("bert")), view), 1000)
-        meter.expect(np.array([50]))
-        clock.now += 2.0
-        shares.append(meter.step(1, 50))
-    assert shares[1] == pytest.approx(shares[0] / 3)
-
-
-@pytest.mark.parametrize(("seconds", "total", "measured"), [(0.9, 9999, 0), (1.1, 9, 0), (1.1, 60, 1)])
-def test_the_peak_is_measured_where_it_is_worth_it(
-    seconds: float, total: int, measured: int, tiny: Folder, clock: Clock
-) -> None:
-    """Five texts in 1.1 s: of 9 not a second is left, of 60 there are twelve."""
-    meter = Speedometer(encoder(loaded(tiny("bert"))), total)
-    meter.expect(np.full(5, 10))
-    clock.now += seconds
-    assert (meter.step(5, 50) is not None) == bool(measured)
-    assert getattr(clock, "measured", 0) == measured
-
-
-def test_the_quick_peak_is_a_speed_and_measured_once() -> None:
-    import torch
-
-    quick_peak.cache_clear()
-    first = quick_peak(torch.float32, torch.device("cpu"))
-    began = time.perf_counter()
-    assert quick_peak(torch.float32, torch.device("cpu")) == first
-    assert time.perf_counter() - began < 0.01
-    assert 0.05 < first < 1e6  # GFLOP/s
 
 
 @pytest.fixture
