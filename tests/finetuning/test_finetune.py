@@ -106,13 +106,13 @@ def finetune_free(made: Made) -> Predictor:
 def test_its_report_looks_at_the_features_of_the_frozen_backbone(made: Made) -> None:
     finetune_free(made)
     states = [path.rename(path.with_suffix(".gone")) for path in made.states()]
-    document = build_report([made.run])  # the states are not needed for it
+    report = build_report([made.run])  # without the states
     for path in states:
         path.rename(path.with_suffix(".h5"))
-    assert document["map"]["rows"] == 20 and document["lengths"] and document["cost"] is None
-    assert all(one["tokens"] for one in document["mistakes"])
-    assert any("before fine-tuning" in note for note in document["notes"])
-    assert not any("not shown" in note for note in document["notes"])
+    assert report.map and report.map.rows == 20 and report.lengths and report.cost is None
+    assert all(one.tokens for one in report.mistakes)
+    assert any("before fine-tuning" in note for note in report.notes)
+    assert not any("not shown" in note for note in report.notes)
 
 
 def test_compare_puts_it_beside_plain_heads(made: Made) -> None:

@@ -22,7 +22,8 @@ from featcache.errors import HeadError, UsageError
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS, HeadKind
 from featcache.runs import learning_curve as module
-from featcache.runs.learning_curve import Curve, Plan, learning_curve, nested_order, sizes_of
+from featcache.runs.curve_fits import nested_order
+from featcache.runs.learning_curve import Curve, Plan, learning_curve, sizes_of
 from featcache.runs.train import CachedSplits
 from featcache.settings import HeadSettings, PathSettings, Settings
 from tests.support.documents import encoder_document
