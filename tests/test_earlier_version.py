@@ -47,7 +47,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a backbone fails the test."""
     monkeypatch.setattr(
-        "featcache.backbone.model.load_backbone", lambda *_, **__: pytest.fail("the model was loaded")
+        "featcache.backbone.load.load_backbone", lambda *_, **__: pytest.fail("the model was loaded")
     )
 
 

@@ -25,7 +25,14 @@ from featcache.finetuning.parts import TrainedPart
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.states_cache import cache_states
 from featcache.finetuning.suffix import Suffix
-from featcache.finetuning.tuning import LabelledTexts, TrainingStep, TrainingTexts, Tuned, TuningData, Weights
+from featcache.finetuning.tuning import (
+    LabelledTexts,
+    TrainedWeights,
+    TrainingStep,
+    TrainingTexts,
+    Tuned,
+    TuningData,
+)
 from featcache.finetuning.weights import TRAINED, load_plain
 from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
 from featcache.heads.head import Head
@@ -194,7 +201,7 @@ class TuningJob:
         return save_trained(self.settings, training, self._training_inputs(commit), heads, features, files)
 
     def _features(
-        self, tuner: Tuner, split: str, document: EncoderDocument, weights: Weights | None = None
+        self, tuner: Tuner, split: str, document: EncoderDocument, weights: TrainedWeights | None = None
     ) -> Features:
         """The features of a split by the tuner's weights or others, rounded as in prediction."""
         each = self.inputs[split]

@@ -24,7 +24,14 @@ from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
-from featcache.finetuning.tuning import TrainingState, TrainingStep, TrainingTexts, Tuned, TuningData, Weights
+from featcache.finetuning.tuning import (
+    TrainedWeights,
+    TrainingState,
+    TrainingStep,
+    TrainingTexts,
+    Tuned,
+    TuningData,
+)
 from featcache.heads.fit import Epoch, schedule_factor
 from featcache.heads.stack_loss import class_weights
 from featcache.system.documents import parse_document
@@ -72,7 +79,7 @@ class Tuner:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.lr, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainingState()
-        self.best: Weights | None = None
+        self.best: TrainedWeights | None = None
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def run(self, *, resume: bool = False) -> Tuned:
@@ -107,7 +114,7 @@ class Tuner:
         assert self.best is not None
         return Tuned(self.best, self._weights(), self.state, self.budget, stopped)
 
-    def features(self, texts: TrainingTexts, weights: Weights | None = None) -> np.ndarray:
+    def features(self, texts: TrainingTexts, weights: TrainedWeights | None = None) -> np.ndarray:
         """One vector a text, float32 `[N, H]`.
 
         Args:
@@ -268,11 +275,11 @@ class Tuner:
         before = self.state.history[:-1]
         return all(score > (each.validation_accuracy, -each.validation_loss) for each in before)
 
-    def _weights(self) -> Weights:
+    def _weights(self) -> TrainedWeights:
         def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
-        return Weights(copied(self.suffix.trained), copied(dict(self.head.named_parameters())))
+        return TrainedWeights(copied(self.suffix.trained), copied(dict(self.head.named_parameters())))
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -313,7 +320,7 @@ class Tuner:
         if best := tensors.get("best"):
             own = {name: value for name, value in best.items() if name in self.suffix.masters}
             head = {name.removeprefix("head."): value for name, value in best.items() if name not in own}
-            self.best = Weights(own, head)
+            self.best = TrainedWeights(own, head)
         self._tell(f"going on from step {self.state.step} of {self.steps}")
 
 

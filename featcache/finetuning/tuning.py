@@ -60,7 +60,7 @@ class TuningData:
 
 
 @dataclass
-class Weights:
+class TrainedWeights:
     """The trained part and the head at one moment, on the CPU.
 
     Attributes:
@@ -95,8 +95,8 @@ class Tuned:
         stopped: why the training ended early; empty where it did not.
     """
 
-    best: Weights
-    last: Weights
+    best: TrainedWeights
+    last: TrainedWeights
     state: TrainingState
     batch_tokens: int
     stopped: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +118,26 @@ def save_trained(
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
     predictions: dict[str, Predictions] = {}
     for split, part in features.items():
+        names, thresholds = part.label_names, head.thresholds
         if split == "train":  # may be large: only some of its rows are in memory at a time
             some = ((head.predict_proba(part.x[rows]), part.y[rows]) for rows in row_parts(len(part.y)))
-            scores[split] = score_parts(some, part.label_names, head.thresholds)
+            scores[split] = score_parts(some, names, thresholds)
             continue
         found = head.predict_proba(part.x)
-        scores[split] = score(found, part.y, part.label_names, head.thresholds)
-        intervals[split] = bootstrap_intervals(found, part.y, head.thresholds)
-        predictions[split] = Predictions.of(
-            part.row_hash, part.y, found, part.label_names, thresholds=head.thresholds
-        )
-    record = RunRecord(
+        scores[split] = score(found, part.y, names, thresholds)
+        intervals[split] = bootstrap_intervals(found, part.y, thresholds)
+        predictions[split] = Predictions.of(part.row_hash, part.y, found, names, thresholds=thresholds)
+    record = replace(
+        _record(settings, training, inputs, head, scores), intervals=intervals, calibration=calibration
+    )
+    saved = {name: each for name, (each, _) in heads.items()}
+    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
+
+
+def _record(
+    settings: Settings, training: Training, inputs: TrainingInputs, head: Head, scores: Mapping[str, Scores]
+) -> RunRecord:
+    return RunRecord(
         head=training.kind,
         view=head.view,
         task="multi-label" if head.multi_label else "single-label",
@@ -147,8 +156,6 @@ def save_trained(
         truncated=inputs.truncated,
         label_names=head.label_names,
         scores={split: _split_scores(found) for split, found in scores.items()},
-        intervals=intervals,
-        calibration=calibration,
         extraction_seconds=inputs.extraction_seconds,
         bytes_cached=inputs.bytes_cached,
         backbone=BackboneRecord(**asdict(settings.backbone), commit=inputs.commit),
@@ -160,8 +167,6 @@ def save_trained(
         finetune=training.finetune,
         sweep=training.sweep,
     )
-    saved = {name: each for name, (each, _) in heads.items()}
-    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
 
 
 def _split_scores(scores: Scores) -> SplitScores:

@@ -131,23 +131,23 @@ def learning_curve(
 ) -> Curve:
     """Train heads on growing parts of the cached train rows and score them on test.
 
-    Each seed puts the train rows in one random order in which every class has its share from the start, and
-    each size is the first so many of them: the sizes of a seed are nested. What is chosen (the penalty,
-    thresholds, the best epoch) is chosen on all validation rows at every size. Seeds share their rows the
-    more, the nearer a size is to all rows; of all rows there is but one choice, and the interval there is
-    about the rows scored on alone.
+    Each seed orders the train rows at random, with each class's share in every beginning; a size is that
+    many of the first rows, so the sizes of a seed are nested. The penalty, thresholds and the best epoch are
+    chosen on all validation rows at every size. The nearer a size is to all rows, the more rows the seeds
+    share: the interval at all rows is about the scored rows alone.
 
     Args:
         view: which of the cached views; the first of `settings.features.views` by default.
-        progress: called after each fit with train rows done, of all fits, and the fit's own rows and seed.
+        progress: called after each fit with four integers: the train rows of the fits so far and of all
+            fits, then this fit's rows and its seed.
 
     Returns:
-        The curve, saved under `settings.paths.reports_dir`. Finished fits outlive an interruption: an equal
-        call goes on from them.
+        The curve, saved under `settings.paths.reports_dir`. After an interruption, an equal call reuses the
+        fits that were finished.
 
     Raises:
         CacheMiss: train or validation is not extracted for these settings.
-        UsageError: a plan without sense, sizes that train does not have.
+        UsageError: a plan that cannot be meant, sizes that train does not have.
         HeadError: rows no head can be trained on.
     """
     plan = plan or Plan()
@@ -158,20 +158,19 @@ def learning_curve(
     split = "test" if "test" in parts else "validation"
     if not len(parts[split].y):
         raise HeadError(f"the {split} split has no rows; there is nothing to score on")
-    train = data.rows(asked, "train")
     fitter = SizeFitter(
         kind=plan.kind,
         metric=plan.metric,
         candidates=plan.candidates(settings.head),
-        train=train,
+        train=data.rows(asked, "train"),
         validation=data.rows(asked, "validation"),
         scored=data.rows(asked, split),
         classes=len(parts["train"].label_names),
     )
-    sizes = sizes_of(plan, counts_of(train.y, fitter.classes), len(train.y), settings.head)
+    sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
-    stem = file_stem(f"curve-{plan.kind}-{view}")
-    folder = Path(settings.paths.reports_dir) / f"{stem}-{fingerprint(asdict(request))[:8]}"
+    name = f"{file_stem(f'curve-{plan.kind}-{view}')}-{fingerprint(asdict(request))[:8]}"
+    folder = Path(settings.paths.reports_dir) / name
     began = time.perf_counter()
     with FinishedFits(folder / FITS_FILE, 2 + fitter.resamples) as finished:
         seeds = range(settings.seed, settings.seed + plan.seeds)

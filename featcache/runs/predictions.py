@@ -1,4 +1,4 @@
-"""What a head said of every row of a split; a parquet file that any tool can open."""
+"""A head's predictions for every row of a split, in a parquet file that any tool can open."""
 
 from __future__ import annotations
 
@@ -149,14 +149,13 @@ def _as_numbers(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
 def _numbers_of(texts: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
     """Texts `[N]` -> their place in `names`, int64 `[N]`."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    encoded = texts.combine_chunks().dictionary_encode()
-    number = {name: place for place, name in enumerate(names)}
-    strange = [text for text in encoded.dictionary.to_pylist() if text not in number]
-    if strange or encoded.indices.null_count:
-        raise ValueError(f"label {strange[0]!r} has no probability" if strange else "an empty label")
-    place = np.array([number[text] for text in encoded.dictionary.to_pylist()], np.int64)
-    return np.asarray(place[encoded.indices.cast(pa.int64()).to_numpy()])
+    found = pc.index_in(texts, value_set=pa.array(names, pa.string()))
+    if found.null_count:
+        strange = pc.filter(texts, pc.is_null(found))[0].as_py()
+        raise ValueError("an empty label" if strange is None else f"label {strange!r} has no probability")
+    return np.asarray(found.to_numpy(), np.int64)
 
 
 def _hashes(column: pa.ChunkedArray) -> np.ndarray:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from featcache.errors import FeatcacheError, HeadError, UsageError
 from featcache.heads.distributed import WAIT, WorkerLost, join, usable_gpus
@@ -20,7 +19,8 @@ from featcache.heads.fit import Epoch
 from featcache.heads.registry import check_parallel
 from featcache.runs.run import Run, load_run
 from featcache.runs.train import train_head
-from featcache.settings import Settings, build_settings, options
+from featcache.settings import Settings
+from featcache.system.documents import parse_document
 from featcache.system.machine import available_cores
 from featcache.system.workers import GRACE, Message, Worker, WorkerExit, WorkerProcesses, error_of, run_worker
 
@@ -59,7 +59,7 @@ def train_with_workers(
     if workers == 1:
         return train_head(settings, kind, view, progress=progress)
     check_parallel(kind)
-    job = {"wait": wait, "kind": kind, "view": view, "settings": _values(settings)}
+    job = {"wait": wait, "kind": kind, "view": view, "settings": dataclasses.asdict(settings)}
     with WorkerProcesses("featcache.runs.train_workers", job, workers, grace=grace) as processes:
         run = _follow(processes, progress)
     return load_run(Path(settings.paths.reports_dir), run)
@@ -100,17 +100,9 @@ def _crash(rank: int, count: int, end: WorkerExit) -> HeadError:
     return HeadError(f"{who} ended with exit code {end.code}: {end.last_words}")
 
 
-def _values(settings: Settings) -> dict[str, Any]:
-    """All settings by name, JSON-able."""
-    return {
-        name: getattr(getattr(settings, option.section) if option.section else settings, name)
-        for name, option in options().items()
-    }
-
-
 def work(worker: Worker, job: Message, send: Callable[..., None]) -> None:
     """Train as one of the workers; the first one sends each epoch, and the name of the run."""
-    settings = build_settings(job["settings"])
+    settings = parse_document(Settings, job["settings"], "the settings of a worker", UsageError)
     gpus = usable_gpus(settings.backbone.device, worker.size)
     first = worker.rank == 0
     with join(worker, Path(job["folder"]) / "meeting", gpus=gpus, wait=job["wait"]) as group:
