@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,10 @@ class OutputFolder:
 
     def finish(self, block: Block, said: LabelledFile) -> dict[str, Any]:
         """Note a block whose output is there."""
-        names = ("rows", "bad", "truncated", "tokens", "counts", "first_bad")
+        names = ("rows", "bad", "truncated", "tokens", "counts")
         note = {
             **{name: getattr(said, name) for name in names},
+            "first_bad": [asdict(row) for row in said.first_bad],
             "bytes": (self.info(block) or {}).get("size"),
         }
         self._write(f"{block.name}.json", note)

@@ -19,7 +19,7 @@ from featcache.cluster.output_parts import Block, OutputFolder, divide, states_o
 from featcache.data.formats.open import open_rows
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.prediction.file import LabelledFile, predict_file
-from featcache.prediction.journal import FIRST_BAD
+from featcache.prediction.journal import FIRST_BAD, UnlabelledRow
 from featcache.runs.run import Run, load_run
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
@@ -129,7 +129,7 @@ def _sum(
         for label, count in said["counts"].items():
             counts[label] = counts.get(label, 0) + count
     rows, bad, truncated = (sum(said[name] for said in found) for name in ("rows", "bad", "truncated"))
-    first = tuple(one for said in found for one in said["first_bad"])[:FIRST_BAD]
+    first = tuple(UnlabelledRow(**row) for said in found for row in said["first_bad"])[:FIRST_BAD]
     beside = f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None
     seconds = time.perf_counter() - began
     return LabelledFile(

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from featcache.prediction.journal import (
     STATE,
     Journal,
     JournalState,
+    UnlabelledRow,
     partial_folder,
     read_state,
 )
@@ -59,8 +60,8 @@ class LabelledFile:
         resumed: rows that an earlier call had done.
         tokens: encoded in this call.
         counts: rows by predicted label; a row of a multi-label head counts for each.
-        bad_path: JSON lines, one a bad row: its number, line and what is wrong; None where all are fine.
-        first_bad: the first few of those.
+        bad_path: JSON lines, an `UnlabelledRow` each; None where every row has a label.
+        first_bad: the first few of these rows.
     """
 
     path: Path | str
@@ -72,7 +73,7 @@ class LabelledFile:
     tokens: int
     counts: dict[str, int]
     bad_path: Path | str | None
-    first_bad: tuple[dict[str, Any], ...]
+    first_bad: tuple[UnlabelledRow, ...]
 
 
 def predict_file(

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 from featcache.data.formats.open import QuoteRule, RowBatch
 from featcache.data.formats.write import RowPredictions, Writer
@@ -23,6 +23,20 @@ FORMAT = 1  # of what lies in OUTPUT.partial
 STATE = "state.json"
 COMMIT_EVERY = 1.0  # seconds between two durable states, at the least
 FIRST_BAD = 5  # rows of `Journal.first_bad`
+
+
+@dataclass(frozen=True)
+class UnlabelledRow:
+    """A row without a prediction; a line of `OUTPUT.bad.jsonl`.
+
+    Attributes:
+        row, line: counted from 1.
+        problem: why it has no prediction.
+    """
+
+    row: int
+    line: int
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ class Journal:
     ) -> None:
         self.folder, self.state, self.writer, self.commit_every = folder, state, writer, commit_every
         self.log, self.bad_log = folder / "rows", folder / "bad.jsonl"
-        self.first_bad: list[dict[str, Any]] = []
+        self.first_bad: list[UnlabelledRow] = []
         self.consumed = (0, 0)  # rows appended, and the bytes of the input that were read for them
 
     def __enter__(self) -> Self:
@@ -130,12 +144,10 @@ class Journal:
         """Write a batch and count it; the state changes only when both files have it."""
         log, bad_log = self._files
         found = [
-            {"row": row.number, "line": row.line, "problem": row.problem}
-            for row in batch.rows
-            if row.problem is not None
+            UnlabelledRow(row.number, row.line, row.problem) for row in batch.rows if row.problem is not None
         ]
         bad = b"".join(
-            json.dumps(one, ensure_ascii=False).encode("utf-8", "replace") + b"\n" for one in found
+            json.dumps(asdict(one), ensure_ascii=False).encode("utf-8", "replace") + b"\n" for one in found
         )
         written, bad_written = log.write(self.writer.batch(batch, predictions)), bad_log.write(bad)
         counts = dict(self.state.counts)

@@ -37,21 +37,21 @@ PREDICT_ROWS = 65536  # rows of one product, so that a memory-mapped matrix may 
 
 
 class CannotFit(HeadError, ValueError):
-    """Data that no head can be fitted to; a ValueError too, as scikit-learn wants it."""
+    """Data that no head can be fitted to; also a ValueError, as scikit-learn requires."""
 
 
-# The encoder that an extractor has loaded, with what it was loaded for. Not an attribute of the extractor:
-# then it would be in its pickles, and `transform` would change it.
+# The encoder that each extractor has loaded, with the settings it was loaded for. It is no attribute of the
+# extractor, because then it would be pickled and `transform` would change the extractor.
 _loaded: WeakKeyDictionary[FeatureExtractor, tuple[Any, Encoder]] = WeakKeyDictionary()
 
 
 class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Texts `[N]` to features float32 `[N, D]` of a frozen backbone, each text encoded once, ever.
+    """Texts `[N]` to features float32 `[N, D]` of a frozen backbone; each text is encoded only once.
 
-    Rows that any cache file of the same encoder has are taken from there, also those of
-    `featcache extract`; the backbone is only loaded when some are missing, and these are kept in
-    `<cache_dir>/texts/` for the next fold, clone or process. To serve single texts, use `Predictor`:
-    here each call with new texts adds a cache file.
+    Features are taken from any cache file of the same encoder, also from those of `featcache extract`.
+    The backbone is only loaded when some are missing; these are then kept in `<cache_dir>/texts/` for the
+    next fold, clone or process. To serve single texts, use `Predictor`: here each call with new texts adds
+    a cache file.
 
     Args:
         model: hub id or local folder of the backbone.
@@ -67,9 +67,9 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         trust_remote_code: let the model's own Python code run.
 
     Attributes:
-        n_features_out_: D, where the model's config says it.
-        dtype_: the compute type; what `auto` came to where it was fitted is kept, so that a pickled
-            pipeline makes the same features on another machine.
+        n_features_out_: D, if the model's config has it.
+        dtype_: the compute type; `auto` is resolved once, when fitted, so that a pickled pipeline makes
+            the same features on another machine.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.trust_remote_code = trust_remote_code
 
     def fit(self, X: Iterable[str], y: Any = None) -> Self:
-        """Check settings, texts and the model's files; neither loads the model nor learns anything.
+        """Check settings, texts and the model's files; the model is not loaded and nothing is learnt.
 
         Raises:
-            SourceError: not a list of texts, or one that is empty; names its place.
-            UsageError: a setting that cannot be meant, or a device that is not there.
-            BackboneError: no such model.
+            SourceError: `X` is not a list of texts, or one of them is empty; names its place.
+            UsageError: a setting is not valid, or the device does not exist.
+            BackboneError: the model does not exist.
         """
         _texts(X)
         settings = self._settings(_compute_dtype(self.dtype, self.device))
@@ -116,14 +116,14 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self
 
     def transform(self, X: Iterable[str]) -> np.ndarray:
-        """The features of N texts, float32 `[N, D]`, in order; works unfitted, too.
+        """The features of N texts, float32 `[N, D]`, in order; `fit` need not be called before.
 
         Args:
             X: list, tuple, one-dimensional array or pandas Series of str.
 
         Raises:
-            SourceError: not a list of texts, or one that is empty; names its place.
-            BackboneError, UsageError: the model cannot be loaded, or lacks the view or the length.
+            SourceError: `X` is not a list of texts, or one of them is empty; names its place.
+            BackboneError, UsageError: the model cannot be loaded, or does not have the view or the length.
             CacheError: the cache cannot be read or written.
         """
         texts = _texts(X)
@@ -154,7 +154,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if self not in _loaded or _loaded[self][0] != wanted:
             from featcache.backbone.encoder import Encoder
 
-            _loaded.pop(self, None)  # before the next one takes its memory
+            _loaded.pop(self, None)  # its memory is needed for the next one
             _loaded[self] = (wanted, Encoder.load(settings.backbone, settings.features, files))
         return _loaded[self][1]
 
@@ -167,11 +167,11 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
 
 def _texts(X: Any) -> list[str]:
-    """`X` as a list, every text checked.
+    """`X` as a list of checked texts.
 
     Raises:
-        SourceError: one text instead of a list, something that can be read only once or has no order,
-            more than one dimension, or a value that is no usable text.
+        SourceError: `X` is one text, can be read only once, has no order or more than one dimension, or
+            a value is not a usable text.
     """
     shape = getattr(X, "shape", None)
     if isinstance(X, (str, bytes)):
@@ -200,14 +200,14 @@ def _compute_dtype(dtype: str, device: str) -> str:
 class LinearHead(ClassifierMixin, BaseEstimator):
     """Features `[N, D]` to one of C labels: softmax regression on standardised features.
 
-    Mean and scale are folded into the weights, so that it takes features as they are.
+    Mean and scale are folded into the weights, so that `predict` takes features as they are.
 
     Args:
         solver: `adamw` (Loshchilov & Hutter, arXiv:1711.05101) for a number of epochs, or `exact`,
             L2-penalised logistic regression to convergence.
         epochs, lr, weight_decay, batch_size: of `adamw`; the weights after the last epoch are taken.
         C: inverse penalty of `exact`.
-        class_weight: None, `balanced`, or a weight by label; what each row's loss is multiplied with.
+        class_weight: None, `balanced`, or a weight by label; each row's loss is multiplied with it.
         random_state: order of the rows in each epoch of `adamw`, which starts from zero.
 
     Attributes:

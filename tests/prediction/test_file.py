@@ -179,7 +179,7 @@ def test_bad_rows_of_a_csv_file_are_listed_and_passed(predictor: Predictor, tmp_
     words = ["empty", "3 fields", "UTF-8", "quote", "written twice"]
     assert all(word in problem for word, (_, problem) in zip(words, bad, strict=True)), bad
     assert (made.rows, made.bad) == (9, 5)
-    assert [one["line"] for one in made.first_bad] == [3, 4, 5, 6, 10]
+    assert [one.line for one in made.first_bad] == [3, 4, 5, 6, 10]
     check_answers(
         [row for row in found if row["prediction"]], predictor, ["good", "bad", "two\nlines", "very"]
     )
@@ -315,7 +315,7 @@ def test_rows_the_model_refuses(
     monkeypatch.setattr(predictor, "tokenize", refuse)
     made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.csv", limits=SMALL)
     assert [n for n, row in enumerate(read_kind(made.path)) if not row["prediction"]] == [3, 5, 20, 21]
-    said = [one["problem"] for one in made.first_bad]
+    said = [one.problem for one in made.first_bad]
     assert said == ["no token in zzz 3", "its features are NaN", "no token in zzz 20", "no token in zzz 21"]
     assert refused == [15, 14, 14, 8]
 

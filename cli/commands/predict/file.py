@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -196,7 +196,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
         "labelled": made.rows - made.bad,
         "bad_rows": made.bad,
         "bad_rows_file": None if made.bad_path is None else str(made.bad_path),
-        "first_bad_rows": list(made.first_bad),
+        "first_bad_rows": [asdict(row) for row in made.first_bad],
         "truncated": made.truncated,
         "resumed": made.resumed,
         "seconds": made.seconds,
@@ -229,5 +229,5 @@ def show(made: LabelledFile) -> None:
         note(f"{made.truncated:,} texts were longer than the longest length and were cut")
     if made.bad:
         err().print(f"{made.bad:,} rows could not be labelled, listed in {made.bad_path}:", soft_wrap=True)
-        for one in made.first_bad:
-            err().print(f"  line {one['line']}: {one['problem']}", soft_wrap=True)
+        for row in made.first_bad:
+            err().print(f"  line {row.line}: {row.problem}", soft_wrap=True)
