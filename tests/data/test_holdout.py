@@ -13,7 +13,7 @@ class_counts = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
 @settings(deadline=None)
 @given(counts=class_counts, share=st.floats(0.01, 0.99), seed=st.integers())
-def test_stratified_share(counts: list[int], share: float, seed: int) -> None:
+def test_stratified_share_of_each_class(counts: list[int], share: float, seed: int) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     keep, held = stratified_share(labels, share, seed)
     assert sorted([*keep, *held]) == list(range(len(labels)))
@@ -36,7 +36,7 @@ def multi_hot(draw: st.DrawFn) -> np.ndarray:
 
 @settings(deadline=None)
 @given(labels=multi_hot(), share=st.floats(0.01, 0.99), seed=st.integers())
-def test_every_label_stays_in_train(labels: np.ndarray, share: float, seed: int) -> None:
+def test_stratified_share_keeps_a_row_of_every_label(labels: np.ndarray, share: float, seed: int) -> None:
     keep, held = stratified_share(labels, share, seed)
     assert sorted([*keep, *held]) == list(range(len(labels)))
     assert (np.diff(keep) > 0).all() and (np.diff(held) > 0).all() and len(keep) > 0
@@ -45,7 +45,7 @@ def test_every_label_stays_in_train(labels: np.ndarray, share: float, seed: int)
     assert (again[0] == keep).all() and (again[1] == held).all()
 
 
-def test_a_multi_label_share_is_stratified() -> None:
+def test_stratified_share_of_multi_label_rows_is_near_each_labels_share() -> None:
     """Nearer to each label's share than random rows are, and as large as asked, with a long tail."""
     draw = np.random.default_rng(0)
     labels = np.asarray(draw.random((4000, 100)) < 0.3 / np.arange(1, 101), np.uint8)
@@ -61,7 +61,7 @@ def test_a_multi_label_share_is_stratified() -> None:
     assert set(one) != set(two)
 
 
-def test_one_row_of_each_label_is_kept() -> None:
+def test_stratified_share_keeps_one_row_of_each_label() -> None:
     labels = np.repeat(np.eye(6, dtype=np.uint8), 2, axis=0)
     keep, held = stratified_share(labels, 0.99, 0)
     assert (labels[keep].sum(axis=0) == 1).all() and len(held) == 6
@@ -69,7 +69,7 @@ def test_one_row_of_each_label_is_kept() -> None:
     assert len(stratified_share(bare, 0.2, 0)[1]) == 2
 
 
-def test_the_seed_changes_the_share_and_never_the_version() -> None:
+def test_stratified_share_depends_on_the_seed_only() -> None:
     labels = np.arange(1000) % 2
     one, two = (stratified_share(labels, 0.1, seed)[1] for seed in (0, 1))
     assert len(one) == len(two) == 100 and set(one) != set(two)

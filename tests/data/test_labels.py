@@ -42,7 +42,7 @@ def test_pairs_by_their_usual_names(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_columns_that_cannot_be_told(
+def test_columns_that_cannot_be_found(
     tmp_path: Path, header: str, settings: dict[str, str], says: str, flag: str
 ) -> None:
     with pytest.raises(SourceError, match=says) as caught:
@@ -190,7 +190,7 @@ def test_a_saved_single_dataset_is_train(tmp_path: Path) -> None:
         {"text": "\ud800", "label": 1},
     ],
 )
-def test_bad_rows(tmp_path: Path, line: dict[str, Any]) -> None:
+def test_bad_rows_are_refused_or_left_out(tmp_path: Path, line: dict[str, Any]) -> None:
     good = [{"text": f"t{i}", "label": i % 2} for i in range(4)]
     path = write(tmp_path / "a.jsonl", jsonl(*good, line, line))
     with pytest.raises(SourceError, match=r"row 5 of validation .* first of 2") as caught:
@@ -204,7 +204,7 @@ def test_bad_rows(tmp_path: Path, line: dict[str, Any]) -> None:
     assert split.notes == ("left out 2 rows without text or label: rows 2, 6 of validation",)
 
 
-def test_empty_csv_fields_are_bad_rows_and_numbers_no_texts(tmp_path: Path) -> None:
+def test_empty_csv_fields_and_numbers_as_texts(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="row 2 of validation"):
         train(write(tmp_path / "a.csv", "text,label\na,1\n,0\n"))
     with pytest.raises(SourceError, match="row 2 of validation: the text is a int"):

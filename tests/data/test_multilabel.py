@@ -65,7 +65,7 @@ def read(path: Path, labels: list[Any], **settings: Any) -> Split:
         ([["是", "否"], [], ["是"]], ("否", "是")),
     ],
 )
-def test_lists(tmp_path: Path, kind: str, labels: list[list[Any]], names: tuple[str, ...]) -> None:
+def test_lists_of_labels(tmp_path: Path, kind: str, labels: list[list[Any]], names: tuple[str, ...]) -> None:
     split = read(tmp_path / f"a.{kind}", labels)
     assert split.label_names == names
     assert labels_of(split) == [{str(label).strip() for label in cell} for cell in labels]
@@ -79,7 +79,7 @@ def test_numbers_of_any_spelling_are_one_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_separator(tmp_path: Path, kind: str) -> None:
+def test_label_separator(tmp_path: Path, kind: str) -> None:
     cells = ["b;a", "", " c ; b;b; ", ";", "a"]
     split = read(tmp_path / f"a.{kind}", cells, label_separator=";")
     assert labels_of(split) == [{"a", "b"}, set(), {"b", "c"}, set(), {"a"}]
@@ -225,13 +225,13 @@ def test_validation_is_held_out_of_multi_label_train(tmp_path: Path) -> None:
         ([["a"], ["a"]], "all labels of train are the same: 'a'"),
     ],
 )
-def test_nothing_to_learn(tmp_path: Path, cells: list[list[str]], says: str) -> None:
+def test_labels_that_are_all_the_same_are_refused(tmp_path: Path, cells: list[list[str]], says: str) -> None:
     write_rows(tmp_path / "train.jsonl", [f"t{i}" for i in range(len(cells))], cells)
     with pytest.raises(SourceError, match=says):
         load_splits(DataSettings(dataset=str(tmp_path)), ["train"], seed=0)
 
 
-def test_one_label_that_some_rows_have_is_something_to_learn(tmp_path: Path) -> None:
+def test_one_label_that_only_some_rows_have(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", list("abcd"), [["spam"], [], [], ["spam"]])
     write_rows(tmp_path / "test.jsonl", list("e"), [[]])
     write_rows(tmp_path / "validation.jsonl", list("v"), [[]])
@@ -488,7 +488,7 @@ def test_corrected_labels_need_no_forward_pass(case: Case) -> None:
     assert (case.features() == before).all()
 
 
-def test_stopped_and_gone_on_with(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_extraction_continues(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.extraction.partition.BLOCK_ROWS", 8)
     whole = case.fresh("whole")
     whole.extract()

@@ -21,7 +21,7 @@ from tests.support.source_files import train, write_rows
 pytestmark = pytest.mark.usefixtures("arrow_cache")
 
 
-def test_validation_is_held_out_of_train(tmp_path: Path) -> None:
+def test_load_splits_holds_validation_out_of_train(tmp_path: Path) -> None:
     texts = [f"t{i}" for i in range(60)]
     write_rows(tmp_path / "train.csv", texts, [i % 3 for i in range(60)])
     data = DataSettings(dataset=str(tmp_path))
@@ -41,7 +41,7 @@ def test_validation_is_held_out_of_train(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- where it comes from
 
 
-def test_folders_shards_and_aliases(tmp_path: Path) -> None:
+def test_load_splits_of_folders_shards_and_aliases(tmp_path: Path) -> None:
     for shard in range(2):
         name = f"train-0000{shard}-of-00002-ab12.parquet"
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -59,13 +59,13 @@ def test_folders_shards_and_aliases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "reviews.csv", "a/b/c", "~/nowhere"])
-def test_what_looks_local_is_not_asked_of_the_hub(name: str, monkeypatch: Any) -> None:
+def test_load_splits_does_not_ask_the_hub_for_local_paths(name: str, monkeypatch: Any) -> None:
     monkeypatch.setattr("featcache.data.hub_dataset._ask_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(SourceError, match="no such file or folder"):
         load_splits(DataSettings(dataset=name), ["train"], seed=0)
 
 
-def test_wrong_names(tmp_path: Path) -> None:
+def test_load_splits_refuses_wrong_names(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown split 'dev2'"):
         load_splits(DataSettings(dataset=str(tmp_path)), ["dev2"], seed=0)
     with pytest.raises(SourceError, match="no train, validation or test file"):
@@ -76,7 +76,7 @@ def test_wrong_names(tmp_path: Path) -> None:
         load_splits(DataSettings(data_files={"foo": "x.csv"}), ["train"], seed=0)
 
 
-def test_a_hub_out_of_reach_names_three_ways_out(tmp_path: Path) -> None:
+def test_load_splits_without_a_hub_names_three_ways_out(tmp_path: Path) -> None:
     code = (
         "from featcache.data.split import load_splits, describe_source\n"
         "from featcache.settings import DataSettings\n"
@@ -112,7 +112,7 @@ def fake_hub(monkeypatch: Any, answer: Callable[..., Any], splits: Any) -> list[
     return calls
 
 
-def test_hub_datasets(monkeypatch: Any) -> None:
+def test_load_splits_of_hub_datasets(monkeypatch: Any) -> None:
     import datasets
 
     one = datasets.Dataset.from_dict({"sentence": ["a", "b"] * 9, "label": [0, 1] * 9})
@@ -146,7 +146,7 @@ def test_hub_datasets(monkeypatch: Any) -> None:
 # ---------------------------------------------------------------- describing
 
 
-def test_the_description_is_of_the_content(tmp_path: Path) -> None:
+def test_describe_source_depends_on_the_content(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder / "train.csv", ["a", "b"], [0, 1])
@@ -168,7 +168,7 @@ def test_the_description_is_of_the_content(tmp_path: Path) -> None:
     assert describe("two")["files"]["train"] != document["files"]["train"]
 
 
-def test_describing_a_saved_folder_imports_little(tmp_path: Path) -> None:
+def test_describe_source_of_a_saved_folder_imports_little(tmp_path: Path) -> None:
     import datasets
 
     one = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
@@ -214,7 +214,7 @@ def test_from_texts_checks_rows(texts: list[Any], labels: Any, says: str) -> Non
         from_texts("test", texts, labels)
 
 
-def test_from_texts_takes_several_labels() -> None:
+def test_from_texts_with_several_labels() -> None:
     lists = from_texts("train", ["x", "y", "z"], [["b", "a", "b"], [], ("b",)])
     assert (lists.labels.tolist(), lists.label_names) == ([[1, 1], [0, 0], [0, 1]], ("a", "b"))
     assert lists.labels.dtype == np.uint8
@@ -242,5 +242,5 @@ def test_from_texts_checks_several_labels(labels: Any, names: Any, says: str) ->
         from_texts("test", ["x", "y"], labels, names)
 
 
-def test_splits_are_named() -> None:
+def test_names_of_the_splits() -> None:
     assert SPLITS == ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""Whole files labelled: all rows and all columns, in order."""
+"""`predict_file`: all rows and all columns of a file, in order, with labels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ from tests.support.tiny_predictor import NAMES
 
 @pytest.mark.parametrize("written", KINDS)
 @pytest.mark.parametrize("read", KINDS)
-def test_columns_and_order_are_kept(read: str, written: str, predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_keeps_columns_and_order(
+    read: str, written: str, predictor: Predictor, tmp_path: Path
+) -> None:
     rows = made_rows(70)
     source = write_kind(tmp_path / f"in.{read}", rows)
     made = label(predictor, source, tmp_path / f"out.{written}", limits=SMALL)
@@ -53,7 +55,7 @@ def test_columns_and_order_are_kept(read: str, written: str, predictor: Predicto
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, made.path.name])
 
 
-def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_keeps_types_and_metadata_of_parquet(predictor: Predictor, tmp_path: Path) -> None:
     table = pa.table(
         {
             "n": pa.array(range(40), pa.int16()),
@@ -74,7 +76,9 @@ def test_parquet_keeps_types_and_metadata(predictor: Predictor, tmp_path: Path) 
     np.testing.assert_allclose(stored, exact, rtol=0, atol=1e-5)
 
 
-def test_lines_of_text_stand_beside_their_labels(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_writes_one_label_for_each_line_of_a_txt_file(
+    predictor: Predictor, tmp_path: Path
+) -> None:
     texts = ["好 房间", "", "坏 电池", "   ", "good \u2028 book", "very"]
     source = write(tmp_path / "in.txt", "\r\n".join(texts))
     made = label(predictor, source, tmp_path / "out.txt")
@@ -86,7 +90,7 @@ def test_lines_of_text_stand_beside_their_labels(predictor: Predictor, tmp_path:
 
 
 @pytest.mark.parametrize("written", KINDS)
-def test_several_labels(written: str, several: Predictor, tmp_path: Path) -> None:
+def test_predict_file_with_a_multi_label_head(written: str, several: Predictor, tmp_path: Path) -> None:
     rows = made_rows(40)
     made = label(several, write_kind(tmp_path / "in.jsonl", rows), tmp_path / f"out.{written}")
     said = [row["prediction"] for row in read_kind(made.path)]
@@ -97,7 +101,7 @@ def test_several_labels(written: str, several: Predictor, tmp_path: Path) -> Non
     assert made.counts == {name: sum(name in one for one in expected) for name in NAMES}
 
 
-def test_pairs(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_with_pairs(predictor: Predictor, tmp_path: Path) -> None:
     firsts, seconds = texts_of(20, 1), texts_of(20, 2)
     rows = [{"sentence1": a, "sentence2": b} for a, b in zip(firsts, seconds, strict=True)]
     made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.jsonl")
@@ -112,7 +116,7 @@ def test_pairs(predictor: Predictor, tmp_path: Path) -> None:
     check_answers(read_kind(alone.path), predictor, firsts)
 
 
-def test_a_stream_and_a_packed_file(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_of_a_stream_and_of_a_gzip_file(predictor: Predictor, tmp_path: Path) -> None:
     rows = made_rows(30)
     plain = write_kind(tmp_path / "in.csv", rows)
     expected = label(predictor, plain, tmp_path / "out.csv").path.read_bytes()
@@ -123,7 +127,7 @@ def test_a_stream_and_a_packed_file(predictor: Predictor, tmp_path: Path) -> Non
     assert made.path.read_bytes() == expected
 
 
-def test_a_file_without_a_header(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_without_a_header(predictor: Predictor, tmp_path: Path) -> None:
     texts = texts_of(5)
     write(tmp_path / "in.csv", "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
     found = read_kind(label(predictor, tmp_path / "in.csv", tmp_path / "auto.csv").path)
@@ -137,7 +141,7 @@ def test_a_file_without_a_header(predictor: Predictor, tmp_path: Path) -> None:
     check_answers(read_kind(made.path), predictor, texts)
 
 
-def test_plain_tabs_stay_as_they_were(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_keeps_quotes_that_are_characters(predictor: Predictor, tmp_path: Path) -> None:
     """A quote in such a file is a character of the text, as it is for `extract`."""
     lines = ["id\ttext", '1\t"good book', '2\tvery "good" room', "3\tbad"]
     made = label(predictor, write(tmp_path / "in.tsv", "\n".join(lines) + "\n"), tmp_path / "out.tsv")
@@ -147,7 +151,7 @@ def test_plain_tabs_stay_as_they_were(predictor: Predictor, tmp_path: Path) -> N
     assert [row["text"] for row in found] == ['good "book"', "bad"]
 
 
-def test_probabilities_of_1_in_a_text_file_are_short(predictor: Predictor, tmp_path: Path) -> None:
+def test_probabilities_in_a_text_file_are_rounded(predictor: Predictor, tmp_path: Path) -> None:
     made = label(predictor, write_kind(tmp_path / "in.csv", made_rows(20)), tmp_path / "out.csv")
     assert all(len(row["probability"]) <= 8 for row in read_kind(made.path))
 
@@ -166,7 +170,7 @@ BAD_CSV = (
 )
 
 
-def test_bad_rows_of_a_csv_file_are_listed_and_passed(predictor: Predictor, tmp_path: Path) -> None:
+def test_bad_rows_of_a_csv_file(predictor: Predictor, tmp_path: Path) -> None:
     made = label(predictor, write(tmp_path / "in.csv", BAD_CSV), tmp_path / "out.csv")
     found = read_kind(made.path)
     assert [(row["id"], bool(row["prediction"])) for row in found] == [
@@ -238,7 +242,7 @@ def test_bad_rows_of_a_json_array(block: int, predictor: Predictor, tmp_path: Pa
     assert again.rows == 5 and again.bad == 1
 
 
-def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_writes_a_json_array_for_a_json_array(predictor: Predictor, tmp_path: Path) -> None:
     array, lines = tmp_path / "array.json", tmp_path / "lines.json"
     write(array, b'\xef\xbb\xbf[{"text":"good"},{"text":" "}]')
     write(lines, '{"text": "good"}\n{"text": " "}\n')
@@ -259,7 +263,7 @@ def test_an_array_is_written_as_an_array_and_lines_as_lines(predictor: Predictor
     assert made.path.read_bytes() == out[array, "json"].read_bytes()
 
 
-def test_a_value_that_never_ends_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_json_value_that_is_too_long_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.json", '[{"text": "good"},\n{"text": "' + "x" * 5000 + '"}]')
     with pytest.raises(SourceError, match="line 2: a value longer than"):
         label(predictor, source, tmp_path / "out.json", limits=ReadLimits(block_chars=64, row_chars=1000))
@@ -275,7 +279,7 @@ def test_bad_rows_of_a_parquet_file(predictor: Predictor, tmp_path: Path) -> Non
     assert found["n"].to_pylist() == list(range(5)) and made.bad == 3
 
 
-def test_a_line_without_an_end_is_one_bad_row(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_line_that_is_too_long_is_one_bad_row(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.txt", "good\n" + "x" * 1000 + "\nbad\n" + "y" * 100 + "\nbook")
     made = label(predictor, source, tmp_path / "out.txt", limits=ReadLimits(row_chars=100))
     lines = made.path.read_text(encoding="utf-8").split("\n")
@@ -283,14 +287,14 @@ def test_a_line_without_an_end_is_one_bad_row(predictor: Predictor, tmp_path: Pa
     assert made.bad == 2
 
 
-def test_many_stray_quotes_cost_no_time(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_is_one_bad_row(predictor: Predictor, tmp_path: Path) -> None:
     """The first quote would swallow the rest; what it took is given back, once."""
     body = 'x,"good\n' + "x,good\n" * 3000
     made = label(predictor, write(tmp_path / "in.csv", "id,text\n" + body), tmp_path / "out.csv")
     assert (made.rows, made.bad) == (3001, 1)
 
 
-def test_rows_the_model_refuses(
+def test_predict_file_lists_rows_that_the_model_refuses(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found while encoding or tokenising: the others of the chunk are answered all the same."""
@@ -320,7 +324,7 @@ def test_rows_the_model_refuses(
     assert refused == [15, 14, 14, 8]
 
 
-def test_a_model_that_refuses_all_is_broken(
+def test_predict_file_fails_if_the_model_refuses_all_rows(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nan(*_: Any) -> Any:
@@ -331,7 +335,7 @@ def test_a_model_that_refuses_all_is_broken(
         label(predictor, write_kind(tmp_path / "in.csv", made_rows(60)), tmp_path / "out.csv")
 
 
-def test_a_file_of_another_encoding_is_refused_at_once(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_refuses_a_file_in_another_encoding(predictor: Predictor, tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", "id,text\n1,房间很干净\n2,电池坏\n".encode("gb18030"))
     with pytest.raises(SourceError, match=r"none of the first 2 rows[\s\S]*iconv"):
         label(predictor, source, tmp_path / "out.csv")
@@ -357,7 +361,7 @@ def test_a_file_of_another_encoding_is_refused_at_once(predictor: Predictor, tmp
         ("in.csv", b"\xff\xfet\x00e\x00x\x00t\x00\n\x00", "UTF-8"),
     ],
 )
-def test_files_that_cannot_be_read(
+def test_predict_file_refuses_files_that_cannot_be_read(
     name: str, content: bytes, words: str, predictor: Predictor, tmp_path: Path
 ) -> None:
     with pytest.raises(SourceError, match=words):
@@ -365,7 +369,7 @@ def test_files_that_cannot_be_read(
     assert not (tmp_path / "out.csv").exists() and not partial_folder(tmp_path / "out.csv").exists()
 
 
-def test_columns_that_clash(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_refuses_columns_with_names_of_added_ones(predictor: Predictor, tmp_path: Path) -> None:
     rows = [{"text": "good", "prediction": "mine"}] * 3
     source = write_kind(tmp_path / "in.csv", rows)
     with pytest.raises(UsageError, match=r"'prediction' already[\s\S]*--prefix"):
@@ -377,7 +381,7 @@ def test_columns_that_clash(predictor: Predictor, tmp_path: Path) -> None:
         label(predictor, late, tmp_path / "late.csv")
 
 
-def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_overwrites_only_with_force(predictor: Predictor, tmp_path: Path) -> None:
     source = write_kind(tmp_path / "in.csv", made_rows(5))
     for name in ("out.csv", "out.csv.bad.jsonl"):
         taken = write(tmp_path / name, "mine")
@@ -392,7 +396,7 @@ def test_nothing_is_overwritten(predictor: Predictor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_memory_does_not_grow_with_the_file(
+def test_predict_file_in_bounded_memory(
     kind: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model stands still: what is measured is reading, writing and what waits between them."""
@@ -419,7 +423,7 @@ def test_memory_does_not_grow_with_the_file(
     assert peaks[1] < 2 * peaks[0]  # six times the rows; how many chunks wait is a matter of the moment
 
 
-def test_the_total_is_guessed_from_the_bytes(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_file_estimates_the_total_from_the_bytes(predictor: Predictor, tmp_path: Path) -> None:
     steps: list[Progress] = []
     source = write_kind(tmp_path / "in.csv", made_rows(200))
     label(predictor, source, tmp_path / "out.csv", on_progress=steps.append, limits=SMALL)

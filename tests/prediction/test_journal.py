@@ -19,7 +19,7 @@ import pytest
 
 from featcache.data.formats.lines import ReadLimits
 from featcache.errors import CacheError, SourceError
-from featcache.prediction.journal import partial_folder
+from featcache.prediction.journal import partial_folder, remembered_quotes
 from featcache.prediction.predictor import Predictor
 from featcache.system.durable import disk
 from featcache.system.progress import Progress
@@ -55,7 +55,7 @@ def interrupted(
 
 @pytest.mark.parametrize("written", [*KINDS, "txt"])
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_an_interrupted_file_ends_as_an_uninterrupted_one(
+def test_an_interrupted_file_ends_with_the_same_bytes(
     written: str,
     chunks: int,
     predictor: Predictor,
@@ -80,7 +80,7 @@ def test_an_interrupted_file_ends_as_an_uninterrupted_one(
     assert not partial_folder(target).exists()
 
 
-def test_other_rows_or_another_head_do_not_go_on(
+def test_a_journal_of_other_rows_or_another_head_is_refused(
     predictor: Predictor,
     several: Predictor,
     tmp_path: Path,
@@ -99,7 +99,7 @@ def test_other_rows_or_another_head_do_not_go_on(
 
 
 @pytest.mark.parametrize("damage", ["state.json", "rows", "bad.jsonl"])
-def test_a_damaged_partial_folder_costs_work_only(
+def test_a_damaged_journal_is_begun_anew(
     damage: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
@@ -111,7 +111,7 @@ def test_a_damaged_partial_folder_costs_work_only(
     assert made.resumed == 0 and target.read_bytes() == whole.path.read_bytes()
 
 
-def test_a_full_disk_loses_nothing(
+def test_a_journal_survives_a_full_disk(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
@@ -133,7 +133,9 @@ def test_a_full_disk_loses_nothing(
     assert made.resumed > 0 and target.read_bytes() == whole.path.read_bytes()
 
 
-def test_two_at_once(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_with_the_same_output_is_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(30)), tmp_path / "out.csv"
     inside, go_on = threading.Event(), threading.Event()
     answer = predictor.answer
@@ -172,7 +174,9 @@ with one_thread():
 
 
 @pytest.mark.slow
-def test_killed_in_between(predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_killed_process_continues_from_its_journal(
+    predictor: Predictor, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     """SIGKILL, as an OOM killer does it; the same call goes on from what is durable."""
     source, target = write_kind(tmp_path / "in.csv", made_rows(2000)), tmp_path / "out.csv"
     state = partial_folder(target) / "state.json"
@@ -198,7 +202,7 @@ def test_killed_in_between(predictor: Predictor, tiny: Callable[[str], Path], tm
     )
 
 
-def test_an_array_that_breaks_off_keeps_what_is_done(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_journal_of_a_json_array_that_is_cut_short(predictor: Predictor, tmp_path: Path) -> None:
     """The rest is not guessed at; when the file is whole, the same call goes on."""
     limits = ReadLimits(sample_rows=16, batch_rows=16, block_chars=64)
     source, target = write_kind(tmp_path / "in.json", made_rows(90)), tmp_path / "out.json"
@@ -210,3 +214,35 @@ def test_an_array_that_breaks_off_keeps_what_is_done(predictor: Predictor, tmp_p
     assert not target.exists()
     made = label(predictor, write(source, content), target, limits=limits)
     assert made.resumed >= 16 and target.read_bytes() == whole
+
+
+def test_read_state_of_an_earlier_version(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state without `quotes`, and one with fields of a later version."""
+    source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"
+    whole = label(predictor, source, tmp_path / "whole.csv", limits=SMALL)
+    interrupted(predictor, source, target, 2, monkeypatch)
+    path = partial_folder(target) / "state.json"
+    state = json.loads(path.read_bytes())
+    assert list(state) == [
+        "key", "chunks", "rows", "bad", "truncated", "digest", "bytes", "bad_bytes", "counts", "quotes",
+    ]  # fmt: skip
+    assert state.pop("quotes") is None and state["chunks"] == 2
+    path.write_text(json.dumps(state | {"later": 1}))
+    made = label(predictor, source, target, limits=SMALL)
+    assert made.resumed == 32 and target.read_bytes() == whole.path.read_bytes()
+
+
+def test_remembered_quotes_of_an_unfinished_file(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["id\ttext", *(f'{n}\t"good {n}' for n in range(60))]
+    source, target = write(tmp_path / "in.tsv", "\n".join(lines)), tmp_path / "out.tsv"
+    assert remembered_quotes(target) is None
+    interrupted(predictor, source, target, 2, monkeypatch)
+    quotes = remembered_quotes(target)
+    assert quotes is not None and not quotes.quoted and quotes.bytes == source.stat().st_size
+    made = label(predictor, source, target, limits=SMALL, quotes=quotes)
+    assert made.resumed == 32
+    assert ["\t".join(line.split("\t")[:2]) for line in target.read_text().splitlines()] == lines

@@ -199,7 +199,7 @@ def test_label_names_are_kept_to_the_end(trained: Callable[..., Trained]) -> Non
     json.dumps([vars(one) for one in predictor.predict(made.texts())])
 
 
-def test_what_was_learned_is_what_is_said(trained: Callable[..., Trained]) -> None:
+def test_predictions_are_the_labels_that_were_learned(trained: Callable[..., Trained]) -> None:
     """Names go with their classes: on its own train rows a trained head is mostly right."""
     made = trained(views="last/mean", epochs=200, lr=0.05)
     rows = made.rows["train"]
@@ -208,7 +208,7 @@ def test_what_was_learned_is_what_is_said(trained: Callable[..., Trained]) -> No
     assert right / len(rows) > 0.8
 
 
-def test_cut_texts_are_marked(trained: Callable[..., Trained]) -> None:
+def test_truncated_texts_are_marked(trained: Callable[..., Trained]) -> None:
     predictor = predictor_of(trained())
     texts = [sentence(62), sentence(63), "good", sentence(200)]
     found = predictor.predict(texts)
@@ -261,7 +261,9 @@ def test_sequences_of_other_kinds(kind: Callable[[list[str]], Any], trained: Cal
         ("good \ud800", "Unicode"),
     ],
 )
-def test_a_text_that_is_none_is_named(bad: Any, why: str, trained: Callable[..., Trained]) -> None:
+def test_predict_names_a_text_that_cannot_be_used(
+    bad: Any, why: str, trained: Callable[..., Trained]
+) -> None:
     predictor = predictor_of(trained())
     for ask in (predictor.predict, predictor.predict_proba):
         with pytest.raises(SourceError, match=f"text 2 .*{why}"):
@@ -270,26 +272,26 @@ def test_a_text_that_is_none_is_named(bad: Any, why: str, trained: Callable[...,
         predictor.predict(["good", "book"], ["room", bad])
 
 
-def test_a_pair_is_named_as_a_pair(trained: Callable[..., Trained]) -> None:
+def test_predict_names_a_second_text_that_cannot_be_used(trained: Callable[..., Trained]) -> None:
     """There is no text 4 among two."""
     with pytest.raises(SourceError, match="pair 2"):
         predictor_of(trained()).predict(["good", "book"], ["room", ""])
 
 
-def test_a_bare_string_is_no_list_of_texts(trained: Callable[..., Trained]) -> None:
+def test_predict_refuses_a_single_string(trained: Callable[..., Trained]) -> None:
     predictor = predictor_of(trained())
     for ask in (predictor.predict, predictor.predict_proba):
         with pytest.raises(SourceError, match=r"list of texts[\s\S]*predict\(\[text\]\)"):
             ask("好房间")
 
 
-def test_a_bare_string_is_no_list_of_pairs(trained: Callable[..., Trained]) -> None:
+def test_predict_refuses_a_single_string_of_pairs(trained: Callable[..., Trained]) -> None:
     with pytest.raises(SourceError):
         predictor_of(trained()).predict(["好", "坏"], "房间")
 
 
 @pytest.mark.parametrize("pairs", [["room"], ["room", "book", "very"], []])
-def test_as_many_pairs_as_texts(pairs: list[str], trained: Callable[..., Trained]) -> None:
+def test_predict_refuses_another_number_of_pairs(pairs: list[str], trained: Callable[..., Trained]) -> None:
     with pytest.raises(SourceError):
         predictor_of(trained()).predict(["good", "bad"], pairs)
 
@@ -310,7 +312,7 @@ def test_from_run_by_path_and_name(trained: Callable[..., Trained], monkeypatch:
         Predictor.from_run("nothing")
 
 
-def test_a_moved_backbone(trained: Callable[..., Trained], tmp_path: Path) -> None:
+def test_from_run_with_a_moved_backbone(trained: Callable[..., Trained], tmp_path: Path) -> None:
     made = trained()
     moved = shutil.copytree(made.settings.backbone.model, tmp_path / "elsewhere")
     found = predictor_of(made, model=str(moved)).predict_proba(made.texts())
@@ -323,7 +325,7 @@ def moved_run(made: Trained, **backbone: Any) -> Run:
     return Run(made.run.folder, replace(record, backbone=replace(record.backbone, **backbone)))
 
 
-def test_a_backbone_that_is_gone(trained: Callable[..., Trained], tmp_path: Path) -> None:
+def test_from_run_without_the_backbone(trained: Callable[..., Trained], tmp_path: Path) -> None:
     gone = moved_run(trained(), model=str(tmp_path / "gone"))
     with pytest.raises(BackboneError, match="gone"):
         Predictor.from_run(gone)
@@ -398,7 +400,7 @@ def test_a_head_of_another_view_is_refused(trained: Callable[..., Trained]) -> N
         Predictor(encoder(backbone, "last/mean"), made.run.head())
 
 
-def test_an_encoder_with_more_views_will_do(trained: Callable[..., Trained]) -> None:
+def test_a_head_with_an_encoder_of_more_views(trained: Callable[..., Trained]) -> None:
     made = trained()
     backbone = loaded(Path(made.settings.backbone.model))
     predictor = Predictor(encoder(backbone, "last/mean", "last/cls"), made.run.head())
@@ -417,7 +419,7 @@ def test_a_head_of_another_width_is_refused(trained: Callable[..., Trained]) -> 
         predictor.predict(["good"])
 
 
-def test_the_last_head_is_another(trained: Callable[..., Trained]) -> None:
+def test_the_predictor_takes_the_head_of_the_best_epoch(trained: Callable[..., Trained]) -> None:
     """`head` is the best epoch's, `last` the last one's; the predictor takes the best."""
     made = trained(views="last/mean", epochs=60, lr=0.05)
     assert made.run.record.best_epoch < 60
@@ -425,7 +427,7 @@ def test_the_last_head_is_another(trained: Callable[..., Trained]) -> None:
     np.testing.assert_array_equal(predictor_of(made).head.scorer.weight, made.run.head().scorer.weight)
 
 
-def test_default_settings_are_what_the_run_says(trained: Callable[..., Trained]) -> None:
+def test_from_run_takes_the_settings_of_the_run(trained: Callable[..., Trained]) -> None:
     made = trained(prompt="very ", max_length=30, batch_tokens=77)
     used = predictor_of(made).encoder
     assert (used.prompt, used.max_length, used.batch_tokens) == ("very ", 30, 77)

@@ -91,7 +91,7 @@ def test_features_are_those_of_stock_transformers(
     assert_allclose(x, expected, rtol=0, atol=1e-5)
 
 
-def test_any_list_of_texts_will_do(extractor: FeatureExtractor) -> None:
+def test_any_kind_of_list_of_texts(extractor: FeatureExtractor) -> None:
     expected = extractor.fit_transform(TEXTS)
     for texts in (
         tuple(TEXTS),
@@ -129,7 +129,9 @@ def test_a_column_of_a_frame(extractor: FeatureExtractor) -> None:
     ],
     ids=lambda value: type(value).__name__,  # repr differs from process to process
 )
-def test_what_is_no_list_of_texts_is_refused(extractor: FeatureExtractor, wrong: Any, words: str) -> None:
+def test_values_that_are_no_list_of_texts_are_refused(
+    extractor: FeatureExtractor, wrong: Any, words: str
+) -> None:
     for method in (extractor.fit, extractor.transform):
         with pytest.raises(SourceError, match=words):
             method(wrong)
@@ -158,7 +160,7 @@ def test_names_of_the_features(extractor: FeatureExtractor) -> None:
     assert list(frame.columns) == list(names)
 
 
-def test_a_width_the_config_does_not_say(extractor: FeatureExtractor, tmp_path: Path) -> None:
+def test_a_width_that_the_config_does_not_have(extractor: FeatureExtractor, tmp_path: Path) -> None:
     model = build("bert", tmp_path / "model")
     config = (model / "config.json").read_text(encoding="utf-8")
     (model / "config.json").write_text(config.replace('"hidden_size"', '"breadth"'), encoding="utf-8")
@@ -234,7 +236,9 @@ def test_a_text_has_the_same_bits_in_every_call(law: FeatureExtractor, calls: li
         assert sealed_rows(law) == len(known)
 
 
-def test_rows_of_extracted_splits_serve(tiny: Folder, tmp_path: Path, unloadable: Callable[[], None]) -> None:
+def test_rows_of_extracted_splits_are_used(
+    tiny: Folder, tmp_path: Path, unloadable: Callable[[], None]
+) -> None:
     case = write_case(tmp_path, tiny("bert"), views="last/mean,-1/cls")
     for split in ("train", "test"):
         case.extract(split)
@@ -305,7 +309,7 @@ def test_a_length_the_model_does_not_have_is_its_limit(
     clone(extractor).set_params(max_length=500).transform(TEXTS)
 
 
-def test_lost_records_cost_no_forward_pass(extractor: FeatureExtractor) -> None:
+def test_lost_records_need_no_forward_pass(extractor: FeatureExtractor) -> None:
     x = extractor.transform(TEXTS)
     for path in Path(extractor.cache_dir).rglob("*.json"):
         path.unlink()
@@ -445,7 +449,7 @@ def test_tags() -> None:
     assert not tags.requires_fit
 
 
-def test_the_model_is_in_no_pickle_and_no_attribute(extractor: FeatureExtractor) -> None:
+def test_the_model_is_not_pickled(extractor: FeatureExtractor) -> None:
     extractor.fit(TEXTS)
     before, size = dict(vars(extractor)), len(pickle.dumps(extractor))
     x = extractor.transform(TEXTS)
@@ -455,7 +459,7 @@ def test_the_model_is_in_no_pickle_and_no_attribute(extractor: FeatureExtractor)
     assert set(extractor.get_params()) == set(clone(extractor).get_params())
 
 
-def test_the_model_is_loaded_once_and_goes_with_its_extractor(
+def test_the_model_is_loaded_once_and_freed_with_its_extractor(
     extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import gc
@@ -594,7 +598,7 @@ def test_adamw_is_torchs_from_zero(classes: int, class_weight: Any) -> None:
 
 @pytest.mark.parametrize("solver", ["adamw", "exact"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_class_weights_however_they_are_said(classes: int, solver: str) -> None:
+def test_class_weights_in_any_form(classes: int, solver: str) -> None:
     x, y = blobs(classes)
     x, y = x[30:], y[30:]
     y[::3] = np.roll(y[::3], 1)  # hopeless labels keep the best weights small

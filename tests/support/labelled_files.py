@@ -27,11 +27,13 @@ SMALL = ReadLimits(batch_rows=16)
 
 
 def texts_of(count: int, seed: int = 0, most: int = 30) -> list[str]:
+    """Texts of 1 to `most` words of the tiny vocabulary."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, most))) for _ in range(count)]
 
 
 def made_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with an id, a text, and a note that needs quoting."""
     odd = ['a "quoted", cell', "tab?", "第二 列", "", " kept "]
     return [
         {"id": str(n), "text": text, "note": odd[n % len(odd)]}
@@ -40,6 +42,7 @@ def made_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_kind(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows in the format of the path's ending."""
     kind = kind_of(path)
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -58,6 +61,7 @@ def write_kind(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def read_kind(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, with its values as that format has them."""
     kind = kind_of(path)
     if kind == "parquet":
         return pq.read_table(path).to_pylist()
@@ -71,12 +75,13 @@ def read_kind(path: Path) -> list[dict[str, Any]]:
 
 
 def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> LabelledFile:
+    """Label the file `source` into `target`, with options of `open_rows` and `predict_file`."""
     columns = options.pop("columns", None)
     header = options.pop("header", True)
-    limits = options.pop("limits", None)
+    limits, quotes = options.pop("limits", None), options.pop("quotes", None)
     kind = kind_of(source)
     assert kind is not None
-    rows = open_rows(source, kind, columns, header=header, limits=limits)
+    rows = open_rows(source, kind, columns, header=header, limits=limits, quotes=quotes)
     return predict_file(predictor, rows, target, kind_of(target) or "", **options)
 
 

@@ -19,7 +19,7 @@ from featcache.data.formats.json_rows import elements
     st.integers(1, 40),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_array_is_split_into_its_values(rows: list[Any], indent: int | None, size: int) -> None:
+def test_elements_of_any_array(rows: list[Any], indent: int | None, size: int) -> None:
     text = json.dumps(rows, ensure_ascii=False, indent=indent)
     blocks = (text[at : at + size] for at in range(0, len(text), size))
     assert [json.loads(value) for _, value in elements(blocks, "a file", 1 << 20)] == rows

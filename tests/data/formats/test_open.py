@@ -45,7 +45,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_nasty_texts_come_back_as_they_were(tmp_path: Path, kind: str) -> None:
+def test_difficult_texts_are_read_as_written(tmp_path: Path, kind: str) -> None:
     texts = NASTY if kind == "tsv" else [*NASTY, "two\nlines", "tab\there", "cr\r\nlf"]
     labels = [i % 2 for i in range(len(texts))]
     split = train(write_rows(tmp_path / f"train.{kind}", texts, labels))
@@ -68,12 +68,12 @@ any_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(texts=st.lists(any_text, min_size=1, max_size=8))
-def test_round_trip(tmp_path: Path, kind: str, texts: list[str]) -> None:
+def test_any_texts_are_read_as_written(tmp_path: Path, kind: str, texts: list[str]) -> None:
     split = train(write_rows(tmp_path / f"x.{kind}", texts, [1] * len(texts)))
     assert split.texts(slice(None)) == texts
 
 
-def test_rows_are_picked_by_number_slice_and_mask(tmp_path: Path) -> None:
+def test_texts_by_number_slice_and_mask(tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(50)]
     split = train(write_rows(tmp_path / "a.csv", texts, [i % 2 for i in range(50)]))
     assert split.texts([7, 3, 3, -1]) == ["text 7", "text 3", "text 3", "text 49"]
@@ -87,7 +87,7 @@ def test_rows_are_picked_by_number_slice_and_mask(tmp_path: Path) -> None:
     assert [text for batch, _ in split.batches(20) for text in batch] == texts
 
 
-def test_gzip_and_bom(tmp_path: Path) -> None:
+def test_gzip_and_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "train.csv.gz"
     path.write_bytes(gzip.compress(codecs.BOM_UTF8 + "text,label\n好,1\n坏,0\n".encode()))
     assert rows_of(train(path)) == [("好", "1"), ("坏", "0")]
@@ -106,7 +106,7 @@ def test_gzip_and_bom(tmp_path: Path) -> None:
         'text\tlabel\n"a quoted review"\t1\nplain\t0\n',
     ],
 )
-def test_stray_quotes_swallow_no_lines(tmp_path: Path, content: str) -> None:
+def test_stray_quotes_of_a_tsv_file_are_characters(tmp_path: Path, content: str) -> None:
     lines = [line for line in content.splitlines() if not line.startswith("text\t")]
     split = train(write(tmp_path / "train.tsv", content))
     assert rows_of(split) == [tuple(line.split("\t")) for line in lines]
@@ -120,7 +120,7 @@ def test_stray_quotes_swallow_no_lines(tmp_path: Path, content: str) -> None:
         'text\tlabel\n"two\nlines"\t1\nplain\t0\n',
     ],
 )
-def test_really_quoted_tsv_is_unquoted(tmp_path: Path, content: str) -> None:
+def test_quotes_of_a_tsv_file_that_a_csv_writer_wrote_are_removed(tmp_path: Path, content: str) -> None:
     texts = train(write(tmp_path / "train.tsv", content)).texts([0, 1])
     assert texts in (['say "hi"', "plain"], ["say hi", "plain"], ["two\nlines", "plain"])
 
@@ -141,7 +141,7 @@ def test_files_without_a_header(tmp_path: Path, name: str, content: str) -> None
     assert len(set(split.labels)) == 2 and split.labels[0] == split.labels[2]
 
 
-def test_a_header_of_unknown_names_is_no_row(tmp_path: Path) -> None:
+def test_a_header_of_unknown_names(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "utter,mood\nhi,good\nho,bad\nhu,good\n")
     with pytest.raises(SourceError, match="'utter', 'mood'") as caught:
         train(path)
@@ -204,7 +204,7 @@ def test_an_unchanged_file_is_converted_once(tmp_path: Path, monkeypatch: Any) -
     assert rows_of(train(path)) == rows_of(first)
 
 
-def test_huge_texts_make_small_chunks() -> None:
+def test_open_rows_makes_smaller_batches_of_long_texts() -> None:
     content = "".join(("x" * size) + "\n" for size in (10, 990, 1, 5000, 3, 3))
     batches = list(
         open_rows(io.BytesIO(content.encode()), "txt", limits=ReadLimits(batch_chars=1000)).batches
@@ -214,7 +214,7 @@ def test_huge_texts_make_small_chunks() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "txt"]))
-def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
+def test_open_rows_of_any_bytes(content: bytes, kind: str) -> None:
     """Rows come out numbered one by one, each with texts or a problem; nothing else happens."""
     head = {"csv": b"id,text\n", "tsv": b"id\ttext\n", "jsonl": b'{"text": "a"}\n', "txt": b""}[kind]
     try:
@@ -230,7 +230,7 @@ def test_any_bytes_are_rows_or_refused(content: bytes, kind: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=12))
-def test_what_a_csv_writer_wrote_is_read(rows: list[tuple[str, str]]) -> None:
+def test_open_rows_of_what_a_csv_writer_wrote(rows: list[tuple[str, str]]) -> None:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([("id", "text"), *rows])
     try:
