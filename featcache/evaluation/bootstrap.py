@@ -1,4 +1,8 @@
-"""How far a metric would move on other rows: bootstrap intervals of everything in a summary."""
+"""Bootstrap intervals of all metrics in a summary: how far they would move on other rows.
+
+`scipy.stats.bootstrap` computes a metric of each resample from its rows; here one product with a sparse
+matrix gives the sums of many resamples, for all metrics.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,10 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap interval of each metric of `Scores.summary`, (low, high) by name.
 
-    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. It says how much the metrics
-    depend on which rows were drawn, not on the training. `ece` is an estimate that is too high, the more so
-    the fewer rows and the better calibrated the head, and its resamples are higher still: read its interval
-    as that of the estimate; it does not reach 0 where the head is calibrated.
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. The interval is for the choice of
+    the rows, not for the training. `ece` is an estimate that is too high, the more so with fewer rows and
+    better calibrated heads, and its resamples are higher still: its interval is that of the estimate, and
+    does not reach 0 where the head is calibrated.
 
     Args:
         probabilities, labels, thresholds: as in `featcache.evaluation.metrics.score`.
@@ -69,14 +73,13 @@ def bootstrap_metrics(
 
 
 def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[Sums]:
-    """The sums of all resamples, some at a time: how often each row was drawn, times what it adds."""
+    """The sums of all resamples, some at a time: how often each row is drawn, times what it adds."""
     from scipy.sparse import csr_array
 
     count = len(rows.correct)
     numbers = np.column_stack([rows.correct, rows.loss, rows.gaps])
-    kinds = (rows.true, rows.predicted, rows.hits)
-    row = np.concatenate([entries[0] for entries in kinds])
-    column = np.concatenate([entries[1] + i * rows.classes for i, entries in enumerate(kinds)])
+    row = np.concatenate([entries[0] for entries in rows.entries])
+    column = np.concatenate([entries[1] + i * rows.classes for i, entries in enumerate(rows.entries)])
     counts = csr_array((np.ones(len(row)), (row, column)), shape=(count, 3 * rows.classes))
     draw = np.random.default_rng(seed)
     size = max(1, _CHUNK // max(count, 3 * rows.classes))
@@ -85,4 +88,13 @@ def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[
         weights = np.stack([np.bincount(one, minlength=count) for one in picked]).astype(np.float64)
         correct, loss, gaps = np.split(weights @ numbers, [1, 2], axis=1)
         true, predicted, hits = np.split(weights @ counts, 3, axis=1)
-        yield Sums(count, correct[:, 0], loss[:, 0], gaps, true, predicted, hits, rows.multi_label)
+        yield Sums(
+            rows=count,
+            correct=correct[:, 0],
+            loss=loss[:, 0],
+            gaps=gaps,
+            true=true,
+            predicted=predicted,
+            hits=hits,
+            multi_label=rows.multi_label,
+        )

@@ -1,51 +1,33 @@
-"""Probabilities that mean what they say: one temperature for the logits, one threshold a label."""
+"""Calibration on validation rows: one temperature for the logits, one threshold for each label.
+
+scikit-learn's `CalibratedClassifierCV` and `TunedThresholdClassifierCV` wrap estimators, and neither takes
+several labels a row.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
-from featcache.evaluation.metrics import BINS, FLOOR, calibration_gaps, check_labels, check_probabilities
+from featcache.evaluation.metrics import FLOOR, check_labels, check_probabilities
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures
-
-
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """How far confidence and accuracy lie apart, 0 to 1; NaN of no rows.
-
-    Guo et al. 2017 (arXiv:1706.04599): bins of equal width over the highest probability; multi-label: over
-    the probability of each of the N*C entries. The formula is at
-    `featcache.evaluation.metrics.calibration_gaps`.
-
-    Args:
-        probabilities: `[N, C]`.
-        labels: int `[N]`, or multi-hot `[N, C]`.
-
-    Raises:
-        UsageError: shapes or labels that do not fit each other.
-        HeadError: NaN, or numbers that are no probabilities.
-    """
-    check_labels(probabilities, labels)
-    check_probabilities(probabilities)
-    if not len(labels):
-        return float("nan")
-    return float(np.abs(calibration_gaps(probabilities, labels, bins).mean(axis=0)).sum())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T in 0.05..20 that minimises the negative log-likelihood of `logits / T`.
 
     Temperature scaling (Guo et al. 2017, arXiv:1706.04599), of softmax, or for multi-label of sigmoid. The
-    likelihood is convex in 1/T, so the root of its slope is the minimum. Logits that put every truth first
-    have none: for them T is 0.05. Entries whose true class is out of reach at every T (its probability
-    stays below the 1e-15 at which the log loss ends), as of a class the head never saw, are left out.
+    likelihood is convex in 1/T, so the root of its slope is the minimum. Where all rows are predicted right
+    there is no minimum, and T is 0.05. Entries whose true class has a probability below 1e-15, the floor of
+    the log loss, at every T, such as a class without train rows, are left out.
 
     Args:
         logits: `[N, C]`.
         labels: int `[N]`, or multi-hot `[N, C]`; of validation, not of train.
 
     Returns:
-        1.0 where nothing can be learned: no rows, logits that are all equal, no T better than 1.
+        1.0 without rows, for logits that are all equal, and where no T is better.
 
     Raises:
         UsageError: shapes or labels that do not fit each other.
@@ -73,8 +55,8 @@ def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
     """Per label the threshold with the highest F1 of `probabilities >= threshold`; float64 `[C]`.
 
     Candidates are the midpoints between distinct neighbouring probabilities of the label, and half the
-    lowest, which predicts it everywhere. Of equals it is the one nearest 0.5, then the higher. A label
-    that no row has keeps 0.5.
+    lowest, which predicts it for all rows. Of equally good ones it is the one nearest 0.5, then the higher.
+    A label that no row has gets 0.5.
 
     Args:
         probabilities: `[N, C]`.

@@ -1,13 +1,14 @@
 """Metrics of class probabilities, single-label and multi-label; plain numpy, no heavy import.
 
-The task is told by the labels: int `[N]` is single-label, multi-hot `[N, C]` is multi-label. Every metric
-is made of sums over rows (`RowStatistics` -> `Sums` -> `metrics_of`), so that the bootstrap of
-`featcache.evaluation.bootstrap` weighs rows instead of scoring copies of them.
+Labels are int `[N]` for a single label and multi-hot `[N, C]` for several. Every metric is made of sums over
+rows (`RowStatistics` -> `Sums` -> `metrics_of`). scikit-learn's metrics, with which they are compared in the
+tests, do not have these sums: the bootstrap of `featcache.evaluation.bootstrap` weighs rows instead of
+scoring copies of them, and rows are scored that do not fit in memory at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ FLOOR = 1e-15  # no probability counts as less in a log loss
 BINS = 15  # of the calibration error, as in Guo et al.
 PART_ROWS = 1 << 16  # rows whose statistics are held at a time
 
-Entries = tuple[np.ndarray, np.ndarray]  # rows int [E], label numbers int [E]
+Entries = tuple[np.ndarray, ...]  # rows int [E], label numbers int [E]
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,15 @@ class RowStatistics:
         correct: bool `[N]`.
         loss: float64 `[N]`, in nats.
         gaps: float64 `[N, bins]`, see `calibration_gaps`.
-        true: the entries (row, label) that are in the labels.
-        predicted: those that were predicted.
-        hits: those in both.
+        entries: the entries (row, label) in the labels, those that were predicted, and those in both.
         classes: C.
-        multi_label: whether labels were multi-hot.
+        multi_label: whether labels are multi-hot.
     """
 
     correct: np.ndarray
     loss: np.ndarray
     gaps: np.ndarray
-    true: Entries
-    predicted: Entries
-    hits: Entries
+    entries: Sequence[Entries]
     classes: int
     multi_label: bool
 
@@ -96,7 +93,7 @@ class Sums:
         correct, loss: `[...]`.
         gaps: `[..., bins]`.
         true, predicted, hits: `[..., C]`; `true` is also called support.
-        multi_label: whether labels were multi-hot.
+        multi_label: whether labels are multi-hot.
     """
 
     rows: int
@@ -109,12 +106,9 @@ class Sums:
     multi_label: bool
 
     def __add__(self, other: Sums) -> Sums:
-        """Of both parts together."""
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
-        return Sums(**sums, multi_label=self.multi_label)
-
-
-_SUMMED = ("rows", "correct", "loss", "gaps", "true", "predicted", "hits")
+        """The sums over the rows of both."""
+        summed = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Sums(**summed | {"multi_label": self.multi_label})
 
 
 def score(
@@ -147,10 +141,10 @@ def score_parts(
     label_names: tuple[str, ...],
     thresholds: np.ndarray | None = None,
 ) -> Scores:
-    """As `score`, of rows that are never in memory all at once.
+    """As `score`, of rows that are not in memory at once.
 
     Args:
-        parts: probabilities and labels of some rows each; one part at least.
+        parts: probabilities and labels of some rows each; at least one part.
     """
     total: Sums | None = None
     confusion: np.ndarray | int = 0
@@ -169,7 +163,7 @@ def score_parts(
 
 
 def row_parts(rows: int) -> Iterator[slice]:
-    """All of so many rows, PART_ROWS at a time; one empty part of none."""
+    """Slices of so many rows, PART_ROWS at a time; a single empty one where there are no rows."""
     return (slice(start, start + PART_ROWS) for start in range(0, max(rows, 1), PART_ROWS))
 
 
@@ -180,20 +174,23 @@ def row_statistics(
     check_labels(probabilities, labels)
     check_probabilities(probabilities)
     probabilities = np.asarray(probabilities, np.float64)
-    loss, gaps = _row_losses(probabilities, labels), calibration_gaps(probabilities, labels)
-    rows, classes = probabilities.shape
     if labels.ndim == 2:
         true, guessed = labels.astype(bool), multi_hot(probabilities, thresholds).astype(bool)
         correct = (true == guessed).all(axis=1)
-        in_true, in_guessed, in_both = _entries(true), _entries(guessed), _entries(true & guessed)
-        return RowStatistics(correct, loss, gaps, in_true, in_guessed, in_both, classes, True)
-    if thresholds is not None:
+        entries = [np.nonzero(where) for where in (true, guessed, true & guessed)]
+    elif thresholds is not None:
         raise UsageError("thresholds are for multi-label data; these labels are single-label")
-    every, best = np.arange(rows), probabilities.argmax(axis=1)
-    correct = best == labels
-    hits = (every[correct], best[correct])
+    else:
+        every, best = np.arange(len(probabilities)), probabilities.argmax(axis=1)
+        correct = best == labels
+        entries = [(every, labels.astype(np.int64)), (every, best), (every[correct], best[correct])]
     return RowStatistics(
-        correct, loss, gaps, (every, labels.astype(np.int64)), (every, best), hits, classes, False
+        correct=correct,
+        loss=_row_losses(probabilities, labels),
+        gaps=calibration_gaps(probabilities, labels),
+        entries=entries,
+        classes=probabilities.shape[1],
+        multi_label=labels.ndim == 2,
     )
 
 
@@ -203,15 +200,21 @@ def metrics_of(sums: Sums) -> dict[str, np.ndarray]:
         return dict.fromkeys(METRICS, np.full(np.shape(sums.correct), np.nan))
     either = sums.true + sums.predicted
     f1 = _ratio(2 * sums.hits, either)
-    counted = sums.true.shape[-1] if sums.multi_label else np.count_nonzero(either, axis=-1)
     return {
         "accuracy": sums.correct / sums.rows,
-        "macro_f1": f1.sum(axis=-1) / counted,
+        "macro_f1": macro_f1(sums.true, sums.predicted, sums.hits, multi_label=sums.multi_label),
         "micro_f1": _ratio(2 * sums.hits.sum(axis=-1), either.sum(axis=-1)),
         "weighted_f1": _ratio((f1 * sums.true).sum(axis=-1), sums.true.sum(axis=-1)),
         "log_loss": sums.loss / sums.rows,
         "ece": np.abs(sums.gaps).sum(axis=-1) / sums.rows,
     }
+
+
+def macro_f1(true: np.ndarray, predicted: np.ndarray, hits: np.ndarray, *, multi_label: bool) -> np.ndarray:
+    """`[...]` from numbers of rows `[..., C]`, as `Scores.macro_f1`."""
+    either = true + predicted
+    counted = true.shape[-1] if multi_label else np.count_nonzero(either, axis=-1)
+    return np.asarray(_ratio(2 * hits, either).sum(axis=-1) / counted)
 
 
 def multi_hot(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
@@ -235,16 +238,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     """Counts int64 `[C, C]`, rows true, columns predicted."""
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
-
-
-def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log probability of what is true, in nats; NaN of no rows.
-
-    Single-label: of the true class. Multi-label: binary cross-entropy, over all N*C entries.
-    Probabilities are held above 1e-15.
-    """
-    losses = _row_losses(probabilities, labels)
-    return float(losses.mean()) if len(losses) else float("nan")
 
 
 def calibration_gaps(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -285,18 +278,13 @@ def check_labels(outputs: np.ndarray, labels: np.ndarray) -> None:
 
 
 def check_probabilities(probabilities: np.ndarray) -> None:
-    """All are in 0..1, give or take a rounding.
+    """All are in 0..1, except for rounding.
 
     Raises:
         HeadError: they are not, or NaN.
     """
     if not ((probabilities >= -1e-5) & (probabilities <= 1 + 1e-5)).all():  # NaN is neither
         raise HeadError("probabilities that are NaN or outside 0..1", hint="pass probabilities, not logits")
-
-
-def _entries(where: np.ndarray) -> Entries:
-    rows, numbers = np.nonzero(where)
-    return rows, numbers
 
 
 def _row_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -309,12 +297,18 @@ def _row_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _total(rows: RowStatistics) -> Sums:
-    """Every row once."""
-    true, predicted, hits = (
-        np.bincount(numbers, minlength=rows.classes) for _, numbers in (rows.true, rows.predicted, rows.hits)
+    """The sums over all rows."""
+    true, predicted, hits = (np.bincount(labels, minlength=rows.classes) for _, labels in rows.entries)
+    return Sums(
+        rows=len(rows.correct),
+        correct=rows.correct.sum(),
+        loss=rows.loss.sum(),
+        gaps=rows.gaps.sum(axis=0),
+        true=true,
+        predicted=predicted,
+        hits=hits,
+        multi_label=rows.multi_label,
     )
-    every = (rows.correct.sum(), rows.loss.sum(), rows.gaps.sum(axis=0))
-    return Sums(len(rows.correct), *every, true, predicted, hits, rows.multi_label)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

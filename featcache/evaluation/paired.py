@@ -1,7 +1,7 @@
-"""Paired statistics: two classifiers on the same rows, and many such comparisons at once.
+"""Paired statistics: two classifiers on the same rows, and many such comparisons.
 
-Two accuracies on one test split are not independent: both get the same hard rows wrong. Only the rows
-on which the two disagree say anything about which is better, and paired tests look at those.
+Two accuracies on one test split are not independent: both get the same hard rows wrong. Paired tests look at
+the rows on which the two disagree, since only these tell which is better.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.evaluation.metrics import macro_f1
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _VALUES_AT_ONCE = 2_000_000  # float64 numbers in the matrices of one batch of resamples
-_COUNTED = 10  # resamples beyond the observed difference, from which on their share is the p-value
+_COUNTED = 10  # so many resamples beyond the observed difference make their share the p-value
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """The rows on which exactly one of two is right, and the two-sided p-value."""
+    """Numbers of rows on which exactly one of two is right, and the two-sided p-value."""
 
     only_first: int
     only_second: int
@@ -91,14 +93,12 @@ def paired_bootstrap(
     of resamples whose difference is as far from the observed one as that is from zero: the bootstrap
     distribution moved to the null hypothesis (their chapter 16; Berg-Kirkpatrick et al., EMNLP 2012),
     with one added above and below (Davison & Hinkley 1997, 4.11). Where fewer than 10 resamples are that far
-    out, counting says no more than "small"; a normal distribution with the bootstrap's standard error then
-    gives the p-value, so that a correction for hundreds of comparisons has something to correct. It is never
-    below 2^(1-k), k the rows predicted differently: a resample cannot know of differences nobody saw, and
-    no exact test (all ways to swap the two on these rows) gives less.
+    out, their share is too coarse for a correction for hundreds of comparisons; a normal distribution with
+    the bootstrap's standard error then gives the p-value. It is never below 2^(1-k), k the rows predicted
+    differently: no exact test (all ways to swap the two on these rows) gives less.
 
-    Rows of equal label and equal predictions are interchangeable, so what is drawn is how often each *kind*
-    of row comes: the same distribution as drawing rows, at the cost of the few kinds there are. The
-    order of the rows changes nothing.
+    Rows with equal labels and equal predictions are of one kind. How often each kind comes is drawn, which is
+    the same distribution as that of drawn rows, at less cost. The order of the rows changes nothing.
 
     Args:
         labels: int `[N]`, or multi-hot `[N, C]`.
@@ -125,8 +125,8 @@ def paired_bootstrap(
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """p-values corrected for their number, float64 `[M]` in the same order (Holm 1979, step-down).
 
-    Calling those below 0.05 differences, one or more of these calls is wrong in at most 5 % of all cases,
-    whatever the comparisons have in common.
+    Where all those below 0.05 are called differences, the probability that any of these calls is wrong is at
+    most 5 %, for dependent comparisons, too. (SciPy has the Benjamini-Hochberg correction only.)
     """
     raw = np.asarray(p_values, np.float64)
     order = np.argsort(raw, kind="stable")
@@ -136,10 +136,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 class _PairedScores:
-    """Accuracy and macro F1 of both, for rows of kinds `[K]` that come in given numbers.
+    """Accuracy and macro F1 of both, for given numbers of rows of each of K kinds.
 
-    All is linear in these numbers but the last division, so a whole batch of resamples is one product with
-    a sparse matrix `[K, 5 C]`: labels, predictions and hits of the first, predictions and hits of the second.
+    Many resamples are one product with a sparse matrix `[K, 5 C]`: labels, predictions and hits of the first,
+    predictions and hits of the second.
     """
 
     def __init__(self, labels: np.ndarray, first: np.ndarray, second: np.ndarray, classes: int) -> None:
@@ -148,30 +148,22 @@ class _PairedScores:
         true, one, two = (_indicator(part, classes) for part in (labels, first, second))
         self.table = hstack([true, one, one * true, two, two * true], format="csr").T.tocsr()
         self.right = np.stack([right_rows(labels, first), right_rows(labels, second)], axis=1)  # [K, 2]
-        self.classes, self.every_class = classes, labels.ndim == 2
+        self.classes, self.multi_label = classes, labels.ndim == 2
         self.width = max(len(labels), 5 * classes)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """Counts int `[R, K]` -> `[R, 4]`: accuracy of first and second, macro F1 of first and second."""
         rows = counts.sum(axis=1, keepdims=True)
         sums = (self.table @ counts.T.astype(np.float64)).reshape(5, self.classes, len(counts))
-        true, one, one_hit, two, two_hit = sums
-        f1 = [self._macro_f1(true, one, one_hit), self._macro_f1(true, two, two_hit)]
+        true, *predicted = sums.transpose(0, 2, 1)
+        f1 = [macro_f1(true, *predicted[i : i + 2], multi_label=self.multi_label) for i in (0, 2)]
         return np.column_stack([counts @ self.right / rows, *f1])
-
-    def _macro_f1(self, true: np.ndarray, predicted: np.ndarray, hit: np.ndarray) -> np.ndarray:
-        """`[C, R]` each -> `[R]`: as in `metrics`, the mean over the classes that are true or
-        predicted somewhere; multi-label over all of them."""
-        total = true + predicted
-        f1 = 2 * hit / np.maximum(total, 1)
-        counted = len(total) if self.every_class else np.count_nonzero(total, axis=0)
-        return np.asarray(f1.sum(axis=0) / counted)
 
 
 def _kinds(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A row of each kind (its number) and how many rows are of that kind, int64 `[K]` each.
+    """The number of one row of each kind, and how many rows are of that kind: int64 `[K]` each.
 
-    Kinds come in an order of their own, so that it does not matter in which the rows come.
+    The order of the kinds does not depend on the order of the rows.
     """
     both = np.column_stack([labels, first, second])
     if labels.ndim == 2:
@@ -206,12 +198,10 @@ def _difference(observed: np.ndarray, resampled: np.ndarray, lowest_p: float) ->
     """Observed scores `[2]` and those of the resamples `[R, 2]` -> their difference."""
     value, found = observed[1] - observed[0], resampled[:, 1] - resampled[:, 0]
     low, high = np.quantile(found, (0.025, 0.975))
-    # Equal distances count, also where rounding makes them unequal.
+    # Equal distances count, also where rounding has made them unequal.
     far = np.count_nonzero(np.abs(found - value) >= abs(value) - 1e-12)
     p = (1 + far) / (1 + len(found)) if far >= _COUNTED else _normal_p(value, found.std(ddof=1))
-    return ScoreDifference(
-        float(observed[0]), float(observed[1]), float(low), float(high), float(max(p, lowest_p))
-    )
+    return ScoreDifference(*map(float, (*observed, low, high, max(p, lowest_p))))
 
 
 def _normal_p(value: float, error: float) -> float:

@@ -6,14 +6,14 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from featcache.errors import HeadError, UsageError
 from featcache.heads.scorers import Scorer
 from featcache.settings import HeadSettings, Option, coerce, options
 
-Weights = TypeVar("Weights")
+W = TypeVar("W")  # weights
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,9 @@ class Member:
 
     @classmethod
     def of(cls, settings: HeadSettings, view: str) -> Member:
-        """A head that starts at zero: the loss is convex, and random first weights would stay where no row
-        corrects them.
-        """
-        return cls(
-            view=view,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            seed=None,
-            label_smoothing=settings.label_smoothing,
-            class_weight=settings.class_weight,
-        )
+        """A head that starts at zero: the loss is convex, and random weights would stay where no row corrects
+        them."""
+        return cls(view=view, seed=None, **_shared_settings(cls, settings))
 
 
 @dataclass(frozen=True)
@@ -109,14 +101,7 @@ class Course:
 
     @classmethod
     def of(cls, settings: HeadSettings, seed: int) -> Course:
-        return cls(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            warmup=settings.warmup,
-            schedule=settings.schedule,
-            patience=settings.patience,
-            seed=seed,
-        )
+        return cls(seed=seed, **_shared_settings(cls, settings))
 
     def steps(self, rows: int) -> int:
         """Batches of all epochs over so many rows."""
@@ -127,8 +112,13 @@ class Course:
         return schedule_factor(step, steps, self.warmup, self.schedule)
 
 
+def _shared_settings(kind: type[Member] | type[Course], settings: HeadSettings) -> dict[str, Any]:
+    """The settings that `kind` has by the same name."""
+    return {item.name: getattr(settings, item.name) for item in fields(kind) if hasattr(settings, item.name)}
+
+
 @dataclass
-class TrainingHistory(Generic[Weights]):
+class TrainingHistory(Generic[W]):
     """The epochs of one head, and its weights when it was best.
 
     Attributes:
@@ -138,13 +128,13 @@ class TrainingHistory(Generic[Weights]):
 
     patience: int | None
     lines: list[Epoch] = field(default_factory=list)
-    best: Weights | None = None
-    last: Weights | None = None
+    best: W | None = None
+    last: W | None = None
     best_epoch: int = 0
     stopped: bool = False
     diverged: int = 0
 
-    def add(self, line: Epoch, weights: Callable[[], Weights]) -> None:
+    def add(self, line: Epoch, weights: Callable[[], W]) -> None:
         """Add an epoch; a head that has stopped, or diverges, keeps what it had.
 
         Raises:
@@ -163,7 +153,7 @@ class TrainingHistory(Generic[Weights]):
         self.lines.append(line)
         self.stopped = self.patience is not None and line.epoch - self.best_epoch >= self.patience
 
-    def fit(self, scorer: Callable[[Weights], Scorer]) -> Fit:
+    def fit(self, scorer: Callable[[W], Scorer]) -> Fit:
         """The result, with `scorer` of the best and of the last weights."""
         assert self.best is not None and self.last is not None
         about = {"diverged_in_epoch": float(self.diverged)} if self.diverged else None

@@ -56,8 +56,27 @@ class Scorer(Protocol):
         """
 
 
+class _Layers:
+    """Layers of float32 weights, and their form on disk."""
+
+    kind: ClassVar[str]
+    shapes: ClassVar[dict[str, str]]  # of each tensor, see `_TensorReader`
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.size for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return _contiguous(**{name: getattr(self, name) for name in self.shapes})
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> Self:
+        read = _TensorReader(cls.kind, tensors)
+        return cls(**{name: read(name, shape, np.float32) for name, shape in cls.shapes.items()})
+
+
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(_Layers):
     """`x W^T + b`.
 
     Attributes:
@@ -66,6 +85,7 @@ class Linear:
     """
 
     kind: ClassVar[str] = "linear"
+    shapes: ClassVar[dict[str, str]] = {"weight": "C D", "bias": "C"}
     weight: np.ndarray
     bias: np.ndarray
 
@@ -77,10 +97,6 @@ class Linear:
     def classes(self) -> int:
         return len(self.bias)
 
-    @property
-    def parameters(self) -> int:
-        return int(self.weight.size + self.bias.size)
-
     def logits(self, x: np.ndarray) -> np.ndarray:
         _check_width(self, x)
         found = np.empty((len(x), self.classes), np.float32)
@@ -88,17 +104,9 @@ class Linear:
             found[rows] = np.asarray(x[rows], np.float32) @ self.weight.T + self.bias
         return found
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        return _contiguous(weight=self.weight, bias=self.bias)
-
-    @classmethod
-    def from_tensors(cls, tensors: Tensors) -> Self:
-        read = _TensorReader(cls.kind, tensors)
-        return cls(read("weight", "C D", np.float32), read("bias", "C", np.float32))
-
 
 @dataclass(frozen=True, eq=False)
-class Mlp:
+class Mlp(_Layers):
     """`relu(x W1^T + b1) W2^T + b2`. ReLU, as in scikit-learn's MLPClassifier, is exact in any runtime.
 
     Attributes:
@@ -107,6 +115,7 @@ class Mlp:
     """
 
     kind: ClassVar[str] = "mlp"
+    shapes: ClassVar[dict[str, str]] = {"w1": "M D", "b1": "M", "w2": "C M", "b2": "C"}
     w1: np.ndarray
     b1: np.ndarray
     w2: np.ndarray
@@ -125,10 +134,6 @@ class Mlp:
     def classes(self) -> int:
         return len(self.b2)
 
-    @property
-    def parameters(self) -> int:
-        return int(self.w1.size + self.b1.size + self.w2.size + self.b2.size)
-
     def logits(self, x: np.ndarray) -> np.ndarray:
         _check_width(self, x)
         found = np.empty((len(x), self.classes), np.float32)
@@ -138,14 +143,6 @@ class Mlp:
             np.maximum(units, 0, out=units)
             found[rows] = units @ self.w2.T + self.b2
         return found
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        return _contiguous(w1=self.w1, b1=self.b1, w2=self.w2, b2=self.b2)
-
-    @classmethod
-    def from_tensors(cls, tensors: Tensors) -> Self:
-        read, shapes = _TensorReader(cls.kind, tensors), {"w1": "M D", "b1": "M", "w2": "C M", "b2": "C"}
-        return cls(**{name: read(name, shape, np.float32) for name, shape in shapes.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,7 +176,7 @@ def test_truncation_is_counted_on_stderr(cli: Cli, work: Path) -> None:
 def test_a_run_reports_what_its_predictions_say(cli: Cli, trained: Path) -> None:
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-    from featcache.evaluation.calibration import expected_calibration_error
+    from tests.support.calibration_error import expected_calibration_error
 
     result = cli.ok("train-head", "--epochs", "5", "--json")
     run = result.json

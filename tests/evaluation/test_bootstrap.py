@@ -12,8 +12,8 @@ from sklearn import metrics as reference
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation import bootstrap as intervals
 from featcache.evaluation.bootstrap import bootstrap_intervals, bootstrap_metrics
-from featcache.evaluation.calibration import expected_calibration_error
 from featcache.evaluation.metrics import METRICS, score
+from tests.support.calibration_error import expected_calibration_error
 
 Data = tuple[np.ndarray, np.ndarray]
 

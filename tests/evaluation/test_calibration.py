@@ -12,8 +12,9 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.metrics import f1_score
 
 from featcache.errors import HeadError, UsageError
-from featcache.evaluation.calibration import expected_calibration_error, fit_temperature, tune_thresholds
-from featcache.evaluation.metrics import log_loss, multi_hot, score
+from featcache.evaluation.calibration import fit_temperature, tune_thresholds
+from featcache.evaluation.metrics import multi_hot, score
+from tests.support.calibration_error import expected_calibration_error
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -87,12 +88,12 @@ def test_the_calibration_error_by_hand() -> None:
     assert every == pytest.approx(0.1)
 
 
-def test_the_calibration_error_of_wrong_input() -> None:
-    assert np.isnan(expected_calibration_error(np.zeros((0, 2)), np.zeros(0, np.int64)))
+def test_score_has_no_calibration_error_of_wrong_input() -> None:
+    assert np.isnan(score(np.zeros((0, 2)), np.zeros(0, np.int64), ("a", "b")).ece)
     with pytest.raises(UsageError, match="do not fit"):
-        expected_calibration_error(np.ones((2, 2)), np.zeros(3, np.int64))
+        score(np.ones((2, 2)), np.zeros(3, np.int64), ("a", "b"))
     with pytest.raises(HeadError, match=r"outside 0\.\.1"):
-        expected_calibration_error(np.full((2, 2), 3.0), np.zeros(2, np.int64))
+        score(np.full((2, 2), 3.0), np.zeros(2, np.int64), ("a", "b"))
 
 
 # ---------------------------------------------------------------- temperature
@@ -110,7 +111,8 @@ def test_the_temperature_is_the_sharpening(factor: float, multi_label: bool) -> 
         np.testing.assert_array_equal(multi_hot(before), multi_hot(after))
     else:
         np.testing.assert_array_equal(before.argmax(axis=1), after.argmax(axis=1))
-    assert log_loss(after, labels) <= log_loss(before, labels)
+    losses = [score(part, labels, tuple("abcd")).log_loss for part in (before, after)]
+    assert losses[1] <= losses[0]
     if factor != 1:
         errors = [expected_calibration_error(part, labels) for part in (before, after)]
         assert errors[1] < 0.03 < errors[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from featcache.errors import HeadError
-from featcache.evaluation.metrics import log_loss
+from featcache.evaluation.metrics import score
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.head import Head, softmax
@@ -104,7 +104,8 @@ def test_the_best_epoch_is_the_validations() -> None:
     np.testing.assert_array_equal(fit.best.bias, wanted.bias)
     best = fit.history[fit.best_epoch - 1]
     probabilities = head_of(fit.best).predict_proba(validation[0])
-    assert log_loss(probabilities, validation[1]) == pytest.approx(best.validation_loss, abs=1e-5)
+    log_loss = score(probabilities, validation[1], ("a", "b", "c")).log_loss
+    assert log_loss == pytest.approx(best.validation_loss, abs=1e-5)
     assert (probabilities.argmax(1) == validation[1]).mean() == pytest.approx(best.validation_accuracy)
 
 

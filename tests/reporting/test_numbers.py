@@ -16,7 +16,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from featcache.evaluation.calibration import expected_calibration_error
 from featcache.reporting.document import ShareRight
 from featcache.reporting.numbers import (
     accuracy_by_length,
@@ -31,6 +30,7 @@ from featcache.reporting.numbers import (
 )
 from featcache.runs.predictions import Predictions
 from featcache.runs.run import Run
+from tests.support.calibration_error import expected_calibration_error
 from tests.support.inspected import part
 from tests.support.saved_runs import hashes, predictions
 
