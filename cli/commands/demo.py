@@ -27,7 +27,7 @@ from featcache_cli.options import add_command, add_settings
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
-    from featcache.extraction.api import Extracted
+    from featcache.extraction.job import Extracted
     from featcache.runs.run import Run
 
 TEXTS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from featcache.errors import UsageError
+from featcache.cluster.cluster import Engine
 
 ENGINES = ("local", "ray")
 
@@ -24,7 +24,6 @@ def add_engine(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def check_engine(args: argparse.Namespace) -> None:
-    """Refuse what only has a meaning with Ray."""
-    if args.engine != "ray" and args.ray_address is not None:
-        raise UsageError("--ray-address without --engine ray", hint="--engine ray")
+def engine_of(args: argparse.Namespace) -> Engine:
+    """The engine that the flags ask for."""
+    return Engine(args.engine, args.workers, args.ray_address)

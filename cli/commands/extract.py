@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from featcache.cluster.cluster import Engine
 from featcache.errors import UsageError
 from featcache.system.units import seconds_text
-from featcache_cli.commands.engine import add_engine, check_engine
+from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.console import note, out, print_json, table
 from featcache_cli.options import add_command, add_settings, settings_of
 from featcache_cli.progress import ExtractionMeter
 
 if TYPE_CHECKING:
-    from featcache.extraction.api import Extracted
+    from featcache.extraction.job import Extracted
     from featcache.settings import Settings
 
 SPLITS = ("train", "validation", "test")
@@ -57,25 +57,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
     results = extract_splits(
-        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine(args)
+        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine_of(args)
     )
     if args.json:
         print_json({"splits": [record(result) for result in results]})
     else:
         show(results, quiet=args.quiet)
     return 0
-
-
-def engine(args: argparse.Namespace) -> Callable[..., list[Extracted]]:
-    """What makes the features: this machine, or a Ray cluster."""
-    if args.engine == "ray":
-        from featcache.cluster.extract import extract_with_ray
-
-        return partial(extract_with_ray, workers=args.workers or "auto", address=args.ray_address)
-    from featcache.extraction.api import extract_splits
-
-    check_engine(args)
-    return partial(extract_splits, workers=1 if args.workers in (None, "1") else args.workers)
 
 
 def extract_splits(
@@ -85,18 +73,19 @@ def extract_splits(
     quiet: bool,
     force: bool = False,
     wait: float = 0.0,
-    engine: Callable[..., list[Extracted]] | None = None,
+    engine: Engine | None = None,
 ) -> list[Extracted]:
     """Extract with a progress bar; what was done otherwise than asked is said on stderr.
 
     Args:
-        engine: as `extract.extract_splits`, which it is by default.
+        engine: by default one process on this machine.
     """
-    from featcache.extraction import api as extraction
+    from featcache.cluster.extract import extract_by
 
-    make = engine or extraction.extract_splits
     with ExtractionMeter(quiet=quiet) as meter:
-        results = make(settings, splits, None if quiet else meter, force=force, wait=wait)
+        results = extract_by(
+            engine or Engine(), settings, splits, None if quiet else meter, force=force, wait=wait
+        )
     for text in dict.fromkeys(text for result in results for text in result.notes):
         note(text, quiet=quiet)
     return results

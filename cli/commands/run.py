@@ -10,7 +10,7 @@ from featcache_cli.console import print_json
 from featcache_cli.options import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
-    from featcache.extraction.api import Extracted
+    from featcache.extraction.job import Extracted
     from featcache.runs.run import Run
     from featcache.settings import Settings
 

@@ -20,7 +20,8 @@ from featcache.backbone.throughput import gemm_peak, useful_flops
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
-from featcache.extraction.api import Job, extract_splits
+from featcache.extraction.api import extract_splits
+from featcache.extraction.job import Job
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 from featcache.finetuning.loop import Tuner

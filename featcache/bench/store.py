@@ -21,7 +21,7 @@ from featcache.bench.timing import DIGITS, Machine, Timings, this_machine
 from featcache.cache.cache import Cache
 from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
-from featcache.extraction.partition import BLOCK_BATCHES, block_starts, token_costs
+from featcache.extraction.partition import UNIT_BATCHES, token_costs, unit_starts
 from featcache.heads.features import Standard, row_slices
 from featcache.settings import Settings
 from featcache.system.documents import tidied
@@ -100,7 +100,7 @@ def _write(settings: Settings, texts: Sequence[str], folder: Path) -> tuple[dict
     staging = Staging(folder / "write.partial", {"bench": "store"})
     ready = timings.run("commit", staging.committed)
     costs = token_costs(np.array([len(text.encode()) for text in texts]), encoder.max_length)
-    starts = block_starts(costs, BLOCK_BATCHES * encoder.batch_tokens)
+    starts = unit_starts(costs, UNIT_BATCHES * encoder.batch_tokens)
     for number, (start, end) in enumerate(itertools.pairwise(starts), start=len(ready)):
         unit = texts[start:end]
         encoded = timings.run("encode", lambda: encoder.encode(encoder.tokenize(unit)))  # noqa: B023

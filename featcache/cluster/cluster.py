@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
-from featcache.extraction.local_workers import CORES_A_WORKER
 from featcache.system.machine import available_cores
+from featcache.system.workers import CORES_A_WORKER, parse_count
 
 BLOCKS_A_TASK = 4  # at most; the next block of a task is tokenised while the model has the last one
 LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer blocks are left
@@ -28,6 +28,29 @@ CONNECT = 10.0  # seconds in which a cluster answers
 OWN_STORE = 256 << 20  # bytes of shared memory for the messages of a cluster on this machine
 
 Order = TypeVar("Order")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What does the work: this machine, or a Ray cluster.
+
+    Attributes:
+        name: `local` or `ray`.
+        workers: number of processes or actors, or `auto`; None: 1 on this machine, `auto` on a cluster.
+        ray_address: of the cluster, as `ray.init` takes it; None: the one that this process is connected to
+            already, or this machine alone.
+
+    Raises:
+        UsageError: an address without Ray.
+    """
+
+    name: str = "local"
+    workers: int | str | None = None
+    ray_address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name != "ray" and self.ray_address is not None:
+            raise UsageError("--ray-address without --engine ray", hint="--engine ray")
 
 
 def require_ray() -> None:
@@ -106,7 +129,7 @@ def _keep_stdout_clean() -> None:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ActorPool:
     """How many actors there are to be, and what each has to itself.
 
     Attributes:
@@ -118,12 +141,44 @@ class Crew:
     cpus: int
     gpus: int
 
+    @classmethod
+    def of(cls, asked: int | str, device: str) -> ActorPool:
+        """The actors that `--workers` means on the cluster as it is now.
+
+        Args:
+            asked: a number, or `auto`: one for each GPU, or for every few cores.
+            device: as the settings have it.
+
+        Raises:
+            UsageError: no such number, more than the cluster has room for, or a device that it has not.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise UsageError(
+                f"--device {device} with --engine ray", hint="auto, cpu or cuda: Ray says which one"
+            )
+        cpus, gpus = _resources()
+        on_gpus = sum(gpus) > 0 and device != "cpu"
+        if device == "cuda" and not on_gpus:
+            raise UsageError("--device cuda: the Ray cluster has no GPU", hint="--device cpu")
+        most = sum(gpus) if on_gpus else sum(cpus)
+        if asked == "auto":
+            asked = most if on_gpus else max(1, most // CORES_A_WORKER)
+        count = parse_count(asked)
+        if count > most:
+            what = "GPUs" if on_gpus else "cores"
+            raise UsageError(f"--workers {asked}: the cluster has {most} {what}", hint=f"--workers {most}")
+        if on_gpus:
+            # So many cores that every node with GPUs has them for each; an actor can be had with none.
+            shares = [node // has for node, has in zip(cpus, gpus, strict=True) if has]
+            return cls(count, min(CORES_A_WORKER, *shares), 1)
+        return cls(count, _share(cpus, count), 0)
+
     @property
     def threads(self) -> int:
         """Of torch, in each."""
         return max(1, self.cpus)
 
-    def fitting(self) -> Crew:
+    def fitting(self) -> ActorPool:
         """As many of these actors as the cluster has room for now; one at least, which waits for it."""
         cpus, gpus = _resources()
         cores = [node // self.cpus if self.cpus else most for node, most in zip(cpus, gpus, strict=True)]
@@ -133,38 +188,6 @@ class Crew:
     def __str__(self) -> str:
         each = "one GPU" if self.gpus else "one core" if self.cpus == 1 else f"{self.cpus} cores"
         return f"{self.actors} Ray actor{'s' if self.actors > 1 else ''} of {each} each"
-
-
-def crew_of(asked: int | str, device: str) -> Crew:
-    """The actors that `--workers` means on the cluster as it is now.
-
-    Args:
-        asked: a number, or `auto`: one for each GPU, or for every few cores.
-        device: as the settings have it.
-
-    Raises:
-        UsageError: no such number, more than the cluster has room for, or a device that it has not.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device} with --engine ray", hint="auto, cpu or cuda: Ray says which one")
-    cpus, gpus = _resources()
-    on_gpus = sum(gpus) > 0 and device != "cpu"
-    if device == "cuda" and not on_gpus:
-        raise UsageError("--device cuda: the Ray cluster has no GPU", hint="--device cpu")
-    most = sum(gpus) if on_gpus else sum(cpus)
-    if asked == "auto":
-        asked = most if on_gpus else max(1, most // CORES_A_WORKER)
-    count = int(asked) if str(asked).isdecimal() else 0
-    if count < 1:
-        raise UsageError(f"--workers {asked}: no number of workers", hint="auto, or 1 and more")
-    if count > most:
-        what = "GPUs" if on_gpus else "cores"
-        raise UsageError(f"--workers {asked}: the cluster has {most} {what}", hint=f"--workers {most}")
-    if on_gpus:
-        # So many cores that every node with GPUs has them for each; an actor can be had with none.
-        shares = [node // has for node, has in zip(cpus, gpus, strict=True) if has]
-        return Crew(count, min(CORES_A_WORKER, *shares), 1)
-    return Crew(count, _share(cpus, count), 0)
 
 
 def _resources() -> tuple[list[int], list[int]]:
@@ -184,15 +207,16 @@ def _share(cpus: Sequence[int], count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What an actor says of a task.
+class DoneTask:
+    """A task that an actor has finished.
 
     Attributes:
-        said: whatever the job of the actor answers.
+        numbers: of its units.
+        answer: what `Actor.work` returned.
     """
 
     numbers: list[int]
-    said: Any
+    answer: Any
 
 
 class Actor(Generic[Order]):
@@ -216,7 +240,7 @@ class Actor(Generic[Order]):
 
     def _answer(self, numbers: list[int]) -> bytes:
         """Errors are answers too: Ray would wrap them, and take them for its own."""
-        return answered(lambda: Done(numbers, self.work(numbers)))
+        return answered(lambda: DoneTask(numbers, self.work(numbers)))
 
 
 def answered(work: Callable[[], Any]) -> bytes:
@@ -246,9 +270,9 @@ def deal(
     actor: type[Actor[Order]],
     order: Order,
     missing: Callable[[], Sequence[int]],
-    crew: Crew,
+    pool: ActorPool,
     tell: Callable[[str], None],
-) -> Iterator[Done]:
+) -> Iterator[DoneTask]:
     """Have actors make blocks until none is missing.
 
     Args:
@@ -269,7 +293,7 @@ def deal(
     reference = ray.put(order)
     left = missing()
     while left:
-        yield from _round(actor, reference, left, crew.fitting())
+        yield from _round(actor, reference, left, pool.fitting())
         now = missing()
         if len(now) >= len(left):
             raise BackboneError(
@@ -293,25 +317,25 @@ def tasks_of(numbers: Sequence[int], actors: int) -> list[list[int]]:
     return tasks
 
 
-def _round(actor: type, reference: Any, numbers: Sequence[int], crew: Crew) -> Iterator[Done]:
+def _round(actor: type, reference: Any, numbers: Sequence[int], pool: ActorPool) -> Iterator[DoneTask]:
     import ray.data
 
-    tasks = [{"numbers": task} for task in tasks_of(numbers, crew.actors)]
+    tasks = [{"numbers": task} for task in tasks_of(numbers, pool.actors)]
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the two numbers below are to be named otherwise some day
         answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             actor,
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=min(crew.actors, len(tasks))),
+            compute=ray.data.ActorPoolStrategy(size=min(pool.actors, len(tasks))),
             fn_constructor_kwargs={"order": [reference]},
-            num_cpus=crew.cpus,
-            num_gpus=crew.gpus,
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
             max_restarts=-1,
             max_task_retries=0,  # a task retried on its own actor would wait for a node that may never come
         )
         try:
             for row in answers.iter_rows():
-                done: Done = read_answer(row["answer"])
+                done: DoneTask = read_answer(row["answer"])
                 yield done
         except ray.exceptions.RayError as error:
             raise BackboneError(

@@ -1,9 +1,9 @@
-"""`--engine ray`: the blocks of an extraction encoded by actors of a Ray cluster.
+"""`extract --engine ray`: the commit units of an extraction encoded by actors of a Ray cluster.
 
-The driver, that is the process of the user, divides the work, holds the lock and seals the file, as it does
-alone; actors (`ray_encode`) encode the blocks and commit them in the folder of the cache, which all nodes
-share, or send them through the store that the cache is in. The driver needs neither a GPU nor room for the
-model: what the encoder is, an actor tells it.
+The driver, that is the process of the user, partitions the rows, holds the lock and seals the file, as it
+does without Ray. Actors (see `encode`) encode the units and commit them in the folder of the cache, which all
+nodes share, or send them through the store that the cache is in. The driver needs neither a GPU nor room for
+the model: an actor describes the encoder to it.
 """
 
 from __future__ import annotations
@@ -12,27 +12,42 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from featcache.cache.staging import Staging
-from featcache.cluster.block_store import take_blocks
-from featcache.cluster.cluster import Crew, connected, crew_of, deal, require_ray
-from featcache.cluster.encode import Encoding, described, order_of
+from featcache.cluster.cluster import ActorPool, Engine, connected, deal, require_ray
+from featcache.cluster.encode import EncodeOrder, EncodingActor, encoder_spec_on, take_units
 from featcache.errors import UsageError
-from featcache.extraction.api import Extracted, Job
-from featcache.extraction.make_file import Making
-from featcache.extraction.partition import Division
-from featcache.extraction.worker_group import Gang
+from featcache.extraction.api import extract_splits
+from featcache.extraction.encode_units import UnitEncoder, UnitWork
+from featcache.extraction.encoder_spec import EncoderSpec
+from featcache.extraction.job import Extracted, Job
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress, Progress
 from featcache.system.stores import Remote, is_remote, opened
-
-if TYPE_CHECKING:
-    from featcache.backbone.encoder import Encoder
-    from featcache.backbone.throughput import Speedometer
+from featcache.system.workers import Worker
 
 SETTLED = 90.0  # seconds in which a network file system shows every node the files of the others
+
+
+def extract_by(
+    engine: Engine,
+    settings: Settings,
+    splits: Sequence[str],
+    on_progress: OnProgress | None = None,
+    *,
+    force: bool = False,
+    wait: float = 0.0,
+) -> list[Extracted]:
+    """As `extract_splits`, by this machine or by a Ray cluster."""
+    if engine.name == "ray":
+        return extract_with_ray(
+            settings, splits, on_progress,
+            force=force, wait=wait, workers=engine.workers or "auto", address=engine.ray_address,
+        )  # fmt: skip
+    workers = 1 if engine.workers in (None, "1") else engine.workers
+    return extract_splits(settings, splits, on_progress, force=force, wait=wait, workers=workers or 1)
 
 
 def extract_with_ray(
@@ -45,27 +60,27 @@ def extract_with_ray(
     workers: int | str = "auto",
     address: str | None = None,
 ) -> list[Extracted]:
-    """As `extract_splits`, the blocks encoded by the actors of a Ray cluster.
+    """As `extract_splits`, the commit units encoded by the actors of a Ray cluster.
 
     The file is the one that a single machine makes, byte for byte where devices are of one kind and threads
     of one number. Every node reads the data and the model itself, under the same names; the cache is a folder
-    that all share, or a URL. A lost actor costs the blocks it was at.
+    that all share, or a URL. A lost actor costs the units it was at.
 
     Args:
         workers: actors; `auto`: one a GPU, or one for several cores.
-        address: of the cluster, as `ray.init` takes it; None: the one this process is connected to
-            already, or this machine alone.
+        address: see `Engine`.
 
     Raises:
         UsageError: Ray is not installed, no cluster at `address`, or it has no room for so many actors.
-        FeatcacheError: what an actor raised; committed blocks are kept.
+        FeatcacheError: what an actor raised; committed units are kept.
     """
-    if Gang.of_environment():
+    if Worker.from_environment():
         raise UsageError("--engine ray under torchrun", hint="Ray starts the workers: leave torchrun out")
     require_ray()
     with ExitStack() as stack:
         connect = lambda: stack.enter_context(connected(address))  # noqa: E731
-        return _RayJob(absolute(settings), workers, connect, report, force, wait).run(splits)
+        job = _RayJob(absolute(settings), report, force=force, wait=wait, workers=workers, connect=connect)
+        return job.run(splits)
 
 
 def absolute(settings: Settings) -> Settings:
@@ -92,71 +107,66 @@ class _RayJob(Job):
     def __init__(
         self,
         settings: Settings,
-        workers: int | str,
-        connect: Callable[[], None],
-        report: OnProgress | None,
+        on_progress: OnProgress | None,
+        *,
         force: bool,
         wait: float,
+        workers: int | str,
+        connect: Callable[[], None],
     ) -> None:
-        super().__init__(settings, report, force, wait)
+        super().__init__(settings, on_progress, force=force, wait=wait)
         self.workers, self.connect = workers, connect
-        self.elsewhere = self._deal
 
-    def encoder(self, split: str) -> Encoder:
-        """What an actor says of the encoder; as much of one as the making of a file asks for."""
-        if self._encoder is None:
-            self.report(Progress("load", split, text="Ray"))
+    def unit_encoder(self, split: str) -> UnitEncoder:
+        """The actors of the cluster, and the encoder as one of them describes it."""
+        if self._unit_encoder is None:
+            self.on_progress(Progress("load", split, text="Ray"))
             self.connect()
-            crew = self._crew()
-            self.report(Progress("load", split, text=f"{self.model.name} on {crew}"))
-            self._encoder = cast("Encoder", described(self.settings, crew))
-            for note in self._encoder.notes:
-                self.report(Progress("note", split, text=note))
-        return self._encoder
+            pool = ActorPool.of(self.workers, self.settings.backbone.device)
+            self.on_progress(Progress("load", split, text=f"{self.model.name} on {pool}"))
+            spec = encoder_spec_on(pool, self.settings)
+            self._unit_encoder = _RayUnitEncoder(spec, self)
+            for note in spec.notes:
+                self.note(split, note)
+        return self._unit_encoder
 
-    def speedometer(self, encoder: Encoder, texts: int) -> Speedometer | None:
-        """None: the share of this machine's peak says nothing of others."""
-        return None
 
-    def _store(self, staging: Staging) -> Remote | None:
-        """Where blocks go if the cache is in a store: the folder they would lie in there."""
-        cache = self.settings.paths.cache_dir
-        name = staging.folder.relative_to(self.cache.folder).as_posix()
-        return opened(cache).child(name) if is_remote(cache) else None
+class _RayUnitEncoder:
+    """Encodes commit units by the actors of a cluster."""
 
-    def _crew(self) -> Crew:
-        return crew_of(self.workers, self.settings.backbone.device)
+    def __init__(self, spec: EncoderSpec, job: _RayJob) -> None:
+        self.spec, self.job = spec, job
 
-    def _deal(
-        self,
-        making: Making,
-        staging: Staging,
-        division: Division,
-        missing: list[int],
-        step: Callable[[int, int], None],
-    ) -> None:
-        """See `making.Elsewhere`."""
-        told: set[int] = set()
-        note = lambda text: self.report(Progress("note", making.split.name, text=text))  # noqa: E731
-        crew = self._crew()
-        store = self._store(staging)
-        order = order_of(self.settings, making, staging, division, crew.threads, store.url if store else None)
+    def encode(self, work: UnitWork) -> None:
+        """See `UnitEncoder.encode`."""
+        staging, store = work.staging, self._store(work.staging)
+        pool = ActorPool.of(self.job.workers, self.job.settings.backbone.device)
+        order = EncodeOrder.of(self.job.settings, self.spec, work, pool.threads, store.url if store else None)
+        reported: set[int] = set()
         if store:
-            take_blocks(store, staging)  # of an earlier call
+            take_units(store, staging)  # of an earlier call
 
         def left() -> list[int]:
-            there = staging.named() | (told if store is None else set())
-            return [number for number in missing if number not in there]
+            there = staging.named() | (reported if store is None else set())
+            return [number for number in work.units if number not in there]
 
-        for done in deal(Encoding, order, left, crew, note):
+        note = partial(self.job.note, work.split.name)
+        for done in deal(EncodingActor, order, left, pool, note):
             if store:
-                take_blocks(store, staging)
-            told |= set(done.numbers)
-            step(*done.said)
-        _settle(staging, missing)
-        for number in sorted(set(missing) - told):  # committed by an actor that was lost before it said so
+                take_units(store, staging)
+            reported |= set(done.numbers)
+            texts, tokens = done.answer
+            work.on_batch(texts, tokens, None)
+        _settle(staging, work.units)
+        for number in sorted(set(work.units) - reported):  # committed by an actor that was then lost
             counts = staging.read(number)["n_tokens"]
-            step(len(counts), int(counts.sum()))
+            work.on_batch(len(counts), int(counts.sum()), None)
+
+    def _store(self, staging: Staging) -> Remote | None:
+        """Where units go if the cache is in a store: the folder they would lie in there."""
+        cache = self.job.settings.paths.cache_dir
+        name = staging.folder.relative_to(self.job.cache.folder).as_posix()
+        return opened(cache).child(name) if is_remote(cache) else None
 
 
 def _settle(staging: Staging, numbers: Sequence[int]) -> None:

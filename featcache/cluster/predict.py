@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.cluster.cluster import Actor, connected, crew_of, deal, require_ray
+from featcache.cluster.cluster import Actor, ActorPool, connected, deal, require_ray
 from featcache.cluster.output_parts import Block, OutputFolder, divide, states_of
 from featcache.data.formats.open import open_rows
 from featcache.fingerprint import file_hash, fingerprint
@@ -106,16 +106,16 @@ def predict_with_ray(
 
         if left():
             with connected(address):
-                crew = crew_of(workers, device)
+                pool = ActorPool.of(workers, device)
                 if anew and force:  # what is there goes when there are actors to make it anew, not before
                     folder.begin(key)
-                tell(f"{len(left())} blocks for {crew}")
+                tell(f"{len(left())} blocks for {pool}")
                 order = PredictOrder(
-                    _content(run), blocks, folder.place, reading, _model(run, model), device, crew.threads
+                    _content(run), blocks, folder.place, reading, _model(run, model), device, pool.threads
                 )
-                for done in deal(_Predicting, order, left, crew, tell):
-                    found |= done.said
-                    tokens += sum(said["tokens"] for said in done.said.values())
+                for done in deal(_Predicting, order, left, pool, tell):
+                    found |= done.answer
+                    tokens += sum(said["tokens"] for said in done.answer.values())
                     rows = sum(said["rows"] for said in found.values())
                     report(Progress("predict", done=rows, total=total or 0, tokens=tokens))
     return _sum(output, [found[block.number] for block in blocks], resumed, began, tokens)

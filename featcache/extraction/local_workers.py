@@ -1,35 +1,38 @@
-"""`--workers N`: several processes on this machine at one extraction, one a GPU, or a group of cores each.
+"""`--workers N`: several processes on this machine at one extraction, each with a GPU or some cores.
 
-The processes are started as torchrun would start them and share the work as those of torchrun do (`gang`);
-here they are only watched. `python -m featcache.extraction.local_workers FOLDER` is one of them.
+The processes share the work as those of torchrun do, see `make_file`; here they are started and listened to.
+`python -m featcache.extraction.local_workers` is one of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import BackboneError, FeatcacheError, UsageError
-from featcache.extraction.api import Extracted, Job, extract_splits, extracted
-from featcache.extraction.worker_group import BOARD, LAUNCHER, Board, Gang, together
-from featcache.settings import Settings, load_settings, to_toml
-from featcache.system.machine import available_cores, core_groups, keep_to
+from featcache.errors import BackboneError, UsageError
+from featcache.extraction.job import Extracted, Job
+from featcache.extraction.worker_folder import WorkerFolder, combined_progress
+from featcache.settings import Settings
+from featcache.system.documents import parse_document
+from featcache.system.machine import available_cores, core_groups
 from featcache.system.progress import OnProgress, Progress
+from featcache.system.workers import (
+    CORES_A_WORKER,
+    Message,
+    Worker,
+    WorkerExit,
+    WorkerProcesses,
+    error_of,
+    parse_count,
+    run_worker,
+)
 
-CORES = "FEATCACHE_CORES"  # the cores of a worker: 0,1,2
-CORES_A_WORKER = 4  # with `auto`, on processors
-POLL = 0.1  # seconds between two looks at the workers
-PATIENCE = 10.0  # seconds a worker is given to end
+POLL = 0.1  # seconds between two looks at the workers' notes
+GRACE = 10.0  # seconds in which a worker ends by itself
 
 
 def worker_count(asked: int | str, device: str) -> int:
@@ -39,17 +42,12 @@ def worker_count(asked: int | str, device: str) -> int:
         device: as the settings have it.
 
     Raises:
-        UsageError: no such number, or more than there are GPUs or cores.
+        UsageError: not a number of workers, or more than there are GPUs or cores.
     """
     cores, gpus = len(available_cores()), _gpus() if device in ("auto", "cuda") else 0
     if asked == "auto":
         return gpus or max(1, cores // CORES_A_WORKER)
-    try:
-        count = int(asked)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise UsageError(f"--workers {asked}: no number of workers", hint="auto, or 1 and more")
+    count = parse_count(asked)
     if device not in ("auto", "cuda", "cpu") and count > 1:
         raise UsageError(f"--workers {asked} on --device {device}", hint="leave --device out")
     most, what = (gpus, "GPUs") if gpus else (cores, "cores")
@@ -58,206 +56,104 @@ def worker_count(asked: int | str, device: str) -> int:
     return count
 
 
-def extract_with_workers(
-    settings: Settings,
-    splits: Sequence[str],
-    workers: int | str,
-    report: OnProgress | None = None,
-    *,
-    force: bool = False,
-    wait: float = 0.0,
-) -> list[Extracted]:
-    """As `extract_splits`, by several processes.
-
-    A worker that is killed costs the block it was at; the others take over. One that meets an error ends all.
-
-    Raises:
-        FeatcacheError: what a worker raised; committed blocks are kept.
-        BackboneError: all workers were killed.
-    """
-    count = worker_count(workers, settings.backbone.device)
-    tell = report or (lambda _: None)
-    job = Job(settings, force=force)
-    known = {} if force else {split: job.find_by_request(split) for split in splits}
-    missing = [split for split in splits if known.get(split) is None]
-    if count == 1 or not missing:
-        return extract_splits(settings, splits, report, force=force, wait=wait)
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
-        board = Path(folder)
-        (board / "settings.toml").write_text(to_toml(settings), encoding="utf-8")
-        (board / "order.json").write_text(json.dumps({"splits": missing, "force": force}))
-        tell(Progress("note", missing[0], text=f"{count} workers of {_share(count, settings)} each"))
-        with _running(count, board) as crew:
-            crew.watch(tell)
-        results = _results(board)
-    seconds = time.perf_counter() - began
-    files = {split: job.cache.file(Path(one["path"])) for split, one in results.items()}
-    made = {
-        split: extracted(files[split], split, seconds, one["encoded"], tuple(one["notes"]))
-        for split, one in results.items()
-    }
-    return [known.get(split) or made[split] for split in splits]
-
-
 def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def _share(count: int, settings: Settings) -> str:
-    if settings.backbone.device in ("auto", "cuda") and _gpus():
-        return "one GPU"
-    cores = len(core_groups(available_cores(), count)[0])
-    return f"{cores} cores" if cores > 1 else "one core"
+class LocalWorkersJob(Job):
+    """A `Job` whose splits are made by `count` processes on this machine.
 
-
-# -- the workers, as seen from outside ------------------------------------------------------------
-
-
-@dataclass
-class _Crew:
-    """The workers that are running.
-
-    Attributes:
-        told: what was said already.
+    A worker that is killed costs the commit unit it was at; the others take over. A worker's error ends all.
     """
 
-    board: Path
-    running: dict[int, subprocess.Popen[bytes]]
-    killed: list[int] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    def __init__(
+        self, settings: Settings, on_progress: OnProgress | None, *, force: bool, wait: float, count: int
+    ) -> None:
+        super().__init__(settings, on_progress, force=force, wait=wait)
+        self.count = count
 
-    def watch(self, tell: OnProgress) -> None:
-        """Until all have ended; a worker's error ends the others and is raised."""
-        while self.running:
-            for rank, process in list(self.running.items()):
-                code = process.poll()
-                if code is not None:
-                    del self.running[rank]
-                    self._ended(rank, code, tell)
-            self._show(tell)
-            time.sleep(POLL)
+    def make(self, splits: Sequence[str]) -> dict[str, Extracted]:
+        """See `Job.make`.
 
-    def _ended(self, rank: int, code: int, tell: OnProgress) -> None:
-        if code == 0:
-            return
-        if code > 0:
-            raise Board(self.board).failure() or BackboneError(
-                f"worker {rank} ended with {code}: {self._last_line(rank)}"
+        Raises:
+            FeatcacheError: what a worker raised; committed units are kept.
+            BackboneError: all workers were killed.
+        """
+        began = time.perf_counter()
+        job = {"settings": asdict(self.settings), "splits": list(splits), "force": self.force}
+        self.note(splits[0], f"{self.count} workers of {self._share()} each")
+        with WorkerProcesses("featcache.extraction.local_workers", job, self.count, grace=GRACE) as processes:
+            results = self._listen(processes)
+        seconds = time.perf_counter() - began
+        made = {}
+        for split, one in results.items():
+            file, encoded, notes = (
+                self.cache.file(Path(one["path"])),
+                int(one["encoded"]),
+                tuple(one["notes"]),
             )
-        self.killed.append(rank)
-        what = f"worker {rank} was killed (signal {-code})"
-        if not self.running and not _results(self.board):
+            made[split] = Extracted.of(file, split, seconds, encoded=encoded, notes=notes)
+        return made
+
+    def _share(self) -> str:
+        if self.settings.backbone.device in ("auto", "cuda") and _gpus():
+            return "one GPU"
+        cores = len(core_groups(available_cores(), self.count)[0])
+        return f"{cores} cores" if cores > 1 else "one core"
+
+    def _listen(self, processes: WorkerProcesses) -> dict[str, dict[str, Any]]:
+        """The result of each split, from the worker that knows of most work; returns when all have ended."""
+        folder, results, noted = WorkerFolder(processes.folder), dict[str, dict[str, Any]](), set[str]()
+        while processes.running:
+            rank, said = processes.receive(POLL) or (0, {})
+            if isinstance(said, WorkerExit):
+                self._check_exit(rank, said, last=not processes.running and not results)
+            elif error := error_of(said):
+                raise error
+            elif "note" in said and said["note"] not in noted:
+                noted.add(said["note"])
+                self.note("", said["note"])
+            elif "results" in said:
+                for split, one in said["results"].items():
+                    results[split] = max(results.get(split, one), one, key=lambda each: int(each["encoded"]))
+            if progress := combined_progress(folder.notes()):
+                self.on_progress(progress)
+        return results
+
+    def _check_exit(self, rank: int, end: WorkerExit, *, last: bool) -> None:
+        """Say that a worker was killed; raise where it failed, or where none is left to take over."""
+        if end.code > 0:
+            raise BackboneError(f"worker {rank} ended with {end.code}: {end.last_words}")
+        if end.code == 0:
+            return
+        what = f"worker {rank} was killed (signal {-end.code})"
+        if last:
             raise BackboneError(
                 f"{what}, and no other is left",
-                hint="was memory short? finished blocks are kept: run the same command again",
+                hint="was memory short? committed units are kept: run the same command again",
             )
-        tell(Progress("note", "", text=f"{what}; the others go on with its work"))
-
-    def _last_line(self, rank: int) -> str:
-        lines = (self.board / f"stderr-{rank}.txt").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def _show(self, tell: OnProgress) -> None:
-        for path in sorted(self.board.glob("notes-*.txt")):
-            for text in path.read_text(encoding="utf-8").splitlines():
-                if text not in self.told:
-                    self.told.add(text)
-                    tell(Progress("note", "", text=text))
-        now = together(Board(self.board).notes())
-        if now:
-            tell(Progress(now.stage, now.split, now.done, now.total, now.tokens))
-
-    def stop(self) -> None:
-        """End those that are still running."""
-        for process in self.running.values():
-            process.send_signal(signal.SIGINT)
-        for process in self.running.values():
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self.note("", f"{what}; the others go on with its work")
 
 
-@contextlib.contextmanager
-def _running(count: int, board: Path) -> Iterator[_Crew]:
-    crew = _Crew(board, {})
-    try:
-        for rank, cores in enumerate(core_groups(available_cores(), count)):
-            with open(board / f"stderr-{rank}.txt", "wb") as errors:
-                crew.running[rank] = subprocess.Popen(
-                    [sys.executable, "-m", "featcache.extraction.local_workers", str(board)],
-                    env=_environment(rank, count, cores, board),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                )
-        yield crew
-    finally:
-        crew.stop()
+def work(worker: Worker, message: Message, send: Callable[..., None]) -> None:
+    """Extract as one of the workers; sends each note, and at the end the results by split."""
 
-
-def _environment(rank: int, count: int, cores: Sequence[int], board: Path) -> dict[str, str]:
-    """That of this process, with what torchrun sets."""
-    return {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": str(len(cores)),
-        CORES: ",".join(map(str, cores)),
-        BOARD: str(board),
-        LAUNCHER: str(os.getpid()),
-    }
-
-
-def _results(board: Path) -> dict[str, dict[str, Any]]:
-    """What the workers that came to the end say of each split; of each, the one that knows of most work."""
-    best: dict[str, dict[str, Any]] = {}
-    for path in sorted(board.glob("result-*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            for split, one in json.loads(path.read_bytes()).items():
-                best[split] = max(best.get(split, one), one, key=lambda each: int(each["encoded"]))
-    return best
-
-
-# -- a worker -------------------------------------------------------------------------------------
-
-
-def main(folder: str) -> int:
-    """Be one worker; the exit code."""
-    board = Path(folder)
-    gang = Gang.of_environment()
-    assert gang is not None
-    keep_to([int(core) for core in os.environ.get(CORES, "").split(",") if core])
-
-    def report(event: Progress) -> None:
+    def on_progress(event: Progress) -> None:
         if event.stage == "note":
-            with open(board / f"notes-{gang.rank}.txt", "a", encoding="utf-8") as file:
-                file.write(event.text.replace("\n", " ") + "\n")
+            send(note=event.text.replace("\n", " "))
 
-    try:
-        order = json.loads((board / "order.json").read_bytes())
-        settings = load_settings(path=board / "settings.toml")
-        results = extract_splits(settings, order["splits"], report, force=order["force"])
-    except FeatcacheError as error:
-        Board(board).fail(gang.rank, error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    content = {
+    job = Job(
+        parse_document(Settings, message["settings"], "the job of the workers", UsageError), on_progress,
+        force=message["force"], worker=worker, folder=Path(message["folder"]),
+    )  # fmt: skip
+    results = {
         one.split: {"path": str(one.path.absolute()), "encoded": one.encoded, "notes": one.notes}
-        for one in results
+        for one in job.run(message["splits"])
     }
-    temporary = board / f".tmp-{gang.rank}"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(board / f"result-{gang.rank}.json")
-    return 0
+    send(results=results)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run_worker(work))

@@ -1,17 +1,17 @@
-"""The making of one cache file: divide, encode, assemble, seal; alone or with others.
+"""Make one cache file: partition its rows, encode them, assemble and seal; alone or with other workers.
 
-Whoever holds the file's lock leads: it plans, and it seals once every block is there. The others of a gang
-join its plan. All of them, the leader too, take one unclaimed block after the other. Where the leader is
-killed, the next one that finds its lock free leads on.
+The process that holds the file's lock leads: it makes the plan, and it seals the file once every commit unit
+is there. The other workers join its plan. All of them, the leader too, take one unclaimed unit after the
+other. Where the leader is killed, the next worker that finds its lock free leads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,279 +21,269 @@ from featcache.cache.staging import Staging, read_plan
 from featcache.data.split import Split
 from featcache.errors import CacheError, LockHeld
 from featcache.extraction.assemble import columns
-from featcache.extraction.encode_blocks import Claim, encode_blocks
-from featcache.extraction.partition import Division, divide, token_costs
-from featcache.extraction.worker_group import Board, Gang, Note
+from featcache.extraction.encode_units import Claim, UnitEncoder, UnitWork
+from featcache.extraction.partition import Partition, partition_rows, token_costs
+from featcache.extraction.worker_folder import WorkerFolder, WorkerNote
 from featcache.fingerprint import CacheDocument
 from featcache.system.durable import remove_temporaries, require_space
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress
+from featcache.system.workers import Worker
 
-if TYPE_CHECKING:
-    from featcache.backbone.encoder import Encoder
-    from featcache.backbone.throughput import Speedometer
-
-AHEAD = 2  # blocks whose texts are tokenised before the model is there for them
+AHEAD = 2  # units whose texts are tokenised before the model is there for them; 1 where workers share them
 POLL = 0.1  # seconds between two looks at what other processes do
-PATIENCE = 2.0  # seconds in which a worker says what it has done
-SHARD_SIZE = 4_000_000_000
+PATIENCE = 2.0  # seconds in which a worker reports what it has done
 
 
 @dataclass(frozen=True)
-class Made:
-    """What making a file took: texts and tokens that were encoded, by all workers.
+class NewFile:
+    """A cache file that is to be made.
 
     Attributes:
-        sealed: whether it was this process that sealed it; if not, the numbers are what it knows.
-    """
-
-    encoded: int
-    tokens: int
-    sealed: bool
-
-
-@dataclass
-class Making:
-    """One cache file to be made.
-
-    Args:
-        hashes: row hashes uint8 `[N, 32]`.
+        split: the texts and labels of its rows.
+        hashes: row hashes, uint8 `[N, 32]`.
         sizes: bytes of each row's text, `[N]`.
+        model: name of the model.
         path: where the file will be.
-        force: take no rows of earlier files, and replace one of this name.
-        wait: seconds to wait for another process that makes it.
-        gang: the processes that this one works with; None: it works alone.
         shard_size: most bytes of one file; what is larger becomes several shards.
-        elsewhere: has blocks encoded and committed in the place of this process.
     """
 
     split: Split
     hashes: np.ndarray
     sizes: np.ndarray
-    encoder: Encoder
     document: CacheDocument
-    model_name: str
+    model: str
     cache: Cache
     path: Path
-    report: OnProgress
-    speedometer: Callable[[Encoder, int], Speedometer | None]
-    force: bool = False
-    wait: float = 0.0
-    gang: Gang | None = None
-    elsewhere: Elsewhere | None = None
-    shard_size: int = SHARD_SIZE
-    speed: Speedometer | None = None
-    note: Note = field(init=False)
+    shard_size: int
 
-    def __post_init__(self) -> None:
-        self.note = Note(self.gang.rank if self.gang else 0, self.split.name, total=len(self.split))
-        self.partial = self.path.with_suffix(".partial")
-        self.board = Board(self.gang.board or self.partial if self.gang else self.partial)
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The description in the sealed file."""
+        return {
+            "format": "featcache",
+            "fingerprint": self.document.fingerprint,
+            "split": self.split.name,
+            "model": self.model,
+            "document": self.document.to_json(),
+        }
 
-    def run(self) -> Made:
-        """Make the file, or wait until another of the gang has.
+
+@dataclass(frozen=True)
+class EncodedCounts:
+    """What was encoded for a file, by all workers.
+
+    Attributes:
+        sealed: whether it was this process that sealed the file; if not, the numbers are those it knows.
+    """
+
+    texts: int
+    tokens: int
+    sealed: bool
+
+
+class FileMaker:
+    """Makes one cache file.
+
+    Args:
+        force: take no rows of earlier files, and replace one of this name.
+        wait: seconds to wait for another process that makes the file.
+        worker: which of several workers this process is; None: it works alone.
+        folder: through which the workers report; by default that of the unfinished file.
+    """
+
+    def __init__(
+        self,
+        new: NewFile,
+        encoder: UnitEncoder,
+        on_progress: OnProgress,
+        *,
+        force: bool = False,
+        wait: float = 0.0,
+        worker: Worker | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.new, self.split, self.encoder = new, new.split, encoder
+        self.on_progress, self.force, self.wait, self.worker = on_progress, force, wait, worker
+        self.spec = encoder.spec
+        self.partial = new.path.with_suffix(".partial")
+        self.folder = WorkerFolder(folder or self.partial)
+        self.note = WorkerNote(worker.rank if worker else 0, self.split.name, total=len(self.split))
+        self.share: float | None = None
+
+    def run(self) -> EncodedCounts:
+        """Make the file, or wait until another worker has.
 
         Raises:
-            LockHeld: another process makes it, and this one works alone.
-            BackboneError, CacheError: committed blocks are kept.
+            LockHeld: another process makes it, and this one is no worker.
+            BackboneError, CacheError: committed units are kept.
         """
-        if self.gang is None:
-            waiting = lambda text: self.report(Progress("note", self.split.name, text=text))  # noqa: E731
-            with locked(self.path, self.wait, waiting):
+        if self.worker is None:
+            with locked(self.new.path, self.wait, self._say):
                 return self._lead()
         while not self._sealed():
             try:
-                with locked(self.path):
+                with locked(self.new.path):
                     if not self._sealed():
                         return self._lead()
             except LockHeld:
                 self._join()
             time.sleep(POLL)
-        return Made(self.note.left, self.note.tokens, sealed=False)
+        return EncodedCounts(self.note.left, self.note.tokens, sealed=False)
 
     def _sealed(self) -> bool:
-        """Whether another of the gang has finished the file."""
-        return self.board.finished(self.split.name) if self.force else self.path.exists()
+        """Whether another worker has finished the file."""
+        return self.folder.finished(self.split.name) if self.force else self.new.path.exists()
+
+    def _say(self, text: str) -> None:
+        self.on_progress(Progress("note", self.split.name, text=text))
 
     # -- leading and joining ----------------------------------------------------------------------
 
-    def _lead(self) -> Made:
-        division = self._divide()
-        self._check_space(len(division.to_encode))
-        remove_temporaries(self.path)  # of a process that was killed while it wrote this very file
-        staging = Staging(self.partial, self._note_of(division))
+    def _lead(self) -> EncodedCounts:
+        new, rows = self.new, len(self.split)
+        partition = self._choose_partition()
+        self._check_space(len(partition.to_encode))
+        remove_temporaries(new.path)  # of a process that was killed while it wrote this very file
+        staging = Staging(self.partial, self._plan(partition))
         committed = staging.committed()
         if committed:
-            text = f"{self.split.name}: going on from {len(committed)} of {division.blocks} blocks"
-            self.report(Progress("note", self.split.name, text=text))
-        self._encode_missing(staging, division, committed)
-        self.report(Progress("seal", self.split.name, len(self.split), len(self.split)))
-        parts = columns(self.split, self.hashes, self.document, division, staging)
-        rows = len(self.split)
-        self.cache.write(
-            self.path,
-            self._meta(),
-            rows,
-            parts,
-            self.shard_size,
-            replace=self.force,
-        )
-        made = self._all_made()
-        if self.gang:
-            self.board.finish(self.split.name)
+            self._say(f"{self.split.name}: going on from {len(committed)} of {partition.units} units")
+        self._encode_missing(staging, partition, committed)
+        self.on_progress(Progress("seal", self.split.name, rows, rows))
+        parts = columns(self.split, new.hashes, new.document, partition, staging)
+        new.cache.write(new.path, new.meta, rows, parts, new.shard_size, replace=self.force)
+        counts = self._counts_of_all()
+        if self.worker:
+            self.folder.finish(self.split.name)
         try:
             staging.discard()
         except CacheError as error:  # the file is whole; what is left goes with `cache gc`
-            self.report(Progress("note", self.split.name, text=error.what))
-        return made
+            self._say(error.what)
+        return counts
 
-    def _all_made(self) -> Made:
-        """What all workers together have done: what was missing when the first of them began."""
-        if self.gang is None:
-            return Made(self.note.left, self.note.tokens, sealed=True)
-        self.board.post(self.note, now=True)
+    def _counts_of_all(self) -> EncodedCounts:
+        """What all workers have done; the first one of them found most texts missing."""
+        if self.worker is None:
+            return EncodedCounts(self.note.left, self.note.tokens, sealed=True)
+        self.folder.post(self.note, now=True)
         until = time.monotonic() + PATIENCE
-        while True:  # a worker says what it has done when its last block is there already
-            notes = self.board.notes_of(self.split.name)
+        while True:  # a worker reports what it has done when its last unit is there already
+            notes = self.folder.notes(self.split.name)
             left = max((note.left for note in notes), default=self.note.left)
             if sum(note.done for note in notes) >= left or time.monotonic() > until:
-                return Made(left, sum(note.tokens for note in notes), sealed=True)
+                return EncodedCounts(left, sum(note.tokens for note in notes), sealed=True)
             time.sleep(POLL)
 
     def _join(self) -> None:
-        """Help whoever leads until no block is missing; nothing where there is no plan to join yet."""
-        note = read_plan(self.partial)
-        if note is None:
+        """Help the leader until no unit is missing; does nothing where there is no plan to join yet."""
+        plan = read_plan(self.partial)
+        partition = self._partition_of(plan) if plan else None
+        if plan is None or partition is None:
             return
-        donors = self._donors_named(note)
-        if donors is None:
-            return
-        division = self._divided(donors)
-        if self._note_of(division) != note:
-            return
-        staging = Staging(self.partial, note, joined=True)
-        named = staging.named()
-        if not staging.there:  # finished while this one divided
-            return
-        self._encode_missing(staging, division, named)
+        staging = Staging(self.partial, plan, joined=True)
+        committed = staging.named()
+        if staging.there:  # else the file was finished while this process made the partition
+            self._encode_missing(staging, partition, committed)
 
-    def _divide(self) -> Division:
-        """A new division, or that of unfinished work where it leaves no more to be encoded."""
-        new = self._divided([] if self.force else list(self._possible_donors()))
-        note = read_plan(self.partial)
-        donors = self._donors_named(note) if note else None
-        if note is None or donors is None or self._note_of(new) == note:
+    # -- the partition ----------------------------------------------------------------------------
+
+    def _choose_partition(self) -> Partition:
+        """A new partition, or that of unfinished work where it leaves no more to be encoded."""
+        new = self._partition([] if self.force else list(self._possible_donors()))
+        plan = read_plan(self.partial)
+        if plan is None or plan == self._plan(new) or (old := self._partition_of(plan)) is None:
             return new
-        old = self._divided(donors)
-        if self._note_of(old) != note:
-            return new
-        there = Staging(self.partial, note, joined=True).named()
-        left = old.count([number for number in range(old.blocks) if number not in there])
+        committed = Staging(self.partial, plan, joined=True).named()
+        left = old.count([number for number in range(old.units) if number not in committed])
         return old if left <= len(new.to_encode) else new
 
-    def _divided(self, donors: Sequence[CacheFile]) -> Division:
-        encoder = self.document.encoder
-        cut = None if encoder.long_text == "chunks" else encoder.max_length
-        costs = token_costs(self.sizes, cut)
-        return divide(donors, self.hashes, costs, self.encoder.batch_tokens)
+    def _partition(self, donors: Sequence[CacheFile]) -> Partition:
+        costs = token_costs(self.new.sizes, self.spec.max_length)
+        return partition_rows(donors, self.new.hashes, costs, self.spec.batch_tokens)
 
-    def _note_of(self, division: Division) -> dict[str, Any]:
-        return division.note(self.document.fingerprint, self.encoder.batch_tokens)
+    def _partition_of(self, plan: dict[str, Any]) -> Partition | None:
+        """The partition that has this plan; None where a donor is gone or anything else differs."""
+        names = plan.get("donors", [])
+        there = {file.path.name: file for file in self._possible_donors()} if names else {}
+        if not there.keys() >= set(names):
+            return None
+        partition = self._partition([there[name] for name in names])
+        return partition if self._plan(partition) == plan else None
+
+    def _plan(self, partition: Partition) -> dict[str, Any]:
+        return partition.plan(self.new.document.fingerprint, self.spec.batch_tokens)
 
     def _possible_donors(self) -> Iterator[CacheFile]:
         """Sealed files made by the very same encoder, with all views wanted here."""
-        wanted = set(self.document.views)
-        for file in self.cache.files():
-            if file.document.encoder == self.document.encoder and wanted <= set(file.views):
+        wanted = set(self.new.document.views)
+        for file in self.new.cache.files():
+            if file.document.encoder == self.new.document.encoder and wanted <= set(file.views):
                 yield file
 
-    def _donors_named(self, note: dict[str, Any]) -> list[CacheFile] | None:
-        """The donors that a plan names, in its order; None where one of them is gone."""
-        there = {file.path.name: file for file in self._possible_donors()} if note.get("donors") else {}
-        found = [there.get(name) for name in note.get("donors", [])]
-        return None if None in found else [file for file in found if file is not None]
-
     def _check_space(self, rows: int) -> None:
-        hidden = int(getattr(self.encoder.backbone.model.config, "hidden_size", 1024))
-        row_bytes = len(self.encoder.views) * hidden * self.encoder.storage.itemsize + 64
-        needed = row_bytes * (rows + len(self.split)) + self.split.labels.nbytes + (1 << 20)
-        require_space(self.cache.folder, needed, f"the cache of {self.split.name}")
+        needed = (self.spec.row_bytes + 64) * (rows + len(self.split)) + self.split.labels.nbytes + (1 << 20)
+        require_space(self.new.cache.folder, needed, f"the cache of {self.split.name}")
 
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "format": "featcache",
-            "fingerprint": self.document.fingerprint,
-            "split": self.split.name,
-            "model": self.model_name,
-            "document": self.document.to_json(),
-        }
+    # -- commit units -----------------------------------------------------------------------------
 
-    # -- blocks -----------------------------------------------------------------------------------
+    def _encode_missing(self, staging: Staging, partition: Partition, committed: set[int]) -> None:
+        """Encode and commit units until none is missing."""
+        missing = sorted(set(range(partition.units)) - committed)
+        self.note.left = partition.count(missing)
+        self._on_batch(0, 0)
+        self.encoder.encode(
+            UnitWork(
+                split=self.split,
+                hashes=self.new.hashes,
+                partition=partition,
+                staging=staging,
+                units=missing,
+                claims=self._shared_claims(staging, missing) if self.worker else _claims(staging, missing),
+                ahead=1 if self.worker else AHEAD,
+                on_batch=self._on_batch,
+            )
+        )
+        if self.worker:
+            self.folder.post(self.note, now=True)
 
-    def _encode_missing(self, staging: Staging, division: Division, committed: set[int]) -> None:
-        """Encode and commit blocks until none is missing."""
-        missing = sorted(set(range(division.blocks)) - committed)
-        self.note.left = division.count(missing)
-        if self.elsewhere is not None:
-            self._step(0, 0)
-            self.elsewhere(self, staging, division, missing, self._step)
-            return
-        self.encoder.backbone.prepare(len(self.split))  # by the whole, so that a resumed run decides alike
-        self.speed = self.speedometer(self.encoder, self.note.left)
-        self._step(0, 0)
-        work = self._claimed(staging, missing) if self.gang else _each(staging, missing)
-        ahead = 1 if self.gang else AHEAD
-        encode_blocks(self.encoder, self.split, division, staging, work, self._step, self.speed, ahead)
-        if self.gang:
-            self.board.post(self.note, now=True)
+    def _shared_claims(self, staging: Staging, missing: list[int]) -> Iterator[Claim | None]:
+        """Units that are this worker's to encode; None where there is none at the moment.
 
-    def _claimed(self, staging: Staging, missing: list[int]) -> Iterator[Claim | None]:
-        """Blocks that are this process's to encode; None where there is none at the moment.
-
-        Ends when all are committed. Blocks that others have claimed are waited for, and taken over where
-        their worker is gone.
+        Ends when all are committed. Units that other workers have claimed are waited for, and taken over
+        where their worker is gone.
         """
         while missing:
             idle = True
-            for claim in _each(staging, missing):
-                # Made since we looked; or all of it is, and what was there is being removed.
+            for claim in _claims(staging, missing):
+                # Committed since we looked; or all units are, and the folder is being removed.
                 if claim.number in staging.named() or not staging.there:
-                    claim.lock.release()
+                    claim.release()
                     continue
                 idle = False
                 yield claim
             if idle:
-                self._step(0, 0)
+                self._on_batch(0, 0)
                 yield None
-            there = staging.named()
-            if self._over(there):
+            committed = staging.named()
+            if not committed and self._sealed():  # the units are gone because the file is done
                 return
-            missing = [number for number in missing if number not in there]
+            missing = [number for number in missing if number not in committed]
 
-    def _over(self, there: set[int]) -> bool:
-        """Whether the blocks are gone because the file is done."""
-        if self.gang and self.gang.orphaned:
-            raise CacheError("the process that started this worker is gone")
-        return not there and self._sealed()
-
-    def _step(self, texts: int, tokens: int) -> None:
+    def _on_batch(self, texts: int, tokens: int, share: float | None = None) -> None:
         note, rows = self.note, len(self.split)
         note.stage = "encode"
         note.done += texts
         note.tokens += tokens
-        if self.gang:
-            self.board.post(note)
-        share = self.speed.step(texts, tokens) if self.speed else None
+        self.share = self.share if share is None else share
+        if self.worker:
+            self.folder.post(note)
         done = rows - note.left + note.done
-        self.report(Progress("encode", self.split.name, done, rows, note.tokens, share=share))
+        self.on_progress(Progress("encode", self.split.name, done, rows, note.tokens, share=self.share))
 
 
-# Making, its staging, its division, the blocks missing, and whom to tell of texts and tokens that are done.
-Elsewhere = Callable[[Making, Staging, Division, list[int], Callable[[int, int], None]], None]
-
-
-def _each(staging: Staging, numbers: Sequence[int]) -> Iterator[Claim]:
-    """Those of some blocks that nobody else has claimed, in order."""
+def _claims(staging: Staging, numbers: Sequence[int]) -> Iterator[Claim]:
+    """Those of some units that no other process has claimed, in order."""
     for number in numbers:
         if (lock := staging.claim(number)) is not None:
             yield Claim(number, lock)

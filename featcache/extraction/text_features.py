@@ -1,8 +1,8 @@
-"""Features of texts in memory: each row from whatever sealed file has it, the others encoded once.
+"""Features of texts in memory: each row from the sealed file that has it; the others are encoded once.
 
-`extract` makes one file of one split. Here texts come as they come (a fold, a batch, a single one), so
-rows are looked up one by one, and only those that no file of the same encoder has are encoded; they
-become a sealed file of their own under `cache/texts/`, for the next fold and the next process.
+`extract_splits` makes one file of one split. Here texts are a fold, a batch or a single one, so rows are
+looked up one by one, and only those that no file of the same encoder has are encoded; they become a sealed
+file of their own under `cache/texts/`, for the next fold and the next process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import view_column
 from featcache.data.split import from_texts
 from featcache.errors import CacheError
-from featcache.extraction.api import Job
+from featcache.extraction.job import Job
 from featcache.extraction.partition import first_occurrence
 from featcache.fingerprint import FEATURE_FORMAT, EncoderDocument, row_hashes
 from featcache.settings import BackboneSettings, Settings
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 NAME = "texts"  # what the split and the data set are called in the cache folder
 
-Load = Callable[[Settings, ModelFiles], "Encoder"]
+LoadEncoder = Callable[[Settings, ModelFiles], "Encoder"]
 
 
-def text_features(texts: Sequence[str], settings: Settings, load: Load) -> np.ndarray:
+def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -> np.ndarray:
     """The features of `texts`, in order; the backbone runs over those alone that no cache file has.
 
     Processes and threads that share a cache folder encode one after the other, each only what the
@@ -55,47 +55,60 @@ def text_features(texts: Sequence[str], settings: Settings, load: Load) -> np.nd
         CacheError: a cache file is damaged, or the folder cannot be written.
     """
     job, hashes = _TextJob(settings, load), row_hashes(texts)
-    found = _find(job, _from_records(job), hashes)
+    found = _find(job, job.recorded_features(), hashes)
     if len(found.missing):
-        with _alone(job):
-            found = _find(job, _from_records(job), hashes)  # others may have stored rows in the meantime
+        with _locked(job):
+            found = _find(job, job.recorded_features(), hashes)  # others may have stored rows meanwhile
             if len(found.missing):
-                exact = _from_encoder(job)
-                job.store(texts, hashes, _find(job, exact, hashes).missing)
-                found = _find(job, exact, hashes)
+                wanted = job.wanted_features()
+                job.store(texts, hashes, _find(job, wanted, hashes).missing)
+                found = _find(job, wanted, hashes)
     return found.features()
 
 
 @dataclass(frozen=True)
-class _Exact:
-    """What features are wanted: an encoder document and the canonical name of a view."""
+class _WantedFeatures:
+    """Which features are wanted: an encoder document and the stored name of a view."""
 
     document: EncoderDocument
     view: str
 
 
 class _TextJob(Job):
-    """What an extraction shares, for texts that have no source but memory."""
+    """A job for texts that are in memory alone."""
 
-    def __init__(self, settings: Settings, load: Load) -> None:
-        # Not the base's own: it would look for the data set of the settings, on the hub even.
-        self.settings = settings
-        self.report = lambda _: None
-        self.watched = False
-        self.gang = None
-        self.elsewhere = None
-        self.force = True  # rows are looked up here; there are no donors to be found twice
-        self.wait = 0.0
-        self.cache = Cache.open(settings.paths.cache_dir)
-        self.model = model_files(settings.backbone)
-        self.source: dict[str, object] = {}
+    def __init__(self, settings: Settings, load: LoadEncoder) -> None:
+        # With `force`, since rows are looked up here: they need not be looked for in donors again.
+        super().__init__(settings, force=True, model=model_files(settings.backbone), source={})
         self._load = load
-        self._encoder: Encoder | None = None
 
     def encoder(self, split: str) -> Encoder:
         if self._encoder is None:
             self._encoder = self._load(self.settings, self.model)
         return self._encoder
+
+    def dataset_name(self) -> str:
+        return NAME
+
+    def recorded_features(self) -> _WantedFeatures | None:
+        """What the settings ask for, where the record of some file has it; no model is loaded.
+
+        The length of the longest text and the name of the view depend on the model, and are the same for
+        the same model files; so does the dtype, for requests that asked for `auto`.
+        """
+        asked, view = self.request(NAME).encoder, self.settings.features.views[0]
+        for file in self.cache.files():
+            document = file.document.encoder
+            if document.format == FEATURE_FORMAT and document.compute == asked.dtype:
+                for known in file.record.requests:
+                    if replace(known.encoder, dtype=asked.dtype) == asked and view in known.views:
+                        return _WantedFeatures(document, known.views[view])
+        return None
+
+    def wanted_features(self) -> _WantedFeatures:
+        """What the settings ask for, by the loaded encoder."""
+        spec = self.unit_encoder(NAME).spec
+        return _WantedFeatures(spec.document, spec.stored_views[0])
 
     def store(self, texts: Sequence[str], hashes: np.ndarray, rows: np.ndarray) -> None:
         """Encode these rows of `texts` and seal them; errors name the text by its place in `texts`."""
@@ -105,33 +118,9 @@ class _TextJob(Job):
         whole = from_texts(NAME, texts)
         self.extract(replace(whole, labels=whole.labels[rows], row_numbers=whole.row_numbers[rows]))
 
-    def dataset_name(self) -> str:
-        return NAME
-
-
-def _from_records(job: _TextJob) -> _Exact | None:
-    """What the job's settings come to, where some file's record knows it; no model is loaded.
-
-    Of what is asked, only the longest text and the name of the view need the model to be resolved, and
-    they come out the same for the same model files. Those who asked for `auto` got some dtype, too.
-    """
-    asked, view = job.request(NAME).encoder, job.settings.features.views[0]
-    for file in job.cache.files():
-        document = file.document.encoder
-        if document.format == FEATURE_FORMAT and document.compute == asked.dtype:
-            for known in file.record.requests:
-                if replace(known.encoder, dtype=asked.dtype) == asked and view in known.views:
-                    return _Exact(document, known.views[view])
-    return None
-
-
-def _from_encoder(job: _TextJob) -> _Exact:
-    encoder = job.encoder(NAME)
-    return _Exact(encoder.document, encoder.views[0].name)
-
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundRows:
     """Where rows lie in the cache.
 
     Attributes:
@@ -171,21 +160,21 @@ class _Found:
         return x
 
 
-def _find(job: _TextJob, exact: _Exact | None, hashes: np.ndarray) -> _Found:
+def _find(job: _TextJob, wanted: _WantedFeatures | None, hashes: np.ndarray) -> _FoundRows:
     """Look rows (hashes uint8 `[N, 32]`) up in all files of this very encoder; one is open at a time."""
     files, parts = [], []
-    for file in job.cache.files() if exact else ():
-        if exact and file.document.encoder == exact.document and exact.view in file.views:
+    for file in job.cache.files() if wanted else ():
+        if wanted and file.document.encoder == wanted.document and wanted.view in file.views:
             files.append((file.path, file.rows))
             parts.append(np.array(file.sealed.column("row_hash")))
     first = first_occurrence(np.concatenate([*parts, hashes]))
-    column = view_column(exact.view) if exact else ""
-    return _Found(job.cache, column, tuple(files), first[len(first) - len(hashes) :])
+    column = view_column(wanted.view) if wanted else ""
+    return _FoundRows(job.cache, column, tuple(files), first[len(first) - len(hashes) :])
 
 
 @contextmanager
-def _alone(job: _TextJob) -> Iterator[None]:
-    """Wait until no one else encodes texts of this model for this cache folder."""
+def _locked(job: _TextJob) -> Iterator[None]:
+    """Wait until no other process or thread encodes texts of this model for this cache folder."""
     from filelock import FileLock
 
     path = job.cache.path(NAME, job.model.name, NAME, "all").with_suffix(".lock")

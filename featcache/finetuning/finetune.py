@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.data.arrow_table import open_tables
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
-from featcache.extraction.api import Job
+from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
 from featcache.runs.run import Run

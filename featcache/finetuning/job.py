@@ -18,7 +18,7 @@ from featcache.backbone.files import ModelFiles
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
 from featcache.data.split import Split
-from featcache.extraction.api import Job
+from featcache.extraction.job import Job
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import TrainedPart
@@ -70,12 +70,12 @@ class SplitInputs:
         """The states of a split, from the cache or made now; or its tokens where nothing can be cached."""
         hashes, _ = job.hash_rows(split)
         for note in split.notes:
-            job.report(Progress("note", split.name, text=note))
+            job.on_progress(Progress("note", split.name, text=note))
         if cut is None:
             tokens = encoder.tokenize(split.texts(slice(None)), split.pairs(slice(None)))
             return cls(split, hashes, tokens, int(tokens.truncated.sum()))
         folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
-        file = cache_states(split, hashes, encoder, cut, folder, job.report, wait=job.wait)
+        file = cache_states(split, hashes, encoder, cut, folder, job.on_progress, wait=job.wait)
         return cls(
             split,
             hashes,

@@ -25,7 +25,7 @@ from featcache.cache.sealed_file import Column, SealedFile, write_sealed
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache
-from featcache.extraction.encode_blocks import naming_rows
+from featcache.extraction.encode_units import naming_rows
 from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import EncoderDocument, RowsPart, fingerprint
 from featcache.system.durable import remove_temporaries, require_space, write_file

@@ -20,7 +20,7 @@ from featcache.cache.sealed_file import CHUNK
 from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
 from featcache.evaluation.bootstrap import CONFIDENCE
-from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
+from featcache.extraction.partition import UNIT_BATCHES, UNIT_ROWS
 from featcache.planning.answer import (
     ASSUMED,
     GIVEN,
@@ -205,7 +205,7 @@ def _relative_error(values: np.ndarray, rows: int) -> float:
 
 def _blocks(rows: int, sample: Sample) -> int:
     tokens = rows * float(sample.lengths.tokens.mean())
-    return max(math.ceil(rows / BLOCK_ROWS), round(tokens / (BLOCK_BATCHES * sample.batch_tokens)), 1)
+    return max(math.ceil(rows / UNIT_ROWS), round(tokens / (UNIT_BATCHES * sample.batch_tokens)), 1)
 
 
 def _uneven(rows: int, sample: Sample, parallel: int) -> float:

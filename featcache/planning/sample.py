@@ -26,7 +26,7 @@ from featcache.backbone.files import find_model
 from featcache.cache.cache import Cache
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CacheError
-from featcache.extraction.partition import BLOCK_BATCHES, BLOCK_ROWS
+from featcache.extraction.partition import UNIT_BATCHES, UNIT_ROWS
 from featcache.planning.texts import Drawn, Lengths, MadeUp, Texts, made_up_lengths, repeated_share
 from featcache.settings import Settings
 from featcache.system.machine import peak_memory
@@ -204,14 +204,14 @@ def _time(
     """Encode parts of blocks, one after the other, for about `seconds` after a first one that warms up."""
     tokens, work = texts.lengths.tokens, texts.lengths.work
     budget = encoder.batch_tokens
-    size = int(np.clip(BLOCK_BATCHES * budget / tokens.mean(), 1, min(len(tokens), BLOCK_ROWS)))
+    size = int(np.clip(UNIT_BATCHES * budget / tokens.mean(), 1, min(len(tokens), UNIT_ROWS)))
     order = draw.permutation(len(tokens))
     blocks = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    first = _part(blocks[0], tokens, budget, BLOCK_BATCHES, 0)
+    first = _part(blocks[0], tokens, budget, UNIT_BATCHES, 0)
     ((_, warm),) = _timed(encoder, texts, iter([first]))
     block_seconds = warm * work[blocks[0]].sum() / work[first].sum()
-    share = next((k for k in (1, 2, 4) if LEAST_PARTS * block_seconds <= k * seconds), BLOCK_BATCHES)
-    starts = draw.integers(BLOCK_BATCHES, size=len(blocks)).tolist()
+    share = next((k for k in (1, 2, 4) if LEAST_PARTS * block_seconds <= k * seconds), UNIT_BATCHES)
+    starts = draw.integers(UNIT_BATCHES, size=len(blocks)).tolist()
     turns = (divmod(turn, len(blocks)) for turn in itertools.count())
     parts = (_part(blocks[i], tokens, budget, share, starts[i] + again) for again, i in turns)
     report(f"encoding for about {seconds:g} s")

@@ -11,7 +11,7 @@ import numpy as np
 
 from featcache.data.split import Split
 from featcache.errors import UsageError
-from featcache.extraction.encode_blocks import naming_rows
+from featcache.extraction.encode_units import naming_rows
 from featcache.fingerprint import row_hashes
 
 if TYPE_CHECKING:

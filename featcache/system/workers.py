@@ -30,6 +30,7 @@ from typing import IO, Any
 from featcache.errors import FeatcacheError, UsageError, restored
 from featcache.system.machine import available_cores, core_groups, keep_to
 
+CORES_A_WORKER = 4  # with `auto`, where workers compute on processors
 GRACE = 5.0  # seconds in which a worker ends by itself before it is killed
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -90,6 +91,18 @@ def require_master() -> None:
             f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}",
             hint="start workers by torchrun or --workers, or unset RANK and WORLD_SIZE",
         )
+
+
+def parse_count(asked: int | str) -> int:
+    """The number of workers that `--workers` asks for.
+
+    Raises:
+        UsageError: not a whole number from 1.
+    """
+    count = int(asked) if str(asked).isdecimal() else 0
+    if count < 1:
+        raise UsageError(f"--workers {asked}: no number of workers", hint="auto, or 1 and more")
+    return count
 
 
 def _number(given: Mapping[str, str], name: str, default: int | None = None) -> int:

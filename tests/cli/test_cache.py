@@ -295,7 +295,7 @@ def test_unfinished_work_can_be_gone_on_from(cli: Cli, work: Path, monkeypatch: 
 
     whole = {path.name: path.read_bytes() for path in Path("cache").rglob("*.h5")}
     shutil.rmtree("cache")
-    monkeypatch.setattr("featcache.extraction.partition.BLOCK_ROWS", 16)
+    monkeypatch.setattr("featcache.extraction.partition.UNIT_ROWS", 16)
     with monkeypatch.context() as patch:
         commit = Staging.commit
 
@@ -313,7 +313,7 @@ def test_unfinished_work_can_be_gone_on_from(cli: Cli, work: Path, monkeypatch: 
     assert [one["kind"] for one in removed] == ["holder"]
     assert blocks and set(partial.glob("block-*")) == blocks
     result = cli.ok("extract", "--split", "train")
-    assert f"going on from {len(blocks)} of 4 blocks" in result.err
+    assert f"going on from {len(blocks)} of 4 units" in result.err
     assert cached("train").read_bytes() == whole[cached("train").name]
 
 

@@ -610,7 +610,7 @@ def test_the_other_tables_fit_and_cut_no_name(damaged: bool, cli: Cli, work: Pat
 
 
 def test_big_numbers_fit_the_table_of_splits(capsys: pytest.CaptureFixture[str], cli: Cli) -> None:
-    from featcache.extraction.api import Extracted
+    from featcache.extraction.job import Extracted
     from featcache_cli.commands.extract import show
 
     path = Path("cache/a/b/validation-0123456789ab.h5")

@@ -23,12 +23,12 @@ from safetensors.numpy import load_file
 from featcache.cache.staging import Staging
 from featcache.cluster import cluster as ray_cluster
 from featcache.cluster import output_parts as predict_parts
-from featcache.cluster.block_store import put_blocks, take_blocks
-from featcache.cluster.cluster import Crew, answered, connected, crew_of, read_answer
+from featcache.cluster.cluster import ActorPool, answered, connected, read_answer
+from featcache.cluster.encode import put_units, take_units
 from featcache.cluster.extract import absolute, extract_with_ray
 from featcache.cluster.predict import Reading, predict_with_ray
 from featcache.errors import BackboneError, BadRow, SourceError, UsageError
-from featcache.extraction import partition as division
+from featcache.extraction import partition
 from featcache.runs.run import Run, load_run
 from featcache.settings import load_settings
 from featcache.system.progress import Progress
@@ -62,7 +62,7 @@ def alone(arrow_files: None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(division, "BLOCK_ROWS", BLOCK)
+    monkeypatch.setattr(partition, "UNIT_ROWS", BLOCK)
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def test_blocks_come_through_the_store_that_the_cache_is_in(
 
     def take(place: Remote, staging: Staging) -> None:
         sent.update(path.name for path in store.rglob("block-*.safetensors"))
-        take_blocks(place, staging)
+        take_units(place, staging)
 
-    monkeypatch.setattr("featcache.cluster.extract.take_blocks", take)
+    monkeypatch.setattr("featcache.cluster.extract.take_units", take)
     (made,) = extract_with_ray(case.settings(cache_dir=store.as_uri()), ["train"], workers=2)
     assert made.path.read_bytes() == case.extract("train").path.read_bytes()
     assert len(sent) > 1 and list(store.rglob("block-*.safetensors")) == []
@@ -177,17 +177,17 @@ def test_blocks_of_another_machine_are_taken_whole_or_not_at_all(tmp_path: Path)
         there.commit(number, {"x": np.arange(number + 1)})
     other = Staging(tmp_path / "other", {"fingerprint": "two"})
     other.commit(5, {"x": np.arange(5)})
-    put_blocks(there, store)
-    put_blocks(other, store)
+    put_units(there, store)
+    put_units(other, store)
     assert there.named() == other.named() == set()
     (damaged,) = (tmp_path / "store").glob("block-00000001-*")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     (tmp_path / "store" / "note.txt").write_text("not ours")
-    take_blocks(store, here)
+    take_units(store, here)
     assert here.committed() == {0, 2}
     assert here.read(2)["x"].tolist() == [0, 1, 2]
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["note.txt"]
-    take_blocks(store, here)  # once more changes nothing
+    take_units(store, here)  # once more changes nothing
     assert here.committed() == {0, 2}
 
 
@@ -216,24 +216,29 @@ def test_paths_are_made_absolute_and_names_are_not(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "asked", "device", "crew"),
+    ("cpus", "gpus", "asked", "device", "pool"),
     [
-        ([8, 8], [0, 0], "auto", "auto", Crew(4, 4, 0)),
-        ([3, 3], [0, 0], "3", "cpu", Crew(3, 1, 0)),  # two cores each would leave the third no node
-        ([2], [0], "auto", "auto", Crew(1, 2, 0)),
-        ([0, 16], [0, 4], "auto", "auto", Crew(4, 4, 1)),
-        ([16], [4], "2", "cuda", Crew(2, 4, 1)),
-        ([4], [4], "2", "cpu", Crew(2, 2, 0)),
+        ([8, 8], [0, 0], "auto", "auto", ActorPool(4, 4, 0)),
+        ([3, 3], [0, 0], "3", "cpu", ActorPool(3, 1, 0)),  # two cores each would leave the third no node
+        ([2], [0], "auto", "auto", ActorPool(1, 2, 0)),
+        ([0, 16], [0, 4], "auto", "auto", ActorPool(4, 4, 1)),
+        ([16], [4], "2", "cuda", ActorPool(2, 4, 1)),
+        ([4], [4], "2", "cpu", ActorPool(2, 2, 0)),
     ],
 )
-def test_actors_by_what_the_nodes_have(
-    monkeypatch: pytest.MonkeyPatch, cpus: list[int], gpus: list[int], asked: str, device: str, crew: Crew
+def test_actor_pool_by_what_the_nodes_have(
+    cpus: list[int],
+    gpus: list[int],
+    asked: str,
+    device: str,
+    pool: ActorPool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
-    assert crew_of(asked, device) == crew
+    assert ActorPool.of(asked, device) == pool
     monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus[:1], gpus[:1]))
-    smaller = crew.fitting()
-    assert smaller == replace(crew, actors=smaller.actors) and 1 <= smaller.actors <= crew.actors
+    smaller = pool.fitting()
+    assert smaller == replace(pool, actors=smaller.actors) and 1 <= smaller.actors <= pool.actors
 
 
 @pytest.mark.parametrize(
@@ -250,27 +255,27 @@ def test_actors_by_what_the_nodes_have(
 def test_actors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, words: str) -> None:
     monkeypatch.setattr(ray_cluster, "_resources", lambda: ([2, 2], [0, 0]))
     with pytest.raises(UsageError, match=words):
-        crew_of(asked, device)
+        ActorPool.of(asked, device)
 
 
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "crew", "fitting"),
+    ("cpus", "gpus", "pool", "fitting"),
     [
-        ([16, 3], [0, 1], Crew(1, 3, 1), 1),  # a head without a GPU lends its cores to none
-        ([64, 16], [0, 8], Crew(8, 2, 1), 8),
-        ([2, 32], [4, 4], Crew(8, 0, 1), 8),
-        ([8, 8], [2, 2], Crew(4, 4, 1), 4),
+        ([16, 3], [0, 1], ActorPool(1, 3, 1), 1),  # a head without a GPU lends its cores to none
+        ([64, 16], [0, 8], ActorPool(8, 2, 1), 8),
+        ([2, 32], [4, 4], ActorPool(8, 0, 1), 8),
+        ([8, 8], [2, 2], ActorPool(4, 4, 1), 4),
     ],
 )
 def test_actors_on_gpus_fit_every_node_that_has_some(
-    cpus: list[int], gpus: list[int], crew: Crew, fitting: int, monkeypatch: pytest.MonkeyPatch
+    cpus: list[int], gpus: list[int], pool: ActorPool, fitting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
-    assert crew_of("auto", "auto") == crew and crew.threads >= 1
-    assert crew.fitting().actors == fitting
-    if crew.cpus:
-        monkeypatch.setattr(ray_cluster, "_resources", lambda: ([crew.cpus, 0], [8, 8]))
-        assert crew.fitting().actors == 1
+    assert ActorPool.of("auto", "auto") == pool and pool.threads >= 1
+    assert pool.fitting().actors == fitting
+    if pool.cpus:
+        monkeypatch.setattr(ray_cluster, "_resources", lambda: ([pool.cpus, 0], [8, 8]))
+        assert pool.fitting().actors == 1
 
 
 def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +302,7 @@ def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[list[int]] = []
 
-    def lost(actor: type, reference: Any, numbers: list[int], crew: Crew) -> Iterator[Any]:
+    def lost(actor: type, reference: Any, numbers: list[int], pool: ActorPool) -> Iterator[Any]:
         rounds.append(list(numbers))
         done.update(numbers[: 2 - len(rounds)])  # of the first round one block comes through
         return iter(())
@@ -308,7 +313,7 @@ def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray_cluster, "_resources", lambda: ([2], [0]))
     monkeypatch.setitem(__import__("sys").modules, "ray", type("ray", (), {"put": staticmethod(id)}))
     dealt = ray_cluster.deal(
-        ray_cluster.Actor, None, lambda: sorted({0, 1, 2} - done), Crew(2, 1, 0), notes.append
+        ray_cluster.Actor, None, lambda: sorted({0, 1, 2} - done), ActorPool(2, 1, 0), notes.append
     )
     with pytest.raises(BackboneError, match="every actor"):
         list(dealt)
@@ -484,7 +489,7 @@ def two_nodes() -> Iterator[Any]:
 def test_a_node_that_is_lost_in_mid_extraction(
     case: Case, two_nodes: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(division, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(partition, "UNIT_ROWS", 40)
     case.write([{"text": text, "label": f"l{n % 2}"} for n, text in enumerate(some_texts(4000, 3))])
     other, notes = case.fresh(), []
     killed: list[int] = []

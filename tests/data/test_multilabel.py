@@ -489,7 +489,7 @@ def test_corrected_labels_need_no_forward_pass(case: Case) -> None:
 
 
 def test_an_interrupted_extraction_continues(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.extraction.partition.BLOCK_ROWS", 8)
+    monkeypatch.setattr("featcache.extraction.partition.UNIT_ROWS", 8)
     whole = case.fresh("whole")
     whole.extract()
 

@@ -449,7 +449,7 @@ def test_rows_from_everywhere_land_in_their_places(
     case: Case, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From two cache files, from several blocks, once and again: each row gets its own text's vector."""
-    monkeypatch.setattr("featcache.extraction.partition.BLOCK_ROWS", 8)
+    monkeypatch.setattr("featcache.extraction.partition.UNIT_ROWS", 8)
     monkeypatch.setattr("featcache.extraction.assemble.ASSEMBLE_ROWS", 7)
     draw = np.random.default_rng(seed)
     texts = [row["text"] for split in ("train", "test") for row in case.rows(split)] + some_texts(

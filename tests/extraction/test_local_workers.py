@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 
 from featcache.errors import BackboneError, UsageError
 from featcache.extraction import local_workers as workers
-from featcache.extraction import partition as division
+from featcache.extraction import partition
 from featcache.extraction.api import extract_splits
 from featcache.extraction.local_workers import worker_count
-from featcache.extraction.make_file import Making
-from featcache.extraction.partition import block_starts, token_costs
-from featcache.extraction.worker_group import Board, Gang, Note, together
+from featcache.extraction.make_file import FileMaker
+from featcache.extraction.partition import token_costs, unit_starts
+from featcache.extraction.worker_folder import WorkerFolder, WorkerNote, combined_progress
 from featcache.system import durable as files
 from featcache.system.machine import available_cores, core_groups
 from featcache.system.progress import Progress
+from featcache.system.workers import WorkerProcesses
 from tests.support.extraction import COUNTS, Case, one_thread, write_case
 from tests.support.stub_encoder import StubEncoder, stubbed
 
@@ -94,8 +95,8 @@ def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path,
 
     StubEncoder.encode = slowly  # type: ignore[method-assign]
     if dividing:
-        divided, unlink = Making._divided, files.disk.unlink
-        Making._divided = lambda *args: (divided(*args), time.sleep(dividing))[0]  # type: ignore
+        divided, unlink = FileMaker._partition, files.disk.unlink
+        FileMaker._partition = lambda *args: (divided(*args), time.sleep(dividing))[0]  # type: ignore
         files.disk.unlink = lambda path: (unlink(path), time.sleep(0.02))[0]  # type: ignore
     with stubbed(BLOCK):
         (result,) = extract_splits(case.settings(), ["train"])
@@ -314,14 +315,14 @@ def test_the_launcher_goes_on_when_a_worker_is_killed(
     case = real.fresh(str(tmp_path / "killed"))
     killed: list[int] = []
 
-    def strike(crew: Any, tell: Any) -> None:
+    def strike(processes: WorkerProcesses, timeout: float | None = None) -> Any:
         if not killed and list(case.cache.rglob("plan.json")):
             killed.append(1)
-            crew.running[1].kill()
-        show(crew, tell)
+            processes.processes[1].kill()
+        return receive(processes, timeout)
 
-    show = workers._Crew._show
-    monkeypatch.setattr(workers._Crew, "_show", strike)
+    receive = WorkerProcesses.receive
+    monkeypatch.setattr(WorkerProcesses, "receive", strike)
     (result,), seen = by_workers(case, ["train"])
     assert killed and result.rows == TRAIN
     assert any("worker 1 was killed (signal 9); the others go on" in step.text for step in seen)
@@ -331,12 +332,16 @@ def test_the_launcher_goes_on_when_a_worker_is_killed(
 @needs_two
 def test_all_workers_killed(real: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = real.fresh(str(tmp_path / "all"))
-    monkeypatch.setattr(
-        workers._Crew, "_show", lambda crew, _: [process.kill() for process in crew.running.values()]
-    )
+    start = WorkerProcesses._start
+
+    def start_and_kill(processes: WorkerProcesses, *args: Any) -> None:
+        start(processes, *args)
+        processes.processes[-1].kill()
+
+    monkeypatch.setattr(WorkerProcesses, "_start", start_and_kill)
     with pytest.raises(BackboneError, match="no other is left") as caught:
         by_workers(case, ["train"])
-    assert "finished blocks are kept" in (caught.value.hint or "")
+    assert "committed units are kept" in (caught.value.hint or "")
 
 
 @needs_two
@@ -350,28 +355,24 @@ def test_workers_end_with_their_launcher(real: Case, tmp_path: Path) -> None:
     command += ["--model", model, "--dataset", data, "--cache-dir", cache, "--batch-tokens", "32", "--quiet"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launcher:
         until(lambda: bool(list(case.cache.rglob("block-*"))))
+        workers = children(launcher.pid)
         launcher.kill()
-
-    def still() -> bool:
-        found = subprocess.run(
-            ["pgrep", "-f", "featcache.extraction.local_workers"], capture_output=True, text=True
-        ).stdout
-        mine = [pid for pid in found.split() if cache_of(pid) == str(case.cache)]
-        return not mine
-
-    def cache_of(pid: str) -> str:
-        try:
-            board = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2].decode()
-            return next(
-                line.split("=")[1].split("#")[0].strip().strip('"')
-                for line in (Path(board) / "settings.toml").read_text().splitlines()
-                if line.startswith("cache_dir")
-            )
-        except (OSError, StopIteration, IndexError):
-            return ""
-
-    until(still)
+    assert len(workers) == 2
+    until(lambda: not any(running(pid) for pid in workers))
     assert not case.files()
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [int(number) for text in lists for number in text.split()]
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -408,54 +409,27 @@ def test_workers_of_torchrun_start_no_others(case: Case, monkeypatch: pytest.Mon
 # ---------------------------------------------------------------- who is who, how far
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, None), ({"WORLD_SIZE": "1", "RANK": "0"}, None),
-     ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Gang(3, 4, 1)),
-     ({"WORLD_SIZE": "4", "RANK": "3"}, Gang(3, 4, 3))],
-)  # fmt: skip
-def test_what_torchrun_says(given: dict[str, str], expected: Gang | None) -> None:
-    assert Gang.of_environment(given) == expected
-
-
-@pytest.mark.parametrize(
-    "given", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "x"}]
-)
-def test_an_environment_that_contradicts_itself(given: dict[str, str]) -> None:
-    with pytest.raises(UsageError):
-        Gang.of_environment(given)
-
-
-def test_all_notes_as_one(tmp_path: Path) -> None:
-    board = Board(tmp_path)
-    assert together(board.notes()) is None
+def test_combined_progress_adds_up_the_notes_of_all_workers(tmp_path: Path) -> None:
+    folder = WorkerFolder(tmp_path)
+    assert combined_progress(folder.notes()) is None
     # One began with 80 of 100 texts to encode; the other came when 60 were left.
-    board.post(Note(0, "train", "encode", 100, 80, 30, 300), now=True)
-    board.post(Note(1, "train", "encode", 100, 60, 20, 200), now=True)
+    folder.post(WorkerNote(0, "train", "encode", 100, 80, 30, 300), now=True)
+    folder.post(WorkerNote(1, "train", "encode", 100, 60, 20, 200), now=True)
     (tmp_path / "worker-7-train.json").write_text("{")
-    now = together(board.notes())
-    assert now is not None and (now.done, now.total, now.tokens) == (70, 100, 500)
+    now = combined_progress(folder.notes())
+    assert now is not None and (now.stage, now.done, now.total, now.tokens) == ("encode", 70, 100, 500)
     # What a worker did for a split is known when it is at the next one.
     for rank in (0, 1):
-        board.post(Note(rank, "test", "encode", 10, 10, 1, 9), now=True)
-    now = together(board.notes())
+        folder.post(WorkerNote(rank, "test", "encode", 10, 10, 1, 9), now=True)
+    now = combined_progress(folder.notes())
     assert now is not None and (now.split, now.done, now.tokens) == ("test", 2, 18)
-    assert sorted(note.tokens for note in board.notes_of("train")) == [200, 300]
-
-
-@pytest.mark.parametrize("error", [BackboneError("a", hint="b"), UsageError("c")])
-def test_an_error_left_on_the_board(tmp_path: Path, error: Any) -> None:
-    board = Board(tmp_path)
-    assert board.failure() is None
-    board.fail(3, error)
-    found = board.failure()
-    assert type(found) is type(error) and (found.what, found.hint) == (error.what, error.hint)
+    assert sorted(note.tokens for note in folder.notes("train")) == [200, 300]
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=300), st.integers(10, 4000))
 def test_blocks_hold_every_row_once_and_cost_alike(sizes: list[int], block: int) -> None:
     costs = token_costs(np.array(sizes), 512)
-    starts = block_starts(costs, block)
+    starts = unit_starts(costs, block)
     assert starts[0] == 0 and starts[-1] == len(sizes) and (np.diff(starts) > 0).all()
     sums = np.add.reduceat(costs, starts[:-1])
     share = costs.sum() / max(round(costs.sum() / block), 1)
@@ -463,6 +437,6 @@ def test_blocks_hold_every_row_once_and_cost_alike(sizes: list[int], block: int)
 
 
 def test_no_block_has_too_many_rows() -> None:
-    starts = block_starts(np.ones(5 * division.BLOCK_ROWS), 1e12)
-    assert len(starts) == 6 and np.diff(starts).max() <= division.BLOCK_ROWS + 1
-    assert block_starts(np.zeros(0), 10).tolist() == [0]
+    starts = unit_starts(np.ones(5 * partition.UNIT_ROWS), 1e12)
+    assert len(starts) == 6 and np.diff(starts).max() <= partition.UNIT_ROWS + 1
+    assert unit_starts(np.zeros(0), 10).tolist() == [0]

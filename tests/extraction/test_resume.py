@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import CacheError
-from featcache.extraction import partition as division
+from featcache.extraction import partition
 from featcache.extraction.api import extract_splits
 from featcache.system import durable as files
 from featcache.system.progress import Progress
@@ -36,7 +36,7 @@ HEAVY = [
 ]
 
 
-def block_starts(costs: np.ndarray, _: float) -> np.ndarray:
+def unit_starts(costs: np.ndarray, _: float) -> np.ndarray:
     """Blocks of equally many rows, so that it is known how many texts are in one."""
     return np.append(np.arange(0, len(costs), BLOCK), len(costs))
 
@@ -49,7 +49,7 @@ def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("arrow")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
-        patch.setattr(division, "block_starts", block_starts)
+        patch.setattr(partition, "unit_starts", unit_starts)
         with one_thread():
             yield folder
 
@@ -120,7 +120,7 @@ def test_ctrl_c_and_again(case: Case, whole: Case, done: int) -> None:
     with counted() as passes:
         (result,) = extract_splits(case.settings(), ["train"], lambda step: said.append(step.text))
     assert result.encoded == sum(passes) == TRAIN - min(kept * BLOCK, TRAIN)
-    assert (f"train: going on from {kept} of {BLOCKS} blocks" in said) == bool(kept)
+    assert (f"train: going on from {kept} of {BLOCKS} units" in said) == bool(kept)
     assert_whole(case, whole)
 
 
@@ -223,7 +223,7 @@ def prepare(arrow: Path) -> None:
 
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = arrow
-    division.block_starts = block_starts
+    partition.unit_starts = unit_starts
 
 
 def killed(case: Case, arrow: Path, done: int, stage: str) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from featcache.extraction import api as extract_module
-from featcache.extraction import partition as division
+from featcache.extraction import partition
+from featcache.extraction.encode_units import LocalUnitEncoder
+from featcache.extraction.encoder_spec import EncoderSpec
+from featcache.extraction.job import Job
 from tests.support.documents import encoder_document
 
 WIDTH = 96
@@ -31,24 +33,20 @@ class StubTokens:
     lengths: np.ndarray
 
 
-class StubEncoder:
-    """As much of `encode.Encoder` as `extract` asks for."""
+STUB_SPEC = EncoderSpec(
+    document=encoder_document(),
+    views={"last/cls": "last/cls"},
+    width=WIDTH,
+    batch_tokens=64,
+    device="cpu",
+    dtype="float32",
+)
 
-    notes: tuple[str, ...] = ()
-    batch_tokens = 64
-    storage = np.dtype("<f2")
-    views = (SimpleNamespace(name="last/cls", layer=1),)
-    document = encoder_document()
-    backbone = SimpleNamespace(
-        num_blocks=1,
-        prepare=lambda rows: None,
-        device="cpu",
-        dtype_name="float32",
-        packing="packed",
-        packing_note="",
-        fused=(),
-        model=SimpleNamespace(config=SimpleNamespace(hidden_size=WIDTH)),
-    )
+
+class StubEncoder:
+    """Encodes a text by its hash; `encoded` has the texts in order."""
+
+    backbone = SimpleNamespace(prepare=lambda rows: None, fused=())
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
@@ -68,10 +66,15 @@ class StubEncoder:
 
 
 @contextmanager
-def stubbed(block_rows: int) -> Iterator[StubEncoder]:
-    """`extract` encodes by the stub, in blocks of so many rows."""
+def stubbed(unit_rows: int) -> Iterator[StubEncoder]:
+    """`extract_splits` encodes by the stub, in commit units of so many rows."""
     stub = StubEncoder()
+
+    def stub_units(job: Job, split: str) -> LocalUnitEncoder:
+        job._unit_encoder = LocalUnitEncoder(STUB_SPEC, cast(Any, stub))
+        return job._unit_encoder
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module.Job, "encoder", lambda job, split: stub)
-        patch.setattr(division, "BLOCK_ROWS", block_rows)
+        patch.setattr(Job, "unit_encoder", stub_units)
+        patch.setattr(partition, "UNIT_ROWS", unit_rows)
         yield stub

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
-from featcache_cli.commands.engine import add_engine, check_engine
+from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.commands.predict.file import add_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
 from featcache_cli.console import err, note, out, print_error, print_json, table
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{len(args.texts)} texts but {len(args.pair)} --pair; one is needed for each")
     if args.engine == "ray":
         return run_ray(args, choose(args))
-    check_engine(args)
+    engine_of(args)
     if args.workers is not None:
         raise UsageError("--workers without --engine ray", hint="--engine ray")
     if args.input is not None or args.output is not None:

@@ -1,0 +1,328 @@
+"""One call of `extract_splits`: look rows up in the cache, encode those that are missing, seal a file."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.backbone.files import ModelFiles, find_model
+from featcache.cache.cache import Cache
+from featcache.cache.catalog import CacheFile, add_request
+from featcache.cache.record import Provenance
+from featcache.cache.shards import parse_shard_size
+from featcache.data.split import Split, describe_source, load_splits
+from featcache.errors import CacheError
+from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
+from featcache.extraction.encoder_spec import EncoderSpec
+from featcache.extraction.make_file import EncodedCounts, FileMaker, NewFile
+from featcache.fingerprint import CacheDocument, LabelsPart, Request, RequestedEncoder, RowsPart, row_hashes
+from featcache.settings import BackboneSettings, Settings
+from featcache.system.durable import require_space
+from featcache.system.progress import OnProgress, Progress, ignore
+from featcache.system.workers import Worker
+
+if TYPE_CHECKING:
+    from featcache.backbone.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The result of `extract_splits` for one split.
+
+    Attributes:
+        cached: the features were there; no forward pass was run.
+        encoded: texts that went through the backbone.
+        reused: rows taken from earlier cache files or equal rows.
+        truncated: texts longer than `max_length` tokens.
+        tokens: tokens of all rows, encoded now or earlier.
+        notes: what is good to know about the data.
+    """
+
+    split: str
+    rows: int
+    seconds: float
+    cached: bool
+    encoded: int
+    reused: int
+    truncated: int
+    tokens: int
+    fingerprint: str
+    path: Path
+    views: tuple[str, ...]
+    max_length: int
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        file: CacheFile,
+        split: str,
+        seconds: float,
+        *,
+        encoded: int = 0,
+        cached: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> Extracted:
+        """The result for a split whose features are in `file`."""
+        return cls(
+            split=split,
+            rows=file.rows,
+            seconds=seconds,
+            cached=cached,
+            encoded=encoded,
+            reused=file.rows - encoded,
+            truncated=file.truncated,
+            tokens=file.tokens,
+            fingerprint=file.fingerprint,
+            path=file.path,
+            views=file.views,
+            max_length=file.max_length,
+            notes=notes,
+        )
+
+
+class Job:
+    """What all splits of one call of `extract_splits` share.
+
+    Args:
+        settings: model, data, views and folders.
+        on_progress: called with progress.
+        force: encode again and replace what is there.
+        wait: seconds to wait for another process that writes the same file.
+        worker: which of several workers this process is; None: it works alone.
+        folder: through which the workers report; by default that of the unfinished file.
+        model: the files of the backbone, found by the settings by default.
+        source: the description of the data source, likewise.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_progress: OnProgress | None = None,
+        *,
+        force: bool = False,
+        wait: float = 0.0,
+        worker: Worker | None = None,
+        folder: Path | None = None,
+        model: ModelFiles | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.watched = on_progress is not None
+        self.on_progress = on_progress or ignore
+        self.force, self.wait, self.worker, self.folder = force, wait, worker, folder
+        self.cache = Cache.open(settings.paths.cache_dir)
+        self.model = model or find_model(settings.backbone)
+        self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
+        self._encoder: Encoder | None = None
+        self._unit_encoder: UnitEncoder | None = None
+
+    def run(self, splits: Sequence[str]) -> list[Extracted]:
+        """See `extract_splits`."""
+        known = {} if self.force else {split: self.find_by_request(split) for split in splits}
+        missing = [split for split in splits if known.get(split) is None]
+        made = self.make(missing) if missing else {}
+        return [known.get(split) or made[split] for split in splits]
+
+    def make(self, splits: Sequence[str]) -> dict[str, Extracted]:
+        """Extract splits of which no request is recorded."""
+        loaded = load_splits(self.settings.data, splits, seed=self.settings.seed)
+        return {name: self.extract(split) for name, split in loaded.items()}
+
+    def extract(self, split: Split) -> Extracted:
+        """Make sure that the features of one split are in the cache.
+
+        Its rows are hashed and looked up: a file with the same rows under the same settings is the answer.
+        Otherwise the rows that no file of the same encoder has are encoded, and a new file is sealed.
+        """
+        began = time.perf_counter()
+        hashes, sizes = self.hash_rows(split)
+        found = None if self.force else self._find_by_rows(split, hashes)
+        if found:
+            with suppress(CacheError):  # a read-only cache still serves; the rows are only looked up again
+                self._record_request(found, split.name)
+            return self._served(found, split.name, began, split.notes)
+        self._check_space(split)
+        shard_size = parse_shard_size(self.settings.paths.shard_size)  # refused before the model is loaded
+        encoder = self.unit_encoder(split.name)
+        new = self._new_file(split, hashes, sizes, encoder.spec, shard_size)
+        counts = FileMaker(
+            new, encoder, self.on_progress,
+            force=self.force, wait=self.wait, worker=self.worker, folder=self.folder,
+        ).run()  # fmt: skip
+        file, seconds = self.cache.file(new.path), time.perf_counter() - began
+        if counts.sealed:
+            self._record_making(file, split, seconds, counts, encoder.spec)
+            self.cache.push(file.path, replace=self.force)
+        return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=split.notes)
+
+    # -- answers from the cache -------------------------------------------------------------------
+
+    def request(self, split: str) -> Request:
+        """What is asked for a split, in content hashes and settings: the key of a repeated call."""
+        data = self.settings.data
+        unknown = {"dataset": data.dataset, "revision": data.dataset_revision, "commit": None}
+        encoder = RequestedEncoder.of(self.model.hashes, self.settings.backbone.dtype, self.settings.features)
+        return Request(split, self.source if self.source is not None else unknown, encoder)
+
+    def lookup(self, split: str) -> CacheFile | None:
+        """The file that answered this request before; nothing is loaded."""
+        return self.cache.find(self.request(split), set(self.settings.features.views))
+
+    def find_by_request(self, split: str) -> Extracted | None:
+        """The answer to a repeated request; None for a new one."""
+        began = time.perf_counter()
+        found = self.lookup(split)
+        return self._served(found, split, began) if found else None
+
+    def what_differs(self, split: str) -> str:
+        """`: max_length (cached 512, wanted 256)` against the nearest file; empty without one."""
+        near = self.cache.nearest(self.request(split))
+        if near is None:
+            return ""
+        file, found = near
+        wanted = set(self.settings.features.views) - set(file.views)
+        fields = [str(difference) for difference in found]
+        if wanted:
+            fields.append(f"views (cached {', '.join(file.views)}, wanted {', '.join(sorted(wanted))})")
+        return f": {file.path.name} differs in {'; '.join(fields)}" if fields else ""
+
+    def _find_by_rows(self, split: Split, hashes: np.ndarray) -> CacheFile | None:
+        """A file made under the same settings from the same rows, whatever their source was."""
+        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
+        asked, views = self.request(split.name).encoder, set(self.settings.features.views)
+        for file in self.cache.files(split.name):
+            if (file.document.rows, file.document.labels) == (rows, labels):
+                for known in file.record.requests:
+                    if known.encoder == asked and views <= set(known.views):
+                        return file
+        return None
+
+    def _served(self, file: CacheFile, split: str, began: float, notes: tuple[str, ...] = ()) -> Extracted:
+        self.cache.push(file.path)  # what could not be brought to the store when it was made
+        return Extracted.of(file, split, time.perf_counter() - began, cached=True, notes=notes)
+
+    # -- a new file -------------------------------------------------------------------------------
+
+    def hash_rows(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Row hashes uint8 `[N, 32]`, and bytes of each row's text, int64 `[N]`."""
+        hashes, sizes, done = [], [], 0
+        for texts, pairs in split.batches():
+            hashes.append(row_hashes(texts, pairs))
+            both = texts if pairs is None else [text + pair for text, pair in zip(texts, pairs, strict=True)]
+            sizes.append(np.array([len(text.encode("utf-8", "surrogatepass")) for text in both]))
+            done += len(texts)
+            self.on_progress(Progress("hash", split.name, done, len(split)))
+        return np.concatenate(hashes), np.concatenate(sizes)
+
+    def encoder(self, split: str) -> Encoder:
+        """The encoder, loaded when the first split needs it."""
+        if self._encoder is None:
+            self.on_progress(Progress("load", split, text=self.model.name))
+            from featcache.backbone.encoder import Encoder
+
+            self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
+            for text in self._encoder.notes:
+                self.note(split, text)
+        return self._encoder
+
+    def unit_encoder(self, split: str) -> UnitEncoder:
+        """What encodes the commit units, loaded when the first split needs it."""
+        if self._unit_encoder is None:
+            encoder = self.encoder(split)
+            spec = EncoderSpec.of(encoder, self.settings.features.views)
+            self._unit_encoder = LocalUnitEncoder(spec, encoder, watched=self.watched)
+        return self._unit_encoder
+
+    def note(self, split: str, text: str) -> None:
+        self.on_progress(Progress("note", split, text=text))
+
+    def _own_device(self) -> BackboneSettings:
+        """The backbone's settings with the GPU that is this worker's, where there are several workers."""
+        import torch
+
+        backbone, count = self.settings.backbone, torch.cuda.device_count()
+        if self.worker is None or backbone.device not in ("auto", "cuda") or count == 0:
+            return backbone
+        return replace(backbone, device=f"cuda:{self.worker.local_rank % count}")
+
+    def _check_space(self, split: Split) -> None:
+        """Refuse what can never fit before the model is loaded; `FileMaker` looks again, exactly."""
+        if self.model.width is not None:
+            features = self.settings.features
+            row_bytes = len(features.views) * self.model.width * np.dtype(features.storage).itemsize
+            needed = len(split) * (row_bytes + 64) + split.labels.nbytes
+            require_space(self.cache.folder, needed, f"the cache of {split.name}")
+
+    def _new_file(
+        self, split: Split, hashes: np.ndarray, sizes: np.ndarray, spec: EncoderSpec, shard_size: int
+    ) -> NewFile:
+        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
+        document = CacheDocument(spec.document, tuple(spec.stored_views), rows, labels)
+        path = self.cache.path(self.dataset_name(), self.model.name, split.name, document.fingerprint)
+        if not self.force and path in self.cache.paths(split.name):
+            self.cache.file(path)  # a damaged file is reported before anything is encoded
+        return NewFile(
+            split=split,
+            hashes=hashes,
+            sizes=sizes,
+            document=document,
+            model=self.model.name,
+            cache=self.cache,
+            path=path,
+            shard_size=shard_size,
+        )
+
+    def _record_request(self, file: CacheFile, split: str, made: Provenance | None = None) -> None:
+        """Record that `file` answers the request for `split`, under every name known of its views."""
+        views = {view: view for view in file.views}
+        if self._unit_encoder is not None:
+            views |= self._unit_encoder.spec.views
+        else:
+            for known in file.record.requests:
+                views |= known.views
+        add_request(file, replace(self.request(split), views=views), made)
+
+    def _record_making(
+        self, file: CacheFile, split: Split, seconds: float, counts: EncodedCounts, spec: EncoderSpec
+    ) -> None:
+        """Record the request, and what does not change a feature but is good to know later."""
+        if (
+            counts.texts == 0 and file.record.made != Provenance()
+        ):  # another process made it while this one waited
+            self._record_request(file, split.name)
+            return
+        made = Provenance(
+            seconds=seconds,
+            pairs=split.has_pairs,
+            encoded=counts.texts,
+            tokens=counts.tokens,
+            created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            dataset=self.dataset_name(),
+            model=self.settings.backbone.model,
+            commit=self.model.commit,
+            device=spec.device,
+            dtype=spec.dtype,
+            packing=spec.packing,
+            packing_note=spec.packing_note,
+            fused=spec.fused,
+            host=platform.node(),
+            versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
+        )
+        self._record_request(file, split.name, made)
+
+    def dataset_name(self) -> str:
+        """Of the folder in the cache."""
+        data = self.settings.data
+        if data.data_files:
+            return Path(next(iter(data.data_files.values()))).resolve().parent.name or "files"
+        path = Path(data.dataset)
+        return path.resolve().name if path.exists() else data.dataset
