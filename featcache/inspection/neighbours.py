@@ -9,7 +9,7 @@ backbone, so that one threshold serves all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,77 +22,29 @@ NEIGHBOURS = 10
 ReadFeatures = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
 class Neighbourhood:
-    """What is near each of M distinct texts.
+    """What is near each of M distinct texts, as far as they were compared.
 
     Attributes:
         group: int64 `[M]`, the lowest number among the texts that are connected to it by nearly equal pairs.
         nearest: int64 `[splits, M]`: for each split its nearest other text; -1 if there is none.
         cosine: float32 `[splits, M]`, with those; -1 if there is none.
-        distance: float32 `[M]`: 1 minus the mean cosine with the k nearest texts of the first split, or with
-            all if there are fewer; NaN if there are none.
+        best: float32 `[M, k]`, the highest cosines with texts of the first split; -inf for missing ones.
     """
-
-    group: np.ndarray
-    nearest: np.ndarray
-    cosine: np.ndarray
-    distance: np.ndarray
-
-
-def neighbourhood(
-    read: ReadFeatures,
-    sizes: Sequence[int],
-    *,
-    threshold: float = THRESHOLD,
-    neighbours: int = NEIGHBOURS,
-    tile: int = TILE,
-    on_progress: OnProgress = ignore,
-) -> Neighbourhood:
-    """Compare all texts with all others.
-
-    Time is about `M^2 * D` multiply-adds; memory a few tiles and `(2 splits + neighbours) * M` numbers.
-
-    Args:
-        read: text numbers int `[B]` -> their features `[B, D]`, finite.
-        sizes: how many texts each split has; the numbers of a split follow those of the split before.
-        threshold: cosine from which on two texts are nearly equal.
-        neighbours: k.
-        on_progress: receives the stage `comparing texts` in cosines.
-    """
-    total, ends = sum(sizes), np.cumsum([0, *sizes])
-    tiles = [
-        (split, rows)
-        for split in range(len(sizes))
-        for rows in _tiles(np.arange(ends[split], ends[split + 1]), tile)
-    ]
-    centre = _mean(read, np.arange(sizes[0] or total), tile)
-    nearest = _NearestTexts(len(sizes), total, neighbours)
-    done, cosines_in_all = 0, (total * total + sum(len(rows) ** 2 for _, rows in tiles)) // 2
-    for place, (split, rows) in enumerate(tiles):
-        left = _unit(read(rows), centre)
-        for other_split, other in tiles[place:]:
-            same = other[0] == rows[0]
-            cosines = left @ (left if same else _unit(read(other), centre)).T
-            if same:
-                np.fill_diagonal(cosines, -np.inf)
-            nearest.join_groups(cosines, rows, other, threshold)
-            nearest.update(cosines, rows, other, other_split)
-            if not same:
-                nearest.update(cosines.T, other, rows, split)
-            done += len(rows) * len(other)
-            on_progress(Progress("comparing texts", done=done, total=cosines_in_all))
-    return Neighbourhood(nearest.group, nearest.nearest, nearest.cosine, nearest.distance())
-
-
-class _NearestTexts:
-    """The groups and nearest texts among the cosines that were computed so far."""
 
     def __init__(self, splits: int, total: int, neighbours: int) -> None:
         self.group = np.arange(total)
         self.nearest = np.full((splits, total), -1)
         self.cosine = np.full((splits, total), -1, np.float32)
         self.best = np.full((total, neighbours), -np.inf, np.float32)
+
+    @cached_property
+    def distance(self) -> np.ndarray:
+        """float32 `[M]`: 1 minus the mean of `best`; NaN if there are none."""
+        there = np.isfinite(self.best)
+        count = there.sum(axis=1)
+        mean = np.where(there, self.best, 0).sum(axis=1) / np.maximum(count, 1)
+        return np.where(count > 0, np.maximum(1 - mean, 0), np.nan).astype(np.float32)
 
     def join_groups(self, cosines: np.ndarray, rows: np.ndarray, other: np.ndarray, threshold: float) -> None:
         """Join the groups of texts that are nearly equal."""
@@ -127,12 +79,50 @@ class _NearestTexts:
             both = np.concatenate([self.best[rows], cosines], axis=1)
             self.best[rows] = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
 
-    def distance(self) -> np.ndarray:
-        """See `Neighbourhood.distance`."""
-        there = np.isfinite(self.best)
-        count = there.sum(axis=1)
-        mean = np.where(there, self.best, 0).sum(axis=1) / np.maximum(count, 1)
-        return np.where(count > 0, np.maximum(1 - mean, 0), np.nan).astype(np.float32)
+
+def neighbourhood(
+    read: ReadFeatures,
+    sizes: Sequence[int],
+    *,
+    threshold: float = THRESHOLD,
+    neighbours: int = NEIGHBOURS,
+    tile: int = TILE,
+    on_progress: OnProgress = ignore,
+) -> Neighbourhood:
+    """Compare all texts with all others.
+
+    Time is about `M^2 * D` multiply-adds; memory a few tiles and `(2 splits + neighbours) * M` numbers.
+
+    Args:
+        read: text numbers int `[B]` -> their features `[B, D]`, finite.
+        sizes: how many texts each split has; the numbers of a split follow those of the split before.
+        threshold: cosine from which on two texts are nearly equal.
+        neighbours: k.
+        on_progress: receives the stage `comparing texts` in cosines.
+    """
+    total, ends = sum(sizes), np.cumsum([0, *sizes])
+    tiles = [
+        (split, rows)
+        for split in range(len(sizes))
+        for rows in _tiles(np.arange(ends[split], ends[split + 1]), tile)
+    ]
+    centre = _mean(read, np.arange(sizes[0] or total), tile)
+    near = Neighbourhood(len(sizes), total, neighbours)
+    done, cosines_in_all = 0, (total * total + sum(len(rows) ** 2 for _, rows in tiles)) // 2
+    for place, (split, rows) in enumerate(tiles):
+        left = _unit(read(rows), centre)
+        for other_split, other in tiles[place:]:
+            same = other[0] == rows[0]
+            cosines = left @ (left if same else _unit(read(other), centre)).T
+            if same:
+                np.fill_diagonal(cosines, -np.inf)
+            near.join_groups(cosines, rows, other, threshold)
+            near.update(cosines, rows, other, other_split)
+            if not same:
+                near.update(cosines.T, other, rows, split)
+            done += len(rows) * len(other)
+            on_progress(Progress("comparing texts", done=done, total=cosines_in_all))
+    return near
 
 
 def _tiles(numbers: np.ndarray, tile: int) -> Iterator[np.ndarray]:

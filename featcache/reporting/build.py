@@ -63,11 +63,11 @@ def build_report(
 ) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
 
-    What cannot be shown (a cache file is missing, texts cannot be read) is left out, with a line in `notes`.
+    What cannot be shown, for example texts that cannot be read, is left out, with a line in `notes`.
 
     Args:
         split: the split to report on; validation if the first run has no predictions of it.
-        inspect: inspect the cached features too, see `featcache.inspection.inspection`.
+        inspect: inspect the cached features too, see `inspect_splits`.
         projection: of the map: `pca`, `umap`, or `auto`: UMAP if it is installed.
         reports_dir: a folder with learning curves; those of the same features are shown.
         on_progress: receives a stage for each part of the work.
@@ -78,8 +78,7 @@ def build_report(
     """
     if not runs:
         raise HeadError("no run to report on", hint="train one with: featcache train-head --epochs 100")
-    method = numbers.choose_projection(projection)
-    subject, notes = runs[0], list[str]()
+    subject, notes, method = runs[0], list[str](), numbers.choose_projection(projection)
     if split not in subject.record.metrics:
         notes.append(f"{subject.name} was not scored on {split}; this report is about validation")
         split = "validation"

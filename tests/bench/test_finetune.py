@@ -17,7 +17,7 @@ from tests.finetuning.test_finetune import settings_in
 
 
 @pytest.mark.usefixtures("arrow_cache")
-def test_the_bench_says_what_was_asked(
+def test_bench_finetune_measures_the_asked_parts(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "gemm_peak", lambda *_: 1000.0)  # to measure it takes seconds
@@ -34,6 +34,6 @@ def test_the_bench_says_what_was_asked(
     assert list_runs(Path(asked.paths.reports_dir)) == []  # what it trains is not kept
 
 
-def test_a_part_that_is_none(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bench_finetune_refuses_an_unknown_part(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'top9'"):
         bench_finetune(settings_in(tmp_path, tiny("bert")), ["top9"])

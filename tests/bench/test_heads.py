@@ -18,7 +18,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_every_contender_is_timed_and_the_solvers_reach_the_same_minimum() -> None:
+def test_bench_heads_times_every_contender_and_solvers_reach_the_same_minimum() -> None:
     told: list[Progress] = []
     found = bench_heads(rows=400, width=16, epochs=2, on_progress=told.append)
     assert set(found.seconds) == {now.stage for now in told} == NAMES
@@ -39,7 +39,7 @@ def test_made_up_features_can_be_learnt_but_not_perfectly() -> None:
     assert 0.3 < _scikit_learn(x, y, 1.0) < np.log(3) * 0.8
 
 
-def test_from_the_command_line() -> None:
+def test_bench_heads_from_the_command_line() -> None:
     command = [sys.executable, "-m", "featcache_cli.main", "bench", "heads"]
     small = ["--rows", "200", "--width", "8", "--epochs", "1", "--quiet"]
     made = subprocess.run([*command, *small, "--json"], capture_output=True, text=True, check=True)

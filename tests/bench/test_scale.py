@@ -36,7 +36,7 @@ simulation = script()
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(available_cores()) < 2, reason="one core")
-def test_two_workers_beside_one(
+def test_bench_scale_measures_two_workers_beside_one(
     tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(make_work(tmp_path / "work", tiny("bert")))
@@ -49,7 +49,7 @@ def test_two_workers_beside_one(
     assert said["workers_2_efficiency"] == pytest.approx(one / two, rel=0.1)
 
 
-def test_an_engine_that_is_none(tmp_path: Path) -> None:
+def test_bench_scale_refuses_an_unknown_engine(tmp_path: Path) -> None:
     from featcache.bench.scale import bench_scale
     from featcache.settings import Settings
 
@@ -58,7 +58,9 @@ def test_an_engine_that_is_none(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 200), st.floats(0.5, 50))
-def test_without_trouble_only_the_last_blocks_are_uneven(workers: int, blocks: int, seconds: float) -> None:
+def test_simulate_without_failures_wastes_only_the_last_round(
+    workers: int, blocks: int, seconds: float
+) -> None:
     calm = simulation.Cluster(workers, blocks, seconds, spread=0.0, start=0.0)
     found = simulation.simulate(calm)
     rounds = -(-blocks // workers)
@@ -68,7 +70,7 @@ def test_without_trouble_only_the_last_blocks_are_uneven(workers: int, blocks: i
 
 
 @given(st.integers(2, 30), st.integers(50, 400), st.integers(0, 5))
-def test_trouble_costs_time_and_no_block(workers: int, blocks: int, seed: int) -> None:
+def test_simulate_with_failures_takes_longer_and_finishes(workers: int, blocks: int, seed: int) -> None:
     calm = simulation.Cluster(workers, blocks, 10.0)
     slow = simulation.simulate(replace(calm, slow_share=1.0, slow_factor=2.0), seed)
     assert slow.hours > simulation.simulate(calm, seed).hours

@@ -13,7 +13,7 @@ from featcache.settings import load_settings
 from featcache.system.progress import Progress
 
 
-def test_shares_of_what_was_timed(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bench_store_shares_match_the_seconds(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cache = tmp_path / "new" / "cache"
     asked = {
         "model": str(tiny("bert")),
@@ -33,7 +33,7 @@ def test_shares_of_what_was_timed(tiny: Callable[[str], Path], tmp_path: Path) -
     assert len(said) == 2 and list(cache.iterdir()) == []
 
 
-def test_a_file_that_does_not_fit(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_bench_store_refuses_a_file_that_does_not_fit(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     asked = {"model": str(tiny("bert")), "dataset": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
     with pytest.raises(CacheError, match="free"):
         bench_store(load_settings(asked), ["好房间"], rows=1 << 44)

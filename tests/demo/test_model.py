@@ -21,7 +21,7 @@ def tokenizer(demo_model: Path) -> Any:
     return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(demo_model)
 
 
-def test_config_is_the_published_one(demo_model: Path) -> None:
+def test_config_matches_the_published_one(demo_model: Path) -> None:
     config = json.loads((demo_model / "config.json").read_text(encoding="utf-8"))
     expected = {
         "model_type": "bert",
@@ -40,7 +40,7 @@ def test_config_is_the_published_one(demo_model: Path) -> None:
     assert {name: config[name] for name in expected} == expected
 
 
-def test_tokenizer_knows_its_special_tokens(tokenizer: Any) -> None:
+def test_tokenizer_has_its_special_tokens(tokenizer: Any) -> None:
     assert tokenizer.is_fast
     assert len(tokenizer) == 250002
     assert tokenizer.model_max_length == 512
@@ -60,11 +60,11 @@ def test_tokenizer_knows_its_special_tokens(tokenizer: Any) -> None:
         ("", [0, 2]),
     ],
 )
-def test_ids_of_known_texts(tokenizer: Any, text: str, ids: list[int]) -> None:
+def test_tokenizer_ids_of_known_texts(tokenizer: Any, text: str, ids: list[int]) -> None:
     assert tokenizer(text)["input_ids"] == ids
 
 
-def test_pairs_and_token_types(tokenizer: Any) -> None:
+def test_tokenizer_on_pairs(tokenizer: Any) -> None:
     pair = tokenizer("Hello", "world")
     assert pair["input_ids"] == [0, 35378, 2, 2, 8999, 2]
     assert set(tokenizer("Hello")) == {"input_ids", "attention_mask"}
@@ -72,7 +72,7 @@ def test_pairs_and_token_types(tokenizer: Any) -> None:
     assert set(asked["token_type_ids"]) == {0}
 
 
-def test_chinese_words_are_known(tokenizer: Any) -> None:
+def test_tokenizer_knows_chinese_words(tokenizer: Any) -> None:
     ids = tokenizer("这家酒店的服务很好，房间干净，下次还会再来。")["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert len(ids) < 20
@@ -80,7 +80,7 @@ def test_chinese_words_are_known(tokenizer: Any) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_long_texts_are_cut_and_short_ones_padded_on_the_right(tokenizer: Any) -> None:
+def test_tokenizer_truncates_and_pads_on_the_right(tokenizer: Any) -> None:
     batch = tokenizer(["好 " * 2000, "Hello"], truncation=True, padding=True)
     long, short = batch["input_ids"]
     assert (len(long), long[0], long[-1]) == (512, 0, 2)
@@ -88,7 +88,7 @@ def test_long_texts_are_cut_and_short_ones_padded_on_the_right(tokenizer: Any) -
     assert batch["attention_mask"][1] == [1] * 3 + [0] * 509
 
 
-def test_loading_says_nothing(demo_model: Path) -> None:
+def test_loading_prints_nothing(demo_model: Path) -> None:
     pytest.importorskip("transformers")
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
@@ -119,7 +119,7 @@ def embed(demo_model: Path, tokenizer: Any) -> Callable[[list[str]], NDArray[Any
     return embed
 
 
-def test_translations_are_nearest(embed: Callable[[list[str]], NDArray[Any]]) -> None:
+def test_features_of_translations_are_nearest(embed: Callable[[list[str]], NDArray[Any]]) -> None:
     chinese = ["这家酒店的服务非常好", "我的笔记本电脑坏了", "这本书写得很无聊", "巴黎天气晴朗"]
     english = [
         "The service of this hotel is very good",

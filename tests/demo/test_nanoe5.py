@@ -23,7 +23,7 @@ def q4_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_parser_reads_sizes_pieces_and_scores(q4_file: Path) -> None:
+def test_read_q4_reads_sizes_pieces_and_scores(q4_file: Path) -> None:
     model = q4.read_q4(q4_file)
     assert list(model.sizes) == list(SIZES.values())
     assert model.epsilon == 1e-12
@@ -32,7 +32,7 @@ def test_parser_reads_sizes_pieces_and_scores(q4_file: Path) -> None:
     assert (model.bos, model.eos, model.pad, model.unk) == (0, 2, 1, 3)
 
 
-def test_values_are_exactly_those_of_the_format(q4_file: Path) -> None:
+def test_q4_tensor_values_match_the_format_exactly(q4_file: Path) -> None:
     model = q4.read_q4(q4_file)
     written = make_tensors()
     assert model.tensors.keys() == written.keys() == tensor_shapes().keys()
@@ -44,7 +44,7 @@ def test_values_are_exactly_those_of_the_format(q4_file: Path) -> None:
         assert values.ravel().tolist() == expected, name
 
 
-def test_folder_holds_the_weights_in_fp16_without_the_extra_rows(q4_file: Path) -> None:
+def test_write_folder_writes_fp16_weights_without_the_extra_rows(q4_file: Path) -> None:
     from safetensors.numpy import load_file
 
     q4.write_folder(q4.read_q4(q4_file), q4_file.parent)
@@ -61,7 +61,7 @@ def test_folder_holds_the_weights_in_fp16_without_the_extra_rows(q4_file: Path) 
     assert np.array_equal(weights["encoder.layer.0.attention.output.LayerNorm.bias"], norm)
 
 
-def test_transformers_finds_every_weight_and_no_other(q4_file: Path) -> None:
+def test_write_folder_writes_exactly_the_weights_of_transformers(q4_file: Path) -> None:
     transformers = pytest.importorskip("transformers")
     q4.write_folder(q4.read_q4(q4_file), q4_file.parent)
     _, report = transformers.AutoModel.from_pretrained(
@@ -71,7 +71,7 @@ def test_transformers_finds_every_weight_and_no_other(q4_file: Path) -> None:
 
 
 @pytest.mark.parametrize("scale", [60000.0, float("inf"), float("nan")])
-def test_a_weight_beyond_fp16_is_an_error(tmp_path: Path, scale: float) -> None:
+def test_write_folder_refuses_a_weight_beyond_fp16(tmp_path: Path, scale: float) -> None:
     tensors = make_tensors()
     kind, raw = tensors["l1.v.w"]
     tensors["l1.v.w"] = (kind, struct.pack("<e", scale) + bytes([0x18] * 16) + raw[18:])
@@ -135,7 +135,9 @@ def entry(name: str, layout: str, skip: int, value: int) -> Callable[[bytes], by
         (entry("l0.q.w", "Q", 13, 17), "l0.q.w has 17 bytes, expected 576"),
     ],
 )
-def test_malformed_files_are_named(tmp_path: Path, change: Callable[[bytes], bytes], said: str) -> None:
+def test_read_q4_names_the_malformed_field(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
     path = tmp_path / "bad.bin"
     path.write_bytes(change(q4_bytes()))
     with pytest.raises(BackboneError, match=said) as caught:
@@ -143,7 +145,7 @@ def test_malformed_files_are_named(tmp_path: Path, change: Callable[[bytes], byt
     assert "bad.bin" in str(caught.value)
 
 
-def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
+def test_read_q4_refuses_a_file_cut_anywhere(tmp_path: Path) -> None:
     path, whole = tmp_path / "cut.bin", q4_bytes()
     ends = [*range(0, 1700, 7), *range(1700, len(whole), 501), len(whole) - 1]
     for end in ends:
@@ -152,7 +154,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
             q4.read_q4(path)
 
 
-def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+def test_read_q4_of_damaged_bytes_raises_only_backbone_errors(tmp_path: Path) -> None:
     path, whole, chance = tmp_path / "hurt.bin", q4_bytes(), random.Random(0)
     for _ in range(500):
         hurt = bytearray(whole)
@@ -164,6 +166,6 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             continue
 
 
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+def test_read_q4_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="cannot read"):
         q4.read_q4(tmp_path / "none.bin")

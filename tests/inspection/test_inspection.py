@@ -44,7 +44,7 @@ def pairs_of(found: Inspection) -> set[tuple[str, int, str, int]]:
     }
 
 
-def test_planted_leaks_are_found_and_no_others() -> None:
+def test_inspect_splits_finds_planted_leaks_and_no_others() -> None:
     planted = changed(splits(), "validation", {3: ("train", 10, 0), 5: ("train", 11, 0.01)})
     copies = {
         0: ("train", 10, 0),
@@ -77,7 +77,7 @@ def test_planted_leaks_are_found_and_no_others() -> None:
     ]
 
 
-def test_clean_splits_are_clean() -> None:
+def test_inspect_splits_finds_nothing_in_clean_splits() -> None:
     found = inspect_splits(splits())
     told = told_of(found)
     assert not pairs_of(found) and not len(near_pairs(found.near, found.threshold)[0])
@@ -88,7 +88,7 @@ def test_clean_splits_are_clean() -> None:
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
-def test_the_score_after_removing_leaks_is_that_of_the_other_rows() -> None:
+def test_inspect_splits_scores_without_leaked_rows() -> None:
     """Rows learnt by heart: half of test is train rows with labels no feature explains."""
     x = np.random.default_rng(0).normal(size=(400, 300)).astype(np.float32)
     y = np.random.default_rng(1).integers(0, 2, 400)
@@ -112,7 +112,7 @@ def test_the_score_after_removing_leaks_is_that_of_the_other_rows() -> None:
     assert low < test.without < high
 
 
-def test_cleaned_counts_what_is_left() -> None:
+def test_score_without_leaks_counts_the_other_rows() -> None:
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     found = score_without_leaks("test", p, np.array([0, 1, 1, 1]), np.array([True, False, False, False]))
     assert (found.whole, found.without, found.leaked, found.removed) == (0.75, 2 / 3, 1.0, 1)
@@ -120,7 +120,7 @@ def test_cleaned_counts_what_is_left() -> None:
     assert np.isnan(every.without) and np.isnan(every.without_interval).all()
 
 
-def test_duplicates_within_a_split_and_their_conflicts() -> None:
+def test_findings_list_duplicates_and_conflicting_labels() -> None:
     planted = changed(splits(), "train", {5: ("train", 4, 0), 6: ("train", 4, 0), 30: ("train", 31, 0.01)})
     train = planted["train"]
     y = train.features.y.copy()
@@ -138,7 +138,7 @@ def test_duplicates_within_a_split_and_their_conflicts() -> None:
     assert told["equal_list"][0]["times"] == 3
 
 
-def test_planted_label_errors_are_listed_with_what_they_should_be() -> None:
+def test_findings_list_label_errors_with_the_right_label() -> None:
     parts = splits(noise=1.5)
     train = parts["train"]
     y = train.features.y.copy()
@@ -155,7 +155,7 @@ def test_planted_label_errors_are_listed_with_what_they_should_be() -> None:
         assert row["belief"] < 0.5
 
 
-def test_an_outlier_is_found_in_every_split() -> None:
+def test_inspect_splits_finds_an_outlier_in_every_split() -> None:
     parts = splits(noise=0.5)
     for name, row in (("train", 7), ("test", 9)):
         features = parts[name].features
@@ -169,7 +169,7 @@ def test_an_outlier_is_found_in_every_split() -> None:
     assert told["list"][0]["distance"] >= told["list"][-1]["distance"] > told["beyond"]
 
 
-def test_balance_and_truncation() -> None:
+def test_findings_count_labels_and_truncated_texts() -> None:
     parts = splits()
     tokens = np.full(240, 8, np.int32)
     tokens[:6] = 21
@@ -183,7 +183,7 @@ def test_balance_and_truncation() -> None:
     assert cut["cut_by_label"] == {name: int((y[:6] == number).sum()) for number, name in enumerate(NAMES)}
 
 
-def test_several_labels_a_row() -> None:
+def test_findings_of_multi_label_rows() -> None:
     parts = splits()
     hot = {name: np.eye(3, dtype=np.uint8)[one.features.y] for name, one in parts.items()}
     hot["train"][3, :] = 0, 1, 1
@@ -195,7 +195,7 @@ def test_several_labels_a_row() -> None:
     assert told["label_errors"]["not_looked_for"] == "" and sum(told["balance"]["train"].values()) == classes
 
 
-def test_train_alone_and_a_single_class() -> None:
+def test_findings_of_train_alone_and_of_a_single_class() -> None:
     alone = {"train": splits()["train"]}
     told = told_of(inspect_splits(alone))
     assert told["leakage"]["pairs"] == [] and told["leakage"]["scores"] == []
@@ -209,12 +209,12 @@ def test_train_alone_and_a_single_class() -> None:
     [({"threshold": 0.0}, "threshold"), ({"threshold": 1.5}, "threshold"), ({"neighbours": 0}, "neighbours"),
      ({"folds": 1}, "folds")],
 )  # fmt: skip
-def test_numbers_out_of_range_are_refused(how: dict[str, float], words: str) -> None:
+def test_inspect_splits_refuses_numbers_out_of_range(how: dict[str, float], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         inspect_splits(splits(), **how)  # type: ignore[arg-type]
 
 
-def test_splits_that_do_not_belong_together_are_refused() -> None:
+def test_inspect_splits_refuses_splits_with_other_settings() -> None:
     parts = splits()
     features = replace(parts["test"].features, encoder=encoder_document(prompt="x"))
     other = replace(parts["test"], features=features)
@@ -230,7 +230,7 @@ def test_splits_that_do_not_belong_together_are_refused() -> None:
         )
 
 
-def test_rows_are_numbered_through() -> None:
+def test_inspected_rows_number_all_splits() -> None:
     parts = changed(splits(), "test", {1: ("train", 2, 0)})
     rows = InspectedRows.of(parts)
     assert len(rows) == 400 and rows.where(239) == ("train", 239) and rows.where(240) == ("validation", 0)
@@ -247,7 +247,7 @@ def written(path: Path, texts: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("arrow_cache")
-def test_texts_are_found_by_hash_wherever_they_stand(tmp_path: Path) -> None:
+def test_find_texts_finds_texts_by_hash_in_any_row(tmp_path: Path) -> None:
     texts = [f"评论 {number}" for number in range(20)]
     data = DataSettings(data_files=written(tmp_path / "a.jsonl", [*texts[10:], *texts[:10]]))
     wanted = row_hashes([texts[3], "gone", texts[12]])
@@ -259,7 +259,7 @@ def test_texts_are_found_by_hash_wherever_they_stand(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("arrow_cache")
-def test_a_long_text_is_shortened_and_a_missing_source_is_a_reason(tmp_path: Path) -> None:
+def test_find_texts_shortens_a_long_text_and_gives_the_reason_for_a_missing_source(tmp_path: Path) -> None:
     texts = ["长" * 1_000_000, "短", "c", "d"]
     files = written(tmp_path / "a.jsonl", texts) | {
         "validation": written(tmp_path / "b.jsonl", ["e", "f"])["train"]

@@ -23,7 +23,7 @@ def flipped(y: np.ndarray, count: int, classes: int, seed: int = 0) -> tuple[np.
     return wrong, rows
 
 
-def test_planted_label_errors_are_found_and_come_first() -> None:
+def test_likely_errors_finds_planted_errors_first() -> None:
     x, y = clusters(900, noise=0.4)
     wrong, planted = flipped(y, 45, 3)
     found = out_of_fold(x, wrong, 3, 0.1, np.arange(900))
@@ -33,7 +33,7 @@ def test_planted_label_errors_are_found_and_come_first() -> None:
     assert np.isin(rows[:30], planted).mean() >= 0.95
 
 
-def test_planted_errors_of_several_labels_are_found() -> None:
+def test_likely_errors_finds_planted_errors_of_several_labels() -> None:
     x, _ = tagged(600)
     y = (x[:, :3] > np.median(x[:, :3], axis=0)).astype(np.uint8)  # learnable without noise
     planted = np.random.default_rng(1).permutation(600)[:30]
@@ -43,13 +43,13 @@ def test_planted_errors_of_several_labels_are_found() -> None:
     assert np.isin(planted, rows).mean() > 0.6 and np.isin(rows[:15], planted).mean() > 0.8
 
 
-def test_clean_labels_are_left_alone() -> None:
+def test_likely_errors_finds_none_in_clean_labels() -> None:
     x, y = clusters(300, noise=0.05)
     found = out_of_fold(x, y, 3, 1.0, np.arange(300))
     assert len(likely_errors(y, found.probabilities)) == 0
 
 
-def test_probabilities_are_those_of_heads_that_never_saw_the_row() -> None:
+def test_out_of_fold_matches_scikit_learn_heads_fitted_without_the_row() -> None:
     x, y = clusters(200)
     groups = np.arange(200)
     found = out_of_fold(x, y, 3, 0.5, groups, folds=4, seed=3).probabilities
@@ -61,7 +61,7 @@ def test_probabilities_are_those_of_heads_that_never_saw_the_row() -> None:
         assert np.allclose(model.predict_proba(scaled[~kept]), found[~kept], atol=5e-3)
 
 
-def test_a_copy_with_the_same_wrong_label_does_not_vouch_for_it() -> None:
+def test_out_of_fold_keeps_copies_of_a_text_in_one_fold() -> None:
     x, y = clusters(300, width=40, noise=0.5)  # wide enough that a head learns rows by heart
     wrong, planted = flipped(y, 15, 3)
     x, wrong = np.concatenate([x, x[planted]]), np.concatenate([wrong, wrong[planted]])
@@ -77,7 +77,7 @@ def test_a_copy_with_the_same_wrong_label_does_not_vouch_for_it() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=60), st.integers(2, 6))
-def test_groups_stay_together_and_folds_are_alike(rows: list[tuple[int, int]], folds: int) -> None:
+def test_assign_folds_keeps_groups_together_and_folds_alike(rows: list[tuple[int, int]], folds: int) -> None:
     y, groups = (np.array(column) for column in zip(*rows, strict=True))
     distinct = len(set(groups.tolist()))
     if distinct < folds:
@@ -91,32 +91,32 @@ def test_groups_stay_together_and_folds_are_alike(rows: list[tuple[int, int]], f
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_label_that_stands_once_is_not_judged() -> None:
+def test_out_of_fold_does_not_judge_a_label_that_occurs_once() -> None:
     x, y = clusters(100)
     y[17] = 3
     found = out_of_fold(x, y, 4, 0.1, np.arange(100))
     assert np.flatnonzero(~found.judged).tolist() == [17]
 
 
-def test_a_single_class_is_refused() -> None:
+def test_out_of_fold_refuses_a_single_class() -> None:
     x, _ = clusters(50)
     with pytest.raises(HeadError, match="single class"):
         out_of_fold(x, np.zeros(50, np.int64), 3, 1.0, np.arange(50))
 
 
-def test_without_cleanlab_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likely_errors_without_cleanlab_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="cleanlab") as caught:
         likely_errors(np.zeros(3, np.int64), np.ones((3, 1)))
     assert caught.value.hint == "pip install 'featcache[report]'"
 
 
-def test_no_rows_have_no_errors() -> None:
+def test_likely_errors_of_no_rows() -> None:
     assert likely_errors(np.zeros(0, np.int64), np.zeros((0, 2))).tolist() == []
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_reference_head_is_the_best_penalty_on_validation(several: bool) -> None:
+def test_fit_reference_takes_the_penalty_that_is_best_on_validation(several: bool) -> None:
     make: Any = tagged if several else clusters
     (x, y), held_out = make(150, seed=1), make(120, seed=2)
     classes = 4 if several else 3

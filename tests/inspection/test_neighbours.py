@@ -36,7 +36,7 @@ def made(rows: int, width: int = 5, seed: int = 0) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(0, 99), st.sampled_from([3, 7, 64]))
-def test_everything_is_as_a_plain_matrix_of_cosines_has_it(sizes: list[int], seed: int, tile: int) -> None:
+def test_neighbourhood_matches_a_full_matrix_of_cosines(sizes: list[int], seed: int, tile: int) -> None:
     x = made(sum(sizes), seed=seed)
     if sizes[0] == 1:
         x[0] += 0.1  # not the centre itself
@@ -65,7 +65,7 @@ def test_everything_is_as_a_plain_matrix_of_cosines_has_it(sizes: list[int], see
         assert all(found.group[row] == np.flatnonzero(same[row])[0] for row in range(len(x)))
 
 
-def test_the_distance_is_that_of_scikit_learns_nearest_neighbours() -> None:
+def test_neighbourhood_distance_matches_scikit_learn() -> None:
     x, sizes = made(200, seed=3), (150, 50)
     found, unit = find(x, sizes, neighbours=6), centred(x, sizes)
     train = NearestNeighbors(n_neighbors=7, metric="cosine").fit(unit[:150])
@@ -74,7 +74,7 @@ def test_the_distance_is_that_of_scikit_learns_nearest_neighbours() -> None:
     assert np.allclose(found.distance, np.concatenate([own, others]), atol=1e-5)
 
 
-def test_fewer_texts_than_neighbours() -> None:
+def test_neighbourhood_of_fewer_texts_than_neighbours() -> None:
     x = made(4, seed=1)
     found, unit = find(x, (3, 1), neighbours=10), centred(x, (3, 1))
     expected = 1 - unit @ unit[:3].T
@@ -83,7 +83,7 @@ def test_fewer_texts_than_neighbours() -> None:
     assert np.isnan(find(x[:1], (1,)).distance).all()
 
 
-def test_texts_that_share_a_direction_are_not_all_near() -> None:
+def test_neighbourhood_subtracts_a_common_direction() -> None:
     x = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32) + 100
     plain = x / np.linalg.norm(x, axis=1, keepdims=True)
     assert (plain @ plain.T).min() > 0.99  # what a plain cosine would say
@@ -91,14 +91,14 @@ def test_texts_that_share_a_direction_are_not_all_near() -> None:
     assert (found.group == np.arange(50)).all()
 
 
-def test_equal_features_are_one_group_however_many() -> None:
+def test_neighbourhood_puts_equal_features_in_one_group() -> None:
     x = np.concatenate([np.ones((300, 3)), [[1, 2, 3]], [[5, 1, 0]]]).astype(np.float16)
     found = find(x, (302,), threshold=0.99)
     assert (found.group[:300] == 0).all() and found.group[300:].tolist() == [300, 301]
     assert np.allclose(found.cosine[0, :300], 1, atol=1e-6) and found.cosine.max() <= 1
 
 
-def test_progress_ends_at_all() -> None:
+def test_neighbourhood_progress_ends_at_the_total() -> None:
     steps: list[Progress] = []
     neighbourhood(lambda n: made(50)[n], (30, 20), tile=16, on_progress=steps.append)
     assert steps[-1].done == steps[-1].total
@@ -106,7 +106,7 @@ def test_progress_ends_at_all() -> None:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
+def test_neighbourhood_memory_does_not_grow_with_the_square_of_the_rows() -> None:
     import tracemalloc
 
     x = made(20_000, width=16)

@@ -67,7 +67,7 @@ def checked(found: Any, one: Prediction) -> None:
 # ---------------------------------------------------------------- what it answers
 
 
-def test_one_text_and_several(client: TestClient, predictor: Predictor) -> None:
+def test_predict_one_text_and_several(client: TestClient, predictor: Predictor) -> None:
     texts = ["好 房间", "very bad book", sentence(70)]
     expected = predictor.predict(texts)
     assert [one.truncated for one in expected] == [False, False, True]
@@ -82,14 +82,16 @@ def test_one_text_and_several(client: TestClient, predictor: Predictor) -> None:
     assert list(top["probabilities"]) == [top["label"]]
 
 
-def test_pairs(client: TestClient, predictor: Predictor) -> None:
+def test_predict_pairs(client: TestClient, predictor: Predictor) -> None:
     (expected,) = predictor.predict(["好 房间"], ["坏"])
     checked(client.post("/predict", json={"text": "好 房间", "pair": "坏"}).json(), expected)
     found = client.post("/predict", json={"texts": ["好 房间"] * 2, "pairs": ["坏"] * 2}).json()
     checked(found["predictions"][1], expected)
 
 
-def test_pairs_for_a_head_of_single_texts(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_refuses_pairs_for_a_head_of_single_texts(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with client_of(predictor) as client:
         for known, asked in ((False, {"text": "好", "pair": "坏"}), (True, {"text": "好"})):
             monkeypatch.setattr(predictor, "pairs", known)
@@ -97,7 +99,7 @@ def test_pairs_for_a_head_of_single_texts(predictor: Predictor, monkeypatch: pyt
             assert reply.status_code == 422 and "trained on" in reply.json()["error"]
 
 
-def test_a_multi_label_head(tiny: Callable[[str], Path]) -> None:
+def test_predict_with_a_multi_label_head(tiny: Callable[[str], Path]) -> None:
     several = tiny_predictor(tiny("bert"), several=True)
     texts = ["好 房间", "very bad book", "一 是", "差"]
     with client_of(several) as client:
@@ -107,7 +109,7 @@ def test_a_multi_label_head(tiny: Callable[[str], Path]) -> None:
         assert client.get("/info").json()["multi_label"] is True
 
 
-def test_info_health_and_description(client: TestClient) -> None:
+def test_info_health_and_openapi(client: TestClient) -> None:
     info = client.get("/info").json()
     assert (info["run"], info["labels"], info["view"]) == ("linear-1", list(NAMES), "last/mean")
     assert info["limits"]["texts"] == 4 and info["max_length"] == 64
@@ -121,7 +123,7 @@ def test_info_health_and_description(client: TestClient) -> None:
         assert client.get(path).status_code == 404
 
 
-def test_metrics_count(predictor: Predictor) -> None:
+def test_metrics_count_requests_and_texts(predictor: Predictor) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     with client_of(predictor) as client:
@@ -194,14 +196,14 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_requests_that_cannot_be_meant(body: bytes, status: int, words: str, client: TestClient) -> None:
+def test_predict_refuses_invalid_requests(body: bytes, status: int, words: str, client: TestClient) -> None:
     reply = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert reply.status_code == status, reply.text
     assert words.lower() in reply.json()["error"].lower()
     assert client.post("/predict", json={"text": "好"}).status_code == 200
 
 
-def test_a_body_is_counted_while_it_comes(client: TestClient) -> None:
+def test_predict_counts_a_body_while_it_arrives(client: TestClient) -> None:
     """Chunked, so that no length is announced; the rest of it is never asked for."""
     sent = [0]
 
@@ -215,13 +217,13 @@ def test_a_body_is_counted_while_it_comes(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
-def test_only_json_is_read(kind: str, client: TestClient) -> None:
+def test_predict_reads_only_json(kind: str, client: TestClient) -> None:
     """What a page of another site may send without asking first."""
     reply = client.post("/predict", content=b'{"text": "a"}', headers={"Content-Type": kind})
     assert reply.status_code == 415
 
 
-def test_other_names_and_other_sites(predictor: Predictor) -> None:
+def test_other_hosts_are_refused_and_no_cors_headers_are_sent(predictor: Predictor) -> None:
     with client_of(predictor) as client:
         for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80"):
             assert client.get("/info", headers={"Host": host}).status_code == 400
@@ -237,13 +239,13 @@ def test_other_names_and_other_sites(predictor: Predictor) -> None:
         assert client.get("/info", headers={"Host": "localhost"}).status_code == 400
 
 
-def test_other_methods_and_paths(client: TestClient) -> None:
+def test_other_methods_and_paths_are_refused(client: TestClient) -> None:
     assert client.get("/predict").status_code == 405
     assert client.get("/../../etc/passwd").status_code == 404
     assert client.get("/page/page.js").status_code == 404
 
 
-def test_a_text_the_model_refuses_does_not_harm_its_neighbours(predictor: Predictor) -> None:
+def test_batcher_gives_the_error_of_a_text_only_to_its_request(predictor: Predictor) -> None:
     """One batch, one bad text: alone it gets the error."""
     predict = predictor.predict
 
@@ -298,7 +300,7 @@ def ask(batcher: Batcher, *texts: str, pairs: Any = None, seconds: float = 60) -
     return batcher.submit(list(texts), pairs, time.monotonic() + seconds)
 
 
-def test_what_waits_is_answered_together(held: tuple[Held, Batcher], predictor: Predictor) -> None:
+def test_batcher_answers_waiting_requests_together(held: tuple[Held, Batcher], predictor: Predictor) -> None:
     holder, batcher = held
     jobs = [ask(batcher, f"好 {n}") for n in range(5)] + [ask(batcher, "坏", "差")]
     holder.go_on.set()
@@ -309,7 +311,7 @@ def test_what_waits_is_answered_together(held: tuple[Held, Batcher], predictor: 
     assert [one.label for one in found] == [one.label for one in expected]
 
 
-def test_pairs_and_single_texts_are_not_mixed(held: tuple[Held, Batcher]) -> None:
+def test_batcher_does_not_mix_pairs_and_single_texts(held: tuple[Held, Batcher]) -> None:
     holder, batcher = held
     jobs = [ask(batcher, "a"), ask(batcher, "b"), ask(batcher, "c", pairs=["d"]), ask(batcher, "e")]
     holder.go_on.set()
@@ -317,7 +319,7 @@ def test_pairs_and_single_texts_are_not_mixed(held: tuple[Held, Batcher]) -> Non
     assert holder.calls == [(1, False), (2, False), (1, True), (1, False)]
 
 
-def test_a_full_queue_says_when_to_come_again(held: tuple[Held, Batcher]) -> None:
+def test_batcher_refuses_requests_when_the_queue_is_full(held: tuple[Held, Batcher]) -> None:
     holder, batcher = held
     jobs = [ask(batcher, "a") for _ in range(10)]
     with pytest.raises(QueueFull) as caught:
@@ -328,7 +330,7 @@ def test_a_full_queue_says_when_to_come_again(held: tuple[Held, Batcher]) -> Non
     assert ask(batcher, *["c"] * 11).result(30)  # alone, a request may be larger than the queue
 
 
-def test_who_gave_up_is_not_answered(held: tuple[Held, Batcher]) -> None:
+def test_batcher_skips_late_and_cancelled_requests(held: tuple[Held, Batcher]) -> None:
     holder, batcher = held
     late, gone, fine = ask(batcher, "late", seconds=-1), ask(batcher, "gone"), ask(batcher, "fine")
     assert gone.cancel()
@@ -339,7 +341,7 @@ def test_who_gave_up_is_not_answered(held: tuple[Held, Batcher]) -> None:
     assert holder.calls == [(1, False), (1, False)] and batcher.waiting == 0
 
 
-def test_stopping_answers_what_is_queued(held: tuple[Held, Batcher]) -> None:
+def test_batcher_stop_answers_queued_requests(held: tuple[Held, Batcher]) -> None:
     holder, batcher = held
     jobs = [ask(batcher, "a") for _ in range(5)]
     stopper = threading.Thread(target=batcher.stop)
@@ -353,7 +355,7 @@ def test_stopping_answers_what_is_queued(held: tuple[Held, Batcher]) -> None:
     assert not stopper.is_alive() and all(job.done() and job.result() for job in jobs)
 
 
-def test_a_defect_of_the_model_does_not_end_the_queue(predictor: Predictor) -> None:
+def test_batcher_continues_after_an_error_of_the_model(predictor: Predictor) -> None:
     class Broken:
         def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
             if texts == ["break"]:
@@ -367,7 +369,7 @@ def test_a_defect_of_the_model_does_not_end_the_queue(predictor: Predictor) -> N
     batcher.stop()
 
 
-def test_a_full_queue_and_a_late_answer_over_http(predictor: Predictor) -> None:
+def test_predict_answers_429_for_a_full_queue_and_503_for_a_late_answer(predictor: Predictor) -> None:
     holder = Held(predictor)
     limits = Limits(seconds=0.5, queue_texts=1)
     service = Service(predictor, limits)
@@ -472,7 +474,7 @@ async def hammer(port: int, stop: asyncio.Event, sent: list[int]) -> list[str]:
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_real_server(tiny: Callable[[str], Path]) -> None:
+def test_serve_answers_slow_broken_and_stopped_clients(tiny: Callable[[str], Path]) -> None:
     """Hostile clients first, then many friendly ones, and SIGTERM in their midst: nothing is lost."""
     with server(tiny("bert")) as (port, process):
         fine = request('{"text": "好"}'.encode(), "Connection: close")
@@ -510,7 +512,7 @@ async def under_load(port: int, pid: int, sent: list[int]) -> list[str]:
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_port_that_is_taken() -> None:
+def test_bind_refuses_a_port_that_is_taken() -> None:
     with serving.bind("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
         with pytest.raises(UsageError, match=rf"127\.0\.0\.1 port {port}[\s\S]*--port 0"):
@@ -520,7 +522,7 @@ def test_a_port_that_is_taken() -> None:
 
 
 @pytest.mark.enable_socket
-def test_answers_do_not_wait_for_acknowledgements() -> None:
+def test_bind_disables_the_delay_of_answers() -> None:
     """asyncio switches Nagle's algorithm off on sockets that name their protocol, and on no others."""
     import asyncio
 
