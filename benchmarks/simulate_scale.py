@@ -1,7 +1,7 @@
-"""What stragglers and failures cost workers that claim blocks, simulated from measured rates.
+"""What slow and failing workers cost an extraction, simulated from measured rates.
 
-Each worker takes the next unclaimed block; one that dies loses the block at hand, which another takes again,
-and comes back after a while. Nothing here was measured on so many machines: rates go in, the rest is dice.
+Each worker takes the next commit unit that is not claimed. A worker that dies loses its unit, which another
+one encodes again, and is replaced after a while. Rates are input; everything else is random.
 
     python benchmarks/simulate_scale.py --rows 1e9 --workers 64 --texts-per-second 30000
 """
@@ -18,21 +18,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is simulated.
+    """The workers and commit units of a simulation.
 
     Attributes:
-        blocks: of equal cost.
-        block_seconds: that a worker takes for one.
-        spread: standard deviation of a block's time over its mean (log-normal).
+        units: of equal cost.
+        unit_seconds: how long a worker takes for one.
+        spread: standard deviation of the time of a unit over its mean (log-normal).
         slow_share, slow_factor: this share of the workers takes that many times as long.
         failures: deaths of one worker an hour.
         back_after: seconds until a dead worker is replaced.
-        start: seconds until a worker has its model.
+        start: seconds until a worker has loaded its model.
     """
 
     workers: int
-    blocks: int
-    block_seconds: float
+    units: int
+    unit_seconds: float
     spread: float = 0.1
     slow_share: float = 0.0
     slow_factor: float = 3.0
@@ -43,7 +43,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hours until the last block is committed, what of them an undisturbed run takes, blocks done again."""
+    """Hours until the last unit is committed, the share of them without disturbances, units encoded again."""
 
     hours: float
     efficiency: float
@@ -51,16 +51,16 @@ class Outcome:
 
 
 def simulate(cluster: Cluster, seed: int = 0) -> Outcome:
-    """One run, event by event."""
+    """Simulate one extraction, event by event."""
     dice = np.random.default_rng(seed)
     sigma = np.sqrt(np.log1p(cluster.spread**2))
     slow = dice.random(cluster.workers) < cluster.slow_share
-    pace = cluster.block_seconds * np.where(slow, cluster.slow_factor, 1.0)
+    pace = cluster.unit_seconds * np.where(slow, cluster.slow_factor, 1.0)
     free = [(cluster.start, worker) for worker in range(cluster.workers)]
     heapq.heapify(free)
     dies = dice.exponential(3600 / cluster.failures, cluster.workers) if cluster.failures else None
-    lost: list[float] = []  # since when a block of a dead worker can be taken again
-    left, repeated, end = cluster.blocks, 0, 0.0
+    lost: list[float] = []  # since when the unit of a dead worker can be claimed again
+    left, repeated, end = cluster.units, 0, 0.0
     while left or lost:
         now, worker = heapq.heappop(free)
         if left:
@@ -80,7 +80,7 @@ def simulate(cluster: Cluster, seed: int = 0) -> Outcome:
             continue
         end = max(end, done)
         heapq.heappush(free, (done, worker))
-    ideal = cluster.blocks * cluster.block_seconds / cluster.workers
+    ideal = cluster.units * cluster.unit_seconds / cluster.workers
     return Outcome(end / 3600, ideal / end, repeated)
 
 
@@ -99,14 +99,16 @@ def main() -> None:
     parser.add_argument("--rows", type=float, default=1e9)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--texts-per-second", type=float, required=True, help="of one worker, measured")
-    parser.add_argument("--block-texts", type=float, default=7500, help="texts in a block (default: 7500)")
+    parser.add_argument(
+        "--unit-texts", type=float, default=7500, help="texts in a commit unit (default: 7500)"
+    )
     parser.add_argument("--runs", type=int, default=5, help="seeds (default: 5)")
     asked = parser.parse_args()
     for name, scene in SCENES.items():
         cluster = Cluster(
             asked.workers,
-            int(asked.rows / asked.block_texts),
-            asked.block_texts / asked.texts_per_second,
+            int(asked.rows / asked.unit_texts),
+            asked.unit_texts / asked.texts_per_second,
             **scene,
         )
         found = [asdict(simulate(cluster, seed)) for seed in range(asked.runs)]

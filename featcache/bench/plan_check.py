@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from featcache.cache.cache import Cache
-from featcache.data.split import Split, load_splits
+from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.planning.answer import Ask
 from featcache.planning.estimate import plan
@@ -64,7 +65,8 @@ def check_plan(
     with tempfile.TemporaryDirectory(prefix=".check-", dir=cache_dir) as name:
         folder = Path(name)
         on_progress(Progress(f"extracting {rows:,} rows"))
-        data = _write(split, rows, folder)
+        picked = np.linspace(0, len(split) - 1, rows).astype(int)  # evenly spread over the split
+        data = write_rows(folder, split.texts(picked), split.pairs(picked))
         paths = replace(settings.paths, cache_dir=str(folder / "cache"))
         (made,) = extract_splits(replace(settings, data=data, paths=paths), ["train"])
     return PlanCheck(
@@ -76,19 +78,21 @@ def check_plan(
     )
 
 
-def _write(split: Split, rows: int, folder: Path) -> DataSettings:
-    """`rows` rows spread evenly over the split as a train file, and two of them for validation."""
-    picked = np.linspace(0, len(split) - 1, rows).astype(int)
-    pairs = split.pairs(picked)
-    kept: list[dict[str, object]] = [{"text": text} for text in split.texts(picked)]
-    for number, row in enumerate(kept):
-        row["label"] = number % 2
-        if pairs is not None:
-            row["pair"] = pairs[number]
-    files = {"train": folder / "train.jsonl", "validation": folder / "validation.jsonl"}
-    for name, part in (("train", kept), ("validation", kept[:2])):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-        files[name].write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
-    named = {name: str(path) for name, path in files.items()}
-    pair = None if pairs is None else "pair"
-    return DataSettings(data_files=named, text_column="text", label_column="label", pair_column=pair)
+def write_rows(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> DataSettings:
+    """Rows with the labels 0 and 1 in turn as a train file, and two of them as a validation file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(texts)]
+    if pairs is not None:
+        rows = [{**row, "pair": pair} for row, pair in zip(rows, pairs, strict=True)]
+    files = {}
+    for name, part in (("train", rows), ("validation", rows[:2])):
+        path = folder / f"{name}.jsonl"
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        path.write_text(lines, encoding="utf-8", errors="surrogatepass")
+        files[name] = str(path)
+    return DataSettings(
+        data_files=files,
+        text_column="text",
+        label_column="label",
+        pair_column=None if pairs is None else "pair",
+    )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from featcache.bench.memory import measure
-from featcache.bench.plan_check import PlanCheck, check_plan
+from featcache.bench.plan_check import PlanCheck, check_plan, write_rows
 from featcache.bench.timing import DIGITS, Machine, run_module, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
@@ -153,13 +153,9 @@ def _made_up(settings: Settings, rows: int, folder: Path) -> DataSettings:
     """`rows` texts, each made of a half of one text of the train split and a half of another."""
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]
     texts = split.texts(slice(None))
-    dice = np.random.default_rng(settings.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.jsonl", "w", encoding="utf-8", errors="surrogatepass") as file:
-        for number, (a, b) in enumerate(dice.integers(len(texts), size=(rows, 2))):
-            text = texts[a][: -(-len(texts[a]) // 2)] + texts[b][len(texts[b]) // 2 :]
-            file.write(json.dumps({"text": text, "label": number % 2}, ensure_ascii=False) + "\n")
-    return DataSettings(data_files={"train": str(folder / "train.jsonl")}, validation_share=0.001)
+    halves = np.random.default_rng(settings.seed).integers(len(texts), size=(rows, 2))
+    made = (texts[a][: -(-len(texts[a]) // 2)] + texts[b][len(texts[b]) // 2 :] for a, b in halves)
+    return write_rows(folder, list(made))
 
 
 @dataclass(frozen=True)

@@ -59,19 +59,19 @@ def test_bench_scale_refuses_an_unknown_engine(tmp_path: Path) -> None:
 
 @given(st.integers(1, 20), st.integers(1, 200), st.floats(0.5, 50))
 def test_simulate_without_failures_wastes_only_the_last_round(
-    workers: int, blocks: int, seconds: float
+    workers: int, units: int, seconds: float
 ) -> None:
-    calm = simulation.Cluster(workers, blocks, seconds, spread=0.0, start=0.0)
+    calm = simulation.Cluster(workers, units, seconds, spread=0.0, start=0.0)
     found = simulation.simulate(calm)
-    rounds = -(-blocks // workers)
+    rounds = -(-units // workers)
     assert found.hours * 3600 == pytest.approx(rounds * seconds)
     assert found.repeated == 0
-    assert found.efficiency == pytest.approx(blocks / (rounds * workers))
+    assert found.efficiency == pytest.approx(units / (rounds * workers))
 
 
 @given(st.integers(2, 30), st.integers(50, 400), st.integers(0, 5))
-def test_simulate_with_failures_takes_longer_and_finishes(workers: int, blocks: int, seed: int) -> None:
-    calm = simulation.Cluster(workers, blocks, 10.0)
+def test_simulate_with_failures_takes_longer_and_finishes(workers: int, units: int, seed: int) -> None:
+    calm = simulation.Cluster(workers, units, 10.0)
     slow = simulation.simulate(replace(calm, slow_share=1.0, slow_factor=2.0), seed)
     assert slow.hours > simulation.simulate(calm, seed).hours
     dying = simulation.simulate(replace(calm, failures=20.0, back_after=30.0), seed)
