@@ -57,7 +57,7 @@ TASKS = [
 
 
 @pytest.mark.parametrize(("probabilities", "labels", "limits"), TASKS)
-def test_each_resample_is_what_scikit_learn_makes_of_its_rows(
+def test_bootstrap_metrics_equal_scikit_learn_on_resampled_rows(
     probabilities: np.ndarray, labels: np.ndarray, limits: np.ndarray | None
 ) -> None:
     rows, resamples = len(labels), 40
@@ -72,7 +72,7 @@ def test_each_resample_is_what_scikit_learn_makes_of_its_rows(
 
 
 @pytest.mark.parametrize(("probabilities", "labels", "limits"), TASKS)
-def test_intervals_are_those_of_a_plain_loop(
+def test_bootstrap_intervals_equal_those_of_a_plain_loop(
     probabilities: np.ndarray, labels: np.ndarray, limits: np.ndarray | None
 ) -> None:
     """Other draws, so agreement is in distribution: ends within a quarter of the interval's width."""
@@ -88,7 +88,7 @@ def test_intervals_are_those_of_a_plain_loop(
         np.testing.assert_allclose(found[name], wanted, atol=0.25 * (wanted[1] - wanted[0]), err_msg=name)
 
 
-def test_an_interval_is_the_middle_95_percent_of_its_resamples() -> None:
+def test_bootstrap_interval_is_the_middle_95_percent_of_the_resamples() -> None:
     data = single_label(200)
     found, drawn = bootstrap_intervals(*data, seed=3), bootstrap_metrics(*data, seed=3)
     for name, values in drawn.items():
@@ -126,7 +126,7 @@ def test_the_log_loss_and_f1_intervals_cover_the_truth() -> None:
         assert 0.88 <= count / 200 <= 0.995, name
 
 
-def test_the_accuracy_interval_is_as_wide_as_the_binomials() -> None:
+def test_accuracy_interval_is_as_wide_as_that_of_the_binomial_distribution() -> None:
     probabilities, labels = single_label(1000)
     share = score(probabilities, labels, ("a", "b", "c")).accuracy
     low, high = bootstrap_intervals(probabilities, labels)["accuracy"]
@@ -142,7 +142,9 @@ def test_more_rows_give_narrower_intervals() -> None:
 
 
 @pytest.mark.parametrize("data", [single_label(300), multi_label(300)], ids=["single", "multi"])
-def test_the_seed_decides_and_the_chunks_do_not(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bootstrap_metrics_depend_on_the_seed_and_not_on_the_chunks(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = bootstrap_intervals(*data, resamples=101, seed=4)
     assert bootstrap_intervals(*data, resamples=101, seed=4) == first
     assert bootstrap_intervals(*data, resamples=101, seed=5) != first
@@ -153,14 +155,14 @@ def test_the_seed_decides_and_the_chunks_do_not(data: Data, monkeypatch: pytest.
             assert again[name] == pytest.approx(first[name], abs=1e-12)
 
 
-def test_one_row_has_no_width() -> None:
+def test_interval_of_one_row_has_no_width() -> None:
     found = bootstrap_intervals(np.array([[0.25, 0.75]]), np.array([1]))
     for name, wanted in score(np.array([[0.25, 0.75]]), np.array([1]), ("a", "b")).summary.items():
         assert found[name] == pytest.approx((wanted, wanted))
     assert found["accuracy"] == (1, 1) and found["ece"] == pytest.approx((0.25, 0.25))
 
 
-def test_all_correct() -> None:
+def test_interval_of_all_correct_rows() -> None:
     labels = np.arange(60) % 3
     found = bootstrap_intervals(np.eye(3)[labels], labels)
     for name in ("accuracy", "macro_f1", "micro_f1", "weighted_f1"):
@@ -170,12 +172,12 @@ def test_all_correct() -> None:
 
 @pytest.mark.parametrize("labels", [np.zeros(0, np.int64), np.zeros((0, 2), np.uint8)])
 @pytest.mark.filterwarnings("error")
-def test_no_rows_have_nan_for_an_interval(labels: np.ndarray) -> None:
+def test_intervals_of_no_rows_are_nan(labels: np.ndarray) -> None:
     found = bootstrap_intervals(np.zeros((0, 2)), labels)
     assert list(found) == list(METRICS) and np.isnan(list(found.values())).all()
 
 
-def test_what_cannot_be_meant_is_refused() -> None:
+def test_bootstrap_refuses_wrong_input() -> None:
     with pytest.raises(UsageError, match="resamples"):
         bootstrap_intervals(*single_label(5), resamples=0)
     with pytest.raises(UsageError, match="do not fit"):
@@ -187,7 +189,7 @@ def test_what_cannot_be_meant_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [single_label(1200, 15), multi_label(1200, 15)], ids=["single", "multi"])
-def test_a_usual_test_set_takes_no_time(data: Data) -> None:
+def test_bootstrap_of_a_usual_test_set_is_fast(data: Data) -> None:
     """A tenth of the limit on an idle core; the best of three, since others may use it."""
     seconds = []
     for _ in range(3):
@@ -197,7 +199,7 @@ def test_a_usual_test_set_takes_no_time(data: Data) -> None:
     assert min(seconds) < 0.5
 
 
-def test_memory_does_not_grow_with_the_resamples() -> None:
+def test_memory_does_not_grow_with_the_number_of_resamples() -> None:
     data = single_label(20_000)
     peaks = []
     bootstrap_metrics(*data, resamples=1)  # imports

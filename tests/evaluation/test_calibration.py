@@ -56,7 +56,7 @@ def outputs(draw: st.DrawFn, limit: float = 30.0) -> Data:
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_the_calibration_error_is_small_of_calibrated_and_larger_of_sharpened(multi_label: bool) -> None:
+def test_calibration_error_grows_with_sharpening(multi_label: bool) -> None:
     logits, labels = calibrated(20_000, multi_label=multi_label)
     errors = [
         expected_calibration_error(probabilities_of(factor * logits, labels), labels) for factor in (1, 2, 4)
@@ -66,7 +66,7 @@ def test_the_calibration_error_is_small_of_calibrated_and_larger_of_sharpened(mu
 
 @given(outputs(), st.integers(1, 40))
 @settings(max_examples=100, deadline=None)
-def test_the_calibration_error_is_in_0_to_1(data: Data, bins: int) -> None:
+def test_calibration_error_is_in_0_to_1(data: Data, bins: int) -> None:
     logits, labels = data
     probabilities = probabilities_of(logits, labels)
     error = expected_calibration_error(probabilities, labels, bins)
@@ -77,7 +77,7 @@ def test_the_calibration_error_is_in_0_to_1(data: Data, bins: int) -> None:
     )
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_calibration_error_by_hand() -> None:
     """Two bins of three are used: 0.9, 0.9 (one right), and 0.6 (right)."""
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
     error = expected_calibration_error(probabilities, np.array([0, 1, 1]), bins=3)
@@ -101,7 +101,7 @@ def test_score_has_no_calibration_error_of_wrong_input() -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("factor", [0.2, 0.5, 1.0, 3.0, 10.0])
-def test_the_temperature_is_the_sharpening(factor: float, multi_label: bool) -> None:
+def test_fit_temperature_finds_the_factor_of_sharpened_logits(factor: float, multi_label: bool) -> None:
     logits, labels = calibrated(4000, multi_label=multi_label)
     sharp = (factor * logits).astype(np.float32)
     found = fit_temperature(sharp, labels)
@@ -121,7 +121,7 @@ def test_the_temperature_is_the_sharpening(factor: float, multi_label: bool) -> 
 @given(outputs(), st.floats(0.05, 20))
 @example((np.array([[3.0, 0.0], [0.0, 2.0]]), np.array([0, 1])), 1.0)
 @settings(max_examples=200, deadline=None)
-def test_no_temperature_is_better_and_1_is_never_better(data: Data, other: float) -> None:
+def test_no_temperature_is_better_than_the_fitted_one(data: Data, other: float) -> None:
     logits, labels = data
     found = fit_temperature(logits, labels)
     assert 0.05 <= found <= 20
@@ -131,7 +131,7 @@ def test_no_temperature_is_better_and_1_is_never_better(data: Data, other: float
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_the_temperature_is_scipys_minimum(multi_label: bool) -> None:
+def test_fit_temperature_equals_the_minimum_by_scipy(multi_label: bool) -> None:
     for seed in range(20):
         logits, labels = calibrated(80, seed=seed, multi_label=multi_label)
         wanted = minimize_scalar(
@@ -145,7 +145,7 @@ def test_the_temperature_is_scipys_minimum(multi_label: bool) -> None:
 
 @given(outputs(), st.floats(0.05, 20), st.floats(-100, 100))
 @settings(max_examples=100, deadline=None)
-def test_a_temperature_changes_no_prediction(data: Data, temperature: float, shift: float) -> None:
+def test_temperature_does_not_change_predictions(data: Data, temperature: float, shift: float) -> None:
     """On a grid, where distinct logits stay distinct; and softmax does not see a shift of a row."""
     logits, labels = np.round(data[0] * 4), data[1]
     before, after = logits, logits / temperature
@@ -168,18 +168,20 @@ def test_a_temperature_changes_no_prediction(data: Data, temperature: float, shi
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_nothing_to_learn_keeps_1(logits: np.ndarray, labels: np.ndarray) -> None:
+def test_fit_temperature_returns_1_where_nothing_can_be_learnt(
+    logits: np.ndarray, labels: np.ndarray
+) -> None:
     assert fit_temperature(logits, labels) == 1.0
 
 
-def test_the_ends_of_the_range() -> None:
+def test_fit_temperature_returns_the_ends_of_its_range() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 2.0]])
     assert fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.05)  # all right: never too sure
     assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(20)  # all wrong: never too unsure
     assert fit_temperature(logits, np.eye(2, dtype=np.uint8)[::-1].copy()) == pytest.approx(20)
 
 
-def test_a_class_the_head_never_saw_does_not_decide() -> None:
+def test_fit_temperature_ignores_a_class_without_train_rows() -> None:
     """Its logit is some -10,000: at no temperature does its probability become one."""
     logits, labels = calibrated(3000)
     logits, labels = np.column_stack([2 * logits, np.full(3000, -1e4)]), labels.copy()
@@ -189,13 +191,13 @@ def test_a_class_the_head_never_saw_does_not_decide() -> None:
     assert fit_temperature(logits[:20], labels[:20]) == 1.0  # only such rows
 
 
-def test_huge_logits_do_not_overflow() -> None:
+def test_fit_temperature_of_huge_logits_does_not_overflow() -> None:
     logits, labels = calibrated(2000)
     with np.errstate(all="raise", under="ignore"):
         assert fit_temperature(15 * logits + 1e6, labels) == pytest.approx(15, rel=0.1)
 
 
-def test_a_temperature_needs_finite_logits_that_fit() -> None:
+def test_fit_temperature_refuses_wrong_input() -> None:
     with pytest.raises(HeadError, match="NaN or infinite"):
         fit_temperature(np.array([[0.0, -np.inf]]), np.array([0]))
     with pytest.raises(UsageError, match="do not fit"):
@@ -218,7 +220,7 @@ def label_sets(draw: st.DrawFn) -> Data:
 
 @given(label_sets())
 @settings(max_examples=100, deadline=None)
-def test_a_threshold_is_the_best_of_all_candidates(data: Data) -> None:
+def test_tune_thresholds_finds_the_best_of_all_candidates(data: Data) -> None:
     """Each probability, and the default, as the threshold: none is better by scikit-learn's F1."""
     probabilities, labels = data
     found = tune_thresholds(probabilities, labels)
@@ -259,7 +261,7 @@ def test_thresholds_by_hand() -> None:
     assert multi_hot(probabilities, found)[:, 1].all() and multi_hot(probabilities, found)[:, 4].all()
 
 
-def test_of_equally_good_thresholds_the_nearest_to_a_half() -> None:
+def test_tune_thresholds_takes_the_one_nearest_to_a_half_of_equals() -> None:
     """F1 is 2/3 with the first row alone, and with the first four: 0.85 or 0.4 (of 0.45 and 0.35)."""
     probabilities = np.array([[0.9], [0.8], [0.7], [0.45], [0.35]])
     labels = np.array([[1], [0], [0], [1], [0]])
@@ -286,7 +288,7 @@ def test_tuning_helps_where_probabilities_are_too_low() -> None:
     assert tuned.macro_f1 > plain.macro_f1 + 0.2 and (found < 0.3).all()
 
 
-def test_thresholds_of_wrong_input() -> None:
+def test_tune_thresholds_refuses_wrong_input() -> None:
     assert tune_thresholds(np.zeros((0, 3)), np.zeros((0, 3), np.uint8)).tolist() == [0.5] * 3
     with pytest.raises(UsageError, match="single-label"):
         tune_thresholds(np.ones((2, 3)), np.zeros(2, np.int64))

@@ -39,7 +39,7 @@ def simulated(
 
 
 @pytest.mark.parametrize("orders", [2, 5])
-def test_intervals_cover_the_truth(orders: int) -> None:
+def test_measured_intervals_cover_the_truth(orders: int) -> None:
     rows, errors = np.array([10, 100, 1000]), np.array([0.4, 0.25, 0.15])
     inside = np.zeros(3)
     for seed in range(150):
@@ -63,13 +63,13 @@ def test_the_interval_adds_the_variances_of_orders_and_rows() -> None:
     np.testing.assert_allclose(alone.intervals(), ends, atol=0.012)
 
 
-def test_scores_that_are_all_1_have_no_interval_beyond_1() -> None:
+def test_interval_of_scores_of_1_ends_at_1() -> None:
     found = MeasuredScores(np.array([10, 20]), np.ones((2, 3)), np.ones((2, 3, 50)), 100)
     np.testing.assert_array_equal(found.intervals(), np.ones((2, 2)))
     np.testing.assert_array_equal(found.deviations(), 0)
 
 
-def test_resampled_orders_have_the_variance_of_their_mean() -> None:
+def test_resampled_has_the_variance_of_the_mean_over_orders() -> None:
     scores = np.random.default_rng(0).normal(0.8, 0.05, size=(2, 5))
     found = MeasuredScores(np.array([10, 20]), scores, np.repeat(scores[:, :, None], 20_000, axis=2), 10**6)
     expected = scores.std(axis=1, ddof=1) / np.sqrt(5)
@@ -84,14 +84,14 @@ ROWS = np.array([10, 30, 100, 300, 1000, 3000, 9600])
 
 @given(st.floats(0, 0.4), st.floats(0.01, 2.0), st.floats(0.05, 1.5))
 @examples(max_examples=50)
-def test_a_power_law_is_found_again(limit: float, scale: float, rate: float) -> None:
+def test_fit_power_laws_finds_the_law_of_exact_errors(limit: float, scale: float, rate: float) -> None:
     errors = limit + scale * (ROWS / 10) ** -rate
     laws = fit_power_laws(ROWS, errors[None], np.ones(len(ROWS)))
     np.testing.assert_allclose(laws.error(ROWS)[0], errors, atol=1e-5)
     np.testing.assert_allclose(laws.error(ROWS * 10)[0], limit + scale * ROWS**-rate, atol=2e-3)
 
 
-def test_the_law_is_at_least_as_near_as_scipys() -> None:
+def test_fit_power_laws_fits_as_well_as_scipy() -> None:
     draw = np.random.default_rng(0)
     errors = 0.05 + 0.8 * ROWS**-0.4 + draw.normal(size=(30, 7)) * 0.02 * (ROWS / 10) ** -0.3
     weights = (ROWS / 10) ** 0.6
@@ -109,18 +109,18 @@ def test_the_law_is_at_least_as_near_as_scipys() -> None:
         assert (weights * (found - wanted) ** 2).sum() <= theirs * (1 + 1e-5)
 
 
-def test_errors_that_rise_make_a_flat_law() -> None:
+def test_fit_power_laws_of_rising_errors_is_flat() -> None:
     laws = fit_power_laws(ROWS, np.linspace(0.1, 0.3, 7)[None], np.ones(7))
     assert laws.scale[0] == 0 and laws.limit[0] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (2, 8)])
-def test_laws_of_too_little(shape: tuple[int, ...]) -> None:
+def test_fit_power_laws_refuses_too_few_points(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="needed"):
         fit_power_laws(ROWS[:7] if shape[-1] == 8 else ROWS[:3], np.full(shape, 0.1), np.ones(shape[-1]))
 
 
-# ---------------------------------------------------------------- the outlook
+# ---------------------------------------------------------------- extrapolate
 
 
 def lawful(rows: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ def test_forecasts_cover_the_truth() -> None:
     assert doubted <= runs / 4
 
 
-def test_an_outlook_is_the_law_beyond_the_last_size() -> None:
+def test_extrapolate_reads_the_law_beyond_the_last_size() -> None:
     found = simulated(ROWS, lawful(ROWS), orders=5, held_out=4000, seed=3)
     told = extrapolate(found)
     assert [one.factor for one in told.forecasts] == [2, 4, 10]
@@ -177,13 +177,13 @@ def outlook_of(scores: list[float], rows: np.ndarray | None = None, orders: int 
         ([0.5, 0.55, 0.65, 0.9, 0.92, 0.92, 0.93], "fits badly"),
     ],
 )
-def test_curves_that_are_not_to_be_trusted(scores: list[float], words: str) -> None:
+def test_extrapolate_doubts_unreliable_curves(scores: list[float], words: str) -> None:
     told = outlook_of(scores)
     assert any(words in doubt for doubt in told.doubts), told.doubts
     assert len(told.forecasts) == 3
 
 
-def test_few_sizes_one_order_and_a_narrow_span() -> None:
+def test_extrapolate_doubts_few_sizes_one_order_and_a_narrow_span() -> None:
     told = outlook_of([0.6, 0.7, 0.8])
     assert told.forecasts == () and told.limit is None and told.backtest is None
     assert "too few" in told.doubts[0] and np.isnan(told.score_at(ROWS)).all()
@@ -194,7 +194,7 @@ def test_few_sizes_one_order_and_a_narrow_span() -> None:
     assert outlook_of((1 - lawful(ROWS[:4])).tolist()).backtest is None
 
 
-def test_perfect_heads_gain_nothing() -> None:
+def test_extrapolate_of_perfect_heads_has_no_gain() -> None:
     found = MeasuredScores(ROWS, np.ones((7, 3)), np.ones((7, 3, 50)), 100)
     told = extrapolate(found)
     assert all((one.score, one.gain, one.gain_high) == (1, 0, 0) for one in told.forecasts)

@@ -73,7 +73,7 @@ def by_loop(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
 @given(single_label())
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_single_label_metrics_are_scikit_learns(case: Case) -> None:
+def test_single_label_metrics_equal_scikit_learn(case: Case) -> None:
     probabilities, labels = case
     numbers, predicted = np.arange(probabilities.shape[1]), probabilities.argmax(1)
     found = score(probabilities, labels, names(len(numbers)))
@@ -104,7 +104,7 @@ def test_single_label_metrics_are_scikit_learns(case: Case) -> None:
 @given(multi_label(), st.booleans())
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_multi_label_metrics_are_scikit_learns(
+def test_multi_label_metrics_equal_scikit_learn(
     case: tuple[np.ndarray, np.ndarray, np.ndarray], with_thresholds: bool
 ) -> None:
     probabilities, labels, limits = case
@@ -142,7 +142,7 @@ def test_multi_label_metrics_are_scikit_learns(
     assert [line.support for line in found.per_class] == labels.sum(axis=0).tolist()
 
 
-def test_the_summary_is_the_six_numbers_in_order() -> None:
+def test_summary_has_the_six_metrics_in_order() -> None:
     found = score(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]), ("a", "b"))
     assert list(found.summary) == list(METRICS)
     assert found.summary["accuracy"] == found.accuracy == found.micro_f1 == 0.5
@@ -156,14 +156,14 @@ def test_rows_of_the_confusion_matrix_are_true_labels() -> None:
     assert found.confusion is not None and found.confusion.tolist() == [[1, 0], [1, 1]]
 
 
-def test_narrow_labels_do_not_overflow() -> None:
+def test_labels_of_narrow_dtypes_do_not_overflow() -> None:
     labels = np.arange(100, dtype=np.uint8)
     np.testing.assert_array_equal(confusion_matrix(labels, labels, 100), np.eye(100, dtype=np.int64))
     found = score(np.eye(100, dtype=np.float32), labels, names(100))
     assert found.accuracy == found.macro_f1 == found.weighted_f1 == 1 and found.ece == 0
 
 
-def test_a_label_in_no_row_and_never_predicted_counts_as_scikit_learn_counts_it() -> None:
+def test_label_without_rows_and_predictions_counts_as_in_scikit_learn() -> None:
     single = score(np.array([[1.0, 0, 0], [0, 1.0, 0]]), np.array([0, 1]), names(3))
     several = score(np.array([[1.0, 0, 0], [0, 1.0, 0]]), np.array([[1, 0, 0], [0, 1, 0]]), names(3))
     assert single.macro_f1 == 1 and several.macro_f1 == pytest.approx(2 / 3)
@@ -172,7 +172,7 @@ def test_a_label_in_no_row_and_never_predicted_counts_as_scikit_learn_counts_it(
 
 @pytest.mark.parametrize("labels", [np.zeros(0, np.int64), np.zeros((0, 3), np.uint8)])
 @pytest.mark.filterwarnings("error")
-def test_no_rows_score_nan(labels: np.ndarray) -> None:
+def test_score_of_no_rows_is_nan(labels: np.ndarray) -> None:
     found = score(np.zeros((0, 3)), labels, names(3))
     assert list(found.summary) == list(METRICS) and np.isnan(list(found.summary.values())).all()
     assert [line.support for line in found.per_class] == [0, 0, 0]
@@ -187,14 +187,14 @@ def test_log_loss_of_a_certain_mistake_is_finite() -> None:
     assert 30 < log_loss(np.array([[1.0, 1.0]], np.float32), np.array([[0, 0]])) < 40
 
 
-def test_a_confidence_on_an_edge_is_in_the_bin_below() -> None:
+def test_confidence_on_an_edge_is_in_the_bin_below() -> None:
     probabilities = np.array([[0.0], [0.2], [0.2000001], [1.0]])
     gaps = calibration_gaps(probabilities, np.ones((4, 1), np.uint8), bins=5)
     assert [np.flatnonzero(row).tolist() for row in gaps[:3]] == [[0], [0], [1]]
     assert not gaps[3].any()  # certain and right: no gap
 
 
-def test_a_probability_equal_to_its_threshold_is_predicted() -> None:
+def test_probability_equal_to_its_threshold_is_predicted() -> None:
     probabilities = np.array([[0.5, 0.3], [0.49, 0.31]])
     assert multi_hot(probabilities).tolist() == [[1, 0], [0, 0]]
     assert multi_hot(probabilities, np.array([0.4, 0.31])).tolist() == [[1, 0], [1, 1]]
@@ -216,7 +216,7 @@ def test_a_probability_equal_to_its_threshold_is_predicted() -> None:
         (np.full((2, 3), 7.0), np.zeros(2, np.int64), None, HeadError, r"outside 0\.\.1"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_score_refuses_shapes_and_labels_that_do_not_fit(
     probabilities: np.ndarray,
     labels: np.ndarray,
     thresholds: np.ndarray | None,
@@ -227,12 +227,12 @@ def test_what_does_not_fit_is_refused(
         score(probabilities, labels, names(3), thresholds)
 
 
-def test_as_many_names_as_columns() -> None:
+def test_score_refuses_another_number_of_names() -> None:
     with pytest.raises(UsageError, match="2 label names"):
         score(np.ones((2, 3)), np.zeros(2, np.int64), names(2))
 
 
-def test_importing_the_metrics_loads_nothing_heavy() -> None:
+def test_importing_the_metrics_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom featcache.evaluation import bootstrap, calibration, metrics\n"
         "print([name for name in ('torch', 'scipy', 'sklearn', 'pandas') if name in sys.modules])"

@@ -32,7 +32,7 @@ def rows(only_first: int, only_second: int, both: int = 5, neither: int = 3) -> 
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-def test_mcnemar_is_the_binomial_test_of_the_discordant_rows(first: int, second: int) -> None:
+def test_mcnemar_equals_the_binomial_test(first: int, second: int) -> None:
     found = mcnemar(*rows(first, second))
     assert (found.only_first, found.only_second) == (first, second)
     expected = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
@@ -40,7 +40,7 @@ def test_mcnemar_is_the_binomial_test_of_the_discordant_rows(first: int, second:
 
 
 @pytest.mark.parametrize("disagreed", range(1, 11))
-def test_mcnemar_by_all_the_ways_the_coins_may_fall(disagreed: int) -> None:
+def test_mcnemar_equals_the_count_of_all_outcomes(disagreed: int) -> None:
     heads = Counter(map(sum, itertools.product((0, 1), repeat=disagreed)))
     for first in range(disagreed + 1):
         far = abs(first - disagreed / 2)
@@ -48,7 +48,7 @@ def test_mcnemar_by_all_the_ways_the_coins_may_fall(disagreed: int) -> None:
         assert mcnemar(*rows(first, disagreed - first)).p == pytest.approx(ways / 2**disagreed)
 
 
-def test_a_multi_label_row_is_right_as_a_whole() -> None:
+def test_right_rows_of_multi_label_rows_are_right_as_a_whole() -> None:
     labels = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], np.uint8)
     predicted = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 0]], np.uint8)
     assert right_rows(labels, predicted).tolist() == [True, False, False]
@@ -75,7 +75,7 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_the_scores_are_those_of_scikit_learn(multi: bool) -> None:
+def test_paired_bootstrap_scores_equal_scikit_learn(multi: bool) -> None:
     labels, first, second = made_up(0, 90, 5, multi=multi)
     found = paired_bootstrap(labels, first, second, 5, resamples=20)
     for number, predicted in (("first", first), ("second", second)):
@@ -85,7 +85,7 @@ def test_the_scores_are_those_of_scikit_learn(multi: bool) -> None:
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_the_interval_is_that_of_resampled_rows(multi: bool) -> None:
+def test_paired_bootstrap_interval_equals_that_of_resampled_rows(multi: bool) -> None:
     """The textbook way: draw rows, score both with scikit-learn, take the difference."""
     labels, first, second = made_up(1, 120, 3, multi=multi)
     draw, drawn = np.random.default_rng(5), []
@@ -101,7 +101,7 @@ def test_the_interval_is_that_of_resampled_rows(multi: bool) -> None:
     assert found.p == pytest.approx(beyond, abs=0.05)
 
 
-def test_p_and_interval_by_all_resamples_there_are() -> None:
+def test_paired_bootstrap_equals_the_count_of_all_resamples() -> None:
     labels, first, second = (
         np.array([0, 0, 1, 1, 2, 2]),
         np.array([0, 0, 1, 2, 2, 2]),
@@ -128,7 +128,7 @@ def test_p_and_interval_by_all_resamples_there_are() -> None:
 
 @given(st.integers(0, 1000), st.booleans(), st.sampled_from([40, 900]))
 @settings(max_examples=30, deadline=None)
-def test_neither_order_of_rows_nor_batches_matter(seed: int, multi: bool, count: int) -> None:
+def test_paired_bootstrap_does_not_depend_on_order_or_batches(seed: int, multi: bool, count: int) -> None:
     data = made_up(seed, count, 3, multi=multi)
     found = paired_bootstrap(*data, 3, resamples=50, seed=seed)
     order = np.random.default_rng(seed).permutation(count)
@@ -148,7 +148,7 @@ def test_resamples_are_draws_of_rows_with_replacement() -> None:
     assert np.cov(drawn.T) == pytest.approx(40 * (np.diag(share) - np.outer(share, share)), abs=0.15)
 
 
-def test_the_seed_decides() -> None:
+def test_paired_bootstrap_depends_on_its_seed() -> None:
     data = made_up(3, 60, 3)
     one, two, other = (paired_bootstrap(*data, 3, resamples=200, seed=seed) for seed in (0, 0, 1))
     assert one == two != other
@@ -156,7 +156,7 @@ def test_the_seed_decides() -> None:
 
 @given(st.integers(0, 1000), st.booleans())
 @settings(max_examples=20, deadline=None)
-def test_swapping_the_two_turns_the_difference_around(seed: int, multi: bool) -> None:
+def test_swapping_the_two_negates_the_difference(seed: int, multi: bool) -> None:
     labels, first, second = made_up(seed, 80, 3, multi=multi)
     here = paired_bootstrap(labels, first, second, 3, resamples=1000)
     there = paired_bootstrap(labels, second, first, 3, resamples=1000)
@@ -168,7 +168,7 @@ def test_swapping_the_two_turns_the_difference_around(seed: int, multi: bool) ->
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_the_same_predictions_differ_in_nothing(multi: bool) -> None:
+def test_equal_predictions_have_no_difference(multi: bool) -> None:
     labels, first, _ = made_up(2, 50, 4, multi=multi)
     found = paired_bootstrap(labels, first, first, 4, resamples=100)
     for difference in (found.accuracy, found.macro_f1):
@@ -176,7 +176,7 @@ def test_the_same_predictions_differ_in_nothing(multi: bool) -> None:
 
 
 @pytest.mark.parametrize("disagreed", [1, 2, 3, 4, 5])
-def test_a_few_rows_prove_nothing(disagreed: int) -> None:
+def test_few_rows_have_large_p_values(disagreed: int) -> None:
     """All resamples may agree, but five fair coins often fall alike."""
     labels = np.arange(100) % 2
     second = labels.copy()
@@ -188,7 +188,7 @@ def test_a_few_rows_prove_nothing(disagreed: int) -> None:
     assert found.accuracy.value == -1 and found.accuracy.p >= 2.0 ** (1 - disagreed)
 
 
-def test_a_small_p_value_is_what_many_more_resamples_count() -> None:
+def test_small_p_value_equals_that_of_many_more_resamples() -> None:
     labels = np.arange(1000) % 2
     first, second = labels.copy(), labels.copy()
     first[:12], second[12:48] = 1 - first[:12], 1 - second[12:48]
@@ -201,7 +201,7 @@ def test_a_small_p_value_is_what_many_more_resamples_count() -> None:
     assert many.resamples * many.macro_f1.p > 10  # counted, not from the normal distribution
 
 
-def test_nothing_to_resample() -> None:
+def test_paired_bootstrap_refuses_no_rows_or_resamples() -> None:
     none = np.zeros(0, np.int64)
     with pytest.raises(ValueError, match="0 rows"):
         paired_bootstrap(none, none, none, 2)
@@ -227,14 +227,14 @@ def rejected(trials: int, better: float, *, multi: bool = False) -> dict[str, fl
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_luck_is_called_a_difference_in_five_percent_at_most(multi: bool) -> None:
+def test_equal_classifiers_differ_in_five_percent_at_most(multi: bool) -> None:
     found = rejected(600, 0.0, multi=multi)
     noise = 2.6 * math.sqrt(0.05 * 0.95 / 600)  # 99.5 % of all such simulations stay below
     assert max(found.values()) <= 0.05 + noise, found
     assert found["macro_f1"] >= 0.02, found  # and it is no test that never says anything
 
 
-def test_a_difference_that_is_there_is_found() -> None:
+def test_real_difference_is_found() -> None:
     assert min(rejected(60, 0.9).values()) >= 0.9
 
 
@@ -242,7 +242,7 @@ def test_a_difference_that_is_there_is_found() -> None:
 
 
 @given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.05, 1.0]), max_size=6))
-def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
+def test_holm_equals_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
     """By its definition: p is corrected by the worst of all sets of hypotheses it belongs to."""
     number = len(p_values)
     sets = [chosen for size in range(1, number + 1) for chosen in itertools.combinations(range(number), size)]

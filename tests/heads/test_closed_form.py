@@ -39,7 +39,7 @@ def numbers_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 300.0])
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_ridge_is_scikit_learns(alpha: float, classes: int) -> None:
+def test_ridge_equals_scikit_learn(alpha: float, classes: int) -> None:
     (x, y), (test, _) = clusters(120, classes=classes), clusters(50, classes=classes, seed=2)
     scaled, scaled_test = standardised(x, test)
     reference = RidgeClassifier(alpha=alpha).fit(scaled, y)
@@ -51,7 +51,7 @@ def test_ridge_is_scikit_learns(alpha: float, classes: int) -> None:
     np.testing.assert_array_equal(found.argmax(1), reference.predict(scaled_test))
 
 
-def test_ridge_with_several_labels_is_scikit_learns() -> None:
+def test_ridge_with_several_labels_equals_scikit_learn() -> None:
     (x, y), (test, _) = tagged(150), tagged(50, seed=2)
     scaled, scaled_test = standardised(x, test)
     reference = RidgeClassifier(alpha=2.0).fit(scaled, y.astype(np.int64))
@@ -60,7 +60,7 @@ def test_ridge_with_several_labels_is_scikit_learns() -> None:
     np.testing.assert_array_equal(found > 0, reference.predict(scaled_test))
 
 
-def test_ridge_with_more_features_than_rows_is_scikit_learns() -> None:
+def test_ridge_with_more_features_than_rows_equals_scikit_learn() -> None:
     (x, y), (test, _) = clusters(12, width=40), clusters(50, width=40, seed=2)
     scaled, scaled_test = standardised(x, test)
     expected = RidgeClassifier(alpha=0.1).fit(scaled, y).decision_function(scaled_test)
@@ -68,12 +68,12 @@ def test_ridge_with_more_features_than_rows_is_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf])
-def test_a_penalty_without_sense(alpha: float) -> None:
+def test_ridge_refuses_an_alpha_out_of_range(alpha: float) -> None:
     with pytest.raises(HeadError, match=f"--alpha {alpha}"):
         ridge(*clusters(20), 3, alpha=alpha)
 
 
-def test_a_penalty_too_small_for_twin_features() -> None:
+def test_ridge_refuses_an_alpha_too_small_for_equal_features() -> None:
     x, y = clusters(30)
     twins = np.concatenate([x, x], axis=1)
     with pytest.raises(HeadError, match="too small") as caught:
@@ -87,7 +87,7 @@ def test_a_penalty_too_small_for_twin_features() -> None:
 @pytest.mark.parametrize("shrinkage", ["auto", 0.0, 0.3, 1])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("rows", [25, 200])
-def test_the_discriminant_is_scikit_learns(shrinkage: Any, classes: int, rows: int) -> None:
+def test_discriminant_equals_scikit_learn(shrinkage: Any, classes: int, rows: int) -> None:
     (x, y), (test, _) = clusters(rows, classes=classes), clusters(50, classes=classes, seed=2)
     scaled, scaled_test = standardised(x, test)
     reference = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(scaled, y)
@@ -97,7 +97,7 @@ def test_the_discriminant_is_scikit_learns(shrinkage: Any, classes: int, rows: i
 
 
 @pytest.mark.parametrize("width", [1, 40])
-def test_narrow_and_wide_discriminants_are_scikit_learns(width: int) -> None:
+def test_discriminant_of_one_or_many_features_equals_scikit_learn(width: int) -> None:
     """One feature, where nothing is shrunk; more features than rows."""
     (x, y), (test, _) = clusters(20, width=width), clusters(50, width=width, seed=2)
     scaled, scaled_test = standardised(x, test)
@@ -107,7 +107,7 @@ def test_narrow_and_wide_discriminants_are_scikit_learns(width: int) -> None:
 
 
 @pytest.mark.parametrize("shrinkage", ["auto", 0.2])
-def test_a_class_with_one_row_is_scikit_learns(shrinkage: Any) -> None:
+def test_discriminant_with_a_class_of_one_row_equals_scikit_learn(shrinkage: Any) -> None:
     (x, y), (test, _) = clusters(60), clusters(50, seed=2)
     y = np.where(np.arange(60) == 7, 3, y)
     scaled, scaled_test = standardised(x, test)
@@ -117,7 +117,7 @@ def test_a_class_with_one_row_is_scikit_learns(shrinkage: Any) -> None:
     np.testing.assert_allclose(softmax(found), reference.predict_proba(scaled_test), rtol=0, atol=1e-5)
 
 
-def test_each_of_several_labels_is_a_discriminant() -> None:
+def test_discriminant_with_several_labels_equals_one_for_each_label() -> None:
     (x, y), (test, _) = tagged(150), tagged(50, seed=2)
     scaled, scaled_test = standardised(x, test)
     found = discriminant(x, y, 4).logits(test)
@@ -129,7 +129,7 @@ def test_each_of_several_labels_is_a_discriminant() -> None:
 
 @given(rows=st.integers(2, 30), width=st.integers(2, 8), seed=st.integers(0, 10_000))
 @hypothesis_settings(deadline=None)
-def test_shrinkage_out_of_sums_is_ledoit_and_wolfs(rows: int, width: int, seed: int) -> None:
+def test_ledoit_wolf_from_sums_equals_scikit_learn(rows: int, width: int, seed: int) -> None:
     from sklearn.covariance import ledoit_wolf
 
     from featcache.heads.closed_form import _ledoit_wolf
@@ -143,13 +143,13 @@ def test_shrinkage_out_of_sums_is_ledoit_and_wolfs(rows: int, width: int, seed: 
 
 
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.1, np.nan, "ledoit", None])
-def test_shrinkage_without_sense(shrinkage: Any) -> None:
+def test_discriminant_refuses_a_shrinkage_out_of_range(shrinkage: Any) -> None:
     with pytest.raises(HeadError, match=f"--shrinkage {shrinkage}"):
         discriminant(*clusters(20), 3, shrinkage=shrinkage)
 
 
 @pytest.mark.parametrize("copies", [1, 3, 7])
-def test_classes_without_spread(copies: int) -> None:
+def test_discriminant_refuses_classes_without_different_rows(copies: int) -> None:
     x = np.repeat(clusters(6, classes=6)[0], copies, axis=0)
     with pytest.raises(HeadError, match="two different rows"):
         discriminant(x, np.repeat(np.arange(6), copies), 6)
@@ -160,7 +160,7 @@ def test_classes_without_spread(copies: int) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_nearest_centroid_is_scikit_learns(classes: int, seed: int) -> None:
+def test_centroid_equals_scikit_learn(classes: int, seed: int) -> None:
     (x, y), (test, _) = clusters(90, classes=classes, seed=seed), clusters(300, classes=classes, seed=50)
     scaled, scaled_test = standardised(x, test)
     reference = NearestCentroid().fit(scaled, y)
@@ -171,7 +171,7 @@ def test_the_nearest_centroid_is_scikit_learns(classes: int, seed: int) -> None:
     np.testing.assert_allclose(gaps, np.broadcast_to(gaps[:, :1], gaps.shape), rtol=0, atol=1e-4)
 
 
-def test_each_of_several_labels_has_two_centroids() -> None:
+def test_centroid_with_several_labels_equals_one_for_each_label() -> None:
     (x, y), (test, _) = tagged(150), tagged(300, seed=2)
     scaled, scaled_test = standardised(x, test)
     found = centroid(x, y, 4).logits(test)
@@ -185,7 +185,7 @@ def test_each_of_several_labels_has_two_centroids() -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("k", [1, 15, 90])
-def test_the_neighbours_are_scikit_learns(metric: str, k: int) -> None:
+def test_neighbours_equal_scikit_learn(metric: str, k: int) -> None:
     (x, y), (test, _) = clusters(90), clusters(200, seed=1)
     scaled, scaled_test = standardised(x, test)
     reference = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(scaled, y)
@@ -193,26 +193,26 @@ def test_the_neighbours_are_scikit_learns(metric: str, k: int) -> None:
     np.testing.assert_array_equal(found.argmax(1), reference.predict(scaled_test))
 
 
-def test_neighbours_with_several_labels_are_scikit_learns() -> None:
+def test_neighbours_with_several_labels_equal_scikit_learn() -> None:
     (x, y), (test, _) = tagged(90), tagged(200, seed=1)
     scaled, scaled_test = standardised(x, test)
     reference = KNeighborsClassifier(15, metric="cosine", algorithm="brute").fit(scaled, y)
     np.testing.assert_array_equal(neighbours(x, y, 4).logits(test) > 0, reference.predict(scaled_test))
 
 
-def test_the_neighbours_keep_the_features_as_they_are() -> None:
+def test_neighbours_do_not_copy_the_features() -> None:
     x, y = clusters(30)
     stored = x.astype(np.float16)
     assert neighbours(stored, y, 3).features is stored
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_more_neighbours_than_rows(k: int) -> None:
+def test_neighbours_refuse_more_neighbours_than_rows(k: int) -> None:
     with pytest.raises(HeadError, match=f"{k} neighbours of 30 rows"):
         neighbours(*clusters(30), 3, neighbours=k)
 
 
-# ---------------------------------------------------------------- what all of them do
+# ---------------------------------------------------------------- all of them
 
 
 def solved(solve: Solver, data: LabelledFeatures, classes: int) -> Scorer:
@@ -221,7 +221,9 @@ def solved(solve: Solver, data: LabelledFeatures, classes: int) -> Scorer:
 
 @every_solver
 @pytest.mark.parametrize("make", [clusters, tagged], ids=["one label", "several"])
-def test_stored_float16_features_are_their_float32_values(solve: Solver, make: Any, tmp_path: Path) -> None:
+def test_float16_features_give_the_head_of_their_float32_values(
+    solve: Solver, make: Any, tmp_path: Path
+) -> None:
     """As they come from the cache: float16, read-only, memory-mapped."""
     x, y = make(60)
     x.astype(np.float16).tofile(tmp_path / "x")
@@ -234,7 +236,7 @@ def test_stored_float16_features_are_their_float32_values(solve: Solver, make: A
 
 @every_solver
 @pytest.mark.parametrize(("present", "classes"), [([0, 2], 3), ([1, 2, 4], 6)])
-def test_a_class_that_train_lacks_is_never_said(solve: Solver, present: list[int], classes: int) -> None:
+def test_class_without_train_rows_is_never_predicted(solve: Solver, present: list[int], classes: int) -> None:
     x, y = clusters(90, classes=len(present))
     scorer = solved(solve, LabelledFeatures(x, np.array(present)[y]), classes)
     wild = np.concatenate([x, 50 * np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)])
@@ -249,7 +251,7 @@ def test_a_class_that_train_lacks_is_never_said(solve: Solver, present: list[int
 
 
 @every_solver
-def test_labels_that_no_row_or_every_row_has(solve: Solver) -> None:
+def test_labels_of_no_row_or_all_rows_get_constant_logits(solve: Solver) -> None:
     x, y = tagged(60)
     widened = np.insert(y, [0, 2], np.array([0, 1], np.uint8), axis=1)  # columns 0 and 3
     found, plain = (
@@ -268,7 +270,7 @@ def test_labels_that_no_row_or_every_row_has(solve: Solver) -> None:
 
 @every_solver
 @pytest.mark.parametrize("constant", [0.0, 0.1, -3.7, 1e4])
-def test_constant_features_say_nothing(solve: Solver, constant: float) -> None:
+def test_constant_features_do_not_change_the_logits(solve: Solver, constant: float) -> None:
     x, y = clusters(60)
     fixed = np.concatenate([x, np.full((60, 2), constant, np.float32)], axis=1)
     found = solved(solve, LabelledFeatures(fixed, y), 3).logits(fixed)
@@ -283,7 +285,7 @@ def test_constant_features_say_nothing(solve: Solver, constant: float) -> None:
 
 
 @every_solver
-def test_a_feature_far_from_zero_keeps_its_say(solve: Solver) -> None:
+def test_feature_with_a_large_mean_is_used(solve: Solver) -> None:
     """Some Transformers have such outliers: mean 20, spread 0.1, and all that matters is in the spread."""
     draw = np.random.default_rng(0)
     y = np.arange(80) % 2
@@ -293,7 +295,7 @@ def test_a_feature_far_from_zero_keeps_its_say(solve: Solver) -> None:
 
 
 @every_solver
-def test_rows_that_come_twice(solve: Solver) -> None:
+def test_repeated_rows(solve: Solver) -> None:
     x, y = clusters(40)
     found = solved(solve, LabelledFeatures(np.tile(x, (3, 1)), np.tile(y, 3)), 3).logits(x)
     if solve is neighbours:  # the three nearest are the row itself
@@ -309,7 +311,7 @@ def test_rows_that_come_twice(solve: Solver) -> None:
 
 
 @every_solver
-def test_more_classes_than_rows(solve: Solver) -> None:
+def test_more_classes_than_rows_give_finite_logits(solve: Solver) -> None:
     x, y = clusters(8, classes=4, width=20)
     found = solved(solve, LabelledFeatures(x, y * 5), 20).logits(x)
     assert found.shape == (8, 20)
@@ -319,7 +321,7 @@ def test_more_classes_than_rows(solve: Solver) -> None:
 
 @every_solver
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_features_that_are_no_numbers(solve: Solver, bad: float) -> None:
+def test_nan_or_infinite_features_are_refused(solve: Solver, bad: float) -> None:
     x, y = clusters(30)
     x[7, 2] = x[11, 0] = bad
     with pytest.raises(HeadError, match=r"2 rows of the train features .* row 8"):
@@ -342,13 +344,13 @@ def test_features_that_are_no_numbers(solve: Solver, bad: float) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.dtype}{list(value.shape)}",
 )
-def test_labels_without_sense(solve: Solver, y: np.ndarray, match: str) -> None:
+def test_labels_that_do_not_fit_are_refused(solve: Solver, y: np.ndarray, match: str) -> None:
     with pytest.raises(HeadError, match=match):
         solve(clusters(30)[0], y, 3)
 
 
 @every_solver
-def test_features_without_sense(solve: Solver) -> None:
+def test_features_that_do_not_fit_are_refused(solve: Solver) -> None:
     x, y = clusters(30)
     with pytest.raises(HeadError, match="all train rows have the same features"):
         solve(np.repeat(x[:1], 30, axis=0), y, 3)
@@ -358,7 +360,7 @@ def test_features_without_sense(solve: Solver) -> None:
 
 
 @linear_solvers
-def test_no_copy_of_all_rows_is_made(solve: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_rows_are_not_copied(solve: Solver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     monkeypatch.setattr(featcache.heads.features, "NUMBERS_AT_ONCE", 1 << 14)

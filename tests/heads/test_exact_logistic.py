@@ -60,7 +60,7 @@ def assert_same(solution: Solution, model: LogisticRegression) -> None:
 
 
 @pytest.mark.parametrize("shape", [(600, 40, 2), (600, 40, 5), (90, 200, 2), (90, 200, 6), (60, 59, 3)])
-def test_the_path_agrees_with_scikit_learn(shape: tuple[int, int, int]) -> None:
+def test_fit_path_equals_scikit_learn(shape: tuple[int, int, int]) -> None:
     x, y = rows(*shape)
     for solution in fit_path(x, y, shape[2], PENALTIES):
         model = reference(x, y, solution.C)
@@ -75,7 +75,7 @@ def test_the_path_agrees_with_scikit_learn(shape: tuple[int, int, int]) -> None:
         assert solution.converged and solution.gradient_norm <= 1e-6
 
 
-def test_many_rows_in_several_chunks_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_in_several_slices_equals_fit_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(500, 30, 3)
     whole = fit(x, y, 3, 1.0)
     monkeypatch.setattr(logistic, "NUMBERS_AT_ONCE", 30 * 7)
@@ -87,7 +87,7 @@ def test_many_rows_in_several_chunks_agree(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_sample_weights_count_like_repeated_rows(classes: int) -> None:
+def test_sample_weights_equal_repeated_rows(classes: int) -> None:
     x, y = rows(300, 20, classes)
     weight = np.random.default_rng(1).integers(0, 4, len(y)).astype(np.float64)
     weighted = fit(x, y, classes, 0.5, sample_weight=weight, tolerance=1e-8)
@@ -98,7 +98,7 @@ def test_sample_weights_count_like_repeated_rows(classes: int) -> None:
     assert_same(weighted, reference(x, y, 0.5, weight))
 
 
-def test_multi_label_is_one_binary_problem_a_label() -> None:
+def test_multi_label_equals_one_binary_problem_a_label() -> None:
     x, _ = rows(400, 30, 2)
     r = np.random.default_rng(2)
     odds = x @ r.normal(size=(30, 5)) - np.array([0, 1, 2, 4, 0])  # from common to rare
@@ -114,7 +114,7 @@ def test_multi_label_is_one_binary_problem_a_label() -> None:
         assert solution.bias[4] == -1e4 and not solution.weight[4].any()
 
 
-def test_a_label_that_every_row_has_is_always_said() -> None:
+def test_label_of_every_row_is_always_predicted() -> None:
     x, y = rows(50, 4, 2)
     solution = fit(x, np.stack([y, np.ones(50, int)], axis=1), 2, 1.0)
     assert solution.bias[1] == 1e4 and solution.weight[0].any()
@@ -125,7 +125,7 @@ def test_a_label_that_every_row_has_is_always_said() -> None:
     n=st.integers(2, 60), d=st.integers(1, 40), classes=st.integers(2, 5), seed=st.integers(0, 10**6),
     log_c=st.floats(-4, 3), duplicates=st.booleans(),
 )  # fmt: skip
-def test_the_gradient_is_as_small_as_promised(
+def test_gradient_norm_equals_that_of_the_definition(
     n: int, d: int, classes: int, seed: int, log_c: float, duplicates: bool
 ) -> None:
     """Checked by finite differences of the definition at the returned weights."""
@@ -153,7 +153,7 @@ def test_the_gradient_is_as_small_as_promised(
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 4))
-def test_no_nearby_weights_are_better(seed: int, classes: int) -> None:
+def test_nearby_weights_have_a_higher_loss(seed: int, classes: int) -> None:
     x, y = rows(80, 10, classes, seed=seed)
     solution = fit(x, y, classes, 1.0, tolerance=1e-9)
     r = np.random.default_rng(seed)
@@ -165,7 +165,7 @@ def test_no_nearby_weights_are_better(seed: int, classes: int) -> None:
         assert objective(x, y, w, b, 1.0) > solution.loss
 
 
-def test_the_path_does_not_depend_on_order_or_company() -> None:
+def test_fit_path_does_not_depend_on_order_or_other_penalties() -> None:
     x, y = rows(300, 25, 3)
     path = fit_path(x, y, 3, [10.0, 0.01, 1.0, 0.01])
     assert [s.C for s in path] == [10.0, 0.01, 1.0, 0.01]
@@ -174,7 +174,7 @@ def test_the_path_does_not_depend_on_order_or_company() -> None:
         np.testing.assert_allclose(solution.weight, alone.weight, atol=1e-4 * np.abs(alone.weight).max())
 
 
-def test_the_path_is_warm_started() -> None:
+def test_fit_path_starts_from_earlier_solutions() -> None:
     x, y = rows(1500, 60, 2)
     penalties = np.logspace(-4, 2, 20).tolist()
     together = sum(s.iterations for s in fit_path(x, y, 2, penalties))
@@ -190,14 +190,14 @@ def test_correlated_features_take_few_steps() -> None:
     assert solution.converged and 10 * solution.iterations < theirs
 
 
-def test_equal_work_gives_equal_bits() -> None:
+def test_fit_is_deterministic() -> None:
     x, y = rows(300, 40, 3)
     first, second = fit(x, y, 3, 1.0), fit(x, y, 3, 1.0)
     np.testing.assert_array_equal(first.weight, second.weight)
     np.testing.assert_array_equal(first.bias, second.bias)
 
 
-def test_rows_are_read_from_disk_in_slices(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_fit_reads_hdf5_rows_in_slices(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     x, y = rows(400, 30, 3)
     expected = fit(x, y, 3, 1.0)
     monkeypatch.setattr(logistic, "NUMBERS_AT_ONCE", 30 * 64)
@@ -223,7 +223,7 @@ def test_rows_are_read_from_disk_in_slices(tmp_path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_dtypes_and_read_only_rows(dtype: type) -> None:
+def test_fit_takes_other_dtypes_and_read_only_rows(dtype: type) -> None:
     x, y = rows(200, 10, 2)
     x = x.astype(dtype)
     x.flags.writeable = False
@@ -242,25 +242,25 @@ class TestOddRows:
         assert solution.converged and np.abs(solution.weight[:, 2]).max() == 0
         assert_same(solution, reference(x, y, 1.0))
 
-    def test_all_constant_features_leave_the_shares(self) -> None:
+    def test_constant_features_give_the_shares_of_the_classes(self) -> None:
         y = np.array([0, 1, 1, 2, 2, 2])
         for d in (3, 10):
             solution = fit(np.zeros((6, d), np.float32), y, 3, 1.0)
             assert solution.converged and not solution.weight.any()
             np.testing.assert_allclose(softmax(solution.bias), [1 / 6, 2 / 6, 3 / 6], rtol=1e-6)
 
-    def test_balanced_constant_features_end_at_once(self) -> None:
+    def test_balanced_constant_features_need_no_step(self) -> None:
         solution = fit(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]), 2, 1.0)
         assert solution.converged and solution.iterations == 0
 
-    def test_a_class_of_one_row(self) -> None:
+    def test_class_of_one_row_equals_scikit_learn(self) -> None:
         x, y = rows(200, 10, 3)
         y = np.where(y == 2, 0, y)
         y[7] = 2
         assert_same(fit(x, y, 3, 1.0), reference(x, y, 1.0))
 
     @pytest.mark.parametrize("there", [(0, 3), (1, 2, 4)])
-    def test_a_class_that_is_never_seen_is_never_said(self, there: tuple[int, ...]) -> None:
+    def test_class_without_rows_is_never_predicted(self, there: tuple[int, ...]) -> None:
         x, y = rows(100, 6, len(there))
         y = np.array(there)[y]
         solution = fit(x, y, 5, 1.0)
@@ -271,7 +271,7 @@ class TestOddRows:
             probabilities[:, list(there)], reference(x, y, 1.0).predict_proba(x), atol=1e-4
         )
 
-    def test_a_class_whose_rows_all_weigh_nothing_is_never_said(self) -> None:
+    def test_class_whose_rows_have_weight_0_is_never_predicted(self) -> None:
         x, y = rows(100, 6, 4)
         solution = fit(x, y, 4, 1.0, sample_weight=(y != 1).astype(float))
         kept = y != 1
@@ -289,7 +289,7 @@ class TestOddRows:
             assert solution.converged
             assert_same(solution, reference(x, y, solution.C))
 
-    def test_a_wide_offset_is_no_obstacle(self) -> None:
+    def test_features_with_a_large_mean_are_solved(self) -> None:
         """Standardised features are asked for; others are still solved, as scikit-learn would."""
         x, y = rows(300, 8, 2)
         x = x * 20 + 50
@@ -301,7 +301,7 @@ class TestOddRows:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("d", [4, 300])
-    def test_rows_that_are_not_finite_are_named(self, bad: float, d: int) -> None:
+    def test_rows_that_are_not_finite_are_refused_by_number(self, bad: float, d: int) -> None:
         x, y = rows(100, d, 2)
         x[[41, 60], 3] = bad
         with pytest.raises(
@@ -310,7 +310,7 @@ class TestOddRows:
             fit(x, y, 2, 1.0)
 
     @pytest.mark.parametrize("size", [1e25, 3e38])
-    def test_features_too_large_for_float32_products(self, size: float) -> None:
+    def test_features_too_large_for_float32_are_refused(self, size: float) -> None:
         x, y = rows(50, 4, 2)
         x = np.clip(x, -1, 1) * np.float32(size)
         with pytest.raises(HeadError, match="standardise"):
@@ -341,14 +341,14 @@ class TestOddRows:
         ({"sample_weight": np.full(30, np.nan)}, "sample weights"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(change: dict, message: str) -> None:
+def test_fit_path_refuses_arguments_out_of_range(change: dict, message: str) -> None:
     x, y = rows(30, 3, 2)
     arguments = {"x": x, "y": y, "classes": 2, "penalties": [1.0], **change}
     with pytest.raises(HeadError, match=message):
         fit_path(**arguments)
 
 
-def test_steps_that_run_out_are_said() -> None:
+def test_solution_has_not_converged_after_max_iterations() -> None:
     x, y = rows(300, 40, 3)
     solution = fit(x, y, 3, 10.0, max_iterations=2)
     assert not solution.converged and solution.iterations == 2 and solution.gradient_norm > 1e-6
@@ -356,7 +356,7 @@ def test_steps_that_run_out_are_said() -> None:
 
 
 class TestChoosing:
-    def test_the_best_on_validation_is_chosen(self) -> None:
+    def test_choose_penalty_takes_the_best_on_validation(self) -> None:
         x, y = rows(400, 60, 3, noise=0.5)
         train, held = slice(0, 150), slice(150, 400)
         penalties = np.logspace(-4, 2, 7).tolist()
@@ -391,7 +391,7 @@ class TestChoosing:
 
 
 class TestCrossValidation:
-    def test_folds_are_fitted_without_their_rows(self) -> None:
+    def test_scores_of_a_fold_are_of_fits_without_its_rows(self) -> None:
         """Every fold's accuracy, from fits on rows cut out; the deal itself is checked below."""
         from featcache.heads.exact_logistic import _folds_of
 
@@ -422,7 +422,7 @@ class TestCrossValidation:
             assert sorted(c[label] for c in ours) == sorted(c[label] for c in theirs)
         assert (fold_of != _folds_of(y, 3, 5, 1)).any()
 
-    def test_rare_labels_are_folds_oft_evenly(self) -> None:
+    def test_rare_labels_are_spread_evenly_over_the_folds(self) -> None:
         from featcache.heads.exact_logistic import _folds_of
 
         r = np.random.default_rng(0)
@@ -439,7 +439,7 @@ class TestCrossValidation:
         first, second = (cross_validate_penalty(x, y, 2, [0.1, 1.0], seed=4) for _ in range(2))
         np.testing.assert_array_equal(first.log_loss, second.log_loss)
 
-    def test_a_class_with_fewer_rows_than_folds_is_named(self) -> None:
+    def test_class_with_fewer_rows_than_folds_is_refused(self) -> None:
         x, y = rows(100, 5, 2)
         y = y.copy()
         y[:3] = 2
@@ -450,7 +450,7 @@ class TestCrossValidation:
             cross_validate_penalty(x, y, 3, [1.0])
 
     @pytest.mark.parametrize("folds", [0, 1, 101])
-    def test_folds_must_be_possible(self, folds: int) -> None:
+    def test_number_of_folds_out_of_range_is_refused(self, folds: int) -> None:
         x, y = rows(100, 5, 2)
         with pytest.raises(HeadError, match="folds of 100 rows"):
             cross_validate_penalty(x, y, 2, [1.0], folds=folds)
@@ -462,7 +462,7 @@ def _overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x, (x[:, 0] + 2 * dice.standard_normal(rows) > 0).astype(np.int64)
 
 
-def test_the_penalty_of_the_head_is_the_best_of_the_path_by_validation() -> None:
+def test_fit_exact_takes_the_best_penalty_on_validation() -> None:
     (x, y), (held_out, y_held_out) = _overlapping(120, 0), _overlapping(80, 1)
     asked = HeadSettings(penalty="validation")
     fit = fit_exact(LabelledFeatures(x, y), LabelledFeatures(held_out, y_held_out), 2, asked, seed=0)
@@ -479,7 +479,7 @@ def test_the_penalty_of_the_head_is_the_best_of_the_path_by_validation() -> None
     assert ranks[fit.about["C"]] == best and min(PATH) < fit.about["C"] < max(PATH)
 
 
-def test_the_penalty_of_the_head_by_folds_never_sees_validation() -> None:
+def test_fit_exact_by_folds_does_not_use_validation() -> None:
     x, y = _overlapping(120, 0)
     asked = HeadSettings(penalty="folds", folds=4)
     chosen = []
@@ -492,7 +492,7 @@ def test_the_penalty_of_the_head_by_folds_never_sees_validation() -> None:
     assert chosen == [expected.C, expected.C]
 
 
-def test_rows_standardised_when_they_are_read_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_exact_of_streamed_rows_equals_that_of_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = _overlapping(300, 0)
     stored = x.astype(np.float16)
     kept = fit_exact(LabelledFeatures(stored, y), LabelledFeatures(stored, y), 2, HeadSettings(), seed=0)

@@ -13,7 +13,7 @@ from featcache.heads.fit import schedule_factor
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0.0, 0.25, 1.0])
-def test_the_schedules_are_torchs(schedule: Any, warmup: float) -> None:
+def test_schedule_factor_equals_transformers(schedule: Any, warmup: float) -> None:
     """After the warm-up, which torch has as LinearLR: transformers' factors, one step later at the start."""
     from transformers import get_scheduler
 

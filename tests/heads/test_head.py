@@ -33,7 +33,7 @@ def some_head(classes: int = 3, width: int = 5, **changes: Any) -> Head:
     return head_of(Linear(*weights), **changes)
 
 
-def test_logits_and_probabilities() -> None:
+def test_predict_proba_equals_torch() -> None:
     head = some_head()
     x = np.random.default_rng(1).normal(size=(9, 5)).astype(np.float16)
     expected = torch.nn.functional.linear(
@@ -47,7 +47,7 @@ def test_logits_and_probabilities() -> None:
     assert head.predict_proba(np.zeros((0, 5))).shape == (0, 3)
 
 
-def test_many_rows_at_once_are_the_rows_one_by_one() -> None:
+def test_logits_of_many_rows_equal_those_of_single_rows() -> None:
     head = some_head(2, 3)
     x = np.random.default_rng(1).normal(size=(140_000, 3)).astype(np.float32)
     found = head.logits(x)
@@ -59,13 +59,13 @@ def test_many_rows_at_once_are_the_rows_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 4), (5,), (1, 4, 5)])
-def test_features_of_another_width(shape: tuple[int, ...]) -> None:
+def test_predict_proba_refuses_features_of_another_width(shape: tuple[int, ...]) -> None:
     with pytest.raises(HeadError, match=r"wants features \[N, 5\]"):
         some_head().predict_proba(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("largest", [1e4, 3e38])
-def test_softmax_of_large_logits(largest: float) -> None:
+def test_softmax_of_large_logits_does_not_overflow(largest: float) -> None:
     found = softmax(np.array([[largest, 0, -largest], [-largest, -largest, -largest]], np.float32))
     np.testing.assert_allclose(found, [[1, 0, 0], [1 / 3] * 3], rtol=0, atol=1e-12)
 
@@ -82,7 +82,7 @@ def saved(folder: Path, **changes: Any) -> Head:
     return head
 
 
-def test_a_saved_head_comes_back_exactly(tmp_path: Path) -> None:
+def test_load_head_returns_what_was_saved(tmp_path: Path) -> None:
     head = saved(tmp_path)
     found = load_head(tmp_path)
     for name in ("label_names", "view", "encoder", "kind", "fingerprint"):
@@ -92,7 +92,7 @@ def test_a_saved_head_comes_back_exactly(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_nothing_is_pickled(tmp_path: Path) -> None:
+def test_save_pickles_nothing(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     saved(tmp_path)
@@ -101,7 +101,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "head.safetensors")) == {"weight", "bias"}
 
 
-def test_heads_side_by_side(tmp_path: Path) -> None:
+def test_several_heads_in_one_folder(tmp_path: Path) -> None:
     best, last = some_head(encoder=DOCUMENT), some_head(encoder=DOCUMENT, view="last/mean")
     best.save(tmp_path)
     last.save(tmp_path, "last")
@@ -112,7 +112,7 @@ def test_heads_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["head.json", "head.safetensors"])
-def test_half_a_head(tmp_path: Path, name: str) -> None:
+def test_load_head_refuses_a_missing_file(tmp_path: Path, name: str) -> None:
     saved(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(HeadError, match="is missing"):
@@ -122,7 +122,7 @@ def test_half_a_head(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"3", b"null", b'"x"', b"\xff\xfe", b"{}", b'{"format": 3}', b"[" * 100_000]
 )
-def test_a_note_that_is_none(tmp_path: Path, content: bytes) -> None:
+def test_load_head_refuses_an_unreadable_document(tmp_path: Path, content: bytes) -> None:
     saved(tmp_path)
     (tmp_path / "head.json").write_bytes(content)
     with pytest.raises(HeadError):
@@ -130,7 +130,7 @@ def test_a_note_that_is_none(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", ["format", "kind", "view", "label_names", "fingerprint", "encoder"])
-def test_a_note_that_lacks_something(tmp_path: Path, key: str) -> None:
+def test_load_head_refuses_a_document_without_a_field(tmp_path: Path, key: str) -> None:
     saved(tmp_path)
     change_note(tmp_path, lambda note: note.pop(key))
     with pytest.raises(HeadError):
@@ -170,7 +170,7 @@ def change_note(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     ],
     ids=lambda changes: json.dumps(changes)[:60],
 )
-def test_a_note_changed_by_hand(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_load_head_refuses_a_changed_document(tmp_path: Path, changes: dict[str, Any]) -> None:
     saved(tmp_path)
     change_note(tmp_path, lambda note: note.update(changes))
     with pytest.raises(HeadError):
@@ -200,7 +200,7 @@ def tensors(**changes: Any) -> dict[str, np.ndarray]:
     ids=lambda parts: ", ".join(f"{name} {part.dtype} {list(part.shape)}" for name, part in parts.items()),
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered")
-def test_weights_that_do_not_fit(tmp_path: Path, parts: dict[str, np.ndarray]) -> None:
+def test_load_head_refuses_weights_that_do_not_fit(tmp_path: Path, parts: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     saved(tmp_path)
@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, parts: dict[str, np.ndarray]) -
         load_head(tmp_path)
 
 
-def test_weights_of_a_kind_numpy_does_not_know(tmp_path: Path) -> None:
+def test_load_head_refuses_bfloat16_weights(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     saved(tmp_path)
@@ -219,7 +219,7 @@ def test_weights_of_a_kind_numpy_does_not_know(tmp_path: Path) -> None:
         load_head(tmp_path)
 
 
-def test_damaged_weights(tmp_path: Path) -> None:
+def test_load_head_refuses_damaged_weights(tmp_path: Path) -> None:
     saved(tmp_path)
     path = tmp_path / "head.safetensors"
     whole = path.read_bytes()

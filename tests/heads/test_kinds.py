@@ -21,7 +21,7 @@ def test_the_command_line_knows_every_kind() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_head_of_every_kind_predicts_what_it_was_scored_on(kind: str, cli: Cli, trained: Path) -> None:
+def test_predictor_of_every_kind_repeats_the_saved_predictions(kind: str, cli: Cli, trained: Path) -> None:
     made = cli.ok("train-head", "--head", kind, "--epochs", "20", "--json").json
     assert made["head"] == kind
     assert made["metrics"]["test"]["accuracy"] > 0.6  # the labels can be learned
@@ -37,7 +37,7 @@ def test_a_head_of_every_kind_predicts_what_it_was_scored_on(kind: str, cli: Cli
     assert files <= {".json", ".safetensors", ".parquet"}
 
 
-def test_several_labels_from_file_to_prediction(cli: Cli, trained: Path) -> None:
+def test_several_labels_of_every_kind_from_file_to_prediction(cli: Cli, trained: Path) -> None:
     """Labels of several reviews each: what is good or bad, and whether the text is long."""
     for split in ("train", "validation", "test"):
         rows = read_rows(f"reviews/{split}.jsonl")
@@ -70,7 +70,7 @@ def test_several_labels_from_file_to_prediction(cli: Cli, trained: Path) -> None
         assert answer.label == ", ".join(told)
 
 
-def test_int8_features_are_near_and_named(cli: Cli, trained: Path) -> None:
+def test_int8_features_are_close_and_have_another_fingerprint(cli: Cli, trained: Path) -> None:
     cli.ok("extract", "--all-splits", "--dtype", "float32", "--json")
     exact = featcache.load_settings({"dtype": "float32"})
     made = cli.ok("extract", "--split", "test", "--dtype", "int8", "--json").json
@@ -84,7 +84,7 @@ def test_int8_features_are_near_and_named(cli: Cli, trained: Path) -> None:
         assert 0.99 < cosine.min() < 1 - 1e-7  # near, and not the same arithmetic
 
 
-def test_an_int8_vector_does_not_depend_on_its_company(cli: Cli, trained: Path) -> None:
+def test_int8_vector_does_not_depend_on_the_batch(cli: Cli, trained: Path) -> None:
     from featcache.backbone.files import find_model
     from featcache.backbone.load import load_backbone
 

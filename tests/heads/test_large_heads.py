@@ -67,7 +67,7 @@ def write_features(path: Path, rows: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "exact", "ridge", "discriminant", "centroid"])
-def test_memory_is_bounded(tmp_path: Path, kind: str) -> None:
+def test_memory_of_every_kind_is_bounded(tmp_path: Path, kind: str) -> None:
     rows = int(os.environ.get("LARGE_ROWS", "400000"))  # 400,000 x 768: 614 MB stored, 1.2 GB in float32
     write_features(tmp_path / "x", rows)
     found = train(kind, tmp_path / "x", rows)

@@ -106,7 +106,7 @@ def assert_is(found: Any, layer: torch.nn.Linear, stored: np.ndarray) -> None:
     ],
     ids=lambda course: f"{course.batch_size}-{course.schedule}",
 )
-def test_every_head_goes_torchs_way(make: Any, course: Course) -> None:
+def test_fit_stack_equals_torch(make: Any, course: Course) -> None:
     train, validation = make(90, 0), make(40, 1)
     fits = fit_stack(train, validation, 3, MEMBERS, course)
     for member, fit in zip(MEMBERS, fits, strict=True):
@@ -114,7 +114,7 @@ def test_every_head_goes_torchs_way(make: Any, course: Course) -> None:
 
 
 @pytest.mark.parametrize("make", [rows, several])
-def test_a_head_is_the_same_in_company(make: Any) -> None:
+def test_head_of_a_stack_equals_the_head_alone(make: Any) -> None:
     train, validation = make(80, 0), make(30, 1)
     course = Course(epochs=8, batch_size=8)
     together = fit_stack(train, validation, 3, MEMBERS, course)
@@ -128,7 +128,7 @@ def test_a_head_is_the_same_in_company(make: Any) -> None:
             assert one.train_loss == pytest.approx(other.train_loss, abs=1e-5)
 
 
-def test_rows_too_many_to_keep_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_stack_of_streamed_rows_equals_that_of_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standardised chunk by chunk from the map, in many chunks, instead of at once."""
     train, validation = rows(200, 0), rows(60, 1)
     course = Course(epochs=3, batch_size=8)
@@ -143,7 +143,7 @@ def test_rows_too_many_to_keep_train_alike(monkeypatch: pytest.MonkeyPatch) -> N
             assert a.train_accuracy == pytest.approx(b.train_accuracy)
 
 
-def test_a_head_that_stops_keeps_what_it_had() -> None:
+def test_head_that_stops_early_keeps_its_history() -> None:
     train, validation = rows(60, 0), rows(30, 3)
     members = [Member("a", lr=0.3), Member("a", lr=1e-4)]
     patient = fit_stack(train, validation, 3, members, Course(epochs=60, patience=4))
@@ -154,7 +154,7 @@ def test_a_head_that_stops_keeps_what_it_had() -> None:
     assert len(patient[1].history) > len(stopped.history)
 
 
-def test_a_diverged_head_leaves_the_others_alone() -> None:
+def test_diverged_head_does_not_change_the_others() -> None:
     train = rows(60, 0)
     members = [Member("a", lr=1e12, weight_decay=1.0), Member("a")]
     wild, fine = fit_stack(train, train, 3, members, Course(epochs=9))
@@ -164,7 +164,7 @@ def test_a_diverged_head_leaves_the_others_alone() -> None:
     assert fine.about is None
 
 
-def test_a_seed_decides_the_first_weights_of_its_head_only() -> None:
+def test_seed_of_a_member_sets_its_first_weights_only() -> None:
     train = rows(60, 0)
     members = [Member("a", seed=0), Member("a", seed=1), Member("a", seed=0)]
     one, other, again = fit_stack(train, train, 3, members, Course(epochs=2))
@@ -172,7 +172,7 @@ def test_a_seed_decides_the_first_weights_of_its_head_only() -> None:
     assert not np.allclose(one.last.weight, other.last.weight, atol=1e-3)
 
 
-def test_threads_are_left_as_they_were() -> None:
+def test_fit_stack_restores_the_number_of_threads() -> None:
     train = rows(60, 0)
     torch.set_num_threads(2)
     try:
@@ -191,13 +191,13 @@ def test_threads_are_left_as_they_were() -> None:
         (Member("a"), Course(batch_size=0), "--batch-size 0"),
     ],
 )
-def test_settings_without_sense(member: Member, course: Course, words: str) -> None:
+def test_fit_stack_refuses_settings_out_of_range(member: Member, course: Course, words: str) -> None:
     train = rows(30, 0)
     with pytest.raises(HeadError, match=words):
         fit_stack(train, train, 3, [member], course)
 
 
-def test_a_stack_of_none() -> None:
+def test_fit_stack_refuses_no_members() -> None:
     train = rows(30, 0)
     with pytest.raises(HeadError, match="no heads"):
         fit_stack(train, train, 3, [], Course())

@@ -94,15 +94,13 @@ def check_same(scorer: Mlp, x: np.ndarray, expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
 
 
-# ---------------------------------------------------------------- the course of training
+# ---------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, (1.0, 0.3, 4.0)])
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_the_course_of_training_is_torchs(
-    smoothing: float, weights: tuple[float, ...] | None, batch_size: int
-) -> None:
+def test_fit_mlp_equals_torch(smoothing: float, weights: tuple[float, ...] | None, batch_size: int) -> None:
     train, validation = clusters(60), clusters(30, seed=1)
     loss = torch.nn.CrossEntropyLoss(
         None if weights is None else torch.tensor(weights), label_smoothing=smoothing
@@ -125,7 +123,7 @@ def test_the_course_of_training_is_torchs(
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, (1.0, 0.3, 4.0, 2.0)])
-def test_several_labels_are_torchs_binary_cross_entropy(
+def test_fit_mlp_with_several_labels_equals_torch(
     smoothing: float, weights: tuple[float, ...] | None
 ) -> None:
     train, validation = tagged(60), tagged(30, seed=1)
@@ -149,7 +147,7 @@ def test_several_labels_are_torchs_binary_cross_entropy(
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_the_schedule_is_that_of_every_step(schedule: Any) -> None:
+def test_fit_mlp_applies_the_schedule_in_every_step(schedule: Any) -> None:
     train = clusters(50)
     total = 5 * 4  # 50 rows in batches of 16
     factor = lambda step: schedule_factor(min(step, total - 1), total, 0.3, schedule)  # noqa: E731
@@ -157,7 +155,7 @@ def test_the_schedule_is_that_of_every_step(schedule: Any) -> None:
     check_same(fitted(train, warmup=0.3, schedule=schedule).last, train[0], after[-1])
 
 
-# ---------------------------------------------------------------- which epoch
+# ---------------------------------------------------------------- best epoch, patience
 
 
 def noisy(**changes: Any) -> Fit:
@@ -169,16 +167,16 @@ def ranks(fit: Fit) -> list[tuple[float, float]]:
     return [(line.validation_accuracy, -line.validation_loss) for line in fit.history]
 
 
-def test_the_best_epoch_is_the_validations() -> None:
+def test_best_epoch_is_chosen_by_validation_accuracy() -> None:
     fit = noisy()
     assert [line.epoch for line in fit.history] == list(range(1, 41))
     assert fit.best_epoch == 1 + ranks(fit).index(max(ranks(fit)))
-    assert 1 < fit.best_epoch < 40  # else this proves nothing
+    assert 1 < fit.best_epoch < 40  # else this tests nothing
     assert same(fit.best, noisy(epochs=fit.best_epoch).last)
     assert not same(fit.best, fit.last)
 
 
-def test_equal_accuracy_is_decided_by_the_loss() -> None:
+def test_best_epoch_of_equal_accuracies_has_the_lowest_loss() -> None:
     train, validation = clusters(60, noise=0.1), clusters(30, seed=1, noise=0.1)
     fit = fitted(train, validation, epochs=12, lr=0.05)
     best = fit.history[fit.best_epoch - 1]
@@ -188,7 +186,7 @@ def test_equal_accuracy_is_decided_by_the_loss() -> None:
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_patience_ends_it(patience: int) -> None:
+def test_patience_stops_training(patience: int) -> None:
     whole, fit = noisy(), noisy(patience=patience)
     assert len(fit.history) < 40
     assert fit.history == whole.history[: len(fit.history)]
@@ -200,14 +198,14 @@ def test_patience_ends_it(patience: int) -> None:
     assert same(fit.last, noisy(epochs=len(fit.history)).last)
 
 
-def test_progress_hears_of_every_epoch() -> None:
+def test_on_epoch_receives_every_epoch() -> None:
     heard: list[Epoch] = []
     fit = fitted(clusters(40), on_epoch=heard.append)
     assert tuple(heard) == fit.history
     assert len(heard) == 5
 
 
-def test_the_validation_rows_do_not_train() -> None:
+def test_validation_rows_do_not_change_the_weights() -> None:
     train = clusters(60)
     other = LabelledFeatures(clusters(9, seed=2).x * 1e3, clusters(9, seed=2).y)
     assert same(fitted(train, clusters(30, seed=1)).last, fitted(train, other).last)
@@ -217,20 +215,20 @@ def test_the_validation_rows_do_not_train() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_a_seed_decides_all(dropout: float) -> None:
+def test_fit_mlp_depends_on_its_seed_alone(dropout: float) -> None:
     train = clusters(60)
     torch.manual_seed(1)
     first = fitted(train, dropout=dropout, seed=1)
     torch.manual_seed(2)
     state = torch.get_rng_state()
     again = fitted(train, dropout=dropout, seed=1)
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's dice
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own random state
     assert same(first.last, again.last)
     assert first.history == again.history
     assert not same(first.last, fitted(train, dropout=dropout, seed=2).last)
 
 
-def test_dropout_leaves_out_that_share_and_keeps_the_mean() -> None:
+def test_dropout_omits_its_share_and_keeps_the_mean() -> None:
     from featcache.heads.mlp import _Network
 
     x, y = clusters(200)
@@ -245,7 +243,7 @@ def test_dropout_leaves_out_that_share_and_keeps_the_mean() -> None:
     torch.testing.assert_close(dropped[alive][kept], plain[alive][kept] / 0.7)
 
 
-def test_dropout_is_no_part_of_the_scores() -> None:
+def test_history_is_scored_without_dropout() -> None:
     train = clusters(60)
     fit = fitted(train, dropout=0.5)
     expected = log_loss(train[1], softmax(fit.last.logits(train[0])))
@@ -255,7 +253,7 @@ def test_dropout_is_no_part_of_the_scores() -> None:
 # ---------------------------------------------------------------- what is trained
 
 
-def test_a_hidden_layer_learns_what_a_line_cannot() -> None:
+def test_fit_mlp_learns_exclusive_or() -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(400, 2)).astype(np.float32)
     y = ((x[:, 0] > 0) ^ (x[:, 1] > 0)).astype(np.int64)
@@ -270,7 +268,7 @@ def test_a_hidden_layer_learns_what_a_line_cannot() -> None:
     assert fit.history[fit.best_epoch - 1].validation_accuracy > 0.93
 
 
-def test_stored_float16_features_train_alike(tmp_path: Path) -> None:
+def test_float16_features_give_the_head_of_their_float32_values(tmp_path: Path) -> None:
     x, y = clusters(60)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)
@@ -280,7 +278,7 @@ def test_stored_float16_features_train_alike(tmp_path: Path) -> None:
     )
 
 
-def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     import featcache.heads.features
@@ -300,7 +298,7 @@ def test_the_train_rows_are_not_copied(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, -3.7, 1e4])
-def test_constant_features_say_nothing(constant: float) -> None:
+def test_constant_features_do_not_change_the_logits(constant: float) -> None:
     x, y = clusters(60)
     fixed = np.concatenate([x, np.full((60, 2), constant, np.float32)], axis=1)
     _, after = reference(LabelledFeatures(fixed, y), torch.nn.CrossEntropyLoss(), outputs=3)
@@ -312,7 +310,7 @@ def test_constant_features_say_nothing(constant: float) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_class_that_train_lacks_is_never_said(smoothing: float) -> None:
+def test_class_without_train_rows_is_never_predicted(smoothing: float) -> None:
     x, y = clusters(60, classes=2)
     weights = np.array([9, 1, 9, 2.0])
     fit = fitted(
@@ -335,7 +333,7 @@ def test_a_class_that_train_lacks_is_never_said(smoothing: float) -> None:
     assert (found[:, [0, 2]] == -1e4).all()
 
 
-def test_labels_that_no_row_or_every_row_has() -> None:
+def test_labels_of_no_row_or_all_rows_get_constant_logits() -> None:
     x, y = tagged(60)
     widened = np.insert(y, [0, 2], np.array([0, 1], np.uint8), axis=1)  # columns 0 and 3
     found, plain = fitted(LabelledFeatures(x, widened), classes=6), fitted(LabelledFeatures(x, y), classes=4)
@@ -346,7 +344,7 @@ def test_labels_that_no_row_or_every_row_has() -> None:
     assert found.history[-1].train_accuracy == plain.history[-1].train_accuracy
 
 
-def test_more_classes_than_rows() -> None:
+def test_more_classes_than_rows_can_be_fitted() -> None:
     x, y = clusters(7, classes=7, width=20)
     fit = fitted(LabelledFeatures(x[:4], y[:4]), LabelledFeatures(x[4:], y[4:]), 7, epochs=60, lr=0.02)
     assert (fit.last.logits(x[:4]).argmax(1) == y[:4]).all()
@@ -382,14 +380,14 @@ def test_small_steps_take_one_thread(limit: int, threads: int, monkeypatch: pyte
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_no_numbers(split: str, bad: float) -> None:
+def test_nan_or_infinite_features_are_refused(split: str, bad: float) -> None:
     data = {"train": clusters(30), "validation": clusters(20, seed=1)}
     data[split][0][7, 2] = data[split][0][11, 0] = bad
     with pytest.raises(HeadError, match=f"2 rows of the {split} features .* row 8"):
         fitted(data["train"], data["validation"])
 
 
-def test_a_single_class() -> None:
+def test_single_class_is_refused() -> None:
     with pytest.raises(HeadError, match="single class"):
         fitted(LabelledFeatures(clusters(30)[0], np.ones(30, np.int64)), clusters(10))
 
@@ -411,19 +409,19 @@ def test_a_single_class() -> None:
     ],
     ids=str,
 )
-def test_settings_without_sense(changes: dict[str, Any], flag: str) -> None:
+def test_fit_mlp_refuses_settings_out_of_range(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(HeadError, match=flag):
         fitted(clusters(30), **changes)
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (1, 0, 1), (1, -1, 1), (1, np.nan, 1), ((1, 1, 1),)], ids=str)
-def test_class_weights_without_sense(weights: Any) -> None:
+def test_fit_mlp_refuses_class_weights_out_of_range(weights: Any) -> None:
     with pytest.raises(HeadError, match="class weights must be 3 numbers"):
         fitted(clusters(30), class_weight=np.array(weights, np.float64))
 
 
 @pytest.mark.parametrize("make", [clusters, tagged], ids=["one label", "several"])
-def test_a_loss_that_diverges(make: Callable[..., LabelledFeatures]) -> None:
+def test_divergence_is_an_error(make: Callable[..., LabelledFeatures]) -> None:
     with pytest.raises(HeadError, match="diverged in epoch 1") as caught:
         fitted(make(30), classes=4, lr=1e30)
     assert "--lr" in str(caught.value)

@@ -70,7 +70,7 @@ def torch_reference(
     ids=lambda config: f"{config.batch_size}-{config.lr}-{config.weight_decay}",
 )
 @pytest.mark.parametrize("seed", [0, 5])
-def test_the_course_of_training_is_torchs(config: HeadSettings, seed: int) -> None:
+def test_fit_linear_equals_torch(config: HeadSettings, seed: int) -> None:
     train, validation = clusters(90), clusters(40, seed=1)
     fit = fit_linear(train, validation, 3, config, seed=seed)
     expected = torch_reference(train, config, seed)
@@ -86,7 +86,7 @@ def test_the_course_of_training_is_torchs(config: HeadSettings, seed: int) -> No
         assert line.validation_accuracy == pytest.approx((logits.argmax(1) == y).double().mean().item())
 
 
-def test_the_best_epoch_is_the_validations() -> None:
+def test_best_epoch_is_chosen_by_validation_accuracy() -> None:
     """Validation labels that training moves away from after a while."""
     train, validation = clusters(60, noise=3.0), clusters(30, seed=3, noise=3.0)
     config = HeadSettings(epochs=40, lr=0.05, batch_size=8)
@@ -96,7 +96,7 @@ def test_the_best_epoch_is_the_validations() -> None:
     assert [line.epoch for line in lines] == list(range(1, 41))
     ranks = [(line.validation_accuracy, -line.validation_loss) for line in fit.history]
     assert fit.best_epoch == 1 + ranks.index(max(ranks))
-    assert 1 < fit.best_epoch < 40  # else this proves nothing
+    assert 1 < fit.best_epoch < 40  # else this tests nothing
     assert max(lines, key=lambda line: line.train_accuracy).epoch != fit.best_epoch
     shorter = HeadSettings(epochs=fit.best_epoch, lr=0.05, batch_size=8)
     wanted = fit_linear(train, validation, 3, shorter, seed=0).last
@@ -109,7 +109,7 @@ def test_the_best_epoch_is_the_validations() -> None:
     assert (probabilities.argmax(1) == validation[1]).mean() == pytest.approx(best.validation_accuracy)
 
 
-def test_equal_accuracy_is_decided_by_the_loss() -> None:
+def test_best_epoch_of_equal_accuracies_has_the_lowest_loss() -> None:
     train, validation = clusters(60, noise=0.1), clusters(30, seed=1, noise=0.1)
     fit = fit_linear(train, validation, 3, HeadSettings(epochs=12, lr=0.05), seed=0)
     best = fit.history[fit.best_epoch - 1]
@@ -118,7 +118,7 @@ def test_equal_accuracy_is_decided_by_the_loss() -> None:
     assert best.validation_loss == min(line.validation_loss for line in ties)
 
 
-def test_the_validation_rows_do_not_train() -> None:
+def test_validation_rows_do_not_change_the_weights() -> None:
     train, config = clusters(60), HeadSettings(epochs=5)
     far = clusters(9, seed=2)
     one = fit_linear(train, clusters(30, seed=1), 3, config, seed=0)
@@ -127,7 +127,7 @@ def test_the_validation_rows_do_not_train() -> None:
     np.testing.assert_array_equal(one.last.bias, other.last.bias)
 
 
-def test_a_seed_decides_the_order() -> None:
+def test_fit_linear_depends_on_its_seed_alone() -> None:
     train, config = clusters(60), HeadSettings(epochs=3, batch_size=4)
     torch.manual_seed(1)
     first = fit_linear(train, train, 3, config, seed=1)
@@ -135,12 +135,12 @@ def test_a_seed_decides_the_order() -> None:
     state = torch.get_rng_state()
     again = fit_linear(train, train, 3, config, seed=1)
     np.testing.assert_array_equal(first.last.weight, again.last.weight)
-    assert torch.equal(torch.get_rng_state(), state)  # nobody else's dice
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own random state
     other = fit_linear(train, train, 3, config, seed=2)
     assert not np.array_equal(first.last.weight, other.last.weight)
 
 
-def test_a_batch_larger_than_the_data_is_the_data() -> None:
+def test_batch_larger_than_the_data_equals_one_of_all_rows() -> None:
     train = clusters(20)
     large, exact = (
         fit_linear(train, train, 3, HeadSettings(epochs=4, batch_size=size), seed=0) for size in (4096, 20)
@@ -149,7 +149,7 @@ def test_a_batch_larger_than_the_data_is_the_data() -> None:
     assert large.history == exact.history
 
 
-def test_stored_float16_features_train_alike() -> None:
+def test_float16_features_give_the_head_of_their_float32_values() -> None:
     """As they come from the cache: float16, read-only."""
     x, y = clusters(60)
     stored = x.astype(np.float16)
@@ -170,7 +170,7 @@ def test_stored_float16_features_train_alike() -> None:
 
 
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
-def test_folding_changes_nothing(fit_head: Callable[..., Fit]) -> None:
+def test_folded_standardisation_gives_the_same_logits(fit_head: Callable[..., Fit]) -> None:
     """The head on raw features is the unfolded head on standardised ones."""
     train, test = clusters(80), clusters(30, seed=4)
     fit = fit_head(train, train, 3, HeadSettings(epochs=5, lr=0.02), seed=0)
@@ -180,7 +180,7 @@ def test_folding_changes_nothing(fit_head: Callable[..., Fit]) -> None:
     np.testing.assert_allclose(head_of(fit.best).logits(test[0]), unfolded, rtol=0, atol=1e-4)
 
 
-def test_a_feature_far_from_zero_keeps_its_say() -> None:
+def test_feature_with_a_large_mean_is_used() -> None:
     """Some Transformers have such outliers: mean 20, spread 0.1, and all that matters is in the spread."""
     draw = np.random.default_rng(0)
     y = np.arange(80) % 2
@@ -199,7 +199,7 @@ def test_a_feature_far_from_zero_keeps_its_say() -> None:
 
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
 @pytest.mark.parametrize("constant", [0.0, 1.0, -3.7, 1e4, 1e-8])
-def test_constant_features_say_nothing(fit_head: Callable[..., Fit], constant: float) -> None:
+def test_constant_features_get_no_weight(fit_head: Callable[..., Fit], constant: float) -> None:
     x, y = clusters(60)
     fixed = np.concatenate([x, np.full((60, 2), constant, np.float32)], axis=1)
     config = HeadSettings(epochs=4)
@@ -218,7 +218,7 @@ def test_constant_features_say_nothing(fit_head: Callable[..., Fit], constant: f
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("penalty", [0.1, 10.0])
-def test_logistic_is_scikit_learns(classes: int, penalty: float) -> None:
+def test_fit_logistic_equals_a_pipeline_of_scikit_learn(classes: int, penalty: float) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -233,7 +233,7 @@ def test_logistic_is_scikit_learns(classes: int, penalty: float) -> None:
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-def test_logistic_is_to_the_digit_what_scikit_learn_says() -> None:
+def test_fit_logistic_equals_logistic_regression_to_four_digits() -> None:
     from sklearn.linear_model import LogisticRegression
 
     train, test = clusters(120), clusters(50, seed=2)
@@ -244,7 +244,7 @@ def test_logistic_is_to_the_digit_what_scikit_learn_says() -> None:
 
 
 @pytest.mark.parametrize(("present", "classes"), [([0, 2], 3), ([1, 2, 4], 5), ([3, 1], 4)])
-def test_logistic_with_a_class_that_train_lacks(present: list[int], classes: int) -> None:
+def test_fit_logistic_with_a_class_without_train_rows(present: list[int], classes: int) -> None:
     from sklearn.linear_model import LogisticRegression
 
     x, y = clusters(90, classes=len(present))
@@ -260,7 +260,7 @@ def test_logistic_with_a_class_that_train_lacks(present: list[int], classes: int
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
-def test_adamw_with_a_class_that_train_lacks() -> None:
+def test_fit_linear_with_a_class_without_train_rows() -> None:
     x, y = clusters(60, classes=2)
     fit = fit_linear(
         LabelledFeatures(x, y * 2), LabelledFeatures(x, y * 2), 4, HeadSettings(epochs=60, lr=0.05), seed=0
@@ -270,7 +270,7 @@ def test_adamw_with_a_class_that_train_lacks() -> None:
 
 
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
-def test_more_classes_than_rows(fit_head: Callable[..., Fit]) -> None:
+def test_more_classes_than_rows_can_be_fitted(fit_head: Callable[..., Fit]) -> None:
     x, y = clusters(7, classes=7, width=20)
     fit = fit_head(
         LabelledFeatures(x[:4], y[:4]),
@@ -291,7 +291,7 @@ def test_more_classes_than_rows(fit_head: Callable[..., Fit]) -> None:
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_features_that_are_no_numbers(fit_head: Callable[..., Fit], bad: float, split: str) -> None:
+def test_nan_or_infinite_features_are_refused(fit_head: Callable[..., Fit], bad: float, split: str) -> None:
     data = {"train": clusters(30), "validation": clusters(20, seed=1)}
     data[split][0][7, 2] = data[split][0][11, 0] = bad
     with pytest.raises(HeadError, match=f"2 rows of the {split} features .* row 8"):
@@ -299,7 +299,7 @@ def test_features_that_are_no_numbers(fit_head: Callable[..., Fit], bad: float, 
 
 
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
-def test_a_single_class(fit_head: Callable[..., Fit]) -> None:
+def test_single_class_is_refused(fit_head: Callable[..., Fit]) -> None:
     x, _ = clusters(30)
     with pytest.raises(HeadError, match="single class"):
         fit_head(LabelledFeatures(x, np.ones(30, np.int64)), clusters(10), 3, HeadSettings(), seed=0)
@@ -318,12 +318,14 @@ def test_a_single_class(fit_head: Callable[..., Fit]) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("fit_head", [fit_linear, fit_logistic])
-def test_settings_without_sense(fit_head: Callable[..., Fit], changes: dict[str, Any], flag: str) -> None:
+def test_settings_out_of_range_are_refused(
+    fit_head: Callable[..., Fit], changes: dict[str, Any], flag: str
+) -> None:
     with pytest.raises(HeadError, match=flag):
         fit_head(clusters(30), clusters(10), 3, HeadSettings(**changes), seed=0)
 
 
-def test_a_loss_that_diverges() -> None:
+def test_divergence_is_an_error() -> None:
     with pytest.raises(HeadError, match="diverged") as caught:
         fit_linear(clusters(30), clusters(10), 3, HeadSettings(epochs=5, lr=1e10), seed=0)
     assert "--lr" in str(caught.value)

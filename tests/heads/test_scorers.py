@@ -53,7 +53,7 @@ any_scorer = pytest.mark.parametrize("make", ANY, ids=ANY_IDS)
 # ---------------------------------------------------------------- logits
 
 
-def test_linear_is_torchs() -> None:
+def test_linear_equals_torch() -> None:
     scorer, x = linear(), float32(9, 5).astype(np.float16)
     expected = torch.nn.functional.linear(
         torch.tensor(x).float(), torch.tensor(scorer.weight), torch.tensor(scorer.bias)
@@ -61,7 +61,7 @@ def test_linear_is_torchs() -> None:
     np.testing.assert_allclose(scorer.logits(x), expected, rtol=0, atol=1e-5)
 
 
-def test_mlp_is_torchs() -> None:
+def test_mlp_equals_torch() -> None:
     scorer, x = mlp(), float32(9, 5).astype(np.float16)
     network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
     parts = (torch.tensor(part) for part in (scorer.w1, scorer.b1, scorer.w2, scorer.b2))
@@ -72,7 +72,7 @@ def test_mlp_is_torchs() -> None:
 
 
 @pytest.mark.parametrize(("make", "rows"), [(linear, 140_000), (mlp, 20_000)])
-def test_many_rows_are_the_rows_one_by_one(make: Callable[[], Scorer], rows: int) -> None:
+def test_logits_of_many_rows_equal_those_of_single_rows(make: Callable[[], Scorer], rows: int) -> None:
     scorer, x = make(), float32(rows, 5)
     found = scorer.logits(x)
     assert found.shape == (rows, 3)
@@ -82,7 +82,7 @@ def test_many_rows_are_the_rows_one_by_one(make: Callable[[], Scorer], rows: int
 
 
 @any_scorer
-def test_what_all_scorers_are(make: Callable[[], Scorer]) -> None:
+def test_every_scorer_has_width_classes_and_float32_logits(make: Callable[[], Scorer]) -> None:
     scorer = make()
     assert (scorer.width, scorer.classes) == (5, 3)
     assert scorer.logits(float32(4, 5)).dtype == np.float32
@@ -92,14 +92,14 @@ def test_what_all_scorers_are(make: Callable[[], Scorer]) -> None:
             scorer.logits(np.zeros(shape, np.float32))
 
 
-def test_parameters_are_counted() -> None:
+def test_parameters_counts_the_numbers() -> None:
     assert linear().parameters == 3 * 5 + 3
     assert (mlp().parameters, mlp().hidden) == (7 * 5 + 7 + 3 * 7 + 3, 7)
     assert neighbours().parameters == 40 * 5
 
 
 @any_scorer
-def test_memory_mapped_rows_are_rows(make: Callable[[], Scorer], tmp_path: Path) -> None:
+def test_logits_of_memory_mapped_rows(make: Callable[[], Scorer], tmp_path: Path) -> None:
     scorer, x = make(), float32(50, 5).astype(np.float16)
     x.tofile(tmp_path / "x")
     mapped = np.memmap(tmp_path / "x", np.float16, "r", shape=(50, 5))
@@ -122,7 +122,7 @@ def as_sets(rows: np.ndarray) -> list[set[int]]:
     seed=st.integers(0, 1000),
 )
 @hypothesis_settings(deadline=None, max_examples=150)
-def test_the_nearest_are_those_of_a_full_sort(
+def test_nearest_equals_a_full_sort(
     rows: int, queries: int, share: float, metric: str, blocks: tuple[int, int], seed: int
 ) -> None:
     """Small integers: many equal rows, equal distances, rows of zeros; ties go to the row stored first."""
@@ -148,7 +148,7 @@ def test_the_nearest_are_those_of_a_full_sort(
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("blocks", [(7, 9), (2048, 2048)])
-def test_the_votes_are_scikit_learns(
+def test_neighbours_logits_equal_scikit_learn(
     metric: str, several: bool, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sklearn.neighbors import KNeighborsClassifier
@@ -174,7 +174,7 @@ def test_the_votes_are_scikit_learns(
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_row_alone_is_the_row_among_others(metric: str) -> None:
+def test_neighbours_of_a_row_do_not_depend_on_other_rows(metric: str) -> None:
     """Many stored duplicates with labels of their own: rounding must not choose among them."""
     base = np.random.default_rng(0).normal(size=(300, 48)).astype(np.float16)
     stored, labels = np.concatenate([base, base, base]), np.random.default_rng(1).integers(0, 5, 900)
@@ -189,7 +189,7 @@ def test_a_row_alone_is_the_row_among_others(metric: str) -> None:
     np.testing.assert_array_equal(scorer.logits(far), alone)
 
 
-def test_a_tie_of_votes_goes_to_the_first_class() -> None:
+def test_equal_votes_predict_the_first_class() -> None:
     x = np.array([[0.0], [1.0], [2.0], [9.0]], np.float32)
     scorer = Neighbours(x, np.array([2, 1, 2, 0]), 3, 2, np.zeros(1), np.ones(1), "euclidean")
     np.testing.assert_allclose(np.exp(scorer.logits(x[:1])), [[1 / 9, 4 / 9, 4 / 9]], rtol=1e-6)
@@ -198,7 +198,7 @@ def test_a_tie_of_votes_goes_to_the_first_class() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("metric", METRICS)
-def test_queries_that_are_no_numbers(bad: float, metric: str) -> None:
+def test_neighbours_refuse_nan_or_infinite_features(bad: float, metric: str) -> None:
     x = float32(4, 5)
     x[2, 1] = bad
     with pytest.raises(HeadError, match="NaN or infinite"):
@@ -206,17 +206,17 @@ def test_queries_that_are_no_numbers(bad: float, metric: str) -> None:
 
 
 @pytest.mark.parametrize("k", [0, -1, 41])
-def test_neighbours_that_are_not_there(k: int) -> None:
+def test_neighbours_refuse_an_impossible_number(k: int) -> None:
     with pytest.raises(HeadError, match=f"{k} neighbours of 40 rows"):
         neighbours(neighbours=k)
 
 
-def test_a_metric_that_is_not_there() -> None:
+def test_neighbours_refuse_an_unknown_metric() -> None:
     with pytest.raises(HeadError, match="unknown metric 'chebyshev'"):
         neighbours(metric="chebyshev")
 
 
-def test_searching_does_not_hold_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_does_not_hold_all_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     monkeypatch.setattr(featcache.heads.scorers, "QUERIES", 64)
@@ -236,7 +236,7 @@ def test_searching_does_not_hold_all_distances(monkeypatch: pytest.MonkeyPatch) 
 
 
 @any_scorer
-def test_a_scorer_comes_back_from_safetensors(make: Callable[[], Scorer]) -> None:
+def test_from_tensors_returns_the_saved_scorer(make: Callable[[], Scorer]) -> None:
     from safetensors.numpy import load, save
 
     scorer = make()
@@ -251,11 +251,11 @@ def test_a_scorer_comes_back_from_safetensors(make: Callable[[], Scorer]) -> Non
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_metric_comes_back(metric: str) -> None:
+def test_from_tensors_returns_the_metric(metric: str) -> None:
     assert Neighbours.from_tensors(neighbours(metric=metric).tensors()).metric == metric
 
 
-def test_parts_that_lie_otherwise_come_back() -> None:
+def test_tensors_of_other_memory_layouts_are_saved() -> None:
     from safetensors.numpy import load, save
 
     weight = np.asfortranarray(float32(3, 5))
@@ -263,13 +263,13 @@ def test_parts_that_lie_otherwise_come_back() -> None:
     np.testing.assert_array_equal(found.weight, weight)
 
 
-def test_other_tensors_in_the_file_do_not_matter() -> None:
+def test_from_tensors_ignores_other_tensors() -> None:
     scorer = linear()
     found = Linear.from_tensors(scorer.tensors() | {"thresholds": np.full(3, np.nan)})
     np.testing.assert_array_equal(found.weight, scorer.weight)
 
 
-def test_the_registry_knows_each_by_its_name() -> None:
+def test_scorers_has_each_kind_by_its_name() -> None:
     assert dict(SCORERS) == {"linear": Linear, "mlp": Mlp, "neighbours": Neighbours}
 
 
@@ -277,7 +277,7 @@ def test_the_registry_knows_each_by_its_name() -> None:
     ("make", "part"),
     [(make, part) for make in ANY[:3] for part in make().tensors()],  # type: ignore[attr-defined]
 )
-class TestOnePartDamaged:
+class TestFromTensorsWithOneDamagedTensor:
     def refused(self, make: Callable[[], Scorer], part: str, value: np.ndarray | None, match: str) -> None:
         scorer = make()
         tensors = {name: kept.copy() for name, kept in scorer.tensors().items()}
@@ -333,13 +333,13 @@ class TestOnePartDamaged:
         ("classes", 0, "labels that none of its 0 classes has"),
     ],
 )
-def test_numbers_without_sense(part: str, value: int, match: str) -> None:
+def test_from_tensors_refuses_numbers_out_of_range(part: str, value: int, match: str) -> None:
     tensors = neighbours(labels=np.arange(40) % 3).tensors()
     with pytest.raises(HeadError, match=match):
         Neighbours.from_tensors(tensors | {part: np.array([value])})
 
 
-def test_stored_labels_without_sense() -> None:
+def test_from_tensors_refuses_labels_out_of_range() -> None:
     tensors = neighbours().tensors()
     for bad in (-1, 3):
         with pytest.raises(HeadError, match="labels that none of its 3 classes has"):
@@ -352,12 +352,12 @@ def test_stored_labels_without_sense() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_a_scale_without_sense(bad: float) -> None:
+def test_from_tensors_refuses_a_scale_out_of_range(bad: float) -> None:
     with pytest.raises(HeadError, match="scale that is not above 0"):
         Neighbours.from_tensors(neighbours().tensors() | {"scale": np.array([1, 1, bad, 1, 1])})
 
 
-def test_a_scorer_needs_neither_torch_nor_scikit_learn() -> None:
+def test_importing_scorers_imports_neither_torch_nor_scikit_learn() -> None:
     import subprocess
     import sys
 
