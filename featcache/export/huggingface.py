@@ -1,8 +1,8 @@
 """A run as a standard `transformers` model: a folder that `pipeline("text-classification")` loads.
 
-The stock classes put something of their own between the backbone and the logits. Where that can be set so
-that it changes nothing, it is, and the logits are compared before anything is written; where it cannot be,
-the export is refused and says why.
+The stock classes have a layer of their own between the backbone and the logits. Its weights are set so that
+it changes nothing, and the logits are compared before anything is written. Where that is not possible, the
+export is refused with the reason.
 
     BERT, ALBERT       tanh(Wx + b) of the first token: W = 2^-16 I makes tanh the identity within float32
     RoBERTa, XLM-R     the same
@@ -52,7 +52,7 @@ def export_huggingface(
         texts: on which logits are compared; some short and long ones by default.
 
     Raises:
-        HeadError: no stock class can hold this head; says which part.
+        HeadError: no stock class can hold this head; names the part.
         BackboneError: the exported model gave other logits; nothing is written.
         UsageError: `folder` is there, or cannot be written.
     """
@@ -79,7 +79,7 @@ def _exportable(run: Run) -> Linear:
     """The scorer, with the temperature in it.
 
     Raises:
-        HeadError
+        HeadError: no stock class can hold the head, or no stock tokenizer its texts.
     """
     head = run.head()
     if not isinstance(head.scorer, Linear):
@@ -154,7 +154,7 @@ def _through_tanh(dense: Any, out: Any, weight: torch.Tensor, bias: torch.Tensor
 
 
 def _both_signs(dense: Any, out: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Through an f with f(z) - f(-z) = z: ReLU, GELU."""
+    """Set the layers for an activation f with f(z) - f(-z) = z: ReLU, GELU."""
     classes = len(bias)
     if 2 * classes > len(dense.weight):
         raise HeadError(f"{classes} labels are too many: {len(dense.weight) // 2} have room in this model")
@@ -198,7 +198,7 @@ def _card(source: RunToExport, model_class: str, difference: float, compared: in
     ]  # fmt: skip
     notes = [
         "The temperature is in the weights, the prompt in the tokenizer. Texts longer than"
-        f" {source.head.encoder.max_length} tokens are cut where `truncation=True` is given.",
+        f" {source.head.encoder.max_length} tokens are truncated if `truncation=True` is given.",
         f"Logits were compared with the run's own, in float32, on {compared} texts: they differ by at most"
         f" {difference:.1e}. float16 is not enough for this model; float32 and bfloat16 are.",
     ]

@@ -1,9 +1,9 @@
 """A run as one ONNX graph, token ids to logits, in a folder that onnxruntime and its tokenizer load.
 
-The graph is the stock model in float32, as far as the run's layer, then the pooling, then the head with its
-temperature. What is written is loaded back by onnxruntime, with the tokenizer out of the same folder, and its
-logits are compared twice: closely with the run in float32, and with the run's own predictor, which may
-compute in 16 or 8 bits. Only then does the folder appear.
+The graph is the stock model in float32 up to the run's layer, then the pooling, then the head with its
+temperature. onnxruntime loads the written graph, with the tokenizer in the same folder, and its logits are
+compared twice: closely with the run in float32, and with the run's own predictor, which may compute in 16 or
+8 bits. Only then the folder gets its name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from featcache.runs.run import Run
 GRAPH, NOTE = "model.onnx", "featcache.json"
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4  # of a logit, absolute, or relative to the largest one: the same arithmetic twice
-# The run's own predictor rounds: features to 16 bits at the least. Measured with bfloat16: up to 0.011.
+# The run's own predictor rounds, at least features to 16 bits. Measured with bfloat16: up to 0.011.
 OWN_TOLERANCE: Mapping[str, float] = {"float32": 0.01, "bfloat16": 0.1, "float16": 0.1, "int8": 0.3}
 
 
@@ -52,7 +52,7 @@ def export_onnx(
 
     `model.onnx` takes `input_ids` and `attention_mask` (and `token_type_ids`, where the backbone was given
     them), int64 `[batch, tokens]`, padded on the right, and gives `logits`, float32 `[batch, C]`, divided by
-    the temperature. Beside it lie the tokenizer's files, the backbone's `config.json` with the names of the
+    the temperature. Beside it are the tokenizer's files, the backbone's `config.json` with the names of the
     labels, `featcache.json` with all that a program must know, and a model card.
 
     Args:
@@ -61,7 +61,7 @@ def export_onnx(
         texts: on which logits are compared, in one padded batch; some short and long ones by default.
 
     Raises:
-        HeadError: a head or a way with long texts that a graph cannot hold; says which.
+        HeadError: a graph cannot hold the head, or how it treats long texts.
         BackboneError: a backbone that cannot be exported, or other logits; nothing is written.
         UsageError: `folder` is there or cannot be written, or onnx or onnxruntime is not installed.
     """
@@ -86,9 +86,10 @@ def export_onnx(
 
 
 def require_packages() -> None:
-    """
+    """Check that the packages of the export are installed.
+
     Raises:
-        UsageError: what the export needs is not installed.
+        UsageError: names those that are missing.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -101,13 +102,13 @@ def require_packages() -> None:
 def _require_exportable(head: Head) -> None:
     if not isinstance(head.scorer, (Linear, Mlp)):
         raise HeadError(
-            f"a {head.scorer.kind} head is rows and not weights, and is not exported",
+            f"a {head.scorer.kind} head holds rows, not weights, and cannot be exported",
             hint="train another one, e.g. featcache train-head --head linear",
         )
     how = head.encoder.long_text
     if how != "truncate":
         raise HeadError(
-            f"--long-text {how} is done outside of the model, and a graph cannot hold it",
+            f"--long-text {how} is done outside of the model, so a graph cannot hold it",
             hint="export a run with --long-text truncate",
         )
 
@@ -117,7 +118,7 @@ def _require_exportable(head: Head) -> None:
 
 @dataclass(frozen=True)
 class _OnnxModel:
-    """All that is written but the card, and the logits float32 `[N, C]` it must give."""
+    """All that is written except the card, and the logits float32 `[N, C]` that it must give."""
 
     source: RunToExport
     classifier: Classifier
@@ -143,7 +144,11 @@ class _OnnxModel:
         return type(self.classifier.model).__name__
 
     def save(self, folder: Path) -> None:
-        """Raises BackboneError where the exporter cannot trace the model, or onnx cannot write it."""
+        """Write all but the card.
+
+        Raises:
+            BackboneError: the exporter cannot trace the model, or onnx cannot write it.
+        """
         try:
             write_graph(self.classifier, self.inputs, folder / GRAPH)
         except OSError:
@@ -215,7 +220,7 @@ def _note(head: Head, inputs: Sequence[str], pairs: bool) -> dict[str, Any]:
 
 
 def _logits(folder: Path, source: RunToExport, texts: Sequence[str]) -> np.ndarray:
-    """float32 `[N, C]` by onnxruntime, of one padded batch; as the model card says."""
+    """float32 `[N, C]` by onnxruntime, of one padded batch, computed as in the model card."""
     from onnxruntime import InferenceSession
     from transformers import AutoTokenizer
 
@@ -257,8 +262,8 @@ def _card(source: RunToExport, made: ExportedModel, rounding: str) -> str:
     ]  # fmt: skip
     notes = [
         f"Inputs: int64 `[batch, tokens]`, padded on the right. Output: `{OUTPUT}`, float32"
-        " `[batch, labels]`; the temperature is in them. The prompt is put before the text by who calls;"
-        f" texts longer than {source.head.encoder.max_length} tokens are cut.",
+        " `[batch, labels]`; the temperature is in them. The caller puts the prompt before the text;"
+        f" texts longer than {source.head.encoder.max_length} tokens are truncated.",
         f"On {made.compared} texts, in one padded batch, onnxruntime's logits differ from the run's in"
         f" float32 by at most {made.difference:.1e}, and from those of its own predictor ({rounding}) by"
         f" at most {made.own_difference:.1e}.",

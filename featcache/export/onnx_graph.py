@@ -78,7 +78,7 @@ class Classifier(nn.Module):
         return logits
 
     def _states(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        """States `[B, T, H]` at the view's layer; blocks above it drop out of the graph as unused."""
+        """States `[B, T, H]` at the view's layer; the exporter drops unused blocks above it."""
         layer, blocks = self.view.layer, self.blocks[0]
         if layer == self.final:
             return self.model(**inputs, **self.options).last_hidden_state
@@ -123,7 +123,7 @@ def write_graph(classifier: Classifier, inputs: Sequence[str], path: Path) -> No
             classifier, (), kwargs={name: given[name] for name in inputs}, dynamo=True, verbose=False,
             input_names=list(inputs), output_names=[OUTPUT], dynamic_shapes=dict.fromkeys(inputs, axes),
         )  # fmt: skip
-    assert program is not None  # None is for who gives a file name
+    assert program is not None  # it is None only if a file name is given
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     size = sum(weights.numel() * weights.element_size() for weights in classifier.parameters())
@@ -132,7 +132,7 @@ def write_graph(classifier: Classifier, inputs: Sequence[str], path: Path) -> No
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """No log lines or warnings of the exporter; what matters reaches the user as an error."""
+    """Suppress the exporter's log lines and warnings; failures are raised as errors."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

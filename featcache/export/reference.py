@@ -1,4 +1,4 @@
-"""What every export of a run shares: the reference it is compared with, the folder, the model card."""
+"""What all exports share: the run as a reference for comparison, the folder, the model card."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ExportedModel:
     """What was written.
 
     Attributes:
-        difference: the largest one between logits of the exported model and of the run in float32.
-        compared: texts they were compared on.
-        own_difference: the largest one to the logits of the run's own predictor, which rounds features and
-            may compute in 16 or 8 bits; None where that was not compared.
+        difference: the largest difference of a logit between the exported model and the run in float32.
+        compared: number of texts that were compared.
+        own_difference: the largest difference to the run's own predictor, which rounds features and may
+            compute in 16 or 8 bits; None where that was not compared.
     """
 
     folder: Path
@@ -119,7 +119,7 @@ def largest_difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, 
     Args:
         found: logits `[N, C]` of the exported model.
         tolerance: absolute, or relative to the largest logit where that is above 1.
-        whose: `wanted` are, for the message.
+        whose: name of what gave `wanted`, for the message.
 
     Raises:
         BackboneError: a difference above the tolerance, or a NaN.
@@ -135,10 +135,10 @@ def largest_difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, 
 
 
 def refuse_folder(folder: Path, run: Run, *, force: bool) -> None:
-    """Before anything is loaded: a folder that is there, or that must not be replaced.
+    """Check, before anything is loaded, that the folder can be written.
 
     Raises:
-        UsageError
+        UsageError: it is there already, or must not be replaced.
     """
     here = folder.resolve()
     if Path.cwd().is_relative_to(here) or run.folder.resolve().is_relative_to(here):
@@ -152,10 +152,10 @@ def refuse_folder(folder: Path, run: Run, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to be filled, which then appears as `folder`, whole or not at all.
+    """A temporary folder to fill; on success it becomes `folder`, otherwise it is removed.
 
     Raises:
-        UsageError: `folder` was made meanwhile, or the file system refuses.
+        UsageError: another process has made `folder`, or the file system refuses.
     """
     temporary = temporary_beside(folder)
     try:
@@ -174,11 +174,11 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _take_place(temporary: Path, folder: Path, force: bool) -> None:
-    """Rename; what was there is removed only when the new one stands in its place."""
+    """Rename; a folder that is replaced is removed only after that."""
     old = temporary_beside(folder)
     if folder.exists():
         if not force:
-            raise UsageError(f"{folder} was made by someone else meanwhile", hint="--force replaces it")
+            raise UsageError(f"{folder} was made by another process meanwhile", hint="--force replaces it")
         folder.rename(old)
     try:
         temporary.rename(folder)
@@ -214,7 +214,7 @@ def model_card(
     lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
     thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()
     for name, threshold in zip(head.label_names, thresholds, strict=True):
-        lines.append(f"- {name}" + ("" if threshold is None else f" (said from {threshold:.4f} on)"))
+        lines.append(f"- {name}" + ("" if threshold is None else f" (predicted from {threshold:.4f} on)"))
     shown = json.dumps(_about(source), ensure_ascii=False, indent=1)
     lines += ["", "## Data and settings", "", "```json", shown, "```", ""]
     for note in notes:

@@ -1,9 +1,9 @@
 """A model cut in two: below the cut it is frozen and runs once, above it is trained.
 
-No family needs an adapter. Below: the backbone runs as it does for extraction and stops at the cut. Above:
-the same model's own code, with the blocks below handing on what they are given, and a hook on the block at
-the cut that puts the cached states in; positions, masks, rotary embeddings and the final norm come from the
-model itself. When a cut is made, a few made-up texts are run whole and in two parts: both must agree.
+No family needs an adapter. Below the cut, the backbone runs as it does for extraction and stops there. Above,
+the model's own code runs: the blocks below return their input, and a hook replaces the input of the block at
+the cut by the cached states. Positions, masks, rotary embeddings and the final norm come from the model. When
+a cut is made, a few made-up texts are run whole and in two parts: both results must agree.
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ class Suffix:
     """The trained part of a model, in float32 or with float32 master weights of a bfloat16 model.
 
     Args:
-        backbone: from `load_plain`; it is used up: its lower blocks are gone afterwards.
+        backbone: from `load_plain`; it loses its lower blocks.
         part: what is trained.
         compute: `float32` or `bfloat16`.
         device: where it is trained.
-        dropout: share of the units that the model's own dropout layers above the cut leave out; 0: none,
-            and the model runs as in evaluation.
+        dropout: share of the units that the model's own dropout layers above the cut leave out.
 
     Attributes:
         width: of the states.
@@ -82,7 +81,7 @@ class Suffix:
             register(IMPLEMENTATION, trained_attention)
             backbone.model.set_attn_implementation(IMPLEMENTATION)
         if part.cut is not None:
-            self._hand_on(part.cut, probe.returned)
+            self._pass_through(part.cut, probe.returned)
         probe.check(self)
         backbone.device = device
         self.model.to(device)
@@ -98,24 +97,24 @@ class Suffix:
         if self.backbone.packing == "padded":
             inputs = self.backbone.padded_inputs(self._tokens(batch))
             real = inputs["attention_mask"].bool()
-            with self._putting_in(batch, real):
+            with self._replaced_input(batch, real):
                 states: torch.Tensor = self.model(**inputs).last_hidden_state
             return states[real], layout
         filled = self._filled(batch)
         filled_layout = PackedLayout.of(filled.lengths, self.device)
         inputs = self.backbone.packed_inputs(self._tokens(filled), filled_layout)
-        with self._putting_in(filled, None):
+        with self._replaced_input(filled, None):
             states = self.model(**inputs).last_hidden_state
         return states[0, : int(batch.lengths.sum())], layout
 
     def _filled(self, batch: StateBatch | TokenBatch) -> StateBatch | TokenBatch:
-        """With made-up texts at the end, up to a multiple of TOKEN_STEP tokens, on CPUs in 16 bits.
+        """The batch filled up with made-up texts to a multiple of TOKEN_STEP tokens, on CPUs in 16 bits.
 
-        oneDNN prepares a product anew for each number of tokens it has not seen lately, which takes as long
-        as the product itself: so there should be few numbers.
+        oneDNN prepares a product for each new number of tokens, which takes as long as the product itself,
+        so there should be few different numbers.
         """
         more = -int(batch.lengths.sum()) % TOKEN_STEP
-        if not more or self.device.type != "cpu" or self._kind == torch.float32:
+        if not more or self.device.type != "cpu" or self._compute == torch.float32:
             return batch
         longest = min(FILLER, self.backbone.position_limit or FILLER)
         parts = [longest] * (more // longest) + [more % longest] * (more % longest > 0)
@@ -128,17 +127,16 @@ class Suffix:
         return TokenBatch(ids, lengths, types)
 
     @property
-    def _kind(self) -> torch.dtype:
-        """What the model computes in."""
+    def _compute(self) -> torch.dtype:
         return next(self.blocks[-1].parameters()).dtype
 
     @property
     def _filler(self) -> int:
-        """A token that is no padding, for which there is always room in the table."""
+        """A token that is not padding; `_forget` leaves it in the table."""
         return 1 if self.backbone.model.config.pad_token_id == 0 else 0
 
     def _tokens(self, batch: StateBatch | TokenBatch) -> TokenBatch:
-        """Tokens in the place of states; what the embeddings make of them is thrown away."""
+        """Tokens in the place of states; their embeddings are not used."""
         if isinstance(batch, TokenBatch):
             return batch
         return TokenBatch(np.full(int(batch.lengths.sum()), self._filler, np.int64), batch.lengths)
@@ -146,7 +144,7 @@ class Suffix:
     def pooled(self, batch: StateBatch | TokenBatch, pooling: str) -> torch.Tensor:
         """One vector a text, float32 `[B, H]`."""
         states, layout = self.states(batch)
-        if pooling == "mean":  # as pool_mean; one split has a cheaper gradient than many slices
+        if pooling == "mean":  # as in POOLINGS; one split has a cheaper gradient than many slices
             parts = states.split(batch.lengths.tolist())
             return torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
         return POOLINGS[pooling](states, layout).float()
@@ -162,12 +160,12 @@ class Suffix:
             parameter.grad = None
 
     def clear(self) -> None:
-        """Forget all gradients."""
+        """Remove all gradients."""
         for parameter in (*self.trained.values(), *self.masters.values()):
             parameter.grad = None
 
     def publish(self) -> None:
-        """Let the model compute with the masters as they are now."""
+        """Copy the masters into the parameters that the model computes with."""
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 if self.masters[name] is not parameter:
@@ -181,17 +179,14 @@ class Suffix:
         self.publish()
 
     def depth(self, name: str) -> int:
-        """How many blocks lie above a parameter; all of them above those outside of the blocks.
-
-        The final norm counts as the highest block does.
-        """
+        """How many blocks are above a parameter; embeddings are below all blocks, the final norm above all."""
         for number, block in enumerate(self.blocks):
             if any(parameter is self.trained[name] for parameter in block.parameters()):
                 return len(self.blocks) - 1 - number
         return 0 if self.part.cut is not None else len(self.blocks)
 
-    def _hand_on(self, cut: int, returned: int | None) -> None:
-        """Let the blocks below the cut return what they are given."""
+    def _pass_through(self, cut: int, returned: int | None) -> None:
+        """Let the blocks below the cut return their input."""
 
         def forward(hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return hidden_states if returned is None else (hidden_states, *[None] * (returned - 1))
@@ -200,17 +195,17 @@ class Suffix:
             block.forward = forward
 
     def _forget(self, cut: int) -> None:
-        """Free the weights that are never used above the cut."""
+        """Free the weights that are not used above the cut."""
         for block in self.blocks[:cut]:
             block.to("meta")
-        if self.backbone.packing == "packed":  # padding has a token of its own, which must be in the table
+        if self.backbone.packing == "packed":  # padded batches need the padding token's embedding
             words = self.backbone.model.get_input_embeddings()
             kind = next(words.parameters()).dtype
             small = nn.Embedding(2, words.embedding_dim, device=self.device, dtype=kind)
             self.backbone.model.set_input_embeddings(small.requires_grad_(False))
 
     def _choose(self, after: set[nn.Module]) -> dict[str, nn.Parameter]:
-        """The parameters to be trained, in the model's order."""
+        """The parameters to train, in the model's order."""
         if self.part.name == "positions":
             table = position_table(self.model)
             if table is None:
@@ -227,7 +222,7 @@ class Suffix:
         return {name: p for name, p in self.model.named_parameters() if id(p) in wanted}
 
     def _prepare(self, dtype: torch.dtype) -> dict[str, nn.Parameter]:
-        """Masters; then the model's parameters in its compute dtype. Rotary buffers must stay float32."""
+        """Make the masters, then convert the parameters to the compute dtype; buffers must stay float32."""
         exact = dtype == torch.float32
         masters = {
             name: parameter if exact else nn.Parameter(parameter.detach().float().clone())
@@ -250,17 +245,17 @@ class Suffix:
             module.p = share  # type: ignore[assignment]
 
     def train(self, on: bool) -> None:
-        """Switch the dropout layers above the cut on or off; nothing else knows of training."""
+        """Switch the dropout layers above the cut on or off; the rest of the model stays in evaluation."""
         for module in self._dropping:
             module.train(on)
 
     @contextmanager
-    def _putting_in(self, batch: StateBatch | TokenBatch, real: torch.Tensor | None) -> Iterator[None]:
-        """Within it, the block at the cut gets the batch's states instead of what comes from below."""
+    def _replaced_input(self, batch: StateBatch | TokenBatch, real: torch.Tensor | None) -> Iterator[None]:
+        """Within it, the block at the cut gets the batch's states as its input."""
         if not isinstance(batch, StateBatch) or self.part.cut is None:
             yield
             return
-        states = batch.states.to(self.device, self._kind)
+        states = batch.states.to(self.device, self._compute)
         if real is None:
             whole = states[None]
         else:
@@ -278,10 +273,10 @@ class Suffix:
 
 
 class _Probe:
-    """A few made-up texts through the whole model before it is cut.
+    """A run of the whole model on a few made-up texts, before it is cut.
 
     Attributes:
-        returned: None where blocks return states, else how many things their tuple has.
+        returned: length of the tuple that blocks return; None where they return states alone.
         after: modules with parameters of their own that run after the highest block.
     """
 
@@ -312,7 +307,11 @@ class _Probe:
                 hook.remove()
 
     def check(self, suffix: Suffix) -> None:
-        """Refuse a model whose parts do not give what the whole gives."""
+        """Refuse a model whose two parts do not give the states of the whole.
+
+        Raises:
+            BackboneError
+        """
         batch: StateBatch | TokenBatch = self.batch
         if self.cut is not None:
             batch = StateBatch(self.states[self.cut].clone(), self.batch.lengths)
@@ -321,7 +320,7 @@ class _Probe:
             found, _ = suffix.states(batch)
         if (found - whole).abs().max() > 1e-4 * whole.abs().max():
             raise BackboneError(
-                f"{self.name} cannot be cut before block {self.cut}: states are not all that blocks hand on",
+                f"{self.name} cannot be cut before block {self.cut}: its blocks pass on more than states",
                 hint="--train head, or --train all",
             )
 

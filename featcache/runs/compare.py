@@ -1,4 +1,4 @@
-"""Runs against a base run, row by row: which differences are more than luck."""
+"""Runs compared with a base run, row by row: which differences are more than chance."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ALPHA = 0.05  # of all comparisons together
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What two runs said of the rows both have.
+class MatchedRows:
+    """The predictions of two runs for the rows both have.
 
     Attributes:
         labels: int64 `[N]`, or uint8 multi-hot `[N, C]`.
         base, run: predictions, like `labels`.
-        label_names: C names; those of the base, then those that only the other run knows.
-        only_base, only_run: how many rows were left out since the other run does not have them.
+        label_names: C names: those of the base, then those that only the run has.
+        only_base, only_run: rows left out because the other one does not have them.
     """
 
     labels: np.ndarray
@@ -65,8 +65,8 @@ class Comparison:
 
     Attributes:
         rows: how many rows were compared.
-        only_base, only_run: rows left out, since one run alone has them.
-        discordant: rows that only the base (`only_first`) or only the run got right, and McNemar's p.
+        only_base, only_run: rows left out because the other one does not have them.
+        discordant: rows that only the base (`only_first`) or only the run predicts right, and McNemar's p.
         accuracy: exact McNemar test; interval by bootstrap.
         macro_f1: bootstrap.
     """
@@ -92,7 +92,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Runs against one base on one split; `refused` holds those that cannot be compared, and why."""
+    """Runs compared with one base on one split; `refused`: those that cannot be compared, and why."""
 
     base: Run
     split: str
@@ -113,25 +113,25 @@ def compare_runs(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Comparisons:
-    """Every run against the base: accuracy by McNemar's exact test, macro F1 by paired bootstrap.
+    """Compare every run with the base: accuracy by McNemar's exact test, macro F1 by paired bootstrap.
 
-    All p-values, two a run, are corrected together (Holm): the chance of one false difference among all of
-    them is at most 5 %.
+    All p-values, two for each run, are corrected together (Holm): the probability of one false difference
+    or more is at most 5 %.
 
     Args:
-        base: the best of `runs` by validation accuracy by default, whatever `split` is; where it is among
-            `runs` it is not compared with itself.
-        skip: leave runs that cannot be compared out, with the reason, instead of raising.
+        base: by default the best of `runs` by validation accuracy, whatever `split` is. It is not compared
+            with itself.
+        skip: leave out runs that cannot be compared, with the reason, instead of raising.
 
     Raises:
-        HeadError: no runs; predictions of the base missing; without `skip` also those of another run, or no
-            row in common with the base, or other labels of the same rows.
+        HeadError: no runs; no predictions of the base; without `skip` also: no predictions of another run,
+            no row in common with the base, or other labels of the same rows.
     """
     base = base or best_run(list(runs))
     if base is None:
         raise HeadError("no runs to compare", hint="train one with: featcache train-head --epochs 100")
     own = base.predictions(split, probabilities=False)
-    raw: list[tuple[Run, Matched, McNemar, Bootstrap]] = []
+    raw: list[tuple[Run, MatchedRows, McNemar, Bootstrap]] = []
     refused: list[tuple[Run, str]] = []
     for run in runs:
         if run.folder.resolve() == base.folder.resolve():
@@ -161,8 +161,8 @@ def compare_runs(
     return Comparisons(base, split, made, tuple(refused))
 
 
-def match(base: Predictions, run: Predictions) -> Matched:
-    """The rows both have, found by row hash and label, equal ones in their order; never by position.
+def match(base: Predictions, run: Predictions) -> MatchedRows:
+    """The rows both have, found by row hash and label; of equal rows the first with the first, and so on.
 
     Raises:
         HeadError: single-label beside multi-label, no row in common, or another label for the same row.
@@ -181,10 +181,10 @@ def match(base: Predictions, run: Predictions) -> Matched:
     if not len(here):
         raise HeadError("they have no row in common", hint="runs on the same data can be compared")
     left_out = (len(base) - len(here), len(run) - len(here))
-    return Matched(base.labels[here], base.predicted[here], predicted[there], names, *left_out)
+    return MatchedRows(base.labels[here], base.predicted[here], predicted[there], names, *left_out)
 
 
-def _measure(matched: Matched, resamples: int, seed: int) -> tuple[McNemar, Bootstrap]:
+def _measure(matched: MatchedRows, resamples: int, seed: int) -> tuple[McNemar, Bootstrap]:
     labels, base, run = matched.labels, matched.base, matched.run
     classes = len(matched.label_names)
     test = mcnemar(right_rows(labels, base), right_rows(labels, run))
@@ -201,9 +201,9 @@ def _renumbered(values: np.ndarray, old: tuple[str, ...], new: tuple[str, ...]) 
 
 
 def _keys(row_hash: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Row hash and label(s) as one item a row `[N]`, compared by its bytes."""
-    told = labels.astype(">i8").view(np.uint8).reshape(-1, 8) if labels.ndim == 1 else labels
-    return _items(np.concatenate([row_hash, told], axis=1))
+    """Row hash and label(s) as one item for each row `[N]`, compared by its bytes."""
+    label_bytes = labels.astype(">i8").view(np.uint8).reshape(-1, 8) if labels.ndim == 1 else labels
+    return _items(np.concatenate([row_hash, label_bytes], axis=1))
 
 
 def _items(rows: np.ndarray) -> np.ndarray:
@@ -212,7 +212,7 @@ def _items(rows: np.ndarray) -> np.ndarray:
 
 
 def _same_rows(base: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of equal items in either: the first with the first, the second with the second and so on."""
+    """Places of equal items in both: the first with the first, the second with the second, and so on."""
     numbers = np.unique(np.concatenate([base, run]), return_inverse=True)[1]
     parts = numbers[: len(base)], numbers[len(base) :]
     many = len(numbers) + 1
@@ -222,7 +222,7 @@ def _same_rows(base: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _occurrence(numbers: np.ndarray) -> np.ndarray:
-    """How many equal numbers stand before each, int64 `[N]`."""
+    """How many equal numbers come before each, int64 `[N]`."""
     order = np.argsort(numbers, kind="stable")
     ranked = numbers[order]
     found = np.empty(len(numbers), np.int64)
@@ -231,7 +231,7 @@ def _occurrence(numbers: np.ndarray) -> np.ndarray:
 
 
 def _check_labels(base: Predictions, run: Predictions, here: np.ndarray, there: np.ndarray) -> None:
-    """Refuse if the rows left over on both sides are the same ones, with another label."""
+    """Refuse rows that both have with another label: they are left over on both sides."""
     left = (np.delete(part.row_hash, used, axis=0) for part, used in ((base, here), (run, there)))
     other = len(_same_rows(*(_items(part) for part in left))[0])
     if other:

@@ -1,4 +1,4 @@
-"""Learning curves: how a head's score grows with the labelled rows, and what more of them would bring."""
+"""Learning curves: how a head's score grows with the labelled rows, and an extrapolation to more of them."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Point:
         rows: train rows.
         score: mean over the seeds.
         low, high: its 95 % interval, see `featcache.evaluation.extrapolation.MeasuredScores.intervals`.
-        deviation: standard deviation over the seeds; None of one seed.
-        per_doubling: gain since the size before, for each doubling of the rows; None of the first.
-        scores: one a seed.
+        deviation: standard deviation over the seeds; None if there is one seed.
+        per_doubling: gain since the size before, for each doubling of the rows; None for the first size.
+        scores: one for each seed.
         penalties: the C chosen for each seed; empty for heads without a choice.
     """
 
@@ -63,7 +63,7 @@ class Curve:
         split: `test`; `validation` where no test split is cached: then choices were made on the rows that
             are reported, and scores are somewhat too high.
         seconds: of this call's fits and the extrapolation.
-        folder: where `curve.json` lies.
+        folder: the one with `curve.json`.
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Plan:
     Attributes:
         sizes: train rows; None: `points` of them, log-spaced up to all.
         seeds: how many orders of the rows, counted from the settings' own seed.
-        penalties: values of C, for the kinds that have one; the best on validation is taken by each fit.
+        penalties: values of C, for the kinds that have one; each fit takes the best on validation.
     """
 
     kind: str = "exact"
@@ -117,9 +117,9 @@ class Plan:
             raise UsageError("--C: at least one value is needed")
 
     def candidates(self, head: HeadSettings) -> list[HeadSettings]:
-        """The settings of which each fit takes the best: one a penalty, or those there are.
+        """The settings of which each fit takes the best by the metric: one for each penalty, or `head` alone.
 
-        What the settings themselves say of C and its choice does not count: here it is chosen by the metric.
+        `head.C` and `head.penalty` do not count.
         """
         if "C" not in KINDS[self.kind].settings:
             return [head]
@@ -158,15 +158,7 @@ def learning_curve(
     split = "test" if "test" in parts else "validation"
     if not len(parts[split].y):
         raise HeadError(f"the {split} split has no rows; there is nothing to score on")
-    fitter = SizeFitter(
-        kind=plan.kind,
-        metric=plan.metric,
-        candidates=plan.candidates(settings.head),
-        train=data.rows(asked, "train"),
-        validation=data.rows(asked, "validation"),
-        scored=data.rows(asked, split),
-        classes=len(parts["train"].label_names),
-    )
+    fitter = _fitter(settings, plan, data, asked, split)
     sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
     name = f"{file_stem(f'curve-{plan.kind}-{view}')}-{fingerprint(asdict(request))[:8]}"
@@ -190,6 +182,18 @@ def learning_curve(
     write_file(folder / CURVE_FILE, content.encode("utf-8"))
     (folder / FITS_FILE).unlink(missing_ok=True)
     return curve
+
+
+def _fitter(settings: Settings, plan: Plan, data: CachedSplits, view: str, split: str) -> SizeFitter:
+    return SizeFitter(
+        kind=plan.kind,
+        metric=plan.metric,
+        candidates=plan.candidates(settings.head),
+        train=data.rows(view, "train"),
+        validation=data.rows(view, "validation"),
+        scored=data.rows(view, split),
+        classes=len(data.features[view]["train"].label_names),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A grid of linear heads trained as one stack: the best by validation is kept and reported on test."""
+"""A grid of linear heads trained as one stack; the best by validation is kept and scored on test."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from featcache.runs.run import Run
 from featcache.runs.train import load_data, save_fit
 from featcache.settings import Settings
 
-RANGE_POINTS = 7  # values of a range that does not say how many
+RANGE_POINTS = 7  # values of a range by default
 MOST_HEADS = 4096
-RECORDED = 100  # trials that stand in run.json
+RECORDED = 100  # trials in run.json
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep goes through: every combination of these.
+    """What a sweep tries: every combination of these.
 
     Attributes:
         views: as they are asked for.
-        seeds: 1: every head begins at zero, as `train_head` has it. More: as many random beginnings of
-            each setting, counted from the settings' own seed, to show how much they matter.
+        seeds: 1: the weights of every head start at zero, as in `train_head`. More: so many random starts
+            of each setting, counted from the settings' own seed, to show how much they matter.
     """
 
     lr: tuple[float, ...]
@@ -76,12 +76,12 @@ def sweep(
     """Train all heads of `grid` on the same batches, keep the best by validation as a run.
 
     Args:
-        progress: called after each epoch with its number, the heads, and a line of each.
+        progress: called after each epoch with its number, the heads, and a line for each head.
 
     Raises:
         CacheMiss: a view that is not cached.
         HeadError: data no head can be trained on.
-        UsageError: a grid of nothing, or of more than 4,096 heads.
+        UsageError: an empty grid, or one of more than 4,096 heads.
     """
     if not 1 <= grid.size <= MOST_HEADS:
         raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")

@@ -55,16 +55,16 @@ def train_head(
         kind: one of `featcache.heads.registry.KINDS`: `linear` (AdamW), `logistic` (scikit-learn's), ...
         view: which of the cached views; the first of `settings.features.views` by default.
         progress: called after each epoch.
-        group: workers that call this together, see `train_workers` for an easier way; the first
-            one saves the run.
+        group: the worker processes that call this function together; the first one saves the run. See
+            `train_with_workers` for an easier way.
 
     Returns:
-        The saved run, to every worker. Its test scores are there where a test split is cached.
+        The saved run, to every worker. It has test scores if a test split is cached.
 
     Raises:
         CacheMiss: train or validation is not extracted for these settings.
         HeadError: data no head can be trained on.
-        UsageError: several workers for a head that one fits.
+        UsageError: several workers for a kind that one process fits.
         WorkerLost: another worker has ended.
     """
     if kind not in KINDS:
@@ -95,7 +95,7 @@ def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
 
     Raises:
         CacheMiss: train or validation, or one of the views, is not there.
-        HeadError: splits that were made differently.
+        HeadError: the splits were made with different settings.
     """
     files = {split: find_features(settings, split) for split in ("train", "validation")}
     try:
@@ -160,7 +160,7 @@ def _inputs(files: Mapping[str, CacheFile], x: np.ndarray) -> TrainingInputs:
 
 
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
-    """Refuse a worker that was started otherwise than the first one: each would wait for other sums."""
+    """Refuse a worker that was started differently from the first: each would wait for other sums."""
     files = {split: file.fingerprint for split, file in data.files.items()}
     own = (kind, view, settings.seed, settings.head, files)
     if group.broadcast_object(own) != own:
@@ -173,6 +173,6 @@ def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str,
 def _check_same(train: Features, other: Features) -> None:
     if other.encoder != train.encoder or other.label_names != train.label_names:
         raise HeadError(
-            f"the {other.split} features were made otherwise than the train features",
+            f"the {other.split} features were made with other settings than the train features",
             hint="extract all splits with the same settings: featcache extract --all-splits",
         )

@@ -37,13 +37,13 @@ def train_with_workers(
     wait: float = WAIT,
     grace: float = GRACE,
 ) -> Run:
-    """As `train_head`, by `workers` processes that have an equal share of the cores each.
+    """As `train_head`, by several processes that share the cores equally.
 
-    The result is that of one worker up to rounding. It pays on many rows: the linear head's workers meet
-    once a step, so batches should have some thousand rows.
+    The result is that of one worker up to rounding. Workers are faster on many rows only: those of the
+    linear head wait for each other in every step, so batches should have some thousand rows.
 
     Args:
-        workers: how many; where there are more than cores, each has one thread.
+        workers: how many; if there are more than cores, each has one thread.
         kind: `linear` or `exact`.
         wait: seconds for which a worker waits for another.
         grace: seconds that workers have to end by themselves when one of them has failed.

@@ -39,7 +39,9 @@ def said(folder: Path, **options: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_stock_pipeline_says_the_same(family: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_stock_pipeline_gives_the_same_probabilities(
+    family: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = made_run(tiny(family), tmp_path / "run", temperature=1.7)
     made = export_huggingface(run, tmp_path / "model")
     assert made.difference < 1e-4 and made.compared == len(hf_export.SAMPLES)
@@ -48,7 +50,7 @@ def test_the_stock_pipeline_says_the_same(family: str, tiny: Callable[[str], Pat
     assert expected.std(axis=0).min() > 0.05  # the head does tell texts apart
 
 
-def test_the_logits_are_the_heads_logits(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_exported_model_gives_the_logits_of_the_head(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     run = made_run(tiny("bert"), tmp_path / "run", temperature=0.5)
@@ -70,7 +72,7 @@ def test_prompt_and_length_are_in_the_tokenizer(tiny: Callable[[str], Path], tmp
     np.testing.assert_allclose(said(folder), expected, rtol=0, atol=1e-5)
 
 
-def test_a_multi_label_head(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_of_a_multi_label_head(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("distilbert"), tmp_path / "run", thresholds=np.array([0.2, 0.5, 0.75]))
     folder = export_huggingface(run, tmp_path / "model").folder
     expected = Predictor.from_run(run, device="cpu").predict_proba(TEXTS)
@@ -89,14 +91,14 @@ def test_trained_blocks_are_exported(tiny: Callable[[str], Path], tmp_path: Path
     assert abs(other - expected).max() > 0.05  # the blocks do change what is said
 
 
-def test_a_prompt_for_pairs_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_refuses_a_prompt_for_pairs(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """A normalizer would put it before both texts."""
     run = made_run(tiny("bert"), tmp_path / "run", prompt="very good: ", pairs=True)
     with pytest.raises(HeadError, match="before both texts"):
         export_huggingface(run, tmp_path / "model")
 
 
-def test_what_is_not_a_folder_of_its_own_stays(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_refuses_folders_that_are_in_use(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("bert"), tmp_path / "run")
     (tmp_path / "file").write_text("mine")
     for folder, words in ((run.folder, "the run itself"), (tmp_path, "of its own"), (Path(), "of its own"),
@@ -108,7 +110,7 @@ def test_what_is_not_a_folder_of_its_own_stays(tiny: Callable[[str], Path], tmp_
         export_huggingface(run, tmp_path / "file" / "model")
 
 
-def test_the_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_model_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("bert"), tmp_path / "run", temperature=1.25)
     card = (export_huggingface(run, tmp_path / "model").folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\npipeline_tag: text-classification\n")
@@ -129,7 +131,7 @@ def test_the_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
         ("electra", {"scorer": "wide"}, "too many"),
     ],
 )
-def test_what_no_stock_model_can_do_is_refused(
+def test_export_refuses_what_no_stock_model_can_do(
     family: str, options: dict[str, Any], words: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     one = np.ones(3, np.float32)
@@ -153,7 +155,7 @@ def test_what_no_stock_model_can_do_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_other_logits_are_not_written(
+def test_export_writes_nothing_if_the_logits_differ(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As they were if another token were read, or the activation were another."""
@@ -164,7 +166,7 @@ def test_other_logits_are_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_nothing_is_overwritten(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_replaces_a_folder_only_with_force(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("bert"), tmp_path / "run")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("mine")
@@ -174,7 +176,7 @@ def test_nothing_is_overwritten(tiny: Callable[[str], Path], tmp_path: Path) -> 
     assert (tmp_path / "model" / "config.json").exists() and not (tmp_path / "model" / "mine").exists()
 
 
-def test_another_backbone_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_refuses_another_backbone(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("bert"), tmp_path / "run")
     with pytest.raises(FeatcacheError, match=r"other files[\s\S]*model\.safetensors"):
         export_huggingface(run, tmp_path / "model", model=str(tiny("electra")))

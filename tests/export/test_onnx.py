@@ -105,7 +105,7 @@ def check(run: Run, folder: Path, atol: float = 1e-4, pairs: list[str] | None = 
 # ---------------------------------------------------------------- the logits
 
 
-def test_a_tuned_run_in_bfloat16(example: Example) -> None:
+def test_export_of_a_fine_tuned_run_in_bfloat16(example: Example) -> None:
     found = check(example.run, example.made.folder, atol=0.02)
     assert example.made.difference < 1e-4 and example.made.compared == len(SAMPLES)
     assert example.made.own_difference is not None and 1e-4 < example.made.own_difference < 0.1
@@ -114,7 +114,7 @@ def test_a_tuned_run_in_bfloat16(example: Example) -> None:
     assert abs(untuned / 1.7 - found).max() > 0.1  # the trained blocks are in the graph
 
 
-def test_the_last_real_token_of_a_decoder(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_of_a_decoder_pools_the_last_real_token(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("gpt2"), tmp_path / "run", view="last/last", thresholds=np.array([0.2, 0.5, 0.75]))
     folder = export_onnx(run, tmp_path / "model").folder
     check(run, folder)
@@ -124,7 +124,9 @@ def test_the_last_real_token_of_a_decoder(tiny: Callable[[str], Path], tmp_path:
     assert printed == [list(one.labels) for one in expected]
 
 
-def test_more_positions_a_hidden_layer_and_pairs(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_with_extended_positions_a_hidden_layer_and_pairs(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     run = made_run(
         tiny("bert"), tmp_path / "run", scorer="mlp", extend_positions="copy", max_length=100, pairs=True
     )
@@ -136,7 +138,7 @@ def test_more_positions_a_hidden_layer_and_pairs(tiny: Callable[[str], Path], tm
     assert len(pasted(folder)) == 2
 
 
-def test_a_middle_layer_and_its_largest_values(
+def test_export_of_max_pooling_of_a_middle_layer(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Positions of this family begin at 2 and skip padding; weights that are too many lie beside it."""
@@ -157,7 +159,7 @@ def test_a_middle_layer_and_its_largest_values(
     [(family, "last/last" if family in ("mistral", "qwen3") else "last/cls") for family in CONFIGS]
     + [("llama", "-2/last"), ("modernbert", "-2/mean"), ("albert", "-2/mean"), ("electra", "-4/mean")],
 )
-def test_every_family(family: str, view: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_of_every_family(family: str, view: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     view = "last/mean" if family in ("gpt2", "llama") and view == "last/cls" else view
     run = made_run(tiny(family), tmp_path / "run", view=view)
     check(run, export_onnx(run, tmp_path / "model").folder)
@@ -191,7 +193,7 @@ def test_the_card_and_its_snippet(example: Example) -> None:
     np.testing.assert_allclose([p for _, p in printed], [one.probability for one in expected], atol=0.02)
 
 
-def test_what_is_in_the_folder(example: Example) -> None:
+def test_the_exported_folder(example: Example) -> None:
     folder = example.made.folder
     names = {"model.onnx", "featcache.json", "config.json", "tokenizer.json", "README.md"}
     assert names <= {path.name for path in folder.iterdir()}
@@ -210,7 +212,7 @@ def test_what_is_in_the_folder(example: Example) -> None:
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_command(ready: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command(ready: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "model"
     argv = ["export", str(ready.run.folder), "--format", "onnx", "--output", str(target)]
     assert main([*argv, "--json"]) == 0
@@ -227,19 +229,19 @@ def test_the_command(ready: Example, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("how", ["chunks", "head-tail"])
-def test_long_texts_in_parts_are_refused(how: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_refuses_long_texts_in_parts(how: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=f"--long-text {how}"):
         export_onnx(made_run(tiny("bert"), tmp_path / "run", long_text=how, overlap=8), tmp_path / "model")
 
 
-def test_neighbours_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_refuses_a_neighbours_head(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     x, labels = np.eye(3, 32, dtype=np.float32), np.arange(3)
     rows = Neighbours(x, labels, 3, 1, np.zeros(32), np.ones(32))
     with pytest.raises(HeadError, match="neighbours head"):
         export_onnx(made_run(tiny("bert"), tmp_path / "run", scorer=rows), tmp_path / "model")
 
 
-def test_packages_that_are_missing_are_named(
+def test_export_names_missing_packages(
     ready: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "NEEDED", ("onnx", "no_such_package"))
@@ -267,7 +269,7 @@ def fail(error: BaseException) -> Callable[..., None]:
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )
-def test_what_fails_leaves_nothing(
+def test_a_failed_export_leaves_nothing(
     error: BaseException,
     kind: type[BaseException],
     words: str | None,
@@ -283,7 +285,7 @@ def test_what_fails_leaves_nothing(
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "before"]
 
 
-def test_a_graph_that_onnxruntime_cannot_read(
+def test_export_refuses_a_graph_that_onnxruntime_cannot_read(
     example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "write_graph", lambda _, __, path: path.write_bytes(b"half"))
@@ -292,7 +294,9 @@ def test_a_graph_that_onnxruntime_cannot_read(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_logits_are_not_written(ready: Example, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_writes_nothing_if_the_logits_differ(
+    ready: Example, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The graph is that of another head."""
     run = made_run(tiny("bert"), tmp_path / "run", view="last/mean")
     with pytest.raises(
@@ -302,7 +306,7 @@ def test_other_logits_are_not_written(ready: Example, tiny: Callable[[str], Path
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_logits_far_from_the_runs_own_are_not_written(
+def test_export_writes_nothing_if_the_predictor_gives_other_logits(
     ready: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "OWN_TOLERANCE", {"bfloat16": 1e-4})

@@ -73,7 +73,7 @@ def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     return Made(asked, finetune(asked, "top-blocks:2", dataclasses.replace(QUICK, epochs=3)))
 
 
-def test_a_run_is_like_any_other(made: Made) -> None:
+def test_finetune_saves_a_run_with_a_whole_record(made: Made) -> None:
     about = load_run(Path(made.settings.paths.reports_dir), made.run.name).record.to_json()
     assert about["head"] == "top-blocks:2" and about["view"] == "last/mean" and about["seed"] == 0
     assert set(about["metrics"]) == {"validation", "test"} == set(about["intervals"])
@@ -87,7 +87,7 @@ def test_a_run_is_like_any_other(made: Made) -> None:
     assert not list(Path(made.settings.paths.reports_dir).glob(".*"))
 
 
-def test_the_predictor_says_what_the_run_says(made: Made) -> None:
+def test_the_predictor_repeats_the_predictions_of_the_run(made: Made) -> None:
     predictor = Predictor.from_run(made.run)
     found, said = predictor.predict_proba(made.texts()), made.run.predictions("test").probabilities
     np.testing.assert_allclose(found, said, atol=2e-4)  # features are stored in float16
@@ -103,7 +103,7 @@ def finetune_free(made: Made) -> Predictor:
     return Predictor.from_run(train_head(made.settings, "logistic"))
 
 
-def test_its_report_looks_at_the_features_of_the_frozen_backbone(made: Made) -> None:
+def test_build_report_inspects_the_features_of_the_frozen_backbone(made: Made) -> None:
     finetune_free(made)
     states = [path.rename(path.with_suffix(".gone")) for path in made.states()]
     report = build_report([made.run])  # without the states
@@ -115,7 +115,7 @@ def test_its_report_looks_at_the_features_of_the_frozen_backbone(made: Made) -> 
     assert not any("not shown" in note for note in report.notes)
 
 
-def test_compare_puts_it_beside_plain_heads(made: Made) -> None:
+def test_compare_runs_compares_fine_tuned_runs_with_frozen_ones(made: Made) -> None:
     plain = finetune_free(made)
     runs = [made.run, train_head(made.settings, "logistic")]
     compared = compare_runs(runs, base=runs[1])
@@ -127,13 +127,13 @@ def test_compare_puts_it_beside_plain_heads(made: Made) -> None:
         Predictor(Predictor.from_run(made.run).encoder, plain.head)
 
 
-def test_it_is_refused_on_another_backbone(made: Made, tmp_path: Path) -> None:
+def test_the_predictor_refuses_another_backbone(made: Made, tmp_path: Path) -> None:
     other = build("bert", tmp_path / "other", seed=1)
     with pytest.raises(HeadError, match="trained with other files"):
         Predictor.from_run(made.run, model=str(other))
 
 
-def test_a_changed_trained_part_is_refused(made: Made, tmp_path: Path) -> None:
+def test_the_predictor_refuses_changed_or_missing_trained_weights(made: Made, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "run"
@@ -148,14 +148,14 @@ def test_a_changed_trained_part_is_refused(made: Made, tmp_path: Path) -> None:
         Predictor.from_run(load_run(tmp_path, "run"))
 
 
-def test_the_last_epoch_is_kept_beside_the_best(made: Made) -> None:
+def test_finetune_keeps_the_last_epoch_beside_the_best(made: Made) -> None:
     last = made.run.head("last")
     assert last.fingerprint != made.run.head().fingerprint or made.run.record.best_epoch == 3
     assert (made.run.folder / "trained-last.safetensors").is_file()
     assert last.encoder.tuned.part == "top-blocks:2"
 
 
-def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finetune_makes_states_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.finetuning import states_cache as states
 
     def never(*_: Any, **__: Any) -> None:
@@ -167,7 +167,9 @@ def test_states_are_made_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> No
     assert again.record.view == "last/cls"
 
 
-def test_blocks_learn_what_a_frozen_model_does_not_show(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_finetune_learns_what_frozen_features_do_not_show(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     asked = settings_in(tmp_path, tiny("llama"), rows=120)
     run = finetune(asked, "top-blocks:2", dataclasses.replace(QUICK, epochs=4))
     assert run.metric("test", "accuracy") > 0.9
@@ -180,7 +182,7 @@ def test_blocks_learn_what_a_frozen_model_does_not_show(tiny: Callable[[str], Pa
     ("roberta", "positions", "float32"), ("deberta-v2", "top-blocks:2", "float32"),
     ("modernbert", "top-blocks:3", "bfloat16"),
 ])  # fmt: skip
-def test_every_part_makes_a_model(
+def test_finetune_of_every_part_can_predict(
     tiny: Callable[[str], Path], tmp_path: Path, family: str, part: str, dtype: str
 ) -> None:
     asked = settings_in(tmp_path, tiny(family), rows=30, dtype=dtype)
@@ -191,9 +193,7 @@ def test_every_part_makes_a_model(
     assert bool(cached) == part.startswith("top")
 
 
-def test_extended_positions_are_trained_and_predicted_with(
-    tiny: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_finetune_with_extended_positions(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     asked = settings_in(tmp_path, tiny("bert"), rows=30, max_length=100, extend_positions="copy")
     long = [("好喜欢" * 30, "good"), ("坏差" * 45, "bad")] * 8
     for split in ("train", "validation", "test"):
@@ -210,7 +210,7 @@ def test_extended_positions_are_trained_and_predicted_with(
             assert table.shape == (100, 32)
 
 
-def test_multi_label(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_finetune_with_several_labels(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     asked = settings_in(tmp_path, tiny("bert"), label_separator=";")
     for path in (asked.data.data_files or {}).values():
         write_rows(
@@ -303,7 +303,7 @@ def test_the_onnx_export_of_a_run_finetuned_on_pairs_takes_pairs(paired: Run, tm
     ("top-blocks:1", {"dtype": "float16"}, "float32 or bfloat16, not float16"),
     ("some", {}, "no part of a model"),
 ])  # fmt: skip
-def test_what_cannot_be_is_said_before_anything_is_made(
+def test_finetune_refuses_before_anything_is_made(
     tiny: Callable[[str], Path], tmp_path: Path, part: str, changes: dict[str, Any], words: str
 ) -> None:
     asked = settings_in(tmp_path, tiny("bert"), **changes)
@@ -313,7 +313,7 @@ def test_what_cannot_be_is_said_before_anything_is_made(
     assert not (tmp_path / "reports").exists()
 
 
-def test_one_class_alone_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_finetune_refuses_a_single_class(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     asked = settings_in(tmp_path, tiny("bert"))
     for path in (asked.data.data_files or {}).values():
         write_rows(Path(path), [("好", "good")] * 4)
@@ -321,7 +321,9 @@ def test_one_class_alone_is_refused(tiny: Callable[[str], Path], tmp_path: Path)
         finetune(asked, "top-blocks:1", QUICK)
 
 
-def test_a_killed_run_goes_on_and_leaves_no_checkpoint(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_finetune_continues_a_killed_training_and_leaves_no_checkpoint(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     asked = settings_in(tmp_path, tiny("bert"))
 
     def kill(step: TrainingStep) -> None:
@@ -361,7 +363,7 @@ def arguments(tiny: Callable[[str], Path]) -> list[str]:
             "--views", "last/mean", "--max-length", "40", "--epochs", "2", "--batch-size", "8"]  # fmt: skip
 
 
-def test_the_command(tiny: Callable[[str], Path], cli: Cli) -> None:
+def test_finetune_command(tiny: Callable[[str], Path], cli: Cli) -> None:
     argv = arguments(tiny)
     result = cli.ok(*argv, "--train", "top-blocks:1", "--lr", "1e-3")
     assert "top-blocks:1 head on last/mean" in result.out and "states cached" in result.out
@@ -377,7 +379,7 @@ def test_the_command(tiny: Callable[[str], Path], cli: Cli) -> None:
     assert answer.json["run"] in compared.out
 
 
-def test_training_a_head_is_train_head(tiny: Callable[[str], Path], cli: Cli) -> None:
+def test_finetune_command_for_a_head_equals_train_head(tiny: Callable[[str], Path], cli: Cli) -> None:
     argv = arguments(tiny)
     cli.ok("extract", "--all-splits", *argv[1:11], "--quiet")
     result = cli.ok(*argv, "--train", "head", "--json")
@@ -390,7 +392,7 @@ def test_training_a_head_is_train_head(tiny: Callable[[str], Path], cli: Cli) ->
     (("--lr", "0"), "--lr"), (("--head-lr", "nan"), "--head-lr"), (("--epochs", "0"), "--epochs"),
     (("--warmup", "1"), "--warmup"), (("--schedule", "steep"), "--schedule"), (("--clip", "x"), "--clip"),
 ])  # fmt: skip
-def test_flags_that_cannot_be_meant(
+def test_finetune_command_refuses_values_out_of_range(
     tiny: Callable[[str], Path], cli: Cli, flags: tuple[str, str], words: str
 ) -> None:
     cli.refused(2, [*arguments(tiny), *flags], words)

@@ -47,7 +47,7 @@ def weights_of(tuner: Tuner) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in tuner.named.items()}
 
 
-def test_the_budget_never_changes_the_result(tiny: Callable[[str], Path]) -> None:
+def test_the_token_budget_does_not_change_the_result(tiny: Callable[[str], Path]) -> None:
     found = []
     for budget in (1, 60, 10_000):
         tuner = training(tiny("bert"), budget=budget)
@@ -82,7 +82,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("after", [1, 3, 5, 6])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_killed_training_ends_as_if_it_had_not_been(
+def test_run_continues_a_killed_training_with_the_same_result(
     tiny: Callable[[str], Path], tmp_path: Path, after: int, dropout: float
 ) -> None:
     recipe = dataclasses.replace(QUICK, dropout=dropout)
@@ -115,7 +115,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert all(torch.equal(found.best.head[name], value) for name, value in reference.best.head.items())
 
 
-def test_without_resume_a_training_begins_anew(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_run_without_resume_starts_from_the_beginning(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     training(tiny("bert"), checkpoints=CheckpointFolder(tmp_path / "point")).run()
     told: list[str] = []
     checkpoints = CheckpointFolder(tmp_path / "point")
@@ -127,7 +127,7 @@ def test_without_resume_a_training_begins_anew(tiny: Callable[[str], Path], tmp_
 @pytest.mark.parametrize(
     ("smoothing", "weight"), [(0.0, "none"), (0.2, "none"), (0.0, "balanced"), (0.1, "balanced")]
 )
-def test_the_loss_is_torchs_mean_cross_entropy(
+def test_gradients_of_the_mean_cross_entropy_of_torch(
     tiny: Callable[[str], Path], smoothing: float, weight: str
 ) -> None:
     from sklearn.utils.class_weight import compute_class_weight
@@ -149,7 +149,7 @@ def test_the_loss_is_torchs_mean_cross_entropy(
     assert right == int((logits.argmax(1).numpy() == labels).sum())
 
 
-def test_the_multi_label_loss_is_torchs(tiny: Callable[[str], Path]) -> None:
+def test_gradients_of_the_binary_cross_entropy_of_torch(tiny: Callable[[str], Path]) -> None:
     labels = np.random.default_rng(0).integers(0, 2, (TEXTS, 4)).astype(np.uint8)
     tuner = training(tiny("bert"), QUICK, labels, budget=30)
     loss, right = tuner._gradients(np.arange(TEXTS))
@@ -160,7 +160,7 @@ def test_the_multi_label_loss_is_torchs(tiny: Callable[[str], Path]) -> None:
     assert right == int(((logits.numpy() > 0) == labels).all(1).sum())
 
 
-def test_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
+def test_learning_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
     suffix = suffix_of(tiny("bert"), "top-blocks:3")
     texts = TextInputs(batch_of(LENGTHS), tiny("bert"), 0)
     recipe = Recipe(lr=0.1, head_lr=0.7, layer_decay=0.5, weight_decay=0.02)
@@ -174,7 +174,9 @@ def test_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) -> None:
     assert told["head.weight"] == (0.7, 0.02) and told["head.bias"] == (0.7, 0.0)
 
 
-def test_early_stopping_keeps_the_best(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_weights(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = dataclasses.replace(QUICK, epochs=9, patience=2)
     tuner = training(tiny("bert"), recipe)
     accuracies = iter([0.5, 0.8, 0.8, 0.7, 0.9])
@@ -197,14 +199,14 @@ def test_early_stopping_keeps_the_best(tiny: Callable[[str], Path], monkeypatch:
     assert torch.equal(found.last.head["weight"], kept[4])
 
 
-def test_a_loss_that_becomes_nan_at_once_is_an_error(tiny: Callable[[str], Path]) -> None:
+def test_run_fails_if_the_loss_is_nan_in_the_first_epoch(tiny: Callable[[str], Path]) -> None:
     tuner = training(tiny("bert"), dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0))
     with pytest.raises(HeadError, match=r"NaN or infinite in step \d of 6, before the first epoch"):
         tuner.run()
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_loss_that_becomes_nan_later_keeps_the_best(
+def test_run_keeps_the_best_epoch_if_the_loss_is_nan_later(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     original = Tuner._gradients
@@ -228,7 +230,7 @@ def test_a_loss_that_becomes_nan_later_keeps_the_best(
     assert all(torch.isfinite(value).all() for value in weights_of(tuner).values())
 
 
-def test_memory_that_runs_out_makes_smaller_batches(
+def test_run_continues_with_smaller_batches_if_memory_runs_out(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = training(tiny("bert"), budget=1000)

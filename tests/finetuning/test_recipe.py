@@ -9,7 +9,7 @@ from featcache.finetuning.recipe import Recipe, build_recipe
 from featcache.settings import options
 
 
-def test_a_recipe_is_what_the_flags_say() -> None:
+def test_build_recipe() -> None:
     assert build_recipe({}) == Recipe() == build_recipe(dict.fromkeys(options(Recipe)))
     assert build_recipe({"lr": "1e-3", "patience": "2"}) == Recipe(lr=1e-3, patience=2)
     with pytest.raises(UsageError, match="unknown setting 'rate'"):

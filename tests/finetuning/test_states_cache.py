@@ -63,7 +63,7 @@ def expected(split: Split, made_by: Encoder) -> list[torch.Tensor]:
     ("dtype", "storage", "tolerance"),
     [("float32", "float32", 1e-5), ("float32", "float16", 2e-3), ("bfloat16", "float16", 5e-2)],
 )
-def test_states_come_back_row_by_row(
+def test_batch_returns_the_states_of_the_rows(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, dtype: str, storage: str, tolerance: float
 ) -> None:
     made_by = encoder(
@@ -83,7 +83,9 @@ def test_states_come_back_row_by_row(
     assert np.array_equal(file.row_hash, hashes_of(split))
 
 
-def test_anyone_can_read_the_file(tiny: Callable[[str], Path], split: Split, tmp_path: Path) -> None:
+def test_a_states_file_can_be_read_with_h5py(
+    tiny: Callable[[str], Path], split: Split, tmp_path: Path
+) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
     file = make(split, made_by, tmp_path)
     with h5py.File(file.path, "r") as opened:
@@ -94,7 +96,7 @@ def test_anyone_can_read_the_file(tiny: Callable[[str], Path], split: Split, tmp
     assert np.array_equal(values[offsets[5] : offsets[6]], batch.states.numpy())
 
 
-def test_a_second_call_runs_nothing(
+def test_cache_states_finds_a_file_without_running_the_model(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
@@ -107,7 +109,7 @@ def test_a_second_call_runs_nothing(
     assert StatesFile(first.path).seconds == 0.0
 
 
-def test_whatever_changes_a_state_changes_the_file(
+def test_states_path_depends_on_all_that_changes_a_state(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path
 ) -> None:
     backbone = load(tiny("bert"))
@@ -126,7 +128,7 @@ def test_whatever_changes_a_state_changes_the_file(
     assert same == documents[0]  # neither view nor budget changes a state
 
 
-def test_a_killed_making_goes_on_from_its_blocks(
+def test_cache_states_continues_from_committed_units(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(states, "COMMIT_TOKENS", 200)
@@ -159,7 +161,7 @@ def test_a_killed_making_goes_on_from_its_blocks(
     assert not list((tmp_path / "killed" / "states").glob("*.partial"))
 
 
-def test_the_size_is_told_and_a_disk_too_small_refused(
+def test_cache_states_reports_the_size_and_refuses_a_full_disk(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
@@ -173,7 +175,7 @@ def test_the_size_is_told_and_a_disk_too_small_refused(
         make(split, made_by, tmp_path / "b")
 
 
-def test_damage_is_found(tiny: Callable[[str], Path], split: Split, tmp_path: Path) -> None:
+def test_states_file_refuses_damaged_bytes(tiny: Callable[[str], Path], split: Split, tmp_path: Path) -> None:
     file = make(split, encoder(load(tiny("bert")), "last/mean"), tmp_path)
     content = bytearray(file.path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -182,7 +184,7 @@ def test_damage_is_found(tiny: Callable[[str], Path], split: Split, tmp_path: Pa
         StatesFile(file.path)
 
 
-def test_a_file_of_features_holds_no_states(tmp_path: Path) -> None:
+def test_states_file_refuses_a_file_of_features(tmp_path: Path) -> None:
     from featcache.cache.sealed_file import Column, write_sealed
 
     path = tmp_path / "x.h5"
@@ -191,7 +193,7 @@ def test_a_file_of_features_holds_no_states(tmp_path: Path) -> None:
         StatesFile(path)
 
 
-def test_two_processes_do_not_make_the_same_file(
+def test_cache_states_refuses_a_locked_file(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
@@ -200,7 +202,7 @@ def test_two_processes_do_not_make_the_same_file(
         make(split, made_by, tmp_path)
 
 
-def test_states_too_large_for_their_storage_are_refused(
+def test_cache_states_refuses_states_too_large_for_their_storage(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean", storage="float16")
@@ -215,7 +217,7 @@ def test_states_too_large_for_their_storage_are_refused(
         make(split, made_by, tmp_path)
 
 
-def test_a_row_that_cannot_be_encoded_is_named(
+def test_cache_states_names_a_row_that_cannot_be_encoded(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featcache.errors import BadRow
@@ -230,7 +232,7 @@ def test_a_row_that_cannot_be_encoded_is_named(
         make(split, made_by, tmp_path)
 
 
-def test_memory_that_runs_out_makes_smaller_batches(
+def test_cache_states_uses_smaller_batches_if_memory_runs_out(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean", batch_tokens=1000)
@@ -247,7 +249,7 @@ def test_memory_that_runs_out_makes_smaller_batches(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_pages_of_the_map_are_given_back(
+def test_batch_releases_the_pages_of_the_memory_map(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = make(split, encoder(load(tiny("bert")), "last/mean"), tmp_path)

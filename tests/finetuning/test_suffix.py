@@ -102,19 +102,19 @@ def check_run(folder: Path, part: str, pooling: str, steps: int = 4, budget: int
 
 @pytest.mark.parametrize("family", [*FAMILIES, *PADDED])
 @pytest.mark.parametrize(("count", "pooling"), [(1, "mean"), (2, "last"), (3, "cls")])
-def test_every_loss_and_gradient_is_the_whole_models(
+def test_losses_and_gradients_equal_those_of_the_whole_model(
     tiny: Callable[[str], Path], family: str, count: int, pooling: str
 ) -> None:
     check_run(tiny(family), f"top-blocks:{count}", pooling)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "deberta-v2"])
-def test_end_to_end_is_the_whole_model(tiny: Callable[[str], Path], family: str) -> None:
+def test_training_all_equals_training_the_whole_model(tiny: Callable[[str], Path], family: str) -> None:
     check_run(tiny(family), "all", "mean")
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "gpt2"])
-def test_positions_alone(tiny: Callable[[str], Path], family: str) -> None:
+def test_training_positions_changes_the_position_table_only(tiny: Callable[[str], Path], family: str) -> None:
     suffix = suffix_of(tiny(family), "positions")
     assert len(suffix.trained) == 1
     check_run(tiny(family), "positions", "mean")
@@ -131,7 +131,7 @@ def test_the_final_norm_is_trained_with_the_blocks(tiny: Callable[[str], Path]) 
     assert below and all(name.startswith("encoder.layer.2.") for name in below)
 
 
-def test_nothing_below_the_cut_is_kept(tiny: Callable[[str], Path]) -> None:
+def test_suffix_frees_what_is_below_the_cut(tiny: Callable[[str], Path]) -> None:
     suffix = suffix_of(tiny("bert"), "top-blocks:1")
     for block in suffix.blocks[:2]:
         assert all(parameter.device.type == "meta" for parameter in block.parameters())
@@ -170,7 +170,7 @@ def test_bfloat16_is_near_float32(tiny: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize("part", ["top-blocks:1", "all"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
-def test_what_fills_a_batch_changes_nothing(
+def test_texts_that_fill_a_batch_do_not_change_gradients(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str, part: str
 ) -> None:
     """In 16 bits batches are filled to a round number of tokens with texts that nobody asked for."""
@@ -212,26 +212,26 @@ def test_dropout_is_above_the_cut_only_and_off_in_evaluation(tiny: Callable[[str
 # ---------------------------------------------------------------- what cannot be cut
 
 
-def test_a_model_without_one_list_of_blocks_is_named(tiny: Callable[[str], Path]) -> None:
+def test_suffix_refuses_a_model_without_one_list_of_blocks(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(BackboneError, match=r"AlbertModel.*no one list of 3 blocks"):
         suffix_of(tiny("albert"), "top-blocks:1")
 
 
-def test_a_model_without_positions_to_train(tiny: Callable[[str], Path]) -> None:
+def test_suffix_refuses_a_model_without_a_position_table(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(BackboneError, match="no table of learned positions"):
         suffix_of(tiny("llama"), "positions")
 
 
-def test_a_model_whose_parts_do_not_make_the_whole_is_refused(
+def test_suffix_refuses_a_model_whose_parts_give_other_states(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Suffix._hand_on
+    original = Suffix._pass_through
 
     def breaking(self: Suffix, cut: int, returned: int | None) -> None:
         original(self, cut, returned)
         for parameter in self.blocks[cut].parameters():
             parameter.data.mul_(1.01)
 
-    monkeypatch.setattr(Suffix, "_hand_on", breaking)
+    monkeypatch.setattr(Suffix, "_pass_through", breaking)
     with pytest.raises(BackboneError, match="cannot be cut before block 1"):
         suffix_of(tiny("bert"), "top-blocks:2")

@@ -29,7 +29,7 @@ def on_one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_the_tuned_backbone_computes_what_the_suffix_does(
+def test_with_weights_computes_what_the_suffix_computes(
     tiny: Callable[[str], Path], family: str, dtype: str
 ) -> None:
     folder = tiny(family)
@@ -51,7 +51,7 @@ def test_the_tuned_backbone_computes_what_the_suffix_does(
     assert float((frozen[3].float() - whole[3].float()).abs().max()) > 2e-2 * largest
 
 
-def test_weights_of_another_model_are_refused(tiny: Callable[[str], Path]) -> None:
+def test_with_weights_refuses_weights_of_another_model(tiny: Callable[[str], Path]) -> None:
     asked = settings_of(tiny("bert"))
     for strange in (
         {"encoder.layer.9.x": torch.zeros(2)},

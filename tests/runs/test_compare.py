@@ -52,7 +52,7 @@ def same(one: Predictions, other: Predictions) -> bool:
 
 @given(st.data())
 @settings(max_examples=25, deadline=None)
-def test_predictions_come_back_as_they_were(data: Any) -> None:
+def test_read_predictions_returns_what_write_predictions_wrote(data: Any) -> None:
     name = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
     names = tuple(data.draw(st.lists(name, min_size=1, max_size=5, unique=True)))
     multi, count = data.draw(st.booleans()), data.draw(st.integers(0, 12))
@@ -71,7 +71,7 @@ def test_predictions_come_back_as_they_were(data: Any) -> None:
     assert np.array_equal(short.labels, labels) and np.array_equal(short.predicted, predicted)
 
 
-def test_the_file_is_one_that_other_tools_read(tmp_path: Path) -> None:
+def test_write_predictions_makes_a_parquet_file_that_other_tools_read(tmp_path: Path) -> None:
     write_predictions(
         tmp_path / "p", predictions([[1, 0, 1], [0, 0, 0]], [[1, 0, 0], [0, 1, 1]], names=THREE)
     )
@@ -82,7 +82,7 @@ def test_the_file_is_one_that_other_tools_read(tmp_path: Path) -> None:
     assert found["probability:b"] == pytest.approx([0.05, 0.9])
 
 
-def test_three_arrays_are_enough_to_save(tmp_path: Path) -> None:
+def test_predictions_of_hashes_labels_and_probabilities(tmp_path: Path) -> None:
     """The largest probability, the first of equals; multi-label: those from one half on."""
     probabilities = np.array([[0.2, 0.5, 0.5], [0.6, 0.1, 0.3]])
     rows = hashes("01")
@@ -111,7 +111,7 @@ def test_save_run_writes_the_predictions_of_each_split(tmp_path: Path) -> None:
     assert same(run.predictions("validation"), found) and same(run.predictions("test"), found)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_run_predictions_names_a_missing_split(tmp_path: Path) -> None:
     run = save(tmp_path, validation=predictions([0, 1], [0, 1]))
     with pytest.raises(HeadError, match="linear-last-mean-1 has no predictions of test") as caught:
         run.predictions("test")
@@ -121,7 +121,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 3, 100, -1])
-def test_a_damaged_file(part: int, tmp_path: Path) -> None:
+def test_read_predictions_refuses_a_damaged_file(part: int, tmp_path: Path) -> None:
     run = save(tmp_path, test=predictions(LABELS, LABELS))
     path = run.folder / "predictions-test.parquet"
     path.write_bytes(path.read_bytes()[:part])
@@ -156,7 +156,7 @@ def changed(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
         (lambda t: changed(t, "probability:bad", ["much", "more"]), "cannot read"),
     ],
 )
-def test_other_content(change: Any, words: str, tmp_path: Path) -> None:
+def test_read_predictions_refuses_other_content(change: Any, words: str, tmp_path: Path) -> None:
     run = save(tmp_path, test=predictions([0, 1], [0, 1]))
     path = run.folder / "predictions-test.parquet"
     pq.write_table(change(pq.read_table(path)), path)
@@ -187,7 +187,7 @@ def slowly(base: Predictions, run: Predictions) -> list[tuple[str, str, str]]:
 
 @given(st.data())
 @settings(max_examples=100, deadline=None)
-def test_rows_are_matched_by_hash_and_occurrence(data: Any) -> None:
+def test_match_pairs_rows_by_hash_and_occurrence(data: Any) -> None:
     """With texts that come twice, rows that one run alone has, and label names in another order."""
     label_of = data.draw(st.lists(st.integers(0, 2), min_size=8, max_size=8))
     orders = [tuple(data.draw(st.permutations(THREE))) for _ in range(2)]
@@ -217,7 +217,7 @@ def shuffled(found: Predictions, seed: int = 0) -> Predictions:
 
 
 @pytest.mark.parametrize("multi", [False, True])
-def test_the_order_of_rows_does_not_matter(multi: bool) -> None:
+def test_match_ignores_the_order_of_rows(multi: bool) -> None:
     draw = np.random.default_rng(1)
     shape = (300, 3) if multi else (300,)
     labels, first, second = (draw.integers(0, 2, shape) for _ in range(3))
@@ -230,7 +230,7 @@ def test_the_order_of_rows_does_not_matter(multi: bool) -> None:
     assert len(mixed.labels) == 300 and mixed.only_base == mixed.only_run == 0
 
 
-def test_one_text_with_two_labels_in_another_order() -> None:
+def test_match_of_one_text_with_two_labels_in_another_order() -> None:
     base = predictions([0, 1, 0], [0, 1, 1], ["same", "same", "else"])
     run = predictions([1, 0, 0], [1, 0, 1], ["same", "same", "else"])
     found = match(base, run)
@@ -238,7 +238,7 @@ def test_one_text_with_two_labels_in_another_order() -> None:
     assert np.array_equal(found.base, found.run)
 
 
-def test_other_labels_of_the_same_rows_are_counted() -> None:
+def test_match_counts_rows_with_other_labels() -> None:
     base = predictions(LABELS, LABELS)
     labels = noisy(LABELS, 7)
     with pytest.raises(HeadError, match=r"^7 of their 400 shared rows have another label\n"):
@@ -250,7 +250,7 @@ def test_other_labels_of_the_same_rows_are_counted() -> None:
         match(base, more)
 
 
-def test_a_label_that_only_one_run_knows() -> None:
+def test_match_with_a_label_that_one_run_does_not_have() -> None:
     """It may be predicted; that is an error of that run, not of the comparison."""
     base = predictions([0, 1, 1], [0, 1, 0])
     run = predictions([1, 2, 2], [1, 0, 2], names=("odd", "bad", "good"))
@@ -259,7 +259,7 @@ def test_a_label_that_only_one_run_knows() -> None:
     assert found.labels.tolist() == [0, 1, 1] and found.run.tolist() == [0, 2, 1]
 
 
-def test_label_sets_are_matched_by_name() -> None:
+def test_match_compares_label_sets_by_name() -> None:
     base = predictions([[1, 0, 0], [0, 1, 1]], [[1, 0, 0], [0, 1, 0]], names=THREE)
     run = predictions([[0, 0, 1], [1, 1, 0]], [[0, 1, 1], [1, 1, 0]], names=("c", "b", "a"))
     found = match(base, run)
@@ -289,7 +289,7 @@ def runs(tmp_path: Path) -> list[Run]:
     ]
 
 
-def test_the_base_is_chosen_on_validation_and_all_p_values_corrected_together(runs: list[Run]) -> None:
+def test_compare_runs_chooses_the_base_on_validation_and_corrects_all_p_values(runs: list[Run]) -> None:
     found = compare_runs(runs)
     assert found.base is runs[0] and [made.run for made in found.made] == runs[1:]
     raw = []
@@ -314,7 +314,7 @@ def test_the_base_is_chosen_on_validation_and_all_p_values_corrected_together(ru
     assert compare_runs(runs, split="validation").base is runs[0]
 
 
-def test_more_comparisons_need_more_evidence(tmp_path: Path) -> None:
+def test_compare_runs_needs_more_evidence_for_more_comparisons(tmp_path: Path) -> None:
     base = save(tmp_path, test=binary(40), validation=binary(0))
     run = save(tmp_path, test=binary(49), validation=binary(1))  # 9 rows, all one way: p = 0.004
     assert compare_runs([base, run]).made[0].accuracy.worse
@@ -323,7 +323,7 @@ def test_more_comparisons_need_more_evidence(tmp_path: Path) -> None:
     assert all(one.tie for one in made) and made[0].accuracy.p < 0.01
 
 
-def test_a_run_is_not_compared_with_itself_but_with_its_copy(runs: list[Run], tmp_path: Path) -> None:
+def test_compare_runs_skips_the_base_itself_but_not_its_copy(runs: list[Run], tmp_path: Path) -> None:
     assert compare_runs(runs[:1]).made == ()
     assert compare_runs(runs[:1], runs[0]).made == ()
     copy = Run(Path(shutil.copytree(runs[0].folder, tmp_path / "copy")), runs[0].record)
@@ -332,7 +332,7 @@ def test_a_run_is_not_compared_with_itself_but_with_its_copy(runs: list[Run], tm
     assert made.macro_f1.difference.value == made.macro_f1.difference.low == 0
 
 
-def test_runs_that_cannot_be_compared(runs: list[Run], tmp_path: Path) -> None:
+def test_compare_runs_refuses_or_skips_runs_that_cannot_be_compared(runs: list[Run], tmp_path: Path) -> None:
     bare = save(tmp_path / "reports", "bare", validation=binary(50))
     odd = save(
         tmp_path / "reports", "odd", test=predictions([0, 1], [0, 1], ["x", "y"]), validation=binary(60)
@@ -352,7 +352,7 @@ def test_runs_that_cannot_be_compared(runs: list[Run], tmp_path: Path) -> None:
         compare_runs([])
 
 
-def test_rows_that_one_run_alone_has_are_left_out(tmp_path: Path) -> None:
+def test_compare_runs_leaves_out_rows_of_one_run_only(tmp_path: Path) -> None:
     base = save(tmp_path, test=binary(40), validation=binary(0))
     texts = [*range(100, 400), *(f"new {i}" for i in range(30))]
     labels = np.concatenate([LABELS[100:], np.zeros(30, int)])
@@ -362,7 +362,7 @@ def test_rows_that_one_run_alone_has_are_left_out(tmp_path: Path) -> None:
     assert (made.discordant.only_first, made.discordant.only_second) == (20, 0)
 
 
-def test_multi_label_runs(tmp_path: Path) -> None:
+def test_compare_runs_with_several_labels(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, (300, 4))
     good, bad = (np.where(draw.random(labels.shape) < part, 1 - labels, labels) for part in (0.03, 0.15))
@@ -396,7 +396,7 @@ def row(text: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_table_marks_ties_and_fits(
+def test_compare_table_marks_ties_and_fits_the_terminal(
     columns: int, runs: list[Run], cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -413,7 +413,7 @@ def test_the_table_marks_ties_and_fits(
     assert " test " not in narrow.partition("\n* best")[0] and "these very rows" in narrow
 
 
-def test_old_runs_and_runs_without_test_show_a_dash(runs: list[Run], cli: Cli) -> None:
+def test_compare_shows_a_dash_for_old_runs_and_runs_without_test(runs: list[Run], cli: Cli) -> None:
     edit_run(NEAR, intervals={"test": {}})
     record = json.loads(Path("reports", BAD, "run.json").read_text())
     del record["intervals"]
@@ -432,7 +432,7 @@ def test_old_runs_and_runs_without_test_show_a_dash(runs: list[Run], cli: Cli) -
     assert best_without.err == "" and " - " in best_without.out
 
 
-def test_what_cannot_be_compared_is_noted_once(runs: list[Run], cli: Cli) -> None:
+def test_compare_notes_once_what_cannot_be_compared(runs: list[Run], cli: Cli) -> None:
     for _ in range(5):
         save(Path("reports"), "odd", test=predictions([0, 1], [0, 1], "xy"), validation=binary(70))
     result = cli.ok("compare")
@@ -446,7 +446,7 @@ def test_what_cannot_be_compared_is_noted_once(runs: list[Run], cli: Cli) -> Non
     check_refusal(cli("compare", "--base", BEST), 6, "cannot read")
 
 
-def test_json_has_everything(runs: list[Run], cli: Cli) -> None:
+def test_compare_json_has_all_numbers(runs: list[Run], cli: Cli) -> None:
     document = cli.ok("compare", "--json").json
     assert (document["best"], document["base"], document["split"]) == (BEST, BEST, "test")
     assert [run["intervals"]["test"]["accuracy"] for run in document["runs"]] == [[0.8125, 0.925]] * 4
@@ -474,7 +474,7 @@ def test_json_has_everything(runs: list[Run], cli: Cli) -> None:
             }
 
 
-def test_another_base(runs: list[Run], cli: Cli, tmp_path: Path) -> None:
+def test_compare_with_another_base(runs: list[Run], cli: Cli, tmp_path: Path) -> None:
     text = cli.ok("compare", "--base", BAD).out
     assert " vs base " in text and f"vs {BAD}" in text
     assert row(text, BEST).startswith(" * ") and "+12.50" in row(text, BEST)
@@ -492,7 +492,7 @@ def test_another_base(runs: list[Run], cli: Cli, tmp_path: Path) -> None:
     cli.refused(2, ["compare", "--split", "train"], "train")
 
 
-def test_the_gate(runs: list[Run], cli: Cli) -> None:
+def test_compare_fail_if_worse(runs: list[Run], cli: Cli) -> None:
     before = contents(Path())
     result = cli("compare", "--fail-if-worse", BEST)
     assert result.code == 7 and result.err == ""
@@ -512,7 +512,7 @@ def test_the_gate(runs: list[Run], cli: Cli) -> None:
     assert contents(Path()) == before
 
 
-def test_the_gate_never_passes_what_it_could_not_check(runs: list[Run], cli: Cli) -> None:
+def test_compare_fail_if_worse_fails_for_runs_it_cannot_compare(runs: list[Run], cli: Cli) -> None:
     save(Path("reports"), "bare", validation=binary(50))
     cli.refused(6, ["compare", "bare-last-mean-1", "--fail-if-worse", BEST], "no predictions of test")
     cli.refused(6, ["compare", "--fail-if-worse", BEST], "no predictions of test", "name the runs")
@@ -521,7 +521,7 @@ def test_the_gate_never_passes_what_it_could_not_check(runs: list[Run], cli: Cli
     cli.refused(6, ["compare", "--fail-if-worse", BEST], "no run besides")
 
 
-def test_worse_in_macro_f1_alone_is_worse(tmp_path: Path, cli: Cli) -> None:
+def test_compare_fail_if_worse_counts_macro_f1_alone(tmp_path: Path, cli: Cli) -> None:
     """A class that is rarely there: wrong on all of it, yet not many rows."""
     labels = np.array([0] * 480 + [1] * 20)
     base, run = labels.copy(), labels.copy()
@@ -534,7 +534,9 @@ def test_worse_in_macro_f1_alone_is_worse(tmp_path: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_many_classes_and_long_names(columns: int, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_with_many_classes_and_long_names(
+    columns: int, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     names = tuple(f"类别 {number}" for number in range(150))
     labels = np.arange(600) % 150
@@ -547,7 +549,7 @@ def test_many_classes_and_long_names(columns: int, cli: Cli, monkeypatch: pytest
     assert document["comparisons"][0]["worse"]
 
 
-def test_two_hundred_runs(cli: Cli) -> None:
+def test_compare_with_two_hundred_runs(cli: Cli) -> None:
     first = save(Path("reports"), test=binary(40), validation=binary(0))
     second = save(Path("reports"), test=binary(90), validation=binary(3))
     for number in range(198):
@@ -560,14 +562,14 @@ def test_two_hundred_runs(cli: Cli) -> None:
     assert max(line["accuracy"]["corrected_p"] for line in document["comparisons"]) == 1
 
 
-def test_multi_label_runs_are_shown(cli: Cli) -> None:
+def test_compare_shows_runs_with_several_labels(cli: Cli) -> None:
     labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]])
     found = predictions(labels, labels, names=THREE)
     run = save(Path("reports"), test=found, validation=found)
     assert "100.00" in cli.ok("compare", run.name).out
 
 
-def test_names_of_runs_are_taken_once(runs: list[Run], cli: Cli) -> None:
+def test_save_run_gives_each_run_its_own_name(runs: list[Run], cli: Cli) -> None:
     text = cli.ok("compare", NEAR, BEST, NEAR, f"reports/{BEST}").out
     table: Sequence[str] = text.partition("\n* best")[0].splitlines()
     assert sum(NEAR in line for line in table) == sum(BEST in line for line in table) == 1

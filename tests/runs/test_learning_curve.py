@@ -69,7 +69,7 @@ def easy(rows: int = 400, **changes: Any) -> CachedSplits:
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=150), st.integers(-5, 2**63))
-def test_every_beginning_has_each_class_and_its_share(labels: list[int], seed: int) -> None:
+def test_nested_order_has_each_class_and_its_share_in_every_beginning(labels: list[int], seed: int) -> None:
     y = np.array(labels)
     order = nested_order(y, seed)
     assert sorted(order.tolist()) == list(range(len(y)))
@@ -81,7 +81,7 @@ def test_every_beginning_has_each_class_and_its_share(labels: list[int], seed: i
         assert np.abs(found - size * counts / len(y)).max() <= classes + 1
 
 
-def test_orders_are_random_but_the_same_for_a_seed() -> None:
+def test_nested_order_is_random_but_the_same_for_a_seed() -> None:
     y = np.arange(200) % 2
     orders = [nested_order(y, seed).tolist() for seed in range(20)]
     assert orders[3] == nested_order(y, 3).tolist()
@@ -90,7 +90,7 @@ def test_orders_are_random_but_the_same_for_a_seed() -> None:
     assert first_ten.max() <= 6  # no row is preferred: 1 is expected
 
 
-def test_multi_label_rows_are_dealt_by_their_rarest_label() -> None:
+def test_nested_order_spreads_multi_label_rows_by_their_rarest_label() -> None:
     y = np.zeros((100, 3), np.uint8)
     y[:60, 0] = 1
     y[:10, 1] = 1
@@ -106,13 +106,13 @@ def sizes(rows: int, classes: int = 2, **plan: Any) -> tuple[int, ...]:
 
 
 @given(st.integers(2, 10**7), st.integers(1, 300), st.integers(2, 30))
-def test_sizes_ascend_to_all_rows(rows: int, classes: int, points: int) -> None:
+def test_sizes_of_ascends_to_all_rows(rows: int, classes: int, points: int) -> None:
     found = sizes(rows, classes, points=points)
     assert found[-1] == rows and found[0] >= 2 and len(found) <= points
     assert all(a < b for a, b in itertools.pairwise(found))
 
 
-def test_sizes_are_log_spaced_from_two_rows_a_class() -> None:
+def test_sizes_of_is_log_spaced_from_two_rows_a_class() -> None:
     assert sizes(9600, points=4) == (10, 99, 973, 9600)
     assert sizes(10_000, classes=77, points=3)[0] == 154
     assert sizes(100, classes=77)[0] == 25  # not the same size eight times
@@ -135,7 +135,9 @@ def test_sizes_are_log_spaced_from_two_rows_a_class() -> None:
         ({"penalties": ()}, "--C"),
     ],
 )
-def test_plans_without_sense(plan: dict[str, Any], words: str, make_curve: MakeCurve, tmp_path: Path) -> None:
+def test_plan_check_refuses_values_out_of_range(
+    plan: dict[str, Any], words: str, make_curve: MakeCurve, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=words):
         make_curve(easy(), **plan)
     assert not list(tmp_path.iterdir())
@@ -145,7 +147,9 @@ def test_plans_without_sense(plan: dict[str, Any], words: str, make_curve: MakeC
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
-def test_scores_are_those_of_scikit_learn_on_the_same_rows(metric: str, make_curve: MakeCurve) -> None:
+def test_learning_curve_scores_are_those_of_scikit_learn_on_the_same_rows(
+    metric: str, make_curve: MakeCurve
+) -> None:
     """The penalty is chosen on validation, by the metric, then the log loss; the score is that of test."""
     data, penalties = easy(), (1e-3, 0.1, 10.0)
     curve = make_curve(data, sizes=(30, 200), seeds=2, penalties=penalties, metric=metric)
@@ -182,7 +186,7 @@ def test_scores_are_those_of_scikit_learn_on_the_same_rows(metric: str, make_cur
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_a_curve_that_grows(kind: str, make_curve: MakeCurve) -> None:
+def test_learning_curve_of_every_kind_grows(kind: str, make_curve: MakeCurve) -> None:
     head = HeadSettings(epochs=15, lr=0.02, hidden=16)
     curve = make_curve(easy(noise=1.0), kind=kind, points=3, seeds=2, head=head)
     assert curve.points[-1].rows == 400 and len(curve.points) == 3
@@ -192,7 +196,7 @@ def test_every_kind_has_a_curve_that_grows(kind: str, make_curve: MakeCurve) -> 
     assert bool(curve.points[0].penalties) == (kind in ("exact", "logistic"))
 
 
-def test_several_labels_a_row(make_curve: MakeCurve) -> None:
+def test_learning_curve_with_several_labels_a_row(make_curve: MakeCurve) -> None:
     """Thresholds come from validation, as in train-head; the accuracy is that of whole label sets."""
     parts = {"train": 400, "validation": 150, "test": 200}
     data = data_of(**{name: tagged(rows, seed=n) for n, (name, rows) in enumerate(parts.items())})
@@ -212,14 +216,14 @@ def test_several_labels_a_row(make_curve: MakeCurve) -> None:
     assert curve.points[-1].score == pytest.approx(expected, abs=1e-9)
 
 
-def test_without_test_it_is_validation_and_says_so(make_curve: MakeCurve) -> None:
+def test_learning_curve_without_test_is_about_validation(make_curve: MakeCurve) -> None:
     data = easy()
     del data.files["test"], data.features["last/cls"]["test"]
     curve = make_curve(data, sizes=(50,), seeds=1, penalties=(0.1,))
     assert curve.split == "validation" and curve.document["split"] == "validation"
 
 
-def test_rare_classes_and_equal_rows(make_curve: MakeCurve) -> None:
+def test_learning_curve_with_rare_classes_and_equal_rows(make_curve: MakeCurve) -> None:
     """One row of a class, every row three times, and more classes than the smallest size has rows."""
     x, y = clusters(120, classes=3, seed=1, noise=1.0)
     y = np.concatenate([np.repeat(y, 3), [3, 4]])
@@ -237,7 +241,7 @@ def test_rare_classes_and_equal_rows(make_curve: MakeCurve) -> None:
         ({"kind": "ridge", "sizes": (2,)}, "the same features"),
     ],
 )
-def test_a_size_that_cannot_be_fitted_is_named(
+def test_learning_curve_names_a_size_that_cannot_be_fitted(
     plan: dict[str, Any], words: str, make_curve: MakeCurve
 ) -> None:
     data = easy()
@@ -248,7 +252,7 @@ def test_a_size_that_cannot_be_fitted_is_named(
     assert caught.value.hint
 
 
-def test_one_class_only(make_curve: MakeCurve) -> None:
+def test_learning_curve_refuses_a_single_class(make_curve: MakeCurve) -> None:
     data = easy()
     data.rows("last/cls", "train")[1][:] = 0
     with pytest.raises(HeadError, match="single class"):
@@ -258,7 +262,7 @@ def test_one_class_only(make_curve: MakeCurve) -> None:
 # ---------------------------------------------------------------- on disk, interrupted, twice
 
 
-def test_what_is_saved_is_what_is_returned(make_curve: MakeCurve, tmp_path: Path) -> None:
+def test_learning_curve_saves_what_it_returns(make_curve: MakeCurve, tmp_path: Path) -> None:
     curve = make_curve(easy(), points=5, seeds=2, penalties=(0.1,))
     assert curve.folder.parent == tmp_path and curve.folder.name.startswith("curve-exact-last-cls-")
     assert [path.name for path in curve.folder.iterdir()] == ["curve.json"]
@@ -273,7 +277,7 @@ def without_time(curve: Curve) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("hurt", ["", "half", "garbage", "wrong shape"])
-def test_an_interrupted_curve_goes_on(
+def test_learning_curve_continues_after_an_interruption(
     hurt: str, make_curve: MakeCurve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers as without an interruption, and finished fits are not made again."""
@@ -307,7 +311,7 @@ def test_an_interrupted_curve_goes_on(
     assert not kept.exists()
 
 
-def test_other_settings_have_another_folder(make_curve: MakeCurve) -> None:
+def test_learning_curve_with_other_settings_has_another_folder(make_curve: MakeCurve) -> None:
     plan: dict[str, Any] = {"points": 2, "seeds": 1, "penalties": (0.1,)}
     changes: list[dict[str, Any]] = [
         {}, {"points": 3}, {"seeds": 2}, {"penalties": (1.0,)}, {"metric": "macro_f1"},
@@ -321,7 +325,7 @@ def test_other_settings_have_another_folder(make_curve: MakeCurve) -> None:
     assert without_time(make_curve(easy(), head=unread, **plan)) == without_time(make_curve(easy(), **plan))
 
 
-def test_progress_counts_rows_up_to_all(make_curve: MakeCurve) -> None:
+def test_learning_curve_progress_counts_rows_up_to_all(make_curve: MakeCurve) -> None:
     seen: list[tuple[int, int, int, int]] = []
     make_curve(easy(), kind="ridge", sizes=(20, 100), seeds=2, progress=lambda *line: seen.append(line))
     assert seen == [(20, 240, 20, 0), (120, 240, 100, 0), (140, 240, 20, 1), (240, 240, 100, 1)]

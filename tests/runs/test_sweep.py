@@ -24,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("arrow_cache")
         ("1,1e-2..1:3,1", (1.0, 0.01, 0.1)),
     ],
 )
-def test_values(text: str, expected: tuple[float, ...]) -> None:
+def test_parse_values(text: str, expected: tuple[float, ...]) -> None:
     assert parse_values(text) == pytest.approx(expected)
 
 
-def test_a_range_has_seven_values_and_both_ends() -> None:
+def test_parse_values_of_a_range_are_seven_with_both_ends() -> None:
     values = parse_values("1e-4..1e-1")
     assert len(values) == 7 and (values[0], values[-1]) == (1e-4, 1e-1)
     ratios = [b / a for a, b in itertools.pairwise(values)]
@@ -38,12 +38,12 @@ def test_a_range_has_seven_values_and_both_ends() -> None:
 @pytest.mark.parametrize(
     "text", ["", "a", "1..", "0..1", "2..1", "1..2:1", "1..2:x", "nan", "-1", "inf", "1,,2"]
 )
-def test_values_that_are_none(text: str) -> None:
+def test_parse_values_refuses_what_is_no_number(text: str) -> None:
     with pytest.raises(UsageError):
         parse_values(text)
 
 
-def test_a_sweep_keeps_the_best_by_validation(cli: Cli, trained: Path) -> None:
+def test_sweep_keeps_the_best_by_validation(cli: Cli, trained: Path) -> None:
     before = len(list(Path("reports").iterdir()))
     made = cli.ok(
         "sweep",
@@ -79,7 +79,7 @@ def test_a_sweep_keeps_the_best_by_validation(cli: Cli, trained: Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_sweep_of_one_is_train_head(cli: Cli, trained: Path) -> None:
+def test_sweep_of_one_head_equals_train_head(cli: Cli, trained: Path) -> None:
     flags = (
         "--epochs",
         "4",
@@ -107,5 +107,7 @@ def test_a_sweep_of_one_is_train_head(cli: Cli, trained: Path) -> None:
         (("--label-smoothing", "1"), "--label-smoothing"),
     ],
 )
-def test_a_grid_without_sense(flags: tuple[str, ...], words: str, cli: Cli, trained: Path) -> None:
+def test_sweep_refuses_an_empty_or_huge_grid(
+    flags: tuple[str, ...], words: str, cli: Cli, trained: Path
+) -> None:
     assert words in cli.refused(2, ["sweep", *flags], words).err

@@ -188,7 +188,7 @@ def run_ranks(size: int, folder: Path, gpus: int = 0) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_workers_find_what_one_worker_finds(case: str, fitted: tuple[int, Path]) -> None:
+def test_workers_train_the_head_that_one_process_trains(case: str, fitted: tuple[int, Path]) -> None:
     """Each read its own rows only, all have the same bits, and these are one worker's up to rounding."""
     size, folder = fitted
     number = list(CASES).index(case)
@@ -203,7 +203,7 @@ def test_workers_find_what_one_worker_finds(case: str, fitted: tuple[int, Path])
     np.testing.assert_array_equal(first["exactly"], alone["exactly"])
 
 
-def test_workers_with_a_gpu_each_talk_by_nccl(tmp_path: Path) -> None:
+def test_workers_with_a_gpu_each_use_nccl(tmp_path: Path) -> None:
     """As many workers as there are GPUs, one at least: the same numbers as without."""
     import torch
 
@@ -216,7 +216,7 @@ def test_workers_with_a_gpu_each_talk_by_nccl(tmp_path: Path) -> None:
         assert np.linalg.norm(found["best"] - alone["best"]) < 1e-5 * np.linalg.norm(alone["best"])
 
 
-def test_shares_are_all_rows_once() -> None:
+def test_shares_cover_all_rows_once() -> None:
     for count in (0, 1, 5, 64, 1001):
         for size in (1, 2, 3, 7):
             parts = shares(count, size)
@@ -263,7 +263,7 @@ def assert_same_head(run: Run, other: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "exact"])
-def test_the_command_with_workers_is_the_command(kind: str, work: Path, cli: Cli) -> None:
+def test_train_head_with_workers_prints_what_train_head_prints(kind: str, work: Path, cli: Cli) -> None:
     options = ["--head", kind, "--epochs", "12", "--batch-size", "16", "--seed", "5", "--json"]
     alone = cli.ok("train-head", *options).json
     shared = cli.ok("train-head", *options, "--workers", "2").json
@@ -272,7 +272,7 @@ def test_the_command_with_workers_is_the_command(kind: str, work: Path, cli: Cli
     assert_same_head(load_run(Path("reports"), shared["run"]), load_run(Path("reports"), alone["run"]))
 
 
-def test_torchrun_is_the_same(work: Path, cli: Cli) -> None:
+def test_train_head_under_torchrun_trains_the_same_head(work: Path, cli: Cli) -> None:
     """Of its processes only the first prints, and one run is written."""
     alone = cli.ok("train-head", "--epochs", "6", "--json").json
     done = subprocess.run(
@@ -297,7 +297,9 @@ def test_torchrun_is_the_same(work: Path, cli: Cli) -> None:
         (["--workers", "two"], ("--workers", "two")),
     ],
 )
-def test_workers_that_cannot_be_meant(argv: list[str], words: tuple[str, ...], work: Path, cli: Cli) -> None:
+def test_train_head_refuses_impossible_numbers_of_workers(
+    argv: list[str], words: tuple[str, ...], work: Path, cli: Cli
+) -> None:
     cli.refused(2, ["train-head", *argv], *words)
 
 
@@ -315,7 +317,7 @@ def test_workers_that_cannot_be_meant(argv: list[str], words: tuple[str, ...], w
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["--workers", "2"], "RANK and WORLD_SIZE are set"),
     ],
 )
-def test_an_environment_that_cannot_be_meant(
+def test_train_head_refuses_impossible_torchrun_variables(
     described: dict[str, str],
     argv: list[str],
     words: str,
@@ -328,7 +330,7 @@ def test_an_environment_that_cannot_be_meant(
     cli.refused(2, ["train-head", *argv], words)
 
 
-def test_what_is_wrong_for_one_worker_is_said_once(work: Path, cli: Cli) -> None:
+def test_an_error_of_all_workers_is_reported_once(work: Path, cli: Cli) -> None:
     diverged = ["train-head", "--lr", "1e30", "--workers", "2"]
     cli.refused(6, diverged, "diverged", "smaller --lr")
     cli.refused(5, ["train-head", "--cache-dir", "elsewhere", "--workers", "2"], "extract")
@@ -365,7 +367,7 @@ def assert_all_end(processes: list[int], seconds: float = 20.0) -> None:
         (signal.SIGSTOP, WorkerLost, "another worker"),
     ],
 )
-def test_a_worker_that_is_gone_ends_all(
+def test_a_killed_worker_ends_the_others(
     blow: signal.Signals, error: type[HeadError], words: str, work: Path
 ) -> None:
     seen: list[int] = []
@@ -408,7 +410,7 @@ def in_touch(process: int) -> bool:
     return sum(name.startswith("socket:") for name in held) > 1
 
 
-def test_ctrl_c_ends_all(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_ctrl_c_ends_all_workers(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, workers = endless
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
@@ -417,7 +419,9 @@ def test_ctrl_c_ends_all(endless: tuple[subprocess.Popen[str], list[int]]) -> No
     assert not list(Path().glob("reports/*"))
 
 
-def test_workers_do_not_outlive_who_started_them(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_workers_end_with_the_process_that_started_them(
+    endless: tuple[subprocess.Popen[str], list[int]],
+) -> None:
     process, workers = endless
     process.kill()
     process.wait()
@@ -447,7 +451,7 @@ def as_by_torchrun(*argv: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_under_torchrun_a_lost_worker_ends_the_others(killed: int, work: Path) -> None:
+def test_a_lost_worker_ends_the_others_under_torchrun(killed: int, work: Path) -> None:
     endless = ["--epochs", "10000000"]
     with as_by_torchrun(endless, endless) as ranks:
         while not all(in_touch(rank.pid) for rank in ranks):
@@ -460,7 +464,7 @@ def test_under_torchrun_a_lost_worker_ends_the_others(killed: int, work: Path) -
         assert "Traceback" not in err and not runs()
 
 
-def test_workers_that_were_asked_for_different_things(work: Path) -> None:
+def test_workers_with_different_settings_are_refused(work: Path) -> None:
     with as_by_torchrun(["--seed", "1"], ["--seed", "2"]) as ranks:
         said = [rank.communicate(timeout=60) for rank in ranks]
         assert [rank.returncode for rank in ranks] == [6, 6] and not runs()
