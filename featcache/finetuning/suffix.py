@@ -179,7 +179,7 @@ class Suffix:
         self.publish()
 
     def depth(self, name: str) -> int:
-        """How many blocks are above a parameter; embeddings are below all blocks, the final norm above all."""
+        """How many blocks are above a parameter: none above the final norm, all above the embeddings."""
         for number, block in enumerate(self.blocks):
             if any(parameter is self.trained[name] for parameter in block.parameters()):
                 return len(self.blocks) - 1 - number
