@@ -1,4 +1,4 @@
-"""The benchmark of training above the cut, on a tiny model: what it says, not how fast it is."""
+"""`bench_finetune` on a tiny model: the document, not the speed."""
 
 from __future__ import annotations
 

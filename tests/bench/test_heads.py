@@ -1,4 +1,4 @@
-"""`featcache bench heads` on a small matrix: what is timed does the work it is named after."""
+"""`bench_heads` on a small matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bench scale` on a small job, and the simulation that docs/scale.md quotes."""
+"""`bench_scale` on a small job, and the simulation that docs/scale.md quotes."""
 
 from __future__ import annotations
 

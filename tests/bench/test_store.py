@@ -1,4 +1,4 @@
-"""`bench_store` measures what it says, in a folder that it leaves as it was."""
+"""`bench_store` on few texts; its folder is empty again afterwards."""
 
 from __future__ import annotations
 

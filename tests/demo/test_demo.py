@@ -1,4 +1,4 @@
-"""The embedded default: packaged files, folders published whole or not at all, the reviews."""
+"""The demo: files of packages, folders that appear whole or not at all, and the reviews."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's reviews as they come, repeats included: what `featcache inspect` finds by the real encoder."""
+"""The inspection of the demo's reviews with their repeats, by the real encoder."""
 
 from __future__ import annotations
 

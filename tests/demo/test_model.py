@@ -1,4 +1,4 @@
-"""The real encoder of the demo: its config, its tokenizer, and that its features mean something."""
+"""The real encoder of the demo: its config, its tokenizer, and the quality of its features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 4-bit parser and the folder it becomes, on a tiny file: exact values, and every damage named."""
+"""The parser of 4-bit files and the folder it writes, on a tiny file: exact values, damaged files."""
 
 from __future__ import annotations
 

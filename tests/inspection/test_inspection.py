@@ -1,18 +1,16 @@
-"""Planted duplicates, leaks, conflicts, label errors and outliers are found, and no others."""
+"""Inspections of made-up splits: planted duplicates, leaks, conflicts, label errors and outliers."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from featcache.data.text_lookup import LONGEST, RowTexts, find_texts
+from featcache.data.text_lookup import RowTexts
 from featcache.errors import HeadError, UsageError
-from featcache.fingerprint import row_hashes
 from featcache.inspection.document import findings
 from featcache.inspection.inspection import (
     InspectedRows,
@@ -22,7 +20,6 @@ from featcache.inspection.inspection import (
     near_pairs,
     score_without_leaks,
 )
-from featcache.settings import DataSettings
 from featcache.system.documents import json_document
 from tests.support.documents import encoder_document
 from tests.support.inspected import NAMES, changed, part, splits
@@ -235,38 +232,3 @@ def test_inspected_rows_number_all_splits() -> None:
     rows = InspectedRows.of(parts)
     assert len(rows) == 400 and rows.where(239) == ("train", 239) and rows.where(240) == ("validation", 0)
     assert rows.where(int(rows.first[rows.text[rows.starts[2] + 1]])) == ("train", 2)
-
-
-# ---------------------------------------------------------------- texts
-
-
-def written(path: Path, texts: list[str]) -> dict[str, str]:
-    lines = "".join(json.dumps({"text": text, "label": i % 2}) + "\n" for i, text in enumerate(texts))
-    path.write_text(lines, encoding="utf-8")
-    return {"train": str(path)}
-
-
-@pytest.mark.usefixtures("arrow_cache")
-def test_find_texts_finds_texts_by_hash_in_any_row(tmp_path: Path) -> None:
-    texts = [f"评论 {number}" for number in range(20)]
-    data = DataSettings(data_files=written(tmp_path / "a.jsonl", [*texts[10:], *texts[:10]]))
-    wanted = row_hashes([texts[3], "gone", texts[12]])
-    found = find_texts(replace(data, validation_share=0.1), {"train": wanted, "validation": wanted}, 0)
-    both = [found.text(split, row) for split in ("train", "validation") for row in range(3)]
-    assert both.count("评论 3") == both.count("评论 12") == 1 and both[1] is both[4] is None
-    split = "train" if found.text("train", 0) else "validation"
-    assert found.number(split, 0) == 14 and found.number(split, 1) is None
-
-
-@pytest.mark.usefixtures("arrow_cache")
-def test_find_texts_shortens_a_long_text_and_gives_the_reason_for_a_missing_source(tmp_path: Path) -> None:
-    texts = ["长" * 1_000_000, "短", "c", "d"]
-    files = written(tmp_path / "a.jsonl", texts) | {
-        "validation": written(tmp_path / "b.jsonl", ["e", "f"])["train"]
-    }
-    found = find_texts(DataSettings(data_files=files), {"train": row_hashes(texts)}, 0)
-    assert found.texts_of("train", [1, 0]) == ["短", "长" * LONGEST + "…"]
-    gone = find_texts(
-        DataSettings(data_files={"train": str(tmp_path / "no.csv")}), {"train": row_hashes(texts)}, 0
-    )
-    assert "no.csv" in gone.reason and gone.text("train", 0) is None and gone.number("train", 0) is None

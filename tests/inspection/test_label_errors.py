@@ -1,4 +1,4 @@
-"""Likely label errors: planted ones are found, copies do not vouch for each other, nothing is leaked."""
+"""Likely label errors: planted errors are found, and copies of a text share a fold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which texts lie near each other: against scikit-learn and plain loops."""
+"""Neighbours of texts, against scikit-learn and a full matrix of cosines."""
 
 from __future__ import annotations
 

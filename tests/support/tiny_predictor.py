@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear
-from featcache.prediction.predictor import Predictor
+from featcache.prediction.predictor import Prediction, Predictor
 from tests.support.stock import encoder, load
 
 NAMES = ("差评, bad", "neutral 中", "好评/good")
@@ -27,3 +28,18 @@ def tiny_predictor(
     )
     thresholds = np.array([0.45, 0.5, 0.55]) if several else None
     return Predictor(made, Head(scorer, NAMES, VIEW, made.document, "linear", thresholds=thresholds))
+
+
+class HeldPredictor:
+    """A predictor that waits for `go_on`, and notes the number of texts and whether they are pairs."""
+
+    def __init__(self, predictor: Any) -> None:
+        self.predictor, self.calls = predictor, []
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
+        self.inside.set()
+        assert self.go_on.wait(60)
+        self.calls.append((len(texts), pairs is not None))
+        found: list[Prediction] = self.predictor.predict(texts, pairs)
+        return found
