@@ -1,19 +1,24 @@
-"""Where things are printed: data to stdout, everything else to stderr."""
+"""What is printed: data to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.box import Box
     from rich.console import Console
     from rich.table import Table
 
     from featcache.errors import FeatcacheError
+
+MARKS = {"point": "●", "bar": "│", "line": "·", "beyond": "○", "axis": "┤"}
+ASCII_MARKS = {"point": "o", "bar": "|", "line": ".", "beyond": "x", "axis": "|"}
 
 
 def out() -> Console:
@@ -32,22 +37,30 @@ def _console(**where: Any) -> Console:
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
-            """Whoever read our output has left: nobody is told, nothing is wrong."""
+            """The reader of the output has closed it, which is no error."""
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return Plain(highlight=False, markup=False, emoji=False, **where)
 
 
+def print_result(args: argparse.Namespace, document: Any, show: Callable[[], None]) -> None:
+    """The result of a command: `document` as JSON with `--json`, else what `show` prints."""
+    if args.json:
+        print_json(document)
+    else:
+        show()
+
+
 def print_json(document: Any) -> None:
-    """One JSON document on stdout; texts stay readable, whatever stdout's encoding is."""
+    """One JSON document on stdout, in UTF-8 whatever the encoding of stdout is."""
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
     sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()
 
 
 def print_error(error: FeatcacheError) -> None:
-    """What was wrong in bold, what to do below it."""
+    """What was wrong in bold, the hint below it."""
     console = err()
     console.print("error: ", end="", style="bold red")
     console.print(error.what, soft_wrap=True, style="bold")
@@ -61,19 +74,91 @@ def note(text: str, *, quiet: bool = False) -> None:
         err().print(text, soft_wrap=True, style="dim")
 
 
-def table(columns: Sequence[tuple[str, str]]) -> Table:
-    """A plain table of (header, justification) columns; names fold, numbers never do."""
+def table(*headers: str) -> Table:
+    """A plain table; a column whose header begins with `>` is right-aligned and never folded."""
+    from rich.box import Box
     from rich.table import Table
 
-    made = Table(box=_rule_below_head(), padding=0, pad_edge=False, header_style="bold")
-    for header, justify in columns:
-        numeric = justify == "right"
-        made.add_column(header, justify=justify, no_wrap=numeric, overflow="fold")  # type: ignore[arg-type]
+    rule_below_head = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+    made = Table(box=rule_below_head, padding=0, pad_edge=False, header_style="bold")
+    for header in headers:
+        right = header.startswith(">")
+        made.add_column(header[right:], justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
 
 
-def _rule_below_head() -> Box:
-    """Columns one blank apart, a line under the head, nothing else."""
-    from rich.box import Box
+@dataclass(frozen=True)
+class Mark:
+    """A point at x with its interval; `kind` is `point` (measured) or `beyond` (extrapolated)."""
 
-    return Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str = "point"
+
+
+def plot(
+    marks: Sequence[Mark],
+    line: Sequence[tuple[float, float]],
+    *,
+    width: int = 76,
+    height: int = 12,
+    encoding: str = "utf-8",
+) -> list[str]:
+    """Lines of text, none wider than `width`: x on a log scale, y in percent at the left.
+
+    Args:
+        marks: at least one; every x above 0.
+        line: further points (x, y), drawn under the marks.
+        encoding: of the terminal; ASCII characters are drawn where it lacks others.
+    """
+    signs = MARKS if _can_show("".join(MARKS.values()), encoding) else ASCII_MARKS
+    bottom, top = min(mark.low for mark in marks), max(mark.high for mark in marks)
+    if top - bottom < 1e-3:  # a tenth of a point
+        bottom, top = bottom - 5e-4, top + 5e-4
+    left, right = math.log(min(mark.x for mark in marks)), math.log(max(mark.x for mark in marks))
+    margin = len("100.00 |")
+    columns = max(width - margin, 10)
+    cells = [[" "] * columns for _ in range(height)]
+
+    def column(x: float) -> int:
+        share = (math.log(x) - left) / (right - left) if right > left else 0.5
+        return min(max(round(share * (columns - 1)), 0), columns - 1)
+
+    def row(y: float) -> int:
+        return min(max(round((top - y) / (top - bottom) * (height - 1)), 0), height - 1)
+
+    for x, y in line:
+        cells[row(y)][column(x)] = signs["line"]
+    for mark in marks:
+        for number in range(row(mark.high), row(mark.low) + 1):
+            cells[number][column(mark.x)] = signs["bar"]
+    for mark in marks:
+        cells[row(mark.y)][column(mark.x)] = signs[mark.kind]
+    step = (top - bottom) / (height - 1)
+    drawn = [
+        f"{100 * (top - step * number):6.2f} {signs['axis']}{''.join(row_cells)}".rstrip()
+        for number, row_cells in enumerate(cells)
+    ]
+    return [*drawn, " " * margin + _labels(sorted({mark.x for mark in marks}), column, columns)]
+
+
+def _labels(values: Sequence[float], column: Callable[[float], int], columns: int) -> str:
+    """The x values under their columns: the first, the last, and those between that have room."""
+    text = [" "] * columns
+    for value in dict.fromkeys([values[0], values[-1], *values]):
+        label = f"{value:,.0f}"[:columns]
+        first = min(max(column(value) - len(label) // 2, 0), columns - len(label))
+        around = text[max(first - 1, 0) : first + len(label) + 1]
+        if not "".join(around).strip():
+            text[first : first + len(label)] = label
+    return "".join(text).rstrip()
+
+
+def _can_show(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The `featcache` command: parsing, exit codes, and nothing heavy imported before it is needed."""
+"""The `featcache` command: parsing and exit codes; heavy modules are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ train heads in seconds.
   featcache extract --all-splits       features of train, validation and test
   featcache train-head --epochs 100    a linear head on the cached features
   featcache sweep --seeds 5            a hundred heads at once, the best kept
-  featcache finetune --epochs 3        the highest blocks too, above a cut
+  featcache finetune --epochs 3        the highest blocks as well
   featcache compare                    the runs side by side
   featcache curve                      what more labels would bring
   featcache report                     a page to show, with figures
   featcache inspect                    label errors, duplicates, leakage
   featcache predict "房间很干净"       backbone and head together again
   featcache serve                      the same behind HTTP, with a page
-  featcache plan --rows 100M           what it will take, before it runs
+  featcache plan --rows 100M           what an extraction will take
 """
 
 EXIT_CODES = """\
@@ -50,10 +50,10 @@ Settings come from flags, then featcache.toml, then the defaults.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # Chinese on an ASCII terminal is no crash
+            stream.reconfigure(errors="backslashreplace")  # Chinese text must not fail on an ASCII terminal
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         args = _parse(argv)
@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         _explain(error, debug)
         return error.exit_code
     except KeyboardInterrupt:
-        err().print("\ninterrupted; finished work is kept, the same command goes on from it")
+        err().print("\ninterrupted; finished work is kept, and the same command continues from it")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our stdout left, e.g. `| head`
+    except BrokenPipeError:  # the reader has closed our stdout, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -104,7 +104,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _joined(argv: list[str]) -> list[str]:
-    """`--view -4/mean` as `--view=-4/mean`: argparse takes what begins with a dash for a flag."""
+    """`--view -4/mean` as `--view=-4/mean`, because argparse takes `-4/mean` for a flag."""
     joined: list[str] = []
     for word in argv:
         if re.match(r"-\d+/", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:

@@ -1,15 +1,18 @@
-"""Flags: derived from the settings in `featcache.settings`, plus those every command has."""
+"""Commands and their flags, and how flags, `featcache.toml` and defaults become `Settings`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from featcache.errors import UsageError
-from featcache.settings import Option, Settings, load_settings, options
+from featcache.settings import Option, Settings, build_settings, load_settings, options
 from featcache.system.stores import is_remote, shown
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 TITLES = {
     "": "common",
@@ -19,15 +22,21 @@ TITLES = {
     "head": "head",
     "paths": "folders",
 }
+METAVARS = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
 
 
 def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Commands,
     name: str,
     help: str,
     example: str,
+    run: Callable[[argparse.Namespace], int] | None = None,
 ) -> argparse.ArgumentParser:
-    """A sub-command with the flags all have, and an example under its help."""
+    """A sub-command with the flags that all have, and an example under its help.
+
+    Args:
+        run: does the work and returns the exit code; None where the command has sub-commands itself.
+    """
     parser = commands.add_parser(
         name,
         help=help,
@@ -36,46 +45,83 @@ def add_command(
         formatter_class=RawDescriptionRichHelpFormatter,
         allow_abbrev=False,
     )
-    add_common(parser)
-    parser.set_defaults(parser=parser)
-    return parser
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """`--json`, `--quiet`, `--debug`, `--config`: every command has them."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     group.add_argument("--quiet", action="store_true", help="no progress, no notes")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group.add_argument("--config", metavar="FILE", help="settings file (default: featcache.toml here)")
+    parser.set_defaults(parser=parser, settings=())
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def add_flag(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    help: str,
+    default: Any = None,
+    *,
+    kind: type = str,
+    choices: Collection[str] = (),
+    least: float | None = None,
+    **more: Any,
+) -> None:
+    """A flag with a value; its help ends with its default, and its metavar tells its kind.
+
+    Args:
+        kind: type of the value; that of `default` where there is one.
+        least: the smallest number that is accepted.
+        more: for `ArgumentParser.add_argument`.
+    """
+    kind = kind if default is None else type(default)
+    metavar = more.pop("metavar", None) or _metavar(kind, choices, flag)
+    more |= {"choices": tuple(choices)} if choices else {}
+    parser.add_argument(
+        flag, type=_parser_of(kind, flag, least), default=default, metavar=metavar,
+        help=_with_default(help, default), **more,
+    )  # fmt: skip
 
 
 def add_settings(parser: argparse.ArgumentParser, *sections: str, without: Sequence[str] = ()) -> None:
-    """A flag for every setting in `sections` (`""` holds the seed), but for those `without`."""
+    """A flag for every setting in `sections` (`""` holds the seed) except those in `without`."""
+    added = [
+        option
+        for section in sections
+        for option in options().values()
+        if option.section == section and option.name not in without
+    ]
     for section in sections:
-        group = parser.add_argument_group(TITLES[section])
-        for option in options().values():
-            if option.section != section or option.name in without:
-                continue
-            help_text = option.help.replace("%", "%%")
-            if option.default is not None and option.default not in ("", False):
-                default = option.default
-                shown = ",".join(default) if isinstance(default, tuple) else default
-                help_text += f" (default: {shown})"
-            if option.type is bool:
-                group.add_argument(
-                    option.flag, action=argparse.BooleanOptionalAction, default=None, help=help_text
-                )
-                continue
-            metavar = "{" + ",".join(option.choices) + "}" if option.choices else _metavar(option)
-            group.add_argument(option.flag, metavar=metavar, help=help_text)
-            if option.name == "views":
-                group.add_argument("--pooling", metavar="POOLING", help="short for --views last/POOLING")
+        add_options(parser, TITLES[section], [option for option in added if option.section == section])
+    known = parser.get_default("settings")
+    parser.set_defaults(settings=(*known, *(option.name for option in added)))
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The settings of a command: its flags, then the file, then the defaults."""
-    given = {name: value for name, value in vars(args).items() if name in options() and value is not None}
+def add_options(parser: argparse.ArgumentParser, title: str, added: Sequence[Option]) -> None:
+    """A group of flags, one for each setting; a flag that is not given has the value None."""
+    group = parser.add_argument_group(title)
+    for option in added:
+        help = _with_default(option.help, option.default)
+        if option.type is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(option.flag, action=action, default=None, help=help)
+            continue
+        group.add_argument(option.flag, metavar=_metavar(option.type, option.choices, option.flag), help=help)
+        if option.name == "views":
+            group.add_argument("--pooling", metavar="POOLING", help="short for --views last/POOLING")
+
+
+def settings_of(
+    args: argparse.Namespace, more: Mapping[str, Any] | None = None, *, file: bool = True
+) -> Settings:
+    """The settings of a command: its flags from `add_settings`, then the file, then the defaults.
+
+    Args:
+        more: further values by name, which count as flags; None values count as not given.
+        file: read the settings file.
+    """
+    values = {name: getattr(args, name) for name in args.settings} | dict(more or {})
+    given = {name: value for name, value in values.items() if value is not None}
     pooling = getattr(args, "pooling", None)
     if pooling is not None:
         if "views" in given:
@@ -85,12 +131,45 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise UsageError("--dataset and --data-files cannot be given together")
     if "dataset" in given:
         given["data_files"] = {}  # a dataset on the command line wins over files in the settings file
-    settings = load_settings(given, path=args.config)
+    settings = load_settings(given, path=args.config) if file else build_settings(given)
     if is_remote(settings.paths.reports_dir):
         raise UsageError(f"--reports-dir {shown(settings.paths.reports_dir)}: runs are kept in a folder")
     return settings
 
 
-def _metavar(option: Option) -> str:
-    kinds = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
-    return kinds.get(option.type) or option.name.upper().rpartition("_")[2]
+def whole_numbers(text: str, flag: str) -> tuple[int, ...]:
+    """`100,1000` as numbers.
+
+    Raises:
+        UsageError: something else; the message names `flag`.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        hint = "write them as in 100,1000,10000"
+        raise UsageError(f"{flag} {text}: whole numbers are needed", hint=hint) from None
+
+
+def _with_default(help: str, default: Any) -> str:
+    text = help.replace("%", "%%")
+    if default is None or default is False or default in ("", []):
+        return text
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    return f"{text} (default: {shown:g})" if isinstance(shown, float) else f"{text} (default: {shown})"
+
+
+def _metavar(kind: Any, choices: Collection[str], flag: str) -> str:
+    if choices:
+        return "{" + ",".join(choices) + "}"
+    return METAVARS.get(kind) or flag.upper().rpartition("-")[2]
+
+
+def _parser_of(kind: type, flag: str, least: float | None) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if least is not None and not value >= least:
+            raise UsageError(f"{flag} {text}: at least {least}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it: "invalid int value"
+    return parse

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 from featcache.system.units import seconds_text, short_count_text
@@ -14,22 +13,25 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
 
-    from featcache.heads.fit import Epoch
     from featcache.system.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between lines off a terminal
+EXTRACTION = {"encode": "extract"}  # the stages of an extraction that have a bar, with their names
 
 
 class Meter:
-    """A bar with count, rate and time left; use as a context manager.
+    """Draws `Progress` and counts of work as bars; use as a context manager.
 
     Args:
         quiet: draw nothing at all.
+        names: stage -> name of its bar; a stage that is not in it has none. By default each stage has a bar
+            of its own name.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, names: Mapping[str, str] | None = None) -> None:
         self.console = err()
         self.quiet = quiet
+        self.names = names
         self.bars: Bars | None = None
         self._tasks: dict[str, int] = {}
         self._last_line = time.monotonic()
@@ -41,33 +43,38 @@ class Meter:
             self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.bars:
             self.bars.stop()
+
+    def __call__(self, event: Progress) -> None:
+        """Draw one event: a note, or the bar of its stage and split with its rates."""
+        if event.stage in ("note", "load"):
+            self.note(event.text if event.stage == "note" else f"loading {event.text}")
+            return
+        name = event.stage if self.names is None else self.names.get(event.stage)
+        if name is not None:
+            name = f"{name} {event.split}".rstrip()
+            self.step(name, event.done, event.total, self._rates(name, event))
 
     def note(self, text: str) -> None:
         if not self.quiet:
             self.console.print(text, style="dim", soft_wrap=True)
 
     def step(self, name: str, done: int, total: int, info: str = "") -> None:
-        """Say that `done` of `total` are done in the task `name`."""
+        """Draw `done` of `total` in the task `name`; a total of 0 is not known."""
         if self.quiet:
             return
         self._began.setdefault(name, (time.monotonic(), done))
         if self.bars:
             if name not in self._tasks:
-                self._tasks[name] = self.bars.add_task(name, total=total, info="", count="")
-            count = f"{short_count_text(done)}/{short_count_text(total)}"
-            self.bars.update(self._tasks[name], completed=done, total=total, info=info, count=count)  # type: ignore[arg-type]
+                self._tasks[name] = self.bars.add_task(name, total=total or None, info="", count="")
+            count = short_count_text(done) + (f"/{short_count_text(total)}" if total else "")
+            self.bars.update(self._tasks[name], completed=done, total=total or None, info=info, count=count)  # type: ignore[arg-type]
         elif time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
-            left = self._time_left(name, done, total)
-            self.note(f"{name} {done:,}/{total:,} {info}".rstrip() + left)
+            count = f"{done:,}/{total:,}" if total else f"{done:,}"
+            self.note(f"{name} {count} {info}".rstrip() + self._time_left(name, done, total))
 
     def rate(self, name: str, done: int) -> float:
         """Units a second since the first step of the task."""
@@ -75,25 +82,42 @@ class Meter:
         elapsed = time.monotonic() - began
         return (done - first) / elapsed if elapsed > 0.2 else 0.0
 
+    def _rates(self, name: str, event: Progress) -> str:
+        """Texts and tokens a second, and the share of the peak, of a stage that counts tokens."""
+        texts, tokens = self.rate(name, event.done), self.rate(f"{name} tokens", event.tokens)
+        if not texts or not tokens:
+            return ""
+        share = f" {event.share:.0%} of peak" if event.share else ""
+        return f"{short_count_text(texts)} texts/s {short_count_text(tokens)} tokens/s{share}"
+
     def _time_left(self, name: str, done: int, total: int) -> str:
         rate = self.rate(name, done)
-        return f", {seconds_text((total - done) / rate)} left" if rate > 0 else ""
+        return f", {seconds_text((total - done) / rate)} left" if rate > 0 and total else ""
 
 
-class ExtractionMeter(Meter):
-    """Draws what `featcache.extraction.api.extract` reports."""
+class LiveMeter(Meter):
+    """A bar with something that changes above it, drawn by `show`."""
 
-    def __call__(self, event: Progress) -> None:
-        if event.stage == "note":
-            self.note(event.text)
-        elif event.stage == "load":
-            self.note(f"loading {event.text}")
-        elif event.stage == "encode":
-            texts = self.rate(event.split, event.done)
-            tokens = self.rate(f"{event.split} tokens", event.tokens)
-            info = f"{short_count_text(texts)} texts/s {short_count_text(tokens)} tokens/s" if texts else ""
-            info += f" {event.share:.0%} of peak" if texts and event.share else ""
-            self.step(f"extract {event.split}", event.done, event.total, info)
+    def __enter__(self) -> Self:
+        from rich.live import Live
+
+        self.live: Live | None = None
+        if self.console.is_terminal and not self.quiet:
+            self.bars = _bars(self.console)
+            self.live = Live(self.bars, console=self.console, transient=True, refresh_per_second=4)
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, above: Callable[[], RenderableType]) -> None:
+        """Draw `above()` over the bar, where there is a terminal."""
+        from rich.console import Group
+
+        if self.live and self.bars:
+            self.live.update(Group(above(), self.bars))
 
 
 def _bars(console: Console) -> Bars:
@@ -109,45 +133,3 @@ def _bars(console: Console) -> Bars:
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
         console=console,
     )
-
-
-class LiveMeter(Meter):
-    """A bar with something that changes above it; `show` says what."""
-
-    def __enter__(self) -> Self:
-        from rich.live import Live
-
-        self.live: Live | None = None
-        if self.console.is_terminal and not self.quiet:
-            self.bars = _bars(self.console)
-            self.live = Live(self.bars, console=self.console, transient=True, refresh_per_second=4)
-            self.live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.live:
-            self.live.stop()
-
-    def show(self, above: Callable[[], RenderableType]) -> None:
-        """Draw `above()` over the bar, where there is a terminal."""
-        from rich.console import Group
-
-        if self.live and self.bars:
-            self.live.update(Group(above(), self.bars))
-
-
-class TrainingMeter(Meter):
-    """Draws the epochs of a head."""
-
-    def __init__(self, name: str, epochs: int, *, quiet: bool) -> None:
-        super().__init__(quiet=quiet)
-        self.name, self.epochs = name, epochs
-
-    def __call__(self, line: Epoch) -> None:
-        info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
-        self.step(f"train {self.name}", line.epoch, self.epochs, info)

@@ -1,14 +1,14 @@
-"""Every error a user can cause, one base class; each says what was wrong and what to do."""
+"""The errors that featcache raises on purpose; each names what is wrong and what to do."""
 
 from __future__ import annotations
 
 
 class FeatcacheError(Exception):
-    """Base of all errors featcache raises on purpose.
+    """Base class of all errors that featcache raises on purpose.
 
     Args:
-        what: one sentence that names the thing that is wrong and what was tried.
-        hint: what to do about it; shown on its own line.
+        what: one sentence with the thing that is wrong and what was tried.
+        hint: what to do about it; printed on a line of its own.
     """
 
     exit_code = 1
@@ -20,25 +20,25 @@ class FeatcacheError(Exception):
 
 
 class UsageError(FeatcacheError):
-    """A flag, a setting or a call that cannot be meant as it stands."""
+    """A flag, a setting or an argument is not valid."""
 
     exit_code = 2
 
 
 class SourceError(FeatcacheError):
-    """Texts or labels that cannot be read or used."""
+    """Texts or labels cannot be read or used."""
 
     exit_code = 3
 
 
 class BackboneError(FeatcacheError):
-    """A model or tokenizer that cannot be loaded or cannot do what was asked."""
+    """A model or tokenizer cannot be loaded, or cannot do what was asked."""
 
     exit_code = 4
 
 
 class BadRow(BackboneError):
-    """A text that cannot be encoded; `row` is its place among those that were handed over."""
+    """A text cannot be encoded; `row` is its number among the texts that were passed, from 0."""
 
     def __init__(self, what: str, row: int, hint: str | None = None) -> None:
         super().__init__(what, hint=hint)
@@ -46,13 +46,13 @@ class BadRow(BackboneError):
 
 
 class CacheError(FeatcacheError):
-    """A cache file that cannot be written, opened or trusted."""
+    """A cache file cannot be written, opened or trusted."""
 
     exit_code = 5
 
 
 class LockHeld(CacheError):
-    """Another process is writing the file; the message says which."""
+    """Another process is writing the file; the message names it."""
 
 
 class CacheMiss(CacheError):
@@ -60,18 +60,18 @@ class CacheMiss(CacheError):
 
 
 class CorruptCache(CacheError):
-    """A cache file whose bytes are not the bytes that were written."""
+    """The bytes of a cache file are not those that were written."""
 
 
 class HeadError(FeatcacheError):
-    """A head or a run that cannot be trained, loaded or used with these features."""
+    """A head or a run cannot be trained, loaded or used with these features."""
 
     exit_code = 6
 
 
 def restored(kind: str, what: str, hint: str | None) -> FeatcacheError:
-    """An error that another process raised, of the class of that name."""
-    if kind == "BadRow":  # whose row is known to that process alone
+    """An error that another process raised: of the class `kind`, or FeatcacheError if there is none."""
+    if kind == "BadRow":  # only the other process knows the row
         kind = "BackboneError"
     known = [FeatcacheError]
     for one in known:

@@ -36,7 +36,7 @@ def folder(
     return tmp_path
 
 
-def test_the_commands_of_the_readme_work_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_commands_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typed = commands()
     assert {words[1] for words in typed} >= {"extract", "train-head", "compare", "predict"}
     for words in typed:
@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme_work_as_typed(folder: Path, capsys: pytest.C
     assert len(list((folder / "reports").glob("*/run.json"))) == 4
 
 
-def test_the_python_of_the_readme_works_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_python_works(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks("python"):
         exec(compile(block, str(README), "exec"), {})
     printed = capsys.readouterr().out

@@ -45,7 +45,7 @@ def write(content: str) -> Path:
 # --- what there is ------------------------------------------------------------------------------
 
 
-def test_defaults_are_those_of_the_tutorials() -> None:
+def test_settings_default_to_those_of_the_tutorials() -> None:
     settings = load_settings()
     assert settings == Settings() == build_settings({})
     assert settings.backbone.model == "bert-base-chinese"
@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_tutorials() -> None:
     assert (settings.paths.cache_dir, settings.paths.reports_dir) == ("cache", "reports")
 
 
-def test_every_setting_has_help_a_flag_and_a_default_that_it_accepts() -> None:
+def test_options_have_help_a_flag_and_a_valid_default() -> None:
     found = options()
     fields = [
         field.name
@@ -70,7 +70,7 @@ def test_every_setting_has_help_a_flag_and_a_default_that_it_accepts() -> None:
         assert build_settings({name: option.default}) == Settings()
 
 
-def test_settings_cannot_be_changed_behind_ones_back() -> None:
+def test_settings_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().features.max_length = 3  # type: ignore[misc]
 
@@ -109,7 +109,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
 @example(build_settings({"data_files": {"train": r"C:\data\train.tsv", "a.b c": "x=y,z"}}))
 @example(build_settings({"lr": 1e-300, "C": 1e300, "seed": -1}))
 @how(max_examples=150, deadline=None)
-def test_the_file_reads_back_as_the_settings(settings: Settings) -> None:
+def test_load_settings_reads_what_to_toml_writes(settings: Settings) -> None:
     text = to_toml(settings)
     tables = tomllib.loads(text)
     flat: dict[str, Any] = {}
@@ -120,7 +120,7 @@ def test_the_file_reads_back_as_the_settings(settings: Settings) -> None:
     assert load_settings(path="other.toml") == settings
 
 
-def test_the_file_names_every_setting_with_its_help() -> None:
+def test_to_toml_contains_every_setting_with_its_help() -> None:
     text = to_toml(Settings())
     for name, option in options().items():
         if option.section:
@@ -129,7 +129,7 @@ def test_the_file_names_every_setting_with_its_help() -> None:
     assert tomllib.loads(text)["backbone"]["model"] == "bert-base-chinese"
 
 
-def test_a_file_may_hold_a_few_settings_only() -> None:
+def test_load_settings_keeps_defaults_of_settings_that_the_file_lacks() -> None:
     write('seed = 3\n[features]\nviews = ["last/mean", "-4/cls"]\n[data.data_files]\ntrain = "a.tsv"\n')
     settings = load_settings()
     assert settings.seed == 3 and settings.features.views == ("last/mean", "-4/cls")
@@ -141,7 +141,7 @@ def test_a_file_may_hold_a_few_settings_only() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_OPTION)
-def test_a_flag_wins_over_the_file_and_the_file_over_the_default(name: str) -> None:
+def test_load_settings_prefers_flags_then_the_file_then_defaults(name: str) -> None:
     option = options()[name]
     samples: dict[Any, tuple[Any, Any]] = {
         str: ("from-file", "from-flag"),
@@ -165,7 +165,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(name: str) -> N
     assert value(load_settings()) == option.default
 
 
-def test_flags_are_typed_as_their_settings() -> None:
+def test_load_settings_converts_flags_to_the_type_of_the_setting() -> None:
     typed = load_settings(
         {
             "views": "last/cls, -4/mean",
@@ -208,7 +208,7 @@ def test_flags_are_typed_as_their_settings() -> None:
         ("model", 3, "--model: wants text, got 3"),
     ],
 )
-def test_a_value_of_the_wrong_kind_names_the_flag(name: str, value: Any, says: str) -> None:
+def test_build_settings_names_the_flag_of_an_invalid_value(name: str, value: Any, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         build_settings({name: value})
     assert says in caught.value.what
@@ -228,7 +228,7 @@ def test_a_value_of_the_wrong_kind_names_the_flag(name: str, value: Any, says: s
         ("seed = 1\nseed = 2\n", ("cannot read featcache.toml", "line 2")),
     ],
 )
-def test_a_file_that_cannot_be_meant(content: str, words: tuple[str, ...]) -> None:
+def test_load_settings_refuses_an_invalid_file(content: str, words: tuple[str, ...]) -> None:
     write(content)
     with pytest.raises(UsageError) as caught:
         load_settings()
@@ -236,7 +236,7 @@ def test_a_file_that_cannot_be_meant(content: str, words: tuple[str, ...]) -> No
         assert word in str(caught.value)
 
 
-def test_a_file_that_is_not_utf8_or_not_there() -> None:
+def test_load_settings_refuses_a_file_that_is_unreadable_or_missing() -> None:
     Path(CONFIG_FILE).write_bytes("[backbone]\nmodel = '模型'\n".encode("gb18030"))
     with pytest.raises(UsageError, match=r"cannot read featcache\.toml"):
         load_settings()
@@ -249,6 +249,6 @@ def test_a_file_that_is_not_utf8_or_not_there() -> None:
         load_settings()
 
 
-def test_an_unknown_setting_in_code_gets_a_suggestion() -> None:
+def test_build_settings_suggests_a_name_for_an_unknown_setting() -> None:
     with pytest.raises(UsageError, match=r"unknown setting 'max_lenght'\n.*'max_length'"):
         build_settings({"max_lenght": 3})

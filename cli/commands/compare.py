@@ -1,4 +1,4 @@
-"""`featcache compare`: runs side by side; one run in depth; a gate against getting worse."""
+"""`featcache compare`: runs side by side, one run in detail, and an exit code if a run is worse."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import HeadError, UsageError
 from featcache.system.units import percent_text, size_text
+from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import record, show_history
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,34 +20,25 @@ if TYPE_CHECKING:
     from featcache.runs.compare import Change, Comparison, Comparisons
     from featcache.runs.run import Run
 
-WORSE = 7  # exit code of --fail-if-worse: nothing went wrong, but a run is worse
+WORSE = 7  # exit code of --fail-if-worse where a run is worse
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "compare",
         "runs side by side; a single run with its classes, confusions and curves",
         "featcache compare\nfeatcache compare linear-last-mean-1 logistic-last-mean-1\n"
         "featcache compare linear-last-mean-2 --fail-if-worse linear-last-mean-1",
+        run,
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="names or folders of runs (default: all)")
-    parser.add_argument("--base", metavar="RUN", help="compare with this run (default: the best)")
-    parser.add_argument(
-        "--split",
-        default="test",
-        choices=("test", "validation"),
-        metavar="{test,validation}",
-        help="compare what the runs predict here; the best is the best on validation all the same "
-        "(default: test)",
-    )
-    parser.add_argument(
-        "--fail-if-worse",
-        metavar="BASE",
-        help=f"exit with {WORSE} if another run is significantly worse than BASE in accuracy or macro F1",
-    )
+    add_flag(parser, "--base", "compare with this run (default: the best)", metavar="RUN")
+    split = "compare the predictions on this split; the best run is the best on validation in any case"
+    add_flag(parser, "--split", split, "test", choices=("test", "validation"))
+    worse = f"exit with {WORSE} if another run is significantly worse than BASE in accuracy or macro F1"
+    add_flag(parser, "--fail-if-worse", worse, metavar="BASE")
     add_settings(parser, "paths")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
     best = best_run(runs)
     against = _compare(runs, base or best, args)
     worse = against.worse if against and args.fail_if_worse else []
-    if args.json:
-        print_json(_document(runs, best, against, args.split))
-    else:
+
+    def show_all() -> None:
         show(runs, best, against, args.split)
         if len(runs) == 1:
             show_details(runs[0], args.split)
@@ -67,21 +58,21 @@ def run(args: argparse.Namespace) -> int:
             for comparison in against.made if two else worse:
                 _show_comparison(against, comparison)
         if args.fail_if_worse:
-            _show_verdict(worse, len(against.made) if against else 0, args)
+            _show_verdict(worse, len(against.made) if against else 0, args.fail_if_worse)
+
+    print_result(args, _document(runs, best, against, args.split), show_all)
     return WORSE if worse else 0
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[Run], Run | None]:
     """The runs to show, each once, and the base if one was named; it is among them."""
-    from featcache.runs.run import list_runs, load_run
+    from featcache.runs.run import load_run
 
     reports = Path(settings_of(args).paths.reports_dir)
     if args.base and args.fail_if_worse and args.base != args.fail_if_worse:
         raise UsageError("--base and --fail-if-worse name two different runs", hint="give one of them")
     name = args.fail_if_worse or args.base
-    listed = [load_run(reports, run) for run in args.runs] or list_runs(reports)
-    if not listed:
-        raise HeadError(f"no runs in {reports}", hint="train one with: featcache train-head --epochs 100")
+    listed = named_runs(args.runs, reports)
     base = load_run(reports, name) if name else None
     unique = {run.folder.resolve(): run for run in (*listed, *([base] if base else []))}
     if args.fail_if_worse and not args.runs and len(unique) == 1:
@@ -92,7 +83,7 @@ def _asked(args: argparse.Namespace) -> tuple[list[Run], Run | None]:
 def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Comparisons | None:
     """All runs against the base; None where there is nothing to compare.
 
-    What cannot be compared is said in a note, but is an error of who asked for it by name.
+    A note says what cannot be compared and why; it is an error if the user has named the base.
     """
     from featcache.runs.compare import compare_runs
 
@@ -106,7 +97,7 @@ def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Com
             raise HeadError(error.what, hint=hint) from error
         if args.base or args.fail_if_worse:
             raise
-        if args.split in base.record.metrics:  # else the table shows that there is none
+        if args.split in base.record.metrics:  # else the table shows that it has no scores
             note(f"not compared with the best: {error.what}", quiet=args.quiet)
         return None
     names = _names(runs)
@@ -163,13 +154,13 @@ def _comparison_document(made: Comparison) -> dict[str, Any]:
     }
 
 
-class Column(NamedTuple):
+class RunColumn(NamedTuple):
     """One column of the table; those of importance 0 are always shown, the others as far as they fit."""
 
     header: str
     cells: list[str | Text]
-    justify: str = "right"
     importance: int = 0
+    right: bool = True
 
     @property
     def width(self) -> int:
@@ -179,13 +170,13 @@ class Column(NamedTuple):
 
 
 def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, split: str = "test") -> None:
-    """The table of runs, the best by validation first; `against` marks which differences are luck."""
+    """The table of runs, the best by validation first; `against` marks the differences that may be chance."""
     from featcache.runs.run import rank
 
     console = out()
     ordered = sorted(runs, key=rank, reverse=True)
     columns = _fitting(_columns(ordered, best, against, split), console.width)
-    shown = table([(column.header, column.justify) for column in columns])
+    shown = table(*(">" * column.right + column.header for column in columns))
     for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):
         shown.add_row(*cells, style="bold green" if run is best else None)
     console.print(shown)
@@ -193,7 +184,7 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
         console.print(line, style="dim")
 
 
-def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[Column]:
+def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[RunColumn]:
     about, names = [run.record for run in runs], _names(runs)
     validation, test, f1 = (
         [percent_text(run.metric(*which)) for run in runs]
@@ -201,41 +192,41 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
     )
     intervals = [_interval(run, split) for run in runs]
     columns = [
-        Column("", ["*" if run is best else "" for run in runs], "left"),
-        Column("run", [names[run.folder] for run in runs], "left"),
-        Column("head", [line.head for line in about], "left", 7),
-        Column("view", [line.view for line in about], "left", 6),
-        Column("val.", [*validation]),
-        *([Column("test", [*test])] if split == "test" else []),
-        Column("95 %", [*intervals]),
+        RunColumn("", ["*" if run is best else "" for run in runs], right=False),
+        RunColumn("run", [names[run.folder] for run in runs], right=False),
+        RunColumn("head", [line.head for line in about], 7, right=False),
+        RunColumn("view", [line.view for line in about], 6, right=False),
+        RunColumn("val.", [*validation]),
+        *([RunColumn("test", [*test])] if split == "test" else []),
+        RunColumn("95 %", [*intervals]),
     ]
     name = "*" if against and against.base is best else "base"
     if against:
-        columns.append(Column(f"vs {name}", _changes(runs, against, "accuracy")))
-    columns.append(Column("F1", [*f1]))
+        columns.append(RunColumn(f"vs {name}", _changes(runs, against, "accuracy")))
+    columns.append(RunColumn("F1", [*f1]))
     if against:
-        columns.append(Column(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
+        columns.append(RunColumn(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
     return [
         *columns,
-        Column("ep.", [str(line.epochs or "-") for line in about], importance=3),
-        Column("train", [f"{line.seconds:.1f}s" for line in about], importance=2),
-        Column("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=4),
-        Column("cached", [_bytes(line.bytes_cached) for line in about], importance=5),
-        Column(
-            "params",
-            ["-" if line.parameters is None else f"{line.parameters:,}" for line in about],
-            importance=6,
-        ),
+        RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=3),
+        RunColumn("train", [f"{line.seconds:.1f}s" for line in about], importance=2),
+        RunColumn("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=4),
+        RunColumn("cached", [_bytes(line.bytes_cached) for line in about], importance=5),
+        RunColumn("params", [_count(line.parameters) for line in about], importance=6),
     ]
 
 
+def _count(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
 def _bytes(count: int | None) -> str:
-    """Of a run's features or token states; runs of older versions do not say."""
+    """The size of a run's features or token states; runs of older versions do not have it."""
     return "-" if count is None else size_text(count)
 
 
-def _fitting(columns: list[Column], width: int) -> list[Column]:
-    """The most important columns, as many as fit, in their order; one blank stands around each."""
+def _fitting(columns: list[RunColumn], width: int) -> list[RunColumn]:
+    """The most important columns, as many as fit, in their order, with a blank around each."""
     kept = {0}
     for level in sorted({column.importance for column in columns}):
         tried = [column for column in columns if column.importance in {*kept, level}]
@@ -276,16 +267,16 @@ def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[
     if against:
         name = "*" if "vs *" in headers else against.base.name
         lines[1] += f"; vs {name}: points more or less on the same rows"
-        lines.append("= a tie: the difference may well be luck (Holm-corrected p of 0.05 or more)")
+        lines.append("= a tie: the difference may be chance (Holm-corrected p of 0.05 or more)")
         if split == "validation" and name == "*":
-            lines.append("the best was chosen on these very rows: its lead here flatters it")
+            lines.append("the best run was chosen on these rows, so its lead here is too large")
     if "cached" in headers:
-        lines.append("extr., cached: what the features or token states took, once, and take on disk")
+        lines.append("extr., cached: time to make the features or token states, and their size on disk")
     return lines
 
 
 def _show_comparison(against: Comparisons, made: Comparison) -> None:
-    """Both metrics of a run against the base, in depth."""
+    """Both metrics of a run against the base, in detail."""
     console, test = out(), made.discordant
     names = _names([against.base, made.run])
     base, run = names[against.base.folder], names[made.run.folder]
@@ -301,15 +292,15 @@ def _show_comparison(against: Comparisons, made: Comparison) -> None:
         )
 
 
-def _show_verdict(worse: list[Comparison], compared: int, args: argparse.Namespace) -> None:
+def _show_verdict(worse: list[Comparison], compared: int, base: str) -> None:
     """The last line of `--fail-if-worse`."""
     which = ", ".join(comparison.run.name for comparison in worse)
     if worse:
-        line, style = f"worse than {args.fail_if_worse}: {which}", "bold red"
+        line, style = f"worse than {base}: {which}", "bold red"
     elif compared:
-        line, style = f"none of {compared} is significantly worse than {args.fail_if_worse}", "bold green"
+        line, style = f"none of {compared} is significantly worse than {base}", "bold green"
     else:
-        line, style = f"{args.fail_if_worse} is not worse than itself", "bold green"
+        line, style = f"{base} is not worse than itself", "bold green"
     out().print(f"\n{line}", style=style)
 
 
@@ -320,7 +311,7 @@ def _names(runs: list[Run]) -> dict[Path, str]:
 
 
 def _points(share: float) -> str:
-    """0.0123 -> '+1.23'; what rounds to nothing has no sign."""
+    """0.0123 -> '+1.23'; a difference that rounds to 0 has no sign."""
     text = f"{100 * share:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
 
@@ -333,8 +324,7 @@ def show_details(run: Run, split: str = "test") -> None:
     """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
     split = split if split in run.record.scores else "validation"
     scores, names = run.record.scores[split], run.record.label_names
-    columns = [("precision", "right"), ("recall", "right"), ("F1", "right"), ("rows", "right")]
-    classes = table([(f"class ({split})", "left"), *columns])
+    classes = table(f"class ({split})", ">precision", ">recall", ">F1", ">rows")
     for line in scores.per_class:
         ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
         classes.add_row(line.label, *ratios, f"{line.support:,}")
@@ -350,19 +340,16 @@ def show_details(run: Run, split: str = "test") -> None:
 def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
     """The whole matrix where it fits, else the most frequent confusions."""
     if len(names) <= 8:
-        cut = [name[:10] for name in names]
-        told_apart = len(set(cut)) == len(cut)
-        heads = cut if told_apart else [f"({number})" for number in range(1, len(names) + 1)]
-        rows = (
-            list(names)
-            if told_apart
-            else [f"({number}) {name}" for number, name in enumerate(names, start=1)]
-        )
-        shown = table([("true \\ predicted", "left"), *((head, "right") for head in heads)])
+        short = [name[:10] for name in names]
+        distinct = len(set(short)) == len(short)
+        heads = short if distinct else [f"({number})" for number in range(1, len(names) + 1)]
+        numbered = [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        rows = names if distinct else numbered
+        shown = table("true \\ predicted", *(f">{head}" for head in heads))
         for name, row in zip(rows, confusion, strict=True):
             shown.add_row(name, *(f"{count:,}" for count in row))
     else:
-        shown = table([("most confused: true", "left"), ("predicted", "left"), ("rows", "right")])
+        shown = table("most confused: true", "predicted", ">rows")
         wrong = [
             (count, true, predicted)
             for true, row in enumerate(confusion)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from featcache.errors import UsageError
 from featcache.system.units import interval_text, percent_text, seconds_text
 from featcache_cli.commands.train_head import HEADS
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
-from featcache_cli.plot import Mark, plot
+from featcache_cli.console import Mark, note, out, plot, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of, whole_numbers
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
@@ -23,48 +22,31 @@ SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 TIMES = {2: "twice", 4: "four times", 10: "ten times"}
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "curve",
         "score against the number of labelled rows, and what more of them would bring",
         "featcache curve\nfeatcache curve --head linear --sizes 100,1000,5000 --metric macro_f1",
+        run,
     )
     group = parser.add_argument_group("curve")
-    group.add_argument("--sizes", metavar="N,...", help="train rows (default: log-spaced, up to all)")
-    group.add_argument("--points", type=int, metavar="N", help="how many log-spaced sizes (default: 8)")
-    group.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="random orders of the rows (default: 5)"
-    )
-    group.add_argument(
-        "--metric", default="accuracy", choices=tuple(SCORES), metavar="{accuracy,macro_f1}",
-        help="what is scored (default: accuracy)",
-    )  # fmt: skip
-    group.add_argument(
-        "--head", dest="kind", default="exact", choices=tuple(HEADS), metavar="KIND",
-        help=f"{', '.join(HEADS)} (default: exact)",
-    )  # fmt: skip
-    group.add_argument(
-        "--C", metavar="X,...",
-        help="penalties of exact and logistic, of which each fit takes the best on validation"
-        " (default: 1e-4,1e-3,1e-2,0.1,1)",
-    )  # fmt: skip
-    group.add_argument("--view", help="which cached view (default: the first of --views)")
-    add_settings(
-        parser, "head", "backbone", "data", "features", "paths", "", without=("C", "penalty", "folds")
-    )
-    parser.set_defaults(run=run)
+    add_flag(group, "--sizes", "train rows (default: log-spaced, up to all)", metavar="N,...")
+    add_flag(group, "--points", "how many log-spaced sizes (default: 8)", kind=int)
+    add_flag(group, "--seeds", "random orders of the rows", 5)
+    add_flag(group, "--metric", "what is scored", "accuracy", choices=SCORES)
+    add_flag(group, "--head", ", ".join(HEADS), "exact", choices=HEADS, metavar="KIND", dest="kind")
+    penalties = "penalties of exact and logistic; each fit takes the best on validation"
+    add_flag(group, "--C", f"{penalties} (default: 1e-4,1e-3,1e-2,0.1,1)", metavar="X,...")
+    add_flag(group, "--view", "which cached view (default: the first of --views)")
+    no_settings = ("C", "penalty", "folds")
+    add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=no_settings)
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = _plan(args)
-    args.C = None  # a list here, a single value in the settings
-    curve = measure(settings_of(args), plan, args.view, quiet=args.quiet)
-    if args.json:
-        print_json(curve.document)
-    else:
-        show(curve)
-        note(f"saved in {curve.folder}", quiet=args.quiet)
+    curve = measure(settings_of(args), _plan(args), args.view, quiet=args.quiet)
+    print_result(args, curve.document, lambda: show(curve))
+    note(f"saved in {curve.folder}", quiet=args.quiet or args.json)
     return 0
 
 
@@ -80,18 +62,11 @@ def _plan(args: argparse.Namespace) -> Plan:
     return Plan(
         kind=args.kind,
         metric=args.metric,
-        sizes=None if args.sizes is None else _whole_numbers(args.sizes),
+        sizes=None if args.sizes is None else whole_numbers(args.sizes, "--sizes"),
         points=8 if args.points is None else args.points,
         seeds=args.seeds,
         penalties=PENALTIES if args.C is None else parse_values(args.C, least=1e-12),
     )
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--sizes {text}: whole numbers are needed", hint="e.g. 100,1000,10000") from None
 
 
 def measure(settings: Settings, plan: Plan, view: str | None, *, quiet: bool) -> Curve:
@@ -121,13 +96,13 @@ def show(curve: Curve) -> None:
         f"{curve.kind} head on {curve.view}, {curve.split} {name},"
         f" {seeds} seed{'s' * (seeds > 1)}, {seconds_text(curve.seconds)}"
     )
-    columns = [("rows", "right"), (name, "right"), ("95 % interval", "right"), ("sd", "right")]
-    shown = table([*columns, ("per doubling", "right"), *([("C", "right")] if _chose(curve) else [])])
+    chose = len({C for point in curve.points for C in point.penalties}) > 1
+    shown = table(">rows", f">{name}", ">95 % interval", ">sd", ">per doubling", *([">C"] if chose else []))
     for point in curve.points:
         between = percent_text(point.deviation)
         growth = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
         ends = f"{percent_text(point.low)} to {percent_text(point.high)}"
-        chosen = [f"{statistics.median(point.penalties):g}"] if _chose(curve) else []
+        chosen = [f"{statistics.median(point.penalties):g}"] if chose else []
         shown.add_row(f"{point.rows:,}", percent_text(point.score), ends, between, growth, *chosen)
     console.print(shown)
     console.print()
@@ -138,25 +113,20 @@ def show(curve: Curve) -> None:
         console.print(line)
 
 
-def _chose(curve: Curve) -> bool:
-    """Whether there was a penalty to choose."""
-    return len({C for point in curve.points for C in point.penalties}) > 1
-
-
 def _drawing(curve: Curve, width: int, encoding: str) -> list[str]:
     marks = [Mark(point.rows, point.score, point.low, point.high) for point in curve.points]
-    told = curve.outlook.forecasts
-    marks += [Mark(one.rows, one.score, one.low, one.high, "beyond") for one in told]
+    forecasts = curve.outlook.forecasts
+    marks += [Mark(one.rows, one.score, one.low, one.high, "beyond") for one in forecasts]
     line = []
-    if told:
-        first, last, steps = curve.points[0].rows, told[-1].rows, 2 * width
+    if forecasts:
+        first, last, steps = curve.points[0].rows, forecasts[-1].rows, 2 * width
         places = [first * (last / first) ** (step / steps) for step in range(steps + 1)]
         line = list(zip(places, curve.outlook.score_at(places).tolist(), strict=True))
     return plot(marks, line, width=width, encoding=encoding)
 
 
 def sentences(curve: Curve) -> list[str]:
-    """What more labels would bring, that this is an extrapolation, and what speaks against it."""
+    """What more labels would bring, how it is extrapolated, and what speaks against it."""
     outlook = curve.outlook
     said = [_sentence(one) for one in outlook.forecasts]
     if said:

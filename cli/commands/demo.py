@@ -1,34 +1,21 @@
-"""`featcache demo`: the main job on a real encoder and real reviews, without any hub."""
+"""`featcache demo`: `featcache run` on a real encoder and real reviews, without any hub."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featcache.errors import UsageError
-from featcache.settings import (
-    CONFIG_FILE,
-    DataSettings,
-    FeatureSettings,
-    Settings,
-    build_settings,
-    to_toml,
-)
+from featcache.settings import CONFIG_FILE, Settings, to_toml
 from featcache.system.durable import write_file
 from featcache.system.units import seconds_text
-from featcache_cli.commands import extract, train_head
 from featcache_cli.commands.predict import predict
-from featcache_cli.commands.run import run_all
+from featcache_cli.commands.run import document, run_all
 from featcache_cli.console import note, print_json
-from featcache_cli.options import add_command, add_settings
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
-
-if TYPE_CHECKING:
-    from featcache.extraction.job import Extracted
-    from featcache.runs.run import Run
 
 TEXTS = (
     "房间干净，服务热情，离地铁站也近，下次还会住。",
@@ -37,39 +24,29 @@ TEXTS = (
 )
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "demo",
-        "the main job on an embedded encoder and reviews; leaves a featcache.toml",
+        "extract, train and predict with an embedded encoder and reviews; leaves a featcache.toml",
         "featcache demo\nfeatcache demo --rows 1000",
+        run,
     )
-    parser.add_argument(
-        "--rows", type=int, default=10_000, metavar="N", help="reviews to use (default: 10000)"
-    )
+    add_flag(parser, "--rows", "reviews to use", 10_000, least=100)
     add_settings(parser, "paths")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.rows < 100:
-        raise UsageError(f"--rows {args.rows}: at least 100")
     began = time.perf_counter()
     settings = _demo_settings(args)
-    _leave_settings(settings)
+    _write_settings(settings)
     _prepare(settings, args)
-    results, runs = _run(settings, args)
+    results, runs = run_all(settings, quiet=args.quiet, show=not args.json)
     predictions = _predict(settings, args)
     seconds = time.perf_counter() - began
     if args.json:
-        print_json(
-            {
-                "seconds": round(seconds, 2),
-                "splits": [extract.record(result) for result in results],
-                "runs": [train_head.record(run) for run in runs],
-                "predictions": predictions,
-            }
-        )
+        made = {"seconds": round(seconds, 2), **document(results, runs), "predictions": predictions}
+        print_json(made)
     note(f"the demo took {seconds_text(seconds)}", quiet=args.quiet)
     note(f"{CONFIG_FILE} is written: every featcache command works here as typed", quiet=args.quiet)
     return 0
@@ -79,32 +56,29 @@ def _demo_settings(args: argparse.Namespace) -> Settings:
     from featcache.cache.cache import Cache
     from featcache.demo.demo import MODEL_NAME, PROMPT
 
-    given = {"cache_dir": args.cache_dir, "reports_dir": args.reports_dir}
-    paths = build_settings({key: value for key, value in given.items() if value}).paths
-    cache = Cache.open(paths.cache_dir).folder
-    defaults = Settings()
-    return replace(
-        defaults,
-        backbone=replace(defaults.backbone, model=str(cache / "models" / MODEL_NAME)),
-        data=DataSettings(dataset=str(cache / "data" / "demo-reviews")),
-        features=FeatureSettings(views=("last/mean", "last/cls"), prompt=PROMPT),
-        paths=paths,
-    )
+    cache = Cache.open(settings_of(args, file=False).paths.cache_dir).folder
+    own = {
+        "model": str(cache / "models" / MODEL_NAME),
+        "dataset": str(cache / "data" / "demo-reviews"),
+        "views": ("last/mean", "last/cls"),
+        "prompt": PROMPT,
+    }
+    return settings_of(args, own, file=False)
 
 
-def _leave_settings(settings: Settings) -> None:
-    """Write featcache.toml, unless it is there with something else in it."""
+def _write_settings(settings: Settings) -> None:
+    """Write featcache.toml; another one that is there is not replaced."""
     file, content = Path(CONFIG_FILE), to_toml(settings).encode("utf-8")
     if file.exists() and file.read_bytes() != content:
         raise UsageError(
-            f"there is another {CONFIG_FILE} here already",
+            f"another {CONFIG_FILE} is here already",
             hint="run the demo in a folder of its own: mkdir demo && cd demo && featcache demo",
         )
     write_file(file, content)
 
 
 def _prepare(settings: Settings, args: argparse.Namespace) -> None:
-    """The encoder and the reviews, out of the packages of the demo extra."""
+    """Write the encoder and the reviews, which the packages of the demo extra contain."""
     from featcache.demo.demo import build_model, build_reviews
 
     with Meter(quiet=args.quiet) as meter:
@@ -116,12 +90,8 @@ def _prepare(settings: Settings, args: argparse.Namespace) -> None:
     build_reviews(Path(settings.data.dataset), rows=rows)
 
 
-def _run(settings: Settings, args: argparse.Namespace) -> tuple[list[Extracted], list[Run]]:
-    return run_all(settings, quiet=args.quiet, show=not args.json)
-
-
 def _predict(settings: Settings, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the best head says of a few texts."""
+    """What the best head predicts for a few texts."""
     from featcache.prediction.predictor import Predictor
     from featcache.runs.run import choose_run
 

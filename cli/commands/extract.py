@@ -10,9 +10,9 @@ from featcache.cluster.cluster import Engine
 from featcache.errors import UsageError
 from featcache.system.units import seconds_text
 from featcache_cli.commands.engine import add_engine, engine_of
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
-from featcache_cli.progress import ExtractionMeter
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
+from featcache_cli.progress import EXTRACTION, Meter
 
 if TYPE_CHECKING:
     from featcache.extraction.job import Extracted
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "extract",
         "run the backbone once over the splits and cache the features",
         "featcache extract --split train --split test\n"
         "featcache extract --all-splits --views last/cls,last/mean,-4/mean",
+        run,
     )
     split_help = "train, validation or test; may be repeated"
     parser.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
@@ -38,17 +39,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait for another process that writes the file (default: say so at once); --workers join it",
+        help="wait for another process that writes the file (default: fail at once); --workers join it",
     )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        help="processes at work: a number, or auto: one for each GPU, or for every few cores "
-        "(default: 1; with --engine ray: auto)",
-    )
+    workers = "processes at work: a number, or auto: one for each GPU, or for every few cores"
+    add_flag(parser, "--workers", f"{workers} (default: 1; with --engine ray: auto)", metavar="N")
     add_engine(parser)
     add_settings(parser, "backbone", "data", "features", "paths", "")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,10 +55,8 @@ def run(args: argparse.Namespace) -> int:
     results = extract_splits(
         settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine_of(args)
     )
-    if args.json:
-        print_json({"splits": [record(result) for result in results]})
-    else:
-        show(results, quiet=args.quiet)
+    document = {"splits": [record(result) for result in results]}
+    print_result(args, document, lambda: show(results, quiet=args.quiet))
     return 0
 
 
@@ -75,14 +69,14 @@ def extract_splits(
     wait: float = 0.0,
     engine: Engine | None = None,
 ) -> list[Extracted]:
-    """Extract with a progress bar; what was done otherwise than asked is said on stderr.
+    """Extract with a progress bar; notes on stderr say where the result is not what was asked for.
 
     Args:
         engine: by default one process on this machine.
     """
     from featcache.cluster.extract import extract_by
 
-    with ExtractionMeter(quiet=quiet) as meter:
+    with Meter(quiet=quiet, names=EXTRACTION) as meter:
         results = extract_by(
             engine or Engine(), settings, splits, None if quiet else meter, force=force, wait=wait
         )
@@ -108,9 +102,8 @@ def record(result: Extracted) -> dict[str, Any]:
 
 
 def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
-    """A table of the splits, and how many texts were cut."""
-    columns = [("split", "left"), ("rows", "right"), ("encoded", "right"), ("tokens", "right")]
-    shown = table([*columns, ("seconds", "right"), ("file", "left")])
+    """A table of the splits, and how many texts were truncated."""
+    shown = table("split", ">rows", ">encoded", ">tokens", ">seconds", "file")
     for result in results:
         shown.add_row(
             result.split,
@@ -126,6 +119,6 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
             share = result.truncated / result.rows
             note(
                 f"{result.split}: {result.truncated:,} of {result.rows:,} texts ({share:.1%}) were longer "
-                f"than {result.max_length} tokens and were cut",
+                f"than {result.max_length} tokens and were truncated",
                 quiet=quiet,
             )

@@ -1,4 +1,4 @@
-"""`featcache finetune`: blocks of the backbone trained above a cut, with a head."""
+"""`featcache finetune`: train the highest blocks of the backbone together with a head."""
 
 from __future__ import annotations
 
@@ -11,63 +11,47 @@ from featcache.settings import options
 from featcache.system.text import sparkline
 from featcache.system.units import seconds_text, size_text
 from featcache_cli.commands import train_head
-from featcache_cli.console import note, out, print_json
-from featcache_cli.options import add_command, add_settings, settings_of
-from featcache_cli.progress import ExtractionMeter
+from featcache_cli.console import note, out, print_result
+from featcache_cli.options import Commands, add_command, add_flag, add_options, add_settings, settings_of
+from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.finetuning.tuning import TrainingStep
     from featcache.runs.run import Run
-    from featcache.system.progress import Progress
 
-OWN = ("head_lr", "layer_decay", "clip")  # what a head alone has not
+OWN = ("head_lr", "layer_decay", "clip")  # settings that a head alone does not have
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "finetune",
-        "train the highest blocks with a head; what lies below runs once",
+        "train the highest blocks with a head; the blocks below run once",
         "featcache finetune --train top-blocks:2 --epochs 3\n"
         "featcache finetune --train all --lr 5e-5 --dropout 0.1",
+        run,
     )
-    parser.add_argument(
-        "--train",
-        metavar="PART",
-        help="head (as train-head), top-blocks:N, positions, or all (default: top-blocks:2)",
-    )
-    parser.add_argument("--view", help="last/POOLING (default: the first of --views)")
+    parts = "head (as train-head), top-blocks:N, positions, or all (default: top-blocks:2)"
+    add_flag(parser, "--train", parts, metavar="PART")
+    add_flag(parser, "--view", "last/POOLING (default: the first of --views)")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on where a killed training of the same settings stood (default: yes)",
+        help="continue a killed training of the same settings from its last checkpoint (default: yes)",
     )
-    group = parser.add_argument_group("training")
-    for option in options(Recipe).values():
-        shown = "" if option.default is None else f" (default: {option.default})"
-        metavar = "{" + ",".join(option.choices) + "}" if option.choices else _metavar(option.type)
-        group.add_argument(option.flag, metavar=metavar, help=option.help.replace("%", "%%") + shown)
+    add_options(parser, "training", list(options(Recipe).values()))
     add_settings(parser, "backbone", "data", "features", "paths", "")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in options(Recipe)}
-    args.train, recipe = load_recipe(given, args.train, path=args.config)
-    if args.train == "head":
-        made = _train_head(args, given)
-    else:
-        for name in options(Recipe):  # of the same names as settings of heads, which are not meant here
-            setattr(args, name, None)
-        made = _finetune(args, recipe)
-    if args.json:
-        found = made.record.to_json()
-        more = {name: found.get(name) for name in ("bytes_cached", "finetune", "settings")}
-        print_json(train_head.record(made) | more)
-    else:
-        show(made)
-        note(f"saved in {made.folder}; next: featcache compare, featcache predict", quiet=args.quiet)
+    part, recipe = load_recipe(given, args.train, path=args.config)
+    made = _train_head(args, given) if part == "head" else _finetune(args, part, recipe)
+    found = made.record.to_json()
+    more = {name: found.get(name) for name in ("bytes_cached", "finetune", "settings")}
+    print_result(args, train_head.record(made) | more, lambda: show(made))
+    train_head.note_saved(made, args)
     return 0
 
 
@@ -93,43 +77,33 @@ def show(run: Run) -> None:
 
 def _train_head(args: argparse.Namespace, given: dict[str, Any]) -> Run:
     for name in OWN:
-        if given[name] is not None:
+        if given.pop(name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for blocks, not for a head alone")
-    return train_head.train(settings_of(args), "linear", args.view, quiet=args.quiet)
+    return train_head.train(settings_of(args, given), "linear", args.view, quiet=args.quiet)
 
 
-def _finetune(args: argparse.Namespace, recipe: Recipe) -> Run:
+def _finetune(args: argparse.Namespace, part: str, recipe: Recipe) -> Run:
     settings = settings_of(args)
     note("loading torch", quiet=args.quiet)
     from featcache.finetuning.finetune import finetune
 
-    with TuningMeter(args.train, quiet=args.quiet) as meter:
+    with TrainingMeter(part, quiet=args.quiet) as meter:
         made = finetune(
-            settings, args.train, recipe, args.view, resume=args.resume, report=meter, progress=meter.train
+            settings, part, recipe, args.view, resume=args.resume, report=meter, progress=meter.train
         )
     if "test" not in made.record.metrics:
         note("no test split, so no test score", quiet=args.quiet)
     return made
 
 
-def _metavar(kind: type) -> str:
-    return "N" if kind is int else "X"
-
-
-class TuningMeter(ExtractionMeter):
+class TrainingMeter(Meter):
     """Draws the making of states, then the steps of the training with their loss."""
 
     def __init__(self, part: str, *, quiet: bool) -> None:
-        super().__init__(quiet=quiet)
+        super().__init__(quiet=quiet, names={"encode": "states"})
         self.part = part
         self._loss: float | None = None
         self._validation = ""
-
-    def __call__(self, event: Progress) -> None:
-        if event.stage == "encode":
-            self.step(f"states {event.split}", event.done, event.total)
-        else:
-            super().__call__(event)
 
     def train(self, step: TrainingStep) -> None:
         if step.text:

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from featcache.errors import CacheMiss, UsageError
+from featcache.errors import CacheMiss
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
@@ -21,47 +21,33 @@ if TYPE_CHECKING:
 PRINTED, LISTED = 5, 1000  # rows of each list on a terminal, in JSON
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "inspect",
-        "likely label errors, duplicates, leakage, outliers, balance, cut texts",
+        "likely label errors, duplicates, leakage, outliers, balance, truncated texts",
         "featcache inspect\nfeatcache inspect --view last/mean --list 20",
+        run,
     )
     group = parser.add_argument_group("inspection")
-    group.add_argument("--view", help="which cached view (default: the first of --views)")
-    group.add_argument(
-        "--threshold", type=float, metavar="X",
-        help="cosine of centred features from which on two texts are nearly equal (default: 0.95)",
-    )  # fmt: skip
-    group.add_argument(
-        "--neighbours", type=int, default=10, metavar="N",
-        help="an outlier is far from its N nearest train texts (default: 10)",
-    )  # fmt: skip
-    group.add_argument(
-        "--folds", type=int, default=5, metavar="N",
-        help="parts of train; each is judged by a head of the others (default: 5)",
-    )  # fmt: skip
-    group.add_argument(
-        "--list", type=int, metavar="N", help=f"rows of each list (default: {PRINTED}, {LISTED} with --json)"
-    )
+    add_flag(group, "--view", "which cached view (default: the first of --views)")
+    near = "two texts are nearly equal from this cosine of their centred features on (default: 0.95)"
+    add_flag(group, "--threshold", near, kind=float)
+    add_flag(group, "--neighbours", "an outlier is far from its N nearest train texts", 10)
+    add_flag(group, "--folds", "parts of train; a head trained on the other parts judges each", 5)
+    listed = f"rows of each list (default: {PRINTED}, {LISTED} with --json)"
+    add_flag(group, "--list", listed, kind=int, least=0)
     add_settings(parser, "backbone", "data", "features", "paths", "")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     most = args.list if args.list is not None else LISTED if args.json else PRINTED
-    if most < 0:
-        raise UsageError(f"--list {most}: 0 or more")
     from featcache.system.documents import json_document
 
     found = inspect(settings_of(args), args, most)
-    if args.json:
-        print_json(json_document(found))
-    else:
-        show(found, out().width)
-        if found.no_texts:
-            note(f"without texts: {found.no_texts}", quiet=args.quiet)
+    print_result(args, json_document(found), lambda: show(found, out().width))
+    if found.no_texts:
+        note(f"without texts: {found.no_texts}", quiet=args.quiet or args.json)
     return 0
 
 
@@ -81,7 +67,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings
             neighbours=args.neighbours,
             folds=args.folds,
             seed=settings.seed,
-            on_progress=lambda now: meter.step(now.stage, now.done, now.total),
+            on_progress=meter,
         )
     hashes = {name: part.features.row_hash for name, part in parts.items()}
     return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
@@ -113,9 +99,8 @@ def show(found: Findings, width: int) -> None:
 def _show_splits(found: Findings) -> None:
     console = out()
     console.print(f"features {found.view}, nearly equal from a cosine of {found.threshold:g}")
-    numbers = [("rows", "right"), ("repeats", "right"), ("near", "right"), ("cut", "right")]
     shown = table(
-        [("split", "left"), *numbers, ("tokens (median, longest)", "right"), ("smallest class", "left")]
+        "split", ">rows", ">repeats", ">near", ">cut", ">tokens (median, longest)", "smallest class"
     )
     for split, rows in found.splits.items():
         cut, twice = found.truncation[split], found.duplicates.splits[split]
@@ -142,8 +127,7 @@ def _show_leakage(found: Findings, width: int) -> None:
     if not leakage.pairs:
         return
     console.print("\nLeakage between splits", style="bold")
-    columns = [("rows of", "left"), ("found in", "left"), ("equal", "right"), ("near", "right")]
-    shown = table([*columns, ("share", "right"), ("other label", "right")])
+    shown = table("rows of", "found in", ">equal", ">near", ">share", ">other label")
     for pair in leakage.pairs:
         rows = found.splits[pair.split]
         shown.add_row(

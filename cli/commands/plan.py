@@ -9,49 +9,48 @@ from typing import TYPE_CHECKING
 
 from featcache.system.units import count_text, parse_count, seconds_text, size_text
 from featcache_cli.commands.extract import SPLITS
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
     from featcache.planning.answer import Ask, CorpusPlan
 
-TEAM = {
-    "workers": "processes (default: one a GPU, or one a machine)",
-    "gpus": "GPUs in all (default: processors do the work)",
+WORKERS = {
+    "workers": "processes (default: one for each GPU, or one for each machine)",
+    "gpus": "GPUs in all (default: the work is done by processors)",
     "nodes": "machines (default: 1, or one for each 8 GPUs)",
 }
 RATES = {
-    "sample_seconds": (20.0, "of encoding on this machine"),
-    "tokens": (None, "no data yet: made-up texts of so many tokens on average; needs --rows"),
+    "sample_seconds": (20.0, "seconds of encoding on this machine"),
+    "tokens": (None, "tokens of a text on average; plans for made-up texts without any data; needs --rows"),
     "rate": (None, "texts a second of one worker; then nothing is measured"),
-    "tokens_rate": (None, "tokens a second of one worker, likewise"),
-    "tflops": (None, "peak of one GPU in TFLOP/s, likewise"),
-    "share": (0.4, "of that peak that is reached; assumed"),
-    "efficiency": (0.95, "of several workers beside the sum of their rates; assumed"),
+    "tokens_rate": (None, "tokens a second of one worker; then nothing is measured"),
+    "tflops": (None, "peak of one GPU in TFLOP/s; then nothing is measured"),
+    "share": (0.4, "assumed share of --tflops that is reached"),
+    "efficiency": (0.95, "assumed rate of several workers over the sum of their rates"),
 }
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "plan",
         "time, disk, memory and cost of an extraction, before it is started",
         "featcache plan --rows 100M --price 0.4\n"
         "featcache plan --rows 1e9 --gpus 64 --tflops 989 --price 2.5",
+        run,
     )
     group = parser.add_argument_group("what is planned")
     split_help = "train, validation or test; may be repeated (default: train)"
     group.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
-    group.add_argument("--rows", metavar="N", help="of the corpus: 100M, 1e9 (default: the source's)")
-    for name, help in TEAM.items():
-        group.add_argument(f"--{name}", type=int, metavar="N", help=help)
-    group.add_argument("--price", type=float, metavar="X", help="a GPU-hour's; without --gpus a machine's")
+    add_flag(group, "--rows", "of the corpus: 100M, 1e9 (default: the source's)", metavar="N")
+    for name, help in WORKERS.items():
+        add_flag(group, f"--{name}", help, kind=int)
+    add_flag(group, "--price", "a GPU-hour's; without --gpus a machine's", kind=float)
     group = parser.add_argument_group("rates")
     for name, (default, help) in RATES.items():
-        flag, shown = f"--{name.replace('_', '-')}", "" if default is None else f" (default: {default:g})"
-        group.add_argument(flag, type=float, default=default, metavar="X", help=help + shown)
+        add_flag(group, f"--{name.replace('_', '-')}", help, default, kind=float)
     add_settings(parser, "backbone", "data", "features", "paths", "")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,10 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     splits = list(dict.fromkeys(args.split or ["train"]))
     made = plan(settings, splits, ask, lambda what: note(what, quiet=args.quiet))
-    if args.json:
-        print_json(made.document)
-    else:
-        show(made)
+    print_result(args, made.document, lambda: show(made))
     return 0
 
 
@@ -76,7 +72,7 @@ def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
         rows=None if args.rows is None else parse_count(args.rows, "--rows"),
         shard_bytes=parse_shard_size(shard_size),
         price=args.price,
-        **{name: getattr(args, name) for name in (*TEAM, *RATES)},
+        **{name: getattr(args, name) for name in (*WORKERS, *RATES)},
     )
 
 
@@ -85,7 +81,7 @@ def show(made: CorpusPlan) -> None:
     console = out()
     who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
     console.print(f"{made.rows:,} rows, {who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}")
-    shown = table([("plan", "left"), ("", "right"), ("95 % interval", "right"), ("", "left")])
+    shown = table("plan", ">", ">95 % interval", "")
     estimates = [("time", made.seconds, seconds_text), ("texts/s", made.texts_per_second, count_text)]
     estimates += [("tokens", made.tokens, count_text)]
     if made.cost is not None:
@@ -98,7 +94,7 @@ def show(made: CorpusPlan) -> None:
         shown.add_row(name, size, "", how)
     console.print(shown)
     console.print()
-    shown = table([("built on", "left"), ("", "right"), ("", "left")])
+    shown = table("built on", ">", "")
     for fact in made.facts:
         shown.add_row(fact.name, fact.value, fact.how)
     console.print(shown)

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.errors import HeadError, UsageError
+from featcache.errors import UsageError
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, seconds_text
+from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import show_history
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
@@ -24,41 +25,37 @@ SUFFIXES = (".html", ".md", ".json")
 SHOWN = 5  # mistakes on a terminal
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "report",
         "one page about runs and their data: HTML, Markdown and JSON",
         "featcache report\nfeatcache report linear-last-mean-1 exact-last-mean-1 --output report.html",
+        run,
     )
+    runs = "names or folders of runs; the page is about the first and compares it with the others"
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN",
-        help="names or folders of runs; the first is reported on, the others are set beside it"
-        " (default: all, the best by validation first)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--output", metavar="FILE",
-        help="the page; .md and .json are written beside it (default: report.html in the first run's folder)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--split", default="test", choices=("test", "validation"), metavar="{test,validation}",
-        help="report on these rows (default: test)",
-    )  # fmt: skip
+        "runs", nargs="*", metavar="RUN", help=f"{runs} (default: all, the best by validation first)"
+    )
+    page = "the page; .md and .json are written beside it (default: report.html in the first run's folder)"
+    add_flag(parser, "--output", page, metavar="FILE")
+    add_flag(parser, "--split", "report on these rows", "test", choices=("test", "validation"))
     parser.add_argument(
         "--inspect", action=argparse.BooleanOptionalAction, default=True,
         help="look for label errors, duplicates, leakage and outliers (default: yes)",
     )  # fmt: skip
-    parser.add_argument(
-        "--map", default="auto", choices=("auto", "pca", "umap"), metavar="{auto,pca,umap}",
-        help="how features become a map (default: auto, UMAP where it is installed)",
-    )  # fmt: skip
+    drawn = "how the features are drawn in two dimensions; auto is UMAP where it is installed, else PCA"
+    add_flag(parser, "--map", drawn, "auto", choices=("auto", "pca", "umap"))
     add_settings(parser, "paths")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from featcache.runs.run import rank
+
     reports = Path(settings_of(args).paths.reports_dir)
-    runs = _asked(args.runs, reports)
+    runs = named_runs(args.runs, reports)
+    if not args.runs:
+        runs.sort(key=rank, reverse=True)
     page = Path(args.output) if args.output else runs[0].folder / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {page}: a name that ends in .html is needed")
@@ -67,29 +64,17 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     report, files = write(runs, page, reports, args)
     seconds = time.perf_counter() - began
-    if args.json:
-        from featcache.system.documents import json_document
+    from featcache.system.documents import json_document
 
-        paths = {path.suffix.removeprefix("."): str(path) for path in files}
-        print_json({"files": paths, "seconds": seconds, "report": json_document(report)})
-    else:
+    def show_all() -> None:
         show(report, runs[0])
         for path in files:
             out().print(str(path), soft_wrap=True)
         note(f"written in {seconds_text(seconds)}; open {files[0]} in a browser", quiet=args.quiet)
+
+    paths = {path.suffix.removeprefix("."): str(path) for path in files}
+    print_result(args, {"files": paths, "seconds": seconds, "report": json_document(report)}, show_all)
     return 0
-
-
-def _asked(names: list[str], reports: Path) -> list[Run]:
-    """The runs, each once; without names all, the best by validation first."""
-    from featcache.runs.run import list_runs, load_run, rank
-
-    if not names:
-        runs = sorted(list_runs(reports), key=rank, reverse=True)
-        if not runs:
-            raise HeadError(f"no runs in {reports}", hint="train one with: featcache train-head --epochs 100")
-        return runs
-    return list({run.folder.resolve(): run for run in (load_run(reports, name) for name in names)}.values())
 
 
 def write(
@@ -109,7 +94,7 @@ def write(
             inspect=args.inspect,
             projection=args.map,
             reports_dir=reports,
-            on_progress=lambda now: meter.step(now.stage, now.done, now.total),
+            on_progress=meter,
         )
         meter.step("drawing", 0, 1)
         json_text = json.dumps(json_document(report), ensure_ascii=False, allow_nan=False, indent=1)
@@ -151,7 +136,7 @@ def _show_runs(report: RunReport) -> None:
 
     if len(report.runs) < 2:
         return
-    shown = table([("run", "left"), (report.split, "right"), ("F1", "right"), ("against the first", "right")])
+    shown = table("run", f">{report.split}", ">F1", ">against the first")
     for run in report.runs:
         shown.add_row(
             clip(run.run, 30), percent_text(run.accuracy), percent_text(run.macro_f1),

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
-from featcache_cli.commands.predict.predict import choose, load
+from featcache_cli.chosen_run import add_backbone_flags, choose, load
 from featcache_cli.console import note, print_json
-from featcache_cli.options import add_command, add_settings
+from featcache_cli.options import Commands, add_command, add_flag, add_settings
 
 if TYPE_CHECKING:
     from featcache.runs.run import Run
@@ -26,27 +26,24 @@ LIMITS = (
 )
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "serve",
         "answer HTTP requests with a trained head, and show a page to try it on",
         "featcache serve --port 8000",
+        run,
     )
-    parser.add_argument("--run", dest="run_name", metavar="RUN", help="default: best by validation")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default: 8000)")
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME",
-        help="also answer requests for this host name; needed behind a proxy",
-    )  # fmt: skip
-    parser.add_argument("--model", help="folder of the backbone, if it has moved since")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add_flag(parser, "--run", "default: best by validation", dest="run_name", metavar="RUN")
+    add_flag(parser, "--host", "address to listen on", "127.0.0.1")
+    add_flag(parser, "--port", "0: a free one", 8000)
+    hosts = "also answer requests for this host name; needed behind a proxy"
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=hosts)
+    add_backbone_flags(parser)
     group = parser.add_argument_group("limits")
     for flag, name, what in LIMITS:
-        group.add_argument(flag, dest=f"limit_{name}", type=_count, metavar="N", help=what)
+        add_flag(group, flag, what, kind=int, least=1, dest=f"limit_{name}")
     add_settings(parser, "paths")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"serve needs {', '.join(missing)}", hint="pip install 'featcache[serve]'")
     from featcache.serving.server import bind, keep_few_kernels, serve
 
-    listening = bind(args.host, args.port)  # a port that is taken is said before the model is loaded
+    listening = bind(args.host, args.port)  # before the model is loaded: the port may be taken
     with listening:
         chosen = choose(args)
         keep_few_kernels()
@@ -87,10 +84,3 @@ def _about(chosen: Run) -> RunInfo:
 
     metrics, record = chosen.record.metrics, chosen.record
     return RunInfo(chosen.name, record.head, record.created, metrics.get("test") or metrics.get("validation"))
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1")
-    return number

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.system.units import percent_text, seconds_text
-from featcache_cli.commands.train_head import record
+from featcache_cli.commands.train_head import note_missing_test, note_saved, record
 from featcache_cli.commands.train_head import show as show_run
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import LiveMeter
 
 if TYPE_CHECKING:
@@ -27,65 +27,50 @@ LEADERS = 5  # heads in the table while they train
 GRID = ("lr", "weight_decay", "label_smoothing", "class_weight")
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "sweep",
         "train a grid of heads at once, keep the best by validation",
         "featcache sweep --lr 1e-4..1e-1 --weight-decay 0,0.01 --seeds 5\n"
         "featcache sweep --view last/cls,last/mean,-4/mean --lr 1e-3,1e-2",
+        run,
     )
     group = parser.add_argument_group("grid", "lists (0,0.01), or ranges (1e-4..1e-1, log-spaced; :N for N)")
-    group.add_argument("--lr", metavar="X,...", help="AdamW learning rates (default: 1e-4..1e-1)")
-    group.add_argument("--weight-decay", metavar="X,...", help="AdamW weight decays (default: 0,0.01)")
-    group.add_argument("--label-smoothing", metavar="X,...", help="default: 0")
-    group.add_argument("--class-weight", metavar="A,...", help="none, balanced, or both (default: none)")
-    group.add_argument("--view", metavar="A,...", help="cached views (default: all of --views)")
-    group.add_argument(
-        "--seeds",
-        type=int,
-        default=1,
-        metavar="N",
-        help="random beginnings of each setting (default: 1, from zero)",
-    )
+    add_flag(group, "--lr", "AdamW learning rates", "1e-4..1e-1", metavar="X,...")
+    add_flag(group, "--weight-decay", "AdamW weight decays", "0,0.01", metavar="X,...")
+    add_flag(group, "--label-smoothing", "label smoothings", "0", metavar="X,...")
+    add_flag(group, "--class-weight", "none, balanced, or both", "none", metavar="A,...")
+    add_flag(group, "--view", "cached views (default: all of --views)", metavar="A,...")
+    add_flag(group, "--seeds", "random beginnings of each setting; 1 begins at zero", 1, least=1)
     add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=GRID)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    asked = {name: getattr(args, name) for name in GRID}
-    for name in GRID:  # a list here, a single value in the settings
-        setattr(args, name, None)
     settings = settings_of(args)
-    grid = _grid(asked, args.view, args.seeds, settings)
-    made = train(settings, grid, quiet=args.quiet)
-    if args.json:
-        print_json(document(made))
-    else:
-        show(made)
-        note(f"saved in {made.best.folder}; next: featcache compare, featcache predict", quiet=args.quiet)
+    made = train(settings, _grid(args, settings), quiet=args.quiet)
+    print_result(args, document(made), lambda: show(made))
+    note_saved(made.best, args)
     return 0
 
 
-def _grid(asked: dict[str, str | None], view: str | None, seeds: int, settings: Settings) -> Grid:
+def _grid(args: argparse.Namespace, settings: Settings) -> Grid:
     from featcache.runs.sweep import Grid, parse_values
 
-    if seeds < 1:
-        raise UsageError(f"--seeds {seeds}: at least 1")
-    weights = tuple(dict.fromkeys((asked["class_weight"] or "none").split(",")))
+    weights = tuple(dict.fromkeys(args.class_weight.split(",")))
     if not set(weights) <= {"none", "balanced"}:
-        raise UsageError(f"--class-weight {asked['class_weight']}: none, balanced, or both")
-    views = settings.features.views if view is None else tuple(part.strip() for part in view.split(","))
-    smoothing = parse_values(asked["label_smoothing"] or "0")
+        raise UsageError(f"--class-weight {args.class_weight}: none, balanced, or both")
+    views = settings.features.views if args.view is None else [part.strip() for part in args.view.split(",")]
+    smoothing = parse_values(args.label_smoothing)
     if max(smoothing) >= 1:
         raise UsageError("--label-smoothing: numbers from 0 to below 1 are needed")
     return Grid(
-        lr=parse_values(asked["lr"] or "1e-4..1e-1", least=1e-12),
-        weight_decay=parse_values(asked["weight_decay"] or "0,0.01"),
+        lr=parse_values(args.lr, least=1e-12),
+        weight_decay=parse_values(args.weight_decay),
         label_smoothing=smoothing,
         class_weight=weights,
         views=tuple(dict.fromkeys(views)),
-        seeds=seeds,
+        seeds=args.seeds,
     )
 
 
@@ -103,16 +88,13 @@ def train(settings: Settings, grid: Grid, *, quiet: bool) -> Sweep:
             meter.show(lambda: _leaders(members, lines))
 
         made = sweep(settings, grid, progress=report)
-    if "test" not in made.best.record.metrics:
-        note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
+    note_missing_test(made.best, quiet=quiet)
     return made
 
 
 def _leaders(members: Sequence[Member], lines: list[Epoch]) -> Table:
     """The heads that lead by validation now."""
-    shown = table(
-        [("view", "left"), ("lr", "right"), ("decay", "right"), ("valid.", "right"), ("loss", "right")]
-    )
+    shown = table("view", ">lr", ">decay", ">valid.", ">loss")
     order = sorted(range(len(lines)), key=lambda n: (-lines[n].validation_accuracy, lines[n].validation_loss))
     for number in order[:LEADERS]:
         member, line = members[number], lines[number]
@@ -137,9 +119,7 @@ def show(made: Sweep) -> None:
     """The best trials by validation, the best of each view, and the one that was kept."""
     console = out()
     console.print(f"{len(made.trials)} heads in {seconds_text(made.seconds)}, best first by validation")
-    columns = [("view", "left"), ("lr", "right"), ("decay", "right"), ("smooth", "right")]
-    columns += [("weights", "left"), ("seed", "right"), ("ep.", "right"), ("valid.", "right")]
-    shown = table([*columns, ("loss", "right")])
+    shown = table("view", ">lr", ">decay", ">smooth", "weights", ">seed", ">ep.", ">valid.", ">loss")
     for number, trial in enumerate(made.trials[:SHOWN]):
         shown.add_row(
             trial.view, f"{trial.lr:.3g}", f"{trial.weight_decay:g}", f"{trial.label_smoothing:g}",

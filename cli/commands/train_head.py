@@ -10,11 +10,12 @@ from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
-from featcache_cli.console import note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
-from featcache_cli.progress import TrainingMeter
+from featcache_cli.console import note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
+from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
+    from featcache.heads.fit import Epoch
     from featcache.runs.run import Run
     from featcache.settings import Settings
 
@@ -30,32 +31,21 @@ HEADS = {
 }
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "train-head",
         "train a head on the cached train features, choose on validation, report on test",
         "featcache train-head --epochs 100\nfeatcache train-head --head logistic --view last/mean\n"
         "featcache train-head --head exact --workers 4",
+        run,
     )
-    parser.add_argument(
-        "--head",
-        dest="kind",
-        default="linear",
-        choices=tuple(HEADS),
-        metavar="KIND",
-        help="; ".join(f"{kind}: {what}" for kind, what in HEADS.items()) + " (default: linear)",
-    )
-    parser.add_argument("--view", help="which cached view (default: the first of --views)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that share the rows, linear and exact heads (default: 1); under torchrun, its own",
-    )
+    kinds = "; ".join(f"{kind}: {what}" for kind, what in HEADS.items())
+    add_flag(parser, "--head", kinds, "linear", choices=HEADS, metavar="KIND", dest="kind")
+    add_flag(parser, "--view", "which cached view (default: the first of --views)")
+    workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
+    add_flag(parser, "--workers", workers, 1)
     add_settings(parser, "head", "backbone", "data", "features", "paths", "")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,12 +60,17 @@ def run(args: argparse.Namespace) -> int:
         made = train(settings, args.kind, args.view, quiet=quiet, workers=args.workers, group=group)
     if group.rank > 0:
         return 0
-    if args.json:
-        print_json(record(made))
-    else:
-        show(made)
-        note(f"saved in {made.folder}; next: featcache compare, featcache predict", quiet=args.quiet)
+    print_result(args, record(made), lambda: show(made))
+    note_saved(made, args)
     return 0
+
+
+def note_saved(made: Run, args: argparse.Namespace) -> None:
+    """Print where the run is, unless `--json` has printed it."""
+    note(
+        f"saved in {made.folder}; next: featcache compare, featcache predict",
+        quiet=args.quiet or args.json,
+    )
 
 
 def train(
@@ -91,16 +86,26 @@ def train(
     from featcache.runs.train import train_head
 
     name = f"{kind} {view or settings.features.views[0]}"
-    with TrainingMeter(name, settings.head.epochs, quiet=quiet) as meter:
+    with Meter(quiet=quiet) as meter:
+
+        def draw(line: Epoch) -> None:
+            info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
+            meter.step(f"train {name}", line.epoch, settings.head.epochs, info)
+
         if workers == 1:
-            made = train_head(settings, kind, view, progress=meter, group=group)
+            made = train_head(settings, kind, view, progress=draw, group=group)
         else:
             from featcache.runs.train_workers import train_with_workers
 
-            made = train_with_workers(settings, workers, kind, view, progress=meter)
+            made = train_with_workers(settings, workers, kind, view, progress=draw)
+    note_missing_test(made, quiet=quiet)
+    return made
+
+
+def note_missing_test(made: Run, *, quiet: bool) -> None:
+    """Print why a run has no test score, if it has none."""
     if "test" not in made.record.metrics:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
-    return made
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -119,8 +124,7 @@ def show(run: Run) -> None:
     console = out()
     about = run.record
     console.print(f"{run.name}: {about.head} head on {about.view}, {seconds_text(about.seconds)}")
-    numbers = [("rows", "right"), ("accuracy", "right"), ("macro F1", "right"), ("log loss", "right")]
-    shown = table([("split", "left"), *numbers])
+    shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss")
     if about.settings.get("penalty", "fixed") != "fixed":
         console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")
     for split, metrics in about.metrics.items():
@@ -153,9 +157,7 @@ def show_history(run: Run) -> None:
     if len(lines) < 2:
         return
     console = out()
-    shown = table(
-        [("", "left"), ("first", "right"), (f"epochs 1 to {len(lines)}", "left"), ("last", "right")]
-    )
+    shown = table("", ">first", f"epochs 1 to {len(lines)}", ">last")
     for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
         values = [getattr(line, name) for line in lines]
         shown.add_row(name.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")

@@ -1,7 +1,7 @@
-"""What was fetched from elsewhere, on this machine's disk: where it lies, and what goes when it is too much.
+"""The mirror: copies of remote files on this machine's disk, the least recently used of which are evicted.
 
-Folder and size are the environment's to say (`FEATCACHE_MIRROR`, `FEATCACHE_MIRROR_SIZE`): a disk is the
-machine's, not the project's.
+Environment variables set its folder and size (`FEATCACHE_MIRROR`, `FEATCACHE_MIRROR_SIZE`), because a disk
+belongs to the machine and not to the project.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from featcache.system.units import DAY, parse_size
 FOLDER = "FEATCACHE_MIRROR"
 SIZE = "FEATCACHE_MIRROR_SIZE"
 DEFAULT_SIZE = "50GB"
-GRACE = 60.0  # seconds in which a file that was just used stays, whatever the limit is
+GRACE = 60.0  # a file that was used in the last so many seconds is not evicted
 
 
 def mirror_root() -> Path:
-    """`FEATCACHE_MIRROR`, else a folder in the user's cache folder; absolute."""
+    """The folder of the mirror, absolute: `FEATCACHE_MIRROR`, or one in the user's cache folder."""
     asked = os.environ.get(FOLDER)
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(asked) if asked else Path(home) / "featcache" / "mirror"
@@ -34,7 +34,7 @@ def mirror_root() -> Path:
 
 
 def mirror_size() -> int:
-    """Bytes that may stay in `mirror_root`: `FEATCACHE_MIRROR_SIZE`, by default 50 GB."""
+    """Most bytes of the mirror: `FEATCACHE_MIRROR_SIZE`, or 50 GB."""
     try:
         return parse_size(os.environ.get(SIZE) or DEFAULT_SIZE)
     except UsageError as error:
@@ -42,21 +42,21 @@ def mirror_size() -> int:
 
 
 def is_data(path: Path) -> bool:
-    """Whether `path` is a data file of the mirror: it can be fetched again at any time."""
+    """Whether `path` is a data file of the mirror, which can be fetched again at any time."""
     return path.parents[1] == mirror_root() / "data"
 
 
 def key_of(text: str) -> str:
-    """A folder's name for a URL."""
+    """A folder name for a URL: 24 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def fetched(url: str) -> Path:
-    """The file at `url` as one of this machine, under its own name; fetched again only when it has changed.
+    """A local copy of the file at `url`, with its own name; fetched again only when the file has changed.
 
     Raises:
-        SourceError: not there, not to be reached, or not fetched whole.
-        UsageError: no driver for it is installed.
+        SourceError: the file does not exist, cannot be reached, or was not fetched completely.
+        UsageError: its driver is not installed.
     """
     remote = opened(url, SourceError)
     info = remote.info()
@@ -83,10 +83,10 @@ def entry_lock(path: Path, wait: float = -1) -> Iterator[None]:
     """Hold the lock of one file of the mirror; its folder is made.
 
     Args:
-        wait: seconds to wait for another process that fetches it; below 0: as long as it takes.
+        wait: seconds to wait for another process that fetches it; below 0: without limit.
 
     Raises:
-        TimeoutError: another still has it.
+        TimeoutError: another process still holds it.
         CacheError: the file system refuses.
     """
     from filelock import FileLock
@@ -94,40 +94,40 @@ def entry_lock(path: Path, wait: float = -1) -> Iterator[None]:
     name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
     with explained(path):
         for folder in (path.parent, mirror_root() / "locks"):
-            folder.mkdir(parents=True, exist_ok=True)  # lost in a power cut, they are made again
+            folder.mkdir(parents=True, exist_ok=True)  # not durable: a lost folder is made again
     with FileLock(mirror_root() / "locks" / f"{name}.lock", timeout=wait):
         yield
 
 
 def used(path: Path) -> None:
-    """Note that a file of the mirror was used now; the least recently used ones go first."""
+    """Record that a file of the mirror is used now."""
     with suppress(OSError):
         os.utime(path, (time.time(), path.stat().st_mtime))
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _MirrorFile:
     path: Path
     bytes: int
     used: float  # seconds since the epoch
 
 
 def evict(keep: Path | None = None, removable: Callable[[Path], bool] = is_data) -> list[Path]:
-    """Remove what was used longest ago until the mirror is within its size.
+    """Remove the least recently used files until the mirror is within its size.
 
-    A file that another process is writing or fetching stays, and so does a file that was used within `GRACE`
-    seconds. A process that has a removed file open goes on reading it.
+    A file stays if another process writes or fetches it, or if it was used in the last `GRACE` seconds. A
+    process that has opened a removed file can still read it.
 
     Args:
-        keep: stays in any case.
-        removable: whether a file can be fetched again; asked while its lock is held.
+        keep: a file that stays.
+        removable: whether a file can be fetched again; called while its lock is held.
 
     Returns:
         The removed files.
     """
     root, limit, now = mirror_root(), mirror_size(), time.time()
     _remove_litter(root, now)
-    files = [*_kept(root, "data/*/*"), *_kept(root, "cache/*/*/*/*.h5")]
+    files = [*_mirror_files(root, "data/*/*"), *_mirror_files(root, "cache/*/*/*/*.h5")]
     total, removed = sum(one.bytes for one in files), []
     for one in sorted(files, key=lambda one: one.used):
         if total <= limit:
@@ -152,17 +152,17 @@ def _removed(path: Path, removable: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _kept(root: Path, pattern: str) -> list[_Kept]:
+def _mirror_files(root: Path, pattern: str) -> list[_MirrorFile]:
     found = []
     for path in root.glob(pattern):
         with suppress(OSError):
             stat = path.stat()
-            found.append(_Kept(path, stat.st_size, max(stat.st_atime, 0)))
+            found.append(_MirrorFile(path, stat.st_size, max(stat.st_atime, 0)))
     return [one for one in found if not one.path.name.startswith(TEMPORARY)]
 
 
 def _remove_litter(root: Path, now: float) -> None:
-    """Remove what processes that were killed while they fetched have left."""
+    """Remove temporary files of processes that were killed while they fetched."""
     for pattern in (f"data/*/{TEMPORARY}*", f"cache/*/*/*/{TEMPORARY}*"):
         for path in root.glob(pattern):
             with suppress(OSError):

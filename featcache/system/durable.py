@@ -1,7 +1,7 @@
-"""The few file operations that must survive a crash; every durable write goes through here.
+"""The file operations that survive a crash; every durable write uses them.
 
-A file is written under a temporary name in its own folder, fsynced, given its final name in one
-step, and the folder is fsynced: after a power cut it is there whole, or not there.
+A file is written under a temporary name in its own folder, fsynced, given its final name in one step, and
+the folder is fsynced: after a power cut the file is complete or absent.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ TEMPORARY = ".tmp-"
 
 
 class Disk:
-    """The operations a crash can come between, as the operating system has them.
+    """The operations of the operating system between which a crash can come.
 
-    The cache makes its changes through `disk` alone, so that the tests can put one in its place that loses
-    power (`tests/disk.py`).
+    The cache changes files through `disk` only, so that tests can replace it by one that loses power
+    (`tests/support/disk.py`).
     """
 
     def open(self, path: Path, mode: str) -> BinaryIO:
-        """A file to be written, in a binary mode."""
+        """Open a file for writing, in a binary mode."""
         return cast(BinaryIO, open(path, mode))
 
     def reserve(self, file: BinaryIO, nbytes: int) -> None:
-        """Make room for `nbytes`; a disk that cannot hold them says so now, as an ordinary error."""
+        """Allocate `nbytes`; raises OSError if the disk cannot hold them."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, nbytes)
         else:
             file.truncate(nbytes)
 
     def fsync(self, file: BinaryIO) -> None:
-        """Make the bytes of `file` durable, those in Python's buffer too."""
+        """Make the bytes of `file` durable, including those in Python's buffer."""
         file.flush()
         os.fsync(file.fileno())
 
     def fsync_folder(self, folder: Path) -> None:
-        """Make the names in `folder` durable, where the system knows such a thing."""
+        """Make the names in `folder` durable, where the system supports that."""
         if os.name == "nt":
-            return  # Windows opens no folders
+            return  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives: no such operation
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by some network drives
                 raise
         finally:
             os.close(descriptor)
@@ -64,7 +64,7 @@ class Disk:
         os.replace(source, target)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give `source` a second name; raises FileExistsError where that is taken."""
+        """Give `source` a second name; raises FileExistsError if a file has it."""
         os.link(source, target)
 
     def unlink(self, path: Path) -> None:
@@ -78,7 +78,7 @@ disk = Disk()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. A no-op where folders cannot be opened (Windows)."""
+    """Make the names in `folder` durable; does nothing on Windows."""
     disk.fsync_folder(folder)
 
 
@@ -89,11 +89,11 @@ def fsync_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` with those above it, and make all their names durable.
+    """Make `folder` and its parents, and make all their names durable.
 
-    A file survives only if every name above it does. A folder that is there already may be as new as one
-    that is made here, by a process that was killed just then: so nothing is asked about who made which,
-    and every name is made durable up to the mount point or the first folder that is not ours to write to.
+    A file survives only if every name above it does. A folder that exists already may be just as new, made
+    by a process that was killed before it could make the name durable. So every name is made durable, up to
+    the mount point or the first folder that this process may not write to.
     """
     folder = folder.absolute()
     for new in reversed([level for level in (folder, *folder.parents) if not level.is_dir()]):
@@ -105,21 +105,21 @@ def make_folder(folder: Path) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the folder of `path` that no other process uses."""
+    """A path in the folder of `path` that no other process uses."""
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what unfinished writes of `path` left behind; only for who holds its lock."""
+    """Remove what unfinished writes of `path` have left; the caller holds the lock of `path`."""
     for left in path.parent.glob(f"{TEMPORARY}*-{path.name}"):
         disk.unlink(left)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write or replace `path`, whole or not at all, durably.
+    """Write or replace `path`, completely or not at all, durably.
 
     Raises:
-        CacheError: disk full, quota, or any other refusal of the file system.
+        CacheError: the disk is full, or the file system refuses for another reason.
     """
     with explained(path):
         if not path.parent.is_dir():
@@ -140,10 +140,10 @@ def publish(temporary: Path, final: Path, *, replace: bool = False) -> bool:
     """Give the finished `temporary` its `final` name unless that is taken; durable on return.
 
     Args:
-        replace: take the name even if it is taken; who reads the old file goes on reading it.
+        replace: replace the file that has the name; processes that read the old one can go on.
 
     Returns:
-        True when published, False when `final` was there already (and `temporary` is removed).
+        Whether it was published; if not, `final` existed already and `temporary` is removed.
     """
     with explained(final):
         with disk.open(temporary, "r+b") as file:
@@ -151,17 +151,17 @@ def publish(temporary: Path, final: Path, *, replace: bool = False) -> bool:
         won = _take(temporary, final, replace)
         if not won:
             disk.unlink(temporary)
-        disk.fsync_folder(final.parent)  # also of another's file: the caller gives up its own for it
+        disk.fsync_folder(final.parent)  # also if not `won`: the caller relies on the other file
         return won
 
 
 def _take(temporary: Path, final: Path, replace: bool) -> bool:
-    """Move `temporary` to `final`; False where that is taken and not to be replaced."""
+    """Move `temporary` to `final`; False if that exists and `replace` is not set."""
     if replace:
         disk.replace(temporary, final)
         return True
     try:
-        disk.link(temporary, final)  # fails where the name is taken; a rename would overwrite
+        disk.link(temporary, final)  # fails if the name is taken; a rename would overwrite
     except FileExistsError:
         return False
     except OSError as error:
@@ -176,10 +176,13 @@ def _take(temporary: Path, final: Path, replace: bool) -> bool:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse before work starts what the disk under `folder` cannot hold.
+    """Check that the disk of `folder` has `needed` bytes free.
+
+    Args:
+        what: needs them, for the message.
 
     Raises:
-        CacheError: fewer than `needed` bytes are free.
+        CacheError: fewer are free.
     """
     existing = folder
     while not existing.exists():
@@ -194,7 +197,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into a CacheError that says what could not be written and what to do."""
+    """Turn an OSError into a CacheError that names `path` and what to do."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The writer's lock of a cache file: one writer at a time, and who is kept out is told by whom.
+"""The lock of a cache file: one process writes at a time, and the others learn which.
 
-The lock is the operating system's, on `<name>.lock`, so that of a dead process is free at once, whatever
-it left behind. `<name>.holder` beside it only says who has it: process, host, since when.
+The operating system locks `<name>.lock`, so that the lock of a dead process is free at once. `<name>.holder`
+beside it tells who has the lock: process, host, since when.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from featcache.system.durable import explained, write_file
 if TYPE_CHECKING:
     from filelock import FileLock
 
-LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; what "for ever" comes to
-POLL = 0.2  # seconds between two looks at a lock that is waited for
+LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; an infinite wait is this long
+POLL = 0.2  # seconds between two attempts to take a lock
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: a process, its host, and since when, in local time."""
+    """The process that holds a lock: its id, its host, and since when, in local time."""
 
     pid: int
     host: str
@@ -40,33 +40,33 @@ class Holder:
 
     @property
     def dead(self) -> bool:
-        """Whether it is certain that this process is no more; of another host's nothing is certain."""
+        """Whether this process has certainly ended; of a process on another host that is never certain."""
         if self.host != socket.gethostname() or os.name == "nt":
             return False
         try:
-            os.kill(self.pid, 0)  # asks only whether it could be signalled
+            os.kill(self.pid, 0)  # sends no signal, only checks that it could
         except ProcessLookupError:
             return True
-        except (OSError, OverflowError):  # another user's; no process id
+        except (OSError, OverflowError):  # a process of another user, or no process id
             return False
         return False
 
 
 @contextmanager
 def locked(target: Path, wait: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the writer's lock of `target`; the lock of a dead process counts as free.
+    """Hold the lock of `target`; the lock of a dead process is free.
 
     Args:
-        target: the file to be written; its folder is made where it is not there.
-        wait: seconds to wait for another holder; 0: not at all, infinity: until it is done.
-        waiting: called once, with who is waited for, when there is something to wait for.
+        target: the file to be written; its folder is made if it does not exist.
+        wait: seconds to wait for another process that holds the lock; infinity: until it is done.
+        waiting: called once before a wait, with a message that names the other process.
 
     Raises:
-        LockHeld: another process holds it (still, after `wait`); says which, where and since when.
-        UsageError: `wait` is negative or no number.
+        LockHeld: another process holds it, after `wait` seconds too; names the process.
+        UsageError: `wait` is negative or NaN.
     """
     if not wait >= 0:
-        raise UsageError(f"cannot wait {wait} seconds for a lock", hint="0 or more")
+        raise UsageError(f"cannot wait {wait} seconds for a lock", hint="give 0 or more")
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(target, min(wait, LONGEST_WAIT), waiting)
@@ -75,7 +75,7 @@ def locked(target: Path, wait: float = 0.0, waiting: Callable[[str], None] | Non
         write_file(holder_path(target), canonical(asdict(own)))
         yield
     finally:
-        with suppress(OSError):  # a name that stays is known for that of a dead process later
+        with suppress(OSError):  # later processes see that its process is dead
             holder_path(target).unlink()
         lock.release()
 
@@ -89,7 +89,7 @@ def holder_path(target: Path) -> Path:
 
 
 def holder(target: Path) -> Holder | None:
-    """Who says to hold the lock of `target`; None where nobody does, or only a process that is dead."""
+    """The process that the `.holder` file of `target` names; None if there is none or it is dead."""
     try:
         content = json.loads(holder_path(target).read_bytes())
         found = Holder(int(content["pid"]), str(content["host"]), str(content["since"]))
@@ -99,10 +99,10 @@ def holder(target: Path) -> Holder | None:
 
 
 def is_locked(target: Path) -> bool:
-    """Whether a writer is at work on `target` this moment; makes no file.
+    """Whether a process holds the lock of `target` now; creates no file.
 
     Raises:
-        CacheError: the lock cannot be looked at.
+        CacheError: the lock cannot be opened.
     """
     from filelock import FileLock, Timeout
 
@@ -119,13 +119,14 @@ def is_locked(target: Path) -> bool:
 
 
 def discard_lock(target: Path) -> None:
-    """Remove the lock's own files; only for who holds it.
+    """Remove the files of the lock of `target`; the caller holds the lock.
 
-    Done while the lock is held: who waits for it then sees that its file is gone and asks for the new
-    one. Removed after it was let go, it might be another's by then, and a third would find none.
+    A process that waits for the lock then notices that the file is gone and locks a new one. If the file
+    were removed after the lock is released, it could be locked by another process by then, and a third one
+    could lock a new file at the same time.
     """
     holder_path(target).unlink(missing_ok=True)
-    with suppress(PermissionError):  # Windows removes no open file; the next `gc` does
+    with suppress(PermissionError):  # on Windows an open file stays; the next `gc` removes it
         lock_path(target).unlink(missing_ok=True)
 
 
@@ -146,10 +147,9 @@ def _acquire(target: Path, wait: float, waiting: Callable[[str], None] | None) -
         waited = f" (waited {wait:g} seconds)" if wait else ""
         raise LockHeld(
             f"another process is writing {target}: {_who(target)}{waited}",
-            hint="wait for it, or stop it; what it finished is kept",
+            hint="wait for it, or stop it; finished work is kept",
         ) from None
 
 
 def _who(target: Path) -> str:
-    found = holder(target)
-    return "a process that has only just begun" if found is None else str(found)
+    return str(holder(target) or "a process that has just started")

@@ -1,4 +1,4 @@
-"""Where a finished file goes: a path, or a URL whose unfinished work is kept on this machine."""
+"""The destination of an output file: a path, or a URL for which this machine holds the unfinished file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from featcache.system.stores import Remote, is_remote, opened, shown
 
 @dataclass(frozen=True)
 class Target:
-    """One file to be written.
+    """One output file.
 
     Attributes:
-        path: the file itself; of a URL, a name on this machine to work beside.
-        remote: None for a path.
+        path: the file; for a URL, a local path in whose folder unfinished work is kept.
+        remote: the file in a store; None for a path.
     """
 
     path: Path
@@ -25,10 +25,10 @@ class Target:
 
     @classmethod
     def of(cls, text: Path | str) -> Target:
-        """The target meant by a path or a URL.
+        """The target for a path or a URL.
 
         Raises:
-            UsageError: a URL of an unknown kind, or whose driver is not installed.
+            UsageError: the kind of the URL is unknown, or its driver is not installed.
         """
         if isinstance(text, Path) or not is_remote(text):
             return cls(Path(text))
@@ -44,29 +44,29 @@ class Target:
         return shown(self.remote.url) if self.remote else str(self.path)
 
     def beside(self, ending: str) -> Target:
-        """The target of the same name with `ending` after it."""
+        """The target in the same folder whose name has `ending` appended."""
         path = self.path.with_name(self.path.name + ending)
         if self.remote is None:
             return Target(path)
         return Target(path, self.remote.renamed(self.remote.name + ending))
 
     def is_folder(self) -> bool:
-        """Whether a folder is in its place; of a store, which has no folders, never."""
+        """Whether a folder has its name; stores have no folders."""
         return self.remote is None and self.path.is_dir()
 
     def exists(self) -> bool:
-        """Whether a file of that name is there.
+        """Whether the file exists.
 
         Raises:
-            SourceError: the store cannot be asked.
+            SourceError: the store cannot be reached.
         """
         return self.path.exists() if self.remote is None else self.remote.info() is not None
 
     def publish(self, finished: Path, *, replace: bool) -> bool:
-        """Give the file `finished` its final name; False where that is taken.
+        """Give the file `finished` its final name; returns False if that is taken.
 
-        Afterwards `finished` is gone. Where it goes to a store, only one with a temporary name is: other work
-        may have to be brought there once more.
+        `finished` is then gone, except where it was copied to a store and has no temporary name: it may have
+        to be copied again.
 
         Raises:
             CacheError: the file system refuses.
@@ -81,7 +81,7 @@ class Target:
                 disk.unlink(finished)
 
     def remove(self) -> None:
-        """Remove the file if it is there."""
+        """Remove the file if it exists."""
         if self.remote is None:
             self.path.unlink(missing_ok=True)
         else:

@@ -1,4 +1,4 @@
-"""How far long work is: one dataclass and one kind of callback for the whole library."""
+"""Progress of long work: one dataclass and one type of callback for the whole library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of long work, for the caller to draw.
+    """The state of long work, for the caller to display.
 
     Attributes:
         stage: what is being done now, for example `hash`, `load`, `encode`, `seal`; `note` has only `text`.
@@ -32,4 +32,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore(progress: Progress) -> None:
-    """The callback of a caller that does not watch."""
+    """The callback that does nothing."""

@@ -1,4 +1,4 @@
-"""A column that lies in several shards, read like an array: rows are copied out of the shards."""
+"""A column in several shards that is read like an array."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike
 
-RESIDENT = 1 << 27  # bytes of mapped shards that may stay in this process's memory, about
+RESIDENT = 1 << 27  # approximate bytes of mapped shards that may stay in this process's memory
 PAGES = 1 << 16  # bytes that the system maps around one row that is read
 
 
 class ShardedColumn:
     """Rows `[N, ...]` of one column in all shards, in order.
 
-    It has what readers of features ask of an array: `shape`, `ndim`, `size`, `dtype`, `nbytes`, `len`,
-    indexing of rows by number, slice, list or mask, and `numpy.asarray`. What is read is a copy of its own.
-    A shard is opened and checked when one of its rows is asked for; the memory that maps of shards take is
-    bounded by `RESIDENT`, whatever their size.
+    It supports what readers of features use: `shape`, `ndim`, `size`, `dtype`, `nbytes`, `len`, indexing of
+    rows by number, slice, list or mask, and `numpy.asarray`. Rows that are read are copies. A shard is opened
+    and checked when one of its rows is read first; the maps of all shards together take about `RESIDENT`
+    bytes of memory at most.
 
     Args:
-        open_rows: shard number -> its rows as a memory map, checked.
+        open_rows: shard number -> its rows as a checked memory map.
         ends: rows before each shard, and in all: 0, n0, n0 + n1, ...
         shape: of a single row, e.g. `(768,)`; `()` for labels.
     """
@@ -39,7 +39,7 @@ class ShardedColumn:
         self._row_shape = shape
         self._ends = np.asarray(ends, np.int64)
         self._rows = range(int(self._ends[-1]))
-        self._maps = _Maps(open_rows)
+        self._maps = _ShardMaps(open_rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,20 +69,20 @@ class ShardedColumn:
             yield from self[first : first + step]
 
     def part(self, rows: slice) -> ShardedColumn:
-        """Neighbouring rows as such a column; none of them is read."""
+        """Neighbouring rows as a column, without reading them."""
         if rows.step not in (None, 1):
-            raise IndexError("a part is of neighbouring rows")
+            raise IndexError("a part consists of neighbouring rows")
         found = object.__new__(ShardedColumn)
         found.__dict__ |= {**self.__dict__, "_rows": self._rows[rows]}
         return found
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("the rows of several shards make an array only by being copied")
+            raise ValueError("an array of rows in several shards is always a copy")
         return np.asarray(self[:], dtype)
 
     def astype(self, dtype: DTypeLike) -> np.ndarray:
-        """All rows as an array of that type."""
+        """All rows as an array of type `dtype`."""
         return self[:].astype(dtype, copy=False)
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -90,7 +90,7 @@ class ShardedColumn:
             rows = self._rows[key]
             return self._between(rows) if rows.step == 1 else self._gathered(np.asarray(rows, np.int64))
         if isinstance(key, tuple) or key is None or key is Ellipsis or isinstance(key, (bool, np.bool_)):
-            return self._as_numpy_has_it(key)
+            return self._by_other_key(key)
         if hasattr(key, "__index__") and not isinstance(key, np.ndarray):
             try:
                 row = self._rows[operator.index(key)]
@@ -102,8 +102,8 @@ class ShardedColumn:
         found = self._gathered(numbers.reshape(-1) + self._rows.start)
         return found.reshape(*numbers.shape, *self._row_shape)
 
-    def _as_numpy_has_it(self, key: Any) -> np.ndarray:
-        """Any other key; columns of a slice of rows are taken from these rows, other ways read all rows."""
+    def _by_other_key(self, key: Any) -> np.ndarray:
+        """Index by any other key; unless it begins with a slice of rows, all rows are read."""
         found: np.ndarray
         if isinstance(key, tuple) and key and isinstance(key[0], slice):
             found = self[key[0]][(slice(None), *key[1:])]
@@ -112,7 +112,7 @@ class ShardedColumn:
         return found
 
     def _numbers(self, key: Any) -> np.ndarray:
-        """Row numbers from 0 on, int64 of any shape, of a list, an array or a mask."""
+        """The rows of a list, an array or a mask as numbers from 0, int64 of any shape."""
         rows = np.asarray(key)
         if rows.dtype == np.bool_:
             if rows.shape != (len(self),):
@@ -127,7 +127,7 @@ class ShardedColumn:
         return np.where(rows < 0, rows + len(self), rows)
 
     def _between(self, rows: range) -> np.ndarray:
-        """Neighbouring rows, by their numbers in the whole."""
+        """Neighbouring rows by their numbers in the whole column."""
         found = np.empty((len(rows), *self._row_shape), self.dtype)
         number, done = int(np.searchsorted(self._ends, rows.start, side="right")) - 1, 0
         while done < len(rows):
@@ -138,7 +138,7 @@ class ShardedColumn:
         return found
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """Rows in any order, int64 `[M]`, by their numbers in the whole."""
+        """Rows in any order by their numbers in the whole column, int64 `[M]`."""
         found = np.empty((len(rows), *self._row_shape), self.dtype)
         shards = np.searchsorted(self._ends, rows, side="right") - 1
         for number in np.unique(shards):
@@ -149,7 +149,7 @@ class ShardedColumn:
 
 
 def part_of(x: np.ndarray, rows: slice) -> np.ndarray:
-    """Neighbouring rows of features, not read: a view of an array, or a part of a sharded column."""
+    """Neighbouring rows without reading them: a view of an array, or a part of a sharded column."""
     return as_array(x.part(rows)) if isinstance(x, ShardedColumn) else x[rows]
 
 
@@ -159,14 +159,14 @@ def slices_of(rows: int, at_once: int) -> Iterator[slice]:
 
 
 def as_array(column: ShardedColumn) -> np.ndarray:
-    """The column where an array is wanted: it answers to all that featcache asks of one."""
+    """`column` for a type checker that wants an array; it supports what featcache does with one."""
     return cast(np.ndarray, column)
 
 
-class _Maps:
-    """Shards as they are mapped now; all are let go when they may hold too much memory.
+class _ShardMaps:
+    """The mapped shards; all are dropped when they may take more than `RESIDENT` bytes.
 
-    Nobody but a reader in the midst of copying has a map beside this, so that letting go frees it.
+    Only a reader that is copying has another reference to a map, so that dropping it frees its memory.
     """
 
     def __init__(self, open_rows: Callable[[int], np.ndarray]) -> None:
@@ -176,7 +176,7 @@ class _Maps:
         self.lock = threading.Lock()
 
     def of(self, number: int, touched: int) -> np.ndarray:
-        """A shard's rows, of which about so many bytes will be read."""
+        """The rows of a shard, of which about `touched` bytes will be read."""
         with self.lock:
             if sum(self.touched.values()) + touched > RESIDENT:
                 self.maps.clear()

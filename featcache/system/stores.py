@@ -1,6 +1,6 @@
-"""Files in object stores and on other machines, by URL, through fsspec: listed, fetched, put.
+"""Files in object stores and on other machines, by URL, through fsspec.
 
-What is written appears under its name whole or not at all.
+A file that is written appears under its name completely or not at all.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ DRIVERS = {
     "sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "http": "aiohttp requests",
     "https": "aiohttp requests", "webdav": "webdav4",
 }  # fmt: skip
-# Where a file that is being written can be seen half, and a rename is one step.
+# Here others can see an unfinished file, and a rename is atomic.
 _RENAMING = {"file", "local", "hdfs", "arrow_hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp"}
 _READ_ONLY = {"http", "https"}
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")  # two letters at least: `C://` is a drive
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://")  # at least two letters: `C://` is a drive
 _CONTENT = ("ETag", "etag", "md5Hash", "content_md5", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def is_remote(text: str) -> bool:
-    """Whether `text` is a URL (`s3://bucket/folder`) and no path of this machine; `C:/data` is a path.
+    """Whether `text` is a URL (`s3://bucket/folder`) and not a path of this machine (`C:/data`).
 
     Raises:
-        UsageError: a URL of a kind that fsspec does not know.
+        UsageError: fsspec does not know this kind of URL.
     """
     found = _URL.match(text)
     if found is None:
@@ -52,20 +52,20 @@ def is_remote(text: str) -> bool:
     if found[1].lower() not in known:
         close = difflib.get_close_matches(found[1].lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}://?" if close else "known: s3, gs, az, hdfs, oss, sftp, file, ..."
-        raise UsageError(f"{shown(text)}: there is no store called {found[1]}://", hint=hint)
+        raise UsageError(f"{shown(text)}: {found[1]}:// is not a known kind of store", hint=hint)
     return True
 
 
 def shown(url: str) -> str:
-    """`url` as it may be printed: without a password and without a signed query."""
+    """`url` without its password and its signed query, to be printed."""
     return re.sub(r"\?.*", "?...", re.sub(r"//[^/@]*@", "//***@", url))
 
 
 @contextmanager
 def explained(url: str, doing: str, kind: type[FeatcacheError] = CacheError) -> Iterator[None]:
-    """Turn whatever a store's driver raises into a `kind` that says what was tried with which URL.
+    """Turn any error of a store's driver into a `kind` that names the operation and the URL.
 
-    Drivers raise errors of their own libraries, of which nothing can be imported here: hence all of them.
+    All exceptions are caught, because drivers raise those of libraries that may not be installed here.
     """
     try:
         yield
@@ -74,20 +74,20 @@ def explained(url: str, doing: str, kind: type[FeatcacheError] = CacheError) -> 
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, FileNotFoundError):
-            reason, hint = "no such file", "look at its name, and whether you may list the folder"
+            reason, hint = "no such file", "check its name, and that you may list the folder"
         elif isinstance(error, PermissionError) or "redential" in f"{type(error).__name__} {reason}":
-            hint = "give credentials the way the store's own tools take them, e.g. AWS_PROFILE for s3"
+            hint = "set credentials as for the store's own tools, e.g. AWS_PROFILE for s3"
         else:
-            hint = "what is finished is kept: run the same command again"
+            hint = "finished work is kept: run the same command again"
         raise kind(f"cannot {doing} {shown(url)}: {reason}", hint=hint) from error
 
 
 def opened(url: str, kind: type[FeatcacheError] = CacheError) -> Remote:
-    """The file or folder at `url`; nothing is looked at yet.
+    """The file or folder at `url`, without a request to the store.
 
     Raises:
-        UsageError: its driver is not installed; says the package.
-        FeatcacheError: a `kind`, where the driver cannot begin.
+        UsageError: its driver is not installed; names the package.
+        FeatcacheError: a `kind`, if the driver cannot be set up.
     """
     scheme = url.partition("://")[0].lower()
     if "::" in url:
@@ -112,8 +112,8 @@ class Remote:
 
     Attributes:
         fs: an `fsspec.AbstractFileSystem`.
-        path: as `fs` has it, without a slash at its end.
-        kind: of the errors that are raised.
+        path: in `fs`, without a slash at its end.
+        kind: class of the errors that are raised.
     """
 
     url: str
@@ -127,17 +127,17 @@ class Remote:
         return posixpath.basename(self.path.partition("?")[0] if self.scheme in _READ_ONLY else self.path)
 
     def child(self, name: str) -> Remote:
-        """What lies in this folder under `name`, a relative path."""
+        """The file or folder `name`, a relative path, in this folder."""
         url = f"{self.url.rstrip('/')}/{name}"
         return Remote(url, self.scheme, self.fs, f"{self.path}/{name}", self.kind)
 
     def renamed(self, name: str) -> Remote:
-        """The file called `name` in the folder of this one."""
+        """The file `name` in the folder of this one."""
         url, path = (f"{text.rpartition('/')[0]}/{name}" for text in (self.url.rstrip("/"), self.path))
         return Remote(url, self.scheme, self.fs, path, self.kind)
 
     def info(self) -> dict[str, Any] | None:
-        """What the store says of the file now; None where there is none."""
+        """What the store knows of the file now; None if it does not exist."""
         with explained(self.url, "look at", self.kind):
             self.fs.invalidate_cache(posixpath.dirname(self.path))
             try:
@@ -147,7 +147,7 @@ class Remote:
         return found if found.get("type") != "directory" else None
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """Every file below this folder: relative path -> what the store says of it."""
+        """Every file below this folder: relative path -> what the store knows of it."""
         with explained(self.url, "list", self.kind):
             self.fs.invalidate_cache()
             found = self.fs.find(self.path, detail=True)
@@ -155,37 +155,37 @@ class Remote:
         return {path[len(prefix) :]: info for path, info in found.items() if path.startswith(prefix)}
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from `start` to `end`, or all."""
+        """The bytes from `start` to `end`; all by default."""
         with explained(self.url, "read", self.kind):
             return bytes(self.fs.cat_file(self.path, start=start, end=end))
 
     def get(self, target: Path) -> None:
-        """Copy the file to `target`, of a name that nobody else uses; checked for its length alone."""
+        """Copy the file to `target`, a name that no other process uses; only its length is checked."""
         size = (self.info() or {}).get("size")
         with explained(self.url, "fetch", self.kind):
             self.fs.get_file(self.path, str(target))
         if size is not None and target.stat().st_size != size:
             raise self.kind(
-                f"cannot fetch {shown(self.url)}: {target.stat().st_size} of {size} bytes came",
-                hint="the connection broke, or it was just replaced: run the same command again",
+                f"cannot fetch {shown(self.url)}: {target.stat().st_size} of {size} bytes arrived",
+                hint="the connection broke, or the file was replaced meanwhile: run the same command again",
             )
 
     def remove(self) -> None:
-        """Remove the file; no matter if it is gone already."""
+        """Remove the file if it exists."""
         with explained(self.url, "remove", self.kind), suppress(FileNotFoundError):
             self.fs.rm_file(self.path)
 
     def put(self, source: Path, *, replace: bool = False) -> bool:
-        """Make the content of `source` the file's, whole or not at all, and look at what arrived.
+        """Copy `source` to the file, completely or not at all, and check what arrived.
 
         Returns:
-            False when there was a file already and `replace` is not set; it is left as it is.
+            False if the file exists already and `replace` is not set; it is not changed.
 
         Raises:
-            FeatcacheError: a `kind`: refused, out of reach, or what arrived is not what was sent.
+            FeatcacheError: a `kind`: the store refuses, cannot be reached, or has received other bytes.
         """
         if self.scheme in _READ_ONLY:
-            raise UsageError(f"{shown(self.url)}: nothing can be written there")
+            raise UsageError(f"{shown(self.url)}: {self.scheme} URLs cannot be written")
         if not replace and self.info() is not None:
             return False
         with explained(self.url, "write", self.kind):
@@ -200,7 +200,7 @@ class Remote:
         return True
 
     def write(self, content: bytes) -> None:
-        """Make `content`, which is small, that of the file."""
+        """Replace the file by `content`, which is small."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "content"
             source.write_bytes(content)
@@ -210,7 +210,7 @@ class Remote:
         try:
             self.fs.put_file(str(source), self.path, mode="overwrite" if replace else "create")
         except (OSError, NotImplementedError) as error:
-            # Not every S3 can refuse by itself to overwrite; whether there is a file was asked just before.
+            # Not every S3 store can refuse to overwrite; `put` has just checked that there is no file.
             if replace or not re.search("not ?implemented", f"{type(error).__name__} {error}", re.I):
                 raise
             self.fs.put_file(str(source), self.path, mode="overwrite")
@@ -228,25 +228,25 @@ class Remote:
             raise
 
     def _check_arrived(self, source: Path) -> None:
-        """Sizes are compared, and MD5 where the store has one; where that differs, the bytes themselves."""
+        """Compare sizes, MD5 if the store has one, and the bytes themselves if the MD5 differs."""
         there, size = self.info(), source.stat().st_size
         whole = there is not None and there.get("size") == size
         if whole and there:
             md5 = _md5_of(there)
-            if md5 is not None and md5 != _digest(source, "md5"):  # with encryption it is no MD5 of ours
+            if md5 is not None and md5 != _digest(source, "md5"):  # an encrypting store has another MD5
                 with explained(self.url, "read", self.kind), self.fs.open(self.path, "rb") as file:
                     whole = hashlib.file_digest(file, "sha256").hexdigest() == _digest(source, "sha256")
         if not whole:
             with suppress(FeatcacheError):
                 self.remove()
             raise self.kind(
-                f"{shown(self.url)} did not arrive as it was sent ({size} bytes)",
-                hint="what is finished is kept here: run the same command again",
+                f"the store has other bytes than the {size} that were sent to {shown(self.url)}",
+                hint="finished work is kept on this machine: run the same command again",
             )
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:
-    """The MD5 of a file's content in hex, where the store seems to know it."""
+    """The MD5 of a file's content in hex, if the store seems to know it."""
     tag = str(info.get("ETag") or "").strip('"')
     if _MD5.fullmatch(tag):
         return tag
@@ -260,14 +260,14 @@ def _digest(path: Path, name: str) -> str:
 
 
 def stamp(info: Mapping[str, Any]) -> str:
-    """What changes when a file does: its size with the store's tag for it, else with its time."""
+    """A text that changes when the file does: its size with its tag, or with its time if it has no tag."""
     tag = next((str(info[key]) for key in _CONTENT if info.get(key)), None)
-    # Some stores tell a time of one file as they do not in a listing: as a date here, as a number there.
+    # Some stores give a time as a date for a single file, and as a number in a listing.
     return f"{info.get('size')} {tag or modified(info) or ''}"
 
 
 def modified(info: Mapping[str, Any]) -> float:
-    """When a file was written, seconds since the epoch; 0 where the store does not say."""
+    """When a file was written, seconds since the epoch; 0 if the store does not know."""
     values: list[Any] = [info.get(key) for key in _TIMES]
     for value in values:
         if isinstance(value, (int, float)):
@@ -278,10 +278,10 @@ def modified(info: Mapping[str, Any]) -> float:
 
 
 def expanded(url: str) -> list[str]:
-    """The URLs of the files that `url` means, sorted: itself, or those that its `*`, `?` or `[...]` match.
+    """The sorted URLs of the files that match `url` with its `*`, `?` and `[...]`; `url` if it has none.
 
     Raises:
-        SourceError: nothing matches, or the store cannot be asked.
+        SourceError: nothing matches, or the store cannot be reached.
     """
     remote = opened(url, SourceError)
     if remote.scheme in _READ_ONLY or not set("*?[") & set(url) or remote.info() is not None:

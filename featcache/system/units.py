@@ -25,11 +25,7 @@ def parse_size(text: str, flag: str = "") -> int:
     Raises:
         UsageError: `text` is not a size; the message names `flag`.
     """
-    size = _number_with_unit(text, _BYTES)
-    if size is None:
-        hint = "write a number and a unit: 500MB, 10GB, 1.5TB, 8GiB"
-        raise UsageError(f"{flag} {text!r} is not a size".lstrip(), hint=hint)
-    return int(size)
+    return int(_number_with_unit(text, flag, _BYTES, "a size", "500MB, 10GB, 1.5TB, 8GiB"))
 
 
 def parse_age(text: str, flag: str = "") -> float:
@@ -38,11 +34,7 @@ def parse_age(text: str, flag: str = "") -> float:
     Raises:
         UsageError: `text` is not an age; the message names `flag`.
     """
-    age = _number_with_unit(text, _SECONDS)
-    if age is None:
-        hint = "write a number and a unit: 90m, 12h, 30d, 8w"
-        raise UsageError(f"{flag} {text!r} is not an age".lstrip(), hint=hint)
-    return float(age)
+    return float(_number_with_unit(text, flag, _SECONDS, "an age", "90m, 12h, 30d, 8w"))
 
 
 def parse_count(text: str, flag: str = "") -> int:
@@ -124,8 +116,9 @@ def short_count_text(count: float) -> str:
     return f"{count / 1e3:,.0f}k" if count < 9_999_500 else f"{count / 1e6:,.0f}M"
 
 
-def _number_with_unit(text: str, units: Mapping[str, float]) -> Decimal | None:
-    """The number in `text` times its unit; None if there is no number or the unit is not in `units`."""
+def _number_with_unit(text: str, flag: str, units: Mapping[str, float], what: str, examples: str) -> Decimal:
     found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
-    unit = found[2].lower() if found else ""
-    return Decimal(found[1]) * Decimal(units[unit]) if found and unit in units else None
+    if found is None or found[2].lower() not in units:
+        hint = f"write a number and a unit: {examples}"
+        raise UsageError(f"{flag} {text!r} is not {what}".lstrip(), hint=hint)
+    return Decimal(found[1]) * Decimal(units[found[2].lower()])

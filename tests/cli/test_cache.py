@@ -61,7 +61,7 @@ def flip(path: Path, column: str) -> None:
 # ---------------------------------------------------------------- ls, info
 
 
-def test_ls_says_model_split_rows_size_and_age(cli: Cli, work: Path) -> None:
+def test_ls_prints_model_split_rows_size_and_age(cli: Cli, work: Path) -> None:
     for number, split in enumerate(("train", "validation", "test")):
         os.utime(cached(split), (time.time() - 86400 * (number + 1) - 60,) * 2)
     text = cli.ok("cache", "ls").out
@@ -76,9 +76,7 @@ def test_ls_says_model_split_rows_size_and_age(cli: Cli, work: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
-def test_info_is_a_table_that_fits(
-    columns: int, cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_info_fits_the_terminal(columns: int, cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     text = cli.ok("cache", "info", cached("train").name).out
     assert widest(text) <= columns and "…" not in text and "{" not in text
@@ -88,7 +86,7 @@ def test_info_is_a_table_that_fits(
     for fact in (
         about["path"], about["fingerprint"], "train, 60 rows", "last/cls, last/mean", "good", made["host"],
         made["created"], made["model"], made["dataset"], made["versions"]["torch"], "float16", "packed",
-        f"{about['truncated']} cut at 16 tokens", *about["encoder"]["files"],
+        f"{about['truncated']} truncated to 16 tokens", *about["encoder"]["files"],
     ):  # fmt: skip
         assert "".join(fact.split()) in squeezed, (fact, text)
     every = cli.ok("cache", "info", "--all").out
@@ -102,7 +100,7 @@ def test_info_without_a_record(cli: Cli, work: Path) -> None:
     assert "record is lost" in text and "60 rows" in text
 
 
-def test_token_states_are_looked_after_like_features(cli: Cli, work: Path) -> None:
+def test_cache_commands_handle_token_states(cli: Cli, work: Path) -> None:
     cli.ok("finetune", "--epochs", "1", "--view", "last/mean", "--train", "top-blocks:1", "--quiet")
     made = {path.name: path for path in Path("cache").glob("*/*/states/*.h5")}
     listed = cli.ok("cache", "ls", "--json").json["files"]
@@ -145,7 +143,7 @@ def test_verify_checks_all_by_default(cli: Cli, work: Path) -> None:
     }
 
 
-def test_verify_names_the_damage_and_goes_on(cli: Cli, work: Path) -> None:
+def test_verify_names_damage_and_checks_the_other_files(cli: Cli, work: Path) -> None:
     train, test = cached("train"), cached("test")
     flip(train, "views/last-mean")
     test.write_bytes(b"")
@@ -171,7 +169,7 @@ def test_verify_names_the_damage_and_goes_on(cli: Cli, work: Path) -> None:
     assert cli.ok("cache", "verify", cached("validation").name).code == 0
 
 
-def test_verify_takes_a_file_from_anywhere(cli: Cli, work: Path) -> None:
+def test_verify_accepts_a_file_outside_the_cache(cli: Cli, work: Path) -> None:
     shutil.copy(cached("train"), "copy.h5")
     result = cli("cache", "verify", "copy.h5", "--json")
     assert result.code == CACHE  # whole, but under a name that is not its own
@@ -182,13 +180,13 @@ def test_verify_takes_a_file_from_anywhere(cli: Cli, work: Path) -> None:
     cli.ok("cache", "verify", cached("train").absolute())
 
 
-def test_an_empty_cache_is_in_order(cli: Cli, work: Path) -> None:
+def test_verify_accepts_an_empty_cache(cli: Cli, work: Path) -> None:
     shutil.rmtree("cache")
     assert cli.ok("cache", "verify", "--json").json == {"files": [], "ok": True}
     assert cli.ok("cache", "gc", "--max-size", "0", "--json").json["removed"] == []
 
 
-def test_reencode_says_how_far_off_each_view_is(cli: Cli, work: Path) -> None:
+def test_reencode_prints_the_drift_of_each_view(cli: Cli, work: Path) -> None:
     result = cli.ok("cache", "verify", "--reencode", "8")
     assert result.out.count("agrees   last/cls: 8 rows, off by ") == 3
     assert result.out.count("agrees   last/mean: 8 rows, off by ") == 3 and widest(result.out) <= 80
@@ -197,7 +195,7 @@ def test_reencode_says_how_far_off_each_view_is(cli: Cli, work: Path) -> None:
         assert view["rows"] == 60 and view["ok"] and view["cosine"] > 0.9999 and view["absolute"] < 1e-2
 
 
-def test_reencode_fails_where_it_cannot_be_done_and_goes_on(cli: Cli, work: Path) -> None:
+def test_reencode_fails_for_one_file_and_checks_the_others(cli: Cli, work: Path) -> None:
     """The texts of train are gone from the source; those of test are still there."""
     Path("reviews/train.jsonl").write_text(
         '{"text": "别的", "label": "good"}\n{"text": "书", "label": "bad"}\n'
@@ -224,11 +222,11 @@ def test_reencode_with_another_model_names_what_differs(
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "x", "1.5"])
-def test_reencode_of_no_rows(count: str, cli: Cli, work: Path) -> None:
+def test_reencode_refuses_0_rows(count: str, cli: Cli, work: Path) -> None:
     cli.refused(USAGE, ["cache", "verify", f"--reencode={count}"], "reencode")
 
 
-def test_a_long_check_shows_progress(cli: Cli, work: Path) -> None:
+def test_verify_shows_progress(cli: Cli, work: Path) -> None:
     with Terminal("cache", "verify") as terminal:
         assert terminal.finish() == 0
         assert "verify train-" in terminal.seen
@@ -237,7 +235,7 @@ def test_a_long_check_shows_progress(cli: Cli, work: Path) -> None:
 # ---------------------------------------------------------------- gc
 
 
-def test_gc_removes_the_oldest_and_says_so(cli: Cli, work: Path) -> None:
+def test_gc_removes_the_oldest_files_and_prints_them(cli: Cli, work: Path) -> None:
     sizes = {}
     for number, split in enumerate(("test", "train", "validation")):
         path = cached(split)
@@ -258,7 +256,7 @@ def test_gc_removes_the_oldest_and_says_so(cli: Cli, work: Path) -> None:
     assert [split["cached"] for split in again] == [True, True, False]
 
 
-def test_gc_leaves_what_a_writer_is_at_work_on(cli: Cli, work: Path) -> None:
+def test_gc_keeps_files_that_a_writer_has_locked(cli: Cli, work: Path) -> None:
     path = cached("train")
     with holding(path):
         result = cli.ok("cache", "gc", "--older-than", "0s")
@@ -277,11 +275,13 @@ def test_gc_leaves_what_a_writer_is_at_work_on(cli: Cli, work: Path) -> None:
         (["--older-than", "-3d"], ("--older-than",)),
     ],
 )
-def test_gc_of_no_size_or_age(argv: list[str], words: tuple[str, ...], cli: Cli, work: Path) -> None:
+def test_gc_refuses_an_invalid_size_or_age(
+    argv: list[str], words: tuple[str, ...], cli: Cli, work: Path
+) -> None:
     cli.refused(USAGE, ["cache", "gc", *argv], *words)
 
 
-def test_rm_goes_on_with_the_others(cli: Cli, work: Path) -> None:
+def test_rm_removes_the_others_if_one_is_locked(cli: Cli, work: Path) -> None:
     held, others = cached("validation"), [cached("train"), cached("test")]
     with holding(held):
         result = cli("cache", "rm", "--all", "--json")
@@ -289,7 +289,9 @@ def test_rm_goes_on_with_the_others(cli: Cli, work: Path) -> None:
     assert set(json.loads(result.out)["removed"]) == set(map(str, others)) and held.exists()
 
 
-def test_unfinished_work_can_be_gone_on_from(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gc_keeps_unfinished_work_that_can_be_resumed(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupted after two blocks of four: gc takes the lock's remains, not the blocks."""
     from featcache.cache.staging import Staging
 
@@ -318,7 +320,7 @@ def test_unfinished_work_can_be_gone_on_from(cli: Cli, work: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_after_a_killed_extraction(cli: Cli, work: Path) -> None:
+def test_gc_after_a_killed_extraction(cli: Cli, work: Path) -> None:
     """SIGKILL while blocks are written: gc leaves what can be gone on from, and no lock is in the way."""
     shutil.rmtree("cache")
     rows = [{"text": "好房间" + str(n), "label": "good" if n % 2 else "bad"} for n in range(2500)]
@@ -347,7 +349,7 @@ def test_after_a_killed_extraction(cli: Cli, work: Path) -> None:
 # ---------------------------------------------------------------- export
 
 
-def test_export_as_typed(cli: Cli, work: Path) -> None:
+def test_export_writes_arrays_and_tables(cli: Cli, work: Path) -> None:
     name, before = cached("train").name, cached("train").read_bytes()
     result = cli.ok("cache", "export", name, "--view", "last/mean", "--output", "out/x.npy")
     assert "60 rows of 32 numbers" in result.err and "out/x.npy" in result.out.splitlines()
@@ -373,7 +375,7 @@ def test_export_as_typed(cli: Cli, work: Path) -> None:
     assert cached("train").read_bytes() == before
 
 
-def test_export_that_cannot_be_meant(cli: Cli, work: Path) -> None:
+def test_export_refuses_invalid_arguments(cli: Cli, work: Path) -> None:
     name = cached("train").name
     cli.refused(USAGE, ["cache", "export", name, "--output", "x.npy"], "several views", "last/mean")
     cli.refused(

@@ -81,7 +81,7 @@ def test_help_is_quick_and_names_commands_and_exit_codes() -> None:
         assert number in " ".join(codes[0].split())
 
 
-def test_looking_at_results_loads_nothing_heavy(trained: Path) -> None:
+def test_commands_without_a_model_do_not_import_torch(trained: Path) -> None:
     code = (
         "import sys\n"
         "from featcache_cli.main import main\n"
@@ -103,7 +103,7 @@ def test_every_command_has_an_example_that_parses(command: str, cli: Cli) -> Non
 
 
 @pytest.mark.parametrize("command", ["init", "extract", "train-head", "run"])
-def test_the_commands_that_need_them_have_the_common_flags(command: str, cli: Cli) -> None:
+def test_commands_have_the_common_flags(command: str, cli: Cli) -> None:
     flags = (
         "--model --revision --dataset --data-files --text-column --pair-column --label-column "
         "--label-names --views --pooling --prompt --max-length --batch-tokens --dtype --device "
@@ -124,7 +124,7 @@ def test_help_fits_a_terminal(command: str, cli: Cli) -> None:
 # --- init ---------------------------------------------------------------------------------------
 
 
-def test_init_writes_the_flags_and_keeps_what_is_there(
+def test_init_writes_flags_and_keeps_an_existing_file(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -174,7 +174,7 @@ def test_truncation_is_counted_on_stderr(cli: Cli, work: Path) -> None:
     assert cli.ok("extract", "--split", "train", "--max-length", "64").err.count("%") == 0
 
 
-def test_a_run_reports_what_its_predictions_say(cli: Cli, trained: Path) -> None:
+def test_train_head_reports_the_scores_of_its_predictions(cli: Cli, trained: Path) -> None:
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 
     from tests.support.calibration_error import expected_calibration_error
@@ -248,7 +248,7 @@ def test_prediction_agrees_with_the_cached_features(cli: Cli, trained: Path) -> 
         assert one["probabilities"]["good"] == pytest.approx(cached["probability:good"][number], abs=2e-3)
 
 
-def test_predict_prints_a_line_a_text(cli: Cli, trained: Path) -> None:
+def test_predict_prints_one_line_per_text(cli: Cli, trained: Path) -> None:
     result = cli.ok("predict", "房间很干净，服务也好", "坏\n电池  失望")
     lines = [line.split("\t") for line in result.out.splitlines()]
     assert [line[2] for line in lines] == ["房间很干净，服务也好", "坏 电池 失望"]
@@ -261,22 +261,20 @@ def test_predict_prints_a_line_a_text(cli: Cli, trained: Path) -> None:
     assert "1 of 2 texts" in cut.err and len(cut.out.splitlines()) == 2
 
 
-def test_predict_reads_lines_that_are_piped_in(
-    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_reads_piped_lines(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("好房间\r\n\n   \n坏电池\n"))
     assert [line.split("\t")[2] for line in cli.ok("predict").out.splitlines()] == ["好房间", "坏电池"]
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert cli.ok("predict", "--json").json == []
 
 
-def test_a_real_pipe_gets_one_document_and_silence(trained: Path) -> None:
+def test_predict_json_prints_one_document_into_a_pipe(trained: Path) -> None:
     result = shell("predict", "--json", "--quiet", stdin="好房间\n坏电池\n")
     assert (result.code, result.err) == (0, "")
     assert [one["text"] for one in result.json] == ["好房间", "坏电池"]
 
 
-def test_compare_and_the_cache_in_json(cli: Cli, trained: Path) -> None:
+def test_compare_and_cache_ls_print_json(cli: Cli, trained: Path) -> None:
     document = cli.ok("compare", "--json").json
     assert {run["run"] for run in document["runs"]} == {LINEAR, LOGISTIC}
     assert [run["run"] for run in cli.ok("compare", "--json", LINEAR).json["runs"]] == [LINEAR]
@@ -288,7 +286,7 @@ def test_compare_and_the_cache_in_json(cli: Cli, trained: Path) -> None:
     assert [file["path"] for file in info] == [files[0]["path"]]
 
 
-def test_cache_rm_removes_that_file_and_nothing_else(cli: Cli, trained: Path) -> None:
+def test_cache_rm_removes_only_the_named_file(cli: Cli, trained: Path) -> None:
     files = {Path(file["path"]) for file in cli.ok("cache", "ls", "--json").json["files"]}
     gone = next(path for path in files if path.name.startswith("validation"))
     size = gone.stat().st_size
@@ -305,7 +303,7 @@ def test_cache_rm_removes_that_file_and_nothing_else(cli: Cli, trained: Path) ->
 
 
 @pytest.mark.parametrize("command", ["compare", "cache info", "predict"])
-def test_flags_may_stand_before_the_names(command: str, cli: Cli, trained: Path) -> None:
+def test_flags_are_accepted_before_names(command: str, cli: Cli, trained: Path) -> None:
     name = {"compare": LINEAR, "predict": "好"}.get(command) or next(Path("cache").rglob("test-*.h5")).name
     before, after = (cli.ok(*command.split(), *argv) for argv in (["--json", name], [name, "--json"]))
     assert re.sub(r'"age_seconds": [0-9.]+', "", before.out) == re.sub(
@@ -313,7 +311,7 @@ def test_flags_may_stand_before_the_names(command: str, cli: Cli, trained: Path)
     )
 
 
-def test_views_and_the_short_form(cli: Cli, work: Path) -> None:
+def test_pooling_is_short_for_views(cli: Cli, work: Path) -> None:
     cli.ok("extract", "--all-splits", "--pooling", "mean")
     long = cli.ok("extract", "--all-splits", "--views", "last/mean", "--json").json["splits"]
     assert all(split["cached"] and split["views"] == ["last/mean"] for split in long)
@@ -323,7 +321,7 @@ def test_views_and_the_short_form(cli: Cli, work: Path) -> None:
     assert run["view"] == "last/cls"
 
 
-def test_the_same_file_may_serve_two_splits(cli: Cli, work: Path) -> None:
+def test_one_file_can_be_two_splits(cli: Cli, work: Path) -> None:
     """A data set without test labels is often given its validation file as test, too."""
     files = "train=reviews/train.jsonl,validation=reviews/test.jsonl,test=reviews/test.jsonl"
     splits = cli.ok("extract", "--all-splits", "--data-files", files, "--json").json["splits"]
@@ -332,7 +330,7 @@ def test_the_same_file_may_serve_two_splits(cli: Cli, work: Path) -> None:
     assert metrics["validation"] == metrics["test"]
 
 
-def test_run_does_everything(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_extracts_trains_and_compares(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = cli.ok("run", "--epochs", "3", "--json").json
     assert [split["split"] for split in document["splits"]] == SPLITS
     made = [(run["head"], run["view"], set(run["metrics"])) for run in document["runs"]]
@@ -371,9 +369,7 @@ def small_demo(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.
     return tmp_path / "demo"
 
 
-def test_after_the_demo_every_command_works_as_typed(
-    cli: Cli, small_demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_work_after_the_demo(cli: Cli, small_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     shown = cli.ok("demo", "--rows", "100")
     for words in ("train", "linear-last-mean-1", "logistic-last-mean-1", "房间干净"):
@@ -395,7 +391,7 @@ def test_after_the_demo_every_command_works_as_typed(
     assert len(document["predictions"]) == 3 and len(document["runs"]) == 4
 
 
-def test_the_demo_keeps_the_settings_of_somebody_else(cli: Cli, small_demo: Path) -> None:
+def test_demo_keeps_an_existing_settings_file(cli: Cli, small_demo: Path) -> None:
     Path("featcache.toml").write_text("seed = 7\n")
     cli.refused(2, ["demo"], "featcache.toml", "folder of its own")
     assert Path("featcache.toml").read_text() == "seed = 7\n"
@@ -404,7 +400,7 @@ def test_the_demo_keeps_the_settings_of_somebody_else(cli: Cli, small_demo: Path
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_flags_then_the_file_then_the_defaults(cli: Cli, trained: Path) -> None:
+def test_flags_win_over_the_file_and_the_file_over_defaults(cli: Cli, trained: Path) -> None:
     file = Path("featcache.toml")
     text = file.read_text(encoding="utf-8")
 
@@ -429,7 +425,7 @@ def test_a_dataset_on_the_command_line_wins_over_files_in_the_settings(cli: Cli,
 # --- streams ------------------------------------------------------------------------------------
 
 
-def test_quiet_is_quiet(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_prints_nothing_to_stderr(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal: bars and spinners would show
     commands = (
         "init --force --dtype float32 --dataset reviews --model " + load_settings().backbone.model,
@@ -447,7 +443,7 @@ def test_quiet_is_quiet(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {command: err for command, err in noisy.items() if err} == {}
 
 
-def test_nothing_but_data_on_stdout(cli: Cli, work: Path) -> None:
+def test_stdout_has_only_data(cli: Cli, work: Path) -> None:
     """Each of these prints its document alone, however much it says on stderr."""
     first = cli.ok("extract", "--all-splits", "--max-length", "512", "--json")
     assert "longest text: 64 tokens" in first.err  # what was done otherwise than asked
@@ -464,7 +460,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m"
 
 
 @pytest.mark.parametrize("argv", ["--help", "compare", "compare nonsense"])
-def test_colour_on_a_terminal_only(argv: str, trained: Path) -> None:
+def test_colour_is_printed_only_on_a_terminal(argv: str, trained: Path) -> None:
     code = 6 if "nonsense" in argv else 0
     with Terminal(*argv.split()) as terminal:
         assert terminal.finish() == code
@@ -489,7 +485,7 @@ def test_progress_bars_stay_on_the_terminal(cli: Cli, work: Path, monkeypatch: p
 @pytest.mark.parametrize(
     "argv", ["compare", "compare --json", f"compare {LINEAR}", "cache ls", "cache info --all", "--help"]
 )
-def test_a_reader_that_leaves_early_is_no_error(argv: str, trained: Path) -> None:
+def test_a_closed_pipe_is_no_error(argv: str, trained: Path) -> None:
     """`featcache compare | head -1`, with a head that is gone before the first line."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -504,7 +500,7 @@ def test_a_reader_that_leaves_early_is_no_error(argv: str, trained: Path) -> Non
 
 
 @pytest.mark.parametrize("argv", ["--help", "compare", "cache ls"])
-def test_a_stream_that_cannot_hold_chinese_is_no_crash(argv: str, trained: Path) -> None:
+def test_chinese_is_escaped_on_an_ascii_stream(argv: str, trained: Path) -> None:
     result = shell(*argv.split(), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (result.code, result.err) == (0, "")
 
@@ -512,7 +508,7 @@ def test_a_stream_that_cannot_hold_chinese_is_no_crash(argv: str, trained: Path)
 # --- interactive --------------------------------------------------------------------------------
 
 
-def test_interactive_until_q(trained: Path) -> None:
+def test_predict_interactive_ends_with_q(trained: Path) -> None:
     with Terminal("predict") as terminal:
         terminal.read_until("q quits")
         terminal.read_until("> ")
@@ -530,7 +526,7 @@ def test_interactive_until_q(trained: Path) -> None:
     assert "Traceback" not in terminal.seen
 
 
-def test_interactive_until_the_end_of_input_with_the_answers_in_a_file(trained: Path) -> None:
+def test_predict_interactive_ends_with_the_input_and_writes_answers_to_a_file(trained: Path) -> None:
     with Terminal("predict", piped_out=True) as terminal:
         terminal.read_until("q quits")
         terminal.type("好房间\n")
@@ -541,7 +537,7 @@ def test_interactive_until_the_end_of_input_with_the_answers_in_a_file(trained: 
     assert re.fullmatch(r"(good|bad)\t[01]\.\d{4}\t好房间\n", out)  # no prompt in the data
 
 
-def test_bars_line_up_below_each_other(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_interactive_aligns_bars(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["good", "非常好的中文标签"]
     for split in SPLITS:
         rows = read_rows(f"reviews/{split}.jsonl")
@@ -577,7 +573,7 @@ def many_runs(trained: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_compare_fits_and_cuts_no_name(
+def test_compare_fits_the_terminal_with_full_names(
     columns: int, cli: Cli, many_runs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -593,7 +589,7 @@ def test_compare_fits_and_cuts_no_name(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_the_other_tables_fit_and_cut_no_name(damaged: bool, cli: Cli, work: Path) -> None:
+def test_other_tables_fit_the_terminal_with_full_names(damaged: bool, cli: Cli, work: Path) -> None:
     texts = [cli.ok("extract", "--all-splits", "--views", "last/cls,last/mean,last/max,-2/mean,-3/cls").out]
     texts.append(cli.ok("extract", "--all-splits", "--views", "last/mean").out)  # another file each
     texts.append(cli.ok("train-head", "--view", "last/mean", "--views", "last/mean").out)
@@ -610,7 +606,7 @@ def test_the_other_tables_fit_and_cut_no_name(damaged: bool, cli: Cli, work: Pat
         assert any(path.name in text for text in texts[:2])
 
 
-def test_big_numbers_fit_the_table_of_splits(capsys: pytest.CaptureFixture[str], cli: Cli) -> None:
+def test_extract_table_fits_large_numbers(capsys: pytest.CaptureFixture[str], cli: Cli) -> None:
     from featcache.extraction.job import Extracted
     from featcache_cli.commands.extract import show
 
@@ -627,7 +623,7 @@ LABELS = ["[red]", "[/b]坏", "一个非常非常非常非常非常非常非常�
 
 
 @pytest.mark.parametrize("count", [3, 10])
-def test_label_names_are_printed_as_they_are(count: int, cli: Cli, work: Path) -> None:
+def test_compare_prints_label_names_unchanged(count: int, cli: Cli, work: Path) -> None:
     """Brackets are no markup, and a long name is not cut; beyond 8 classes other tables show."""
     names = LABELS + [f"[bold]{number}" for number in range(count - 3)]
     for number, split in enumerate(SPLITS):
@@ -662,7 +658,7 @@ def test_label_names_are_printed_as_they_are(count: int, cli: Cli, work: Path) -
     assert widest(shown) <= 80 and all(name in shown.replace("\n             ", "") for name in names), shown
 
 
-def test_columns_of_the_confusion_matrix_can_be_told_apart(cli: Cli, work: Path) -> None:
+def test_compare_numbers_confusion_columns_with_equal_names(cli: Cli, work: Path) -> None:
     names = ["neutral-positive", "neutral-possible", "neutral-negative"]
     for split in SPLITS:
         write_rows(Path(f"odd/{split}.jsonl"), [("好坏差"[i % 3] * (i + 1), names[i % 3]) for i in range(12)])
@@ -673,9 +669,7 @@ def test_columns_of_the_confusion_matrix_can_be_told_apart(cli: Cli, work: Path)
     assert len(head) == len(set(head)) == 3, head
 
 
-def test_a_table_of_predictions_keeps_brackets(
-    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_table_keeps_brackets(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     text = re.sub(r"\x1b\[[0-9;]*m", "", cli.ok("predict", "[red]好[/red]", "坏[/]").out)
     assert "[red]好[/red]" in text and "坏[/]" in text and widest(text) <= 80
@@ -708,7 +702,7 @@ def test_the_best_run_is_the_best_on_validation(
     assert f"using {best} " in cli.ok("predict", "好").err
 
 
-def test_runs_made_at_the_same_time_have_names_of_their_own(trained: Path) -> None:
+def test_concurrent_runs_have_distinct_names(trained: Path) -> None:
     count = 6
     gate = threading.Barrier(count)
     codes: list[int] = []
@@ -731,7 +725,7 @@ def test_runs_made_at_the_same_time_have_names_of_their_own(trained: Path) -> No
         assert {path.name for path in folder.iterdir()} >= {"head.safetensors", "head.json"}
 
 
-def test_looking_never_changes_anything(cli: Cli, trained: Path) -> None:
+def test_read_only_commands_change_no_file(cli: Cli, trained: Path) -> None:
     before = contents(trained)
     for argv in (
         ["compare"],
@@ -744,7 +738,7 @@ def test_looking_never_changes_anything(cli: Cli, trained: Path) -> None:
     assert contents(trained) == before
 
 
-def test_a_view_below_the_last_layer_needs_no_equals_sign(cli: Cli, work: Path) -> None:
+def test_negative_views_need_no_equals_sign(cli: Cli, work: Path) -> None:
     cli.ok("extract", "--all-splits", "--views", "-1/mean,last/cls", "--quiet")
     run = cli.ok(
         "train-head", "--views", "-1/mean,last/cls", "--view", "-1/mean", "--epochs", "1", "--json"

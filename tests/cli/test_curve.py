@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from featcache.runs import learning_curve as module
-from featcache_cli.plot import Mark, plot
+from featcache_cli.console import Mark, plot
 from tests.support.cli_tools import Cli, widest
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
@@ -21,7 +21,7 @@ def curves() -> list[Path]:
     return sorted(Path("reports").glob("curve-*/curve.json"))
 
 
-def test_a_curve_for_people(cli: Cli, trained: Path) -> None:
+def test_curve_prints_table_plot_and_sentences(cli: Cli, trained: Path) -> None:
     runs = cli.ok("compare", "--json").json
     result = cli.ok("curve", "--points", "5", "--seeds", "3")
     assert widest(result.out) <= 80
@@ -49,7 +49,7 @@ def test_a_curve_for_people(cli: Cli, trained: Path) -> None:
     assert cli.ok("compare", "--json").json == runs  # a curve is no run
 
 
-def test_a_curve_for_programs(cli: Cli, trained: Path) -> None:
+def test_curve_json(cli: Cli, trained: Path) -> None:
     flags = ("--sizes", "40,10,40", "--seeds", "2", "--metric", "macro_f1", "--view", "last/mean")
     result = cli.ok("curve", *flags, "--head", "ridge", "--json", "--quiet")
     assert result.err == ""
@@ -66,7 +66,7 @@ def test_a_curve_for_programs(cli: Cli, trained: Path) -> None:
     assert "No extrapolation:" in shown and "would bring" not in shown and "macro F1" in shown
 
 
-def test_one_size_and_one_seed(cli: Cli, trained: Path) -> None:
+def test_curve_with_one_size_and_one_seed(cli: Cli, trained: Path) -> None:
     result = cli.ok("curve", "--sizes", "60", "--seeds", "1", "--C", "0.1")
     assert "1 seed, " in result.out and widest(result.out) <= 80
     made = cli.ok("curve", "--sizes", "60", "--seeds", "1", "--C", "0.1", "--json").json
@@ -75,7 +75,7 @@ def test_one_size_and_one_seed(cli: Cli, trained: Path) -> None:
     assert made["points"][0]["deviation"] is None and made["points"][0]["penalties"] == [0.1]
 
 
-def test_all_rows_give_the_score_of_train_head(cli: Cli, trained: Path) -> None:
+def test_curve_at_all_rows_equals_train_head(cli: Cli, trained: Path) -> None:
     flags = ("--head", "linear", "--epochs", "3", "--seed", "4", "--json")
     made = cli.ok("curve", "--sizes", "60", "--seeds", "1", *flags).json
     assert made["points"][0]["score"] == cli.ok("train-head", *flags).json["metrics"]["test"]["accuracy"]
@@ -105,15 +105,15 @@ def test_without_a_test_split(cli: Cli, trained: Path) -> None:
         (("--metric", "ece"), "ece"),
     ],
 )
-def test_flags_without_sense(flags: tuple[str, ...], words: str, cli: Cli, trained: Path) -> None:
+def test_curve_refuses_invalid_flags(flags: tuple[str, ...], words: str, cli: Cli, trained: Path) -> None:
     cli.refused(2, ["curve", *flags], words)
 
 
-def test_features_that_are_not_there(cli: Cli, trained: Path) -> None:
+def test_curve_names_missing_features(cli: Cli, trained: Path) -> None:
     cli.refused(5, ["curve", "--prompt", "query: "], "featcache extract")
 
 
-def test_an_interrupted_command_goes_on(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curve_continues_after_an_interrupt(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("curve", "--points", "3", "--seeds", "2", "--json")
     whole = cli.ok(*flags).json
     shutil.rmtree(Path(whole["folder"]))
@@ -138,7 +138,7 @@ def test_an_interrupted_command_goes_on(cli: Cli, trained: Path, monkeypatch: py
 MARKS = [Mark(10, 0.6, 0.5, 0.7), Mark(100, 0.8, 0.75, 0.85), Mark(1000, 0.9, 0.88, 0.92, "beyond")]
 
 
-def test_a_plot_has_its_points_where_they_belong() -> None:
+def test_plot_places_points() -> None:
     lines = plot(MARKS, [], width=70, height=11)
     assert len(lines) == 12 and max(map(len, lines)) <= 70
     columns = [line[8:].ljust(62) for line in lines[:-1]]
@@ -153,7 +153,7 @@ def test_a_plot_has_its_points_where_they_belong() -> None:
     assert re.fullmatch(r" {8}10 +100 +1,000", lines[-1])
 
 
-def test_a_line_lies_under_the_marks_and_within_the_frame() -> None:
+def test_plot_draws_the_line_under_the_marks() -> None:
     lines = plot(MARKS, [(10, 0.6), (30, 0.7), (300, 2.0), (1e9, -1.0)], width=40, height=8)
     assert sum(line.count("·") for line in lines) == 3
     assert sum(line.count("●") for line in lines) == 2 and max(map(len, lines)) <= 40
@@ -161,13 +161,13 @@ def test_a_line_lies_under_the_marks_and_within_the_frame() -> None:
 
 @pytest.mark.parametrize("width", [1, 20, 80])
 @pytest.mark.parametrize("marks", [MARKS[:1], [Mark(5, 1.0, 1.0, 1.0)], [Mark(9, 0.0, 0.0, 1.0)] * 2])
-def test_plots_of_little(marks: list[Mark], width: int) -> None:
+def test_plot_of_few_marks(marks: list[Mark], width: int) -> None:
     lines = plot(marks, [], width=width)
     assert sum(line.count("●") for line in lines) == 1
     assert max(map(len, lines)) <= max(width, 18)
 
 
-def test_a_plot_on_an_ascii_terminal() -> None:
+def test_plot_on_an_ascii_terminal() -> None:
     text = "\n".join(plot(MARKS, [(30, 0.7)], encoding="ascii"))
     assert text.isascii() and text.count("o") == 2 and text.count("x") == 1 and "." in text
     assert plot(MARKS, [], encoding="gb18030") == plot(MARKS, [])

@@ -96,7 +96,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ("demo --rows 3", ("--rows 3", "100")),
     ],
 )
-def test_what_cannot_be_meant(line: str, words: tuple[str, ...], cli: Cli, work: Path) -> None:
+def test_invalid_command_lines_are_refused(line: str, words: tuple[str, ...], cli: Cli, work: Path) -> None:
     cli.refused(USAGE, line.split(), *words)
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_meant(line: str, words: tuple[str, ...], cli: Cli, work:
         ("--C", "nan"),
     ],
 )
-def test_numbers_no_head_can_be_trained_with(
+def test_invalid_numbers_of_a_head_are_refused_before_extraction(
     command: str, flag: str, value: str, cli: Cli, trained: Path, encoded: list[int]
 ) -> None:
     """Said at once: `run` must not extract for an hour before it looks at --epochs."""
@@ -140,7 +140,7 @@ def test_any_whole_number_is_a_seed(seed: str, cli: Cli, trained: Path) -> None:
         ("[backbone]\ndtype = 'bf16'\n", ("--dtype", "'bf16'", "bfloat16")),
     ],
 )
-def test_a_settings_file_that_cannot_be_meant(
+def test_an_invalid_settings_file_is_refused(
     content: str, words: tuple[str, ...], cli: Cli, trained: Path
 ) -> None:
     Path("featcache.toml").write_text(content)
@@ -148,7 +148,7 @@ def test_a_settings_file_that_cannot_be_meant(
         cli.refused(USAGE, command.split(), *words)
 
 
-def test_the_traceback_is_shown_on_demand_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traceback_is_shown_only_with_debug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check_refusal(shell("compare"), HEAD, "no runs in reports", "featcache train-head")
     debug = shell("compare", "--debug")
@@ -159,7 +159,7 @@ def test_the_traceback_is_shown_on_demand_only(tmp_path: Path, monkeypatch: pyte
 # --- hub, model ---------------------------------------------------------------------------------
 
 
-def test_without_a_hub_there_are_ways_out(
+def test_errors_without_a_hub_name_alternatives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[[str], Path]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -184,7 +184,7 @@ def test_without_a_hub_there_are_ways_out(
         ("what is this", ("what is this", "hub id")),
     ],
 )
-def test_a_model_that_cannot_be_loaded(
+def test_extract_names_a_model_that_cannot_be_loaded(
     model: str, words: tuple[str, ...], cli: Cli, work: Path, tiny: Callable[[str], Path]
 ) -> None:
     Path("empty").mkdir()
@@ -215,7 +215,7 @@ def test_a_model_that_cannot_be_loaded(
         ([("好", ["good"]), ("坏", "bad")] * 4, "", ("row 2 of train is no list", "row 1 of train")),
     ],
 )
-def test_rows_that_cannot_be_used(
+def test_extract_names_rows_that_cannot_be_used(
     rows: list[tuple[Any, Any]], flags: str, words: tuple[str, ...], cli: Cli, work: Path
 ) -> None:
     write_rows(Path("odd/train.jsonl"), rows)
@@ -236,7 +236,9 @@ def test_rows_that_cannot_be_used(
         ("--data-files train=gbk.csv", ("gbk.csv", "UTF-8", "iconv")),
     ],
 )
-def test_files_that_cannot_be_read(flags: str, words: tuple[str, ...], cli: Cli, work: Path) -> None:
+def test_extract_names_files_that_cannot_be_read(
+    flags: str, words: tuple[str, ...], cli: Cli, work: Path
+) -> None:
     Path("empty").mkdir()
     Path("odd.xyz").write_text("x")
     Path("header.csv").write_text("text,label\n")
@@ -245,7 +247,7 @@ def test_files_that_cannot_be_read(flags: str, words: tuple[str, ...], cli: Cli,
     cli.refused(DATA, ["extract", "--split", "train", *flags.split()], *words)
 
 
-def test_a_split_that_is_not_there(cli: Cli, work: Path) -> None:
+def test_extract_names_a_missing_split(cli: Cli, work: Path) -> None:
     write_rows(Path("odd/train.jsonl"), GOOD)
     cli.refused(DATA, ["extract", "--split", "test", "--dataset", "odd"], "no test split", "train")
     result = cli.refused(DATA, ["run", "--dataset", "odd"], "no test split")  # before train is encoded
@@ -261,7 +263,7 @@ def test_bad_rows_are_left_out_on_demand_and_counted(cli: Cli, work: Path) -> No
     assert re.search(r"left out 3 rows .*5, 6, 7 of train", result.err)
 
 
-def test_a_label_that_train_never_had(cli: Cli, work: Path) -> None:
+def test_extract_names_a_label_that_train_does_not_have(cli: Cli, work: Path) -> None:
     write_rows(Path("odd/train.jsonl"), GOOD)
     write_rows(Path("odd/validation.jsonl"), GOOD)
     write_rows(Path("odd/test.jsonl"), [*GOOD, ("书", "neutral")])
@@ -380,7 +382,7 @@ def test_force_replaces_a_damaged_file(cli: Cli, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["rm", "info"])
-def test_an_unknown_cache_file_lists_those_there_are(action: str, cli: Cli, trained: Path) -> None:
+def test_cache_info_lists_files_for_an_unknown_name(action: str, cli: Cli, trained: Path) -> None:
     cli.refused(CACHE, ["cache", action, "nope"], "'nope'", *(cached(s).name for s in ("train", "test")))
     # A wrong name beside a right one: nothing is removed.
     cli.refused(CACHE, ["cache", action, cached("train").name, "nope"], "'nope'")
@@ -399,7 +401,7 @@ def test_an_empty_name_removes_nothing(cli: Cli, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", ["compare nope", "predict --run nope 好"])
-def test_an_unknown_run_lists_those_there_are(argv: str, cli: Cli, trained: Path) -> None:
+def test_predict_lists_runs_for_an_unknown_name(argv: str, cli: Cli, trained: Path) -> None:
     cli.refused(HEAD, argv.split(), "'nope'", LINEAR, "logistic-last-mean-1")
     for number in range(2, 30):
         shutil.copytree(f"reports/{LINEAR}", f"reports/linear-last-cls-{number}")
@@ -420,7 +422,7 @@ def test_an_empty_text(texts: list[str], cli: Cli, trained: Path) -> None:
     assert "using" not in result.err  # said before the model is loaded
 
 
-def test_a_head_of_other_features(cli: Cli, trained: Path, tmp_path: Path) -> None:
+def test_predict_refuses_a_head_of_other_features(cli: Cli, trained: Path, tmp_path: Path) -> None:
     other = build("bert", tmp_path / "other", seed=1)
     argv = ["predict", "--run", LINEAR, "--model", str(other), "好"]
     cli.refused(HEAD, argv, LINEAR, "model.safetensors", "--model FOLDER")
@@ -428,7 +430,7 @@ def test_a_head_of_other_features(cli: Cli, trained: Path, tmp_path: Path) -> No
     cli.refused(MODEL, gone, "gone")
 
 
-def test_a_head_whose_backbone_has_moved(cli: Cli, trained: Path, tmp_path: Path) -> None:
+def test_predict_finds_a_moved_backbone_with_model(cli: Cli, trained: Path, tmp_path: Path) -> None:
     run = json.loads(Path(f"reports/{LINEAR}/run.json").read_text())
     moved = shutil.copytree(run["backbone"]["model"], tmp_path / "moved")
     run["backbone"]["model"] = str(tmp_path / "gone")
@@ -439,7 +441,7 @@ def test_a_head_whose_backbone_has_moved(cli: Cli, trained: Path, tmp_path: Path
 
 @pytest.mark.parametrize("file", ["head.safetensors", "head.json", "run.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_run(file: str, damage: str, cli: Cli, trained: Path) -> None:
+def test_predict_names_a_damaged_run(file: str, damage: str, cli: Cli, trained: Path) -> None:
     path = Path(f"reports/{LINEAR}/{file}")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
@@ -452,9 +454,7 @@ def test_a_damaged_run(file: str, damage: str, cli: Cli, trained: Path) -> None:
 # --- Ctrl-C -------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_keeps_finished_work_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extract_continues_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 5000
     alone = {"HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}  # steady on a busy machine
     model = build("bert", tmp_path / "slow", hidden_size=192, intermediate_size=512)
@@ -509,7 +509,9 @@ def test_ctrl_c_at_the_prompt(cli: Cli, trained: Path, monkeypatch: pytest.Monke
     assert result.code == 130 and "interrupted" in result.err and result.out == ""
 
 
-def test_a_defect_of_ours_is_said_to_be_one(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_reported_as_a_defect(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError("made up [/red]")
 

@@ -26,7 +26,7 @@ def work(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.Monkey
     return folder
 
 
-def test_a_plan_for_people(cli: Cli, work: Path) -> None:
+def test_plan_prints_tables(cli: Cli, work: Path) -> None:
     before = contents(work)
     result = cli.ok(*QUICK, "--rows", "2_000_000", "--price", "0.4")
     assert widest(result.out) <= 80
@@ -47,7 +47,7 @@ def test_a_plan_for_people(cli: Cli, work: Path) -> None:
     assert "encoding for about" in result.err
 
 
-def test_the_command_it_ends_with_is_the_one_that_was_planned(cli: Cli, work: Path) -> None:
+def test_plan_prints_the_command_that_was_planned(cli: Cli, work: Path) -> None:
     flags = ("--prompt", "it's: ", "--views", "-1/mean,last/cls", "--split", "test", "--split", "train")
     out = cli.ok(*QUICK, *flags).out
     words = shlex.split(out[out.index("featcache extract") :].replace("\\\n", " "))
@@ -59,7 +59,7 @@ def test_the_command_it_ends_with_is_the_one_that_was_planned(cli: Cli, work: Pa
     assert settings_of(args) == wanted
 
 
-def test_json_of_a_thousand_million_rows(cli: Cli, work: Path) -> None:
+def test_plan_json_of_a_billion_rows(cli: Cli, work: Path) -> None:
     flags = ("--rows", "1e9", "--gpus", "64", "--rate", "20000", "--price", "2.5", "--shard-size", "10GB")
     result = cli.ok("plan", *flags, "--json")
     made = result.json
@@ -83,28 +83,28 @@ def test_json_of_a_thousand_million_rows(cli: Cli, work: Path) -> None:
         (("--gpus", "8", "--rate", "0"), "--rate 0: must be above 0"),
     ],
 )
-def test_refused(cli: Cli, work: Path, flags: tuple[str, ...], words: str) -> None:
+def test_plan_refuses_invalid_flags(cli: Cli, work: Path, flags: tuple[str, ...], words: str) -> None:
     cli.refused(2, (*QUICK, *flags), words)
 
 
-def test_no_data_is_the_error_of_extraction(cli: Cli, work: Path) -> None:
+def test_plan_without_data_fails_as_extract_does(cli: Cli, work: Path) -> None:
     cli.refused(3, (*QUICK, "--dataset", "nowhere/to.csv"), "nowhere")
 
 
-def test_a_long_command_is_one_on_several_lines() -> None:
+def test_command_lines_wraps_a_long_command() -> None:
     words = ["featcache", "extract", *(word for n in range(9) for word in (f"--flag-{n}", f"a value {n}"))]
     lines = command_lines(words, 40)
     assert max(map(len, lines)) <= 42 and len(lines) > 3
     assert shlex.split("\n".join(lines).replace("\\\n", " ")) == words
 
 
-def test_the_shard_size_of_the_settings_counts(cli: Cli, work: Path) -> None:
+def test_plan_uses_the_shard_size_of_the_settings(cli: Cli, work: Path) -> None:
     Path("featcache.toml").write_text(Path("featcache.toml").read_text().replace('"4GB"', '"500MB"'))
     made = cli.ok("plan", "--rows", "1e8", "--tokens", "20", "--rate", "1000", "--json").json
     assert made["shards"] == -(-made["cache_bytes"] // 500_000_000)
     assert made["command"].count("--shard-size") == 1 and "500MB" in made["command"]
 
 
-def test_workers_that_do_not_go_evenly_onto_machines(cli: Cli, work: Path) -> None:
+def test_plan_refuses_workers_that_machines_cannot_share(cli: Cli, work: Path) -> None:
     argv = ["plan", "--rows", "1e6", "--tokens", "20", "--rate", "1000", "--nodes", "4", "--workers", "10"]
     cli.refused(2, argv, "10 workers on 4 machines", "12 of them")

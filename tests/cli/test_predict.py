@@ -51,7 +51,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 # ---------------------------------------------------------------- files
 
 
-def test_a_file_is_labelled(cli: Cli, trained: Path) -> None:
+def test_predict_labels_a_file(cli: Cli, trained: Path) -> None:
     Path("in.csv").write_text(ROWS, encoding="utf-8")
     result = cli.ok("predict", "--input", "in.csv", "--output", "out.jsonl")
     assert "2 of 3 rows labelled" in result.out and "out.jsonl" in result.out
@@ -65,7 +65,7 @@ def test_a_file_is_labelled(cli: Cli, trained: Path) -> None:
     assert found["bad_rows_file"] == "out.jsonl.bad.jsonl" and sum(found["counts"].values()) == 2
 
 
-def test_standard_input(trained: Path) -> None:
+def test_predict_reads_standard_input(trained: Path) -> None:
     argv = ["--input", "-", "--input-format", "csv", "--output", "out.csv", "--json"]
     result = shell("predict", *argv, stdin=ROWS)
     assert result.code == 0 and result.json["rows"] == 3
@@ -89,7 +89,7 @@ def test_standard_input(trained: Path) -> None:
         ("--input in.csv --input-format x --output out.csv", USAGE, ("--input-format x",)),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(
+def test_invalid_arguments_are_refused_before_the_model_is_loaded(
     argv: str, code: int, words: tuple[str, ...], cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def loaded(*_: object) -> None:
@@ -101,7 +101,7 @@ def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(
     cli.refused(code, ["predict", *argv.split()], *words)
 
 
-def test_pairs_for_a_head_of_single_texts(cli: Cli, trained: Path) -> None:
+def test_predict_refuses_pairs_for_a_head_of_single_texts(cli: Cli, trained: Path) -> None:
     """Where the run says what it was trained on."""
     path = Path(f"reports/{HEAD}/run.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": False}))
@@ -113,7 +113,7 @@ def test_pairs_for_a_head_of_single_texts(cli: Cli, trained: Path) -> None:
     assert cli.ok("predict", "好", "--pair", "坏").out
 
 
-def test_columns_of_the_settings_file(cli: Cli, trained: Path) -> None:
+def test_predict_uses_columns_of_the_settings_file(cli: Cli, trained: Path) -> None:
     """They count where the file has them; a flag counts always."""
     settings = Path("featcache.toml")
     settings.write_text(
@@ -137,7 +137,7 @@ def history() -> list[str]:
 
 
 @pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
-def test_chinese_is_edited_by_characters_and_kept(locale: str, trained: Path) -> None:
+def test_predict_interactive_edits_chinese_characters(locale: str, trained: Path) -> None:
     """Backspace, arrows and the line before, on characters of three bytes and two columns."""
     Path("reports/.predict-history").write_text("旧的一句\n", encoding="utf-8")
     with Terminal("predict", LC_ALL=locale) as terminal:

@@ -20,7 +20,7 @@ from featcache.cache.catalog import CacheFile, add_request
 from featcache.extraction.api import extract_splits
 from featcache.system.progress import Progress
 from featcache.system.units import short_count_text
-from featcache_cli.progress import ExtractionMeter
+from featcache_cli.progress import EXTRACTION, Meter
 from tests.support import cli_tools
 from tests.support.cli_tools import Cli, Terminal, make_work, plain_terminal, shell
 from tests.support.clock import Clock
@@ -62,7 +62,7 @@ def case(tmp_path: Path, tiny: Folder) -> Case:
     return write_case(tmp_path, tiny("bert"), batch_tokens=200)
 
 
-def test_the_share_is_reported(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_reports_the_share_of_the_peak(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEASURE_AFTER", 0.0)
     monkeypatch.setattr(speed, "WORTH_MEASURING", 0.0)
     meters: list[Speedometer] = []
@@ -83,7 +83,7 @@ def test_the_share_is_reported(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
     assert meter._flops == pytest.approx(useful_flops(meter.backbone, lengths))  # every text, once
 
 
-def test_nothing_is_measured_where_nobody_looks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_measures_no_peak_without_progress(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEASURE_AFTER", 0.0)
     monkeypatch.setattr(speed, "WORTH_MEASURING", 0.0)
     monkeypatch.setattr(speed, "quick_peak", lambda *_: pytest.fail("the peak was measured"))
@@ -97,12 +97,14 @@ def test_nothing_is_measured_where_nobody_looks(case: Case, monkeypatch: pytest.
 # ---------------------------------------------------------------- as it is drawn
 
 
-def test_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_meter_prints_lines_off_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One every ten seconds, with the rates since the first step."""
     plain_terminal(monkeypatch, columns=200)
     clock = Clock()
     monkeypatch.setattr(drawing, "time", clock)
-    with ExtractionMeter(quiet=False) as meter:
+    with Meter(quiet=False, names=EXTRACTION) as meter:
         for second in range(26):
             share = 0.34 if second > 15 else None
             meter(Progress("encode", "train", 600 + 312 * second, 9600, 16_023 * second, share=share))
@@ -122,13 +124,13 @@ BIGGEST = [
 
 
 @pytest.mark.parametrize(("split", "done", "total", "texts", "tokens"), BIGGEST)
-def test_a_bar_fits_80_columns_and_cuts_nothing(
+def test_meter_bar_fits_80_columns(
     split: str, done: int, total: int, texts: int, tokens: int,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     plain_terminal(monkeypatch)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with ExtractionMeter(quiet=False) as meter:
+    with Meter(quiet=False, names=EXTRACTION) as meter:
         monkeypatch.setattr(meter, "rate", lambda name, _: tokens if name.endswith("tokens") else texts)
         meter(Progress("encode", split, 0, total))
         meter(Progress("encode", split, done, total, 10, share=0.61))
@@ -159,7 +161,7 @@ LOST = "not known: its record is lost, or of an earlier featcache"
 EXTRACT = ("extract", "--split", "train", "--batch-tokens", "200")
 
 
-def test_on_a_terminal(work: Path, impatient: None) -> None:
+def test_extract_draws_bars_on_a_terminal(work: Path, impatient: None) -> None:
     with Terminal(*EXTRACT, OMP_NUM_THREADS="1") as terminal:
         assert terminal.finish() == 0, terminal.seen
     lines = screen(terminal.seen)
@@ -169,7 +171,7 @@ def test_on_a_terminal(work: Path, impatient: None) -> None:
     assert re.search(rf"1,500/1,500 {RATES} \d\d:\d\d", bars[-1]), bars[-1]
 
 
-def test_in_a_pipe(work: Path, impatient: None) -> None:
+def test_extract_prints_lines_into_a_pipe(work: Path, impatient: None) -> None:
     result = shell(*EXTRACT, "--json", OMP_NUM_THREADS="1")
     assert result.code == 0 and result.json["splits"][0]["rows"] == 1500
     lines = [line for line in result.err.splitlines() if line.startswith("extract train")]
@@ -192,7 +194,7 @@ def info(cli: Cli) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("family", "dtype"), [("bert", "bfloat16"), ("bert", "float32"), ("mpnet", "bfloat16")]
 )
-def test_cache_info_says_how_it_was_computed(
+def test_cache_info_prints_how_features_were_computed(
     family: str, dtype: str, cli: Cli, tmp_path: Path, tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_work(tmp_path / "work", tiny(family))
@@ -223,7 +225,7 @@ def test_cache_info_without_the_record(content: str | None, cli: Cli, work: Path
     assert about["computed"] == LOST
 
 
-def test_cache_info_of_a_record_of_earlier_days(cli: Cli, work: Path) -> None:
+def test_cache_info_of_an_old_record(cli: Cli, work: Path) -> None:
     cli.ok("extract", "--split", "test")
     (path,) = Path("cache").rglob("*.h5")
     file = CacheFile(path)

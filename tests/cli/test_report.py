@@ -67,7 +67,7 @@ def test_inspect_prints_within_80_columns_and_finds_the_leaks(cli: Cli) -> None:
         assert words in result.out, words
 
 
-def test_inspect_as_json_names_every_leaked_row(cli: Cli) -> None:
+def test_inspect_json_has_every_leaked_row(cli: Cli) -> None:
     result = cli.ok("inspect", "--json", "--list", "500")
     leaked = {
         row["text"]: row
@@ -83,7 +83,7 @@ def test_inspect_as_json_names_every_leaked_row(cli: Cli) -> None:
     assert pair["equal"] >= 4
 
 
-def test_inspect_lists_as_much_as_asked_for(cli: Cli) -> None:
+def test_inspect_list_limits_rows(cli: Cli) -> None:
     found = cli.ok("inspect", "--json", "--list", "2", "--threshold", "0.5").json
     assert len(found["leakage"]["list"]) == 2 < sum(pair["rows"] for pair in found["leakage"]["pairs"])
     assert cli.ok("inspect", "--json", "--list", "0").json["leakage"]["list"] == []
@@ -103,7 +103,7 @@ def test_inspect_lists_as_much_as_asked_for(cli: Cli) -> None:
         (["report", "--map", "umap"], 2, ["UMAP", "pip install"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_inspect_and_report_refuse_invalid_arguments(
     cli: Cli, argv: list[str], code: int, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.reporting.numbers.find_spec", lambda name: None)
@@ -141,7 +141,7 @@ def shown_tests() -> list[dict[str, Any]]:
     return [row | {"text": row["text"].replace("\x1b", "�")} for row in read_rows("reviews/test.jsonl")]
 
 
-def test_without_names_the_best_by_validation_is_reported_on(cli: Cli, tmp_path: Path) -> None:
+def test_report_without_names_is_about_the_best_run(cli: Cli, tmp_path: Path) -> None:
     best = cli.ok("compare", "--json").json["best"]
     result = cli.ok("report", "--json", "--no-inspect", "--output", tmp_path / "a" / "page.html")
     assert result.json["report"]["about"]["run"] == best and len(result.json["report"]["runs"]) == 3
@@ -165,7 +165,7 @@ def test_a_report_needs_neither_texts_nor_cache(cli: Cli, tmp_path: Path) -> Non
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
-def test_a_damaged_run_is_refused_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_report_of_a_damaged_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
     path = Path("reports/linear-last-cls-1/predictions-test.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -176,7 +176,7 @@ def test_a_damaged_run_is_refused_and_writes_nothing(cli: Cli, tmp_path: Path) -
     assert result.code == 6 and "predictions-test" in result.err and list(tmp_path.glob("page*")) == []
 
 
-def test_a_cache_file_that_was_replaced_is_not_taken_for_the_runs_own(cli: Cli, tmp_path: Path) -> None:
+def test_report_ignores_a_replaced_cache_file(cli: Cli, tmp_path: Path) -> None:
     path = Path("reports/linear-last-cls-1/run.json")
     before = path.read_bytes()
     caches = json.loads(before)["caches"]
@@ -191,7 +191,7 @@ def test_a_cache_file_that_was_replaced_is_not_taken_for_the_runs_own(cli: Cli, 
     assert "another file than the one the run was trained on" in " ".join(result.out.split())
 
 
-def test_what_is_written_survives_an_output_that_cannot_be(cli: Cli, tmp_path: Path) -> None:
+def test_report_refuses_an_output_that_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = cli("report", "linear-last-cls-1", "--no-inspect", "--output", tmp_path / "file" / "page.html")
     assert result.code == 5 and "cannot write" in result.err

@@ -287,7 +287,7 @@ def test_two_processes_at_once(case: Case, whole: Case, processes: Any, tmp_path
         if "refused" in one:
             assert "another process is writing" in one["refused"] and "wait for it" in one["hint"]
             who = [f"process {other['pid']} on" for other in said if other is not one]
-            assert any(name in one["refused"] for name in [*who, "it has only just begun"])
+            assert any(name in one["refused"] for name in [*who, "has just started"])
     assert case.extract().cached
     assert_whole(case, whole)
 

@@ -70,7 +70,7 @@ def leave_holder(target: Path, **changes: Any) -> None:
 # ---------------------------------------------------------------- told at once
 
 
-def test_the_second_process_is_told_at_once_who_holds_the_lock(tmp_path: Path) -> None:
+def test_locked_names_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.h5"
     with holding(target) as other:
         began = time.perf_counter()
@@ -89,7 +89,7 @@ def test_the_second_process_is_told_at_once_who_holds_the_lock(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lock_of_a_dead_process_is_free(tmp_path: Path, by: signal.Signals) -> None:
+def test_locked_takes_the_lock_of_a_dead_process(tmp_path: Path, by: signal.Signals) -> None:
     target = tmp_path / "a.h5"
     with holding(target) as other:
         other.send_signal(by)
@@ -102,12 +102,12 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path, by: signal.Signals) 
     assert not holder_path(target).exists()
 
 
-def test_the_dead_are_not_named_as_holders(tmp_path: Path) -> None:
+def test_locked_does_not_name_a_dead_process(tmp_path: Path) -> None:
     """Someone else got the lock a moment ago and has not signed yet."""
     target = tmp_path / "a.h5"
     with locked(target):
         leave_holder(target, pid=nobodys_pid())
-        with pytest.raises(CacheError, match="only just begun"), locked(target):
+        with pytest.raises(CacheError, match="has just started"), locked(target):
             pytest.fail("held twice")
         leave_holder(target, pid=nobodys_pid(), host="another.host")  # who knows, over there
         with pytest.raises(CacheError, match=r"on another\.host since 2024"), locked(target):
@@ -118,7 +118,7 @@ def test_the_dead_are_not_named_as_holders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b'{"pid": 1}', b"\xff\xfe", b'{"pid": "x"}'])
-def test_a_holder_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+def test_holder_is_none_for_an_unreadable_file(tmp_path: Path, content: bytes) -> None:
     with locked(tmp_path / "a.h5"):
         (tmp_path / "a.holder").write_bytes(content)
         with pytest.raises(CacheError, match="another process is writing"), locked(tmp_path / "a.h5"):
@@ -126,7 +126,7 @@ def test_a_holder_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("pid", [10**30, -5, 0])
-def test_a_holder_of_no_possible_process(tmp_path: Path, pid: int) -> None:
+def test_holder_with_an_impossible_process_id(tmp_path: Path, pid: int) -> None:
     with locked(tmp_path / "a.h5"):
         leave_holder(tmp_path / "a.h5", pid=pid)
         with pytest.raises(CacheError, match="another process is writing"), locked(tmp_path / "a.h5"):
@@ -134,14 +134,14 @@ def test_a_holder_of_no_possible_process(tmp_path: Path, pid: int) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_inside_frees_the_lock(tmp_path: Path, error: type[BaseException]) -> None:
+def test_locked_releases_the_lock_after_an_error(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), locked(tmp_path / "a.h5"):
         raise error
     with locked(tmp_path / "a.h5"):
         pass
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_locked_names_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match="cannot write"), locked(tmp_path / "file" / "a.h5"):
         pytest.fail("locked")
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- waiting
 
 
-def test_who_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
+def test_locked_waits_until_the_lock_is_released(tmp_path: Path) -> None:
     target, said = tmp_path / "a.h5", []
     with holding(target) as other:
         threading.Timer(0.5, let_go, [other]).start()
@@ -163,14 +163,14 @@ def test_who_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
     assert f"waiting for process {other.pid} on {HOST}" in text and "a.h5" in text
 
 
-def test_who_waits_gets_it_when_the_holder_dies(tmp_path: Path) -> None:
+def test_locked_waits_until_the_holder_dies(tmp_path: Path) -> None:
     with holding(tmp_path / "a.h5") as other:
         threading.Timer(0.3, other.kill).start()
         with locked(tmp_path / "a.h5", wait=math.inf):
             pass
 
 
-def test_who_waited_in_vain_is_told(tmp_path: Path) -> None:
+def test_locked_raises_lock_held_after_the_wait(tmp_path: Path) -> None:
     with holding(tmp_path / "a.h5") as other:
         began = time.perf_counter()
         with pytest.raises(CacheError) as caught, locked(tmp_path / "a.h5", wait=0.6):
@@ -179,18 +179,18 @@ def test_who_waited_in_vain_is_told(tmp_path: Path) -> None:
         assert f"process {other.pid} on" in caught.value.what and "waited 0.6 seconds" in caught.value.what
 
 
-def test_nobody_is_told_of_waiting_for_a_free_lock(tmp_path: Path) -> None:
+def test_locked_does_not_call_waiting_for_a_free_lock(tmp_path: Path) -> None:
     with locked(tmp_path / "a.h5", wait=5, waiting=lambda text: pytest.fail(text)):
         pass
 
 
 @pytest.mark.parametrize("wait", [-1, math.nan, -math.inf])
-def test_a_wait_that_cannot_be(tmp_path: Path, wait: float) -> None:
+def test_locked_refuses_an_invalid_wait(tmp_path: Path, wait: float) -> None:
     with pytest.raises(UsageError, match="cannot wait"), locked(tmp_path / "a.h5", wait=wait):
         pytest.fail("locked")
 
 
-def test_an_interrupt_ends_the_wait(tmp_path: Path) -> None:
+def test_locked_ends_its_wait_at_an_interrupt(tmp_path: Path) -> None:
     with holding(tmp_path / "a.h5"):
         target = str(tmp_path / "a.h5")
         code = f"with locked(Path({target!r}), wait=60, waiting=lambda text: print(text, flush=True)): pass\n"
@@ -206,7 +206,7 @@ def test_an_interrupt_ends_the_wait(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- never two
 
 
-def test_many_processes_never_hold_it_together(tmp_path: Path) -> None:
+def test_locked_is_exclusive_among_many_processes(tmp_path: Path) -> None:
     """Each adds one to a number, slowly; some remove the lock's files on the way, as `gc` does."""
     number, target = tmp_path / "number", tmp_path / "a.h5"
     number.write_text("0")
@@ -231,14 +231,14 @@ def _start() -> str:
     )
 
 
-def test_a_discarded_lock_leaves_nothing(tmp_path: Path) -> None:
+def test_discard_lock_removes_all_files_of_the_lock(tmp_path: Path) -> None:
     with locked(tmp_path / "a.h5"):
         discard_lock(tmp_path / "a.h5")
         discard_lock(tmp_path / "a.h5")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_looking_makes_no_file(tmp_path: Path) -> None:
+def test_is_locked_and_holder_create_no_file(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "a.h5") and holder(tmp_path / "a.h5") is None
     assert list(tmp_path.iterdir()) == []
     with locked(tmp_path / "a.h5"):

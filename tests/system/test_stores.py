@@ -24,32 +24,32 @@ from tests.support.tiny_predictor import tiny_predictor
 # -- what is a URL --------------------------------------------------------------------------------
 
 
-def test_paths_are_no_urls() -> None:
+def test_is_remote_is_false_for_paths() -> None:
     for text in ("cache", "/a/b", "C:/data", "C:\\data", "C://data", "a:b", "s3:/x", "", "://x"):
         assert not remote.is_remote(text)
     for text in ("s3://b/x", "gs://b", "hdfs://host:1/x", "memory://x", "file:///x", "S3://b/x"):
         assert remote.is_remote(text)
 
 
-def test_an_unknown_store_is_said_to_be_so() -> None:
+def test_is_remote_refuses_an_unknown_kind_of_store() -> None:
     with pytest.raises(UsageError, match=r"no store called s4://.*\n.*did you mean"):
         remote.is_remote("s4://bucket/x")
 
 
-def test_a_missing_driver_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opened_names_the_package_of_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UsageError, match="gs:// needs a package that is not installed\npip install gcsfs"):
         remote.opened("gs://bucket/x")
 
 
 @pytest.mark.parametrize("text", ["memory://", "s3://", "file:///"])
-def test_a_store_alone_is_no_folder(text: str) -> None:
+def test_opened_refuses_a_url_without_a_path(text: str) -> None:
     pytest.importorskip("s3fs")
     with pytest.raises(UsageError, match="names no file or folder"):
         remote.opened(text)
 
 
-def test_no_password_is_ever_shown() -> None:
+def test_shown_hides_passwords_and_signatures() -> None:
     assert remote.shown("sftp://me:secret@host/x?token=1") == "sftp://***@host/x?..."
 
 
@@ -111,7 +111,7 @@ def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mirror"
 
 
-def test_data_files_by_url_are_those_of_this_machine(
+def test_data_files_from_urls_equal_local_ones(
     url: str, mirrored: Path, tmp_path: Path, arrow_cache: None
 ) -> None:
     local = tmp_path / "train.csv"
@@ -126,7 +126,7 @@ def test_data_files_by_url_are_those_of_this_machine(
         assert (len(split), split.label_names) == (10, ("bad", "good"))
 
 
-def test_data_are_fetched_once_and_again_when_they_change(
+def test_fetched_fetches_again_only_what_has_changed(
     url: str, mirrored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = put(f"{url}/data/train.csv", CSV)
@@ -142,14 +142,16 @@ def test_data_are_fetched_once_and_again_when_they_change(
     assert len(fetches) == 2
 
 
-def test_data_that_are_not_there(url: str, mirrored: Path) -> None:
+def test_fetched_names_a_missing_file(url: str, mirrored: Path) -> None:
     for name, words in (("none.csv", "no such file: .*none.csv"), ("folder", "name files, not folders")):
         with pytest.raises(SourceError, match=words):
             describe_source(DataSettings(data_files={"train": f"{url}/{name}"}), seed=0)
     assert not list(mirrored.rglob("*.csv"))
 
 
-def test_data_that_come_short_are_not_used(url: str, mirrored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetched_refuses_an_incomplete_file(
+    url: str, mirrored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = put(f"{url}/data/train.csv", CSV)
     fs = remote.opened(there).fs
 
@@ -158,13 +160,13 @@ def test_data_that_come_short_are_not_used(url: str, mirrored: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(fs, "get_file", short)
-        with pytest.raises(SourceError, match=r"cannot fetch .*train.csv: \d+ of \d+ bytes came"):
+        with pytest.raises(SourceError, match=r"cannot fetch .*train.csv: \d+ of \d+ bytes arrived"):
             fetched.fetched(there)
     assert not list(mirrored.rglob("*.csv"))
     assert fetched.fetched(there).read_text(encoding="utf-8") == CSV
 
 
-def test_a_size_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_size_names_an_invalid_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fetched.SIZE, "much")
     with pytest.raises(UsageError, match="FEATCACHE_MIRROR_SIZE: 'much' is not a size"):
         fetched.mirror_size()
@@ -197,7 +199,7 @@ def some_rows(count: int, seed: int = 0) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def test_a_file_of_a_store_is_labelled_into_the_store(
+def test_predict_reads_and_writes_files_of_a_store(
     url: str, mirrored: Path, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = (
@@ -224,7 +226,7 @@ def test_a_file_of_a_store_is_labelled_into_the_store(
     assert remote.opened(f"{target}.bad.jsonl").info() is None  # that of the file before
 
 
-def test_an_upload_that_fails_costs_no_row(
+def test_predict_keeps_all_rows_if_an_upload_fails(
     url: str,
     mirrored: Path,
     predictor: Predictor,
@@ -247,7 +249,7 @@ def test_an_upload_that_fails_costs_no_row(
     assert len(rows_at(target)) == 20
 
 
-def test_many_files_of_a_store(
+def test_predict_labels_many_files_of_a_store(
     url: str, mirrored: Path, predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (2, 10, 1):

@@ -1,4 +1,4 @@
-"""`featcache bench`: speed beside the machine's limit and beside peers, measured in one run."""
+"""`featcache bench`: measure speed beside the machine's limit and beside peers."""
 
 from __future__ import annotations
 
@@ -10,166 +10,124 @@ from typing import TYPE_CHECKING
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
 from featcache.system.documents import json_document
-from featcache_cli.commands.bench import scale as bench_scale
-from featcache_cli.console import err, note, out, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache.system.units import HOUR
+from featcache_cli.commands.bench import scale
+from featcache_cli.console import err, note, out, print_result, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
     from featcache.bench.extract import ExtractBenchmark
+    from featcache.bench.finetune import FinetuneBenchmark
     from featcache.bench.heads import HeadsBenchmark
+    from featcache.bench.timing import Machine
     from featcache.settings import Settings
     from featcache.system.progress import OnProgress
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "speed beside the machine's limit and beside peers, in one run"
+def add(commands: Commands) -> None:
+    about = "measure speed beside the machine's limit and beside peers"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
     benches = parser.add_subparsers(metavar="{extract,heads,store,finetune,serve,scale}", required=True)
-    extract = add_command(
-        benches,
-        "extract",
-        "measure extraction beside the machine's limit and beside peers",
-        "featcache bench extract --rows 192 --max-length 350\n"
-        "featcache bench extract --peers sentence_transformers_bf16",
-    )
-    _add_count(extract, "--rows", 192, "texts of the train split")
-    extract.add_argument(
-        "--peers", metavar="A,B,...", help="only these peers; 'none' for none (default: all)"
-    )
-    add_settings(extract, "backbone", "data", "features", "")
-    extract.set_defaults(run=run_extract)
-    heads = add_command(
-        benches, "heads", "measure heads beside a tutorial's loop and scikit-learn", "featcache bench heads"
-    )
-    for flag, default, what in (
-        ("--rows", 9600, "made-up rows"), ("--width", 768, "features of a row"), ("--epochs", 100, "epochs"),
-    ):  # fmt: skip
-        _add_count(heads, flag, default, what)
-    heads.set_defaults(run=run_heads)
+    for add_bench in (_add_extract, _add_heads, _add_store, _add_finetune, _add_serve, scale.add):
+        add_bench(benches)
+
+
+def _add_extract(benches: Commands) -> None:
+    about = "measure extraction beside the machine's limit and beside peers"
+    example = "featcache bench extract --rows 192 --max-length 350\n"
+    example += "featcache bench extract --peers sentence_transformers_bf16"
+    parser = add_command(benches, "extract", about, example, run_extract)
+    add_flag(parser, "--rows", "texts of the train split", 192, least=1)
+    add_flag(parser, "--peers", "only these peers; 'none' for none (default: all)", metavar="A,B,...")
+    add_settings(parser, "backbone", "data", "features", "")
+
+
+def _add_heads(benches: Commands) -> None:
+    about = "measure heads beside a tutorial's loop and scikit-learn"
+    parser = add_command(benches, "heads", about, "featcache bench heads", run_heads)
+    add_flag(parser, "--rows", "made-up rows; enough that each class has some", 9600, least=100)
+    add_flag(parser, "--width", "features of a row", 768, least=1)
+    add_flag(parser, "--epochs", "epochs", 100, least=1)
+
+
+def _add_store(benches: Commands) -> None:
     about = "measure what commits, checksums and verification cost"
-    store = add_command(benches, "store", about, "featcache bench store --json")
-    _add_count(store, "--texts", 1024, "texts of the train split")
-    _add_count(store, "--rows", 1_000_000, "rows of the file that is read")
-    add_settings(store, "backbone", "data", "features", "")
-    store.set_defaults(run=run_store)
-    about = "measure training above the cut beside training everything"
-    tuning = add_command(
-        benches, "finetune", about, "featcache bench finetune --epochs 3 --view last/mean --max-length 256"
-    )
-    tuning.add_argument(
-        "--parts", default="top2,top4,all", metavar="A,B,...", help="of top2, top4, all (default: all three)"
-    )
-    _add_count(tuning, "--steps", 12, "timed steps of each")
-    tuning.add_argument(
-        "--epochs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="train that long and score on test, too (default: 0)",
-    )
-    tuning.add_argument("--view", metavar="VIEW", help="last/POOLING (default: the first of --views)")
-    add_settings(tuning, "backbone", "data", "features", "paths", "")
-    tuning.set_defaults(run=run_finetune)
+    parser = add_command(benches, "store", about, "featcache bench store --json", run_store)
+    add_flag(parser, "--texts", "texts of the train split", 1024, least=1)
+    add_flag(parser, "--rows", "rows of the file that is read", 1_000_000, least=1)
+    add_settings(parser, "backbone", "data", "features", "")
+
+
+def _add_finetune(benches: Commands) -> None:
+    about = "measure training the highest blocks beside training everything"
+    example = "featcache bench finetune --epochs 3 --view last/mean --max-length 256"
+    parser = add_command(benches, "finetune", about, example, run_finetune)
+    add_flag(parser, "--parts", "of top2, top4, all", "top2,top4,all", metavar="A,B,...")
+    add_flag(parser, "--steps", "timed steps of each", 12, least=1)
+    add_flag(parser, "--epochs", "also train for N epochs and score on test", 0, least=0)
+    add_flag(parser, "--view", "last/POOLING (default: the first of --views)")
+    add_settings(parser, "backbone", "data", "features", "paths", "")
+
+
+def _add_serve(benches: Commands) -> None:
     about = "measure the server beside a naive one on the same model"
-    server = add_command(benches, "serve", about, "featcache bench serve --run linear-last-mean-1")
-    server.add_argument(
-        "--run", dest="run_name", metavar="RUN", help="a run (default: the best by validation)"
-    )
-    _add_count(server, "--rows", 256, "texts of the train split to ask for")
-    server.add_argument("--seconds", type=float, default=20.0, metavar="X", help="of each load (default: 20)")
-    add_settings(server, "data", "paths", "")
-    server.set_defaults(run=run_serve)
-    bench_scale.add(benches)
-
-
-def _add_count(parser: argparse.ArgumentParser, flag: str, default: int, what: str) -> None:
-    parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: {default})")
-
-
-def _require_counts(args: argparse.Namespace, *names: str) -> None:
-    for name in names:
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name} {getattr(args, name)}: at least 1")
+    parser = add_command(benches, "serve", about, "featcache bench serve --run linear-last-mean-1", run_serve)
+    add_flag(parser, "--run", "a run (default: the best by validation)", dest="run_name", metavar="RUN")
+    add_flag(parser, "--rows", "texts of the train split to ask for", 256, least=1)
+    add_flag(parser, "--seconds", "of each load", 20.0)
+    add_settings(parser, "data", "paths", "")
 
 
 def run_extract(args: argparse.Namespace) -> int:
-    _require_counts(args, "rows")
     settings = settings_of(args)
     texts = _texts(settings, args.rows)
     note("loading torch", quiet=args.quiet)
     from featcache.bench.extract import bench_extract
 
     result = bench_extract(settings, texts, peers=_peers(args.peers), on_progress=_noted(args))
-    if args.json:
-        print_json(json_document(result))
-    else:
-        show_extract(result)
+    print_result(args, json_document(result), lambda: show_extract(result))
     return 0
 
 
 def run_heads(args: argparse.Namespace) -> int:
-    _require_counts(args, "rows", "width", "epochs")
-    if args.rows < 100:
-        raise UsageError(f"--rows {args.rows}: at least 100, or both classes may not be there")
     note("loading torch", quiet=args.quiet)
     from featcache.bench.heads import bench_heads
 
     result = bench_heads(rows=args.rows, width=args.width, epochs=args.epochs, on_progress=_noted(args))
-    if args.json:
-        print_json(json_document(result))
-    else:
-        show_heads(result)
+    print_result(args, json_document(result), lambda: show_heads(result))
     return 0
 
 
 def run_store(args: argparse.Namespace) -> int:
-    _require_counts(args, "texts", "rows")
     settings = settings_of(args)
     texts = _texts(settings, args.texts)
     note("loading torch", quiet=args.quiet)
     from featcache.bench.store import bench_store
 
     result = bench_store(settings, texts, rows=args.rows, on_progress=_noted(args))
-    if args.json:
-        print_json(json_document(result))
-        return 0
     encoded, read = f"{result.texts:,} texts", f"{result.rows:,} rows"
-    out().print(f"commits and checksums: {result.commit_overhead:.2%} of encoding {encoded}")
-    out().print(f"verification: {result.read_overhead:.2%} of a first pass over {read}")
+    lines = (
+        f"commits and checksums: {result.commit_overhead:.2%} of encoding {encoded}",
+        f"verification: {result.read_overhead:.2%} of a first pass over {read}",
+    )
+    print_result(args, json_document(result), lambda: out().print("\n".join(lines)))
     return 0
 
 
 def run_finetune(args: argparse.Namespace) -> int:
-    _require_counts(args, "steps")
-    if args.epochs < 0:
-        raise UsageError(f"--epochs {args.epochs}: 0 or more")
-    if args.view:
-        args.views = args.view
-    epochs, args.epochs = args.epochs, None  # no setting of heads is meant
-    settings = settings_of(args)
+    settings = settings_of(args, {"views": args.view})
     note("loading torch", quiet=args.quiet)
     from featcache.bench.finetune import bench_finetune
 
     parts = tuple(part.strip() for part in args.parts.split(","))
-    result = bench_finetune(settings, parts, steps=args.steps, epochs=epochs, on_progress=_noted(args))
-    if args.json:
-        print_json(json_document(result))
-        return 0
-    columns = [("trained", "left"), ("seconds an epoch", "right"), ("share of the GEMM peak", "right")]
-    shown = table([*columns, ("test accuracy", "right")])
-    for part, seconds in result.epoch_seconds.items():
-        share, accuracy = result.share_of_peak.get(part), result.test_accuracy.get(part)
-        shown.add_row(
-            part, f"{seconds:.1f}", f"{share:.2f}" if share else "", f"{accuracy:.4f}" if accuracy else ""
-        )
-    out().print(shown)
+    result = bench_finetune(settings, parts, steps=args.steps, epochs=args.epochs, on_progress=_noted(args))
+    print_result(args, json_document(result), lambda: show_finetune(result))
     return 0
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    _require_counts(args, "rows")
-    if not 0 < args.seconds < 3600:
-        raise UsageError(f"--seconds {args.seconds}: above 0 and below 3600")
+    if not 0 < args.seconds < HOUR:
+        raise UsageError(f"--seconds {args.seconds}: above 0 and below {HOUR:.0f}")
     settings = settings_of(args)
     run = choose_run(Path(settings.paths.reports_dir), args.run_name)
     texts = _texts(settings, args.rows)
@@ -177,13 +135,12 @@ def run_serve(args: argparse.Namespace) -> int:
     from featcache.bench.serve import bench_serve
 
     result = bench_serve(run.folder, texts, seconds=args.seconds, on_progress=_noted(args))
-    if args.json:
-        print_json(json_document(result))
-        return 0
-    out().print(
-        f"faster than a naive server: {result.ratio_1:.2f}x at 1 client, {result.ratio_32:.2f}x at 32"
+    ratios = f"{result.ratio_1:.2f}x at 1 client, {result.ratio_32:.2f}x at 32"
+    lines = (
+        f"faster than a naive server: {ratios}",
+        f"slowest hundredth at 32 clients: {result.p99_ms_32:.0f} ms; errors: {result.errors}",
     )
-    out().print(f"slowest hundredth at 32 clients: {result.p99_ms_32:.0f} ms; errors: {result.errors}")
+    print_result(args, json_document(result), lambda: out().print("\n".join(lines)))
     return 0
 
 
@@ -216,8 +173,7 @@ def _peers(asked: str | None) -> Sequence[str]:
 def show_extract(result: ExtractBenchmark) -> None:
     """Ratios first, then absolute figures, then the machine."""
     ours, peak = result.featcache, result.gemm_peak_gflops
-    columns = [("featcache is faster than", "left"), ("by", "right"), ("texts/s", "right")]
-    shown = table([*columns, ("useful GFLOP/s", "right")])
+    shown = table("featcache is faster than", ">by", ">texts/s", ">useful GFLOP/s")
     for name, ratio in result.ratios.items():
         peer = result.peers[name]
         shown.add_row(name, f"{ratio:.1f}x", f"{peer.texts_per_s:.1f}", f"{peer.useful_gflops:.0f}")
@@ -231,10 +187,8 @@ def show_extract(result: ExtractBenchmark) -> None:
         f"lowest cosine to float32: {ours.min_cosine_vs_fp32:.6f}"
     )
     about = result.machine
-    versions = ", ".join(f"{name} {number}" for name, number in about.versions.items())
-    console.print(
-        f"{about.device}, {about.threads} threads, {', '.join(about.flags)}; {versions}", style="dim"
-    )
+    flags = ", ".join(about.flags)
+    console.print(f"{about.device}, {about.threads} threads, {flags}; {_versions(about)}", style="dim")
     for name, reason in result.unavailable.items():
         err().print(f"left out: {name} ({reason})", style="dim")
 
@@ -252,20 +206,34 @@ RATIOS = {
 def show_heads(result: HeadsBenchmark) -> None:
     """Ratios first, then seconds."""
     console = out()
-    shown = table([("ratio", "left"), ("", "right")])
+    shown = table("ratio", ">")
     for name, text in RATIOS.items():
         shown.add_row(text, f"{result.ratios[name]:.1f}x")
     console.print(shown)
-    shown = table([("what", "left"), ("seconds", "right"), ("objective", "right")])
+    shown = table("what", ">seconds", ">objective")
     for name, seconds in result.seconds.items():
         loss = result.losses.get(name)
         shown.add_row(name, f"{seconds:.2f}", f"{loss:.6f}" if loss is not None else "")
     console.print(shown)
     shape, about = result.shape, result.machine
-    versions = ", ".join(f"{name} {number}" for name, number in about.versions.items())
     console.print(
         f"{shape.rows:,} x {shape.width} made-up features, {shape.classes} classes, "
         f"batch {shape.batch_size}, {shape.epochs} epochs; {about.cpu}, {about.threads} threads; "
-        f"{versions}",
+        f"{_versions(about)}",
         style="dim",
     )
+
+
+def show_finetune(result: FinetuneBenchmark) -> None:
+    """Seconds, share of the peak and accuracy of each trained part."""
+    shown = table("trained", ">seconds an epoch", ">share of the GEMM peak", ">test accuracy")
+    for part, seconds in result.epoch_seconds.items():
+        share, accuracy = result.share_of_peak.get(part), result.test_accuracy.get(part)
+        shown.add_row(
+            part, f"{seconds:.1f}", f"{share:.2f}" if share else "", f"{accuracy:.4f}" if accuracy else ""
+        )
+    out().print(shown)
+
+
+def _versions(machine: Machine) -> str:
+    return ", ".join(f"{name} {number}" for name, number in machine.versions.items())

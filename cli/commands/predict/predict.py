@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
+from featcache_cli.chosen_run import add_backbone_flags, choose, load
 from featcache_cli.commands.engine import add_engine, engine_of
-from featcache_cli.commands.predict.file import add_flags, run_file
+from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
-from featcache_cli.console import err, note, out, print_error, print_json, table
-from featcache_cli.options import add_command, add_settings, settings_of
+from featcache_cli.console import note, out, print_error, print_json, table
+from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 HISTORY_FILE = ".predict-history"  # in the folder of the runs
 HISTORY_LINES = 1000
@@ -23,10 +24,9 @@ BARS = 10  # labels shown for a text typed
 
 if TYPE_CHECKING:
     from featcache.prediction.predictor import Prediction, Predictor
-    from featcache.runs.run import Run
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "predict",
@@ -35,28 +35,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "featcache predict --run linear-last-mean-1\n"
         "featcache predict --input reviews.csv --output labelled.csv\n"
         "featcache predict --input 's3://in/*.parquet' --engine ray --output s3://out/",
+        run,
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
-    parser.add_argument(
-        "--run", dest="run_name", metavar="RUN", help="run to use (default: best by validation)"
-    )
-    parser.add_argument(
-        "--top-k", type=int, metavar="K", help="show the K most probable labels (default: all)"
-    )
-    parser.add_argument("--model", help="folder of the backbone, if it has moved since")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    add_flags(parser)
+    add_flag(parser, "--run", "run to use (default: best by validation)", dest="run_name", metavar="RUN")
+    top = "show the K most probable labels (default: all)"
+    add_flag(parser, "--top-k", top, kind=int, least=1, metavar="K")
+    add_backbone_flags(parser)
+    add_file_flags(parser)
     group = parser.add_argument_group("many files, into a folder")
     add_engine(group)
-    group.add_argument("--workers", metavar="N", help="with --engine ray: actors (default: auto)")
+    add_flag(group, "--workers", "with --engine ray: actors (default: auto)", metavar="N")
     add_settings(parser, "paths")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.top_k is not None and args.top_k < 1:
-        raise UsageError(f"--top-k {args.top_k}: at least 1")
+    from featcache.system.text import check_text
+
     if args.pair and len(args.pair) != len(args.texts):
         raise UsageError(f"{len(args.texts)} texts but {len(args.pair)} --pair; one is needed for each")
     if args.engine == "ray":
@@ -66,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--workers without --engine ray", hint="--engine ray")
     if args.input is not None or args.output is not None:
         return run_file(args, lambda: load(args, choose(args)))
-    _refuse_empty(args.texts)
+    for number, text in enumerate(args.texts, start=1):  # refused before the model is loaded
+        check_text(text, f"text {number}")
     predictor = load(args, choose(args))
     predictor.check_pairs(bool(args.pair))
     if args.texts:
@@ -79,75 +76,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_empty(texts: list[str]) -> None:
-    """Said before the model is loaded."""
-    from featcache.system.text import check_text
-
-    for number, text in enumerate(texts, start=1):
-        check_text(text, f"text {number}")
-
-
-def choose(args: argparse.Namespace) -> Run:
-    """The run asked for, or the best one."""
-    from featcache.runs.run import choose_run
-
-    chosen = choose_run(Path(reports_dir(args)), args.run_name)
-    if args.run_name is None:
-        accuracy = chosen.metric("validation", "accuracy")
-        note(f"using {chosen.name} (best by validation: accuracy {accuracy:.4f})", quiet=args.quiet)
-    return chosen
-
-
-def load(args: argparse.Namespace, chosen: Run) -> Predictor:
-    """The predictor of a run, with a spinner meanwhile."""
-    from rich.text import Text
-
-    console = err()
-    console.quiet = args.quiet
-    with console.status(Text(f"loading {chosen.record.backbone.model}")):
-        from featcache.prediction.predictor import Predictor
-
-        return Predictor.from_run(chosen, model=args.model, device=args.device)
-
-
-def reports_dir(args: argparse.Namespace) -> str:
-    """`--model` and `--device` of this command say where a run's backbone lies now: no settings."""
-    others = dict.fromkeys(("model", "device", "text_column", "pair_column"))
-    return settings_of(argparse.Namespace(**{**vars(args), **others})).paths.reports_dir
-
-
 def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
     """Label each line typed, until q or the end of input."""
     note("type a text and press Enter; q quits")
-    with _history(reports_dir(args)):
-        _answer_lines(predictor, args)
-
-
-def _answer_lines(predictor: Predictor, args: argparse.Namespace) -> None:
-    while True:
-        try:
-            text = _ask()
-        except EOFError:
-            break
-        if text.strip() in ("q", "Q"):
-            break
-        if text.strip():
-            try:
-                _show(predictor.predict([text]), args, alone=True)
-            except FeatcacheError as error:
-                print_error(error)
+    with _history(Path(settings_of(args).paths.reports_dir) / HISTORY_FILE):
+        while (text := _ask()).strip() not in ("q", "Q"):
+            if text.strip():
+                try:
+                    _show(predictor.predict([text]), args, alone=True)
+                except FeatcacheError as error:
+                    print_error(error)
 
 
 @contextmanager
-def _history(reports_dir: str) -> Iterator[None]:
-    """Line editing for `input`, with the lines typed before; where there is no readline, without."""
+def _history(path: Path) -> Iterator[None]:
+    """Line editing for `input`, with the lines in `path` as its history, where there is readline."""
     _edit_whole_characters()
     try:
         import readline
     except ImportError:
         yield
         return
-    path = Path(reports_dir) / HISTORY_FILE
     with suppress(OSError):
         readline.read_history_file(path)
     readline.set_history_length(HISTORY_LINES)
@@ -159,9 +108,9 @@ def _history(reports_dir: str) -> Iterator[None]:
 
 
 def _edit_whole_characters() -> None:
-    """Readline edits bytes, not characters, where the locale has no UTF-8; typed is UTF-8 all the same.
+    """Let readline edit UTF-8 where the locale has another encoding; else it edits single bytes.
 
-    It sets its locale by the environment whenever a line is asked for, so that is where it is told.
+    It takes its locale from the environment whenever it asks for a line, so the environment is changed.
     """
     import locale
 
@@ -172,11 +121,14 @@ def _edit_whole_characters() -> None:
 
 
 def _ask() -> str:
-    """A line typed; the prompt is no data, so it goes to stderr where stdout is not the terminal."""
-    if sys.stdout.isatty():
-        return input("> ")
-    print("> ", end="", file=sys.stderr, flush=True)
-    return input()
+    """The next line, or `q` at the end of input; the prompt never goes into piped output."""
+    try:
+        if sys.stdout.isatty():
+            return input("> ")
+        print("> ", end="", file=sys.stderr, flush=True)
+        return input()
+    except EOFError:
+        return "q"
 
 
 def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
@@ -192,10 +144,10 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
         _print_bars(_top(predictions[0], args.top_k or BARS))
     else:
         show_table(predictions, args.top_k)
-    cut = sum(prediction.truncated for prediction in predictions)
-    if cut:
+    truncated = sum(prediction.truncated for prediction in predictions)
+    if truncated:
         note(
-            f"{cut} of {len(predictions)} texts were longer than the longest length and were cut",
+            f"{truncated} of {len(predictions)} texts were longer than the maximum length and were truncated",
             quiet=args.quiet,
         )
 
@@ -215,7 +167,7 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
     """Label, probability and text; the other labels below the text where they are few."""
     from rich.text import Text
 
-    shown = table([("label", "left"), ("prob.", "right"), ("text", "left")])
+    shown = table("label", ">prob.", "text")
     for prediction in predictions:
         others = list(_top(prediction, top_k).items())[1:]
         text = Text(prediction.text)
@@ -227,7 +179,7 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
 
 
 def _print_bars(probabilities: dict[str, float]) -> None:
-    """The most probable labels; `--top-k` shows more or fewer."""
+    """The most probable labels, one a line with a bar."""
     from rich.cells import cell_len
     from rich.text import Text
 

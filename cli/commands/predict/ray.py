@@ -1,4 +1,4 @@
-"""The part of `featcache predict` that has a Ray cluster label many files."""
+"""The part of `featcache predict` that labels many files with a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import SourceError, UsageError
-from featcache_cli.commands.predict.file import FileMeter, document, fetched_source, open_input, show
-from featcache_cli.console import note, print_json
+from featcache_cli.commands.predict.file import document, fetched_source, open_input, show
+from featcache_cli.console import note, print_result
+from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.runs.run import Run
@@ -26,23 +27,20 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
         raise UsageError("--engine ray labels files", hint="--input 'reviews/*.parquet' --output labelled/")
     if args.input_format is not None:
         raise UsageError(
-            "--input-format with --engine ray", hint="the endings of the files say what they are"
+            "--input-format with --engine ray", hint="the names of the files must end in their format"
         )
     require_ray()
     sources = _sources(args.input)
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
     first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
     reading = Reading(first.text, first.pair, not args.no_header, args.prefix)
-    with FileMeter(quiet=args.quiet) as meter:
+    with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
             run, sources, args.output, reading,
             model=args.model, device=args.device, workers=args.workers or "auto", address=args.ray_address,
             force=args.force, report=meter, tell=lambda text: note(text, quiet=args.quiet),
         )  # fmt: skip
-    if args.json:
-        print_json(document(made))
-    else:
-        show(made)
+    print_result(args, document(made), lambda: show(made))
     return 0
 
 
