@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "demo",
-        "extract, train and predict with an embedded encoder and reviews; leaves a featcache.toml",
+        "run on an embedded encoder and reviews; writes featcache.toml",
         "featcache demo\nfeatcache demo --rows 1000",
         run,
     )

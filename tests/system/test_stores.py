@@ -32,7 +32,7 @@ def test_is_remote_is_false_for_paths() -> None:
 
 
 def test_is_remote_refuses_an_unknown_kind_of_store() -> None:
-    with pytest.raises(UsageError, match=r"no store called s4://.*\n.*did you mean"):
+    with pytest.raises(UsageError, match=r"s4:// is not a known kind of store.*\n.*did you mean"):
         remote.is_remote("s4://bucket/x")
 
 
@@ -186,7 +186,7 @@ def labelled(predictor: Predictor, *argv: str) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("texts", nargs="*")
     parser.set_defaults(pair=None, config=None, quiet=True, json=True)
-    predict_file.add_flags(parser)
+    predict_file.add_file_flags(parser)
     return predict_file.run_file(parser.parse_args(argv), lambda: predictor)
 
 
