@@ -32,11 +32,11 @@ ENDINGS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".n
 KINDS = tuple(dict.fromkeys(ENDINGS.values()))
 TRAINING_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")
 _NAME_IT = "name the column with the text: --text-column"
-_HINTS = (
+_CSV_HINT = (
     "the file is cut short there, or a text holds the delimiter or a quote;"
-    ' a double quote inside a quoted text is written twice: ""',
-    'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there',
-)  # of csv and of JSON files
+    ' a double quote inside a quoted text is written twice: ""'
+)
+_JSON_HINT = 'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there'
 
 
 def kind_of(path: Path) -> str | None:
@@ -86,7 +86,7 @@ def _parse(
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
     if not columns:
         first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
-        raise SourceError(f"{lines.name} holds no JSON objects; {first}", hint=_HINTS[1])
+        raise SourceError(f"{lines.name} holds no JSON objects; {first}", hint=_JSON_HINT)
     return _ParsedFile(columns, itertools.chain(sample, rows), array=array)
 
 
@@ -143,7 +143,8 @@ def open_data_file(path: Path, data: DataSettings) -> DataFile:
         with closing(Lines(path, str(path))) as lines:
             for row in _parse(lines, kind, data, quoted=layout.quoted if layout else None).rows:
                 if row.problem is not None:  # a training set must be whole
-                    hint = AS_UTF8 if row.problem.startswith("not UTF-8") else _HINTS[layout is None]
+                    hint = _CSV_HINT if layout else _JSON_HINT
+                    hint = AS_UTF8 if row.problem.startswith("not UTF-8") else hint
                     raise SourceError(f"{path}, line {row.line}: {row.problem}", hint=hint)
                 yield row.values or {}
 
