@@ -127,7 +127,7 @@ def _quoted_records(lines: Lines, delimiter: str) -> Iterator[_Record]:
         for number, text in lines:
             chars = len(text) + (chars if taken else 0)
             taken.append((number, text))
-            if len(taken) > 1 and chars > most:
+            if len(taken) > 1 and chars > lines.limits.record_chars:
                 raise csv.Error("a quote that is never closed")
             yield text
 

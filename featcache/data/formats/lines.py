@@ -31,7 +31,9 @@ class ReadLimits:
         sample_rows: rows at the beginning that decide about header and columns.
         batch_rows: rows of a batch; the same number that an extraction encodes together.
         batch_chars: a batch ends early when its texts have this many characters.
-        row_chars: longest line, quoted record or JSON value; a longer one is a broken row.
+        row_chars: longest line or JSON value; a longer one is a broken row.
+        record_chars: longest quoted record that spans lines; in a longer one the quote is taken for one
+            that is never closed. Its lines are held, and read again then.
         block_chars: characters of a JSON array that are read at once.
     """
 
@@ -39,6 +41,7 @@ class ReadLimits:
     batch_rows: int = 1024
     batch_chars: int = 4 << 20
     row_chars: int = 64 << 20
+    record_chars: int = 16 << 20
     block_chars: int = 1 << 20
 
 
