@@ -71,22 +71,24 @@ class Lines:
     Args:
         source: a path (`.gz` is unpacked) or a binary stream, which is closed with this object.
         name: of the file, for messages.
-        universal: a carriage return alone ends a line too, as in the csv module.
+
+    Attributes:
+        size: in bytes, of a path; else None.
+        universal: a carriage return alone ends a line too, as in the csv module; by default not.
 
     Raises:
         SourceError: the file cannot be opened; also while lines are read.
     """
 
-    def __init__(
-        self, source: Path | BinaryIO, name: str, limits: ReadLimits | None = None, *, universal: bool = False
-    ) -> None:
-        self.name, self.limits, self.universal = name, limits or ReadLimits(), universal
+    def __init__(self, source: Path | BinaryIO, name: str, limits: ReadLimits | None = None) -> None:
+        self.name, self.limits = name, limits or ReadLimits()
+        self.universal = False
         self._source: Path | IO[bytes] = source
         self._is_copy = False
         self._open()
 
     def _open(self) -> None:
-        self.size: int | None = None  # in bytes, of a path
+        self.size: int | None = None
         with reading(self.name):
             source = self._source
             self._raw = source.open("rb") if isinstance(source, Path) else source
