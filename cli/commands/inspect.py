@@ -114,7 +114,7 @@ def _show_splits(found: Findings) -> None:
     labels = len(found.label_names)
     longest = max(one.max_length for one in found.truncation.values())
     console.print(
-        f"{labels} labels; repeats: rows whose text came before; cut: longer than {longest} tokens",
+        f"{labels} labels; repeats: rows whose text came before; cut: truncated to {longest} tokens",
         style="dim",
     )
     missing = [split for split in ("validation", "test") if split not in found.splits]

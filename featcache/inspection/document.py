@@ -198,7 +198,7 @@ def findings(inspection: Inspection, texts: RowTexts, most: int = LISTED) -> Fin
         most: rows in each list.
     """
     rows, names = inspection.rows, inspection.label_names
-    listing = _Listing(inspection, texts)
+    listing = _RowLists(inspection, texts)
     found = Findings(
         view=next(iter(inspection.splits.values())).features.view,
         threshold=inspection.threshold,
@@ -227,7 +227,7 @@ def findings(inspection: Inspection, texts: RowTexts, most: int = LISTED) -> Fin
 RowKind = TypeVar("RowKind", bound=ListedRow)
 
 
-class _Listing:
+class _RowLists:
     """The rows that a document lists; their texts are read at the end, with one read for each split."""
 
     def __init__(self, inspection: Inspection, texts: RowTexts) -> None:
@@ -286,7 +286,7 @@ def _truncation(inspection: Inspection, name: str) -> Truncation:
     )
 
 
-def _duplicates(inspection: Inspection, listing: _Listing, most: int) -> Duplicates:
+def _duplicates(inspection: Inspection, listing: _RowLists, most: int) -> Duplicates:
     rows, group = inspection.rows, inspection.near.group
     splits = {}
     for name in rows.splits:
@@ -314,7 +314,7 @@ def _duplicates(inspection: Inspection, listing: _Listing, most: int) -> Duplica
     )
 
 
-def _leakage(inspection: Inspection, listing: _Listing, most: int) -> Leakage:
+def _leakage(inspection: Inspection, listing: _RowLists, most: int) -> Leakage:
     rows, match = inspection.rows, inspection.match
     leaked = match >= 0
     equal = leaked & (rows.text == rows.text[match])
@@ -340,7 +340,7 @@ def _leakage(inspection: Inspection, listing: _Listing, most: int) -> Leakage:
     return Leakage(pairs, listed, list(inspection.scores))
 
 
-def _label_errors(inspection: Inspection, listing: _Listing, most: int) -> LikelyLabelErrors:
+def _label_errors(inspection: Inspection, listing: _RowLists, most: int) -> LikelyLabelErrors:
     doubts, rows = inspection.doubts, inspection.rows
     by_split = np.bincount(rows.split_of[doubts.rows], minlength=len(rows.splits)).tolist()
     listed = []

@@ -3,7 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const BARS = 10;
 
-/** An element with text in it; texts are never read as markup. */
+/** An element with text in it; texts are never parsed as markup. */
 function made(tag, text, className) {
   const element = document.createElement(tag);
   if (text !== undefined) element.textContent = text;
@@ -25,7 +25,7 @@ function showAnswer(found) {
     bars.append(made("span", name), made("span", share.toFixed(4), "number"), bar);
   }
   const parts = [made("p", found.label || "(no label)", "label"), bars];
-  if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was cut.", "quiet"));
+  if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
   show(...parts);
 }
 
