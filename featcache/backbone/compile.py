@@ -1,9 +1,9 @@
-"""`torch.compile` for those parts of a frozen model's blocks that are faster so, and only those.
+"""`torch.compile` for the parts of a frozen model's blocks that it makes faster.
 
-Compiling takes a minute, so it is for work that takes many. A part is what lies between attentions: the
-largest modules of a block that are never told of packing, other than torch's own single layers, which
-have nothing to fuse. Each is run compiled beside itself, on what the model gives it, and stays as it
-was unless both agree and the compiled one is faster.
+Compiling takes a minute, so it is for work that takes many. A part lies between attentions: the largest
+modules of a block that take no `packed` argument, other than torch's own single layers, which have nothing
+to fuse. Each part runs compiled and uncompiled on what the model gives it, and is replaced if both agree
+and the compiled one is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPTIONS = {"emulate_precision_casts": True}  # round where the uncompiled part r
 
 @dataclass(frozen=True)
 class BlockPart:
-    """A module of a block, by its name within it, with what a run of the model gave it."""
+    """A module of a block, by its name in it, with the arguments that a run of the model gave it."""
 
     name: str
     args: tuple[Any, ...]
@@ -39,19 +39,19 @@ class BlockPart:
 
 
 def worth_compiling(device: torch.device, block_weights: int, texts: int) -> bool:
-    """Whether so many texts pay for a minute of compiling. The same for the same work, resumed or not."""
+    """Whether so many texts pay for a minute of compiling; a resumed run decides as the first one did."""
     return device.type == "cuda" and float(block_weights) * texts >= WORTH
 
 
 def compile_parts(
     blocks: nn.ModuleList, runs: Sequence[Callable[[], Any]], *, gain: float = GAIN, **options: Any
 ) -> list[str]:
-    """Compile the parts of `blocks` that are faster so; what was done, for people.
+    """Compile the parts of `blocks` that become faster; returns messages for the user.
 
     Args:
-        blocks: equal blocks of a frozen model; parts are tried in the first, and replaced in all that
-            have the same there.
-        runs: each runs the model on a batch; of different sizes, the largest first, which is timed.
+        blocks: equal blocks of a frozen model; parts are tried in the first block and replaced in all
+            blocks that have the same.
+        runs: each runs the model on a batch; batches differ in size, the first is the largest and timed.
         gain: how many times faster a compiled part must be.
         options: of `torch.compile`.
     """
@@ -77,7 +77,7 @@ def compile_parts(
 
 
 def _parts(block: nn.Module, run: Callable[[], Any]) -> list[BlockPart]:
-    """The parts of a block, found by watching it run."""
+    """The parts of a block that run within `run`."""
     called: dict[str, BlockPart] = {}
     inner = {name: module for name, module in block.named_modules() if name}
 
@@ -97,14 +97,14 @@ def _parts(block: nn.Module, run: Callable[[], Any]) -> list[BlockPart]:
 
 
 def _is_part(module: nn.Module, part: BlockPart) -> bool:
-    """Tensors in, nothing of packing, and more than one layer of torch's own."""
+    """Whether it takes tensors and no `packed`, and is more than a single layer of torch's own."""
     given = [*part.args, *(value for value in part.kwargs.values() if value is not None)]
     single = type(module).__module__.startswith(("torch.nn.", "featcache.")) or is_conv1d(module)
     return "packed" not in part.kwargs and bool(given) and all(map(torch.is_tensor, given)) and not single
 
 
 def _times_faster(module: nn.Module, parts: list[BlockPart], options: dict[str, Any]) -> float | None:
-    """How many times faster the compiled module is on the first of `parts`; None: it gives other values."""
+    """How many times faster the compiled module is on the first of `parts`; None if its values differ."""
     compiled = torch.compile(module.forward, dynamic=True, **options)
     with torch.inference_mode():
         for part in parts:
@@ -130,7 +130,7 @@ def _seconds(run: Callable[..., Any], part: BlockPart) -> float:
 
 
 def _compile(block: nn.Module, name: str, kind: type[nn.Module], options: dict[str, Any]) -> int:
-    """Compile `block`'s part of that name in its place; how many that were: 0 or 1."""
+    """Compile `block`'s part of that name in place, if it is of that kind; how many were: 0 or 1."""
     module = dict(block.named_modules()).get(name)
     if type(module) is not kind:
         return 0

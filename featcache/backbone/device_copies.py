@@ -1,7 +1,7 @@
-"""Copies between host and device that run beside the computing.
+"""Copies between host and device that overlap with computing.
 
-On CUDA, what a batch needs goes up on one stream and what came out of the batch before it comes down on
-another, through pinned memory, while the device computes on its own stream. Elsewhere a copy is a copy.
+On CUDA, the input of a batch goes to the device on one stream and the output of the batch before it returns
+on another, through pinned memory, while the device computes on its own stream. Elsewhere copies are plain.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-# Batches handed to the device before the oldest one's results are waited for. With two, the next batch
-# is gathered and queued while the device works; more would only hold memory.
+# Batches on the device before the oldest one's results are waited for. With two, the next batch is gathered
+# and queued while the device works; more would only hold memory.
 IN_FLIGHT = {"cuda": 2}
 
 
@@ -23,25 +23,25 @@ class HostCopy:
 
     Attributes:
         host: where they arrive, by name; not to be read before `wait`.
-        done: what says that they are there; None where they are there already.
+        done: recorded when they have arrived; None if they are there already.
     """
 
     host: dict[str, torch.Tensor]
     done: torch.cuda.Event | None = None
 
     def wait(self) -> dict[str, np.ndarray]:
-        """The values, waited for."""
+        """Wait for the values and return them, by name."""
         if self.done is not None:
             self.done.synchronize()
         return {name: tensor.numpy() for name, tensor in self.host.items()}
 
 
 class DeviceCopier:
-    """Ways up to a device and down from it.
+    """Copies to a device and back.
 
-    Whatever stream is current when a method is called is the one that computes: copies up are finished
-    before its next kernel begins, copies down begin when its kernels so far are done, and the memory of
-    both is not given away before whoever uses it has finished.
+    The stream that is current when a method is called is the one that computes: copies to the device finish
+    before its next kernel begins, copies to the host begin when its kernels so far are done, and the memory
+    of both is not reused before its users have finished.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""Texts to vectors: the one function that serves both extraction and prediction.
+"""Texts to vectors, for extraction and prediction alike.
 
-Rows are tokenised together, put in order of length, packed under a token budget, run through the
-backbone, pooled, and written into one preallocated matrix a view, by row number.
+Texts are tokenised together, sorted by length, packed under a token budget, run through the backbone,
+pooled, and written into one preallocated matrix for each view, by row number.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class Tokens:
         lengths: int64 `[rows]`, tokens kept of each text, or of each window.
         type_ids: uint8, like `ids`; None for models without token types.
         truncated: bool `[N]`, whether tokens were cut off.
-        windows: which rows are windows of which text; None where every row is a text.
+        windows: which rows are windows of which text; None if every row is a text.
     """
 
     ids: np.ndarray
@@ -105,7 +105,7 @@ class Encoder:
             backbone.extend(extension)
         self.max_length = _usable_length(backbone, features.max_length)
         self.long_text, self.overlap = features.long_text, features.overlap
-        self._frame = self._long_texts()
+        self._split = self._splitter()
         self.notes = self._notes(features)
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
@@ -128,7 +128,7 @@ class Encoder:
 
     @cached_property
     def _pooled(self) -> list[str]:
-        """Which tokens are pooled at the highest layer; empty where all are, or where it cannot be used."""
+        """The tokens pooled at the highest layer, if its block can run for them alone; else empty."""
         highest = self.views[-1].layer
         poolings = {view.pooling for view in self.views if view.layer == highest}
         usable = self.backbone.runs_pooled_alone and highest > 0 and poolings <= set(POOLED_TOKEN)
@@ -149,18 +149,21 @@ class Encoder:
             positions=self.backbone.extension.document if self.backbone.extension else None,
         )
 
-    def _long_texts(self) -> Frame | None:
-        """What the parts of a long text need around them; None where it is simply cut."""
+    def _splitter(self) -> Callable[[np.ndarray], list[np.ndarray]] | None:
+        """From the token ids of a text to its parts, as places in them; None if texts are truncated."""
         if self.long_text == "truncate":
             return None
         if self.long_text not in ("chunks", "head-tail"):
             raise UsageError(f"--long-text {self.long_text}: truncate, chunks or head-tail")
-        frame = Frame.of(self.backbone.tokenizer, self.prompt)
-        check_overlap(self.overlap if self.long_text == "chunks" else 0, frame, self.max_length)
-        return frame
+        frame, limit = Frame.of(self.backbone.tokenizer, self.prompt), self.max_length
+        if self.long_text == "chunks":
+            check_overlap(self.overlap, frame, limit)
+            return partial(chunks, frame=frame, limit=limit, overlap=self.overlap)
+        check_overlap(0, frame, limit)
+        return partial(head_and_tail, frame=frame, limit=limit)
 
     def _notes(self, features: FeatureSettings) -> list[str]:
-        """What differs from what was asked for, to be said aloud."""
+        """What differs from what was asked for, as messages for the user."""
         notes, asked = [], features.max_length
         what = "window" if self.long_text == "chunks" else "text"
         if self.max_length < asked:
@@ -175,24 +178,24 @@ class Encoder:
         return notes
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
-        """Token ids of texts (and pairs), prompt included, cut or split at `max_length`.
+        """Token ids of texts (and pairs), prompt included, truncated or split at `max_length`.
 
         Raises:
             BadRow: a text without any token.
-            UsageError: pairs, where long texts are not simply cut.
+            UsageError: pairs, unless long texts are truncated.
         """
         tokenizer = self.backbone.tokenizer
         prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
         if not prompted:
             none = np.zeros(0, dtype=np.int64)
             return Tokens(none.astype(np.int32), none, None, none.astype(bool))
-        if self._frame is not None:
+        if self._split is not None:
             if pairs is not None:
                 raise UsageError(
                     f"--long-text {self.long_text} takes single texts, not pairs",
                     hint="use --long-text truncate, which cuts the longer text of a pair",
                 )
-            return self._tokenize_whole(texts, prompted, self._frame)
+            return self._tokenize_whole(texts, prompted, self._split)
         coded = tokenizer(
             prompted,
             None if pairs is None else list(pairs),
@@ -211,8 +214,10 @@ class Encoder:
             self._truncated(coded, prompted, pairs, lengths),
         )
 
-    def _tokenize_whole(self, texts: Sequence[str], prompted: list[str], frame: Frame) -> Tokens:
-        """Tokens where long texts are split into windows, or keep their two ends; few texts at a time."""
+    def _tokenize_whole(
+        self, texts: Sequence[str], prompted: list[str], split: Callable[[np.ndarray], list[np.ndarray]]
+    ) -> Tokens:
+        """Tokens of whole texts, from which `split` takes windows or the two ends; few texts at a time."""
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
         counts, whole = [], []
@@ -223,7 +228,7 @@ class Encoder:
                     place = part.start + number
                     raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
                 text = np.asarray(row, dtype=np.int32)
-                windows = self._windows(text, frame)
+                windows = split(text)
                 counts.append(len(windows))
                 whole.append(len(text))
                 ids += [text[places] for places in windows]
@@ -232,32 +237,26 @@ class Encoder:
                     types += [kinds[places] for places in windows]
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         n_tokens = np.array(whole, dtype=np.int64)
-        split = self.long_text == "chunks"
+        in_windows = self.long_text == "chunks"
         return Tokens(
             np.concatenate(ids),
             lengths,
             np.concatenate(types) if types else None,
-            np.zeros(len(whole), dtype=bool) if split else n_tokens > self.max_length,
-            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if split else None,
+            np.zeros(len(whole), dtype=bool) if in_windows else n_tokens > self.max_length,
+            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if in_windows else None,
         )
 
-    def _windows(self, ids: np.ndarray, frame: Frame) -> list[np.ndarray]:
-        """The parts of a text that are run, as places in its token ids."""
-        if self.long_text == "chunks":
-            return chunks(ids, frame, self.max_length, self.overlap)
-        return head_and_tail(ids, frame, self.max_length)
-
-    def encode(self, tokens: Tokens, progress: Callable[[int, int], None] | None = None) -> Encoded:
+    def encode(self, tokens: Tokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """Features of tokenised texts, in their order.
 
         Args:
-            progress: called after each batch with the texts and the tokens done in it.
+            on_batch: called after each batch with the number of texts and of tokens done in it.
 
         Raises:
             BackboneError: NaN, infinite, or too large for the storage dtype; a text that does not
                 fit in memory even alone.
         """
-        tell, windows = progress or (lambda *_: None), tokens.windows
+        tell, windows = on_batch or (lambda *_: None), tokens.windows
         if windows is None:
             views = self._encode_rows(tokens, self.storage, lambda rows, count: tell(len(rows), count))
             return Encoded(views, tokens.lengths.astype(np.int32), tokens.truncated)
@@ -272,11 +271,11 @@ class Encoder:
     def _encode_rows(
         self, tokens: Tokens, dtype: np.dtype[Any], done: Callable[[np.ndarray, int], None]
     ) -> dict[str, np.ndarray]:
-        """Features of each row, `[rows, D]` of `dtype`; `done` is told the rows of each batch, and tokens."""
+        """Features `[rows, D]` by view name; `done` is called with the rows and tokens of each batch."""
         count = len(tokens.lengths)
         filled: dict[str, np.ndarray] = {}
         batches = BatchQueue(tokens.lengths, self.batch_tokens)
-        flight: deque[tuple[np.ndarray, HostCopy]] = deque()  # batches that the device has, oldest first
+        flight: deque[tuple[np.ndarray, HostCopy]] = deque()  # batches on the device, oldest first
 
         def begin(rows: np.ndarray) -> None:
             flight.append((rows, self._pool(tokens.batch(rows))))
@@ -286,8 +285,8 @@ class Encoder:
                 batches.run_next(begin, TOO_LONG)
                 self.batch_tokens = batches.budget
                 continue
-            rows, landing = flight.popleft()
-            for name, values in landing.wait().items():
+            rows, copy = flight.popleft()
+            for name, values in copy.wait().items():
                 self._check_range(name, values, tokens.texts_of(rows))
                 if name not in filled:
                     filled[name] = np.empty((count, values.shape[1]), dtype=dtype)
@@ -334,11 +333,10 @@ class Encoder:
     def _truncated(
         self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray
     ) -> np.ndarray:
-        """Which texts lost tokens; only those at the limit can have."""
+        """Which texts lost tokens; only those as long as the limit can."""
         full = lengths >= self.max_length
         if coded.is_fast:
-            cut: np.ndarray = np.array([bool(encoding.overflowing) for encoding in coded.encodings])
-            return cut
+            return np.array([bool(encoding.overflowing) for encoding in coded.encodings])
         for row in np.flatnonzero(full).tolist():
             whole = self.backbone.tokenizer(texts[row], None if pairs is None else pairs[row])
             full[row] = len(whole["input_ids"]) > self.max_length
@@ -346,7 +344,7 @@ class Encoder:
 
 
 def _usable_length(backbone: Backbone, asked: int) -> int:
-    """`asked`, or what backbone and tokenizer allow, whichever is lower."""
+    """The lowest of `asked` and what backbone and tokenizer allow."""
     least = backbone.tokenizer.num_special_tokens_to_add(pair=True) + 2
     if asked < least:
         raise UsageError(f"--max-length {asked} leaves no room for text; at least {least}")
@@ -363,9 +361,9 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
 
 
 def document_settings(document: EncoderDocument, views: Sequence[str]) -> FeatureSettings:
-    """The settings by which an encoder makes `views` as the encoder document `document` says.
+    """The settings of an encoder that makes `views` as `document` describes.
 
-    Of a document that no settings make, another comes out of the encoder; comparing the two tells.
+    If no settings make this document, the encoder's own document differs from it.
     """
     return FeatureSettings(
         views=tuple(views),

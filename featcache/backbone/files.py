@@ -34,9 +34,9 @@ class ModelFiles:
 
     Attributes:
         name: the hub id, or the folder's own name.
-        folder: where the files lie.
-        commit: the hub commit they are of; None for a local folder.
-        hashes: SHA-256 by file name of all that changes a feature.
+        folder: where the files are.
+        commit: their hub commit; None for a local folder.
+        hashes: SHA-256 by file name, of every file that changes a feature.
     """
 
     name: str
@@ -46,10 +46,10 @@ class ModelFiles:
 
     @property
     def width(self) -> int | None:
-        """D, the numbers in a token's state, as config.json has it; None where it does not say.
+        """D, the width of a token's state, from config.json; None if it is not there.
 
         Raises:
-            BackboneError: config.json is no JSON.
+            BackboneError: config.json is not JSON.
         """
         try:
             config = json.loads((self.folder / "config.json").read_bytes())
@@ -61,10 +61,11 @@ class ModelFiles:
 
 
 def find_model(settings: BackboneSettings) -> ModelFiles:
-    """The files of the model, fetched from the hub where they are not on this disk yet.
+    """The files of the model, downloaded from the hub if they are not on this disk yet.
 
     Raises:
-        BackboneError: no such folder or hub id, hub not reachable, no safetensors weights.
+        BackboneError: the folder or hub id does not exist, the hub cannot be reached, or the model has no
+            safetensors weights.
     """
     path = Path(settings.model).expanduser()
     if path.is_dir():

@@ -1,8 +1,8 @@
-"""Faster modules for a frozen model, put in place of its own at load time; same results but rounding.
+"""Faster modules that replace a frozen model's own at load time; results are the same up to rounding.
 
-Three swaps, found by what a module is made of and not by its family's name. Each new module is run
-beside the one it replaces on random input, and only takes its place if both agree. With `int8` the new
-linear layers multiply 8-bit integers (`Int8Linear`), which is a choice of the user's and not mere rounding.
+Modules are found by what they consist of and not by their family's name. Each new module runs beside the
+one it replaces on random input, and replaces it only if both agree. With `int8`, which the user chooses, the
+new linear layers multiply 8-bit integers (`Int8Linear`), which is more than rounding.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PROJECTIONS = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q_proj"
 
 
 def fuse(model: nn.Module, blocks: nn.Module, *, int8: bool = False) -> list[str]:
-    """Swap modules in `blocks` of a frozen model for faster ones; what was swapped, for people.
+    """Replace modules in `blocks` of a frozen model by faster ones; returns messages for the user.
 
     - the three projections of attention become one product,
     - a linear layer and the GELU after it become one call of oneDNN (CPU), or cuBLAS (CUDA, tanh alone),
     - on CPUs the weights of every linear layer are laid out for oneDNN once, not at every call.
 
     Raises:
-        BackboneError: `int8`, and a linear layer of the blocks cannot be had in 8 bits here.
+        BackboneError: `int8`, and a linear layer of the blocks cannot be computed in 8 bits here.
     """
     if not _has_onednn(model):
         if int8:
@@ -60,7 +60,7 @@ def _fuse_pairs(blocks: nn.Module, kind: LinearKind) -> list[str]:
 
 
 class CudaLinear(nn.Module):
-    """`gelu(x W^T + b)` or without the GELU, by cuBLAS, whose products end in the tanh GELU at no cost.
+    """`gelu(x W^T + b)` or without the GELU, by cuBLAS, which adds the tanh GELU to a product at no cost.
 
     The erf GELU is no faster in one module than in two, and is left alone. In float32 the two GELUs differ
     by more than rounding: `_gelu_kind` tells them apart.
@@ -116,11 +116,11 @@ class OneDnnLinear(nn.Module):
 class Int8Linear(nn.Module):
     """`gelu(x W^T + b)` or without the GELU, multiplied in 8-bit integers (u8 x s8) by oneDNN.
 
-    Weights are rounded once, with a scale for each output; activations as they come, with a scale for
-    each token, so that what a text's vector is never depends on the texts beside it. A few inputs of a
-    Transformer's layers are far larger than the others and would take all the steps of that scale: part of
-    their size is moved into the weights beforehand (SmoothQuant, arXiv:2211.10438, with exponent 1/2), in
-    steps of a quarter octave, so that small differences between machines seldom show.
+    Weights are rounded once, with a scale for each output, activations at each call, with a scale for each
+    token, so that the vector of a text never depends on the texts beside it. A few inputs of a Transformer's
+    layers are far larger than the others and would take all the steps of that scale: part of their size is
+    moved into the weights beforehand (SmoothQuant, arXiv:2211.10438, with exponent 1/2), in steps of a
+    quarter octave, so that small differences between machines seldom show.
 
     Args:
         weight: `[out, in]`, bfloat16 (or float32: rounded from there).
@@ -174,9 +174,9 @@ def _moved(peaks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def measure_inputs(blocks: nn.Module, run: Callable[[], object]) -> None:
-    """Note on every linear layer of `blocks` the largest value of each input while `run` runs the model.
+    """Record on every linear layer of `blocks` the largest value of each input while `run` runs the model.
 
-    `fuse` reads it for 8-bit layers, to decide how their range is shared out.
+    `fuse` reads it to scale the inputs of 8-bit layers.
     """
 
     def note(linear: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -194,7 +194,7 @@ LinearKind = type[CudaLinear] | type[OneDnnLinear] | type[Int8Linear]
 
 
 class SharedProjection(nn.Module):
-    """Query, key and value in one product; the three stand-ins below hand out its parts."""
+    """Query, key and value in one product, of which three `ProjectionPart` return the parts."""
 
     def __init__(self, linears: list[nn.Linear], kind: LinearKind = OneDnnLinear) -> None:
         super().__init__()
@@ -204,17 +204,17 @@ class SharedProjection(nn.Module):
         self._parts: tuple[torch.Tensor, ...] = ()
 
     def part(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        """The part of projection `number`; the product is made when the first of them is asked for."""
+        """The output of projection `number`; the first one asked for computes the product."""
         if self._input is not x:
             self._input, self._parts = x, self.linear(x).split(self.sizes, dim=-1)
         result = self._parts[number]
-        if number == len(self.sizes) - 1:  # value comes last everywhere: let the tensors go
+        if number == len(self.sizes) - 1:  # all families read value last: free the tensors
             self._input, self._parts = None, ()
         return result
 
 
 class ProjectionPart(nn.Module):
-    """Stands where one of the projections stood."""
+    """Replaces one of the projections."""
 
     def __init__(self, shared: SharedProjection, number: int) -> None:
         super().__init__()
@@ -252,9 +252,9 @@ def _fuse_projections(module: nn.Module, kind: LinearKind) -> int:
 
 
 def _fuse_gelu(module: nn.Module, kind: LinearKind) -> int:
-    """Where a module owns one GELU, the linear layer that feeds it takes it over.
+    """Move a module's only GELU into the linear layer that feeds it; how many were moved: 0 or 1.
 
-    Which one feeds it is found by running the module: the layer whose very output the GELU gets.
+    The layer that feeds it is found by running the module: its output is the tensor that the GELU gets.
     """
     owned = list(module.named_children())
     activations = [(name, gelu) for name, child in owned if (gelu := _gelu_kind(child))]
@@ -277,7 +277,7 @@ def _fuse_gelu(module: nn.Module, kind: LinearKind) -> int:
     setattr(module, name, nn.Identity())
     if isinstance(before, torch.Tensor) and _agree(module(x), before, kind):
         return 1
-    setattr(module, feeding, linear)  # what it makes is wanted without the GELU, too
+    setattr(module, feeding, linear)  # its output is also used without the GELU
     setattr(module, name, activation)
     return 0
 
@@ -365,7 +365,7 @@ def _made(kind: LinearKind, linears: Sequence[Any], gelu: str = "none") -> nn.Mo
 
 
 def _sample(linear: Any) -> torch.Tensor:
-    """Random input `[1, 7, in]` for a linear layer, the same each time; as large as it was seen to be."""
+    """Random input `[1, 7, in]` for a linear layer, the same each time, as large as measured."""
     weight = _weights(linear)[0]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 7, weight.shape[1], generator=generator).to(weight.device, weight.dtype)

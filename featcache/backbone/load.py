@@ -18,7 +18,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
 
     Raises:
         BackboneError: unreadable or incomplete weights, no tokenizer, an encoder-decoder model.
-        UsageError: a device that is not there.
+        UsageError: the device does not exist.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -41,7 +41,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
             )  # fmt: skip
     except FeatcacheError:
         raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise every kind there is
+    except Exception as error:  # transformers, tokenizers and safetensors raise errors of all kinds
         raise BackboneError(
             f"cannot load {files.name} from {files.folder}: {type(error).__name__}: {error}",
             hint="is the download complete? a model with code of its own needs --trust-remote-code",

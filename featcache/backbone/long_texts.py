@@ -1,7 +1,7 @@
-"""Texts longer than the longest length, without a word lost: overlapping windows, pooled to one vector.
+"""Texts longer than the longest length: overlapping windows that are pooled to one vector.
 
-Also the cheaper way, first and last part of a text (Sun et al. 2019, "How to Fine-Tune BERT for Text
-Classification?", call it head + tail).
+The cheaper way keeps the first and the last part of a text (head + tail in Sun et al. 2019, "How to
+Fine-Tune BERT for Text Classification?", arXiv:1905.05583).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAMPLES = ("a", "的", "1", ".")  # one of them is a token of every vocabulary
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the tokens of every text, and so around every part of it.
+    """What surrounds the tokens of every text, and so of every part of it.
 
     Attributes:
         first, last: special tokens before and after.
@@ -36,7 +36,7 @@ class Frame:
         """What `tokenizer` puts around a text, and the tokens of the prompt.
 
         Raises:
-            BackboneError: a tokenizer whose special tokens cannot be told from the text's own.
+            BackboneError: the tokenizer's special tokens cannot be distinguished from the text's own.
         """
         before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
         for sample in SAMPLES:
@@ -52,9 +52,9 @@ class Frame:
         )
 
     def head(self, ids: np.ndarray) -> int:
-        """How many tokens of a text (special ones included) stand before its own words.
+        """How many tokens of a text (special ones included) precede its own words.
 
-        A tokenizer may melt the prompt's last blank into the text's first word; it then is the text's.
+        A tokenizer may merge the prompt's last blank with the text's first word; it then belongs to the text.
         """
         prompt = np.array(self.prompt, dtype=np.int64)
         start = ids[self.first : self.first + len(prompt)]
@@ -62,10 +62,10 @@ class Frame:
 
 
 def check_overlap(overlap: int, frame: Frame, limit: int) -> None:
-    """See that windows have room for text, and that no token is run more than about twice.
+    """Refuse windows that have no room for text, or that would run tokens more than about twice.
 
     Raises:
-        UsageError: windows that would run every token more than twice, or have no room.
+        UsageError
     """
     room = limit - frame.first - frame.last - len(frame.prompt)
     if room < 1:
@@ -116,7 +116,7 @@ class Windows:
     """Which windows belong to which text.
 
     Attributes:
-        counts: int64 `[N]`, windows of each text, one at least; they stand side by side.
+        counts: int64 `[N]`, windows of each text, at least one; they are neighbours.
         lengths: int64 `[sum of counts]`, tokens of each window.
         n_tokens: int64 `[N]`, tokens of each whole text, none counted twice.
     """
@@ -146,7 +146,7 @@ class Windows:
             values: float32 `[windows, D]`.
 
         Returns:
-            float32 `[N, D]`; a text of one window has the very vector of it.
+            float32 `[N, D]`; a text of one window has exactly that window's vector.
         """
         joined: np.ndarray
         if pooling == "last":
@@ -161,7 +161,7 @@ class Windows:
         return joined
 
     def count_texts(self, progress: Callable[[int, int], None]) -> Callable[[np.ndarray, int], None]:
-        """`progress` of texts and tokens, from windows and tokens: a text is done with its last window."""
+        """From a callback for texts and tokens, one for rows of windows: a text is done with its last one."""
         left = self.counts.copy()
 
         def done(rows: np.ndarray, tokens: int) -> None:
@@ -173,7 +173,7 @@ class Windows:
 
 
 def groups(texts: Sequence[str], most: int = 1 << 22) -> list[slice]:
-    """Neighbouring texts of together at most `most` characters; a longer one stands alone."""
+    """Slices of neighbouring texts of at most `most` characters in total; a longer text is alone."""
     found, start, filled = [], 0, 0
     for place, text in enumerate(texts):
         if place > start and filled + len(text) > most:

@@ -1,4 +1,4 @@
-"""Where memory runs out, the same texts are tried again in smaller batches."""
+"""If memory runs out, the same texts are tried again in smaller batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHORTER = "use a smaller --max-length, or another --device"
 
 
 class BatchQueue:
-    """Rows in batches, longest first, under a token budget that shrinks where memory runs out.
+    """Rows in batches, longest first, under a token budget that shrinks when memory runs out.
 
     Args:
         lengths: tokens of each row, int `[N]`.

@@ -1,7 +1,7 @@
 """The frozen model, run over packed (or padded) batches.
 
-A family either passes packed batches through its own code unchanged, which is checked by running a
-few tokens both ways when it is loaded, or gets padded batches with the same results.
+A family either takes packed batches in its own, unchanged code, which is checked with a few tokens when it
+is loaded, or gets padded batches with the same results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TokenBatch:
     Attributes:
         input_ids: int64 `[T]`.
         lengths: int64 `[B]`, tokens of each text; they add up to T.
-        type_ids: int64 `[T]` for models that tell the texts of a pair apart, else None.
+        type_ids: int64 `[T]` for models that distinguish the texts of a pair, else None.
     """
 
     input_ids: np.ndarray
@@ -54,19 +54,19 @@ class Backbone:
     """A frozen `AutoModel` with its tokenizer.
 
     Attributes:
-        blocks: the model's list of equal blocks; None where it has no single one (ALBERT).
-        num_blocks: how many blocks a token goes through.
-        position_limit: longest text in tokens that the model has positions for; None: no limit.
-        extension: how positions beyond the learned ones were made; None: there are none. Why an
-            extension that was asked for was not made stands in `extension_note`.
-        packing: `packed`, or `padded` with the reason in `packing_note`.
+        blocks: the model's list of equal blocks; None if it has no single list (ALBERT).
+        num_blocks: how many blocks a token passes.
+        position_limit: tokens of the longest text that the model has positions for; None: no limit.
+        extension: how positions beyond the learned ones were made; None: not at all, for the reason in
+            `extension_note` if they were asked for.
+        packing: `packed`, or `padded` for the reason in `packing_note`.
         arguments: names of the arguments of the model's forward.
         first_position: row of the position table that the first token of a text reads.
         runs_pooled_alone: whether the highest block can run for the pooled tokens alone.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
         dtype: of the states; bfloat16 with int8.
-        block_weights: weights of linear layers that each token is multiplied with, in all blocks.
-        fused: which modules were swapped for faster ones, for people.
+        block_weights: number of weights of linear layers that each token passes, in all blocks.
+        fused: which modules were replaced by faster ones, as messages for the user.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Backbone:
     def states(
         self, batch: TokenBatch, layers: Sequence[int], pooled: Sequence[str] = ()
     ) -> tuple[dict[int, torch.Tensor], PackedLayout]:
-        """Token states `[T, H]` of a batch at each of `layers`, by layer, and where the texts lie.
+        """Token states `[T, H]` of a batch by layer, and where the texts lie in them.
 
-        Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest
-        layer asked for are not run.
+        Layer 0 is the embeddings, `num_blocks` the model's final output. Blocks above the highest layer
+        are not run.
 
         Args:
             pooled: of `first` and `last`; at the highest layer only these tokens of each text are
@@ -134,9 +134,9 @@ class Backbone:
             return states, layout
 
     def prepare(self, texts: int) -> None:
-        """Before so many texts are run: compile parts of the blocks where that pays; adds to `fused`.
+        """Compile parts of the blocks if `texts` texts pay for it, and note that in `fused`.
 
-        On CUDA alone, for very many texts; a second call does nothing.
+        Only on CUDA and for very many texts; a second call does nothing.
         """
         from featcache.backbone.compile import OPTIONS, compile_parts, worth_compiling
 
@@ -156,12 +156,12 @@ class Backbone:
     def extend(self, extension: Extension) -> None:
         """Make room for texts of `extension.length` tokens, in model, config and tokenizer.
 
-        Positions the model has stay what they are, but for `interpolate`. Families without a table of
-        learned positions get nothing but the tokenizer's limit raised, up to the model's own. A second
-        call of the same does nothing.
+        Learned positions stay as they are, except with `interpolate`. For families without a table of
+        learned positions only the tokenizer's limit is raised, up to the model's own. A second call with
+        the same extension does nothing.
 
         Raises:
-            BackboneError: extended otherwise before, or a model that cannot be.
+            BackboneError: the model is extended in another way already, or cannot be extended.
         """
         if extension == self.extension:
             return
@@ -194,7 +194,7 @@ class Backbone:
         return {layer: captured[layer] for layer in layers}
 
     def packed_inputs(self, batch: TokenBatch, layout: PackedLayout, more: int = 0) -> dict[str, Any]:
-        """What the model's forward takes of a packed batch; `more` tokens at the end are no text's."""
+        """What the model's forward takes of a packed batch, with `more` tokens at the end that fill it."""
         fill = partial(np.pad, pad_width=(0, more), mode="edge")
         types = None if batch.type_ids is None else fill(batch.type_ids)[None]
         positions = self._tensor(fill(self._positions(batch))[None])
@@ -203,8 +203,8 @@ class Backbone:
     def _positions(self, batch: TokenBatch) -> np.ndarray:
         """The row of the position table that each token reads, int64 `[T]`.
 
-        Families that begin after the padding's own row (RoBERTa) give that row to a padding token in
-        a text, and do not count it.
+        Families whose positions begin after the padding's own row (RoBERTa) give that row to a padding
+        token in a text, and do not count it.
         """
         counted = np.ones(len(batch.input_ids), dtype=np.int64)
         if self.first_position > 0:
@@ -216,7 +216,7 @@ class Backbone:
         return places
 
     def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
-        """Padded on the right; what stands in the padding is masked out and never pooled."""
+        """What the model's forward takes of a batch padded on the right; padding is masked, never pooled."""
         mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
         ids[mask] = batch.input_ids
@@ -238,7 +238,7 @@ class Backbone:
         return copier_of(self.device).to_device(np.ascontiguousarray(values, dtype=np.int64))
 
     def _probe_positions(self) -> tuple[int, int | None]:
-        """First row of the learned position table a text reads (RoBERTa: 2), and the room there is."""
+        """The first row of the learned position table that a text reads (RoBERTa: 2), and how many follow."""
         table = position_table(self.model)
         if table is None:
             limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -253,7 +253,7 @@ class Backbone:
         return first, table.num_embeddings - first
 
     def _probe_packing(self) -> tuple[str, str]:
-        """Run a few tokens both ways: packed only where it gives what one-by-one gives."""
+        """Run a few texts packed and one by one; `packed` if both agree, else `padded` and the reason."""
         if "position_ids" not in self.arguments:
             return "padded", f"{type(self.model).__name__} takes no position_ids"
         self.packing = "padded"  # the reference: one text at a time, stock attention
@@ -277,7 +277,7 @@ class Backbone:
         return "packed", ""
 
     def _probe_pooled(self) -> bool:
-        """Run a few tokens both ways: whether the pooled tokens alone get the same states."""
+        """Run a few texts both ways: whether the pooled tokens alone get the same states."""
         batch, pooled = self.probe_batch(self._probe_lengths()), ("first", "last")
         try:
             for layer in (self.num_blocks, self.num_blocks - 1):
@@ -295,13 +295,13 @@ class Backbone:
         return "padded", reason
 
     def _probe_lengths(self) -> list[int]:
-        """Three short texts, and one longer than the sliding window where there is one."""
+        """Three short texts, and one longer than the sliding window if there is one."""
         window = getattr(self.model.config, "sliding_window", None) or 0
         room = self.position_limit or 4096
         return [9, 5, 5] + ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else [])
 
     def probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
-        """Made-up token ids, the same for the same place in `lengths`; `only` one of the texts."""
+        """Texts of made-up token ids, which depend on the place in `lengths`; `only`: just this text."""
         special = set(getattr(self.tokenizer, "all_special_ids", []))
         vocabulary = int(self.model.get_input_embeddings().num_embeddings)
         usable = [i for i in range(min(vocabulary, 2000)) if i not in special] or [0]
@@ -324,7 +324,7 @@ def _linear_weights(module: nn.Module) -> int:
 
 
 class _Stop(Exception):
-    """Ends a forward pass once the highest layer asked for is there."""
+    """Ends a forward pass once the highest layer is there."""
 
 
 @contextlib.contextmanager
@@ -359,7 +359,7 @@ def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No log lines or bars from transformers; what matters reaches the user as an error."""
+    """Within it, transformers logs nothing and shows no bars; problems reach the user as errors."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -18,7 +18,7 @@ PAD_STEP = 16  # lengths that are a multiple of this suit the 16-bit attention k
 
 
 class NotPackable(BackboneError):
-    """The model asks for something packed attention does not do; padded batches are used instead."""
+    """The model needs something that packed attention does not do; padded batches are used instead."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PackedLayout:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The texts in order, neighbours put together whose lengths round up to the same step."""
+        """The texts in order, grouped where neighbours' lengths round up to the same multiple of PAD_STEP."""
         padded = -(-self.lengths // PAD_STEP) * PAD_STEP
         edges = [0, *(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)]
         ends = _ends(self.lengths)
@@ -107,10 +107,10 @@ def _bucket(ends: np.ndarray, padded: int, device: torch.device) -> Bucket:
 
 
 def filling(tokens: int) -> int:
-    """How many more tokens make a batch one of few sizes: up to 128 more, and no more than an eighth or 15.
+    """How many more tokens give a batch one of few sizes: at most 127, and at most an eighth or 15.
 
-    On CPUs in 16 bits, oneDNN prepares each product anew for a number of tokens it has not met lately, and
-    keeps what it prepared: that takes as long as the product itself, and memory.
+    On CPUs in 16 bits, oneDNN prepares each product anew for a number of tokens that it has not seen lately,
+    and keeps what it prepared: this takes memory, and as long as the product itself.
     """
     step = min(max(FILL_LEAST, 1 << max(tokens.bit_length() - 4, 0)), FILL_MOST)
     return -tokens % step
@@ -124,7 +124,7 @@ def plan_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
         budget: tokens in one batch; a longer row gets a batch of its own.
 
     Returns:
-        Row numbers of each batch. Every row stands in exactly one; ties keep file order.
+        Row numbers of each batch. Every row is in exactly one; ties keep file order.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start, filled = [], 0, 0

@@ -1,4 +1,4 @@
-"""From the token states of a packed batch to one vector a text; one small function a mode."""
+"""From the token states of a packed batch to one vector for each text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Room beyond a model's learned positions: its table of position embeddings with more rows.
+"""More rows for a model's table of learned position embeddings.
 
-Families that compute positions (rotary, ALiBi) or learn relative ones have no such table, and nothing
-to extend.
+Families that compute positions (rotary, ALiBi) or learn relative ones have no such table.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from featcache.settings import FeatureSettings
 
 HOW = ("random", "copy", "interpolate")
 SEED = 0  # of random rows: always the same, so that --seed never changes a feature
-MOST = 1 << 17  # positions; a slip of the keyboard should not ask for all of the memory
+MOST = 1 << 17  # positions; a mistyped length should not ask for all of the memory
 NAMES = ("position_embeddings", "wpe")  # what families call their table
 
 
@@ -28,9 +27,9 @@ class Extension:
 
     Attributes:
         how: `random`: drawn from a normal distribution, as the model's own were before it was trained.
-            `copy`: the learned ones again from the first on. `interpolate`: all of them are read off
-            straight lines between the learned ones, the first and the last stay what they were.
-        length: tokens of the longest text there is room for.
+            `copy`: the learned ones repeated from the first. `interpolate`: all of them lie on straight
+            lines between the learned ones; the first and the last stay as they are.
+        length: tokens of the longest text that there is room for.
     """
 
     how: str
@@ -38,7 +37,7 @@ class Extension:
 
     @classmethod
     def of(cls, features: FeatureSettings) -> Extension | None:
-        """What the settings ask for."""
+        """The extension that the settings ask for, if any."""
         how = features.extend_positions
         return None if how == "none" else cls(how, features.max_length)
 
@@ -50,7 +49,7 @@ class Extension:
 
 
 def position_table(model: nn.Module) -> nn.Embedding | None:
-    """The model's one table of learned absolute positions; None where it has none, or several."""
+    """The model's table of learned absolute positions; None if it has none, or several."""
     found = [
         module
         for name, module in model.named_modules()
@@ -66,7 +65,7 @@ def extend_table(model: Any, table: nn.Embedding, first: int, extension: Extensi
         first: the row that the first token of a text reads; the rows before it stay as they are.
 
     Raises:
-        BackboneError: too long, or the model keeps something else of the table's length.
+        BackboneError: too long, or the model has another buffer of the table's length.
     """
     if extension.how not in HOW:
         raise BackboneError(
@@ -95,7 +94,7 @@ def extend_table(model: Any, table: nn.Embedding, first: int, extension: Extensi
     table.weight = nn.Parameter(weight, requires_grad=False)
     table.num_embeddings = len(weight)
     for module, name, buffer in grown:
-        module._buffers[name] = buffer
+        setattr(module, name, buffer)
     if getattr(model.config, "max_position_embeddings", None) == rows:
         model.config.max_position_embeddings = len(weight)
 
@@ -123,7 +122,7 @@ def extended(weight: torch.Tensor, first: int, extension: Extension, spread: flo
 
 
 def longer_buffer(buffer: torch.Tensor, rows: int, wanted: int) -> torch.Tensor | None:
-    """A buffer `[..., rows]` that counts up or is the same everywhere, `[..., wanted]`; None for others."""
+    """`[..., wanted]` for a buffer `[..., rows]` that counts up or is constant; None for others."""
     if buffer.numel() != rows or buffer.shape[-1] != rows:
         return None
     flat = buffer.flatten()

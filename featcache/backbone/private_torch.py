@@ -188,8 +188,10 @@ def _addmm_sample(device: torch.device) -> tuple[torch.Tensor, ...]:
 
 def lay_out(weight: torch.Tensor) -> torch.Tensor:
     """`[out, in]` bfloat16 as `linear` takes it: laid out for oneDNN once, instead of at every call."""
-    usable = checked(_private_linear_pointwise, _public_linear, _linear_sample, CPU)
-    return _reordered(weight) if usable is _private_linear_pointwise else weight
+    if checked(_private_linear_pointwise, _public_linear, _linear_sample, CPU) is _public_linear:
+        return weight
+    result: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return result
 
 
 def linear(x: torch.Tensor, laid_out: torch.Tensor, bias: torch.Tensor | None, gelu: str) -> torch.Tensor:
@@ -203,15 +205,10 @@ def linear(x: torch.Tensor, laid_out: torch.Tensor, bias: torch.Tensor | None, g
     return result
 
 
-def _reordered(weight: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    return result
-
-
 def _private_linear_pointwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gelu: str
 ) -> torch.Tensor:
-    return linear(x, _reordered(weight), bias, gelu)
+    return linear(x, torch.ops.mkldnn._reorder_linear_weight(weight, None), bias, gelu)
 
 
 def _public_linear(
@@ -228,8 +225,10 @@ def _linear_sample(device: torch.device) -> tuple[Any, ...]:
 
 def lay_out_int8(weight: torch.Tensor, rows: int) -> torch.Tensor:
     """int8 `[out, in]` as `linear_int8` takes it, for inputs of about `rows` rows."""
-    usable = checked(_private_qlinear_pointwise, _public_linear_int8, _int8_sample, CPU)
-    return _prepacked(weight, rows) if usable is _private_qlinear_pointwise else weight.float()
+    if checked(_private_qlinear_pointwise, _public_linear_int8, _int8_sample, CPU) is _public_linear_int8:
+        return weight.float()
+    result: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [rows, weight.shape[1]])
+    return result
 
 
 def linear_int8(
@@ -251,15 +250,11 @@ def linear_int8(
     return result
 
 
-def _prepacked(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, [rows, weight.shape[1]])
-    return result
-
-
 def _private_qlinear_pointwise(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    return linear_int8(x, _prepacked(weight, len(x)), scale, zero, dtype)
+    laid_out = torch.ops.onednn.qlinear_prepack(weight, list(x.shape))
+    return linear_int8(x, laid_out, scale, zero, dtype)
 
 
 def _public_linear_int8(

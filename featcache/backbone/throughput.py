@@ -24,10 +24,10 @@ PEAK_SECONDS = 0.15
 class Speedometer:
     """The share of the GEMM peak that useful arithmetic has reached since the first step.
 
-    The peak is measured once, in about a quarter of a second, and only where the work will take long.
+    The peak is measured once, in about a quarter of a second, and only if the work will take long.
 
     Args:
-        encoder: what runs; blocks above its highest view are not counted.
+        encoder: the encoder that runs; blocks above its highest view do not count.
         total: texts to encode.
     """
 
@@ -46,7 +46,7 @@ class Speedometer:
         self._coming = np.sort(lengths)[::-1]
 
     def step(self, texts: int, tokens: int) -> float | None:
-        """Count `texts` of so many tokens as encoded; the share, 0 to 1, None where the peak is not known."""
+        """Count `texts` with so many tokens as encoded; the share, 0 to 1, or None without a peak."""
         rows = int(np.searchsorted(np.cumsum(self._coming), tokens, "right"))  # windows, of long texts
         now, self._coming = self._coming[:rows], self._coming[rows:]
         self._done += texts
@@ -63,7 +63,7 @@ class Speedometer:
 
 
 def useful_flops(backbone: Backbone, lengths: np.ndarray) -> float:
-    """Floating-point operations that real tokens need in all blocks: 2 a weight, and attention.
+    """Floating-point operations that real tokens need in all blocks: 2 for each weight, and attention.
 
     Attention takes 4 H L for each token of a text of L tokens (H: width of the attention).
     """
