@@ -45,7 +45,11 @@ def _console(**where: Any) -> Console:
 
 
 def print_result(args: argparse.Namespace, document: Any, show: Callable[[], None]) -> None:
-    """The result of a command: `document` as JSON with `--json`, else what `show` prints."""
+    """The result of a command: `document` as JSON with `--json`, else what `show` prints.
+
+    Args:
+        document: JSON values and dataclasses, see `featcache.system.documents.json_document`.
+    """
     if args.json:
         print_json(document)
     else:
@@ -54,7 +58,9 @@ def print_result(args: argparse.Namespace, document: Any, show: Callable[[], Non
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, in UTF-8 whatever the encoding of stdout is."""
-    text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False)
+    from featcache.system.documents import json_document
+
+    text = json.dumps(json_document(document), ensure_ascii=False, indent=1, allow_nan=False)
     sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()
 

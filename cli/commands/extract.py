@@ -34,13 +34,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
     parser.add_argument("--all-splits", action="store_true", help="train, validation and test")
     parser.add_argument("--force", action="store_true", help="encode again what is cached already")
-    parser.add_argument(
-        "--wait",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="wait for another process that writes the file (default: fail at once); --workers join it",
-    )
+    wait = "wait for another process that writes the file, instead of failing at once; --workers join it"
+    add_flag(parser, "--wait", wait, 0.0, metavar="SECONDS")
     workers = "processes at work: a number, or auto: one for each GPU, or for every few cores"
     add_flag(parser, "--workers", f"{workers} (default: 1; with --engine ray: auto)", metavar="N")
     add_engine(parser)
@@ -49,7 +44,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.split) == args.all_splits:
-        what = "--split and --all-splits cannot be given together" if args.split else "which splits?"
+        what = "--split and --all-splits cannot be given together" if args.split else "no splits are named"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
     results = extract_splits(

@@ -42,10 +42,8 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     most = args.list if args.list is not None else LISTED if args.json else PRINTED
-    from featcache.system.documents import json_document
-
     found = inspect(settings_of(args), args, most)
-    print_result(args, json_document(found), lambda: show(found, out().width))
+    print_result(args, found, lambda: show(found, out().width))
     if found.no_texts:
         note(f"without texts: {found.no_texts}", quiet=args.quiet or args.json)
     return 0

@@ -64,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     report, files = write(runs, page, reports, args)
     seconds = time.perf_counter() - began
-    from featcache.system.documents import json_document
 
     def show_all() -> None:
         show(report, runs[0])
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"written in {seconds_text(seconds)}; open {files[0]} in a browser", quiet=args.quiet)
 
     paths = {path.suffix.removeprefix("."): str(path) for path in files}
-    print_result(args, {"files": paths, "seconds": seconds, "report": json_document(report)}, show_all)
+    print_result(args, {"files": paths, "seconds": seconds, "report": report}, show_all)
     return 0
 
 

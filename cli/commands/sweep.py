@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,11 +105,12 @@ def _leaders(members: Sequence[Member], lines: list[Epoch]) -> Table:
 
 
 def document(made: Sweep) -> dict[str, Any]:
+    """What `--json` prints."""
     return {
         "heads": len(made.trials),
         "seconds": made.seconds,
-        "trials": [dataclasses.asdict(trial) for trial in made.trials],
-        "best_by_view": {view: dataclasses.asdict(best) for view, best in made.best_by("view").items()},
+        "trials": made.trials,
+        "best_by_view": made.best_by("view"),
         "best": record(made.best),
     }
 

@@ -90,7 +90,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ("predict --top-k 0 好", ("--top-k 0", "at least 1")),
         ("predict --top-k x 好", ("--top-k", "'x'")),
         ("predict 好 --pair 甲 --pair 乙", ("1 texts", "2 --pair")),
-        ("cache rm", ("which", "--all")),
+        ("cache rm", ("no files are named", "--all")),
         ("cache lss", ("'lss'", "rm")),
         ("compare --config gone.toml", ("gone.toml", "featcache init")),
         ("demo --rows 3", ("--rows 3", "100")),

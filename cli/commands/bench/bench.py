@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
-from featcache.system.documents import json_document
 from featcache.system.units import HOUR
 from featcache_cli.commands.bench import scale
 from featcache_cli.console import err, note, out, print_result, table
@@ -85,7 +84,7 @@ def run_extract(args: argparse.Namespace) -> int:
     from featcache.bench.extract import bench_extract
 
     result = bench_extract(settings, texts, peers=_peers(args.peers), on_progress=_noted(args))
-    print_result(args, json_document(result), lambda: show_extract(result))
+    print_result(args, result, lambda: show_extract(result))
     return 0
 
 
@@ -94,7 +93,7 @@ def run_heads(args: argparse.Namespace) -> int:
     from featcache.bench.heads import bench_heads
 
     result = bench_heads(rows=args.rows, width=args.width, epochs=args.epochs, on_progress=_noted(args))
-    print_result(args, json_document(result), lambda: show_heads(result))
+    print_result(args, result, lambda: show_heads(result))
     return 0
 
 
@@ -110,7 +109,7 @@ def run_store(args: argparse.Namespace) -> int:
         f"commits and checksums: {result.commit_overhead:.2%} of encoding {encoded}",
         f"verification: {result.read_overhead:.2%} of a first pass over {read}",
     )
-    print_result(args, json_document(result), lambda: out().print("\n".join(lines)))
+    print_result(args, result, lambda: out().print("\n".join(lines)))
     return 0
 
 
@@ -121,7 +120,7 @@ def run_finetune(args: argparse.Namespace) -> int:
 
     parts = tuple(part.strip() for part in args.parts.split(","))
     result = bench_finetune(settings, parts, steps=args.steps, epochs=args.epochs, on_progress=_noted(args))
-    print_result(args, json_document(result), lambda: show_finetune(result))
+    print_result(args, result, lambda: show_finetune(result))
     return 0
 
 
@@ -140,7 +139,7 @@ def run_serve(args: argparse.Namespace) -> int:
         f"faster than a naive server: {ratios}",
         f"slowest hundredth at 32 clients: {result.p99_ms_32:.0f} ms; errors: {result.errors}",
     )
-    print_result(args, json_document(result), lambda: out().print("\n".join(lines)))
+    print_result(args, result, lambda: out().print("\n".join(lines)))
     return 0
 
 

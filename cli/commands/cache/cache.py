@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("cache gc works on folders, not on stores", hint=hint)
     cache = Cache.open(named_dir)
     if cache.folder.exists() and not cache.folder.is_dir():
-        raise UsageError(f"--cache-dir {named_dir} is no folder")
+        raise UsageError(f"--cache-dir {named_dir} is not a folder")
     if args.action == "gc":
         return upkeep.gc(cache.folder, args)
     paths = cache.paths()
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         return verify.verify(cache, paths, args)
     if not args.files and not args.all:
         hint = "name a file that featcache cache ls lists, or give --all"
-        raise UsageError(f"{args.parser.prog}: which file?", hint=hint)
+        raise UsageError(f"{args.parser.prog}: no files are named", hint=hint)
     elsewhere = args.action != "rm"
     named = list(dict.fromkeys(_find(name, paths, elsewhere=elsewhere) for name in args.files))
     does: dict[str, Callable[[Cache, list[Path], argparse.Namespace], int]] = {
@@ -93,7 +93,7 @@ def _find(name: str, paths: list[Path], *, elsewhere: bool) -> Path:
         elsewhere: accept any cache file that exists, in this cache folder or not.
     """
     if not name.strip():
-        raise UsageError("an empty name is no cache file")
+        raise UsageError("an empty name is not a cache file")
     same = [path for path in paths if path == Path(name) or path.absolute() == Path(name).absolute()]
     if same:
         return same[0]

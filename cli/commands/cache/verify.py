@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
-    from featcache.extraction.drift import Drift, Reencoder
+    from featcache.extraction.drift import Reencoder
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +37,9 @@ def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     with Meter(quiet=args.quiet) as meter:
         for path in paths:
             verdict = check(path, partial(meter.step, f"verify {path.stem}"), cache.file)
-            about: dict[str, Any] = {"path": str(path), "ok": verdict.ok, "bytes": verdict.bytes,
-                     "damage": list(verdict.damage)}  # fmt: skip
+            about: dict[str, Any] = {
+                "path": str(path), "ok": verdict.ok, "bytes": verdict.bytes, "damage": verdict.damage,
+            }  # fmt: skip
             if reencoder is not None and verdict.ok and not is_states(path):
                 about["reencoded"] = _reencoded(cache, path, reencoder, args.reencode, meter)
                 about["ok"] = about["reencoded"]["ok"]
@@ -51,6 +51,8 @@ def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
 
 def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter) -> dict[str, Any]:
     """What encoding again has shown, or why it could not be done."""
+    from featcache.system.documents import tidied
+
     try:
         drifts = reencoder.drift(cache.file(path), count, meter.step)
     except FeatcacheError as error:
@@ -59,20 +61,11 @@ def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter
         "ok": all(drift.ok for drift in drifts),
         "error": None,
         "hint": None,
-        "views": [_drift(drift) for drift in drifts],
+        "views": [{**asdict(tidied(drift)), "ok": drift.ok} for drift in drifts],  # without NaN
     }
 
 
-def _drift(drift: Drift) -> dict[str, Any]:
-    """A drift as JSON, which has no NaN and no infinity."""
-    values = dataclasses.asdict(drift)
-    for name in ("absolute", "relative", "cosine"):
-        values[name] = values[name] if math.isfinite(values[name]) else None
-    return {**values, "ok": drift.ok}
-
-
 def _show_verified(documents: list[dict[str, Any]], *, quiet: bool) -> None:
-
     console = out()
     for about in documents:
         name = Path(about["path"]).name

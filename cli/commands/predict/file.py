@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -174,7 +174,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
         "labelled": made.rows - made.bad,
         "bad_rows": made.bad,
         "bad_rows_file": None if made.bad_path is None else str(made.bad_path),
-        "first_bad_rows": [asdict(row) for row in made.first_bad],
+        "first_bad_rows": made.first_bad,
         "truncated": made.truncated,
         "resumed": made.resumed,
         "seconds": made.seconds,
