@@ -37,8 +37,8 @@ from featcache.finetuning.weights import TRAINED, load_plain
 from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear
-from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
-from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TuningRecord
+from featcache.runs.finish import calibrate, save_trained
+from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TrainingRecord, TuningRecord
 from featcache.runs.run import Run
 from featcache.settings import Settings
 from featcache.system.progress import Progress
@@ -197,8 +197,8 @@ class TuningJob:
         files[f"{TRAINED}.json"] = json.dumps(document.to_json()["tuned"], indent=1).encode()
         if "test" in self.inputs:
             features["test"] = self._features(tuner, "test", document)
-        training = self._training(tuned)
-        return save_trained(self.settings, training, self._training_inputs(commit), heads, features, files)
+        training = self._training_record(tuned, scorer.parameters)
+        return save_trained(self.settings, training, heads, features, commit=commit, files=files)
 
     def _features(
         self, tuner: Tuner, split: str, document: EncoderDocument, weights: TrainedWeights | None = None
@@ -217,16 +217,26 @@ class TuningJob:
             path=Path(),
         )
 
-    def _training(self, tuned: Tuned) -> Training:
-        """How it was trained, for the run record."""
-        state = tuned.state
-        return Training(
-            kind=self.part.name,
+    def _training_record(self, tuned: Tuned, head_parameters: int) -> TrainingRecord:
+        state, inputs, frozen = tuned.state, self.inputs, self.frozen
+        return TrainingRecord(
+            head=self.part.name,
             seconds=state.seconds,
+            history=tuple(state.history),
             settings=asdict(self.recipe) | {"train": self.part.name},
-            history=state.history,
-            best_epoch=state.best_epoch,
-            backbone_parameters=sum(value.numel() for value in tuned.best.part.values()),
+            best_epoch=state.best_epoch or None,
+            parameters=head_parameters + sum(value.numel() for value in tuned.best.part.values()),
+            rows={split: len(each.split) for split, each in inputs.items()},
+            pairs=inputs["train"].split.has_pairs,
+            truncated={split: each.truncated for split, each in inputs.items()},
+            extraction_seconds=sum(each.seconds for each in inputs.values()),
+            bytes_cached=sum(each.nbytes for each in inputs.values()),
+            caches={split: each.cache for split, each in inputs.items() if each.cache},
+            frozen=FrozenRows(
+                cache_dir=self.settings.paths.cache_dir,
+                encoder=fingerprint(frozen.document.to_json()),
+                rows={split: row_chain(each.hashes) for split, each in inputs.items()},
+            ),
             finetune=TuningRecord(
                 cut=self.part.cut,
                 curve=state.curve,
@@ -234,27 +244,9 @@ class TuningJob:
                 tokens=state.tokens,
                 batch_tokens=tuned.batch_tokens,
                 stopped=tuned.stopped,
-                device=str(self.frozen.device),
-                dtype=self.frozen.dtype,
-                packing=self.frozen.packing,
+                device=str(frozen.device),
+                dtype=frozen.dtype,
+                packing=frozen.packing,
                 versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
-            ),
-        )
-
-    def _training_inputs(self, commit: str | None) -> TrainingInputs:
-        """The rows and their states, for the run record."""
-        inputs = self.inputs
-        return TrainingInputs(
-            rows={split: len(each.split) for split, each in inputs.items()},
-            pairs=inputs["train"].split.has_pairs,
-            truncated={split: each.truncated for split, each in inputs.items()},
-            caches={split: each.cache for split, each in inputs.items() if each.cache},
-            extraction_seconds=sum(each.seconds for each in inputs.values()),
-            bytes_cached=sum(each.nbytes for each in inputs.values()),
-            commit=commit,
-            frozen=FrozenRows(
-                cache_dir=self.settings.paths.cache_dir,
-                encoder=fingerprint(self.frozen.document.to_json()),
-                rows={split: row_chain(each.hashes) for split, each in inputs.items()},
             ),
         )

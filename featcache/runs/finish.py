@@ -3,69 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from featcache.cache.catalog import Features
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.calibration import fit_temperature, tune_thresholds
 from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
-from featcache.heads.fit import Epoch
 from featcache.heads.head import Head, probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.predictions import Predictions
-from featcache.runs.record import (
-    BackboneRecord,
-    CacheReference,
-    CalibrationRecord,
-    FrozenRows,
-    RunRecord,
-    SplitScores,
-    SweepRecord,
-    TuningRecord,
-)
+from featcache.runs.record import BackboneRecord, CalibrationRecord, RunRecord, SplitScores, TrainingRecord
 from featcache.runs.run import Run, save_run
 from featcache.settings import Settings
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a head was trained, for the run record; fields that are not described are those of `RunRecord`.
-
-    Attributes:
-        kind: `RunRecord.head`.
-        backbone_parameters: how many were trained beside the head's own.
-    """
-
-    kind: str
-    seconds: float
-    settings: dict[str, Any]
-    history: Sequence[Epoch] = ()
-    best_epoch: int = 0
-    solver: Mapping[str, Any] = field(default_factory=dict)
-    backbone_parameters: int = 0
-    finetune: TuningRecord | None = None
-    sweep: SweepRecord | None = None
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """The rows a head was trained and scored on, for the run record; fields are those of `RunRecord`.
-
-    Attributes:
-        commit: of the backbone on the hub; None for a local folder.
-    """
-
-    rows: dict[str, int]
-    pairs: bool | None
-    truncated: dict[str, int]
-    caches: dict[str, CacheReference]
-    extraction_seconds: float
-    bytes_cached: int
-    commit: str | None
-    frozen: FrozenRows | None = None
 
 
 def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, CalibrationRecord]:
@@ -100,10 +51,11 @@ def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, Ca
 
 def save_trained(
     settings: Settings,
-    training: Training,
-    inputs: TrainingInputs,
+    training: TrainingRecord,
     heads: Mapping[str, tuple[Head, CalibrationRecord]],
     features: Mapping[str, Features],
+    *,
+    commit: str | None,
     files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Score the best head on every split and save it as a run.
@@ -111,6 +63,7 @@ def save_trained(
     Args:
         heads: from `calibrate`, by file name: `head` (the best by validation) and perhaps `last`.
         features: by split. Predictions and intervals are made of all splits but train.
+        commit: of the backbone on the hub; None for a local folder.
         files: what else belongs to the run, by file name.
     """
     head, calibration = heads["head"]
@@ -127,47 +80,22 @@ def save_trained(
         scores[split] = score(found, part.y, names, thresholds)
         intervals[split] = bootstrap_intervals(found, part.y, thresholds)
         predictions[split] = Predictions.of(part.row_hash, part.y, found, names, thresholds=thresholds)
-    record = replace(
-        _record(settings, training, inputs, head, scores), intervals=intervals, calibration=calibration
-    )
-    saved = {name: each for name, (each, _) in heads.items()}
-    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
-
-
-def _record(
-    settings: Settings, training: Training, inputs: TrainingInputs, head: Head, scores: Mapping[str, Scores]
-) -> RunRecord:
-    return RunRecord(
-        head=training.kind,
+    record = RunRecord(
+        **vars(training),
         view=head.view,
         task="multi-label" if head.multi_label else "single-label",
         fingerprint=head.fingerprint,
-        seconds=training.seconds,
-        metrics={split: found.summary for split, found in scores.items()},
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         seed=settings.seed,
-        settings=training.settings,
-        solver=dict(training.solver),
         epochs=len(training.history) or None,
-        best_epoch=training.best_epoch or None,
-        parameters=head.parameters + training.backbone_parameters,
-        rows=inputs.rows,
-        pairs=inputs.pairs,
-        truncated=inputs.truncated,
         label_names=head.label_names,
-        scores={split: _split_scores(found) for split, found in scores.items()},
-        extraction_seconds=inputs.extraction_seconds,
-        bytes_cached=inputs.bytes_cached,
-        backbone=BackboneRecord(**asdict(settings.backbone), commit=inputs.commit),
+        metrics={split: each.summary for split, each in scores.items()},
+        scores={split: SplitScores.of(each) for split, each in scores.items()},
+        intervals=intervals,
+        calibration=calibration,
+        backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
         features=settings.features,
         data=settings.data,
-        caches=inputs.caches,
-        history=tuple(training.history),
-        frozen=inputs.frozen,
-        finetune=training.finetune,
-        sweep=training.sweep,
     )
-
-
-def _split_scores(scores: Scores) -> SplitScores:
-    return SplitScores(scores.per_class, None if scores.confusion is None else scores.confusion.tolist())
+    saved = {name: each for name, (each, _) in heads.items()}
+    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.evaluation.metrics import ClassScore
+from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
 from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document
@@ -41,6 +41,10 @@ class SplitScores:
 
     per_class: tuple[ClassScore, ...] = ()
     confusion: list[list[int]] | None = None
+
+    @classmethod
+    def of(cls, scores: Scores) -> SplitScores:
+        return cls(scores.per_class, None if scores.confusion is None else scores.confusion.tolist())
 
 
 @dataclass(frozen=True)
@@ -120,61 +124,72 @@ class SweepRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """The content of run.json.
+class TrainingRecord:
+    """How a head was trained, and on what; the part of a run record that each way of training knows.
 
     Fields with a default are missing in runs of some earlier versions.
 
     Attributes:
-        run: the run's name, that of its folder.
         head: kind of the head, or the part that was fine-tuned, e.g. `top-blocks:2`.
-        fingerprint: of the features the head fits, see `Head.fingerprint`.
         seconds: of the training alone.
-        metrics: by split, then by name, see `featcache.evaluation.metrics.METRICS`.
-        created: local time with its offset, `%Y-%m-%dT%H:%M:%S%z`.
         settings: of the training, those that its kind uses.
         solver: what the solver reports besides: a chosen penalty, a gradient's norm.
-        epochs, best_epoch: None for solvers without epochs.
+        best_epoch: None for solvers without epochs.
         parameters: how many were trained.
+        rows: by split.
         pairs: whether the head was trained on pairs of texts; None where that is not known.
         truncated: texts longer than the longest length, by split.
-        intervals: 95 % bootstrap intervals, by split and metric.
         extraction_seconds, bytes_cached: of the features or states, all splits.
         caches: by split; of fine-tuned runs the states files.
     """
 
-    format: int = RUN_FORMAT
-    run: str = ""
     head: str
-    view: str
-    task: str = "single-label"
-    fingerprint: str
     seconds: float
-    metrics: dict[str, dict[str, float]]
-    created: str
-    seed: int = 0
+    history: tuple[Epoch, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     solver: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
     best_epoch: int | None = None
     parameters: int | None = None
     rows: dict[str, int] = field(default_factory=dict)
     pairs: bool | None = None
     truncated: dict[str, int] = field(default_factory=dict)
-    label_names: tuple[str, ...] = ()
-    scores: dict[str, SplitScores] = field(default_factory=dict)
-    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
-    calibration: CalibrationRecord | None = None
     extraction_seconds: float = 0.0
     bytes_cached: int | None = None
-    backbone: BackboneRecord = BackboneRecord()
-    features: FeatureSettings | None = None
-    data: DataSettings | None = None
     caches: dict[str, CacheReference] = field(default_factory=dict)
-    history: tuple[Epoch, ...]
     frozen: FrozenRows | None = None
     finetune: TuningRecord | None = None
     sweep: SweepRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(TrainingRecord):
+    """The content of run.json.
+
+    Attributes:
+        run: the run's name, that of its folder.
+        fingerprint: of the features the head fits, see `Head.fingerprint`.
+        created: local time with its offset, `%Y-%m-%dT%H:%M:%S%z`.
+        epochs: None for solvers without epochs.
+        metrics: by split, then by name, see `featcache.evaluation.metrics.METRICS`.
+        intervals: 95 % bootstrap intervals, by split and metric.
+    """
+
+    format: int = RUN_FORMAT
+    run: str = ""
+    view: str
+    task: str = "single-label"
+    fingerprint: str
+    created: str
+    seed: int = 0
+    epochs: int | None = None
+    label_names: tuple[str, ...] = ()
+    metrics: dict[str, dict[str, float]]
+    scores: dict[str, SplitScores] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    backbone: BackboneRecord = BackboneRecord()
+    features: FeatureSettings | None = None
+    data: DataSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `json.loads` makes of run.json."""
@@ -182,9 +197,9 @@ class RunRecord:
         return document
 
     def to_bytes(self) -> bytes:
-        """The bytes of run.json; without `frozen`, `finetune` and `sweep` where they do not apply."""
-        rare = ("frozen", "finetune", "sweep")
-        document = {name: value for name, value in asdict(self).items() if name not in rare or value}
+        """The bytes of run.json; `frozen`, `finetune` and `sweep` are left out where they are None."""
+        optional = ("frozen", "finetune", "sweep")
+        document = {name: value for name, value in asdict(self).items() if name not in optional or value}
         return json.dumps(document, indent=1, ensure_ascii=False, default=_builtin).encode("utf-8")
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
-
-import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheMiss, HeadError
@@ -17,8 +15,8 @@ from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.registry import KINDS, check_parallel
-from featcache.runs.finish import Training, TrainingInputs, calibrate, save_trained
-from featcache.runs.record import CacheReference, SweepRecord
+from featcache.runs.finish import calibrate, save_trained
+from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.settings import Settings
 
@@ -128,35 +126,30 @@ def save_fit(
         seconds: of the fit.
         sweep: the sweep that the head is the best of.
     """
-    features = data.features[view]
+    features, files = data.features[view], data.files
     heads = {"head": calibrate(fit.best, features["validation"], kind)}
     if fit.history:
         heads["last"] = calibrate(fit.last, features["validation"], kind)
-    training = Training(
-        kind=kind,
-        seconds=seconds,
-        settings={name: getattr(settings.head, name) for name in KINDS[kind].settings},
-        history=fit.history,
-        best_epoch=fit.best_epoch,
-        solver=fit.about or {},
-        sweep=sweep,
-    )
-    return save_trained(settings, training, _inputs(data.files, features["train"].x), heads, features)
-
-
-def _inputs(files: Mapping[str, CacheFile], x: np.ndarray) -> TrainingInputs:
-    """What the cache files say of their rows; `x` is one split's features `[N, D]`."""
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: file.rows for split, file in files.items()}
-    return TrainingInputs(
+    x = features["train"].x
+    training = TrainingRecord(
+        head=kind,
+        seconds=seconds,
+        history=fit.history,
+        settings={name: getattr(settings.head, name) for name in KINDS[kind].settings},
+        solver=dict(fit.about or {}),
+        best_epoch=fit.best_epoch or None,
+        parameters=fit.best.parameters,
         rows=rows,
         pairs=made["train"].pairs,
         truncated={split: file.truncated for split, file in files.items()},
-        caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
         extraction_seconds=sum(part.seconds or 0.0 for part in made.values()),
         bytes_cached=sum(rows.values()) * x.shape[1] * x.dtype.itemsize,
-        commit=made["train"].commit,
+        caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
+        sweep=sweep,
     )
+    return save_trained(settings, training, heads, features, commit=made["train"].commit)
 
 
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
