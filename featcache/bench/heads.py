@@ -16,8 +16,9 @@ import torch
 from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine
 from featcache.heads import exact_logistic as exact
 from featcache.heads.features import LabelledFeatures, Standard
-from featcache.heads.fit import Course, Member
+from featcache.heads.fit import Member
 from featcache.heads.linear_stack import fit_stack
+from featcache.settings import HeadSettings
 from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 
@@ -74,11 +75,13 @@ def bench_heads(
     held_out = slice(0, max(1, rows // 8))
     seconds, losses = dict[str, float](), dict[str, float]()
 
+    settings = HeadSettings(epochs=epochs, batch_size=BATCH)
+
     def stack(heads: int) -> None:
         rates = np.geomspace(1e-4, 1e-1, heads) if heads > 1 else [1e-3]
         members = [Member("made up", lr=float(rate), seed=None) for rate in rates]
         train, chosen = LabelledFeatures(x, y), LabelledFeatures(x[held_out], y[held_out])
-        fit_stack({"made up": train}, {"made up": chosen}, classes, members, Course(epochs, BATCH))
+        fit_stack({"made up": train}, {"made up": chosen}, classes, members, settings)
 
     def measure(name: str, run: Callable[[], object], runs: int = RUNS) -> None:
         on_progress(Progress(name))

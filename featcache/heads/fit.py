@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 from featcache.errors import HeadError, UsageError
@@ -78,43 +78,14 @@ class Member:
     def of(cls, settings: HeadSettings, view: str) -> Member:
         """A head that starts at zero: the loss is convex, and random weights would stay where no row corrects
         them."""
-        return cls(view=view, seed=None, **_shared_settings(cls, settings))
-
-
-@dataclass(frozen=True)
-class Course:
-    """The settings that all heads of a stack share.
-
-    Attributes:
-        warmup: share of all steps over which the learning rate rises.
-        schedule: what follows: `constant`, `linear` or `cosine` down to 0.
-        patience: a head stops after this many epochs without a new best; None: never.
-        seed: of the order of the rows.
-    """
-
-    epochs: int = 100
-    batch_size: int = 32
-    warmup: float = 0.0
-    schedule: str = "constant"
-    patience: int | None = None
-    seed: int = 0
-
-    @classmethod
-    def of(cls, settings: HeadSettings, seed: int) -> Course:
-        return cls(seed=seed, **_shared_settings(cls, settings))
-
-    def steps(self, rows: int) -> int:
-        """Batches of all epochs over so many rows."""
-        return self.epochs * -(-rows // self.batch_size)
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the learning rate is multiplied by in step `step` of `steps`."""
-        return schedule_factor(step, steps, self.warmup, self.schedule)
-
-
-def _shared_settings(kind: type[Member] | type[Course], settings: HeadSettings) -> dict[str, Any]:
-    """The settings that `kind` has by the same name."""
-    return {item.name: getattr(settings, item.name) for item in fields(kind) if hasattr(settings, item.name)}
+        return cls(
+            view=view,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            seed=None,
+            label_smoothing=settings.label_smoothing,
+            class_weight=settings.class_weight,
+        )
 
 
 @dataclass
@@ -181,6 +152,11 @@ def check_settings(settings: HeadSettings | Mapping[str, Any]) -> None:
             coerce(known[name], value)
     except UsageError as error:
         raise HeadError(error.what, hint=error.hint) from None
+
+
+def steps_of(settings: HeadSettings, rows: int) -> int:
+    """How many batches all epochs over so many rows have."""
+    return settings.epochs * -(-rows // settings.batch_size)
 
 
 @functools.cache

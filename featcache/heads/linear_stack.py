@@ -20,10 +20,20 @@ from featcache.backbone.private_torch import AdamWRates, adamw_
 from featcache.errors import HeadError
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures, Standard, check_splits
-from featcache.heads.fit import Course, Epoch, Fit, Member, TrainingHistory, check_settings, one_thread_if
+from featcache.heads.fit import (
+    Epoch,
+    Fit,
+    Member,
+    TrainingHistory,
+    check_settings,
+    one_thread_if,
+    schedule_factor,
+    steps_of,
+)
 from featcache.heads.minibatches import BatchLoader, PaddedFeatures
 from featcache.heads.scorers import Linear
 from featcache.heads.stack_loss import StackLoss, loss_and_hits
+from featcache.settings import HeadSettings
 from featcache.system.sharded_array import slices_of
 
 SMALL_STEP = 1e7  # floating-point operations
@@ -38,8 +48,9 @@ def fit_stack(
     validation: Views,
     classes: int,
     members: Sequence[Member],
-    course: Course,
+    settings: HeadSettings,
     *,
+    seed: int = 0,
     on_epoch: Callable[[list[Epoch]], None] | None = None,
     group: ProcessGroup = ALONE,
 ) -> list[Fit]:
@@ -51,6 +62,9 @@ def fit_stack(
     Args:
         train: by view; all views have the same rows and labels.
         validation: likewise; chooses each head's best epoch.
+        settings: what all heads share: `epochs`, `batch_size`, `warmup`, `schedule` and `patience` (a head
+            stops, the others go on).
+        seed: of the order of the rows.
         on_epoch: called after each epoch with a line a head.
         group: workers that call this with the same arguments. Each takes the rows of its share out of the
             same batches that one worker would take; gradients are summed in float32 once a step, and all
@@ -63,7 +77,7 @@ def fit_stack(
         HeadError: rows no head can be trained on, settings out of range, a head that diverges at once.
     """
     views = list(dict.fromkeys(member.view for member in members))
-    _check_settings(members, course)
+    _check_settings(members, settings)
     for view in views:
         check_splits(train[view], validation[view], classes, group)
     stack = _Stack({view: train[view] for view in views}, classes, members, group)
@@ -72,15 +86,15 @@ def fit_stack(
         for view in views
     }
     y_validation = torch.tensor(validation[views[0]].y)
-    histories = [TrainingHistory[torch.Tensor](course.patience) for _ in members]
-    dice = torch.Generator().manual_seed(course.seed)
+    histories = [TrainingHistory[torch.Tensor](settings.patience) for _ in members]
+    dice = torch.Generator().manual_seed(seed)
     rows = len(stack.labels)
-    orders = (torch.randperm(rows, generator=dice) for _ in range(course.epochs))
-    operations = 4 * course.batch_size * sum(part.numel() for part in stack.theta)
-    with BatchLoader(stack.views, stack.labels, orders, course.batch_size, group.share(rows)) as loader:
-        for number in range(1, course.epochs + 1):
+    orders = (torch.randperm(rows, generator=dice) for _ in range(settings.epochs))
+    operations = 4 * settings.batch_size * sum(part.numel() for part in stack.theta)
+    with BatchLoader(stack.views, stack.labels, orders, settings.batch_size, group.share(rows)) as loader:
+        for number in range(1, settings.epochs + 1):
             with one_thread_if(operations < SMALL_STEP):
-                scores = _train_epoch(stack, loader, course)
+                scores = _train_epoch(stack, loader, settings)
             both = zip(scores, stack.scores(held_out, y_validation), strict=True)
             lines = [Epoch(number, *trained, *validated) for trained, validated in both]
             for head, (history, line) in enumerate(zip(histories, lines, strict=True)):
@@ -100,23 +114,24 @@ def initial_weights(member: Member, classes: int, width: int) -> torch.Tensor:
     return (torch.rand(classes, width + 1, generator=dice) * 2 - 1) / math.sqrt(width)
 
 
-def _check_settings(members: Sequence[Member], course: Course) -> None:
+def _check_settings(members: Sequence[Member], settings: HeadSettings) -> None:
     if not members:
         raise HeadError("a stack of no heads")
-    check_settings({"epochs": course.epochs, "batch_size": course.batch_size})
+    check_settings(settings)
     for member in members:
         check_settings({"lr": member.lr, "label_smoothing": member.label_smoothing})
 
 
-def _train_epoch(stack: _Stack, loader: BatchLoader, course: Course) -> list[tuple[float, float]]:
+def _train_epoch(stack: _Stack, loader: BatchLoader, settings: HeadSettings) -> list[tuple[float, float]]:
     """One pass over the rows; mean loss and accuracy of each head."""
     sums = torch.zeros(2, len(stack.members), dtype=torch.float64)
-    total = course.steps(len(stack.labels))
+    total = steps_of(settings, len(stack.labels))
+    warmup, schedule = settings.warmup, settings.schedule
     for part in loader.epoch():
         truths = stack.loss.truths(part.labels, part.sizes)
-        masses = stack.loss.masses(part.all_labels, course.batch_size)
+        masses = stack.loss.masses(part.all_labels, settings.batch_size)
         probabilities = [
-            stack.step(features, truth, mass, course.factor(stack.steps, total))
+            stack.step(features, truth, mass, schedule_factor(stack.steps, total, warmup, schedule))
             for features, truth, mass in zip(part.batches(), truths, masses, strict=True)
         ]
         sums += stack.loss_and_hits(torch.cat(probabilities, dim=2), part.labels)

@@ -119,12 +119,7 @@ class BatchLoader:
         self.size = max(1, NUMBERS_AT_ONCE // widest // batch_size) * batch_size
         self.views, self.labels, self.batch_size, self.share = views, labels, batch_size, share
         self.thread = ThreadPoolExecutor(1)
-        self.waiting: deque[tuple[Future[BatchSequence], bool]] = deque()  # and whether its epoch ends there
-        self.parts = (
-            (rows, number == -(-len(order) // self.size))
-            for order in orders
-            for number, rows in enumerate(order.split(self.size), 1)
-        )
+        self.sequences = self._gathered_ahead(rows for order in orders for rows in order.split(self.size))
 
     def __enter__(self) -> Self:
         return self
@@ -134,17 +129,17 @@ class BatchLoader:
 
     def epoch(self) -> Iterator[BatchSequence]:
         """The batches of the next epoch."""
-        ends = False
-        while not ends:
-            if not self.waiting:
-                self._prepare()
-            future, ends = self.waiting.popleft()
-            self._prepare()  # also of the epoch after this one
-            yield future.result()
+        return itertools.islice(self.sequences, -(-len(self.labels) // self.size))
 
-    def _prepare(self) -> None:
-        for rows, ends in itertools.islice(self.parts, 1):
-            self.waiting.append((self.thread.submit(self._gather, rows), ends))
+    def _gathered_ahead(self, parts: Iterator[torch.Tensor]) -> Iterator[BatchSequence]:
+        """The batches of each part; the next part, also of the next epoch, is gathered meanwhile."""
+        waiting: deque[Future[BatchSequence]] = deque()
+        for rows in parts:
+            waiting.append(self.thread.submit(self._gather, rows))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
     def _gather(self, rows: torch.Tensor) -> BatchSequence:
         all_labels = labels = self.labels.index_select(0, rows)

@@ -11,7 +11,6 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.heads.features import LabelledFeatures, Standard, check_splits, fixed_logits, row_slices
 from featcache.heads.fit import (
-    Course,
     Epoch,
     Fit,
     OnEpoch,
@@ -19,6 +18,8 @@ from featcache.heads.fit import (
     check_settings,
     divergence,
     one_thread_if,
+    schedule_factor,
+    steps_of,
 )
 from featcache.heads.head import softmax
 from featcache.heads.scorers import Mlp
@@ -65,13 +66,13 @@ def fit_mlp(
     weights = _class_weights(train.y, classes, settings) if class_weight is None else class_weight
     loss = _loss(train.y, network.seen, settings.label_smoothing, _checked_weights(weights, network))
     optimizer = network.optimizer(settings.weight_decay)
-    course, steps = Course.of(settings, seed), 0
-    total = course.steps(len(train.x))
+    steps, total = 0, steps_of(settings, len(train.x))
     history = TrainingHistory[Mlp](settings.patience)
     for number in range(1, settings.epochs + 1):
         with one_thread_if(settings.batch_size * network.w1.numel() < SMALL_STEP):
             for x, y in network.batches(train, settings.batch_size):
-                optimizer.param_groups[0]["lr"] = settings.lr * course.factor(steps, total)
+                factor = schedule_factor(steps, total, settings.warmup, settings.schedule)
+                optimizer.param_groups[0]["lr"] = settings.lr * factor
                 optimizer.zero_grad()
                 loss(network.forward(x, settings.dropout), y).backward()
                 optimizer.step()

@@ -18,7 +18,7 @@ from featcache.heads.features import (
     counts_of,
     standardised_rows,
 )
-from featcache.heads.fit import Course, Fit, Member, OnEpoch, check_settings, divergence
+from featcache.heads.fit import Fit, Member, OnEpoch, check_settings, divergence
 from featcache.heads.mlp import fit_mlp
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
@@ -47,7 +47,7 @@ def fit_linear(
     check_settings(settings)
     (fit,) = fit_stack(
         {"features": train}, {"features": validation}, classes,
-        [Member.of(settings, "features")], Course.of(settings, seed),
+        [Member.of(settings, "features")], settings, seed=seed,
         on_epoch=None if on_epoch is None else (lambda lines: on_epoch(lines[0])), group=group,
     )  # fmt: skip
     if fit.about:

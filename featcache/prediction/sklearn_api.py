@@ -24,7 +24,7 @@ from featcache.backbone.files import ModelFiles
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features
 from featcache.heads.features import LabelledFeatures, Standard
-from featcache.heads.fit import Course, Member
+from featcache.heads.fit import Member
 from featcache.heads.head import softmax
 from featcache.heads.scorers import Linear
 from featcache.settings import HeadSettings, Settings, build_settings
@@ -305,10 +305,9 @@ class LinearHead(ClassifierMixin, BaseEstimator):
 
         by_class = "none" if weights is None else tuple(weights.tolist())
         member = replace(Member.of(settings, "x"), class_weight=by_class)
-        course = Course(settings.epochs, settings.batch_size, seed=seed)
         # Validation rows only choose the best epoch, but here the last one is taken.
         train, validation = LabelledFeatures(x, labels), LabelledFeatures(x[:1], labels[:1])
-        (fit,) = fit_stack({"x": train}, {"x": validation}, len(self.classes_), [member], course)
+        (fit,) = fit_stack({"x": train}, {"x": validation}, len(self.classes_), [member], settings, seed=seed)
         assert isinstance(fit.last, Linear)
         return fit.last.weight, fit.last.bias, len(fit.history)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcache.errors import UsageError
-from featcache.heads.fit import Course, Epoch, Fit, Member
+from featcache.heads.fit import Epoch, Fit, Member
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
 from featcache.runs.train import load_data, save_fit
@@ -89,15 +89,14 @@ def sweep(
     from featcache.heads.linear_stack import fit_stack
 
     members = _members(grid, settings.seed)
-    course = Course.of(settings.head, settings.seed)
     train, held_out = (
         {view: data.rows(view, split) for view in grid.views} for split in ("train", "validation")
     )
     report = None if progress is None else (lambda lines: progress(lines[0].epoch, members, lines))
     began = time.perf_counter()
     fits = fit_stack(
-        train, held_out, len(data.features[grid.views[0]]["train"].label_names), members, course,
-        on_epoch=report,
+        train, held_out, len(data.features[grid.views[0]]["train"].label_names), members, settings.head,
+        seed=settings.seed, on_epoch=report,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     ranked = sorted(

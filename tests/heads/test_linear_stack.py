@@ -12,9 +12,10 @@ import torch
 from featcache.errors import HeadError
 from featcache.heads import features, minibatches
 from featcache.heads.features import LabelledFeatures, Standard
-from featcache.heads.fit import Course, Member, schedule_factor
+from featcache.heads.fit import Member, schedule_factor
 from featcache.heads.linear_stack import fit_stack, initial_weights
 from featcache.heads.stack_loss import class_weights
+from featcache.settings import HeadSettings
 from tests.support.stock import one_thread
 
 Views = dict[str, LabelledFeatures]
@@ -44,6 +45,7 @@ def several(count: int, seed: int) -> Views:
     return {view: LabelledFeatures(x, y) for view, (x, _) in views.items()}
 
 
+SEED = 5
 MEMBERS = [
     Member("a"),
     Member("b", lr=0.03, weight_decay=0.2, seed=3),
@@ -53,7 +55,7 @@ MEMBERS = [
 ]
 
 
-def torchs(views: Views, member: Member, course: Course) -> torch.nn.Linear:
+def torchs(views: Views, member: Member, shared: HeadSettings) -> torch.nn.Linear:
     """The layer for standardised features after the last epoch, by torch's own autograd and optimizer."""
     stored, y = views[member.view]
     x = torch.from_numpy(Standard.of(stored.astype(np.float32))(stored))
@@ -62,13 +64,13 @@ def torchs(views: Views, member: Member, course: Course) -> torch.nn.Linear:
     layer.load_state_dict({"weight": first[:, :-1], "bias": first[:, -1]})
     weight = class_weights(y, 3, member.class_weight)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=member.lr, weight_decay=member.weight_decay)
-    order = torch.Generator().manual_seed(course.seed)
-    steps, total = 0, course.epochs * -(-len(y) // course.batch_size)
+    order = torch.Generator().manual_seed(SEED)
+    steps, total = 0, shared.epochs * -(-len(y) // shared.batch_size)
     smoothing = member.label_smoothing
-    for _ in range(course.epochs):
-        for batch in torch.randperm(len(y), generator=order).split(course.batch_size):
+    for _ in range(shared.epochs):
+        for batch in torch.randperm(len(y), generator=order).split(shared.batch_size):
             optimizer.param_groups[0]["lr"] = member.lr * schedule_factor(
-                steps, total, course.warmup, course.schedule
+                steps, total, shared.warmup, shared.schedule
             )
             optimizer.zero_grad()
             if y.ndim == 1:
@@ -98,28 +100,28 @@ def assert_is(found: Any, layer: torch.nn.Linear, stored: np.ndarray) -> None:
 
 @pytest.mark.parametrize("make", [rows, several])
 @pytest.mark.parametrize(
-    "course",
+    "shared",
     [
-        Course(epochs=6, batch_size=16, seed=5),
-        Course(epochs=6, batch_size=7, warmup=0.2, schedule="linear"),
-        Course(epochs=6, batch_size=1000, schedule="cosine"),
+        HeadSettings(epochs=6, batch_size=16),
+        HeadSettings(epochs=6, batch_size=7, warmup=0.2, schedule="linear"),
+        HeadSettings(epochs=6, batch_size=1000, schedule="cosine"),
     ],
-    ids=lambda course: f"{course.batch_size}-{course.schedule}",
+    ids=lambda shared: f"{shared.batch_size}-{shared.schedule}",
 )
-def test_fit_stack_equals_torch(make: Any, course: Course) -> None:
+def test_fit_stack_equals_torch(make: Any, shared: HeadSettings) -> None:
     train, validation = make(90, 0), make(40, 1)
-    fits = fit_stack(train, validation, 3, MEMBERS, course)
+    fits = fit_stack(train, validation, 3, MEMBERS, shared, seed=SEED)
     for member, fit in zip(MEMBERS, fits, strict=True):
-        assert_is(fit.last, torchs(train, member, course), train[member.view].x)
+        assert_is(fit.last, torchs(train, member, shared), train[member.view].x)
 
 
 @pytest.mark.parametrize("make", [rows, several])
 def test_head_of_a_stack_equals_the_head_alone(make: Any) -> None:
     train, validation = make(80, 0), make(30, 1)
-    course = Course(epochs=8, batch_size=8)
-    together = fit_stack(train, validation, 3, MEMBERS, course)
+    shared = HeadSettings(epochs=8, batch_size=8)
+    together = fit_stack(train, validation, 3, MEMBERS, shared)
     for member, fit in zip(MEMBERS, together, strict=True):
-        alone = fit_stack(train, validation, 3, [member], course)[0]
+        alone = fit_stack(train, validation, 3, [member], shared)[0]
         x = train[member.view].x
         np.testing.assert_allclose(fit.best.logits(x), alone.best.logits(x), rtol=0, atol=2e-5)
         assert fit.best_epoch == alone.best_epoch
@@ -131,11 +133,11 @@ def test_head_of_a_stack_equals_the_head_alone(make: Any) -> None:
 def test_fit_stack_of_streamed_rows_equals_that_of_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standardised chunk by chunk from the map, in many chunks, instead of at once."""
     train, validation = rows(200, 0), rows(60, 1)
-    course = Course(epochs=3, batch_size=8)
-    kept = fit_stack(train, validation, 3, MEMBERS, course)
+    shared = HeadSettings(epochs=3, batch_size=8)
+    kept = fit_stack(train, validation, 3, MEMBERS, shared)
     monkeypatch.setattr(features, "IN_MEMORY", 0)
     monkeypatch.setattr(minibatches, "NUMBERS_AT_ONCE", 16 * 24)
-    streamed = fit_stack(train, validation, 3, MEMBERS, course)
+    streamed = fit_stack(train, validation, 3, MEMBERS, shared)
     for one, other in zip(kept, streamed, strict=True):
         np.testing.assert_allclose(one.last.weight, other.last.weight, rtol=0, atol=1e-5)
         for a, b in zip(one.history, other.history, strict=True):
@@ -146,8 +148,8 @@ def test_fit_stack_of_streamed_rows_equals_that_of_kept_rows(monkeypatch: pytest
 def test_head_that_stops_early_keeps_its_history() -> None:
     train, validation = rows(60, 0), rows(30, 3)
     members = [Member("a", lr=0.3), Member("a", lr=1e-4)]
-    patient = fit_stack(train, validation, 3, members, Course(epochs=60, patience=4))
-    endless = fit_stack(train, validation, 3, members, Course(epochs=60))
+    patient = fit_stack(train, validation, 3, members, HeadSettings(epochs=60, patience=4))
+    endless = fit_stack(train, validation, 3, members, HeadSettings(epochs=60))
     stopped = patient[0]
     assert len(stopped.history) == stopped.best_epoch + 4 < 60
     assert stopped.history == endless[0].history[: len(stopped.history)]
@@ -157,8 +159,8 @@ def test_head_that_stops_early_keeps_its_history() -> None:
 def test_diverged_head_does_not_change_the_others() -> None:
     train = rows(60, 0)
     members = [Member("a", lr=1e12, weight_decay=1.0), Member("a")]
-    wild, fine = fit_stack(train, train, 3, members, Course(epochs=9))
-    alone = fit_stack(train, train, 3, members[1:], Course(epochs=9))[0]
+    wild, fine = fit_stack(train, train, 3, members, HeadSettings(epochs=9))
+    alone = fit_stack(train, train, 3, members[1:], HeadSettings(epochs=9))[0]
     assert wild.about and wild.about["diverged_in_epoch"] > 1
     np.testing.assert_allclose(fine.last.weight, alone.last.weight, rtol=0, atol=1e-6)
     assert fine.about is None
@@ -167,7 +169,7 @@ def test_diverged_head_does_not_change_the_others() -> None:
 def test_seed_of_a_member_sets_its_first_weights_only() -> None:
     train = rows(60, 0)
     members = [Member("a", seed=0), Member("a", seed=1), Member("a", seed=0)]
-    one, other, again = fit_stack(train, train, 3, members, Course(epochs=2))
+    one, other, again = fit_stack(train, train, 3, members, HeadSettings(epochs=2))
     np.testing.assert_array_equal(one.last.weight, again.last.weight)
     assert not np.allclose(one.last.weight, other.last.weight, atol=1e-3)
 
@@ -176,28 +178,28 @@ def test_fit_stack_restores_the_number_of_threads() -> None:
     train = rows(60, 0)
     torch.set_num_threads(2)
     try:
-        fit_stack(train, train, 3, [Member("a")], Course(epochs=1))
+        fit_stack(train, train, 3, [Member("a")], HeadSettings(epochs=1))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
-    ("member", "course", "words"),
+    ("member", "shared", "words"),
     [
-        (Member("a", lr=-1.0), Course(), "--lr -1"),
-        (Member("a", label_smoothing=1.0), Course(), "--label-smoothing 1"),
-        (Member("a"), Course(epochs=0), "--epochs 0"),
-        (Member("a"), Course(batch_size=0), "--batch-size 0"),
+        (Member("a", lr=-1.0), HeadSettings(), "--lr -1"),
+        (Member("a", label_smoothing=1.0), HeadSettings(), "--label-smoothing 1"),
+        (Member("a"), HeadSettings(epochs=0), "--epochs 0"),
+        (Member("a"), HeadSettings(batch_size=0), "--batch-size 0"),
     ],
 )
-def test_fit_stack_refuses_settings_out_of_range(member: Member, course: Course, words: str) -> None:
+def test_fit_stack_refuses_settings_out_of_range(member: Member, shared: HeadSettings, words: str) -> None:
     train = rows(30, 0)
     with pytest.raises(HeadError, match=words):
-        fit_stack(train, train, 3, [member], course)
+        fit_stack(train, train, 3, [member], shared)
 
 
 def test_fit_stack_refuses_no_members() -> None:
     train = rows(30, 0)
     with pytest.raises(HeadError, match="no heads"):
-        fit_stack(train, train, 3, [], Course())
+        fit_stack(train, train, 3, [], HeadSettings())
