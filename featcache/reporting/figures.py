@@ -161,10 +161,8 @@ def _legend(
 
 
 def _percent(*axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter
-
     for axis in axes:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
 
 
 def _points_with_intervals(
@@ -190,8 +188,8 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
         if curve.best_epoch is not None and curve.best_epoch in curve.epoch:
             best = values[curve.epoch.index(curve.best_epoch)]
             axes.plot([curve.best_epoch], [best], "o", color=handles[-1].get_color(), ms=5)
-    axes.set_xlabel("epoch (dot: the one kept)")
-    axes.set_ylabel("loss, nats a row" if metric == "loss" else "accuracy, %")
+    unit = "loss, nats a row" if metric == "loss" else "accuracy, %"
+    axes.set(xlabel="epoch (dot: the one kept)", ylabel=unit)
     if metric == "accuracy":
         _percent(axes.yaxis)
     _legend(axes, handles, labels, 2 if one else 1 + (len(labels) < 3))
@@ -199,7 +197,7 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
 
 
 def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     figure, axes = _axes()
     handles = []
@@ -208,11 +206,9 @@ def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
         intervals = list(zip(low, high, strict=True))
         handles.append(_points_with_intervals(axes, rows, score, intervals, color=colour, ms=4))
     labels = [f"{curve.head}, {curve.split} {curve.metric}" for curve in curves[: len(SERIES)]]
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set(xscale="log", xlabel="labelled train rows", ylabel="score, %")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("labelled train rows")
-    axes.set_ylabel("score, %")
     _percent(axes.yaxis)
     _legend(axes, handles, labels, 1)
     return figure
@@ -240,15 +236,12 @@ def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     if classes <= 12:
         for (i, j), count in np.ndenumerate(table):
             axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=9 if classes <= 6 else 7)
-    axes.set_xlim(-0.5, classes - 0.5)
-    axes.set_ylim(classes - 0.5, -0.5)
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
     axes.grid(False)
     ticks = range(classes) if named else []
     size = 9 if classes <= 12 else 7
     axes.set_xticks(ticks, labels, rotation=0 if classes <= 4 else 90, fontsize=size)
     axes.set_yticks(ticks, labels, fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     return figure
 
 
@@ -264,10 +257,8 @@ def _classes(lines: Sequence[ClassScore]) -> Figure:
         values = [getattr(line, name) for line in shown]
         bars.append(axes.barh(places + 0.27 * (number - 1), values, 0.25, color=SERIES[number]))
     axes.set_yticks(places, labels)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
+    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xlabel="%")
     axes.grid(False, axis="y")
-    axes.set_xlabel("%")
     _percent(axes.xaxis)
     _legend(axes, bars, ["precision", "recall", "F1"], 3)
     return figure
@@ -281,10 +272,8 @@ def _reliability(bins: Sequence[ConfidenceBin]) -> Figure:
     confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
     _points_with_intervals(axes, confidence, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     start = 0.0 if min(one.from_ for one in bins) < 0.4 else 0.4
-    axes.set_xlim(start, 1.01)
-    axes.set_ylim(min(start, *(low for low, _ in intervals if low is not None)), 1.02)
-    axes.set_xlabel("confidence, %")
-    axes.set_ylabel("accuracy, %")
+    lowest = min(start, *(low for low, _ in intervals if low is not None))
+    axes.set(xlim=(start, 1.01), ylim=(lowest, 1.02), xlabel="confidence, %", ylabel="accuracy, %")
     _percent(axes.xaxis, axes.yaxis)
     return figure
 
@@ -294,30 +283,24 @@ def _confidence(counts: ConfidenceHistogram) -> Figure:
     edges, right, wrong = np.array(counts.edges), np.array(counts.right), np.array(counts.wrong)
     widths = np.diff(edges) * 0.92
     middle = (edges[1:] + edges[:-1]) / 2
-    bars = [
-        axes.bar(middle, right, widths, color=RIGHT),
-        axes.bar(middle, wrong, widths, bottom=right, color=WRONG),
-    ]
+    lower = axes.bar(middle, right, widths, color=RIGHT)
+    upper = axes.bar(middle, wrong, widths, bottom=right, color=WRONG)
     there = np.flatnonzero(right + wrong)
-    axes.set_xlim(float(edges[there[0]]) if len(there) else 0, 1)
-    axes.set_xlabel("confidence, %")
-    axes.set_ylabel("rows")
+    axes.set(xlim=(float(edges[there[0]]) if len(there) else 0, 1), xlabel="confidence, %", ylabel="rows")
     axes.grid(False, axis="x")
     _percent(axes.xaxis)
-    _legend(axes, bars, ["right", "wrong"])
+    _legend(axes, [lower, upper], ["right", "wrong"])
     return figure
 
 
 def _lengths(bins: Sequence[LengthBin]) -> Figure:
     figure, axes = _axes()
-    places, accuracy, intervals = (
-        np.arange(len(bins)), [one.accuracy for one in bins], [one.interval for one in bins]
-    )  # fmt: skip
+    places, accuracy = np.arange(len(bins)), [one.accuracy for one in bins]
+    intervals = [one.interval for one in bins]
     _points_with_intervals(axes, places, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     names = [f"{one.from_}" if one.from_ == one.to else f"{one.from_}-{one.to}" for one in bins]
     axes.set_xticks(places, names, fontsize=7.5)
-    axes.set_xlabel("tokens of the text")
-    axes.set_ylabel("accuracy, %")
+    axes.set(xlabel="tokens of the text", ylabel="accuracy, %")
     _percent(axes.yaxis)
     return figure
 
@@ -345,8 +328,7 @@ def _map(points: FeatureMap, kinds: np.ndarray, series: dict[str, str]) -> Figur
         axes.plot(x[kinds == kind], y[kinds == kind], "o", ms=2.6, alpha=0.65, color=colour, mec="none")[0]
         for kind, colour in series.items()
     ]
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     _legend(axes, handles, [_short(kind, 14) for kind in series], min(len(series), 4), scale=2.5)
     return figure
 
