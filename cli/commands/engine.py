@@ -1,4 +1,4 @@
-"""The flags that say what does the work: this machine, or a Ray cluster."""
+"""The flags that choose what does the work: this machine, or a Ray cluster."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ def test_rm_removes_the_others_if_one_is_locked(cli: Cli, work: Path) -> None:
 def test_gc_keeps_unfinished_work_that_can_be_resumed(
     cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted after two blocks of four: gc takes the lock's remains, not the blocks."""
+    """Interrupted after two units of four: gc removes the files of the lock and keeps the units."""
     from featcache.cache.staging import Staging
 
     whole = {path.name: path.read_bytes() for path in Path("cache").rglob("*.h5")}
@@ -321,7 +321,7 @@ def test_gc_keeps_unfinished_work_that_can_be_resumed(
 
 @pytest.mark.slow
 def test_gc_after_a_killed_extraction(cli: Cli, work: Path) -> None:
-    """SIGKILL while blocks are written: gc leaves what can be gone on from, and no lock is in the way."""
+    """SIGKILL while units are written: gc keeps what can be resumed, and no lock is in the way."""
     shutil.rmtree("cache")
     rows = [{"text": "好房间" + str(n), "label": "good" if n % 2 else "bad"} for n in range(2500)]
     Path("reviews/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -444,7 +444,7 @@ def test_quiet_prints_nothing_to_stderr(cli: Cli, work: Path, monkeypatch: pytes
 
 
 def test_stdout_has_only_data(cli: Cli, work: Path) -> None:
-    """Each of these prints its document alone, however much it says on stderr."""
+    """Each of these prints only its document on stdout."""
     first = cli.ok("extract", "--all-splits", "--max-length", "512", "--json")
     assert "longest text: 64 tokens" in first.err  # what was done otherwise than asked
     assert set(first.json) == {"splits"}
@@ -486,7 +486,7 @@ def test_progress_bars_stay_on_the_terminal(cli: Cli, work: Path, monkeypatch: p
     "argv", ["compare", "compare --json", f"compare {LINEAR}", "cache ls", "cache info --all", "--help"]
 )
 def test_a_closed_pipe_is_no_error(argv: str, trained: Path) -> None:
-    """`featcache compare | head -1`, with a head that is gone before the first line."""
+    """`featcache compare | head -1`, where the reader has ended before the first line."""
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -624,7 +624,7 @@ LABELS = ["[red]", "[/b]坏", "一个非常非常非常非常非常非常非常�
 
 @pytest.mark.parametrize("count", [3, 10])
 def test_compare_prints_label_names_unchanged(count: int, cli: Cli, work: Path) -> None:
-    """Brackets are no markup, and a long name is not cut; beyond 8 classes other tables show."""
+    """Brackets are not markup, and long names are not shortened; above 8 classes other tables are shown."""
     names = LABELS + [f"[bold]{number}" for number in range(count - 3)]
     for number, split in enumerate(SPLITS):
         rows = [(f"{'好坏差'[i % 3]}房间{'书' * (i + number)}", names[i % count]) for i in range(4 * count)]

@@ -116,7 +116,7 @@ def test_invalid_command_lines_are_refused(line: str, words: tuple[str, ...], cl
 def test_invalid_numbers_of_a_head_are_refused_before_extraction(
     command: str, flag: str, value: str, cli: Cli, trained: Path, encoded: list[int]
 ) -> None:
-    """Said at once: `run` must not extract for an hour before it looks at --epochs."""
+    """`run` checks --epochs before it extracts, which may take an hour."""
     if command == "run":
         cli.ok("cache", "rm", "--all")
     cli.refused(USAGE, [command, flag, value], flag)
@@ -356,7 +356,7 @@ def test_a_damaged_cache_file_is_named(damage: Callable[[Path], None], cli: Cli,
 def test_after_damage_no_work_is_done_twice(
     damage: Callable[[Path], None], cli: Cli, trained: Path, encoded: list[int]
 ) -> None:
-    """Either `extract` mends the file, or it says what is wrong before it encodes everything."""
+    """`extract` either repairs the file, or names the damage before it encodes anything."""
     before = cli.ok("train-head", "--epochs", "3", "--json").json["metrics"]
     path = cached("train")
     damage(path)

@@ -102,7 +102,7 @@ def test_invalid_arguments_are_refused_before_the_model_is_loaded(
 
 
 def test_predict_refuses_pairs_for_a_head_of_single_texts(cli: Cli, trained: Path) -> None:
-    """Where the run says what it was trained on."""
+    """The run records whether it was trained on pairs."""
     path = Path(f"reports/{HEAD}/run.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": False}))
     Path("in.csv").write_text("sentence1,sentence2\n好,坏\n", encoding="utf-8")
@@ -114,7 +114,7 @@ def test_predict_refuses_pairs_for_a_head_of_single_texts(cli: Cli, trained: Pat
 
 
 def test_predict_uses_columns_of_the_settings_file(cli: Cli, trained: Path) -> None:
-    """They count where the file has them; a flag counts always."""
+    """They are used if the file has them; a flag is always used."""
     settings = Path("featcache.toml")
     settings.write_text(
         settings.read_text(encoding="utf-8").replace("# text_column =", 'text_column = "body"'),

@@ -183,7 +183,7 @@ def test_extract_prints_lines_into_a_pipe(work: Path, impatient: None) -> None:
 
 
 def info(cli: Cli) -> dict[str, Any]:
-    """`cache info` of the one file, in JSON; as printed it says the same of how it was computed."""
+    """`cache info --json` of the only file; checks that the printed form has the same facts."""
     (about,) = cli.ok("cache", "info", "--all", "--json").json["files"]
     printed = " ".join(cli.ok("cache", "info", "--all").out.split())
     assert about["computed"] in printed and about["fingerprint"] in printed

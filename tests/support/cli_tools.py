@@ -33,7 +33,7 @@ TRUNCATED = 16  # the longest length in `make_work`: about half of the reviews a
 
 @dataclass(frozen=True)
 class Result:
-    """What one call left: its exit code and its two streams."""
+    """The exit code and the two output streams of one call."""
 
     code: int
     out: str
@@ -41,7 +41,7 @@ class Result:
 
     @property
     def json(self) -> Any:
-        """Standard output as the one JSON document it must be."""
+        """Standard output as JSON."""
         return json.loads(self.out)
 
 
@@ -57,13 +57,13 @@ class Cli:
         return Result(code, *self.capsys.readouterr())
 
     def ok(self, *argv: str | Path) -> Result:
-        """A command that has to succeed."""
+        """Run a command and check that it succeeds."""
         result = self(*argv)
         assert result.code == 0, (argv, result)
         return result
 
     def refused(self, code: int, argv: Iterable[str | Path], *words: str) -> Result:
-        """A command that has to fail with a sentence, on stderr alone, and change nothing on disk."""
+        """Run a command and check that it fails with a message on stderr only and changes no file."""
         before = contents(Path())
         result = self(*argv)
         check_refusal(result, code, *words)
@@ -72,6 +72,7 @@ class Cli:
 
 
 def check_refusal(result: Result, code: int, *words: str) -> None:
+    """Check that a command failed with `code`, with `words` on stderr, and with nothing on stdout."""
     assert result.code == code, result
     assert "error: " in result.err, result
     for word in words:
@@ -81,7 +82,7 @@ def check_refusal(result: Result, code: int, *words: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under `folder` but for locks and logs of the moment."""
+    """SHA-256 of every file under `folder` except lock files."""
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -90,7 +91,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def plain_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> None:
-    """80 columns, and none of the variables by which a user asks for colour or against it."""
+    """Set the width of the terminal, and unset the variables that switch colour on or off."""
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -98,7 +99,7 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> None:
 
 
 def make_work(folder: Path, model: Path, *, views: str = "last/cls,last/mean", rows: int = 60) -> Path:
-    """A folder with reviews and a featcache.toml, in which every command works as typed."""
+    """Make a folder with reviews and a featcache.toml, in which every command works without flags."""
     write_reviews(folder / "reviews", rows)
     with contextlib.chdir(folder):
         argv = ["init", "--quiet", "--model", str(model), "--dataset", "reviews"]
@@ -108,7 +109,7 @@ def make_work(folder: Path, model: Path, *, views: str = "last/cls,last/mean", r
 
 
 def write_rows(path: Path, rows: Iterable[tuple[Any, Any]]) -> Path:
-    """(text, label) rows as JSON lines."""
+    """Write (text, label) rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n" for text, label in rows)
     path.write_text("".join(lines), encoding="utf-8")
@@ -138,6 +139,7 @@ def edit_run(name: str, **changes: Any) -> None:
 
 
 def environment(**changes: str) -> dict[str, str]:
+    """The environment of a process that the tests start, with `changes`."""
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     return kept | {"HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"} | changes
 
@@ -185,7 +187,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def read_until(self, words: str, seconds: float = 120.0) -> str:
-        """What was not returned yet, up to and with `words`."""
+        """The output since the last call, up to and including `words`."""
         start, end = self._returned, time.monotonic() + seconds
         while (found := self.seen.find(words, start)) < 0:
             assert time.monotonic() < end, f"no {words!r} in {self.seen[start:]!r}"
@@ -195,7 +197,7 @@ class Terminal:
         return self.seen[start : self._returned]
 
     def finish(self, seconds: float = 120.0) -> int:
-        """Read to the end; the exit code."""
+        """Read to the end and return the exit code."""
         end = time.monotonic() + seconds
         while self.process.poll() is None:
             assert time.monotonic() < end, f"still running after {self.seen!r}"

@@ -41,7 +41,7 @@ def child(code: str) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def holding(target: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock; it lets go at a line on its stdin."""
+    """A process that holds the lock and releases it at a line on its stdin."""
     code = f"with locked(Path({str(target)!r})):\n    print('held', flush=True); sys.stdin.readline()\n"
     with child(code + "print('free', flush=True); sys.stdin.readline()\n") as process:
         assert process.stdout is not None and process.stderr is not None
@@ -103,7 +103,7 @@ def test_locked_takes_the_lock_of_a_dead_process(tmp_path: Path, by: signal.Sign
 
 
 def test_locked_does_not_name_a_dead_process(tmp_path: Path) -> None:
-    """Someone else got the lock a moment ago and has not signed yet."""
+    """Another process has just taken the lock and has not written its `.holder` file yet."""
     target = tmp_path / "a.h5"
     with locked(target):
         leave_holder(target, pid=nobodys_pid())
@@ -207,7 +207,7 @@ def test_locked_ends_its_wait_at_an_interrupt(tmp_path: Path) -> None:
 
 
 def test_locked_is_exclusive_among_many_processes(tmp_path: Path) -> None:
-    """Each adds one to a number, slowly; some remove the lock's files on the way, as `gc` does."""
+    """Each process increments a number slowly; some remove the files of the lock, as `gc` does."""
     number, target = tmp_path / "number", tmp_path / "a.h5"
     number.write_text("0")
     code = (

@@ -94,7 +94,7 @@ def test_a_store_that_knows_no_exclusive_writing(
 
 
 def put(url: str, content: bytes | str) -> str:
-    """A file of the store; its URL."""
+    """Write a file into the store and return its URL."""
     remote.opened(url).write(content.encode() if isinstance(content, str) else content)
     return url
 
@@ -106,7 +106,7 @@ CSV = "text,label\n" + "".join(
 
 @pytest.fixture
 def mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all that is fetched, empty."""
+    """The empty folder of the mirror."""
     monkeypatch.setenv(fetched.FOLDER, str(tmp_path / "mirror"))
     return tmp_path / "mirror"
 
@@ -182,7 +182,7 @@ def predictor(tiny: Callable[[str], Path]) -> Iterator[Predictor]:
 
 
 def labelled(predictor: Predictor, *argv: str) -> int:
-    """What `featcache predict` makes of these flags."""
+    """Run `featcache predict` with these flags and return its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("texts", nargs="*")
     parser.set_defaults(pair=None, config=None, quiet=True, json=True)
