@@ -104,7 +104,7 @@ class FeatureSettings:
     )
     long_text: str = setting(
         "truncate",
-        "longer texts are cut, encoded in overlapping windows that are pooled, or cut in the middle",
+        "longer texts are truncated, encoded in overlapping windows that are pooled, or lose their middle",
         choices=("truncate", "chunks", "head-tail"),
     )
     overlap: int = setting(64, "tokens that neighbouring windows of --long-text chunks share", least=0)

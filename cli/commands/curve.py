@@ -128,17 +128,17 @@ def _drawing(curve: Curve, width: int, encoding: str) -> list[str]:
 def sentences(curve: Curve) -> list[str]:
     """What more labels would bring, how it is extrapolated, and what speaks against it."""
     outlook = curve.outlook
-    said = [_sentence(one) for one in outlook.forecasts]
-    if said:
-        said.append(
+    lines = [_sentence(one) for one in outlook.forecasts]
+    if lines:
+        lines.append(
             "This is an extrapolation, with 95 % intervals: it holds if the curve goes on as a power law,"
             f" error = {100 * (outlook.limit or 0):.2f} + {100 * (outlook.scale or 0):.2f}"
             f" * (rows / {outlook.base:,})^-{outlook.rate:.2f} (in points)."
         )
     if outlook.doubts:
-        said += ["Do not rely on it:" if outlook.forecasts else "No extrapolation:"]
-        said += [f"- {doubt}" for doubt in outlook.doubts]
-    return said
+        lines += ["Do not rely on it:" if outlook.forecasts else "No extrapolation:"]
+        lines += [f"- {doubt}" for doubt in outlook.doubts]
+    return lines
 
 
 def _sentence(one: Forecast) -> str:

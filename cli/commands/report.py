@@ -151,6 +151,6 @@ def _show_mistakes(report: RunReport, width: int) -> None:
         out().print("\nThe most confident mistakes", style="bold")
     for row in report.mistakes[:SHOWN]:
         label, predicted = (clip(label_text(one), 12) for one in (row.label, row.predicted))
-        said = f"{label}, predicted {predicted} {percent_text(row.confidence)}"
+        remark = f"{label}, predicted {predicted} {percent_text(row.confidence)}"
         text = " ".join((row.text or "").split())
-        out().print(clip(f"  {row.where}  {said}  {text}".rstrip(), width), soft_wrap=True)
+        out().print(clip(f"  {row.where}  {remark}  {text}".rstrip(), width), soft_wrap=True)

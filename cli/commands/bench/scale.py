@@ -68,10 +68,10 @@ def show(result: ScaleBenchmark) -> None:
         for pair, same in times.same_bytes.items():
             console.print(f"{pair}: {'the same bytes' if same else 'other bits'}", style="dim")
     if result.plans:
-        shown = table("planned", ">said", ">took", ">off by")
+        shown = table("planned", ">plan", ">took", ">off by")
         for one in result.plans:
-            said, took = seconds_text(one.planned), seconds_text(one.measured)
-            shown.add_row(f"{one.rows:,} rows", said, took, f"{one.error:.1%}")
+            plan, took = seconds_text(one.planned), seconds_text(one.measured)
+            shown.add_row(f"{one.rows:,} rows", plan, took, f"{one.error:.1%}")
         console.print(shown)
     if result.rss_mb is not None:
         console.print(f"{result.large_rows:,} rows in shards: {result.rss_mb:,.0f} MB resident")
