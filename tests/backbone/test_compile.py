@@ -55,7 +55,7 @@ def compiled(backbone: Backbone, **options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("family", PARTS)
-def test_parts_lie_between_attentions(family: str, tiny: Folder) -> None:
+def test_parts_are_the_modules_between_attentions(family: str, tiny: Folder) -> None:
     backbone = load(tiny(family))
     assert backbone.blocks is not None
     parts = compiling._parts(backbone.blocks[0], runs_of(backbone)[0])
@@ -75,7 +75,7 @@ def test_compiled_parts_give_the_same_features(family: str, tiny: Folder) -> Non
         np.testing.assert_allclose(after[name], values, rtol=0, atol=1e-6)
 
 
-def test_batches_of_any_shape_are_compiled_once(tiny: Folder) -> None:
+def test_compile_parts_compiles_once_for_batches_of_any_shape(tiny: Folder) -> None:
     graphs: list[Any] = []
 
     def count(graph: Any, _: Any) -> Any:
@@ -93,13 +93,13 @@ def test_batches_of_any_shape_are_compiled_once(tiny: Folder) -> None:
     assert len(graphs) <= before + 3
 
 
-def test_what_is_no_faster_stays(tiny: Folder) -> None:
+def test_compile_parts_keeps_parts_that_get_no_faster(tiny: Folder) -> None:
     backbone = load(tiny("bert"))
     assert compiled(backbone, gain=1e9) == []
     assert all("forward" not in vars(module) for module in backbone.model.modules())
 
 
-def test_what_gives_other_values_stays(tiny: Folder) -> None:
+def test_compile_parts_keeps_parts_that_give_other_values(tiny: Folder) -> None:
     def wrong(graph: Any, _: Any) -> Any:
         return lambda *inputs: tuple(1.01 * output for output in graph.forward(*inputs))
 
@@ -111,7 +111,7 @@ def test_what_gives_other_values_stays(tiny: Folder) -> None:
     assert all("forward" not in vars(module) for module in backbone.model.modules())
 
 
-def test_what_cannot_be_compiled_stays_and_is_said(tiny: Folder) -> None:
+def test_compile_parts_reports_parts_that_cannot_be_compiled(tiny: Folder) -> None:
     def broken(graph: Any, _: Any) -> Any:
         raise RuntimeError("Cannot find a working triton installation")
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_compiled_stays_and_is_said(tiny: Folder) -> None:
         np.testing.assert_array_equal(after[name], values)
 
 
-def test_no_memory_to_try_is_said(tiny: Folder) -> None:
+def test_compile_parts_reports_that_memory_ran_out(tiny: Folder) -> None:
     def full() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -134,7 +134,7 @@ def test_no_memory_to_try_is_said(tiny: Folder) -> None:
     assert compile_parts(blocks, [full]) == ["not compiled: out of memory"]
 
 
-def test_blocks_that_differ_are_compiled_where_they_are_the_same() -> None:
+def test_compile_parts_compiles_only_equal_parts_of_blocks() -> None:
     class Pair(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.relu(x) + 1
@@ -158,7 +158,7 @@ def test_blocks_that_differ_are_compiled_where_they_are_the_same() -> None:
     torch.testing.assert_close(blocks[2](x), torch.relu(x) + 1)
 
 
-def test_the_tail_runs_through_compiled_parts(tiny: Folder) -> None:
+def test_pooled_tokens_alone_run_through_compiled_parts(tiny: Folder) -> None:
     """The highest block's forward is swapped and put back for each batch; its parts stay compiled."""
     backbone = load(tiny("bert"))
     made, texts = encoder(backbone, "last/cls", batch_tokens=60), mixed(MIXED)
@@ -175,7 +175,7 @@ def test_the_tail_runs_through_compiled_parts(tiny: Folder) -> None:
 # ---------------------------------------------------------------- when
 
 
-def test_a_minute_of_compiling_needs_many_minutes_of_work() -> None:
+def test_worth_compiling_needs_many_minutes_of_work() -> None:
     cuda, bert_base, seven_billion = torch.device("cuda"), 85_000_000, 6_500_000_000
     assert worth_compiling(cuda, bert_base, 10_000_000)
     assert not worth_compiling(cuda, bert_base, 1_000_000)
@@ -184,7 +184,7 @@ def test_a_minute_of_compiling_needs_many_minutes_of_work() -> None:
     assert not worth_compiling(torch.device("cpu"), seven_billion, 10**9)
 
 
-def test_preparing_compiles_once_and_says_so(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_compiles_once_and_notes_it(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load(tiny("bert"))
     fused, asked = list(backbone.fused), []
 
@@ -207,7 +207,7 @@ def test_preparing_compiles_once_and_says_so(tiny: Folder, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("family", ["mpnet", "albert"])
-def test_what_runs_padded_or_has_no_blocks_is_left_alone(
+def test_prepare_skips_padded_models_and_models_without_blocks(
     family: str, tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "worth_compiling", lambda *_: True)

@@ -137,7 +137,7 @@ def test_float32_equals_one_text_at_a_time(family: str, lively_tiny: Folder) -> 
 @needs_cuda
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_16_bits_point_the_same_way(family: str, dtype: str, lively_tiny: Folder) -> None:
+def test_16_bits_have_the_same_direction(family: str, dtype: str, lively_tiny: Folder) -> None:
     """As near to float32 as the stock model in the same type is, text by text."""
     folder, texts = lively_tiny(family), texts_for(family)
     exact = stock(folder).matrix(texts, views=VIEWS)
@@ -189,7 +189,7 @@ def test_batches_in_flight_give_the_same_bits(
 @needs_cuda
 @pytest.mark.parametrize("family", ["bert", "llama", "modernbert", "mistral"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_tail_gives_what_all_tokens_give(family: str, dtype: str, lively_tiny: Folder) -> None:
+def test_pooled_tokens_alone_give_what_all_tokens_give(family: str, dtype: str, lively_tiny: Folder) -> None:
     backbone, texts = on_cuda(lively_tiny(family), dtype), texts_for(family)
     assert backbone.runs_pooled_alone
     alone = encoder(backbone, "last/cls", "last/last")(texts).views
@@ -239,7 +239,7 @@ def test_out_of_memory_halves_the_budget(tmp_path: Path) -> None:
 
 
 @needs_cuda
-def test_copies_wait_for_each_other() -> None:
+def test_copies_are_ordered_with_computing() -> None:
     """Up, a product that takes a while, and down, many times over the same few sizes of memory."""
     feed, draw = DeviceCopier(CUDA), np.random.default_rng(0)
     factor = torch.eye(2048, device=CUDA)
@@ -265,7 +265,7 @@ def test_copies_wait_for_each_other() -> None:
 @pytest.mark.parametrize("scaling", [None, 0.3])
 @pytest.mark.parametrize("width", [16, 64, 12, 288])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_attention_on_cuda_is_attention(
+def test_packed_attention_on_cuda_equals_float64_on_cpu(
     heads: tuple[int, int],
     causal: bool,
     window: int | None,
@@ -296,7 +296,7 @@ def test_attention_on_cuda_is_attention(
 )
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, 7])
-def test_varlen_serves_here_and_is_sdpa(causal: bool, window: int | None) -> None:
+def test_varlen_is_used_here_and_equals_sdpa(causal: bool, window: int | None) -> None:
     lengths = np.array([70, 33, 33, 16, 5, 1, 1])
     draw = torch.Generator().manual_seed(0)
     query, key, value = (

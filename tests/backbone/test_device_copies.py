@@ -32,13 +32,13 @@ def on_one_thread() -> Iterator[None]:
 # ---------------------------------------------------------------- DeviceCopier on a CPU
 
 
-def test_on_a_cpu_nothing_is_copied_up() -> None:
+def test_to_device_copies_nothing_on_a_cpu() -> None:
     values = np.arange(6)
     assert copier_of(CPU).to_device(values).data_ptr() == values.ctypes.data
     assert copier_of(CPU) is copier_of(torch.device("cpu"))
 
 
-def test_on_a_cpu_results_are_there_at_once() -> None:
+def test_to_host_is_immediate_on_a_cpu() -> None:
     made = {"a": torch.randn(3, 2), "b": torch.zeros(0, 4)}
     landing = DeviceCopier(CPU).to_host(made)
     assert landing.done is None
@@ -149,7 +149,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, tokens: int, error: BaseException) ->
     ],
     ids=["torch", "cublas", "cuda", "cpu"],
 )
-def test_out_of_memory_leaves_what_is_in_flight(
+def test_out_of_memory_keeps_batches_in_flight(
     error: BaseException, tiny: Folder, late: LateCopier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short text does not make the long ones before it run again, and all batches after are small."""
@@ -167,7 +167,7 @@ def test_out_of_memory_leaves_what_is_in_flight(
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
 
 
-def test_memory_of_a_failed_batch_is_free_before_the_next(
+def test_memory_of_a_failed_batch_is_freed_before_the_next(
     tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error's traceback holds the failed batch's tensors: it must be gone when the next one begins."""
@@ -189,7 +189,7 @@ def test_memory_of_a_failed_batch_is_free_before_the_next(
     assert held
 
 
-def test_a_bad_row_is_named_while_others_fly(tiny: Folder, late: LateCopier) -> None:
+def test_a_bad_row_is_named_while_batches_are_in_flight(tiny: Folder, late: LateCopier) -> None:
     backbone = load(tiny("bert"))
     word = int(stock(tiny("bert")).token_ids("坏")[1])
     backbone.model.get_input_embeddings().weight[word] = float("nan")

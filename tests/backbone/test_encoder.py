@@ -102,7 +102,7 @@ def test_batches_of_any_shape(family: str, lively_tiny: Folder) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_families_run_packed_or_say_why_not(family: str, tiny: Folder) -> None:
+def test_families_run_packed_or_note_why_not(family: str, tiny: Folder) -> None:
     backbone = loaded(tiny(family))
     notes = encoder(backbone, max_length=64).notes
     if family in PACKED:
@@ -311,7 +311,7 @@ def test_fixture_words_are_known(family: str, tiny: Folder) -> None:
 # ---------------------------------------------------------------- prompt and length
 
 
-def test_the_prompt_stands_before_the_text(lively_tiny: Folder) -> None:
+def test_the_prompt_precedes_the_text(lively_tiny: Folder) -> None:
     folder = lively_tiny("bert")
     texts, pairs = ["好房间", "good"], ["book", "the room"]
     prompted = encoder(loaded(folder), prompt="very 坏")
@@ -391,7 +391,7 @@ def with_tokenizer_setting(source: Path, tmp_path: Path, **changes: Any) -> Path
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "llama"])
-def test_the_default_length_is_lowered_aloud(family: str, tiny: Folder) -> None:
+def test_the_default_length_is_lowered_with_a_note(family: str, tiny: Folder) -> None:
     limit = 256 if family == "llama" else 64
     made = encoder(loaded(tiny(family)))
     assert made.max_length == limit
@@ -480,7 +480,7 @@ def test_views_outside_the_backbone_are_refused(view: str, tiny: Folder) -> None
 
 
 @pytest.mark.parametrize("asked", ["3/cls", "-1/cls", "last/cls", " last/cls "])
-def test_one_view_has_one_name(asked: str, tiny: Folder) -> None:
+def test_views_have_canonical_names(asked: str, tiny: Folder) -> None:
     made = encoder(loaded(tiny("bert")), asked, "last/cls")
     assert [view.name for view in made.views] == ["last/cls"]
     assert list(made(["good"]).views) == ["last/cls"]
@@ -614,7 +614,7 @@ def test_out_of_memory_halves_the_budget(
     assert tuple(np.sum(steps, axis=0)) == (len(texts), int(tokens.lengths.sum()))
 
 
-def test_out_of_memory_is_learned_once(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_lowers_the_budget_for_good(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """What did not fit is not tried again: 400 tokens, then 200, then 100 for all that is left."""
     made = encoder(loaded(tiny("bert")), "last/cls", batch_tokens=400)
     failed = limited(monkeypatch, 110, torch.OutOfMemoryError("out of memory"))
@@ -632,7 +632,7 @@ def test_out_of_memory_on_a_single_text(tiny: Folder, monkeypatch: pytest.Monkey
     assert "--max-length" in str(caught.value)
 
 
-def test_other_errors_are_not_taken_for_memory(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_do_not_halve_the_budget(tiny: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = loaded(tiny("bert"))
     failed = limited(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):

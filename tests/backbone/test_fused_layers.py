@@ -113,7 +113,7 @@ def test_every_swapped_module_runs(lively_tiny: Folder) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_only_bfloat16_is_swapped(dtype: str, tiny: Folder) -> None:
+def test_fuse_replaces_nothing_in_other_dtypes(dtype: str, tiny: Folder) -> None:
     backbone = load(tiny("bert"), dtype=dtype)
     assert backbone.fused == []
     assert not any(
@@ -133,7 +133,7 @@ def test_only_bfloat16_is_swapped(dtype: str, tiny: Folder) -> None:
     gelu=st.sampled_from(["none", "erf", "tanh"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_one_linear_layer(rows: int, inner: int, outer: int, bias: bool, gelu: str) -> None:
+def test_onednn_linear_equals_torch(rows: int, inner: int, outer: int, bias: bool, gelu: str) -> None:
     """Rounded once from the exact result, in any shape."""
     draw = torch.Generator().manual_seed(rows * 5000 + inner * 71 + outer)
     x, weight = (torch.randn(n, inner, generator=draw).to(BF16) for n in (rows, outer))
@@ -241,7 +241,7 @@ class TwoInputs(Feed):
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_and_gelu(bias: bool) -> None:
+def test_fuse_replaces_linear_and_gelu(bias: bool) -> None:
     expected = {"linear + GELU": 1, "weights laid out once": 1}
     assert exactly_like(Feed(bias), sample(), expected) == ["up", "act", "down"]
     assert exactly_like(TwoInputs(bias), sample(), expected) == ["up", "act", "down"]
@@ -249,7 +249,7 @@ def test_linear_and_gelu(bias: bool) -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("kind", [NormBetween, HalfOfIt, ActivationFirst, ActivationTwice, TwoActivations])
-def test_a_gelu_that_is_fed_by_something_else_stays(kind: type[Feed]) -> None:
+def test_fuse_keeps_a_gelu_that_no_linear_layer_feeds(kind: type[Feed]) -> None:
     width = 16
     changed = exactly_like(kind(), sample(width=width), {"weights laid out once": 2})
     assert changed == ["up", "down"]
@@ -288,7 +288,7 @@ class Scaled(nn.Linear):
 
 
 @needs_onednn
-def test_projections_of_different_sizes() -> None:
+def test_fuse_projections_of_different_sizes() -> None:
     module = Projections(nn.Linear(16, 24), nn.Linear(16, 8), nn.Linear(16, 8))
     changed = exactly_like(module, sample(), {"one product for q, k, v": 1})
     assert changed == ["q_proj", "k_proj", "v_proj"]
@@ -304,14 +304,14 @@ def test_projections_of_different_sizes() -> None:
     ],
     ids=["biases", "adapter", "nested"],
 )
-def test_projections_that_do_not_match_stay_apart(linears: tuple[nn.Module, ...], left: int) -> None:
+def test_fuse_keeps_projections_that_do_not_match(linears: tuple[nn.Module, ...], left: int) -> None:
     module = Projections(*linears)
     exactly_like(module, sample(), {"weights laid out once": left})
     assert not any(isinstance(child, ProjectionPart) for child in module.modules())
 
 
 @needs_onednn
-def test_projections_of_different_inputs() -> None:
+def test_shared_projection_of_different_inputs() -> None:
     """Cross-attention, and any order of calls: each gets the product of its own input."""
     module = Projections(*(nn.Linear(16, 8) for _ in range(3))).to(BF16).requires_grad_(False)
     plain = [nn.Linear(16, 8).to(BF16) for _ in range(3)]
@@ -330,7 +330,7 @@ def test_projections_of_different_inputs() -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("what", ["all", "gelu", "projections"])
-def test_what_does_not_agree_is_left_alone(
+def test_fuse_keeps_modules_whose_replacement_disagrees(
     what: str, lively_tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A swap that computes something else on this machine is not made, and the result is the plain one."""
@@ -351,7 +351,7 @@ def test_what_does_not_agree_is_left_alone(
     assert abs(found - plain).mean() <= 0.03 * abs(plain).mean()
 
 
-def test_a_few_large_inputs_do_not_take_all_steps_of_8_bits() -> None:
+def test_int8_linear_moves_large_inputs_into_the_weights() -> None:
     if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         pytest.skip("a torch without oneDNN's 8-bit products")
     torch.manual_seed(0)

@@ -91,7 +91,7 @@ def test_a_lone_surrogate_names_its_row(cli: Cli, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("half", ["\ud800", "\udc00", "\ude00\ud83d"])
-def test_halves_of_any_kind_and_place(half: str, case: Case) -> None:
+def test_lone_surrogates_of_any_kind_and_place(half: str, case: Case) -> None:
     rows = case.rows()
     for column in ("text", "label"):
         changed = [dict(row) for row in rows]
@@ -103,7 +103,7 @@ def test_halves_of_any_kind_and_place(half: str, case: Case) -> None:
     assert case.files() == []
 
 
-def test_two_halves_that_belong_together_are_a_character(case: Case) -> None:
+def test_a_surrogate_pair_is_one_character(case: Case) -> None:
     write(case.data / "train.jsonl", '{"text": "\\ud83d\\ude00 good", "label": "good"}\n'
           + jsonl(*case.rows()[1:]))  # fmt: skip
     case.extract()
@@ -223,7 +223,7 @@ ODD = ["\0", "\0\0\0", "good\0bad", "\u3042\u3044", "\U0001f600", "\ufffd", "\x7
 
 
 @pytest.mark.parametrize("text", NOTHING, ids=ascii)
-def test_white_space_is_no_text(text: str, case: Case) -> None:
+def test_white_space_is_refused(text: str, case: Case) -> None:
     case.write([*case.rows(), {"text": text, "label": "good"}])
     with pytest.raises(SourceError, match=r"row 61 of train has no .*text"):
         case.extract()
@@ -361,7 +361,7 @@ def test_the_command_refuses_a_spoiled_model(
     cli.refused(MODEL, (*TRAIN, "--model", "./spoiled"), "spoiled", *SPOILED[spoil])
 
 
-def test_nothing_is_taken_from_a_pickle(case: Case, tmp_path: Path) -> None:
+def test_pickled_weights_are_never_loaded(case: Case, tmp_path: Path) -> None:
     """Not even looked at: a pickle runs what it likes."""
     folder = shutil.copytree(case.model, tmp_path / "spoiled")
     (folder / "model.safetensors").unlink()

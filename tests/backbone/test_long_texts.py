@@ -98,7 +98,7 @@ def test_chunks_equal_the_reference(family: str, lively_tiny: Folder) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_windows_are_those_of_the_tokenizer(family: str, tiny: Folder) -> None:
+def test_chunks_equal_the_windows_of_the_tokenizer(family: str, tiny: Folder) -> None:
     tokens = encoder(loaded(tiny(family)), **CHUNKS).tokenize(TEXTS)
     expected = [reference_windows(tiny(family), text) for text in TEXTS]
     assert tokens.windows is not None
@@ -111,7 +111,7 @@ def test_windows_are_those_of_the_tokenizer(family: str, tiny: Folder) -> None:
 
 @pytest.mark.parametrize("how", ["chunks", "head-tail"])
 @pytest.mark.parametrize("storage", ["float16", "float32"])
-def test_texts_that_fit_are_encoded_as_ever(how: str, storage: str, tiny: Folder) -> None:
+def test_texts_that_fit_are_encoded_as_without_splitting(how: str, storage: str, tiny: Folder) -> None:
     """Bit for bit, so that only the long ones change."""
     short = mixed((3, 18, 17, 9))
     plain = encoder(loaded(tiny("bert")), max_length=LIMIT, storage=storage)(short)
@@ -153,7 +153,7 @@ frames = st.builds(
 
 @given(frame=frames, body=st.integers(0, 120), room=st.integers(1, 25), share=st.floats(0, 0.5))
 @settings(deadline=None)
-def test_windows_of_any_text(frame: Frame, body: int, room: int, share: float) -> None:
+def test_chunks_of_any_text(frame: Frame, body: int, room: int, share: float) -> None:
     around = (*[9] * frame.first, *frame.prompt)
     ids = np.array([*around, *range(100, 100 + body), *[9] * frame.last], dtype=np.int32)
     limit, overlap = len(around) + room + frame.last, int(room * share)
@@ -174,7 +174,7 @@ def test_windows_of_any_text(frame: Frame, body: int, room: int, share: float) -
 
 @given(frame=frames, body=st.integers(1, 120), room=st.integers(1, 40))
 @settings(deadline=None)
-def test_two_ends_of_any_text(frame: Frame, body: int, room: int) -> None:
+def test_head_and_tail_of_any_text(frame: Frame, body: int, room: int) -> None:
     around = (*[9] * frame.first, *frame.prompt)
     limit = len(around) + room + frame.last
     ids = np.array([*around, *range(100, 100 + body), *[9] * frame.last], dtype=np.int32)
@@ -189,7 +189,7 @@ def test_two_ends_of_any_text(frame: Frame, body: int, room: int) -> None:
         assert 0 <= (before - len(around)) - (len(part) - before - frame.last) <= 1
 
 
-def test_a_prompt_that_melts_into_the_text() -> None:
+def test_frame_head_of_a_prompt_merged_with_the_text() -> None:
     frame = Frame(1, 1, (5, 6, 7))  # "query", ":", " ": the blank is one token with the first word
     assert frame.head(np.array([2, 5, 6, 40, 41, 3])) == 3
     assert frame.head(np.array([2, 5, 6, 7, 41, 3])) == 4
@@ -207,7 +207,7 @@ def test_groups_hold_every_text_once(texts: list[str], most: int) -> None:
 
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=8), seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_joining(counts: list[int], seed: int) -> None:
+def test_windows_join_equals_a_loop_over_texts(counts: list[int], seed: int) -> None:
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 30, sum(counts))
     values = draw.normal(size=(sum(counts), 3)).astype(np.float32)
@@ -228,7 +228,7 @@ def test_joining(counts: list[int], seed: int) -> None:
 # ---------------------------------------------------------------- prompt, order, neighbours
 
 
-def test_the_prompt_stands_before_every_window(lively_tiny: Folder) -> None:
+def test_every_window_begins_with_the_prompt(lively_tiny: Folder) -> None:
     folder, text = lively_tiny("bert"), sentence(30)
     made = encoder(loaded(folder), "last/mean", prompt="very 坏 ", **CHUNKS)
     room, words = LIMIT - 4, text.split()

@@ -148,7 +148,7 @@ def test_no_text_sees_another(family: str, tiny: Folder) -> None:
     assert abs(after["last/mean"][1] - before["last/mean"][1]).max() > 1e-3
 
 
-def test_beyond_the_room_texts_are_cut_and_counted(tiny: Folder) -> None:
+def test_texts_beyond_the_extension_are_truncated_and_counted(tiny: Folder) -> None:
     found = encoder(load(tiny("bert")), **asked("copy"))([sentence(148), sentence(149)])
     assert (found.n_tokens.tolist(), found.truncated.tolist()) == ([150, 150], [False, True])
 
@@ -163,7 +163,7 @@ def test_beyond_the_room_texts_are_cut_and_counted(tiny: Folder) -> None:
     how=st.sampled_from(["random", "copy", "interpolate"]),
 )
 @settings(deadline=None)
-def test_the_longer_table(count: int, more: int, first: int, how: str) -> None:
+def test_extended_table_equals_the_reference(count: int, more: int, first: int, how: str) -> None:
     table = torch.from_numpy(np.random.default_rng(count).normal(size=(first + count, 4)).astype(np.float32))
     made = extended(table, first, Extension(how, count + more), 0.02)
     np.testing.assert_allclose(
@@ -184,12 +184,12 @@ def test_random_rows_look_like_untrained_ones() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("how", ["random", "copy", "interpolate"])
-def test_the_table_keeps_its_type(how: str, dtype: torch.dtype) -> None:
+def test_extended_keeps_the_dtype(how: str, dtype: torch.dtype) -> None:
     made = extended(torch.ones(8, 4, dtype=dtype), 2, Extension(how, 20), 0.02)
     assert (made.dtype, tuple(made.shape)) == (dtype, (22, 4))
 
 
-def test_buffers_of_the_tables_length() -> None:
+def test_longer_buffer() -> None:
     counting = torch.arange(5).expand(1, -1)
     assert torch.equal(longer_buffer(counting, 5, 8), torch.arange(8).expand(1, -1))  # type: ignore[arg-type]
     zeros = torch.zeros(1, 5, dtype=torch.long)
@@ -198,7 +198,7 @@ def test_buffers_of_the_tables_length() -> None:
     assert longer_buffer(torch.tensor([3, 1, 2, 0, 4]), 5, 8) is None
 
 
-def test_random_rows_are_the_same_everywhere_and_for_ever() -> None:
+def test_random_rows_are_always_the_same() -> None:
     """Features cached years ago must agree with those of today, whatever else was drawn before."""
     torch.manual_seed(5)
     np.random.random()  # noqa: NPY002
@@ -260,7 +260,7 @@ def test_families_that_compute_positions(family: str, tmp_path: Path) -> None:
     assert "--long-text chunks" in str(caught.value) and "--extend-positions" not in str(caught.value)
 
 
-def test_without_extension_the_ways_out_are_named(tiny: Folder) -> None:
+def test_a_length_beyond_the_table_hints_at_extension(tiny: Folder) -> None:
     notes = " ".join(encoder(loaded(tiny("bert"))).notes)
     assert "--extend-positions" in notes and "--long-text chunks" in notes
     with pytest.raises(UsageError, match="--max-length 1500") as caught:
@@ -272,7 +272,7 @@ def test_without_extension_the_ways_out_are_named(tiny: Folder) -> None:
 # ---------------------------------------------------------------- twice, hostile
 
 
-def test_the_same_backbone_twice(tiny: Folder) -> None:
+def test_extend_twice(tiny: Folder) -> None:
     backbone = load(tiny("bert"))
     first = encoder(backbone, **asked("copy"))
     before = first(TEXTS).views
@@ -285,17 +285,17 @@ def test_the_same_backbone_twice(tiny: Folder) -> None:
     assert unasked.document.positions == first.document.positions
 
 
-def test_too_many_positions(tiny: Folder) -> None:
+def test_extend_refuses_too_many_positions(tiny: Folder) -> None:
     with pytest.raises(BackboneError, match="131,072 at most"):
         encoder(load(tiny("bert")), **asked("copy", 10**9))
 
 
-def test_an_unknown_way_is_refused(tiny: Folder) -> None:
+def test_extend_refuses_an_unknown_way(tiny: Folder) -> None:
     with pytest.raises(BackboneError, match="'mirror'"):
         encoder(load(tiny("bert")), **asked("mirror"))
 
 
-def test_a_model_with_another_thing_of_that_length_is_refused(tiny: Folder) -> None:
+def test_extend_refuses_a_model_with_another_buffer_of_that_length(tiny: Folder) -> None:
     """GPT-Neo's causal mask, say: made once for as many positions as there are."""
     backbone = load(tiny("bert"))
     backbone.model.encoder.register_buffer("causal", torch.ones(1, 1, 64, 64).tril(), persistent=False)
