@@ -73,19 +73,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where `device` multiplies it natively, else float32."""
+    """`auto` is bfloat16 if `device` multiplies it natively, else float32."""
     if name != "auto":
         return name
-    return "bfloat16" if _native_bfloat16(device) else "float32"
-
-
-def _native_bfloat16(device: torch.device) -> bool:
+    native = False
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
+        native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
 
 
 def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ other values, the public one is used instead, and a warning names it once.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,17 +28,17 @@ def checked(private: Call, public: Call, sample: Callable[[torch.device], Any], 
     Args:
         private: makes the private call.
         public: makes the public one, with the same arguments.
-        sample: the arguments of a trial on a device, made anew for each call. Returned tensors are
-            compared, and so are the arguments, which a call may change in place.
+        sample: the arguments of a trial on a device, made anew for each call; the results are compared.
         device: where the trial runs.
 
     Raises:
         torch.OutOfMemoryError: the trial does not fit, which says nothing about the call.
     """
-    expected = _outcome(public, sample(device))
+    expected = public(*sample(device))
+    tolerance = 1e-2 if expected.dtype == torch.bfloat16 else 1e-4
     try:
-        found = _outcome(private, sample(device))
-        works = all(_equal(*both) for both in zip(found, expected, strict=True))
+        found = private(*sample(device))
+        works = torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, RuntimeError):  # torch.ops raises RuntimeError
@@ -51,23 +51,6 @@ def checked(private: Call, public: Call, sample: Callable[[torch.device], Any], 
         stacklevel=3,
     )
     return public
-
-
-def _outcome(call: Call, arguments: Sequence[Any]) -> list[torch.Tensor]:
-    return list(_tensors([call(*arguments), *arguments]))
-
-
-def _equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    tolerance = 1e-2 if expected.dtype == torch.bfloat16 else 1e-4
-    return torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _wave(*shape: int, device: torch.device = CPU) -> torch.Tensor:
@@ -108,11 +91,12 @@ def adamw_(
 
 def _private_fused_adamw(
     parameters: TensorList, gradients: TensorList, means: TensorList, squares: TensorList, rates: AdamWRates
-) -> None:
+) -> torch.Tensor:
     steps = [_late_step()] * len(parameters)
     torch._fused_adamw_(
         parameters, gradients, means, squares, [], steps, amsgrad=False, maximize=False, **vars(rates)
     )
+    return parameters[0]
 
 
 @lru_cache(maxsize=1)
@@ -123,12 +107,13 @@ def _late_step() -> torch.Tensor:
 
 def _public_adamw(
     parameters: TensorList, gradients: TensorList, means: TensorList, squares: TensorList, rates: AdamWRates
-) -> None:
+) -> torch.Tensor:
     for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
         parameter.mul_(1 - rates.lr * rates.weight_decay)
         mean.lerp_(gradient, 1 - rates.beta1)
         square.mul_(rates.beta2).addcmul_(gradient, gradient, value=1 - rates.beta2)
         parameter.addcdiv_(mean, square.sqrt().add_(rates.eps), value=-rates.lr)
+    return parameters[0]
 
 
 def _adamw_sample(device: torch.device) -> tuple[Any, ...]:
@@ -274,12 +259,13 @@ def gelu_(values: torch.Tensor, gelu: str) -> None:
     checked(_private_gelu, _public_gelu, _gelu_sample, values.device)(values, gelu)
 
 
-def _private_gelu(values: torch.Tensor, gelu: str) -> None:
-    torch.ops.aten.gelu_(values, approximate=APPROXIMATE[gelu])
+def _private_gelu(values: torch.Tensor, gelu: str) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.aten.gelu_(values, approximate=APPROXIMATE[gelu])
+    return result
 
 
-def _public_gelu(values: torch.Tensor, gelu: str) -> None:
-    values.copy_(functional.gelu(values, approximate=APPROXIMATE[gelu]))
+def _public_gelu(values: torch.Tensor, gelu: str) -> torch.Tensor:
+    return values.copy_(functional.gelu(values, approximate=APPROXIMATE[gelu]))
 
 
 def _gelu_sample(device: torch.device) -> tuple[Any, ...]:
