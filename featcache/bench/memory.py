@@ -15,7 +15,7 @@ import numpy as np
 from featcache.bench.timing import run_module, timed
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
-from featcache.cache.sealed_file import Column
+from featcache.cache.sealed_writer import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
 from featcache.fingerprint import CacheDocument, EncoderDocument, LabelsPart, RowsPart

@@ -19,7 +19,8 @@ import safetensors.numpy  # noqa: F401
 from featcache.backbone.encoder import Encoder
 from featcache.bench.timing import DIGITS, Machine, Timings, this_machine
 from featcache.cache.cache import Cache
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.staging import Staging
 from featcache.extraction.partition import UNIT_BATCHES, token_costs, unit_starts
 from featcache.heads.features import Standard, row_slices

@@ -8,7 +8,7 @@ of multi-label data a list of names), `features` (a fixed-size list of float32: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheError, UsageError
 from featcache.system.durable import publish, temporary_beside
+from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,12 +27,10 @@ if TYPE_CHECKING:
 CHUNK = 16 << 20  # bytes of features in memory at a time
 SUFFIXES = (".npy", ".parquet")
 
-Report = Callable[[int, int], None]  # rows done, rows in all
-
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written: the rows and columns of the matrix, and every file."""
+class ExportedArrays:
+    """What was written: the rows and columns of the matrix, every file, and their bytes."""
 
     view: str
     shape: tuple[int, int]
@@ -45,8 +44,8 @@ def export(
     *,
     view: str | None = None,
     force: bool = False,
-    report: Report | None = None,
-) -> Exported:
+    on_progress: OnProgress = ignore,
+) -> ExportedArrays:
     """Write one view of `file`, a few rows at a time; each file appears whole or not at all.
 
     Args:
@@ -62,15 +61,14 @@ def export(
     if output.suffix not in SUFFIXES:
         raise UsageError(f"cannot export to {output}: unknown format", hint="name it x.npy or x.parquet")
     features = file.features(_view(file, view))
-    tell = report or (lambda *_: None)
     with _explained(output):
         if output.suffix == ".npy":
-            paths = _export_npy(features, output, force, tell)
+            paths = _export_npy(features, output, force, on_progress)
         else:
-            paths = _export_parquet(features, output, force, tell)
+            paths = _export_parquet(features, output, force, on_progress)
         size = sum(path.stat().st_size for path in paths)
     rows, width = features.x.shape
-    return Exported(features.view, (rows, width), tuple(paths), size)
+    return ExportedArrays(features.view, (rows, width), tuple(paths), size)
 
 
 def npy_paths(output: Path) -> dict[str, Path]:
@@ -115,7 +113,7 @@ def _chunks(features: Features) -> Iterator[slice]:
 # -- numpy ----------------------------------------------------------------------------------------
 
 
-def _export_npy(features: Features, output: Path, force: bool, tell: Report) -> list[Path]:
+def _export_npy(features: Features, output: Path, force: bool, on_progress: OnProgress) -> list[Path]:
     paths = npy_paths(output)
     with _written(list(paths.values()), force) as (labels, row_hash, about, matrix):
         _write_array(labels, features.y)
@@ -124,7 +122,7 @@ def _export_npy(features: Features, output: Path, force: bool, tell: Report) -> 
         _write_header(matrix, features.x)
         for rows in _chunks(features):
             matrix.write(np.ascontiguousarray(features.x[rows]).data)
-            tell(rows.stop, len(features.x))
+            on_progress(Progress("export", features.path.stem, rows.stop, len(features.x)))
     return list(paths.values())
 
 
@@ -141,7 +139,7 @@ def _write_header(file: BinaryIO, values: np.ndarray) -> None:
 # -- parquet --------------------------------------------------------------------------------------
 
 
-def _export_parquet(features: Features, output: Path, force: bool, tell: Report) -> list[Path]:
+def _export_parquet(features: Features, output: Path, force: bool, on_progress: OnProgress) -> list[Path]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -154,7 +152,7 @@ def _export_parquet(features: Features, output: Path, force: bool, tell: Report)
         with pq.ParquetWriter(file, schema, use_dictionary=["label"], compression="zstd") as writer:
             for rows in _chunks(features):
                 writer.write_batch(_record_batch(features, rows, schema))
-                tell(rows.stop, len(features.x))
+                on_progress(Progress("export", features.path.stem, rows.stop, len(features.x)))
     return [output]
 
 

@@ -1,8 +1,8 @@
-"""A cache of many sealed shards with one sealed manifest, written shard by shard and read as one file.
+"""A cache file of many sealed shards with one sealed manifest, written shard by shard and read as one file.
 
-Beside the manifest `train-0123456789ab.h5` lie `train-0123456789ab.shard-00000.h5` and so on. All are
-ordinary sealed files. The manifest has no rows: its description says which shards there are, in order, with
-the checksum of each one's seal, so that no other shard is ever taken for one of them.
+Beside the manifest `train-0123456789ab.h5` are `train-0123456789ab.shard-00000.h5` and so on. All are
+ordinary sealed files. The manifest has no rows: its description lists the shards in order, each with the
+checksum of its seal, so that no other file is taken for one of them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from featcache.cache.sealed_file import (
-    CHUNK,
-    DTYPES,
-    Column,
-    SealedFile,
-    chunk_count,
-    intact,
-    sealed_size,
-    write_sealed,
-)
+from featcache.cache.seal import CHUNK, DTYPES, HINT, ColumnEntry, chunk_count, intact
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, sealed_size, write_sealed
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system import durable as files
+from featcache.system.documents import plain_document
 from featcache.system.durable import explained, remove_temporaries
 from featcache.system.sharded_array import ShardedColumn, as_array
 from featcache.system.units import parse_size
@@ -37,13 +33,70 @@ from featcache.system.units import parse_size
 SHARD = "featcache shard"  # the `format` of a shard's description
 OPEN = 256  # shards whose files are kept open
 LEAST_SHARD = 20_000  # bytes; a file without rows has nearly as many
-SUMMED = ("truncated", "n_tokens")  # columns whose sums the manifest has
 
 _NAME = re.compile(r"(?P<stem>.+)\.shard-(?P<number>[0-9]{5,})(?P<other>b?)\.h5")
-_HINT = "remove it with featcache cache rm, then run featcache extract again"
 
-Columns = Callable[[slice], list[Column]]
-Fetch = Callable[..., bool]  # see `LocalFiles.fetch_shard`
+Columns = Callable[[slice], list[Column]]  # the columns of some rows
+FetchShard = Callable[..., bool]  # see `LocalFiles.fetch_shard`
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as its manifest has it.
+
+    Attributes:
+        seal: checksum of its seal.
+        truncated, n_tokens: sums of these columns; None where the shard has no such column.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    seal: str
+    truncated: int | None = None
+    n_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.bytes) < 1 or min(self.truncated or 0, self.n_tokens or 0) < 0:
+            raise ValueError(f"{self.name!r} has a number below its least")
+
+    def total(self, column: str) -> int | None:
+        """The sum of a column of numbers; None where the manifest does not have it."""
+        return self.truncated if column == "truncated" else self.n_tokens if column == "n_tokens" else None
+
+
+@dataclass(frozen=True)
+class ColumnType:
+    """Type and shape of the rows of a column."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES or len(self.shape) > 1 or not all(0 <= n < 1 << 40 for n in self.shape):
+            raise ValueError("a column of an unknown kind")
+
+
+def shard_entries(meta: Mapping[str, Any], path: Path) -> tuple[ShardEntry, ...]:
+    """The shards of the cache file `path` with the description `meta`; none if it is no manifest.
+
+    Raises:
+        ValueError: the list of shards makes no sense, or a name is not one of a shard of `path`.
+    """
+    entries: tuple[ShardEntry, ...] = _convert(meta.get("shards", ()), tuple[ShardEntry, ...])
+    for entry in entries:
+        if "/" in entry.name or owner_of(path.with_name(entry.name)) != path:
+            raise ValueError(f"{entry.name!r} is no name of a shard")
+    if len({entry.name for entry in entries}) != len(entries):
+        raise ValueError("a shard is listed twice")
+    return entries
+
+
+def _convert(content: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def parse_shard_size(text: str) -> int:
@@ -65,7 +118,7 @@ def owner_of(path: Path) -> Path | None:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """What lies beside the cache file `path` under a name of its shards, in use or not."""
+    """The files beside the cache file `path` that have names of its shards, in use or not."""
     found = path.parent.glob(f"{glob.escape(path.stem)}.shard-*.h5")
     return sorted(each for each in found if owner_of(each) == path)
 
@@ -73,9 +126,8 @@ def shard_paths(path: Path) -> list[Path]:
 def shards_in_use(path: Path) -> set[Path] | None:
     """The shards that the cache file `path` consists of; None where it cannot be read."""
     try:
-        meta = SealedFile(path).meta
-        return {path.with_name(str(each["name"])) for each in meta.get("shards", [])}
-    except (CacheError, TypeError, KeyError, ValueError):
+        return {path.with_name(entry.name) for entry in shard_entries(SealedFile(path).meta, path)}
+    except (CacheError, ValueError):
         return None
 
 
@@ -106,14 +158,14 @@ def write_cache(
     """Write a cache as one sealed file, or as shards of at most `shard_size` bytes where it is larger.
 
     Each shard is durable as soon as it is written. The manifest is published last, so that the cache is
-    there whole or not at all; who calls this again after it was interrupted goes on with the next shard.
-    Only for who holds the lock of `path`.
+    there whole or not at all. A call after an interruption goes on with the next shard. The caller holds
+    the lock of `path`.
 
     Args:
         meta: as for `write_sealed`.
         columns: the columns of some of the rows.
         replace: take the place of a cache of that name, in one step, instead of leaving it.
-        taken: names of shards that a cache of that name has elsewhere; none of them is given again.
+        taken: names of shards that a store has of the cache; they are not used for new shards.
 
     Returns:
         False when a cache of that name was there already; it is left as it is.
@@ -126,8 +178,8 @@ def write_cache(
     if sealed_size(meta, whole) <= shard_size:
         done = write_sealed(path, meta, whole, replace=replace)
     else:
-        used = (shards_in_use(path) or set()) | {path.with_name(name) for name in taken}
-        other = "b" if any(owner_of(each) and not each.stem.endswith("b") for each in used) else ""
+        used = {*taken, *(each.name for each in shards_in_use(path) or ())}
+        other = "b" if any(_NAME.fullmatch(name) and not name.endswith("b.h5") for name in used) else ""
         entries = []
         for number, part in enumerate(_parts(meta, rows, columns, shard_size)):
             shard = path.with_name(f"{path.stem}.shard-{number:05d}{other}.h5")
@@ -138,7 +190,7 @@ def write_cache(
 
 
 def _parts(meta: Mapping[str, Any], rows: int, columns: Columns, shard_size: int) -> list[slice]:
-    """Rows of each shard: as few shards as will do, and all about as long."""
+    """Rows of each shard: as few shards as possible, all about as long."""
 
     def size(count: int) -> int:
         longest = _shard_meta(meta, rows, slice(rows, 2 * rows))
@@ -169,39 +221,37 @@ def _shard_meta(meta: Mapping[str, Any], number: int, rows: slice) -> dict[str, 
     }
 
 
-def _write_shard(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> dict[str, Any]:
-    """Write a shard unless it is there already; what the manifest says of it."""
-    if not _is_whole(path, meta):
+def _write_shard(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> ShardEntry:
+    """Write a shard, unless an earlier attempt finished this very shard and no byte of it has changed."""
+    shard = _finished(path, meta)
+    if shard is None:
         remove_temporaries(path)
         write_sealed(path, meta, columns, replace=path.exists())
-    shard = _Shard(path)
-    if shard.meta != meta:
-        raise CacheError(f"{path} was replaced while it was written", hint="run the same command again")
-    sums = {name: shard.total(name) for name in SUMMED if name in shard.names}
-    return {"name": path.name, "rows": meta["rows"], "bytes": shard.nbytes, "seal": shard.digest, **sums}
-
-
-def _is_whole(path: Path, meta: Mapping[str, Any]) -> bool:
-    """Whether an earlier attempt finished this very shard, and not a byte of it has changed."""
-    if not path.exists():
-        return False
-    try:
         shard = _Shard(path)
         if shard.meta != meta:
-            return False
-        shard.verify()
+            raise CacheError(f"{path} was replaced while it was written", hint="run the same command again")
+    sums = {name: shard.total(name) for name in ("truncated", "n_tokens") if name in shard.names}
+    return ShardEntry(path.name, meta["rows"], shard.nbytes, shard.digest, **sums)
+
+
+def _finished(path: Path, meta: Mapping[str, Any]) -> _Shard | None:
+    try:
+        shard = _Shard(path)
+        if shard.meta == meta:
+            shard.verify()
+            return shard
     except CacheError:
-        return False
-    return True
+        pass
+    return None
 
 
-def _manifest(meta: Mapping[str, Any], columns: list[Column], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    about = {column.name: {"dtype": column.dtype, "shape": list(column.shape[1:])} for column in columns}
-    return {**meta, "columns": about, "shards": shards}
+def _manifest(meta: Mapping[str, Any], columns: list[Column], shards: list[ShardEntry]) -> dict[str, Any]:
+    types = {column.name: asdict(ColumnType(column.dtype, column.shape[1:])) for column in columns}
+    return {**meta, "columns": types, "shards": [plain_document(entry) for entry in shards]}
 
 
 def _remove_unused(path: Path) -> None:
-    """Remove shards that the finished cache at `path` does not consist of: an earlier one's, or litter."""
+    """Remove shards that the finished cache at `path` does not consist of."""
     used = shards_in_use(path)
     if used is None:
         return
@@ -216,17 +266,14 @@ def _remove_unused(path: Path) -> None:
 
 
 class _Shard(SealedFile):
-    """A shard. It is checked by plain reads: a map would have all of it in this process's memory."""
+    """A shard. It is checked by plain reads: a map would bring all of it into this process's memory."""
 
-    @property
-    def layout(self) -> dict[str, tuple[str, list[int]]]:
-        """Type and shape of each column."""
-        entries = {name: (entry["dtype"], entry["shape"]) for name, entry in self._entries.items()}
-        return {name: about for name, about in entries.items() if name != "meta"}
+    def types(self) -> dict[str, ColumnEntry]:
+        return {name: entry for name, entry in self._entries.items() if name != "meta"}
 
     @property
     def state(self) -> tuple[int, ...]:
-        """What changes when somebody writes to the file."""
+        """Changes when a process writes to the file."""
         stat = os.fstat(self._file.fileno())
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -234,13 +281,10 @@ class _Shard(SealedFile):
         """Take a column to be good: it was checked when the file had the same `state`."""
         self._verified.add(name)
 
-    def _first_damaged(
-        self, entry: Mapping[str, Any], mapped: np.ndarray, expected: bytes
-    ) -> Iterable[int | None]:
-        self._file.seek(entry["offset"])
-        left = entry["bytes"]
-        for number in range(chunk_count(left)):
-            content = self._file.read(min(CHUNK, left - number * CHUNK))
+    def _first_damaged(self, entry: ColumnEntry, mapped: np.ndarray, expected: bytes) -> Iterable[int | None]:
+        self._file.seek(entry.offset)
+        for number in range(chunk_count(entry.bytes)):
+            content = self._file.read(min(CHUNK, entry.bytes - number * CHUNK))
             if not intact(memoryview(content), expected[16 * number : 16 * number + 16], 0):
                 yield number
 
@@ -248,9 +292,9 @@ class _Shard(SealedFile):
 class ShardedFile(SealedFile):
     """The shards of a manifest, read as one sealed file.
 
-    A column is a `ShardedColumn`; a shard is opened, and its column checked, when one of its rows is asked
-    for. Shards stay open, up to `OPEN` of them, so that who has features open goes on reading after the cache
-    was replaced or removed; of those that are not open it is told which one is missing.
+    A column is a `ShardedColumn`: a shard is opened, and its column checked, when one of its rows is asked
+    for. Up to `OPEN` shards stay open, so that open features can be read after the cache was replaced or
+    removed; an error names a shard that is not open and missing.
 
     Args:
         manifest: opened; it has `shards` in its description.
@@ -260,56 +304,57 @@ class ShardedFile(SealedFile):
         CorruptCache: a manifest that makes no sense.
     """
 
-    def __init__(self, manifest: SealedFile, fetch_shard: Fetch) -> None:
-        self._fetch_shard = fetch_shard
+    def __init__(self, manifest: SealedFile, fetch_shard: FetchShard) -> None:
         self.path, self.meta, self.manifest = manifest.path, manifest.meta, manifest
+        self._fetch_shard = fetch_shard
         try:
-            self.shards = [_checked_entry(each, self.path) for each in self.meta["shards"]]
-            self.ends = np.cumsum([0, *(each["rows"] for each in self.shards)]).tolist()
-            self._about = {name: _checked_about(about) for name, about in self.meta["columns"].items()}
-            names = [each["name"] for each in self.shards]
-            if len(set(names)) != len(names) or self.ends[-1] != self.meta["document"]["rows"]["count"]:
+            self.shards = shard_entries(self.meta, self.path)
+            self.ends = np.cumsum([0, *(each.rows for each in self.shards)]).tolist()
+            self._types: dict[str, ColumnType] = _convert(self.meta["columns"], dict[str, ColumnType])
+            if self.ends[-1] != self.meta["document"]["rows"]["count"]:
                 raise ValueError("its shards are not the rows of its description")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             what = f"{self.path}: the list of shards makes no sense: {error}"
-            raise CorruptCache(what, hint=_HINT) from error
-        self.nbytes = manifest.nbytes + sum(each["bytes"] for each in self.shards)
+            raise CorruptCache(what, hint=HINT) from error
+        self.nbytes = manifest.nbytes + sum(each.bytes for each in self.shards)
         self._open: OrderedDict[int, _Shard] = OrderedDict()
-        self._good: set[tuple[Any, ...]] = set()  # shards that were checked, as they were then
+        self._good: set[tuple[Any, ...]] = set()  # shards that were checked, with their state then
         self._columns: dict[str, ShardedColumn] = {}
         self._lock = threading.RLock()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self._about, "meta")
+        return (*self._types, "meta")
 
     def column(self, name: str) -> np.ndarray:
-        """A column: what stands in for an array, see `ShardedColumn`; `meta` is that of the manifest.
+        """A column as a `ShardedColumn`, which is read like an array; `meta` is that of the manifest.
 
         Raises:
             KeyError: no such column.
-            CorruptCache: now or when rows are read: a shard that is damaged, missing or another's, by name.
+            CorruptCache: now or when rows are read: names a shard that is damaged, missing or another's.
         """
         if name == "meta":
             return self.manifest.column(name)
         if name not in self._columns:
-            dtype, shape = self._about[name]
+            kind = self._types[name]
             read = lambda number: self._rows_of(number, name)  # noqa: E731
-            self._columns[name] = ShardedColumn(read, self.ends, DTYPES[dtype], shape)
+            self._columns[name] = ShardedColumn(read, self.ends, DTYPES[kind.dtype], kind.shape)
         return as_array(self._columns[name])
 
     def total(self, name: str) -> int:
-        if all(name in each for each in self.shards):
-            return int(sum(each[name] for each in self.shards))
-        return sum(int(self._rows_of(number, name).sum(dtype=np.int64)) for number in range(len(self.shards)))
+        totals = [each.total(name) for each in self.shards]
+        return sum(
+            int(self._rows_of(number, name).sum(dtype=np.int64)) if total is None else total
+            for number, total in enumerate(totals)
+        )
 
     def verify(self) -> int:
         return sum(check() for _, check in self.checks())
 
     def checks(self) -> Iterator[tuple[str, Callable[[], int]]]:
         yield "meta", self.manifest.verify
-        for number, about in enumerate(self.shards):
-            yield about["name"], lambda number=number: self._opened(number, anew=True).verify()  # type: ignore[misc]
+        for number, entry in enumerate(self.shards):
+            yield entry.name, lambda number=number: self._opened(number, anew=True).verify()  # type: ignore[misc]
 
     def _rows_of(self, number: int, name: str) -> np.ndarray:
         """A column of a shard as a memory map, checked when it is mapped for the first time."""
@@ -329,10 +374,10 @@ class ShardedFile(SealedFile):
         return rows
 
     def _opened(self, number: int, *, anew: bool = False) -> _Shard:
-        """A shard, proved to be the one that the manifest means.
+        """The shard `number`, proved to be the one that the manifest means.
 
         Args:
-            anew: open the file that bears its name now, even where it is open.
+            anew: open the file that has its name now, even where a file is open.
         """
         with self._lock:
             if number not in self._open or anew:
@@ -342,41 +387,22 @@ class ShardedFile(SealedFile):
             self._open.move_to_end(number)
             return self._open[number]
 
-    def _proved(self, about: Mapping[str, Any]) -> _Shard:
-        path = self.path.with_name(about["name"])
+    def _proved(self, entry: ShardEntry) -> _Shard:
+        path = self.path.with_name(entry.name)
         self._fetch_shard(path)
         try:
-            return self._checked(about, path)
+            return self._checked(entry, path)
         except CacheError:  # a copy of what a store has is fetched again
             if not self._fetch_shard(path, anew=True):
                 raise
-            return self._checked(about, path)
+            return self._checked(entry, path)
 
-    def _checked(self, about: Mapping[str, Any], path: Path) -> _Shard:
+    def _checked(self, entry: ShardEntry, path: Path) -> _Shard:
         if not path.is_file():
-            raise CorruptCache(f"{self.path}: its shard {path.name} is missing", hint=_HINT)
+            raise CorruptCache(f"{self.path}: its shard {path.name} is missing", hint=HINT)
         shard = _Shard(path)
-        wanted = {name: (dtype, [about["rows"], *shape]) for name, (dtype, shape) in self._about.items()}
-        if shard.digest != about["seal"] or shard.nbytes != about["bytes"] or shard.layout != wanted:
-            raise CorruptCache(f"{path} is not the shard that {self.path.name} was sealed with", hint=_HINT)
+        found = {name: (one.dtype, one.shape) for name, one in shard.types().items()}
+        wanted = {name: (kind.dtype, (entry.rows, *kind.shape)) for name, kind in self._types.items()}
+        if (shard.digest, shard.nbytes) != (entry.seal, entry.bytes) or found != wanted:
+            raise CorruptCache(f"{path} is not the shard that {self.path.name} was sealed with", hint=HINT)
         return shard
-
-
-def _checked_entry(about: Any, path: Path) -> dict[str, Any]:
-    """One shard of the manifest at `path`, whose name must be that of a shard of its own."""
-    numbers = [about["rows"], about["bytes"], *(about[name] + 1 for name in SUMMED if name in about)]
-    if any(type(number) is not int or number < 1 for number in numbers):
-        raise ValueError("a number that is none")
-    name, seal = about["name"], about["seal"]
-    if not isinstance(seal, str) or not _NAME.fullmatch(name) or owner_of(path.with_name(name)) != path:
-        raise ValueError(f"{name!r} is no name of a shard")
-    return dict(about)
-
-
-def _checked_about(about: Any) -> tuple[str, tuple[int, ...]]:
-    """Type and shape of the rows of a column."""
-    if about["dtype"] not in DTYPES or len(about["shape"]) > 1:
-        raise ValueError("a column of an unknown kind")
-    if any(type(number) is not int or not 0 <= number < 1 << 40 for number in about["shape"]):
-        raise ValueError("a shape that is none")
-    return about["dtype"], tuple(about["shape"])

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from featcache.cache.catalog import view_column
-from featcache.cache.sealed_file import Column
+from featcache.cache.sealed_writer import Column
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.extraction.partition import Partition

@@ -21,7 +21,8 @@ import torch
 
 from featcache.backbone.memory_limit import smaller_batches
 from featcache.cache.catalog import STATES
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache

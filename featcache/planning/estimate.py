@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache.cache import Cache
-from featcache.cache.sealed_file import CHUNK
+from featcache.cache.seal import CHUNK
 from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
 from featcache.evaluation.bootstrap import CONFIDENCE

@@ -256,7 +256,7 @@ def _timed(
 
 def _storing(cache_dir: Path, width: int, storage: str) -> tuple[float, float]:
     """Seconds to seal an empty file, and a byte of committed blocks; 0 where nothing can be written."""
-    from featcache.cache.sealed_file import Column, write_sealed
+    from featcache.cache.sealed_writer import Column, write_sealed
     from featcache.cache.staging import Staging
 
     usable = cache_dir.is_dir() and os.access(cache_dir, os.W_OK)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache.sealed_file import CHUNK, DTYPES, SealedFile, write_sealed
+from featcache.cache.seal import CHUNK, DTYPES
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import write_sealed
 from tests.cache.test_sealed_file import META, column
 from tests.support import cache_reader
 

@@ -17,7 +17,7 @@ from featcache.cache.catalog import (
     add_request,
 )
 from featcache.cache.record import Provenance
-from featcache.cache.sealed_file import Column, write_sealed
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError, CacheMiss
 from featcache.fingerprint import row_hashes
 from tests.support.documents import cache_document, encoder_document, make_request

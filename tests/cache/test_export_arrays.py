@@ -15,8 +15,9 @@ import pytest
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.export_arrays import export
-from featcache.cache.sealed_file import Column, write_sealed
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
+from featcache.system.progress import Progress
 from tests.cache.test_catalog import VIEWS
 from tests.cache.test_catalog import seal as seal_small
 from tests.support.documents import cache_document, encoder_document, make_request
@@ -59,7 +60,7 @@ def test_numpy_gets_what_is_cached(
 ) -> None:
     file, output = seal(tmp_path, rows, 7, storage, several), tmp_path / "out" / "x.npy"
     steps: list[tuple[int, int]] = []
-    made = export(file, output, report=lambda done, total: steps.append((done, total)))
+    made = export(file, output, on_progress=lambda step: steps.append((step.done, step.total)))
     features = file.features("last/cls")
     x, y = np.load(output), np.load(tmp_path / "out" / "x.labels.npy")
     assert x.dtype == np.dtype(storage) and x.tobytes() == features.x.tobytes() and x.shape == (rows, 7)
@@ -150,11 +151,11 @@ def test_what_lies_beside_is_not_overwritten_either(beside: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
 def test_a_name_taken_in_the_meantime_is_left(name: str, tmp_path: Path) -> None:
-    def appear(done: int, total: int) -> None:
+    def appear(progress: Progress) -> None:
         (tmp_path / name).write_text("theirs")
 
     with pytest.raises(CacheError, match="in the meantime"):
-        export(seal(tmp_path), tmp_path / name, report=appear)
+        export(seal(tmp_path), tmp_path / name, on_progress=appear)
     assert (tmp_path / name).read_text() == "theirs" and not list(tmp_path.glob(".tmp-*"))
 
 
@@ -167,12 +168,12 @@ def test_an_export_that_breaks_off_leaves_nothing(
 ) -> None:
     file = seal(tmp_path)
 
-    def fail(done: int, total: int) -> None:
-        if done > 20:
+    def fail(progress: Progress) -> None:
+        if progress.done > 20:
             raise error
 
     with pytest.raises((KeyboardInterrupt, CacheError)) as caught:
-        export(file, tmp_path / "out" / name, report=fail)
+        export(file, tmp_path / "out" / name, on_progress=fail)
     assert list((tmp_path / "out").iterdir()) == []
     if isinstance(error, OSError):
         assert "cannot write" in str(caught.value) and "No space" in str(caught.value)
@@ -217,12 +218,12 @@ def anonymous():
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 file, most = CacheFile(Path(sys.argv[1])), 0
-def look(done, total):
+def look(progress):
     global most
     most = max(most, anonymous())
 export(CacheFile(Path(sys.argv[3])), Path(sys.argv[2]).with_name("warm" + Path(sys.argv[2]).suffix))
 before = anonymous()
-export(file, Path(sys.argv[2]), report=look)
+export(file, Path(sys.argv[2]), on_progress=look)
 print(most - before)
 """
 

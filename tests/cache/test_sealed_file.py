@@ -20,7 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache.sealed_file import CHUNK, DTYPES, Column, SealedFile, write_sealed
+from featcache.cache.seal import CHUNK, DTYPES
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError, CorruptCache
 
 META = {"format": "featcache", "split": "train", "document": {"文": ["好", None, 1.5]}, "number": 7}
@@ -285,7 +287,7 @@ def test_damage_is_located(tmp_path: Path) -> None:
         handle.write(b"\1")
     file = SealedFile(tmp_path / "a.h5")  # a column is checked when it is read
     assert file.column("labels").tolist() == [0, 1, 2]
-    with pytest.raises(CorruptCache, match=r"a\.h5: block 1 of views/x \(rows 16384 to 32767\)") as caught:
+    with pytest.raises(CorruptCache, match=r"a\.h5: chunk 1 of views/x \(rows 16384 to 32767\)") as caught:
         file.column("views/x")
     assert "featcache cache rm" in (caught.value.hint or "")
     with pytest.raises(CorruptCache):  # and is not taken for good the second time

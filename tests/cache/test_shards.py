@@ -25,9 +25,11 @@ from featcache.bench.memory import measure, write_made_up
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.cache.export_arrays import export
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.gc import collect, survey
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.shards import cache_bytes, shard_paths, shards_in_use, write_cache
-from featcache.cache.upkeep import collect, survey, verify
+from featcache.cache.verify import verify
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system import sharded_array as shard_column
 from featcache.system.durable import remove_temporaries
@@ -315,7 +317,7 @@ def test_damage_is_named_by_shard_block_and_rows(sharded: Path) -> None:
     x = CacheFile(sharded).features("last/cls").x
     rows = CacheFile(sharded).sealed.meta["shards"][0]["rows"]
     assert np.array_equal(x[:rows], made_up()["views/last-cls"][:rows])  # the others still serve
-    with pytest.raises(CorruptCache, match=rf"{shard.name}: block 0 of views/last-cls \(rows 0 to \d+\)"):
+    with pytest.raises(CorruptCache, match=rf"{shard.name}: chunk 0 of views/last-cls \(rows 0 to \d+\)"):
         x[rows]
 
 

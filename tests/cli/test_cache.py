@@ -159,7 +159,7 @@ def test_verify_names_damage_and_checks_the_other_files(cli: Cli, work: Path) ->
     for path in (train, test, *odd.values()):
         assert f"damaged  {path.name}" in lines
     assert any(line.startswith(f"ok       {cached('validation').name}") for line in lines)
-    assert f"{train}: block 0 of views/last-mean (rows 0 to 59) is damaged" in result.out
+    assert f"{train}: chunk 0 of views/last-mean (rows 0 to 59) is damaged" in result.out
     assert "cache rm" in result.err
     document = json.loads(cli("cache", "verify", "--json").out)
     assert not document["ok"] and {Path(one["path"]) for one in document["files"] if one["ok"]} == {

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cosine as cosine_distance
 
 from featcache.cache.catalog import CacheFile
 from featcache.cache.record import record_path
-from featcache.cache.sealed_file import Column, write_sealed
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import BackboneError, CacheError, SourceError
 from featcache.extraction.api import extract_splits
 from featcache.extraction.drift import Drift, Reencoder, compare

@@ -16,7 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.cache.sealed_file import CHUNK, Column, SealedFile, write_sealed
+from featcache.cache.seal import CHUNK
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.staging import Staging
 from featcache.errors import CacheError, CorruptCache
 from featcache.system import durable as files
@@ -117,7 +119,7 @@ def test_a_description_meant_to_break_the_reader(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.cache.sealed_file.json.dumps", Forged(content))
+        patch.setattr("featcache.cache.sealed_writer.json.dumps", Forged(content))
         write_sealed(tmp_path / "a.h5", {}, [Column("a", (1,), "uint8", [np.zeros(1, np.uint8)])])
     with pytest.raises(CorruptCache, match="/meta is no JSON"):
         SealedFile(tmp_path / "a.h5")
@@ -166,7 +168,7 @@ def test_links_and_filters_under_a_forged_seal_are_never_followed(tmp_path: Path
         SealedFile(tmp_path / "evil.h5")
     code = (
         "import sys; sys.modules['h5py'] = None\n"
-        "from featcache.cache.sealed_file import SealedFile\n"
+        "from featcache.cache.? import SealedFile\n"
         f"print(SealedFile(__import__('pathlib').Path({str(tmp_path / 'a.h5')!r})).column('labels').tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

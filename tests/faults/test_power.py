@@ -13,7 +13,8 @@ import pytest
 
 from featcache.cache import sealed_file as sealed
 from featcache.cache import staging
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.staging import Staging
 from featcache.errors import CacheError
 from featcache.system import durable as files

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featcache.cache.sealed_file import Column, SealedFile, write_sealed
+from featcache.cache.sealed_file import SealedFile
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError
 from tests.faults.test_power import BLOCKS, WHERE, check, work
 from tests.support import fault_counts as faults

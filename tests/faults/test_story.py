@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from featcache.cache.catalog import CacheFile
-from featcache.cache.upkeep import collect
+from featcache.cache.gc import collect
 from featcache.errors import CacheError, CacheMiss
 from featcache.extraction.api import extract_splits
 from tests.support import fault_counts as faults

@@ -185,7 +185,7 @@ def test_states_file_refuses_damaged_bytes(tiny: Callable[[str], Path], split: S
 
 
 def test_states_file_refuses_a_file_of_features(tmp_path: Path) -> None:
-    from featcache.cache.sealed_file import Column, write_sealed
+    from featcache.cache.sealed_writer import Column, write_sealed
 
     path = tmp_path / "x.h5"
     write_sealed(path, {"document": {"views": []}}, [Column("labels", (1,), "int64", [np.zeros(1)])])

@@ -21,7 +21,7 @@ from featcache.backbone.encoder import Encoder
 from featcache.backbone.packing import plan_batches
 from featcache.bench.plan_check import check_plan
 from featcache.cache.cache import Cache
-from featcache.cache.sealed_file import Column, write_sealed
+from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.extraction.api import extract_splits

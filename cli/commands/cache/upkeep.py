@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
-    from featcache.cache.upkeep import Collected
+    from featcache.cache.gc import Collected
 
 
 def add_gc(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +26,7 @@ def add_gc(parser: argparse.ArgumentParser) -> None:
 
 
 def gc(cache_dir: Path, args: argparse.Namespace) -> int:
-    from featcache.cache.upkeep import collect
+    from featcache.cache.gc import collect
 
     size = None if args.max_size is None else parse_size(args.max_size, "--max-size")
     age = None if args.older_than is None else parse_age(args.older_than, "--older-than")
@@ -87,7 +86,7 @@ def export(cache: Cache, path: Path, args: argparse.Namespace) -> int:
             Path(args.output),
             view=args.view,
             force=args.force,
-            report=partial(meter.step, f"export {path.stem}"),
+            on_progress=meter,
         )
     files = [str(each) for each in made.paths]
     document = {"view": made.view, "shape": list(made.shape), "files": files, "bytes": made.bytes}

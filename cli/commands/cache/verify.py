@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +28,14 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     """Check files one by one, all of them even if some are damaged."""
     from featcache.cache.catalog import is_states
-    from featcache.cache.upkeep import verify as check
+    from featcache.cache.verify import verify as check
     from featcache.extraction.drift import Reencoder
 
     reencoder = Reencoder(settings_of(args), args.model) if args.reencode else None
     documents: list[dict[str, Any]] = []
     with Meter(quiet=args.quiet) as meter:
         for path in paths:
-            verdict = check(path, partial(meter.step, f"verify {path.stem}"), cache.file)
+            verdict = check(path, meter, cache.file)
             about: dict[str, Any] = {
                 "path": str(path), "ok": verdict.ok, "bytes": verdict.bytes, "damage": verdict.damage,
             }  # fmt: skip

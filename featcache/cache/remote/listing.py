@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,22 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.sealed_file import (
-    DTYPES,
-    LONGEST_SEAL,
-    checked_entries,
-    chunk_count,
-    intact,
-    read_seal,
-)  # fmt: skip
+from featcache.cache.seal import DTYPES, HINT, LONGEST_SEAL, ColumnEntry, Seal, chunk_count, intact, read_seal
+from featcache.cache.shards import ShardEntry, owner_of, shard_entries
 from featcache.errors import CacheError, CorruptCache
 from featcache.system.documents import parse_document, plain_document
 from featcache.system.durable import write_file
 from featcache.system.stores import Remote, shown
 
 HEAD = 1 << 16  # bytes that hold the seal of nearly every file
-HINT = "remove it with featcache cache rm, then run featcache extract again"
-_SHARD = re.compile(r"\.shard-[0-9]{5,}b?\.h5$")
 _NAME = re.compile(r"[\w.\-]+/[\w.\-]+/[\w.\-]+-[0-9a-f]{12}\.(h5|json)")
 
 
@@ -51,16 +42,18 @@ class ListingEntry:
     bytes: int
     modified: float
     meta: dict[str, Any] | None = None
-    columns: dict[str, dict[str, Any]] | None = None
+    columns: dict[str, ColumnEntry] | None = None
     digest: str | None = None
     damage: str | None = None
     corrupt: bool = False
     record: str | None = None
 
-    @property
-    def shards(self) -> list[dict[str, Any]]:
-        """The shards of the file, as its manifest has them."""
-        return list((self.meta or {}).get("shards", []))
+    def shards(self, path: Path) -> tuple[ShardEntry, ...]:
+        """The shards of the cache file `path`; none where its manifest makes no sense."""
+        try:
+            return shard_entries(self.meta or {}, path)
+        except ValueError:
+            return ()
 
     @property
     def fingerprint(self) -> str:
@@ -117,30 +110,29 @@ def is_ours(name: str) -> bool:
 
 def cache_of(path: Path) -> Path:
     """The cache file that `path` is, or is a shard of."""
-    return path.with_name(_SHARD.sub(".h5", path.name))
+    return owner_of(path) or path
 
 
 def shard_names(entry: ListingEntry | None, path: Path) -> list[str]:
     """Names of the shards that the cache file `path` consists of in the store."""
-    names = [str(each["name"]) for each in entry.shards] if entry else []
-    return [name for name in names if _SHARD.search(name) and _SHARD.sub(".h5", name) == path.name]
+    return [shard.name for shard in entry.shards(path)] if entry else []
 
 
 def description(remote: Remote, size: int) -> dict[str, Any]:
     """`meta`, `columns` and `digest` of a cache file; only its first bytes and its description are read."""
     where = shown(remote.url)
     seal = _seal(remote, size)
-    columns = checked_entries(seal, size, where)
+    seal.check(size, where)
     try:
-        meta = json.loads(read_column(remote, "meta", columns["meta"]).tobytes())
+        meta = json.loads(read_column(remote, "meta", seal.columns["meta"]).tobytes())
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
         raise CorruptCache(f"{where}: /meta is no JSON object", hint=HINT)
-    return {"meta": meta, "columns": columns, "digest": seal["digest"]}
+    return {"meta": meta, "columns": seal.columns, "digest": seal.digest}
 
 
-def _seal(remote: Remote, size: int) -> dict[str, Any]:
+def _seal(remote: Remote, size: int) -> Seal:
     where = shown(remote.url)
     try:
         return read_seal(BytesIO(remote.read(0, min(HEAD, size))), where)
@@ -165,7 +157,7 @@ def seal_digest(remote: Remote) -> str | None:
         if is_out_of_reach(error):
             raise
         return None
-    return str(seal["digest"]) if seal["length"] == info["size"] else None
+    return seal.digest if seal.length == info["size"] else None
 
 
 def is_out_of_reach(error: CacheError) -> bool:
@@ -173,12 +165,12 @@ def is_out_of_reach(error: CacheError) -> bool:
     return error.__cause__ is not None and not isinstance(error, CorruptCache)
 
 
-def read_column(remote: Remote, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+def read_column(remote: Remote, name: str, entry: ColumnEntry) -> np.ndarray:
     """One column of a file of a store; only its bytes are read, and its checksums are checked."""
-    sums_at, size = entry["checksums"], entry["bytes"]
-    content = remote.read(entry["offset"], entry["offset"] + size) if size else b""
-    sums = remote.read(sums_at, sums_at + 16 * chunk_count(size)) if size else b""
+    size, sums_end = entry.bytes, entry.checksums + 16 * chunk_count(entry.bytes)
+    content = remote.read(entry.offset, entry.offset + size) if size else b""
+    sums = remote.read(entry.checksums, sums_end) if size else b""
     chunks = range(chunk_count(size))
     if len(content) != size or not all(intact(memoryview(content), sums, number) for number in chunks):
         raise CorruptCache(f"{shown(remote.url)}: {name} is damaged", hint=HINT)
-    return np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return np.frombuffer(content, DTYPES[entry.dtype]).reshape(entry.shape)

@@ -25,7 +25,6 @@ from featcache.cache.local import FileFacts, LocalFiles
 from featcache.cache.record import CacheRecord, parse_record, read_record, record_path, write_record
 from featcache.cache.remote.eviction import evict
 from featcache.cache.remote.listing import (
-    HINT,
     Listing,
     ListingEntry,
     cache_of,
@@ -36,7 +35,9 @@ from featcache.cache.remote.listing import (
     seal_digest,
     shard_names,
 )
+from featcache.cache.seal import HINT
 from featcache.cache.sealed_file import SealedFile
+from featcache.cache.shards import shard_entries
 from featcache.errors import CacheError, CorruptCache, FeatcacheError, UsageError
 from featcache.system.downloads import entry_lock, key_of, mirror_root, used
 from featcache.system.durable import explained, publish, temporary_beside
@@ -111,7 +112,7 @@ class Mirror(LocalFiles):
         place = str(path) if entry is None else shown(self.entry(path).url)
         if entry is None or path.exists():
             return replace(super().facts(path), place=place)
-        return FileFacts(place, entry.bytes + sum(each["bytes"] for each in entry.shards), entry.modified)
+        return FileFacts(place, entry.bytes + sum(each.bytes for each in entry.shards(path)), entry.modified)
 
     # -- following ----------------------------------------------------------------------------------
 
@@ -259,14 +260,14 @@ class Mirror(LocalFiles):
 
     def _push_shards(self, path: Path) -> None:
         """Bring the shards of a manifest that the store has not, or has with another seal."""
-        for about in SealedFile(path).meta.get("shards", []):
-            shard = path.with_name(about["name"])
-            if seal_digest(self.entry(shard)) != about["seal"]:
+        for entry in shard_entries(SealedFile(path).meta, path):
+            shard = path.with_name(entry.name)
+            if seal_digest(self.entry(shard)) != entry.seal:
                 self.entry(shard).put(shard, replace=True)
 
     def _remove_shards(self, path: Path, before: list[str]) -> None:
         """Remove shards that the manifest had and has no more."""
-        kept = {about["name"] for about in SealedFile(path).meta.get("shards", [])}
+        kept = {entry.name for entry in shard_entries(SealedFile(path).meta, path)}
         for name in before:
             if name not in kept:
                 self.entry(path.with_name(name)).remove()

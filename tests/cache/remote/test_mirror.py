@@ -20,7 +20,7 @@ from featcache.cache.remote.eviction import evict
 from featcache.cache.remote.listing import Listing
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.shards import shard_paths
-from featcache.cache.upkeep import verify
+from featcache.cache.verify import verify
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.extraction.api import Extracted, extract_splits, find_features
 from featcache.settings import to_toml
@@ -83,7 +83,7 @@ def test_a_record_grows_on_two_machines(here: Machine, there: Machine) -> None:
 def test_what_comes_damaged_is_never_published(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     content = bytearray(made.read_bytes())
-    at = SealedFile(made)._entries["views/last-cls"]["offset"]
+    at = SealedFile(made)._entries["views/last-cls"].offset
     content[at + 5] ^= 1
     entry(here, made).write(bytes(content))
     cache = there.cache()

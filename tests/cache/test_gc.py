@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,248 +16,30 @@ from hypothesis import strategies as st
 
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
-from featcache.cache.sealed_file import CHUNK, Column, write_sealed
-from featcache.cache.upkeep import (
-    DAY,
-    Group,
-    Part,
-    collect,
-    plan_removals,
-    survey,
-    verify,
-)
+from featcache.cache.gc import DAY, CacheGroup, CachePart, collect, plan_removals, survey
 from featcache.errors import CacheError
-from featcache.fingerprint import fingerprint as document_hash
 from tests.cache.test_catalog import seal
+from tests.cache.test_verify import big
 from tests.support.documents import make_request
 from tests.system.test_lock import holding
-
-# ---------------------------------------------------------------- verify
-
-
-def flip(path: Path, column: str, byte: int) -> None:
-    with h5py.File(path) as file:
-        place = file[column].id.get_offset() + byte
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-def big(folder: Path) -> Path:
-    """A file whose view takes three checksummed blocks of 256 rows each, less the last."""
-    base = CacheFile(seal(folder / "base"))
-    rows, width = 600, CHUNK // 256 // 4
-    x = np.random.default_rng(0).normal(size=(rows, width)).astype(np.float32)
-    hashes = np.random.default_rng(1).integers(0, 256, (rows, 32), dtype=np.uint8)
-    labels = np.zeros(rows, np.int64)
-    document = base.document.to_json() | {"views": ["last/cls"]}
-    document["rows"] = {"count": rows, "chain": hashlib.sha256(hashes.tobytes()).hexdigest()}
-    document["labels"] = document["labels"] | {"chain": hashlib.sha256(labels.tobytes()).hexdigest()}
-    fingerprint = document_hash(document)
-    path = folder / "a" / "b" / f"train-{fingerprint[:12]}.h5"
-    columns = [
-        Column("views/last-cls", x.shape, "float32", [x]),
-        Column("labels", (rows,), "int64", [labels]),
-        Column("row_hash", hashes.shape, "uint8", [hashes]),
-        Column("truncated", (rows,), "uint8", [np.zeros(rows, np.uint8)]),
-    ]
-    meta = {"fingerprint": fingerprint, "split": "train", "document": document}
-    assert write_sealed(path, meta, columns)
-    return path
-
-
-def test_a_good_file_is_good(tmp_path: Path) -> None:
-    for path in (seal(tmp_path), big(tmp_path)):
-        steps: list[tuple[int, int]] = []
-        verdict = verify(path, lambda done, total, steps=steps: steps.append((done, total)))
-        assert verdict.ok and verdict.damage == () and verdict.bytes == path.stat().st_size
-        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-        assert steps[0][0] == 0 < steps[-1][0] <= steps[-1][1] == path.stat().st_size
-
-
-def test_damage_is_named_by_block_and_rows(tmp_path: Path) -> None:
-    path = big(tmp_path)
-    flip(path, "views/last-cls", CHUNK + 5)
-    flip(path, "row_hash", 0)
-    verdict = verify(path)
-    assert not verdict.ok and len(verdict.damage) == 2
-    features, hashes = sorted(verdict.damage, key=lambda text: "row_hash" in text)
-    assert str(path) in features and "block 1 of views/last-cls (rows 256 to 511)" in features
-    assert "block 0 of row_hash (rows 0 to 599)" in hashes
-
-
-@given(place=st.integers(0, 2**30), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_found(
-    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int, sealed: list[Path]
-) -> None:
-    content = bytearray(sealed[0].read_bytes())
-    content[place % len(content)] ^= 1 << bit
-    bad = tmp_path_factory.mktemp("bad") / sealed[0].name
-    bad.write_bytes(content)
-    assert not verify(bad).ok
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return [seal(tmp_path_factory.mktemp("sealed"))]
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def extended(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def foreign(path: Path) -> None:
-    path.unlink()
-    with h5py.File(path, "w") as file:
-        file["x"] = np.zeros(3)
-
-
-def gone(path: Path) -> None:
-    path.unlink()
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe(path: Path) -> None:
-    """Opened for reading, it would wait for a writer for ever."""
-    path.unlink()
-    os.mkfifo(path)
-
-
-def link_to_nowhere(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere.h5")
-
-
-def link_to_itself(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def renamed(path: Path) -> None:
-    os.replace(path.with_name("other.h5"), path)
-
-
-WRONG: list[tuple[Callable[[Path], None], str]] = [
-    (truncated, r"has \d+ bytes, sealed with \d+"),
-    (extended, r"has \d+ bytes, sealed with \d+"),
-    (emptied, "is no featcache cache file"),
-    (foreign, "is no featcache cache file"),
-    (gone, "No such file"),
-    (folder, "is no cache file but a folder"),
-    (pipe, "is no cache file but a device or a pipe"),
-    (link_to_nowhere, "No such file"),
-    (link_to_itself, "symbolic links"),
-    (renamed, "name and fingerprint are not those"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "words"), WRONG, ids=lambda part: getattr(part, "__name__", ""))
-def test_what_is_wrong_is_said_and_nothing_raised(
-    spoil: Callable[[Path], None], words: str, tmp_path: Path
-) -> None:
-    path = seal(tmp_path)
-    other = seal(tmp_path, prompt="q")
-    os.replace(other, path.with_name("other.h5"))
-    spoil(path)
-    verdict = verify(path)
-    assert not verdict.ok
-    assert str(path) in verdict.damage[0] and re.search(words, verdict.damage[0])
-
-
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = seal(tmp_path)
-    if os.geteuid() == 0:  # root may read everything
-
-        def refuse(*_: object, **__: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("featcache.cache.sealed_file.open", refuse, raising=False)
-    else:
-        path.chmod(0)
-    assert verify(path).damage == (f"cannot read {path}: Permission denied",)
-
-
-def test_a_link_to_a_good_file_is_good(tmp_path: Path) -> None:
-    path = seal(tmp_path)
-    os.replace(path, tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
-    assert verify(path).ok
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"document": {}}, {"fingerprint": None}, {"split": 3}, {"document": None},
-        {"document": {"views": ["last/max"]}}, {"document": {"rows": {"count": "2"}}},
-        {"document": {"encoder": 3}}, {"document": {"labels": {}}}, {"document": {"views": 5}},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_whole_file_that_describes_itself_wrongly(change: dict[str, object], tmp_path: Path) -> None:
-    """All checksums hold; whoever forged it left something out, which must not surface as a KeyError."""
-    path = seal(tmp_path)
-    good = CacheFile(path).sealed
-    meta = dict(good.meta)
-    for key, value in change.items():
-        meta[key] = {**meta[key], **value} if isinstance(value, dict) and value else value
-    rewrite(path, meta)
-    verdict = verify(path)
-    assert not verdict.ok and "does not hold what its description says" in verdict.damage[0]
-    assert list(Cache(tmp_path).files()) == []  # no reader stumbles over it
-
-
-@pytest.mark.parametrize("part", ["rows", "labels"])
-def test_rows_that_are_not_those_of_the_fingerprint(part: str, tmp_path: Path) -> None:
-    path = seal(tmp_path)
-    meta = dict(CacheFile(path).sealed.meta)
-    meta["document"][part]["chain"] = "0" * 64
-    meta["fingerprint"] = document_hash(meta["document"])
-    path = rewrite(path, meta, path.with_name(f"train-{meta['fingerprint'][:12]}.h5"))
-    assert verify(path).damage == (f"{path}: its {part} are not those of its fingerprint",)
-
-
-def rewrite(path: Path, meta: dict[str, object], to: Path | None = None) -> Path:
-    """The same columns under another description, sealed anew."""
-    old = CacheFile(path).sealed
-    columns = []
-    for name in old.names:
-        if name != "meta":
-            values = np.asarray(old.column(name))
-            columns.append(Column(name, values.shape, values.dtype.name, [values]))
-    path.unlink()
-    assert write_sealed(to or path, meta, columns)
-    return to or path
-
 
 # ---------------------------------------------------------------- what gc plans
 
 NOW = 1_000_000_000.0
 
 
-def group(name: str, *parts: tuple[str, int, float]) -> Group:
+def group(name: str, *parts: tuple[str, int, float]) -> CacheGroup:
     """Parts as (kind, bytes, age in seconds)."""
     target = Path(f"{name}.h5")
     ends = {"features": ".h5", "record": ".json", "unfinished": ".partial", "temporary": ".tmp.h5"}
     made = [
-        Part(target.with_suffix(ends.get(kind, f".{kind}")), kind, size, NOW - age)
+        CachePart(target.with_suffix(ends.get(kind, f".{kind}")), kind, size, NOW - age)
         for kind, size, age in parts
     ]
-    return Group(target, tuple(made))
+    return CacheGroup(target, tuple(made))
 
 
-def planned(groups: list[Group], **how: object) -> dict[str, set[str]]:
+def planned(groups: list[CacheGroup], **how: object) -> dict[str, set[str]]:
     """Kinds to be removed, by the name of the group."""
     found: dict[str, set[str]] = {}
     for removal in plan_removals(groups, NOW, **how):  # type: ignore[arg-type]
@@ -327,10 +105,10 @@ def test_litter() -> None:
 
 
 def test_a_record_that_is_just_being_written_stays() -> None:
-    young = Part(Path(".tmp-a.json"), "temporary", 1, NOW - 60)
-    assert plan_removals([Group(Path("a.h5"), (young,))], NOW, max_size=0, older_than=0) == []
-    left = Part(Path(".tmp-a.json"), "temporary", 1, NOW - DAY)
-    assert [one.parts for one in plan_removals([Group(Path("a.h5"), (left,))], NOW)] == [(left,)]
+    young = CachePart(Path(".tmp-a.json"), "temporary", 1, NOW - 60)
+    assert plan_removals([CacheGroup(Path("a.h5"), (young,))], NOW, max_size=0, older_than=0) == []
+    left = CachePart(Path(".tmp-a.json"), "temporary", 1, NOW - DAY)
+    assert [one.parts for one in plan_removals([CacheGroup(Path("a.h5"), (left,))], NOW)] == [(left,)]
 
 
 @given(
@@ -459,7 +237,7 @@ def test_a_writer_that_comes_in_between_is_left_alone(
 ) -> None:
     path, other = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=50)
     path.with_suffix(".lock").touch()
-    monkeypatch.setattr("featcache.cache.upkeep.is_locked", lambda _: False)
+    monkeypatch.setattr("featcache.cache.gc.is_locked", lambda _: False)
     with holding(path) as writer:
         done = collect(tmp_path, max_size=0)
         assert [one.target for one in done.removed] == [other] and not other.exists()
