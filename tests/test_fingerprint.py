@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from featcache.extraction.partition import first_occurrence
 from featcache.fingerprint import (
+    CacheDocument,
     EncoderDocument,
+    Request,
     RequestedEncoder,
+    TunedPart,
     canonical,
     differences,
     file_hash,
@@ -64,7 +67,7 @@ def shuffled(value: Any, draw: random.Random) -> Any:
 
 @settings(deadline=None)
 @given(document=documents, seed=st.integers(0, 99))
-def test_equal_values_give_equal_bytes(document: dict[str, Any], seed: int) -> None:
+def test_canonical_gives_equal_bytes_for_equal_values(document: dict[str, Any], seed: int) -> None:
     other = shuffled(document, random.Random(seed))
     assert canonical(other) == canonical(document)
     assert fingerprint(other) == fingerprint(document)
@@ -75,7 +78,7 @@ def test_equal_values_give_equal_bytes(document: dict[str, Any], seed: int) -> N
 
 @settings(deadline=None)
 @given(one=documents, two=documents)
-def test_differences_and_fingerprints_agree(one: dict[str, Any], two: dict[str, Any]) -> None:
+def test_differences_agrees_with_fingerprint(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert bool(differences(one, two)) == (fingerprint(one) != fingerprint(two))
 
 
@@ -89,7 +92,7 @@ def test_differences_and_fingerprints_agree(one: dict[str, Any], two: dict[str, 
         ({"a": 1}, {"a": 1.0}),
     ],
 )
-def test_what_python_calls_equal_but_the_fingerprint_does_not(cached: Any, wanted: Any) -> None:
+def test_fingerprint_tells_values_apart_that_python_calls_equal(cached: Any, wanted: Any) -> None:
     assert fingerprint(cached) != fingerprint(wanted)
     assert [difference.field for difference in differences(cached, wanted)] == ["a"]
 
@@ -104,7 +107,7 @@ def leaf_paths(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator
 
 @settings(deadline=None)
 @given(document=documents.filter(bool), data=st.data())
-def test_a_changed_field_is_named(document: dict[str, Any], data: st.DataObject) -> None:
+def test_differences_names_the_changed_field(document: dict[str, Any], data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(list(leaf_paths(document))))
     other = json.loads(json.dumps(document))
     inner = other
@@ -118,7 +121,7 @@ def test_a_changed_field_is_named(document: dict[str, Any], data: st.DataObject)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), b"x", {1}])
-def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+def test_canonical_refuses_what_json_does_not_have(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         canonical({"a": value})
 
@@ -169,12 +172,12 @@ def cache(document: EncoderDocument | None = None, **changes: Any) -> dict[str, 
         (cache(label_names=["good", "bad"]), "labels.names"),
     ],
 )
-def test_every_part_of_a_cache_counts(changed: dict[str, Any], field: str) -> None:
+def test_every_field_of_a_cache_document_counts(changed: dict[str, Any], field: str) -> None:
     assert fingerprint(changed) != fingerprint(cache())
     assert [difference.field for difference in differences(cache(), changed)] == [field]
 
 
-def test_what_does_not_count() -> None:
+def test_order_of_views_and_integer_types_do_not_count() -> None:
     assert cache(views=["last/mean", "last/cls"]) == cache(views=["last/cls", "last/mean"])
     assert cache(labels=np.array([0, 1, 0], dtype=">i4")) == cache()
     assert cache(label_names=("bad", "good")) == cache()
@@ -199,7 +202,7 @@ def test_documents_and_requests_of_the_first_version_are_those_of_the_defaults()
     assert later_settings(FeatureSettings(overlap=3, max_length=99, prompt="x", storage="float32")) == {}
 
 
-def test_requests_hold_what_came_later_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_leave_newer_fields_out_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [
         FeatureSettings(extend_positions="copy"),
         FeatureSettings(extend_positions="random"),
@@ -218,6 +221,58 @@ def test_requests_hold_what_came_later_where_it_counts(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    "document",
+    [
+        encoder(),
+        encoder(overlap=64, long_text="chunks", positions={"how": "copy", "length": 9}),
+        encoder(tuned=TunedPart("all", None, "0" * 64)),
+    ],
+)
+def test_documents_are_read_as_they_were_written(document: EncoderDocument) -> None:
+    content = json.loads(json.dumps(document.to_json()))
+    assert EncoderDocument.from_json(content) == document
+    assert EncoderDocument.from_json(content).to_json() == content
+    whole = json.loads(json.dumps(cache(document)))
+    assert CacheDocument.from_json(whole).to_json() == whole
+    assert CacheDocument.from_json(whole).fingerprint == fingerprint(whole)
+    several = json.loads(json.dumps(cache(document, labels=np.ones((3, 2), np.uint8))))
+    assert CacheDocument.from_json(several).to_json() == several
+
+
+def test_fields_of_a_later_version_count_in_fingerprints() -> None:
+    content = {**cache(), "weather": "fine", "encoder": {**encoder().to_json(), "rounding": None}}
+    document = CacheDocument.from_json(content)
+    assert document.to_json() == content and document.fingerprint == fingerprint(content)
+    assert document.encoder != encoder()
+
+
+def test_null_stays_null_in_a_document_of_trained_blocks() -> None:
+    content = encoder(tuned=TunedPart("all", None, "0" * 64)).to_json()
+    assert content["tuned"] == {"part": "all", "cut": None, "weights": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_length": "9"},
+        {"max_length": True},
+        {"files": []},
+        {"dtype": "float32"},
+        {"dtype": {}},
+        {"prompt": None},
+    ],
+    ids=str,
+)
+def test_from_json_refuses_other_types(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        EncoderDocument.from_json({**encoder().to_json(), **changes})
+    for content in (None, [], "x", {}):
+        for kind in (EncoderDocument, CacheDocument, Request):
+            with pytest.raises(ValueError):
+                kind.from_json(content)
+
+
+@pytest.mark.parametrize(
     ("cached", "wanted", "says"),
     [
         (512, 256, "f (cached 512, wanted 256)"),
@@ -226,7 +281,7 @@ def test_requests_hold_what_came_later_where_it_counts(monkeypatch: pytest.Monke
         (["坏", "好"], "query: ", 'f (cached ["坏", "好"], wanted \'query: \')'),
     ],
 )
-def test_a_difference_can_be_read(cached: Any, wanted: Any, says: str) -> None:
+def test_difference_as_text(cached: Any, wanted: Any, says: str) -> None:
     assert str(differences({"f": cached}, {"f": wanted})[0]) == says
 
 
@@ -253,11 +308,11 @@ def test_row_hashes(rows: list[tuple[str, str]]) -> None:
 @given(
     one=st.tuples(st.none() | texts, st.none() | texts), two=st.tuples(st.none() | texts, st.none() | texts)
 )
-def test_only_equal_rows_have_equal_hashes(one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
+def test_row_hash_is_equal_for_equal_rows_only(one: tuple[Any, Any], two: tuple[Any, Any]) -> None:
     assert (row_hash(*one) == row_hash(*two)) == (one == two)
 
 
-def test_rows_that_look_alike() -> None:
+def test_row_hash_tells_similar_rows_apart() -> None:
     rows = [
         *(("", None), (None, None), (None, ""), ("", "")),
         *(("ab", "c"), ("a", "bc"), ("abc", None), ("abc", ""), ("", "abc"), (None, "abc")),
@@ -267,14 +322,14 @@ def test_rows_that_look_alike() -> None:
     assert len({row_hash(*row) for row in rows}) == len(rows)
 
 
-def test_texts_and_pairs_must_be_as_many() -> None:
+def test_row_hashes_needs_as_many_pairs_as_texts() -> None:
     with pytest.raises(ValueError):
         row_hashes(["a", "b"], ["c"])
 
 
 @settings(deadline=None)
 @given(rows=st.lists(texts, min_size=2, max_size=6, unique=True), data=st.data())
-def test_the_order_of_rows_counts(rows: list[str], data: st.DataObject) -> None:
+def test_row_chain_depends_on_the_order(rows: list[str], data: st.DataObject) -> None:
     moved = data.draw(st.permutations(rows))
     chains = [cache(hashes=row_hashes(order))["rows"]["chain"] for order in (rows, moved)]
     assert (chains[0] == chains[1]) == (rows == moved)

@@ -6,7 +6,7 @@ A record may be lost: without it, features are found by the hashes of their rows
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,10 @@ class Provenance:
 
     def to_json(self) -> dict[str, Any]:
         """Fields that are None are left out; a `commit` that is null stays beside its `model`."""
-        plain = {name: value for name, value in msgspec.to_builtins(self).items() if value is not None}
+        plain = {name: value for name, value in asdict(self).items() if value is not None}
         commit = {} if self.model is None else {"commit": self.commit}
-        return {**commit, **plain.pop("unknown"), **plain}
+        fused = {} if self.fused is None else {"fused": list(self.fused)}
+        return {**commit, **plain.pop("unknown"), **plain, **fused}
 
 
 @dataclass(frozen=True)

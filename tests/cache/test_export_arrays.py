@@ -18,8 +18,8 @@ from featcache.cache.export_arrays import export
 from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError, CacheMiss, CorruptCache, UsageError
 from featcache.system.progress import Progress
-from tests.cache.test_catalog import VIEWS
-from tests.cache.test_catalog import seal as seal_small
+from tests.support.cache_files import VIEWS
+from tests.support.cache_files import seal as seal_small
 from tests.support.documents import cache_document, encoder_document, make_request
 
 NAMES = ("坏", "good", "[red]")
@@ -55,7 +55,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("storage", ["float16", "float32"])
 @pytest.mark.parametrize("rows", [1, 50, 53])
-def test_numpy_gets_what_is_cached(
+def test_npy_has_the_cached_values(
     rows: int, storage: str, several: bool, tmp_path: Path, small_chunks: None
 ) -> None:
     file, output = seal(tmp_path, rows, 7, storage, several), tmp_path / "out" / "x.npy"
@@ -99,7 +99,7 @@ def test_parquet_has_one_row_a_text(storage: str, several: bool, tmp_path: Path,
     assert made.paths == (tmp_path / "x.parquet",)
 
 
-def test_pandas_reads_it(tmp_path: Path) -> None:
+def test_pandas_reads_the_parquet_export(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     file = seal(tmp_path, 20, 4)
     export(file, tmp_path / "x.parquet")
@@ -108,7 +108,7 @@ def test_pandas_reads_it(tmp_path: Path) -> None:
     assert np.array_equal(x, file.features("last/cls").x.astype(np.float32)) and len(frame) == 20
 
 
-def test_several_views_want_a_name(tmp_path: Path) -> None:
+def test_export_needs_a_view_where_there_are_several(tmp_path: Path) -> None:
     path = seal_small(tmp_path)
     with pytest.raises(UsageError, match="several views") as caught:
         export(CacheFile(path), tmp_path / "x.npy")
@@ -123,13 +123,13 @@ def test_several_views_want_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x", "x.csv", "x.npz", ".npy"])
-def test_an_unknown_format(name: str, tmp_path: Path) -> None:
+def test_export_refuses_another_suffix(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown format"):
         export(seal(tmp_path), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
-def test_nothing_is_overwritten_unasked(name: str, tmp_path: Path) -> None:
+def test_export_overwrites_only_with_force(name: str, tmp_path: Path) -> None:
     first, second = seal(tmp_path, 5), seal(tmp_path, 6)
     made = export(first, tmp_path / name)
     before = {path: path.read_bytes() for path in made.paths}
@@ -142,7 +142,7 @@ def test_nothing_is_overwritten_unasked(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beside", ["x.labels.npy", "x.row_hash.npy", "x.about.json"])
-def test_what_lies_beside_is_not_overwritten_either(beside: str, tmp_path: Path) -> None:
+def test_export_does_not_overwrite_the_files_beside(beside: str, tmp_path: Path) -> None:
     (tmp_path / beside).write_text("mine")
     with pytest.raises(CacheError, match=f"{beside} exists already"):
         export(seal(tmp_path), tmp_path / "x.npy")
@@ -150,7 +150,7 @@ def test_what_lies_beside_is_not_overwritten_either(beside: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
-def test_a_name_taken_in_the_meantime_is_left(name: str, tmp_path: Path) -> None:
+def test_export_leaves_a_file_that_appears_meanwhile(name: str, tmp_path: Path) -> None:
     def appear(progress: Progress) -> None:
         (tmp_path / name).write_text("theirs")
 
@@ -163,9 +163,7 @@ def test_a_name_taken_in_the_meantime_is_left(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["ctrl-c", "full"]
 )
-def test_an_export_that_breaks_off_leaves_nothing(
-    name: str, error: Any, tmp_path: Path, small_chunks: None
-) -> None:
+def test_interrupted_export_leaves_no_file(name: str, error: Any, tmp_path: Path, small_chunks: None) -> None:
     file = seal(tmp_path)
 
     def fail(progress: Progress) -> None:
@@ -179,7 +177,7 @@ def test_an_export_that_breaks_off_leaves_nothing(
         assert "cannot write" in str(caught.value) and "No space" in str(caught.value)
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_export_names_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     file = seal(tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match="cannot write"):
@@ -192,7 +190,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_damaged_features_are_not_exported(tmp_path: Path) -> None:
+def test_export_refuses_damaged_features(tmp_path: Path) -> None:
     path = seal(tmp_path).path
     content = bytearray(path.read_bytes())
     place = content.find(CacheFile(path).features("last/cls").x.tobytes())
@@ -230,7 +228,7 @@ print(most - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
 @pytest.mark.parametrize("name", ["x.npy", "x.parquet"])
-def test_memory_is_bounded(name: str, tmp_path: Path) -> None:
+def test_export_memory_is_bounded(name: str, tmp_path: Path) -> None:
     """24 MB of features, 48 MB as float32, a megabyte at a time."""
     file, small = seal(tmp_path, 6000, 2000), seal(tmp_path, 10, 2000)
     argv = [sys.executable, "-c", MEMORY, str(file.path), str(tmp_path / name), str(small.path)]

@@ -18,8 +18,8 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.gc import DAY, CacheGroup, CachePart, collect, plan_removals, survey
 from featcache.errors import CacheError
-from tests.cache.test_catalog import seal
 from tests.cache.test_verify import big
+from tests.support.cache_files import seal
 from tests.support.documents import make_request
 from tests.system.test_lock import holding
 
@@ -55,7 +55,7 @@ FILES = [
 WHOLE = {"features", "record", "lock"}
 
 
-def test_nothing_goes_unasked() -> None:
+def test_plan_removals_removes_nothing_by_default() -> None:
     assert planned(FILES) == {}
 
 
@@ -70,19 +70,19 @@ def test_nothing_goes_unasked() -> None:
         (99, ["old", "mid", "new"]),
     ],
 )
-def test_the_oldest_go_until_the_rest_fits(size: int, gone: list[str]) -> None:
+def test_plan_removals_removes_the_oldest_until_the_rest_fits(size: int, gone: list[str]) -> None:
     assert list(planned(FILES, max_size=size)) == gone
     assert list(planned(FILES[::-1], max_size=size)) == gone
 
 
-def test_what_is_older_goes() -> None:
+def test_plan_removals_removes_what_is_older() -> None:
     assert planned(FILES, older_than=30 * DAY) == {"old": WHOLE}
     assert set(planned(FILES, older_than=DAY * 2)) == {"old", "mid"}
     assert planned(FILES, older_than=40 * DAY) == {}  # not older, just as old
     assert set(planned(FILES, older_than=30 * DAY, max_size=110)) == {"old", "mid"}
 
 
-def test_a_writers_files_stay_but_count() -> None:
+def test_plan_removals_keeps_and_counts_files_of_a_writer() -> None:
     busy = [FILES[0].target]
     assert planned(FILES, max_size=210, busy=busy) == {"mid": {"features", "record"}}
     assert planned(FILES, older_than=0, max_size=0, busy=[one.target for one in FILES]) == {}
@@ -90,7 +90,7 @@ def test_a_writers_files_stay_but_count() -> None:
     assert planned(litter, max_size=0, older_than=0, busy=[Path("a.h5")]) == {}
 
 
-def test_litter() -> None:
+def test_plan_removals_finds_litter() -> None:
     assert planned([group("a", ("features", 1, DAY), ("unfinished", 1, 1))]) == {"a": {"unfinished"}}
     assert planned([group("a", ("unfinished", 1, DAY / 2))]) == {}  # it can be gone on from
     assert planned([group("a", ("unfinished", 1, DAY * 2), ("lock", 0, 1))]) == {"a": {"unfinished", "lock"}}
@@ -104,7 +104,7 @@ def test_litter() -> None:
     assert planned([group("a", ("features", 1, DAY), ("temporary", 1, 1))]) == {"a": {"temporary"}}
 
 
-def test_a_record_that_is_just_being_written_stays() -> None:
+def test_plan_removals_keeps_a_record_that_is_being_written() -> None:
     young = CachePart(Path(".tmp-a.json"), "temporary", 1, NOW - 60)
     assert plan_removals([CacheGroup(Path("a.h5"), (young,))], NOW, max_size=0, older_than=0) == []
     left = CachePart(Path(".tmp-a.json"), "temporary", 1, NOW - DAY)
@@ -117,7 +117,7 @@ def test_a_record_that_is_just_being_written_stays() -> None:
     most=st.integers(0, 600),
     busy=st.sets(st.integers(0, 11)),
 )
-def test_the_rest_fits_and_no_more_goes_than_must(
+def test_plan_removals_removes_no_more_than_needed(
     ages: list[int], sizes: list[int], most: int, busy: set[int]
 ) -> None:
     groups = [group(str(n), ("features", sizes[n], age * DAY)) for n, age in enumerate(ages)]
@@ -176,7 +176,7 @@ def litter(cache: Path) -> tuple[set[Path], set[Path]]:
     return remove, leave
 
 
-def test_only_litter_goes_by_default(tmp_path: Path) -> None:
+def test_collect_removes_only_litter_by_default(tmp_path: Path) -> None:
     remove, leave = litter(tmp_path)
     before = set(tmp_path.rglob("*"))
     dry = collect(tmp_path, dry_run=True)
@@ -191,7 +191,7 @@ def test_only_litter_goes_by_default(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.holder"))
 
 
-def test_an_old_file_goes_with_all_that_is_its_own(tmp_path: Path) -> None:
+def test_collect_removes_an_old_file_with_its_parts(tmp_path: Path) -> None:
     old, new = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=int(time.time()))
     for path in (old, new):
         add_request(CacheFile(path), make_request())
@@ -204,12 +204,12 @@ def test_an_old_file_goes_with_all_that_is_its_own(tmp_path: Path) -> None:
     assert list(old.parent.iterdir()) == []
 
 
-def test_an_empty_cache_and_none(tmp_path: Path) -> None:
+def test_collect_of_an_empty_or_missing_folder(tmp_path: Path) -> None:
     assert collect(tmp_path, max_size=0, older_than=0).removed == []
     assert collect(tmp_path / "nowhere").removed == [] and not (tmp_path / "nowhere").exists()
 
 
-def test_what_a_writer_is_at_work_on_stays(tmp_path: Path) -> None:
+def test_collect_keeps_what_a_writer_is_at_work_on(tmp_path: Path) -> None:
     """A real process holds the lock of an unfinished file, long untouched, with a temporary beside it."""
     path = seal(tmp_path, age=100)
     target = path.with_name("test-000000000001.h5")
@@ -232,7 +232,7 @@ def test_what_a_writer_is_at_work_on_stays(tmp_path: Path) -> None:
         assert set(path.parent.iterdir()) == {path, path.with_suffix(".lock"), path.with_suffix(".holder")}
 
 
-def test_a_writer_that_comes_in_between_is_left_alone(
+def test_collect_keeps_a_file_that_is_locked_after_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, other = seal(tmp_path, age=100), seal(tmp_path, prompt="q", age=50)
@@ -312,7 +312,7 @@ print(seen, missed)
 """
 
 
-def test_readers_never_see_anything_but_whole_files(tmp_path: Path) -> None:
+def test_readers_see_only_whole_files_during_removals(tmp_path: Path) -> None:
     """Two readers beside a process that seals, removes and collects: right answers, or `No such file`."""
     argv = [sys.executable, "-c", STRESS, str(tmp_path), "2"]
     readers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -331,7 +331,7 @@ def test_readers_never_see_anything_but_whole_files(tmp_path: Path) -> None:
     assert turn > 10 and all(seen > 0 for seen, _ in counts) and sum(missed for _, missed in counts) > 0
 
 
-def test_survey_is_by_file(tmp_path: Path) -> None:
+def test_survey_groups_by_cache_file(tmp_path: Path) -> None:
     path = seal(tmp_path)
     add_request(CacheFile(path), make_request())
     (found,) = survey(tmp_path)
@@ -339,7 +339,7 @@ def test_survey_is_by_file(tmp_path: Path) -> None:
     assert found.made == 0 and found.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size
 
 
-def test_a_pipe_of_our_name_is_not_waited_for(tmp_path: Path) -> None:
+def test_survey_does_not_open_a_pipe(tmp_path: Path) -> None:
     for folder in ("data/model", "data/model/states"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for name in ("train-0123456789ab.h5", "train-0123456789ab.shard-00000.h5"):

@@ -76,7 +76,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 @settings(deadline=None, max_examples=60)
 @given(drawn=st.lists(tables(), max_size=4))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, drawn: list[Table]) -> None:
+def test_columns_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, drawn: list[Table]) -> None:
     path = tmp_path_factory.mktemp("sealed") / "a.h5"
     names = [f"views/{number}" if number % 2 else f"c{number}" for number in range(len(drawn))]
     columns = [column(name, one.values, one.rows) for name, one in zip(names, drawn, strict=True)]
@@ -106,7 +106,7 @@ def test_columns_of_several_checksums(tmp_path: Path, nbytes: int, rows: int) ->
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_what_comes_out_cannot_be_changed(tmp_path: Path) -> None:
+def test_columns_are_read_only(tmp_path: Path) -> None:
     small(tmp_path / "a.h5")
     before = (tmp_path / "a.h5").read_bytes()
     values = SealedFile(tmp_path / "a.h5").column("labels")
@@ -115,7 +115,7 @@ def test_what_comes_out_cannot_be_changed(tmp_path: Path) -> None:
     assert (tmp_path / "a.h5").read_bytes() == before
 
 
-def test_arrays_of_another_layout_are_the_same_values(tmp_path: Path) -> None:
+def test_memory_layout_of_arrays_does_not_matter(tmp_path: Path) -> None:
     values = np.arange(12, dtype="<f4").reshape(3, 4)
     write_sealed(tmp_path / "a", {}, [Column("a", (3, 4), "float32", [np.asfortranarray(values)])])
     write_sealed(tmp_path / "b", {}, [Column("a", (3, 4), "float32", [values.astype(">f4")])])
@@ -125,14 +125,14 @@ def test_arrays_of_another_layout_are_the_same_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given_rows", [4, 6, 0])
-def test_a_column_must_be_as_long_as_announced(tmp_path: Path, given_rows: int) -> None:
+def test_write_sealed_refuses_a_column_of_another_length(tmp_path: Path, given_rows: int) -> None:
     rows = np.zeros((given_rows, 2), dtype="<f2")
     with pytest.raises(CacheError, match=r"a: .* bytes came, 20 were announced"):
         write_sealed(tmp_path / "a.h5", {}, [Column("a", (5, 2), "float16", [rows])])
     assert leftovers(tmp_path) == []
 
 
-def test_an_error_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+def test_write_sealed_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     def chunks() -> Iterator[np.ndarray]:
         yield np.zeros((2, 2), dtype="<f2")
         raise KeyboardInterrupt
@@ -171,7 +171,7 @@ def test_columns_may_be_read_by_several_threads(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what kind of file it is
 
 
-def test_plain_hdf5_and_nothing_clever(tmp_path: Path) -> None:
+def test_the_file_is_plain_hdf5(tmp_path: Path) -> None:
     small(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r") as file:
         names: list[str] = []
@@ -275,7 +275,7 @@ def test_appended_bytes_are_refused(tmp_path: Path, extra: bytes) -> None:
         SealedFile(tmp_path / "a.h5")
 
 
-def test_damage_is_located(tmp_path: Path) -> None:
+def test_errors_name_the_damaged_chunk_and_its_rows(tmp_path: Path) -> None:
     values = np.zeros((3 * CHUNK // 64, 64), dtype=np.uint8)
     write_sealed(
         tmp_path / "a.h5", {}, [column("views/x", values), column("labels", np.arange(3, dtype="<i8"))]
@@ -327,13 +327,13 @@ def test_other_formats_are_named(tmp_path: Path, first: bytes, says: str) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"f", b"featcache cache ", b"featcache cache 1\n", b"\0" * 9000])
-def test_what_is_no_cache_file(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.h5").write_bytes(content)
     with pytest.raises(CacheError):
         SealedFile(tmp_path / "a.h5")
 
 
-def test_no_file_and_no_column(tmp_path: Path) -> None:
+def test_missing_file_and_missing_column(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.h5", tmp_path):
         with pytest.raises(CacheError, match="cannot read"):
             SealedFile(path)
@@ -418,9 +418,7 @@ def test_publishing_never_overwrites(tmp_path: Path) -> None:
     assert read_all(path) and leftovers(tmp_path) == ["a.h5"]
 
 
-def test_without_hard_links_a_file_is_published_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publishing_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")  # what exFAT and some network drives say
 
@@ -431,12 +429,12 @@ def test_without_hard_links_a_file_is_published_all_the_same(
     assert (tmp_path / "a.h5").read_bytes() == first and leftovers(tmp_path) == ["a.h5"]
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_write_sealed_makes_folders(tmp_path: Path) -> None:
     assert small(tmp_path / "new" / "folder" / "a.h5") is True
     assert read_all(tmp_path / "new" / "folder" / "a.h5")
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_write_sealed_names_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match=r"cannot write .*a\.h5"):
         small(tmp_path / "file" / "a.h5")
@@ -471,7 +469,7 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
     return [out for out, _ in ends]
 
 
-def test_of_two_processes_one_publishes(tmp_path: Path) -> None:
+def test_one_of_two_processes_publishes(tmp_path: Path) -> None:
     code = (
         "for i in range(40):\n"
         "    print(int(small(Path(sys.argv[1]) / f'{i}.h5', seed=int(sys.argv[2]))), end=' ')\n"
@@ -489,7 +487,7 @@ def test_of_two_processes_one_publishes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- disks that are full
 
 
-def test_a_file_too_large_for_its_limit(tmp_path: Path) -> None:
+def test_file_size_limit_is_an_ordinary_error(tmp_path: Path) -> None:
     """RLIMIT_FSIZE is to a process what a full disk is: wherever it strikes, it must not reach HDF5."""
     code = (
         "import resource\n"
@@ -510,7 +508,7 @@ def test_a_file_too_large_for_its_limit(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["a.h5"]
 
 
-def test_a_disk_too_small_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_disk_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def chunks() -> Iterator[np.ndarray]:
         pytest.fail("rows were asked for")
         yield np.zeros(0)
@@ -525,7 +523,7 @@ def test_a_disk_too_small_is_refused_before_work(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "fsync", "link"])
-def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_full_disk_is_an_ordinary_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

@@ -138,7 +138,7 @@ def test_a_sharded_column_is_read_like_an_array(
         assert np.asarray(column, np.float64).dtype == np.float64 and np.concatenate([column, whole]).shape[1]
 
 
-def test_rows_that_are_not_there_are_an_error() -> None:
+def test_missing_rows_are_an_index_error() -> None:
     column = ShardedColumn(lambda _: np.zeros((4, 2)), [0, 4], np.float64, (2,))
     for odd in (4, -5, [0, 4], [-5], np.zeros(3, bool), [0.5], np.zeros((4, 2), bool)):
         with pytest.raises(IndexError):
@@ -147,7 +147,7 @@ def test_rows_that_are_not_there_are_an_error() -> None:
         np.asarray(column, copy=False)
 
 
-def test_shards_are_let_go_when_they_may_hold_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_dropped_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_column, "RESIDENT", 1000)
     opened: list[int] = []
 
@@ -165,7 +165,7 @@ def test_shards_are_let_go_when_they_may_hold_too_much(monkeypatch: pytest.Monke
 # ---------------------------------------------------------------- the files
 
 
-def test_what_fits_is_the_file_of_always(tmp_path: Path) -> None:
+def test_write_cache_writes_one_file_where_it_fits(tmp_path: Path) -> None:
     arrays = made_up()
     path, plain = write(tmp_path, arrays, 1 << 30), tmp_path / "plain.h5"
     write_sealed(plain, meta_of(arrays), columns_of(arrays)(slice(0, ROWS)))
@@ -175,7 +175,7 @@ def test_what_fits_is_the_file_of_always(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [20_000, 33_333, 60_000])
-def test_shards_are_bounded_even_and_as_few_as_will_do(tmp_path: Path, size: int) -> None:
+def test_write_cache_makes_few_even_shards_below_the_size(tmp_path: Path, size: int) -> None:
     arrays = made_up()
     path = write(tmp_path, arrays, size)
     rows = [each["rows"] for each in CacheFile(path).sealed.meta["shards"]]
@@ -213,7 +213,7 @@ def test_a_sharded_cache_is_one_file_to_its_readers(sharded: Path, tmp_path: Pat
     assert file.sealed.total("labels") == arrays["labels"].sum()
     assert file.sealed.nbytes == cache_bytes(sharded) == file.sealed.verify()
     steps: list[tuple[int, int]] = []
-    verdict = verify(sharded, lambda done, total: steps.append((done, total)))
+    verdict = verify(sharded, lambda step: steps.append((step.done, step.total)))
     assert verdict.ok and verdict.bytes == file.sealed.nbytes and steps[-1] == (verdict.bytes, verdict.bytes)
     single = write(tmp_path / "single", arrays, 1 << 30)
     for name in ("x.npy", "x.parquet"):
@@ -221,7 +221,7 @@ def test_a_sharded_cache_is_one_file_to_its_readers(sharded: Path, tmp_path: Pat
         assert [one.read_bytes() for one in made[0].paths] == [one.read_bytes() for one in made[1].paths]
 
 
-def test_a_shard_is_no_cache_by_itself(sharded: Path) -> None:
+def test_a_shard_alone_is_refused(sharded: Path) -> None:
     with pytest.raises(CacheError, match=r"is a shard and no cache by itself") as caught:
         CacheFile(shard_paths(sharded)[0])
     assert sharded.name in str(caught.value.hint)
@@ -282,7 +282,7 @@ def made_again(shards: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("hurt", [missing, swapped, cut_off, folder, of_another_cache, made_again])
-def test_another_shard_is_never_taken_for_one(sharded: Path, hurt: Callable[[list[Path]], None]) -> None:
+def test_a_shard_of_another_cache_is_refused(sharded: Path, hurt: Callable[[list[Path]], None]) -> None:
     shards = shard_paths(sharded)
     assert not refusals(sharded)
     hurt(shards)
@@ -307,7 +307,7 @@ def test_any_flipped_bit_of_any_shard_is_found(
     assert any(hurt.name in text for text in verify(path).damage)
 
 
-def test_damage_is_named_by_shard_block_and_rows(sharded: Path) -> None:
+def test_damage_is_named_by_shard_chunk_and_rows(sharded: Path) -> None:
     shard = shard_paths(sharded)[1]
     with h5py.File(shard) as file:
         place = file["views/last-cls"].id.get_offset()
@@ -335,7 +335,7 @@ def test_damage_is_named_by_shard_block_and_rows(sharded: Path) -> None:
         {"truncated": -5},
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_refused(sharded: Path, change: dict[str, Any]) -> None:
+def test_a_forged_manifest_is_refused(sharded: Path, change: dict[str, Any]) -> None:
     meta = dict(SealedFile(sharded).meta)
     first, *others = meta["shards"]
     odd: list[Any] = [[{**first, **change}, *others], [*others, first, first], [], None, [None], {}, "x"]
@@ -350,9 +350,7 @@ def test_a_manifest_that_makes_no_sense_is_refused(sharded: Path, change: dict[s
             CacheFile(sharded)
 
 
-def test_a_shard_replaced_under_a_reader_is_checked_anew(
-    sharded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_that_changes_is_checked_again(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.cache.shards.OPEN", 1)
     monkeypatch.setattr(shard_column, "RESIDENT", 1)
     x, shards = CacheFile(sharded).features("last/cls").x, shard_paths(sharded)
@@ -372,7 +370,7 @@ def test_a_shard_replaced_under_a_reader_is_checked_anew(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from featcache.cache import sealed_file as sealed
+from featcache.cache import sealed_writer as sealed
 from tests.cache.test_shards import made_up, write
 publish, left = sealed.publish, int(sys.argv[2])
 def counting(*args, **kwargs):
@@ -443,7 +441,7 @@ def test_power_cuts_leave_a_whole_cache_or_none(tmp_path: Path) -> None:
     assert cuts > 50
 
 
-def test_force_replaces_the_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replace_swaps_the_whole_cache_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The features differ, as they do on another machine; the old ones are there until the new ones are."""
     old, new = made_up(), made_up()
     new["views/last-cls"] = new["views/last-cls"] + np.float16(1)
@@ -486,7 +484,7 @@ def test_a_replaced_or_removed_cache_stays_with_its_reader(
 # ---------------------------------------------------------------- gc
 
 
-def test_gc_takes_shards_with_their_cache_and_leaves_those_in_use(sharded: Path, tmp_path: Path) -> None:
+def test_gc_removes_shards_with_their_cache(sharded: Path, tmp_path: Path) -> None:
     old = time.time() - 10 * 86400
     for each in (sharded, *shard_paths(sharded)):
         os.utime(each, (old, old))
@@ -504,7 +502,7 @@ def test_gc_takes_shards_with_their_cache_and_leaves_those_in_use(sharded: Path,
     assert sorted(path.name for path in sharded.parent.iterdir()) == [foreign.name]
 
 
-def test_gc_removes_forgotten_shards_and_no_others(sharded: Path, tmp_path: Path) -> None:
+def test_gc_removes_unused_shards_only(sharded: Path, tmp_path: Path) -> None:
     sharded.unlink()
     assert not collect(tmp_path).removed  # somebody may go on from them
     old = time.time() - 2 * 86400

@@ -70,7 +70,7 @@ def both(works: dict[str, Path], cli: Cli, *argv: str) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
-def test_every_head_comes_out_the_same(
+def test_heads_trained_on_shards_are_the_same(
     works: dict[str, Path], kind: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kept:
@@ -103,7 +103,7 @@ def test_every_head_comes_out_the_same(
     ],
     ids=lambda argv: " ".join(argv[:2]),
 )
-def test_commands_say_the_same(
+def test_commands_print_the_same_for_shards(
     works: dict[str, Path], cli: Cli, argv: tuple[str, ...], tmp_path: Path
 ) -> None:
     own = {}
@@ -113,7 +113,7 @@ def test_commands_say_the_same(
     both(own, cli, *argv)
 
 
-def test_the_cache_commands_know_shards_as_parts(works: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+def test_cache_commands_treat_shards_as_parts(works: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(works["shards"], work)
     with contextlib.chdir(work):
@@ -149,7 +149,7 @@ def case(tmp_path: Path, tiny: Callable[[str], Path]) -> Case:
     return write_case(tmp_path, tiny("bert"), max_length=16)
 
 
-def test_a_sharded_cache_gives_its_rows_away(case: Case) -> None:
+def test_rows_of_a_sharded_cache_are_reused(case: Case) -> None:
     """To the same rows in another order, to corrected labels, to texts in memory; of any size of shard."""
     case.extract(shard_size=SMALL)
     old, rows = case.features(), case.rows()
@@ -208,7 +208,7 @@ def test_workers_make_the_same_shards(case: Case) -> None:
 
 
 @pytest.mark.parametrize("size", ["1kB", "much", "", "-4GB"])
-def test_a_size_without_sense_is_refused_before_the_model_is_loaded(
+def test_invalid_shard_size_is_refused_before_the_model_is_loaded(
     case: Case, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse = lambda *_: pytest.fail("the model was loaded")  # noqa: E731
@@ -217,7 +217,7 @@ def test_a_size_without_sense_is_refused_before_the_model_is_loaded(
         case.extract(shard_size=size)
 
 
-def test_damaged_shards_are_said_before_anything_is_trained(
+def test_damaged_shards_are_reported_before_training(
     works: dict[str, Path], cli: Cli, tmp_path: Path
 ) -> None:
     shutil.copytree(works["shards"], tmp_path / "work")

@@ -20,7 +20,7 @@ from featcache.cache.seal import CHUNK
 from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.verify import verify
 from featcache.fingerprint import fingerprint as document_hash
-from tests.cache.test_catalog import seal
+from tests.support.cache_files import seal
 
 
 def flip(path: Path, column: str, byte: int) -> None:
@@ -54,7 +54,7 @@ def big(folder: Path) -> Path:
     return path
 
 
-def test_a_good_file_is_good(tmp_path: Path) -> None:
+def test_verify_accepts_a_good_file(tmp_path: Path) -> None:
     for path in (seal(tmp_path), big(tmp_path)):
         steps: list[tuple[int, int]] = []
         verdict = verify(path, lambda progress, steps=steps: steps.append((progress.done, progress.total)))
@@ -63,7 +63,7 @@ def test_a_good_file_is_good(tmp_path: Path) -> None:
         assert steps[0][0] == 0 < steps[-1][0] <= steps[-1][1] == path.stat().st_size
 
 
-def test_damage_is_named_by_block_and_rows(tmp_path: Path) -> None:
+def test_verify_names_damaged_chunks_with_their_rows(tmp_path: Path) -> None:
     path = big(tmp_path)
     flip(path, "views/last-cls", CHUNK + 5)
     flip(path, "row_hash", 0)
@@ -75,7 +75,7 @@ def test_damage_is_named_by_block_and_rows(tmp_path: Path) -> None:
 
 
 @given(place=st.integers(0, 2**30), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_found(
+def test_verify_finds_any_flipped_bit(
     tmp_path_factory: pytest.TempPathFactory, place: int, bit: int, sealed: list[Path]
 ) -> None:
     content = bytearray(sealed[0].read_bytes())
@@ -152,7 +152,7 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), WRONG, ids=lambda part: getattr(part, "__name__", ""))
-def test_what_is_wrong_is_said_and_nothing_raised(
+def test_verify_returns_the_damage_and_raises_nothing(
     spoil: Callable[[Path], None], words: str, tmp_path: Path
 ) -> None:
     path = seal(tmp_path)
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_said_and_nothing_raised(
     assert str(path) in verdict.damage[0] and re.search(words, verdict.damage[0])
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reports_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = seal(tmp_path)
     if os.geteuid() == 0:  # root may read everything
 
@@ -177,7 +177,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert verify(path).damage == (f"cannot read {path}: Permission denied",)
 
 
-def test_a_link_to_a_good_file_is_good(tmp_path: Path) -> None:
+def test_verify_follows_a_link(tmp_path: Path) -> None:
     path = seal(tmp_path)
     os.replace(path, tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -193,7 +193,7 @@ def test_a_link_to_a_good_file_is_good(tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_whole_file_that_describes_itself_wrongly(change: dict[str, object], tmp_path: Path) -> None:
+def test_verify_finds_contradictions_with_the_description(change: dict[str, object], tmp_path: Path) -> None:
     """All checksums hold; whoever forged it left something out, which must not surface as a KeyError."""
     path = seal(tmp_path)
     good = CacheFile(path).sealed
@@ -207,7 +207,7 @@ def test_a_whole_file_that_describes_itself_wrongly(change: dict[str, object], t
 
 
 @pytest.mark.parametrize("part", ["rows", "labels"])
-def test_rows_that_are_not_those_of_the_fingerprint(part: str, tmp_path: Path) -> None:
+def test_verify_finds_rows_of_another_fingerprint(part: str, tmp_path: Path) -> None:
     path = seal(tmp_path)
     meta = dict(CacheFile(path).sealed.meta)
     meta["document"][part]["chain"] = "0" * 64

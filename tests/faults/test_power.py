@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.cache import sealed_file as sealed
+from featcache.cache import sealed_writer as sealed
 from featcache.cache import staging
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed

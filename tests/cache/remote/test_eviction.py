@@ -11,7 +11,7 @@ from featcache.cache.remote.eviction import evict
 from featcache.system import downloads
 
 
-def test_what_a_killed_fetch_left_goes_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evict_removes_old_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirrored = tmp_path / "mirror"
     monkeypatch.setenv(downloads.FOLDER, str(mirrored))
     old, new = mirrored / "data/a/.tmp-0-x.csv", mirrored / "cache/k/d/m/.tmp-0-x.h5"

@@ -35,7 +35,7 @@ from tests.support.machines import Machine, entry, make, make_other, make_shards
 from tests.support.stock import one_thread, sentence
 
 
-def test_a_web_server_and_a_folder_of_runs_in_a_store_are_refused(
+def test_web_server_and_runs_in_a_store_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,7 +49,7 @@ def test_a_web_server_and_a_folder_of_runs_in_a_store_are_refused(
 # -- the cache ------------------------------------------------------------------------------------
 
 
-def test_another_machine_finds_it_by_request_and_fetches_it_once(here: Machine, there: Machine) -> None:
+def test_find_on_another_machine_and_fetch_once(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     cache = there.cache()
     found = cache.find(make_request(source={"asked": 1}), {"last/cls"})
@@ -67,7 +67,7 @@ def test_another_machine_finds_it_by_request_and_fetches_it_once(here: Machine, 
     assert list(cache.files("test")) == []
 
 
-def test_a_record_grows_on_two_machines(here: Machine, there: Machine) -> None:
+def test_records_of_two_machines_are_merged(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     theirs = there.cache()
     (path,) = theirs.paths()
@@ -80,7 +80,7 @@ def test_a_record_grows_on_two_machines(here: Machine, there: Machine) -> None:
     assert {one.source["asked"] for one in record.requests} == {1, "here", "there"}
 
 
-def test_what_comes_damaged_is_never_published(here: Machine, there: Machine) -> None:
+def test_a_damaged_file_of_the_store_is_not_published(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     content = bytearray(made.read_bytes())
     at = SealedFile(made)._entries["views/last-cls"].offset
@@ -100,9 +100,7 @@ def test_what_comes_damaged_is_never_published(here: Machine, there: Machine) ->
     assert isinstance(error, CorruptCache) and "bytes, sealed with" in error.what
 
 
-def test_a_fetch_that_fails_once_is_repeated(
-    here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetch_is_repeated_once(here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed(here, 1)
     (file,) = there.cache().files()
     get, tries = Remote.get, []
@@ -118,7 +116,7 @@ def test_a_fetch_that_fails_once_is_repeated(
     assert len(tries) == 2
 
 
-def test_a_copy_that_went_bad_is_fetched_again(here: Machine, there: Machine) -> None:
+def test_a_damaged_copy_is_fetched_again(here: Machine, there: Machine) -> None:
     pushed(here, 1)
     cache = there.cache()
     (file,) = cache.files()
@@ -131,7 +129,7 @@ def test_a_copy_that_went_bad_is_fetched_again(here: Machine, there: Machine) ->
         assert file.path.read_bytes() == content
 
 
-def test_of_two_machines_the_first_ones_file_stays(here: Machine, there: Machine) -> None:
+def test_push_keeps_the_file_of_the_first_machine(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     cache = there.cache()
     theirs = make(cache, seed=1)
@@ -151,7 +149,7 @@ def test_of_two_machines_the_first_ones_file_stays(here: Machine, there: Machine
     )
 
 
-def test_shards_are_brought_and_fetched_one_by_one(
+def test_shards_are_pushed_and_fetched_one_by_one(
     here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = here.cache()
@@ -183,7 +181,7 @@ def test_shards_are_brought_and_fetched_one_by_one(
     assert not opened(there.url).listing() and not list(folder.rglob("*.h5"))
 
 
-def test_a_manifest_is_brought_last_and_shards_are_not_brought_twice(
+def test_push_sends_the_manifest_last_and_no_shard_twice(
     here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_shards(here.cache())
@@ -206,7 +204,7 @@ def test_a_manifest_is_brought_last_and_shards_are_not_brought_twice(
     assert np.isfinite(np.asarray(file.features("last/cls").x)).all()
 
 
-def test_what_was_removed_is_gone_everywhere(here: Machine, there: Machine) -> None:
+def test_remove_takes_a_file_from_every_machine(here: Machine, there: Machine) -> None:
     first, second = pushed(here, 1, 2)
     cache = there.cache()
     for file in cache.files():
@@ -219,7 +217,7 @@ def test_what_was_removed_is_gone_everywhere(here: Machine, there: Machine) -> N
     assert [path.name for path in cache.folder.rglob("*.h5")] == [second.name]
 
 
-def test_a_store_that_shows_nothing_is_not_believed(here: Machine, there: Machine) -> None:
+def test_refresh_does_not_believe_an_empty_listing(here: Machine, there: Machine) -> None:
     pushed(here, 1)
     (file,) = there.cache().files()
     file.features("last/cls")
@@ -229,7 +227,7 @@ def test_a_store_that_shows_nothing_is_not_believed(here: Machine, there: Machin
     assert [path.name for path in there.cache().paths()] == [file.path.name] and file.path.exists()
 
 
-def test_names_that_lead_elsewhere_are_not_looked_at(here: Machine, there: Machine) -> None:
+def test_other_names_in_the_store_are_ignored(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     content = made.read_bytes()
     cache = opened(here.url)
@@ -238,7 +236,7 @@ def test_names_that_lead_elsewhere_are_not_looked_at(here: Machine, there: Machi
     assert [path.name for path in there.cache().paths()] == [made.name]
 
 
-def test_a_file_under_a_wrong_name_is_refused(here: Machine, there: Machine) -> None:
+def test_fetch_refuses_a_file_under_another_name(here: Machine, there: Machine) -> None:
     (made,) = pushed(here, 1)
     opened(here.url).child("data/model/train-0123456789ab.h5").write(made.read_bytes())
     files = {file.path.name: file for file in there.cache().files()}
@@ -246,7 +244,7 @@ def test_a_file_under_a_wrong_name_is_refused(here: Machine, there: Machine) -> 
         files["train-0123456789ab.h5"].features("last/cls")
 
 
-def test_the_least_recently_used_goes_and_never_what_only_this_machine_has(
+def test_evict_removes_the_least_recently_used_that_the_store_has(
     here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed(here, 1, 2, 3, rows=500)
@@ -292,9 +290,7 @@ def test_processes_that_fetch_at_once_fetch_once(here: Machine, there: Machine) 
     assert len(list(there.root.rglob("*.h5"))) == 1 and not list(there.root.rglob(".tmp-*"))
 
 
-def test_errors_name_the_url_and_what_is_kept(
-    here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_name_the_url(here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     pushed(here, 1)
     (file,) = there.cache().files()
     fs = opened(here.url).fs
@@ -316,7 +312,7 @@ def test_errors_name_the_url_and_what_is_kept(
     monkeypatch.undo()
 
 
-def test_an_upload_that_arrives_short_is_refused(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_refuses_a_short_upload(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = here.cache()
     new = make(cache, seed=5)
     fs = opened(here.url).fs
@@ -345,7 +341,7 @@ def extract_at(machine: Machine, case: Case, *splits: str, **options: Any) -> li
     return extract_splits(case.settings(cache_dir=machine.url), splits, **options)
 
 
-def test_extracted_on_one_machine_trained_on_another(here: Machine, there: Machine, case: Case) -> None:
+def test_extract_on_one_machine_and_find_on_another(here: Machine, there: Machine, case: Case) -> None:
     with one_thread():
         first = extract_at(here, case, "train", "test")
         assert [one.cached for one in first] == [False, False]
@@ -366,7 +362,7 @@ def test_extracted_on_one_machine_trained_on_another(here: Machine, there: Machi
     assert find_features(case.settings(cache_dir=here.url), "train").rows == 61
 
 
-def test_what_could_not_be_brought_is_brought_the_next_time(
+def test_failed_push_is_repeated_by_the_next_extract(
     here: Machine, there: Machine, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = opened(here.url).fs
@@ -385,7 +381,7 @@ def test_what_could_not_be_brought_is_brought_the_next_time(
     assert find_features(case.settings(cache_dir=there.url), "train").rows == 60
 
 
-def test_force_replaces_what_the_store_has(here: Machine, there: Machine, case: Case) -> None:
+def test_extract_with_force_replaces_the_file_of_the_store(here: Machine, there: Machine, case: Case) -> None:
     with one_thread():
         (made,) = extract_at(here, case, "train")
         changed = make_other(made.path)
@@ -396,7 +392,7 @@ def test_force_replaces_what_the_store_has(here: Machine, there: Machine, case: 
     assert entry(there, again.path).read() == again.path.read_bytes() != changed
 
 
-def test_the_commands_work_at_a_url(
+def test_commands_with_a_cache_url(
     machines: tuple[Machine, Machine], case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -431,7 +427,7 @@ def test_the_commands_work_at_a_url(
     assert not (tmp_path / "cache").exists() and not list(tmp_path.glob("*:"))
 
 
-def test_features_of_texts_in_memory_are_shared(
+def test_features_of_texts_are_shared_by_machines(
     here: Machine, there: Machine, tiny: Callable[[str], Path]
 ) -> None:
     from featcache import FeatureExtractor

@@ -45,7 +45,7 @@ def read(url: str) -> tuple[int, ...]:
     return np.asarray(file.features("last/cls").x).shape
 
 
-def test_a_force_that_is_interrupted_leaves_the_stores_cache_whole(
+def test_interrupted_force_leaves_the_cache_of_the_store_whole(
     case: Case, machine: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stubbed(BLOCK):
@@ -67,7 +67,7 @@ def test_a_force_that_is_interrupted_leaves_the_stores_cache_whole(
     assert read(machine("c"))[0] == 60
 
 
-def test_shards_that_no_manifest_has_are_removed(
+def test_unused_shards_of_the_store_are_removed(
     case: Case, machine: Callable[[str], str], tmp_path: Path
 ) -> None:
     url = machine("a")
@@ -85,7 +85,7 @@ def test_shards_that_no_manifest_has_are_removed(
     assert names(tmp_path) == []
 
 
-def test_a_damaged_file_of_a_store_is_said_to_be_so_before_anything_is_encoded(
+def test_a_damaged_file_of_the_store_is_reported_before_encoding(
     case: Case, machine: Callable[[str], str], tmp_path: Path
 ) -> None:
     with stubbed(BLOCK):
@@ -99,7 +99,7 @@ def test_a_damaged_file_of_a_store_is_said_to_be_so_before_anything_is_encoded(
     assert encoder.encoded == []
 
 
-def test_what_vanishes_while_a_store_is_looked_at_is_gone(
+def test_refresh_ignores_files_that_vanish_meanwhile(
     case: Case, machine: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stubbed(BLOCK):
@@ -119,7 +119,7 @@ def test_what_vanishes_while_a_store_is_looked_at_is_gone(
     assert path.name.startswith("test-")
 
 
-def test_a_store_that_cannot_be_asked_stops_a_force(
+def test_force_needs_a_store_that_can_be_listed(
     case: Case, machine: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stubbed(BLOCK):
