@@ -103,7 +103,7 @@ def fit_path(
 ) -> list[Solution]:
     """Solve for each of `penalties`, from the smallest to the largest, each starting from those before.
 
-    Memory: a few chunks of rows and `[min(N, D), D]` in float64; `x` itself is never copied as a whole
+    Memory: some rows at a time and `[min(N, D), D]` in float64; `x` itself is never copied as a whole
     unless it has fewer rows than columns.
 
     Args:

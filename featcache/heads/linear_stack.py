@@ -62,8 +62,7 @@ def fit_stack(
     Args:
         train: by view; all views have the same rows and labels.
         validation: likewise; chooses each head's best epoch.
-        settings: what all heads share: `epochs`, `batch_size`, `warmup`, `schedule` and `patience` (a head
-            stops, the others go on).
+        settings: of all heads `epochs`, `batch_size`, `warmup` and `schedule`; of each `patience`.
         seed: of the order of the rows.
         on_epoch: called after each epoch with a line a head.
         group: workers that call this with the same arguments. Each takes the rows of its share out of the
