@@ -708,7 +708,7 @@ def place_of(path: Path, name: str) -> int:
 def test_a_damaged_view_is_never_served(case: Case) -> None:
     path = case.find().path
     flip(path, place_of(path, "views/last-cls") + 5)
-    with pytest.raises(CorruptCache, match=r"block 0 of views/last-cls") as caught:
+    with pytest.raises(CorruptCache, match=r"chunk 0 of views/last-cls") as caught:
         case.features()
     assert "featcache cache rm" in (caught.value.hint or "")
     path.unlink()

@@ -47,7 +47,7 @@ def read_all(path: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("flips", [60, pytest.param(3000, marks=pytest.mark.slow)], ids=["some", "many"])
-def test_a_flip_is_refused_and_its_block_named(tmp_path: Path, large: bytes, flips: int) -> None:
+def test_a_flip_is_refused_and_its_chunk_named(tmp_path: Path, large: bytes, flips: int) -> None:
     path, draw = tmp_path / "a.h5", random.Random(flips)
     path.write_bytes(large)
     entries = json.loads(large.split(b"\n", 2)[1])["columns"]
@@ -62,7 +62,7 @@ def test_a_flip_is_refused_and_its_block_named(tmp_path: Path, large: bytes, fli
                 if entry["offset"] <= place < entry["offset"] + entry["bytes"]:
                     number = (place - entry["offset"]) // CHUNK
                     row = (place - entry["offset"]) // entry["shape"][-1] if name != "meta" else None
-                    said = rf"block {number} of {name} \(rows \d+ to \d+\) is damaged"
+                    said = rf"chunk {number} of {name} \(rows \d+ to \d+\) is damaged"
             faults.COUNT["flips"] += 1
             with pytest.raises(CacheError, match=said) as caught:
                 read_all(path)
