@@ -168,7 +168,7 @@ def test_links_and_filters_under_a_forged_seal_are_never_followed(tmp_path: Path
         SealedFile(tmp_path / "evil.h5")
     code = (
         "import sys; sys.modules['h5py'] = None\n"
-        "from featcache.cache.? import SealedFile\n"
+        "from featcache.cache.sealed_file import SealedFile\n"
         f"print(SealedFile(__import__('pathlib').Path({str(tmp_path / 'a.h5')!r})).column('labels').tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
