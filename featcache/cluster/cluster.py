@@ -1,7 +1,7 @@
-"""Ray, as far as featcache needs it: a cluster to work on, actors on it, and blocks dealt to them.
+"""Ray, as far as featcache needs it: a cluster, actors on it, and numbered units of work dealt to them.
 
-Ray Data deals the blocks out, starts the actors and replaces those of a lost node. What an actor was at when
-it was lost is dealt again, in another round; which blocks those are, the blocks themselves say.
+Ray Data deals the units out, starts the actors and replaces those of a lost node. What an actor was at when
+it was lost is dealt again, in another round, as long as the result of a unit is not there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from featcache.cluster.private_ray import keep_stdout_clean
 from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
 from featcache.system.machine import available_cores
 from featcache.system.workers import CORES_A_WORKER, parse_count
 
-BLOCKS_A_TASK = 4  # at most; the next block of a task is tokenised while the model has the last one
-LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer blocks are left
+UNITS_A_TASK = 4  # at most; the next unit of a task is tokenised while the model has the last one
+LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer units are left
 CONNECT = 10.0  # seconds in which a cluster answers
 OWN_STORE = 256 << 20  # bytes of shared memory for the messages of a cluster on this machine
 
@@ -90,7 +91,7 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         what = f"no Ray cluster at {address}" if address else "Ray does not start"
         raise UsageError(f"{what}: {str(error).splitlines()[0]}", hint="ray status says more") from error
-    _keep_stdout_clean()
+    keep_stdout_clean()
     try:
         yield
     finally:
@@ -115,14 +116,6 @@ def _muted() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _keep_stdout_clean() -> None:
-    """Drop what a node's manager last said before it was lost; Ray has no setting for that."""
-    from ray._private import worker
-
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda *_, **__: None
 
 
 # -- who works --------------------------------------------------------------------------------------
@@ -220,7 +213,7 @@ class DoneTask:
 
 
 class Actor(Generic[Order]):
-    """What Ray runs; a subclass says what is done with blocks.
+    """What Ray runs; a subclass says what is done with a unit.
 
     Args:
         order: a list with the reference of the order, a list so that Ray leaves it as it is.
@@ -232,7 +225,7 @@ class Actor(Generic[Order]):
         self.order: Order = ray.get(order[0])
 
     def work(self, numbers: list[int]) -> Any:
-        """Make these blocks durable; the answer is small."""
+        """Make the results of these units durable; the answer is small."""
         raise NotImplementedError
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -271,15 +264,15 @@ def deal(
     order: Order,
     missing: Callable[[], Sequence[int]],
     pool: ActorPool,
-    tell: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Iterator[DoneTask]:
-    """Have actors make blocks until none is missing.
+    """Have actors work on units until none is missing.
 
     Args:
         order: what the actors are told; each node is sent it once.
-        missing: numbers of the blocks that are not durable yet.
+        missing: numbers of the units that are not durable yet.
         crew: fewer are at work where the cluster has shrunk.
-        tell: is told when actors were lost.
+        note: called with a message when actors were lost.
 
     Yields:
         What each task that came to its end answers; one that was lost is dealt again in the next round.
@@ -298,20 +291,20 @@ def deal(
         if len(now) >= len(left):
             raise BackboneError(
                 "every actor that Ray started was lost at its work",
-                hint="was memory short? finished blocks are kept: run the same command again",
+                hint="was memory short? finished work is kept: run the same command again",
             )
         if now:
-            tell(f"an actor was lost; {len(now)} blocks that it was at are given to others")
+            note(f"an actor was lost; {len(now)} units that it was at are given to others")
         left = now
 
 
 def tasks_of(numbers: Sequence[int], actors: int) -> list[list[int]]:
-    """Blocks in tasks that get smaller towards the end, so that actors are done at about the same time."""
+    """Units in tasks that get smaller towards the end, so that actors are done at about the same time."""
     tasks: list[list[int]] = []
     start = 0
     while start < len(numbers):
         left = len(numbers) - start
-        size = min(max(left // (actors * LAST_TASKS), 1), BLOCKS_A_TASK)
+        size = min(max(left // (actors * LAST_TASKS), 1), UNITS_A_TASK)
         tasks.append(list(numbers[start : start + size]))
         start += size
     return tasks
@@ -340,7 +333,7 @@ def _round(actor: type, reference: Any, numbers: Sequence[int], pool: ActorPool)
         except ray.exceptions.RayError as error:
             raise BackboneError(
                 f"Ray's actors cannot work: {str(error).splitlines()[0]}",
-                hint="every node needs the same featcache with its extras; finished blocks are kept",
+                hint="every node needs the same featcache with its extras; finished work is kept",
             ) from error
 
 

@@ -1,8 +1,8 @@
-"""Blocks of many files to be labelled, and the folder that has an output file for each.
+"""The parts of many files that are labelled, and the folder that has an output file for each.
 
-A block is some row groups of a parquet file, or a whole file of another form. Its output `part-00000.parquet`
-appears whole; a note in `_featcache/` then says how large it is and what is in it. What has no such note is
-not done.
+A part is some row groups of a parquet file, or a whole file of another form. Its output `part-00000.parquet`
+appears whole; a record in `_featcache/` then says how large it is and what is in it. A part without such a
+record is not done.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featcache.data.formats.open import kind_of
 from featcache.errors import CacheError, SourceError, UsageError
 from featcache.prediction.file import LabelledFile
+from featcache.prediction.journal import UnlabelledRow
+from featcache.system.documents import parse_document
 from featcache.system.lock import locked
 from featcache.system.stores import Remote, is_remote, opened, shown, stamp
 
-BLOCK_ROWS = 1 << 16  # rows at which a block of row groups ends
-READERS = 16  # parquet footers, or notes, that are read at a time
+PART_ROWS = 1 << 16  # rows at which a part of row groups ends
+READERS = 16  # parquet footers, or records, that are read at a time
 NOTES = "_featcache"  # readers of a folder of parquet files leave out what begins so
 _PART = re.compile(rf"({NOTES}/)?part-[0-9]{{5,}}\.")
 
-_Part = tuple[str, str, tuple[int, int] | None, int | None]  # the arguments of `Block` after its number
-
 
 @dataclass(frozen=True)
-class Block:
+class OutputPart:
     """What becomes one output file.
 
     Attributes:
@@ -52,8 +52,25 @@ class Block:
         return f"part-{self.number:05d}.{self.kind}"
 
 
-def divide(sources: Sequence[str]) -> list[Block]:
-    """The blocks of some files.
+@dataclass(frozen=True)
+class PartRecord:
+    """What is in a finished output file, see `LabelledFile`.
+
+    Attributes:
+        bytes: of the file; None where the store does not say.
+    """
+
+    rows: int
+    bad: int
+    truncated: int
+    tokens: int
+    counts: dict[str, int]
+    first_bad: tuple[UnlabelledRow, ...] = ()
+    bytes: int | None = None
+
+
+def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
+    """The parts of some files.
 
     Raises:
         SourceError: no files, one that cannot be read, or of an unknown form.
@@ -61,25 +78,26 @@ def divide(sources: Sequence[str]) -> list[Block]:
     if not sources:
         raise SourceError("no files to label")
     with ThreadPoolExecutor(READERS) as pool:
-        parts = [part for found in pool.map(_parts, sources) for part in found]
-    return [Block(number, *part) for number, part in enumerate(parts)]
+        parts = [part for found in pool.map(_parts_of, sources) for part in found]
+    return [replace(part, number=number) for number, part in enumerate(parts)]
 
 
-def _parts(source: str) -> list[_Part]:
+def _parts_of(source: str) -> list[OutputPart]:
+    """The parts of one file; their numbers are not known yet."""
     kind = kind_of(Path(source))
     if kind is None:
         raise SourceError(f"{shown(source)}: its ending does not say what it holds")
     if kind != "parquet":
-        return [(source, kind, None, None)]
+        return [OutputPart(0, source, kind)]
     sizes = _group_sizes(source)
-    parts: list[_Part] = []
+    parts: list[OutputPart] = []
     start, held = 0, 0
     for group, rows in enumerate(sizes):
         held += rows
-        if held >= BLOCK_ROWS or group == len(sizes) - 1:
-            parts.append((source, kind, (start, group + 1), held))
+        if held >= PART_ROWS or group == len(sizes) - 1:
+            parts.append(OutputPart(0, source, kind, (start, group + 1), held))
             start, held = group + 1, 0
-    return parts or [(source, kind, None, 0)]
+    return parts or [OutputPart(0, source, kind, rows=0)]
 
 
 def _group_sizes(source: str) -> list[int]:
@@ -100,7 +118,7 @@ def _group_sizes(source: str) -> list[int]:
 
 
 def states_of(sources: Sequence[str]) -> dict[str, str]:
-    """Of each source, what changes when it does."""
+    """The size and time of each source, which change when it does."""
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(sources, pool.map(_state_of, sources), strict=True))
 
@@ -131,13 +149,13 @@ class OutputFolder:
         path = str(Path(place).absolute())
         return cls(path, Remote(path, "file", LocalFileSystem(), path, SourceError))
 
-    def target(self, block: Block) -> str | Path:
-        """Of a block's output, as `predict_file` takes it."""
-        return self.remote.child(block.name).url if is_remote(self.place) else Path(self.place) / block.name
+    def target(self, part: OutputPart) -> str | Path:
+        """Where a part's output goes, as `predict_file` takes it."""
+        return self.remote.child(part.name).url if is_remote(self.place) else Path(self.place) / part.name
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Two calls with one output would do all twice; a store has no locks."""
+        """Keep another call with the same output out; a store has no locks."""
         if is_remote(self.place):
             yield
             return
@@ -169,42 +187,50 @@ class OutputFolder:
         return True
 
     def begin(self, key: str) -> None:
-        """Remove what is there, and note whose the folder is from now on."""
+        """Remove what is there, and record whose the folder is from now on."""
         for name in self.remote.listing():
             if _PART.match(name):
                 self.remote.child(name).remove()
         self._write("plan.json", {"key": key})
 
-    def notes(self, blocks: Sequence[Block]) -> dict[int, dict[str, Any]]:
-        """What was noted of those blocks whose output is there, as large as noted."""
+    def records(self, parts: Sequence[OutputPart]) -> dict[int, PartRecord]:
+        """The records of those parts whose output is there, by number."""
         there = self.remote.listing()
-        written = [block for block in blocks if block.name in there and f"{NOTES}/{block.name}.json" in there]
+        written = [part for part in parts if part.name in there and f"{NOTES}/{part.name}.json" in there]
         with ThreadPoolExecutor(READERS) as pool:
-            said = pool.map(lambda block: self.note(block, there[block.name]), written)
-            return {block.number: one for block, one in zip(written, said, strict=True) if one is not None}
+            found = pool.map(lambda part: self.record(part, there[part.name]), written)
+            return {part.number: one for part, one in zip(written, found, strict=True) if one is not None}
 
-    def note(self, block: Block, info: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """What was noted of a block whose output is as `info`; None where that is not what is there."""
-        said = self._read(f"{block.name}.json") if info is not None else None
-        return said if said is not None and info is not None and said.get("bytes") == info["size"] else None
+    def record(self, part: OutputPart, info: Mapping[str, Any] | None) -> PartRecord | None:
+        """The record of a part whose output is as `info`; None where it describes another file."""
+        content = self._read(f"{part.name}.json") if info is not None else None
+        if content is None or info is None or content.get("bytes") != info["size"]:
+            return None
+        try:
+            return parse_document(PartRecord, content, part.name, SourceError)
+        except SourceError:
+            return None
 
-    def info(self, block: Block) -> dict[str, Any] | None:
-        """What the store says of a block's output; None where it is not there."""
-        return self.remote.child(block.name).info()
+    def info(self, part: OutputPart) -> dict[str, Any] | None:
+        """What the store says of a part's output; None where it is not there."""
+        return self.remote.child(part.name).info()
 
-    def finish(self, block: Block, said: LabelledFile) -> dict[str, Any]:
-        """Note a block whose output is there."""
-        names = ("rows", "bad", "truncated", "tokens", "counts")
-        note = {
-            **{name: getattr(said, name) for name in names},
-            "first_bad": [asdict(row) for row in said.first_bad],
-            "bytes": (self.info(block) or {}).get("size"),
-        }
-        self._write(f"{block.name}.json", note)
-        return note
+    def finish(self, part: OutputPart, made: LabelledFile) -> PartRecord:
+        """Record a part whose output is there."""
+        record = PartRecord(
+            rows=made.rows,
+            bad=made.bad,
+            truncated=made.truncated,
+            tokens=made.tokens,
+            counts=made.counts,
+            first_bad=made.first_bad,
+            bytes=(self.info(part) or {}).get("size"),
+        )
+        self._write(f"{part.name}.json", asdict(record))
+        return record
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """A note; None where there is none that can be read."""
+        """A document in `_featcache/`; None where there is none that can be read."""
         note = self.remote.child(f"{NOTES}/{name}")
         try:
             found = json.loads(note.read() if note.info() is not None else b"")

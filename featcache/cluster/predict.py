@@ -1,25 +1,24 @@
-"""`predict --engine ray`: files labelled by the actors of a Ray cluster, one output file a block.
+"""`predict --engine ray`: files labelled by the actors of a Ray cluster, one output file a part.
 
-Blocks and the folder of the output are those of `predict_parts`; each output is made as `predict_files` makes
-one. The same call goes on with the blocks that are not done.
+Each output file is made by `predict_file`. The same call goes on with the parts that are not done.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featcache.cluster.cluster import Actor, ActorPool, connected, deal, require_ray
-from featcache.cluster.output_parts import Block, OutputFolder, divide, states_of
+from featcache.cluster.cluster import Actor, ActorPool, Engine, connected, deal, require_ray
+from featcache.cluster.output_parts import OutputFolder, OutputPart, PartRecord, plan_parts, states_of
 from featcache.data.formats.open import open_rows
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.prediction.file import LabelledFile, predict_file
-from featcache.prediction.journal import FIRST_BAD, UnlabelledRow
+from featcache.prediction.journal import FIRST_BAD
 from featcache.runs.run import Run, load_run
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
@@ -46,96 +45,130 @@ class Reading:
     prefix: str = ""
 
 
+@dataclass(frozen=True)
+class FilesToLabel:
+    """Which files are labelled, and where to.
+
+    Attributes:
+        sources: paths or URLs of one form or several, each known by its ending.
+        output: folder or URL; made where it is not there.
+    """
+
+    sources: Sequence[str]
+    output: str
+    reading: Reading
+
+
 def predict_with_ray(
     run: Run,
-    sources: Sequence[str],
-    output: str,
-    reading: Reading,
+    files: FilesToLabel,
+    engine: Engine,
     *,
     model: str | None = None,
     device: str = "auto",
-    workers: int | str = "auto",
-    address: str | None = None,
     force: bool = False,
-    report: OnProgress = ignore,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: OnProgress = ignore,
 ) -> LabelledFile:
-    """Label every row of `sources` into files of the folder `output`, in the order of the sources.
+    """Label every row of some files into files of a folder, in the order of the sources.
 
     The rows, columns and labels are those that `predict_file` writes; the actors get the head with their
     order, and read sources and model under the same names as this process.
 
     Args:
-        sources: paths or URLs of one form or several, each known by its ending.
-        output: folder or URL; made where it is not there.
         model: where the backbone lies now, if not where it lay when the head was trained.
-        workers, address: see `ray_extract.extract_with_ray`.
         force: replace what is there, from the moment on at which there are actors for it.
-        report: called when a task of a few blocks is done.
-        tell: is told what a person may want to know.
+        on_progress: called with notes, and when a task of a few parts is done.
 
     Returns:
-        The sum over all blocks; `path` is the folder.
+        The sum over all parts; `path` is the folder.
 
     Raises:
-        UsageError: `output` holds other work, or Ray cannot be used.
+        UsageError: the output holds other work, or Ray cannot be used.
         FeatcacheError: what an actor raised; finished files are kept.
     """
     require_ray()
     began = time.perf_counter()
-    blocks = divide(sources)
-    states = states_of(sources)
-    key = fingerprint(
-        {
-            "head": [file_hash(run.folder / name) for name in ("head.json", "head.safetensors")],
-            "reading": asdict(reading),
-            "blocks": [[asdict(block), states[block.source]] for block in blocks],
-        }
-    )
-    folder = OutputFolder.of(output)
+    parts = plan_parts(files.sources)
+    key = _key(run, files, parts)
+    folder = OutputFolder.of(files.output)
     with folder.locked():
         anew = folder.is_to_begin(key, force=force)
         if anew and not force:
             folder.begin(key)
-        found = {} if anew else folder.notes(blocks)
-        resumed, tokens = sum(said["rows"] for said in found.values()), 0
-        total = None if any(block.rows is None for block in blocks) else sum(b.rows or 0 for b in blocks)
-
-        def left() -> list[int]:
-            return [block.number for block in blocks if block.number not in found]
-
-        if left():
-            with connected(address):
-                pool = ActorPool.of(workers, device)
+        found = {} if anew else folder.records(parts)
+        resumed, finished = sum(record.rows for record in found.values()), set(found)
+        if len(found) < len(parts):
+            with connected(engine.ray_address):
+                pool = ActorPool.of(engine.workers or "auto", device)
                 if anew and force:  # what is there goes when there are actors to make it anew, not before
                     folder.begin(key)
-                tell(f"{len(left())} blocks for {pool}")
                 order = PredictOrder(
-                    _content(run), blocks, folder.place, reading, _model(run, model), device, pool.threads
+                    run=_content(run),
+                    parts=parts,
+                    output=folder.place,
+                    reading=files.reading,
+                    model=_model(run, model),
+                    device=device,
+                    threads=pool.threads,
                 )
-                for done in deal(_Predicting, order, left, pool, tell):
-                    found |= done.answer
-                    tokens += sum(said["tokens"] for said in done.answer.values())
-                    rows = sum(said["rows"] for said in found.values())
-                    report(Progress("predict", done=rows, total=total or 0, tokens=tokens))
-    return _sum(output, [found[block.number] for block in blocks], resumed, began, tokens)
+                _predict_missing(order, pool, found, on_progress)
+    tokens = sum(record.tokens for number, record in found.items() if number not in finished)
+    seconds = time.perf_counter() - began
+    return _sum(files.output, [found[part.number] for part in parts], resumed, seconds, tokens)
+
+
+def _key(run: Run, files: FilesToLabel, parts: Sequence[OutputPart]) -> str:
+    """A hash of the head, how the files are read, and what is in them."""
+    states = states_of(files.sources)
+    return fingerprint(
+        {
+            "head": [file_hash(run.folder / name) for name in ("head.json", "head.safetensors")],
+            "reading": asdict(files.reading),
+            "blocks": [[asdict(part), states[part.source]] for part in parts],
+        }
+    )
+
+
+def _predict_missing(
+    order: PredictOrder, pool: ActorPool, found: dict[int, PartRecord], on_progress: OnProgress
+) -> None:
+    """Have actors label the parts that are not in `found`; their records are put there."""
+    parts, tokens = order.parts, 0
+    total = 0 if any(part.rows is None for part in parts) else sum(part.rows or 0 for part in parts)
+
+    def left() -> list[int]:
+        return [part.number for part in parts if part.number not in found]
+
+    def note(text: str) -> None:
+        on_progress(Progress("note", text=text))
+
+    note(f"{len(left())} parts for {pool}")
+    for done in deal(_PredictingActor, order, left, pool, note):
+        found |= done.answer
+        tokens += sum(record.tokens for record in done.answer.values())
+        rows = sum(record.rows for record in found.values())
+        on_progress(Progress("predict", done=rows, total=total, tokens=tokens))
 
 
 def _sum(
-    output: str, found: Sequence[Mapping[str, Any]], resumed: int, began: float, tokens: int
+    output: str, records: Sequence[PartRecord], resumed: int, seconds: float, tokens: int
 ) -> LabelledFile:
-    counts: dict[str, int] = {}
-    for said in found:
-        for label, count in said["counts"].items():
-            counts[label] = counts.get(label, 0) + count
-    rows, bad, truncated = (sum(said[name] for said in found) for name in ("rows", "bad", "truncated"))
-    first = tuple(UnlabelledRow(**row) for said in found for row in said["first_bad"])[:FIRST_BAD]
-    beside = f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None
-    seconds = time.perf_counter() - began
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.counts)
+    bad = sum(record.bad for record in records)
     return LabelledFile(
-        path=output, rows=rows, bad=bad, truncated=truncated, resumed=resumed, seconds=seconds,
-        tokens=tokens, counts=counts, bad_path=beside, first_bad=first,
-    )  # fmt: skip
+        path=output,
+        rows=sum(record.rows for record in records),
+        bad=bad,
+        truncated=sum(record.truncated for record in records),
+        resumed=resumed,
+        seconds=seconds,
+        tokens=tokens,
+        counts=dict(counts),
+        bad_path=f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None,
+        first_bad=tuple(row for record in records for row in record.first_bad)[:FIRST_BAD],
+    )
 
 
 # -- on the nodes -----------------------------------------------------------------------------------
@@ -153,7 +186,7 @@ class PredictOrder:
     """
 
     run: Mapping[str, bytes]
-    blocks: Sequence[Block]
+    parts: Sequence[OutputPart]
     output: str
     reading: Reading
     model: str | None
@@ -173,18 +206,17 @@ def _model(run: Run, model: str | None) -> str | None:
     return str(path.absolute()) if path.is_dir() else model
 
 
-class _Predicting(Actor[PredictOrder]):
-    """Labels blocks; its model is loaded with the first."""
+class _PredictingActor(Actor[PredictOrder]):
+    """Labels parts; its model is loaded with the first."""
 
     predictor: Predictor | None = None
 
-    def work(self, numbers: list[int]) -> dict[int, dict[str, Any]]:
-        """What is in the output of each of these blocks, which is there."""
+    def work(self, numbers: list[int]) -> dict[int, PartRecord]:
+        """Label these parts; returns the record of each."""
         if self.predictor is None:
             self.predictor = self._load()
         folder = OutputFolder.of(self.order.output)
-        label = partial(self._label, self.predictor, folder)
-        return {number: label(self.order.blocks[number]) for number in numbers}
+        return {number: self._label(self.predictor, folder, self.order.parts[number]) for number in numbers}
 
     def _load(self) -> Predictor:
         import torch
@@ -200,20 +232,20 @@ class _Predicting(Actor[PredictOrder]):
             found = load_run(run.parent, run.name)
             return Predictor.from_run(found, model=self.order.model, device=self.order.device)
 
-    def _label(self, predictor: Predictor, folder: OutputFolder, block: Block) -> dict[str, Any]:
-        there = folder.note(block, folder.info(block))
-        if there is not None:  # by an actor that was lost before it said so
+    def _label(self, predictor: Predictor, folder: OutputFolder, part: OutputPart) -> PartRecord:
+        there = folder.record(part, folder.info(part))
+        if there is not None:  # by an actor that was lost before its answer
             return there
         reading = self.order.reading
         columns = DataSettings(text_column=reading.text, pair_column=reading.pair)
-        path = fetched(block.source) if is_remote(block.source) else Path(block.source)
-        groups = None if block.groups is None else range(*block.groups)
+        path = fetched(part.source) if is_remote(part.source) else Path(part.source)
+        groups = None if part.groups is None else range(*part.groups)
         rows = open_rows(
-            path, block.kind, DataSettings() if block.kind == "txt" else columns,
+            path, part.kind, DataSettings() if part.kind == "txt" else columns,
             header=reading.header, groups=groups,
         )  # fmt: skip
         predictor.check_pairs(rows.pair is not None)
-        said = predict_file(
-            predictor, rows, folder.target(block), block.kind, prefix=reading.prefix, force=True
+        made = predict_file(
+            predictor, rows, folder.target(part), part.kind, prefix=reading.prefix, force=True
         )
-        return folder.finish(block, said)
+        return folder.finish(part, made)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from safetensors.numpy import load_file
 from featcache.cache.staging import Staging
 from featcache.cluster import cluster as ray_cluster
 from featcache.cluster import output_parts as predict_parts
-from featcache.cluster.cluster import ActorPool, answered, connected, read_answer
+from featcache.cluster import private_ray
+from featcache.cluster.cluster import ActorPool, Engine, answered, connected, read_answer
 from featcache.cluster.encode import put_units, take_units
 from featcache.cluster.extract import absolute, extract_with_ray
-from featcache.cluster.predict import Reading, predict_with_ray
+from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
 from featcache.errors import BackboneError, BadRow, SourceError, UsageError
 from featcache.extraction import partition
 from featcache.runs.run import Run, load_run
@@ -318,7 +320,7 @@ def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(BackboneError, match="every actor"):
         list(dealt)
     assert rounds == [[0, 1, 2], [1, 2]]
-    assert len(notes) == 1 and "2 blocks" in notes[0]
+    assert len(notes) == 1 and "2 units" in notes[0]
 
 
 @given(st.lists(st.integers(0, 999), max_size=300, unique=True), st.integers(1, 70))
@@ -326,8 +328,27 @@ def test_tasks_hold_every_block_once_and_shrink_to_single_blocks(numbers: list[i
     tasks = ray_cluster.tasks_of(numbers, actors)
     assert [number for task in tasks for number in task] == numbers
     sizes = [len(task) for task in tasks]
-    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= set(range(1, ray_cluster.BLOCKS_A_TASK + 1))
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= set(range(1, ray_cluster.UNITS_A_TASK + 1))
     assert sizes[-actors:] == [1] * min(actors, len(sizes))
+
+
+def test_keep_stdout_clean_replaces_the_private_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = SimpleNamespace(print_to_stdstream=print)
+    monkeypatch.setattr(private_ray, "_worker_module", lambda: worker)
+    private_ray.keep_stdout_clean()
+    assert worker.print_to_stdstream({"lines": []}, False) is None
+
+
+@pytest.mark.parametrize("worker", [None, SimpleNamespace(), SimpleNamespace(print_to_stdstream=3)])
+def test_keep_stdout_clean_warns_once_where_the_function_is_gone(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private_ray._warn.cache_clear()
+    monkeypatch.setattr(private_ray, "_worker_module", lambda: worker)
+    with pytest.warns(UserWarning, match="standard output") as caught:
+        private_ray.keep_stdout_clean()
+        private_ray.keep_stdout_clean()
+    assert len(caught) == 1
 
 
 @needs_ray
@@ -350,7 +371,7 @@ def test_no_cluster_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatc
 def test_prediction_goes_on_and_says_what_one_machine_says(
     run: Run, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(predict_parts, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(predict_parts, "PART_ROWS", 20)
     plain_terminal(monkeypatch)
     first = write_parquet(tmp_path / "in" / "a.parquet", 50, 1, group=10)
     second = write_parquet(tmp_path / "in" / "b.parquet", 15, 2, group=10)
@@ -403,7 +424,12 @@ def test_an_output_of_other_work_is_left_alone(
     source = write_parquet(tmp_path / "a.parquet", 10, 1, group=10)
 
     def predict(folder: str, **changes: Any) -> None:
-        predict_with_ray(run, [str(source)], str(tmp_path / folder), Reading("text"), **changes)
+        predict_with_ray(
+            run,
+            FilesToLabel([str(source)], str(tmp_path / folder), Reading("text")),
+            Engine("ray"),
+            **changes,
+        )
 
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "part-00000.parquet").write_bytes(b"precious")
@@ -428,11 +454,11 @@ def test_an_output_of_other_work_is_left_alone(
 
 
 def test_blocks_are_row_groups_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict_parts, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(predict_parts, "PART_ROWS", 20)
     table = write_parquet(tmp_path / "a.parquet", 55, 1, group=10)
     lines = tmp_path / "b.csv"
     lines.write_text("text\n好\n")
-    blocks = predict_parts.divide([str(table), str(lines)])
+    blocks = predict_parts.plan_parts([str(table), str(lines)])
     assert [(block.groups, block.rows) for block in blocks] == [
         ((0, 2), 20), ((2, 4), 20), ((4, 6), 15), (None, None),
     ]  # fmt: skip
@@ -442,11 +468,11 @@ def test_blocks_are_row_groups_and_whole_files(tmp_path: Path, monkeypatch: pyte
     ]
     table.write_bytes(b"PAR1 no more")
     with pytest.raises(SourceError, match=r"cannot read .*a\.parquet"):
-        predict_parts.divide([str(table)])
+        predict_parts.plan_parts([str(table)])
     with pytest.raises(SourceError, match="its ending"):
-        predict_parts.divide([str(tmp_path / "c.xyz")])
+        predict_parts.plan_parts([str(tmp_path / "c.xyz")])
     with pytest.raises(SourceError, match="no files"):
-        predict_parts.divide([])
+        predict_parts.plan_parts([])
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -520,13 +546,13 @@ def test_a_node_that_is_lost_in_mid_prediction_between_urls(
     killed: list[int] = []
 
     def watch(step: Any) -> None:
-        if step.rows > 600 and not killed:
-            killed.append(step.rows)
+        if step.done > 600 and not killed:
+            killed.append(step.done)
             two_nodes.remove_node(two_nodes.second, allow_graceful=False)
 
     said = predict_with_ray(
-        run, [file.as_uri() for file in files], (tmp_path / "out").as_uri(), Reading("text"),
-        device="cpu", workers=2, address=two_nodes.address, report=watch,
+        run, FilesToLabel([file.as_uri() for file in files], (tmp_path / "out").as_uri(), Reading("text")),
+        Engine("ray", 2, two_nodes.address), device="cpu", on_progress=watch,
     )  # fmt: skip
     assert killed and said.rows == 4000 and said.bad == 20
     assert _close(rows_of(tmp_path / "out"), want)

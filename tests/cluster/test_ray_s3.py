@@ -46,7 +46,7 @@ def test_extraction_and_prediction_from_bucket_to_bucket(
     assert opened(f"{root}/cache/{there}").read() == Path(alone["path"]).read_bytes()
     assert not [path for path in opened(f"{root}/cache").listing() if ".partial" in path]
 
-    monkeypatch.setattr(predict_parts, "BLOCK_ROWS", 20)
+    monkeypatch.setattr(predict_parts, "PART_ROWS", 20)
     source = tmp_path / "in.parquet"
     pq.write_table(pa.table({"text": some_texts(90, 1)}), source, row_group_size=20)
     opened(f"{root}/in/a.parquet").put(source)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import SourceError, UsageError
+from featcache_cli.commands.engine import engine_of
 from featcache_cli.commands.predict.file import document, fetched_source, open_input, show
-from featcache_cli.console import note, print_result
+from featcache_cli.console import print_result
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def run_ray(args: argparse.Namespace, run: Run) -> int:
     """Label what the paths or URLs of `--input` match into the folder `--output`."""
     from featcache.cluster.cluster import require_ray
-    from featcache.cluster.predict import Reading, predict_with_ray
+    from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
     from featcache.data.formats.open import kind_of
     from featcache.system.stores import is_remote
 
@@ -36,9 +37,8 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     reading = Reading(first.text, first.pair, not args.no_header, args.prefix)
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
-            run, sources, args.output, reading,
-            model=args.model, device=args.device, workers=args.workers or "auto", address=args.ray_address,
-            force=args.force, report=meter, tell=lambda text: note(text, quiet=args.quiet),
+            run, FilesToLabel(sources, args.output, reading), engine_of(args),
+            model=args.model, device=args.device, force=args.force, on_progress=meter,
         )  # fmt: skip
     print_result(args, document(made), lambda: show(made))
     return 0
