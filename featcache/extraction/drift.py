@@ -1,12 +1,12 @@
 """Encode a few rows of a cache file again: do fresh features agree with the cached ones?
 
-Checksums say that the bytes are those that were written. Whether this machine, with these versions,
-would write them again is another question, and its answer is what keeps a predictor honest.
+Checksums show that the bytes are those that were written. They do not show whether this machine, with these
+versions of packages, makes the same features; a predictor relies on that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from featcache.data.split import SPLITS, Split, load_splits
 from featcache.errors import CacheError
 from featcache.fingerprint import EncoderDocument, canonical, differences, row_hashes
 from featcache.settings import BackboneSettings, Settings
+from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
 LEAST_COSINE = 0.999
 CANDIDATES = 1024  # rows looked for beyond those wanted, should some not be in the source
 
-Report = Callable[[str, int, int], None]  # what is done, rows done, rows in all
-
 
 @dataclass(frozen=True)
 class Drift:
-    """How far fresh features of a view lie from the cached ones, the worst of all rows each.
+    """How far fresh features of a view are from the cached ones; of all rows the worst one.
 
     Attributes:
         absolute: largest difference of a number.
@@ -64,7 +63,7 @@ class Reencoder:
     _encoders: dict[bytes, Encoder] = field(default_factory=dict)
     _splits: dict[str, Split] = field(default_factory=dict)
 
-    def drift(self, file: CacheFile, count: int, report: Report | None = None) -> list[Drift]:
+    def drift(self, file: CacheFile, count: int, on_progress: OnProgress = ignore) -> list[Drift]:
         """Encode `count` rows of `file` again, drawn by the seed of the settings.
 
         Returns:
@@ -75,18 +74,17 @@ class Reencoder:
                 of the rows is in the data source.
             BackboneError, SourceError: the model or the texts cannot be loaded.
         """
-        tell = report or (lambda *_: None)
         split = self._split(file)
         draw = np.random.default_rng(self.settings.seed)
         order = draw.permutation(file.rows)
-        rows, texts, pairs = _texts(file, split, order, count, tell)
+        rows, texts, pairs = _texts(file, split, order, count, on_progress)
         encoder = self._encoder(file)
         done = 0
 
         def step(texts: int, _: int) -> None:
             nonlocal done
             done += texts
-            tell("encode", done, len(rows))
+            on_progress(Progress("encode", done=done, total=len(rows)))
 
         fresh = encoder.encode(encoder.tokenize(texts, pairs), step).views
         return [
@@ -106,7 +104,7 @@ class Reencoder:
         return self._splits[file.split]
 
     def _encoder(self, file: CacheFile) -> Encoder:
-        """The encoder of `file`, proved to be so by its document."""
+        """The encoder of `file`, checked by its document."""
         document = file.document.encoder
         key = canonical([document.to_json(), sorted(file.views)])
         if key not in self._encoders:
@@ -152,7 +150,7 @@ def compare(view: str, cached: np.ndarray, fresh: np.ndarray) -> Drift:
 
 
 def _texts(
-    file: CacheFile, split: Split, order: np.ndarray, count: int, tell: Report
+    file: CacheFile, split: Split, order: np.ndarray, count: int, on_progress: OnProgress
 ) -> tuple[np.ndarray, list[str], list[str] | None]:
     """The first `count` rows of `order` that the source has: int64 `[n]`, with their texts and pairs."""
     hashes = np.asarray(file.sealed.column("row_hash"))
@@ -164,7 +162,7 @@ def _texts(
             if one.tobytes() in places:
                 places[one.tobytes()] = done + number
         done += len(texts)
-        tell("find rows", done, len(split))
+        on_progress(Progress("find rows", done=done, total=len(split)))
     rows = [int(row) for row in candidates if places[hashes[row].tobytes()] >= 0][:count]
     if not rows:
         raise CacheError(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TOKENIZING = 0.25  # share of the sample's seconds that may go into drawing texts and tokenising them
 LEAST_PARTS = 8  # that are timed, ...
 LATE, LEAST_LATE = 3, 3  # ... or 3 where they take more than 3 times as long as was asked for
-STORED_BLOCKS, STORED_BYTES = 4, 8 << 20
+STORED_UNITS, STORED_BYTES = 4, 8 << 20
 
 
 @dataclass(frozen=True)
@@ -135,33 +135,22 @@ def take_sample(
         SourceError, BackboneError, UsageError: as extraction would.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    files = find_model(settings.backbone)
-    report(f"loading {files.name}")
-    began = time.perf_counter()
-    from featcache.backbone.encoder import Encoder
-
-    encoder = Encoder.load(settings.backbone, settings.features, files)
+    encoder, start_up = _load_encoder(settings, rows if encode else 0, report)
     asked = encoder.batch_tokens
-    if encode:
-        encoder.backbone.prepare(rows)
-    start_up = time.perf_counter() - began
     draw = np.random.default_rng(settings.seed)
     report("tokenising a sample")
-    texts: Texts
-    if mean_tokens is not None:
-        texts = MadeUp(encoder, mean_tokens, draw)
-        hash_row = 0.0
-    else:
-        texts = drawn = Drawn(encoder, splits, draw, TOKENIZING * seconds)
-        hash_row = drawn.hash_seconds()
+    made_up = mean_tokens is not None
+    texts: Texts = (
+        Drawn(encoder, splits, draw, TOKENIZING * seconds)
+        if mean_tokens is None
+        else MadeUp(encoder, mean_tokens, draw)
+    )
     timing = _time(encoder, texts, seconds, draw, report) if encode else None
-    repeated = None if mean_tokens is not None else repeated_share(splits, rows, draw)
     width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
-    seal, seal_byte = _storing(Cache.open(settings.paths.cache_dir).folder, width, encoder.storage.name)
     return Sample(
         width=width,
         lengths=texts.lengths,
-        storing=Storing(hash_row, seal, seal_byte),
+        storing=_storing(Cache.open(settings.paths.cache_dir).folder, texts, width, encoder.storage.name),
         views=len(encoder.views),
         timing=timing,
         start_up=start_up + (timing.warm_up if timing else 0.0),
@@ -172,11 +161,24 @@ def take_sample(
         max_length=encoder.max_length,
         batch_tokens=encoder.batch_tokens,
         asked_tokens=asked,
-        made_up=mean_tokens is not None,
-        repeated=repeated,
+        made_up=made_up,
+        repeated=None if made_up else repeated_share(splits, rows, draw),
         load=load,
         notes=tuple(encoder.notes),
     )
+
+
+def _load_encoder(settings: Settings, rows: int, report: Callable[[str], None]) -> tuple[Encoder, float]:
+    """The encoder, compiled where that pays for so many rows, and the seconds that took."""
+    files = find_model(settings.backbone)
+    report(f"loading {files.name}")
+    began = time.perf_counter()
+    from featcache.backbone.encoder import Encoder
+
+    encoder = Encoder.load(settings.backbone, settings.features, files)
+    if rows:
+        encoder.backbone.prepare(rows)
+    return encoder, time.perf_counter() - began
 
 
 def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
@@ -254,29 +256,31 @@ def _timed(
             began = time.perf_counter()
 
 
-def _storing(cache_dir: Path, width: int, storage: str) -> tuple[float, float]:
-    """Seconds to seal an empty file, and a byte of committed blocks; 0 where nothing can be written."""
+def _storing(cache_dir: Path, texts: Texts, width: int, storage: str) -> Storing:
+    """Hash the texts, and seal an empty file and one of a few commit units."""
     from featcache.cache.sealed_writer import Column, write_sealed
     from featcache.cache.staging import Staging
 
+    hash_row = texts.hash_seconds()
     usable = cache_dir.is_dir() and os.access(cache_dir, os.W_OK)
     rows = max(STORED_BYTES // (width * np.dtype(storage).itemsize), 1)
-    block = np.random.default_rng(0).normal(size=(rows, width)).astype(storage)
-    shape = (STORED_BLOCKS * rows, width)
+    unit = np.random.default_rng(0).normal(size=(rows, width)).astype(storage)
+    shape = (STORED_UNITS * rows, width)
     try:
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=cache_dir if usable else None) as name:
             folder = Path(name)
-            staging = Staging(folder / "blocks.partial", {})
-            for number in range(STORED_BLOCKS):
-                staging.commit(number, {"x": block})
+            staging = Staging(folder / "units.partial", {})
+            for number in range(STORED_UNITS):
+                staging.commit(number, {"x": unit})
             began = time.perf_counter()
             write_sealed(folder / "empty.h5", {}, [Column("x", (0, width), storage, [])])
             empty = time.perf_counter() - began
-            chunks = (staging.read(number)["x"] for number in range(STORED_BLOCKS))
+            chunks = (staging.read(number)["x"] for number in range(STORED_UNITS))
             write_sealed(folder / "full.h5", {}, [Column("x", shape, storage, chunks)])
-            return empty, (time.perf_counter() - began - empty) / (STORED_BLOCKS * block.nbytes)
+            full = time.perf_counter() - began - empty
+            return Storing(hash_row, empty, full / (STORED_UNITS * unit.nbytes))
     except (CacheError, OSError):
-        return 0.0, 0.0
+        return Storing(hash_row, 0.0, 0.0)
 
 
 def _threads() -> int:

@@ -50,6 +50,9 @@ class Texts(Protocol):
 
     def tokenize(self, picked: np.ndarray) -> Tokens: ...
 
+    def hash_seconds(self) -> float:
+        """Seconds that hashing takes a row; 0 where that cannot be measured."""
+
 
 class Drawn:
     """Rows of the splits, drawn without putting back, as many as can be tokenised in time."""
@@ -93,7 +96,7 @@ class Drawn:
         return self.encoder.tokenize([self.texts[i] for i in picked], pairs)
 
     def hash_seconds(self) -> float:
-        """Seconds that hashing takes a row."""
+        """See `Texts.hash_seconds`."""
         began = time.perf_counter()
         row_hashes(self.texts, self.pairs)
         return (time.perf_counter() - began) / len(self.texts)
@@ -145,6 +148,10 @@ class MadeUp:
         types = np.zeros(len(ids), dtype=np.uint8) if self.typed else None
         counts = np.array([len(self.ids[i]) for i in picked], dtype=np.int64)
         return Tokens(ids, counts, types, np.zeros(len(picked), dtype=bool))
+
+    def hash_seconds(self) -> float:
+        """See `Texts.hash_seconds`."""
+        return 0.0
 
 
 def made_up_lengths(

@@ -21,6 +21,7 @@ from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import BackboneError, CacheError, SourceError
 from featcache.extraction.api import extract_splits
 from featcache.extraction.drift import Drift, Reencoder, compare
+from featcache.system.progress import Progress
 from tests.support.extraction import Case, counted, one_thread, write_case
 
 VIEWS = "last/cls,last/mean"
@@ -226,8 +227,9 @@ def test_files_of_one_encoder_load_it_once(made: Case, monkeypatch: pytest.Monke
 
 
 def test_progress_counts_rows(made: Case) -> None:
-    steps: list[tuple[str, int, int]] = []
-    Reencoder(made.settings()).drift(file_of(made), 10, lambda *step: steps.append(step))
+    events: list[Progress] = []
+    Reencoder(made.settings()).drift(file_of(made), 10, events.append)
+    steps = [(event.stage, event.done, event.total) for event in events]
     assert ("find rows", 60, 60) in steps and steps[-1] == ("encode", 10, 10)
 
 

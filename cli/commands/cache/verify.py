@@ -53,7 +53,7 @@ def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter
     from featcache.system.documents import tidied
 
     try:
-        drifts = reencoder.drift(cache.file(path), count, meter.step)
+        drifts = reencoder.drift(cache.file(path), count, meter)
     except FeatcacheError as error:
         return {"ok": False, "error": error.what, "hint": error.hint, "views": []}
     return {
