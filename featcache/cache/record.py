@@ -117,7 +117,7 @@ def parse_record(content: bytes, fingerprint: str) -> CacheRecord | None:
         if record.pop("checksum") != document_hash(record) or record["fingerprint"] != fingerprint:
             return None
         made = known_fields(Provenance, record.pop("made", {}))
-        requests = tuple(Request.from_json(one) for one in record.pop("requests"))
+        requests = tuple(Request.from_json(one) for one in msgspec.convert(record.pop("requests"), list))
         parsed = msgspec.convert(known_fields(CacheRecord, record) | {"made": made}, CacheRecord)
         return replace(parsed, requests=requests)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):

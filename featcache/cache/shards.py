@@ -133,13 +133,7 @@ def shards_in_use(path: Path) -> set[Path] | None:
 
 def cache_bytes(path: Path) -> int:
     """Bytes of a cache file on this disk with its shards; 0 where there is none."""
-    total = 0
-    for each in (path, *shard_paths(path)):
-        try:
-            total += each.stat().st_size
-        except OSError:
-            continue
-    return total
+    return sum(each.stat().st_size for each in (path, *shard_paths(path)) if each.exists())
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -157,9 +151,8 @@ def write_cache(
 ) -> bool:
     """Write a cache as one sealed file, or as shards of at most `shard_size` bytes where it is larger.
 
-    Each shard is durable as soon as it is written. The manifest is published last, so that the cache is
-    there whole or not at all. A call after an interruption goes on with the next shard. The caller holds
-    the lock of `path`.
+    The manifest is published last, so that the cache is there whole or not at all. A call after an
+    interruption goes on with the next shard. The caller holds the lock of `path`.
 
     Args:
         meta: as for `write_sealed`.
@@ -267,9 +260,6 @@ def _remove_unused(path: Path) -> None:
 
 class _Shard(SealedFile):
     """A shard. It is checked by plain reads: a map would bring all of it into this process's memory."""
-
-    def types(self) -> dict[str, ColumnEntry]:
-        return {name: entry for name, entry in self._entries.items() if name != "meta"}
 
     @property
     def state(self) -> tuple[int, ...]:
@@ -401,7 +391,7 @@ class ShardedFile(SealedFile):
         if not path.is_file():
             raise CorruptCache(f"{self.path}: its shard {path.name} is missing", hint=HINT)
         shard = _Shard(path)
-        found = {name: (one.dtype, one.shape) for name, one in shard.types().items()}
+        found = {name: (one.dtype, one.shape) for name, one in shard._entries.items() if name != "meta"}
         wanted = {name: (kind.dtype, (entry.rows, *kind.shape)) for name, kind in self._types.items()}
         if (shard.digest, shard.nbytes) != (entry.seal, entry.bytes) or found != wanted:
             raise CorruptCache(f"{path} is not the shard that {self.path.name} was sealed with", hint=HINT)

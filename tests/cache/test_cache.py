@@ -150,5 +150,5 @@ def test_nearest_returns_the_file_with_the_fewest_differences(tmp_path: Path) ->
 
 
 def test_open_of_a_path_is_a_folder(tmp_path: Path) -> None:
-    assert Cache.open("some/folder") == Cache(Path("some/folder"))
+    assert Cache.open("some/folder").folder == Path("some/folder")
     assert Cache.open(tmp_path).folder == tmp_path
