@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from featcache.runs import learning_curve as module
+from featcache.runs import curve_fits as module
 from featcache_cli.console import Mark, plot
 from tests.support.cli_tools import Cli, widest
 
