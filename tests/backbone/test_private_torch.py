@@ -19,6 +19,7 @@ from featcache.backbone.packing import PackedLayout
 from featcache.backbone.private_torch import AdamWRates, adamw_, addmm_gelu, gelu_, softmax_backward
 from featcache.heads.registry import fit_linear
 from featcache.settings import HeadSettings
+from tests.support.feature_rows import clusters
 from tests.support.stock import encoder, load, mixed
 
 CPU = torch.device("cpu")
@@ -211,12 +212,12 @@ def test_features_without_any_private_call(folder: Path, take_away: Callable[...
 
 @pytest.mark.filterwarnings("ignore:torch .* has no")
 def test_head_without_the_private_call(take_away: Callable[..., None]) -> None:
-    x, y = drawn(60, 8).numpy(), np.arange(60) % 3
+    rows = clusters(60)
     settings = HeadSettings(epochs=5, lr=0.05)
-    expected = fit_linear((x, y), (x, y), 3, settings, seed=0)
+    expected = fit_linear(rows, rows, 3, settings, seed=0)
     take_away("_fused_adamw_")
     private_torch.checked.cache_clear()
-    found = fit_linear((x, y), (x, y), 3, settings, seed=0)
+    found = fit_linear(rows, rows, 3, settings, seed=0)
     np.testing.assert_allclose(found.best.weight, expected.best.weight, rtol=1e-4, atol=1e-5)
 
 
