@@ -72,7 +72,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             the same features on another machine.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (scikit-learn sets the parameters of an estimator one by one)
         self,
         model: str = "bert-base-chinese",
         *,
