@@ -111,7 +111,7 @@ def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
     """Name, size and what it comes from, for the rows without an interval."""
     sizes = [
         ("sealed cache", size_text(made.cache_bytes), "computed"),
-        ("blocks beside it until then", size_text(made.staging_bytes), "computed"),
+        ("unfinished units beside it", size_text(made.staging_bytes), "computed"),
         ("free on that disk", size_text(made.free_bytes), "measured"),
         ("shards", f"{made.shards:,}", "computed"),
     ]

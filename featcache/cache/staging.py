@@ -1,7 +1,7 @@
-"""Unfinished work: a folder of small committed blocks beside the cache file to be.
+"""The folder of committed units of an unfinished cache file, beside the place of that file.
 
-A block carries its checksum in its name and is written whole or not at all, so a killed extraction
-goes on from the blocks that are there, and several processes can share the work.
+The file of a unit has its checksum in its name and is written completely or not at all. So an interrupted
+extraction continues from the units that exist, and several processes can share the work.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 PLAN = "plan.json"
-TRIES = 20  # at removing a folder that others write to
+TRIES = 20  # attempts to remove a folder while other processes write to it
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 
 
 class Staging:
-    """The committed blocks of one unfinished cache file.
+    """The committed units of one unfinished cache file.
 
     Args:
-        folder: made where it is not there.
-        plan: what the blocks are blocks of; blocks made under another plan are thrown away.
-        joined: the plan is that of another process, and the folder is left as it is.
+        folder: made if it does not exist.
+        plan: describes the work that the units are part of; units of another plan are removed.
+        joined: another process wrote the plan; the folder is not changed.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any], *, joined: bool = False) -> None:
         self.folder = folder
-        content, note = canonical(plan), folder / PLAN
-        # Part of each checksum: a process that still works by another plan cannot pass its blocks off here.
+        content, plan_path = canonical(plan), folder / PLAN
+        # Part of each checksum, so that the units of a process that still works on another plan do not count.
         self._seed = xxhash.xxh3_64_intdigest(content)
         if joined:
             return
         with explained(folder):
-            if folder.exists() and (not note.is_file() or note.read_bytes() != content):
+            if folder.exists() and (not plan_path.is_file() or plan_path.read_bytes() != content):
                 self.discard()
             make_folder(folder)
-        if not note.is_file():
-            write_file(note, content)
+        if not plan_path.is_file():
+            write_file(plan_path, content)
 
     def committed(self) -> set[int]:
-        """Numbers of the blocks whose checksums hold; damaged ones are removed.
+        """Numbers of the units whose checksums are right; damaged units are removed.
 
-        These are durable, even where the process that wrote one was killed before it could say so.
+        They are durable on return, even if the process that wrote one was killed inside `commit`.
 
         Raises:
-            CacheError: a block that cannot be read; none is removed for that.
+            CacheError: a unit cannot be read; it is not removed.
         """
         good = set()
         for path in self.folder.glob("block-*.safetensors"):
-            if self._is_block(path, _content(path)):
+            if self._is_unit(path, _content(path)):
                 good.add(int(path.name.split("-")[1]))
             else:
                 files.disk.unlink(path)
@@ -72,46 +72,57 @@ class Staging:
         return good
 
     def named(self) -> set[int]:
-        """Numbers of the blocks that are there by their names, which costs nothing; `read` checks them."""
+        """Numbers of the units that have a file; their contents are not checked, `read` checks them."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("block-*.safetensors"))
         return {int(match[1]) for match in found if match}
 
     def commit(self, number: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Make a block durable; on return it survives a crash."""
+        """Write a unit; on return it is durable.
+
+        Raises:
+            CacheError: the disk is full, or the file system refuses for another reason.
+        """
         from safetensors.numpy import save
 
         content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         write_file(self.folder / f"block-{number:08d}-{self._checksum(content)}.safetensors", content)
 
     def take(self, name: str, content: bytes) -> bool:
-        """Commit a block of another machine, as it came; False for one that is damaged or of another plan."""
-        fine = self._is_block(Path(name), content)
-        if fine:
+        """Commit a unit from another machine, given the name and the bytes of its file.
+
+        Returns:
+            False if it is damaged or belongs to another plan; it is then not written.
+        """
+        valid = self._is_unit(Path(name), content)
+        if valid:
             write_file(self.folder / name, content)
-        return fine
+        return valid
 
     def read(self, number: int) -> dict[str, np.ndarray]:
-        """The arrays of a committed block.
+        """The arrays of a committed unit.
 
         Raises:
-            CacheError: the block is not there or was changed since.
+            CacheError: the unit is missing or damaged, or cannot be read.
         """
         from safetensors.numpy import load
 
         for path in self.folder.glob(f"block-{number:08d}-*.safetensors"):
             content = _content(path)
-            if self._is_block(path, content):
+            if self._is_unit(path, content):
                 return load(content)
         raise CacheError(
-            f"block {number} in {self.folder} is gone or damaged",
-            hint="run the same command again; only this block is computed again",
+            f"unit {number} in {self.folder} is missing or damaged",
+            hint="run the same command again; only this unit is computed again",
         )
 
     def claim(self, number: int) -> FileLock | None:
-        """The right to work on a block, to be released; None where another process has it, or all is done.
+        """Lock a unit for this process; the caller releases the lock.
 
-        It is a lock of the operating system, so that of a killed process is free at once. Where a file
-        system has no locks, two may make the same block, and the second changes nothing.
+        The operating system frees the lock of a killed process at once. On a file system without locks two
+        processes may make the same unit, which is harmless.
+
+        Returns:
+            None if another process has locked the unit, or if the folder is being discarded.
         """
         from filelock import FileLock, Timeout
 
@@ -121,22 +132,22 @@ class Staging:
         with explained(self.folder):
             try:
                 lock.acquire(timeout=0)
-            except Timeout:  # an OSError, too
+            except Timeout:  # also an OSError, which `explained` would turn into a CacheError
                 return None
         if self.there:
             return lock
         lock.release()
-        with suppress(CacheError):  # to lock is to make the folder, where it was just removed
+        with suppress(CacheError):  # locking makes the folder again if it was just removed
             self.discard()
         return None
 
     @property
     def there(self) -> bool:
-        """Whether the work still goes on here: nobody has begun to discard it."""
+        """Whether the folder has its plan, that is, no process has begun to discard it."""
         return (self.folder / PLAN).is_file()
 
     def discard(self) -> None:
-        """Remove the folder and everything in it; from the first moment on nobody joins the work in it."""
+        """Remove the folder and everything in it; the plan goes first, so that no process joins the work."""
         with explained(self.folder):
             files.disk.unlink(self.folder / PLAN)
             for left in reversed(range(TRIES)):
@@ -145,12 +156,12 @@ class Staging:
                 try:
                     files.disk.rmdir(self.folder)
                     return
-                except OSError as error:  # a worker has just written its note, or its claim
+                except OSError as error:  # a worker has just written a claim or its progress
                     if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
 
-    def _is_block(self, path: Path, content: bytes) -> bool:
-        """Whether these are the bytes that the block's name promises."""
+    def _is_unit(self, path: Path, content: bytes) -> bool:
+        """Whether `path` has the name of a unit with the checksum of `content`."""
         named = _NAME.fullmatch(path.name)
         return named is not None and named[2] == self._checksum(content)
 
@@ -158,14 +169,14 @@ class Staging:
         return xxhash.xxh3_128_hexdigest(content, seed=self._seed)
 
 
-def block_number(name: str) -> int | None:
-    """The number of the block in a file of that name; None for another file."""
+def unit_number(name: str) -> int | None:
+    """The number of the unit in a file of that name; None for another file."""
     named = _NAME.fullmatch(name)
     return None if named is None else int(named[1])
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of the unfinished work in `folder`; None where there is none that can be read."""
+    """The plan of the unfinished work in `folder`; None if there is none or it cannot be read."""
     try:
         plan = json.loads((folder / PLAN).read_bytes())
     except (OSError, ValueError):
@@ -179,5 +190,5 @@ def _content(path: Path) -> bytes:
     except OSError as error:
         raise CacheError(
             f"cannot read {path}: {error.strerror or error}",
-            hint="if it stays so, remove that block; it is then computed again",
+            hint="if the error persists, remove that file; its rows are then computed again",
         ) from error

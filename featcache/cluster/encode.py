@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from featcache.cache.staging import Staging, block_number, read_plan
+from featcache.cache.staging import Staging, read_plan, unit_number
 from featcache.cluster.cluster import Actor, ActorPool, answered, read_answer
 from featcache.data.split import Split, load_splits
 from featcache.errors import BackboneError, CacheError, SourceError
@@ -111,7 +111,7 @@ def take_units(store: Remote, staging: Staging) -> None:
         CacheError: the store cannot be reached, or the disk is full.
     """
     for name in sorted(store.listing()):
-        if block_number(name) is not None:
+        if unit_number(name) is not None:
             staging.take(name, store.child(name).read())
             store.child(name).remove()
 

@@ -204,7 +204,7 @@ def explained(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise CacheError(
             f"cannot write {path}: {error.strerror or error}",
-            hint="finished blocks are kept: free some space and run the same command again"
+            hint="finished work is kept: free some space and run the same command again"
             if full
             else "check the folder's permissions, or choose another with --cache-dir",
         ) from error

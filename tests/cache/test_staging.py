@@ -1,4 +1,4 @@
-"""Committed blocks survive, whatever else is there is thrown away, and one process writes at a time."""
+"""Committed units are kept, other files are removed, and one process writes at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from featcache.system.lock import locked
 PLAN = {"fingerprint": "f" * 64, "block_rows": 4}
 
 
-def block(number: int) -> dict[str, np.ndarray]:
+def unit(number: int) -> dict[str, np.ndarray]:
+    """The arrays of a unit of four rows; the same for the same number."""
     draw = np.random.default_rng(number)
     return {
         "last/cls": draw.normal(size=(4, 3)).astype(np.float16),
@@ -33,19 +34,21 @@ def block(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def filled(folder: Path, blocks: int = 3) -> Staging:
+def filled(folder: Path, units: int = 3) -> Staging:
+    """A folder with some committed units."""
     staging = Staging(folder, PLAN)
-    for number in range(blocks):
-        staging.commit(number, block(number))
+    for number in range(units):
+        staging.commit(number, unit(number))
     return staging
 
 
 def assert_holds(staging: Staging, number: int) -> None:
+    """Check that `read` returns the arrays that were committed."""
     found = staging.read(number)
-    for name, values in block(number).items():
+    for name, values in unit(number).items():
         assert found[name].dtype == values.dtype
         assert np.array_equal(found[name], values)
-    assert len(found) == len(block(number))
+    assert len(found) == len(unit(number))
 
 
 def path_of(staging: Staging, number: int) -> Path:
@@ -53,10 +56,10 @@ def path_of(staging: Staging, number: int) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- blocks
+# ---------------------------------------------------------------- units
 
 
-def test_committed_blocks_are_there_for_the_next_process(tmp_path: Path) -> None:
+def test_committed_units_are_read_by_another_staging_of_the_same_plan(tmp_path: Path) -> None:
     filled(tmp_path / "a.partial")
     again = Staging(tmp_path / "a.partial", dict(reversed(PLAN.items())))
     assert again.committed() == {0, 1, 2}
@@ -66,35 +69,35 @@ def test_committed_blocks_are_there_for_the_next_process(tmp_path: Path) -> None
 
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
-def test_a_damaged_block_is_dropped_and_only_it(
+def test_committed_removes_a_damaged_unit_and_only_that(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     staging = filled(tmp_path_factory.mktemp("staging") / "a.partial")
     path = path_of(staging, 1)
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
-    how = data.draw(st.sampled_from(["flip", "cut", "grow"]))
+    how = data.draw(st.sampled_from(["flip", "shorten", "grow"]))
     if how == "flip":
         content[place] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes({"flip": content, "cut": content[:place], "grow": content + b"\0"}[how])
-    with pytest.raises(CacheError, match=r"block 1 in .* is gone or damaged"):
+    path.write_bytes({"flip": content, "shorten": content[:place], "grow": content + b"\0"}[how])
+    with pytest.raises(CacheError, match=r"unit 1 in .* is missing or damaged"):
         staging.read(1)
     assert staging.committed() == {0, 2}
     assert not path.exists()
     assert_holds(staging, 0)
-    staging.commit(1, block(1))
+    staging.commit(1, unit(1))
     assert staging.committed() == {0, 1, 2}
     assert_holds(staging, 1)
 
 
-def test_a_block_that_is_gone(tmp_path: Path) -> None:
+def test_read_names_a_missing_unit_and_what_to_do(tmp_path: Path) -> None:
     staging = filled(tmp_path / "a.partial", 1)
-    with pytest.raises(CacheError, match="block 7 in") as caught:
+    with pytest.raises(CacheError, match="unit 7 in") as caught:
         staging.read(7)
     assert "run the same command again" in (caught.value.hint or "")
 
 
-def test_what_a_killed_process_left_half_written_is_no_block(tmp_path: Path) -> None:
+def test_committed_ignores_unfinished_files(tmp_path: Path) -> None:
     staging = filled(tmp_path / "a.partial")
     whole = path_of(staging, 1)
     for name in (f".tmp-0123456789ab-{whole.name}", "block-.safetensors", "block-00000009-.safetensors"):
@@ -103,12 +106,12 @@ def test_what_a_killed_process_left_half_written_is_no_block(tmp_path: Path) -> 
     assert Staging(tmp_path / "a.partial", PLAN).committed() == {0, 2}
 
 
-def test_a_process_killed_while_it_commits(tmp_path: Path) -> None:
-    """SIGKILL at any moment: every block there is whole, and those said to be committed are there."""
+def test_a_killed_process_leaves_only_whole_units(tmp_path: Path) -> None:
+    """After SIGKILL at any moment every unit is whole, and all units reported as committed exist."""
     folder = tmp_path / "a.partial"
     code = (
         "for number in range(10_000):\n"
-        "    staging.commit(number, block(number))\n"
+        "    staging.commit(number, unit(number))\n"
         "    print(number, flush=True)\n"
     )
     with child(f"staging = filled(Path({str(folder)!r}), 0)\n" + code) as process:
@@ -126,31 +129,31 @@ def test_a_process_killed_while_it_commits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plan", [PLAN | {"block_rows": 5}, {}, PLAN | {"fingerprint": "e" * 64}], ids=str)
-def test_blocks_of_another_plan_are_thrown_away(tmp_path: Path, plan: dict[str, Any]) -> None:
+def test_staging_removes_units_of_another_plan(tmp_path: Path, plan: dict[str, Any]) -> None:
     filled(tmp_path / "a.partial")
     other = Staging(tmp_path / "a.partial", plan)
     assert other.committed() == set()
-    other.commit(2, block(2))
+    other.commit(2, unit(2))
     assert Staging(tmp_path / "a.partial", plan).committed() == {2}
     assert Staging(tmp_path / "a.partial", PLAN).committed() == set()
 
 
-@pytest.mark.parametrize("note", [None, b"", b"{", b"\xff"])
-def test_blocks_of_an_unknown_plan_are_thrown_away(tmp_path: Path, note: bytes | None) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff"])
+def test_staging_removes_units_of_an_unreadable_plan(tmp_path: Path, content: bytes | None) -> None:
     filled(tmp_path / "a.partial")
-    if note is None:
+    if content is None:
         (tmp_path / "a.partial" / "plan.json").unlink()
     else:
-        (tmp_path / "a.partial" / "plan.json").write_bytes(note)
+        (tmp_path / "a.partial" / "plan.json").write_bytes(content)
     assert Staging(tmp_path / "a.partial", PLAN).committed() == set()
 
 
-def test_discard_leaves_nothing(tmp_path: Path) -> None:
+def test_discard_removes_the_folder(tmp_path: Path) -> None:
     filled(tmp_path / "a.partial").discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_committed_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staging = filled(tmp_path / "a.partial")
 
     def full(_: int) -> None:
@@ -159,8 +162,8 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(CacheError, match="No space left on device") as caught:
-            staging.commit(3, block(3))
-    assert "finished blocks are kept" in (caught.value.hint or "")
+            staging.commit(3, unit(3))
+    assert "finished work is kept" in (caught.value.hint or "")
     assert staging.committed() == {0, 1, 2}
     assert len(list(staging.folder.iterdir())) == 4  # with the plan
 
@@ -170,9 +173,9 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path, monkeypatch: pytes
 
 @contextmanager
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs `code` and has all names of this file; killed at the end."""
+    """A process that runs `code` with all names of this module; killed at the end."""
     start = "from tests.cache.test_staging import *\n"
-    # Whoever starts the tests in the background has SIGINT ignored, and children inherit that.
+    # A shell that starts the tests in the background ignores SIGINT, and children inherit that.
     start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = [sys.executable, "-c", start + code]
     pipe = subprocess.PIPE
@@ -184,51 +187,53 @@ def child(code: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def holding(target: Path) -> Any:
-    """A process that holds the lock until it is told to let go."""
+    """A process that holds the lock of `target` until `tell` is called, and then lives on."""
     return child(
         f"with locked(Path({str(target)!r})):\n    print('held', flush=True); sys.stdin.readline()\n"
         "print('free', flush=True); sys.stdin.readline()\n"
     )
 
 
-def hears(process: subprocess.Popen[str], word: str) -> None:
+def expect(process: subprocess.Popen[str], word: str) -> None:
+    """Check that the next line that the process prints is `word`."""
     assert process.stdout is not None and process.stderr is not None
     line = process.stdout.readline().strip()
     assert line == word, process.stderr.read()
 
 
 def tell(process: subprocess.Popen[str]) -> None:
+    """Have the process go on."""
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()
 
 
-def test_the_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+def test_locked_names_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.h5"
     with holding(target) as other:
-        hears(other, "held")
+        expect(other, "held")
         began = time.perf_counter()
         with pytest.raises(CacheError) as caught, locked(target):
-            pytest.fail("two hold the lock")
+            pytest.fail("two processes hold the lock")
         assert time.perf_counter() - began < 1
         assert f"another process is writing {target}: process {other.pid} on {os.uname().nodename}" in str(
             caught.value
         )
         assert f"since {time.strftime('%Y-')}" in str(caught.value)
-        with locked(tmp_path / "new" / "b.h5"):  # another file is another lock
+        with locked(tmp_path / "new" / "b.h5"):  # each file has its own lock
             pass
         tell(other)
-        hears(other, "free")
-        with locked(target):  # it lives on, but let go
+        expect(other, "free")
+        with locked(target):  # the process is alive, but released the lock
             pass
     assert not list(target.parent.glob("*.holder"))
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_lock_of_a_dead_process_is_free(tmp_path: Path, by: signal.Signals) -> None:
+def test_locked_takes_the_lock_of_a_dead_process(tmp_path: Path, by: signal.Signals) -> None:
     target = tmp_path / "a.h5"
     with holding(target) as other:
-        hears(other, "held")
+        expect(other, "held")
         other.send_signal(by)
         other.wait(timeout=10)
         with locked(target), holding(target) as third:
@@ -238,18 +243,18 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path, by: signal.Signals) 
             pass
 
 
-def test_the_lock_keeps_out_the_same_process_too(tmp_path: Path) -> None:
+def test_locked_refuses_the_same_process_twice(tmp_path: Path) -> None:
     with locked(tmp_path / "a.h5"):
         with pytest.raises(CacheError, match=f"process {os.getpid()} on"), locked(tmp_path / "a.h5"):
             pytest.fail("held twice")
         with pytest.raises(CacheError), locked(tmp_path / "a.h5"):
-            pytest.fail("the refused one let go of a lock that was not its own")
+            pytest.fail("the refused call released the lock of the other")
     with locked(tmp_path / "a.h5"):
         pass
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_inside_frees_the_lock(tmp_path: Path, error: type[BaseException]) -> None:
+def test_locked_releases_the_lock_after_an_error(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), locked(tmp_path / "a.h5"):
         raise error
     with locked(tmp_path / "a.h5"):
@@ -257,14 +262,14 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path, error: type[BaseExceptio
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b'{"pid": 1}', b"\xff\xfe"])
-def test_a_holder_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+def test_locked_refuses_if_the_holder_file_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     with locked(tmp_path / "a.h5"):
         (tmp_path / "a.holder").write_bytes(content)
         with pytest.raises(CacheError, match="another process is writing"), locked(tmp_path / "a.h5"):
             pytest.fail("held twice")
 
 
-def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError, match="cannot write"), locked(tmp_path / "file" / "a.h5"):
         pytest.fail("locked")

@@ -310,12 +310,12 @@ def test_gc_keeps_unfinished_work_that_can_be_resumed(
         assert cli("extract", "--split", "train").code == 130
     (partial,) = Path("cache").rglob("*.partial")
     leave_holder(partial.with_suffix(".h5"), pid=nobodys_pid())
-    blocks = set(partial.glob("block-*"))
+    units = set(partial.glob("block-*"))
     removed = cli.ok("cache", "gc", "--json").json["removed"]
     assert [one["kind"] for one in removed] == ["holder"]
-    assert blocks and set(partial.glob("block-*")) == blocks
+    assert units and set(partial.glob("block-*")) == units
     result = cli.ok("extract", "--split", "train")
-    assert f"going on from {len(blocks)} of 4 units" in result.err
+    assert f"going on from {len(units)} of 4 units" in result.err
     assert cached("train").read_bytes() == whole[cached("train").name]
 
 

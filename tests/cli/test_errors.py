@@ -170,7 +170,7 @@ def test_errors_without_a_hub_name_alternatives(
     result = shell("extract", "--all-splits", "--model", tiny("bert"), HF_HOME=hub)
     check_refusal(result, DATA, "lansinuote/ChnSentiCorp", "--dataset FOLDER", "--data-files", *WAYS_OUT)
     lines = result.err.splitlines()
-    assert all(line.startswith("       ") for line in lines[1:]), lines  # one block below the sentence
+    assert all(line.startswith("       ") for line in lines[1:]), lines  # indented below the sentence
 
 
 @pytest.mark.parametrize(
@@ -478,9 +478,9 @@ def test_extract_continues_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.Monk
         env=environment(**alone),
         preexec_fn=interruptible,
     ) as process:
-        blocks = "cache/reviews/slow/*.partial/block-*.safetensors"
+        units = "cache/reviews/slow/*.partial/block-*.safetensors"
         until = time.monotonic() + 60
-        while not list(Path().glob(blocks)):
+        while not list(Path().glob(units)):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -488,7 +488,7 @@ def test_extract_continues_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.Monk
     assert process.returncode == 130, err
     assert "interrupted" in err and "continues" in err
     assert "Traceback" not in err and out == ""
-    kept = {path.name: len(load_file(path)["n_tokens"]) for path in Path().glob(blocks)}
+    kept = {path.name: len(load_file(path)["n_tokens"]) for path in Path().glob(units)}
     assert 0 < sum(kept.values()) < rows and not list(Path("cache").rglob("*.h5"))
     again = shell(*argv, "--json", **alone)
     assert again.code == 0, again

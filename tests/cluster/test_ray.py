@@ -1,4 +1,4 @@
-"""A real Ray does what one machine does: the same cache file, the same labels, whatever is lost."""
+"""A Ray cluster gives what one machine gives: the same cache file and the same labels, also if actors die."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.extraction import Case, one_thread, some_texts, write_case
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 HEAD = "linear-last-mean-1"
-BLOCK = 8  # rows
+UNIT = 8  # rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,14 +57,15 @@ def arrow_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def alone(arrow_files: None) -> Iterator[None]:
-    """A Ray of this machine alone, for all tests that can share one."""
+    """A Ray cluster on this machine, shared by the tests of this module."""
     with connected(None):
         yield
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "UNIT_ROWS", BLOCK)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit units of few rows, so that there are several."""
+    monkeypatch.setattr(partition, "UNIT_ROWS", UNIT)
 
 
 @pytest.fixture
@@ -87,12 +88,12 @@ def write_parquet(path: Path, count: int, seed: int, group: int) -> Path:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """All rows of the output, in its order."""
+    """All rows of the output, in order."""
     return [row for path in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def plain(run: Run, source: Path, target: Path) -> list[dict[str, Any]]:
-    """What one machine says of one file."""
+    """The rows that one machine writes for one file."""
     argv = ["predict", "--run", str(run.folder), "--input", str(source), "--output", str(target), "--quiet"]
     assert main([*argv, "--device", "cpu"]) == 0
     return pq.read_table(target).to_pylist()
@@ -103,7 +104,7 @@ def plain(run: Run, source: Path, target: Path) -> list[dict[str, Any]]:
 
 @needs_ray
 @pytest.mark.enable_socket
-def test_a_cluster_makes_the_file_that_one_machine_makes(case: Case, alone: None) -> None:
+def test_extract_with_ray_makes_the_file_of_one_machine(case: Case, alone: None) -> None:
     other = case.fresh()
     before = case.extract("train")
     said: list[Progress] = []
@@ -112,7 +113,7 @@ def test_a_cluster_makes_the_file_that_one_machine_makes(case: Case, alone: None
     assert (made.rows, made.encoded, made.cached, made.tokens) == (60, 60, False, before.tokens)
     steps = [event.done for event in said if event.stage == "encode"]
     assert steps[0] == 0 and steps[-1] == 60 and steps == sorted(steps)
-    assert len(set(steps)) > 2  # told of while it goes on
+    assert len(set(steps)) > 2  # reported during the work
     assert other.leftovers() == []
     record = json.loads(made.path.with_suffix(".json").read_text())["made"]
     assert (record["device"], record["dtype"], record["tokens"]) == ("cpu", "float32", before.tokens)
@@ -120,16 +121,16 @@ def test_a_cluster_makes_the_file_that_one_machine_makes(case: Case, alone: None
 
 @needs_ray
 @pytest.mark.enable_socket
-def test_actors_are_not_put_behind_whatever_else_computes_here(alone: None) -> None:
+def test_actors_have_the_niceness_of_the_driver(alone: None) -> None:
     import ray
 
-    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)  # Ray would say 15
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)  # 15 by default in Ray
 
 
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_only_blocks_that_are_not_there_are_encoded_and_errors_are_those_of_one_machine(
+def test_extract_with_ray_encodes_missing_units_and_raises_the_errors_of_one_machine(
     case: Case, alone: None
 ) -> None:
     broken = case.fresh("broken")
@@ -154,7 +155,7 @@ def test_only_blocks_that_are_not_there_are_encoded_and_errors_are_those_of_one_
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_blocks_come_through_the_store_that_the_cache_is_in(
+def test_units_are_sent_through_the_store_of_the_cache(
     case: Case, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))
@@ -171,7 +172,7 @@ def test_blocks_come_through_the_store_that_the_cache_is_in(
     assert len(sent) > 1 and list(store.rglob("block-*.safetensors")) == []
 
 
-def test_blocks_of_another_machine_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_take_units_drops_damaged_units_and_those_of_another_plan(tmp_path: Path) -> None:
     plan = {"fingerprint": "one"}
     there, here = Staging(tmp_path / "there", plan), Staging(tmp_path / "here", plan)
     store = opened((tmp_path / "store").as_uri())
@@ -193,7 +194,9 @@ def test_blocks_of_another_machine_are_taken_whole_or_not_at_all(tmp_path: Path)
     assert here.committed() == {0, 2}
 
 
-def test_what_is_there_is_answered_without_ray(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_with_ray_uses_finished_files_without_ray(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case.extract("train")
     monkeypatch.setattr(ray_cluster, "require_ray", lambda: None)
     monkeypatch.setattr("featcache.cluster.extract.require_ray", lambda: None)
@@ -202,7 +205,7 @@ def test_what_is_there_is_answered_without_ray(case: Case, monkeypatch: pytest.M
     assert again.cached
 
 
-def test_paths_are_made_absolute_and_names_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_changes_paths_and_not_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "train.csv").touch()
     monkeypatch.chdir(tmp_path)
@@ -228,7 +231,7 @@ def test_paths_are_made_absolute_and_names_are_not(tmp_path: Path, monkeypatch: 
         ([4], [4], "2", "cpu", ActorPool(2, 2, 0)),
     ],
 )
-def test_actor_pool_by_what_the_nodes_have(
+def test_actor_pool_fits_the_nodes(
     cpus: list[int],
     gpus: list[int],
     asked: str,
@@ -254,7 +257,9 @@ def test_actor_pool_by_what_the_nodes_have(
         ("1", "cuda:1", "--device cuda:1"),
     ],
 )
-def test_actors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, asked: str, device: str, words: str) -> None:
+def test_actor_pool_refuses_what_the_cluster_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, words: str
+) -> None:
     monkeypatch.setattr(ray_cluster, "_resources", lambda: ([2, 2], [0, 0]))
     with pytest.raises(UsageError, match=words):
         ActorPool.of(asked, device)
@@ -269,7 +274,7 @@ def test_actors_that_cannot_be(monkeypatch: pytest.MonkeyPatch, asked: str, devi
         ([8, 8], [2, 2], ActorPool(4, 4, 1), 4),
     ],
 )
-def test_actors_on_gpus_fit_every_node_that_has_some(
+def test_actor_pool_on_gpus_fits_every_node_with_gpus(
     cpus: list[int], gpus: list[int], pool: ActorPool, fitting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_cluster, "_resources", lambda: (cpus, gpus))
@@ -280,7 +285,7 @@ def test_actors_on_gpus_fit_every_node_that_has_some(
         assert pool.fitting().actors == 1
 
 
-def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_answer_raises_the_error_of_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: Exception) -> bytes:
         def work() -> None:
             raise error
@@ -301,12 +306,12 @@ def test_errors_travel_as_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None
         read_answer(elsewhere)
 
 
-def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deal_stops_after_a_round_without_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds: list[list[int]] = []
 
     def lost(actor: type, reference: Any, numbers: list[int], pool: ActorPool) -> Iterator[Any]:
         rounds.append(list(numbers))
-        done.update(numbers[: 2 - len(rounds)])  # of the first round one block comes through
+        done.update(numbers[: 2 - len(rounds)])  # the first round finishes one unit
         return iter(())
 
     done: set[int] = set()
@@ -324,7 +329,7 @@ def test_a_round_in_which_all_is_lost_is_the_last(monkeypatch: pytest.MonkeyPatc
 
 
 @given(st.lists(st.integers(0, 999), max_size=300, unique=True), st.integers(1, 70))
-def test_tasks_hold_every_block_once_and_shrink_to_single_blocks(numbers: list[int], actors: int) -> None:
+def test_tasks_of_gives_every_unit_once_in_tasks_that_shrink_to_one(numbers: list[int], actors: int) -> None:
     tasks = ray_cluster.tasks_of(numbers, actors)
     assert [number for task in tasks for number in task] == numbers
     sizes = [len(task) for task in tasks]
@@ -353,7 +358,7 @@ def test_keep_stdout_clean_warns_once_where_the_function_is_gone(
 
 @needs_ray
 @pytest.mark.enable_socket
-def test_no_cluster_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connected_fails_at_once_without_a_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -368,7 +373,7 @@ def test_no_cluster_at_an_address_is_said_at_once(monkeypatch: pytest.MonkeyPatc
 
 @needs_ray
 @pytest.mark.enable_socket
-def test_prediction_goes_on_and_says_what_one_machine_says(
+def test_prediction_continues_and_gives_the_labels_of_one_machine(
     run: Run, alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(predict_parts, "PART_ROWS", 20)
@@ -401,7 +406,7 @@ def test_prediction_goes_on_and_says_what_one_machine_says(
 
 
 def _close(rows: list[dict[str, Any]], want: list[dict[str, Any]]) -> bool:
-    """The same rows with the same labels; probabilities but for the last digits."""
+    """Check that the rows and labels are equal, and the probabilities up to the last digits."""
     assert len(rows) == len(want)
     for one, other in zip(rows, want, strict=True):
         assert one.keys() == other.keys()
@@ -413,7 +418,7 @@ def _close(rows: list[dict[str, Any]], want: list[dict[str, Any]]) -> bool:
     return True
 
 
-def test_an_output_of_other_work_is_left_alone(
+def test_predict_refuses_the_output_of_other_work(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def started(address: str | None) -> Any:
@@ -439,7 +444,7 @@ def test_an_output_of_other_work_is_left_alone(
     assert (tmp_path / "theirs" / "part-00000.parquet").read_bytes() == b"precious"
     with pytest.raises(RuntimeError, match="Ray was started"):
         predict("ours")
-    (tmp_path / "ours" / "part-00000.parquet").write_bytes(b"half")  # killed before it could be noted
+    (tmp_path / "ours" / "part-00000.parquet").write_bytes(b"half")  # killed before its record was written
     with pytest.raises(RuntimeError, match="Ray was started"):
         predict("ours")
     write_parquet(source, 11, 1, group=10)
@@ -447,22 +452,22 @@ def test_an_output_of_other_work_is_left_alone(
         predict("ours")
     with pytest.raises(RuntimeError, match="Ray was started"):
         predict("ours", force=True)
-    assert (tmp_path / "ours" / "part-00000.parquet").exists()  # until there are actors to make it anew
+    assert (tmp_path / "ours" / "part-00000.parquet").exists()  # removed only when there are actors
     (tmp_path / "file").write_text("a")
     with pytest.raises(UsageError, match="is a file"):
         predict("file")
 
 
-def test_blocks_are_row_groups_and_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_parts_gives_row_groups_or_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_parts, "PART_ROWS", 20)
     table = write_parquet(tmp_path / "a.parquet", 55, 1, group=10)
     lines = tmp_path / "b.csv"
     lines.write_text("text\n好\n")
-    blocks = predict_parts.plan_parts([str(table), str(lines)])
-    assert [(block.groups, block.rows) for block in blocks] == [
+    parts = predict_parts.plan_parts([str(table), str(lines)])
+    assert [(part.groups, part.rows) for part in parts] == [
         ((0, 2), 20), ((2, 4), 20), ((4, 6), 15), (None, None),
     ]  # fmt: skip
-    assert [block.name for block in blocks] == [
+    assert [part.name for part in parts] == [
         *(f"part-0000{n}.parquet" for n in range(3)),
         "part-00003.csv",
     ]
@@ -478,7 +483,7 @@ def test_blocks_are_row_groups_and_whole_files(tmp_path: Path, monkeypatch: pyte
 # --- the command --------------------------------------------------------------------------------
 
 
-def test_flags_that_cannot_be_meant(
+def test_flags_that_do_not_fit_ray_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -495,7 +500,7 @@ def test_flags_that_cannot_be_meant(
 
 @pytest.fixture
 def two_nodes() -> Iterator[Any]:
-    """A cluster of two nodes with a core each."""
+    """A Ray cluster of two nodes with one core each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
@@ -512,7 +517,7 @@ def two_nodes() -> Iterator[Any]:
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_a_node_that_is_lost_in_mid_extraction(
+def test_extraction_survives_the_loss_of_a_node(
     case: Case, two_nodes: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partition, "UNIT_ROWS", 40)
@@ -537,7 +542,7 @@ def test_a_node_that_is_lost_in_mid_extraction(
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.enable_socket
-def test_a_node_that_is_lost_in_mid_prediction_between_urls(
+def test_prediction_between_urls_survives_the_loss_of_a_node(
     run: Run, two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))

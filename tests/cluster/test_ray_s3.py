@@ -1,4 +1,4 @@
-"""A real Ray between buckets: data, cache, input and output all lie in a store, and no folder is shared."""
+"""Ray with data, cache, input and output in buckets of an S3 server, and without a shared folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
 FLAGS = ["--engine", "ray", "--workers", "2"]
 
 
-def test_extraction_and_prediction_from_bucket_to_bucket(
+def test_extract_and_predict_from_bucket_to_bucket(
     s3_bucket: str,
     cli: Cli,
     tiny: Callable[[str], Path],

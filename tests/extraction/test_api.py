@@ -448,7 +448,7 @@ def test_two_splits_of_equal_rows(case: Case, passes: list[int]) -> None:
 def test_rows_from_everywhere_land_in_their_places(
     case: Case, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From two cache files, from several blocks, once and again: each row gets its own text's vector."""
+    """From two cache files, from several units, once and again: each row gets its own text's vector."""
     monkeypatch.setattr("featcache.extraction.partition.UNIT_ROWS", 8)
     monkeypatch.setattr("featcache.extraction.assemble.ASSEMBLE_ROWS", 7)
     draw = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Several processes at one extraction: the same bytes, whoever is killed; `--workers` on top."""
+"""Several processes at one extraction write the bytes of one, even if some are killed; and `--workers`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from featcache.system.workers import WorkerProcesses
 from tests.support.extraction import COUNTS, Case, one_thread, write_case
 from tests.support.stub_encoder import StubEncoder, stubbed
 
-TRAIN, BLOCK = COUNTS["train"], 4
+TRAIN, UNIT = COUNTS["train"], 4
 HEAVY = [
     "datasets.io",
     "datasets.packaged_modules",
@@ -64,7 +64,7 @@ def processes() -> Any:
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path], arrow: Path) -> Case:
     """Extracted by one process; not to be changed."""
     case = write_case(tmp_path_factory.mktemp("whole"), tiny("bert"))
-    with stubbed(BLOCK):
+    with stubbed(UNIT):
         assert case.extract().encoded == TRAIN
     return case
 
@@ -77,9 +77,9 @@ def case(whole: Case, tmp_path: Path) -> Case:
 
 
 def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path, dividing: float) -> None:
-    """In a process of its own: one worker of torchrun's, whose blocks take `slow` seconds.
+    """Extract as one worker of torchrun, in its own process; each unit takes `slow` seconds.
 
-    With `dividing` it takes so many seconds to divide the rows, and a file 20 ms to be removed.
+    With `dividing`, the partition of the rows takes that many seconds and the removal of a file 20 ms.
     """
     import datasets
 
@@ -98,14 +98,16 @@ def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path,
         divided, unlink = FileMaker._partition, files.disk.unlink
         FileMaker._partition = lambda *args: (divided(*args), time.sleep(dividing))[0]  # type: ignore
         files.disk.unlink = lambda path: (unlink(path), time.sleep(0.02))[0]  # type: ignore
-    with stubbed(BLOCK):
+    with stubbed(UNIT):
         (result,) = extract_splits(case.settings(), ["train"])
     (told.parent / f"said-{rank}.json").write_text(json.dumps({"encoded": result.encoded}))
 
 
 @pytest.fixture
-def crew(case: Case, arrow: Path, processes: Any, tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
-    """Starts workers; those that are left at the end are killed."""
+def start_workers(
+    case: Case, arrow: Path, processes: Any, tmp_path: Path
+) -> Iterator[Callable[..., list[Any]]]:
+    """A function that starts workers; those still running at the end are killed."""
     started: list[Any] = []
 
     def start(size: int, slow: float = 0.02, dividing: float = 0.0) -> list[Any]:
@@ -126,14 +128,14 @@ def crew(case: Case, arrow: Path, processes: Any, tmp_path: Path) -> Iterator[Ca
 
 
 def assert_whole(case: Case, whole: Case) -> None:
-    """One file, its bytes those that one process wrote, and nothing else."""
+    """Check that the cache has one file with the bytes that one process wrote, and nothing else."""
     (path,) = case.files()
     assert path.read_bytes() == whole.files()[0].read_bytes()
     assert case.leftovers() == [] and not list(case.cache.rglob("*.partial"))
 
 
 def begun(tmp_path: Path) -> list[int]:
-    """The workers that began a block, one entry a block."""
+    """The rank of the worker for each unit that was begun."""
     path = tmp_path / "told.txt"
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -141,7 +143,7 @@ def begun(tmp_path: Path) -> list[int]:
 def until(holds: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.005)
 
 
@@ -149,40 +151,40 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_workers_share_the_blocks(
-    case: Case, whole: Case, crew: Callable[..., list[Any]], tmp_path: Path, size: int
+def test_workers_share_the_units(
+    case: Case, whole: Case, start_workers: Callable[..., list[Any]], tmp_path: Path, size: int
 ) -> None:
-    members = crew(size, slow=0.05)
+    members = start_workers(size, slow=0.05)
     for process in members:
         process.join(60)
     assert [process.exitcode for process in members] == [0] * size
     assert_whole(case, whole)
-    blocks = begun(tmp_path)
-    assert len(blocks) == TRAIN // BLOCK  # none was encoded twice
-    assert len(set(blocks)) > 1
+    units = begun(tmp_path)
+    assert len(units) == TRAIN // UNIT  # none was encoded twice
+    assert len(set(units)) > 1
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text())["encoded"] for rank in range(size)]
     assert max(said) == TRAIN
 
 
 @pytest.mark.parametrize("dividing", [0.15, 0.15, 0.8])
-def test_nobody_joins_work_that_is_done(
-    dividing: float, case: Case, whole: Case, crew: Callable[..., list[Any]], tmp_path: Path
+def test_no_worker_joins_finished_work(
+    dividing: float, case: Case, whole: Case, start_workers: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    members = crew(2, slow=0.01, dividing=dividing)
+    members = start_workers(2, slow=0.01, dividing=dividing)
     for process in members:
         process.join(60)
     assert [process.exitcode for process in members] == [0, 0]
     assert_whole(case, whole)
-    assert len(begun(tmp_path)) == TRAIN // BLOCK
+    assert len(begun(tmp_path)) == TRAIN // UNIT
 
 
-def kill_and_check(case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int) -> None:
-    """Some of three workers die at any moment; if all do, others are started."""
+def kill_and_check(case: Case, whole: Case, start_workers: Any, tmp_path: Path, seed: int) -> None:
+    """Kill some of three workers at random moments; if all are killed, start another one."""
     draw = random.Random(seed)
     deaths = 0
-    members = crew(3, slow=0.01)
+    members = start_workers(3, slow=0.01)
     for victim in draw.sample(members, draw.randint(1, 3)):
-        target = draw.randrange(TRAIN // BLOCK)
+        target = draw.randrange(TRAIN // UNIT)
         until(lambda target=target: len(begun(tmp_path)) >= target or not any(m.is_alive() for m in members))
         time.sleep(draw.random() * 0.02)
         deaths += victim.is_alive()
@@ -190,30 +192,32 @@ def kill_and_check(case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int
     for process in members:
         process.join(60)
     if not case.files():
-        for process in crew(1, slow=0.0):
+        for process in start_workers(1, slow=0.0):
             process.join(60)
     assert_whole(case, whole)
-    # Of a worker that dies, no more is lost than the block at hand and the one that waits to be written.
-    assert len(begun(tmp_path)) <= TRAIN // BLOCK + 2 * deaths
+    # A killed worker loses at most the unit that it encodes and the one that waits to be written.
+    assert len(begun(tmp_path)) <= TRAIN // UNIT + 2 * deaths
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_workers_cost_their_block(
-    case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int
+def test_killed_workers_lose_only_their_units(
+    case: Case, whole: Case, start_workers: Any, tmp_path: Path, seed: int
 ) -> None:
-    kill_and_check(case, whole, crew, tmp_path, seed)
+    kill_and_check(case, whole, start_workers, tmp_path, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 104))
-def test_killed_workers_cost_their_block_100_times(
-    case: Case, whole: Case, crew: Any, tmp_path: Path, seed: int
+def test_killed_workers_lose_only_their_units_100_times(
+    case: Case, whole: Case, start_workers: Any, tmp_path: Path, seed: int
 ) -> None:
-    kill_and_check(case, whole, crew, tmp_path, seed)
+    kill_and_check(case, whole, start_workers, tmp_path, seed)
 
 
-def test_the_others_go_on_without_the_leader(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
-    members = crew(3, slow=0.1)
+def test_workers_continue_after_the_leader_is_killed(
+    case: Case, whole: Case, start_workers: Any, tmp_path: Path
+) -> None:
+    members = start_workers(3, slow=0.1)
     until(lambda: len(begun(tmp_path)) >= 3)
     (holder,) = case.cache.rglob("*.holder")
     leader = json.loads(holder.read_bytes())["pid"]
@@ -225,28 +229,30 @@ def test_the_others_go_on_without_the_leader(case: Case, whole: Case, crew: Any,
     assert [path.read_bytes() for path in case.files()] == [whole.files()[0].read_bytes()]
 
 
-def test_a_damaged_block_is_encoded_again(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
-    members = crew(2, slow=0.1)
+def test_a_damaged_unit_is_encoded_again(case: Case, whole: Case, start_workers: Any, tmp_path: Path) -> None:
+    members = start_workers(2, slow=0.1)
     until(lambda: len(list(case.cache.rglob("block-*"))) >= 3)
     for process in members:
         process.kill()
         process.join()
-    block = next(case.cache.rglob("block-*"))
-    block.write_bytes(block.read_bytes()[:-1] + b"?")
-    for process in crew(2):
+    unit = next(case.cache.rglob("block-*"))
+    unit.write_bytes(unit.read_bytes()[:-1] + b"?")
+    for process in start_workers(2):
         process.join(60)
         assert process.exitcode == 0
     assert_whole(case, whole)
 
 
-def test_a_worker_that_comes_late_finds_the_file(case: Case, whole: Case, crew: Any, tmp_path: Path) -> None:
-    for process in crew(2):
+def test_a_late_worker_finds_the_finished_file(
+    case: Case, whole: Case, start_workers: Any, tmp_path: Path
+) -> None:
+    for process in start_workers(2):
         process.join(60)
-    blocks = len(begun(tmp_path))
-    for process in crew(2):
+    units = len(begun(tmp_path))
+    for process in start_workers(2):
         process.join(60)
         assert process.exitcode == 0
-    assert len(begun(tmp_path)) == blocks
+    assert len(begun(tmp_path)) == units
     assert_whole(case, whole)
 
 
@@ -427,16 +433,16 @@ def test_combined_progress_adds_up_the_notes_of_all_workers(tmp_path: Path) -> N
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=300), st.integers(10, 4000))
-def test_blocks_hold_every_row_once_and_cost_alike(sizes: list[int], block: int) -> None:
+def test_unit_starts_covers_every_row_with_units_of_equal_cost(sizes: list[int], target: int) -> None:
     costs = token_costs(np.array(sizes), 512)
-    starts = unit_starts(costs, block)
+    starts = unit_starts(costs, target)
     assert starts[0] == 0 and starts[-1] == len(sizes) and (np.diff(starts) > 0).all()
     sums = np.add.reduceat(costs, starts[:-1])
-    share = costs.sum() / max(round(costs.sum() / block), 1)
+    share = costs.sum() / max(round(costs.sum() / target), 1)
     assert sums.max() <= share + 2 * costs.max() + 1e-6
 
 
-def test_no_block_has_too_many_rows() -> None:
+def test_unit_starts_limits_the_rows_of_a_unit() -> None:
     starts = unit_starts(np.ones(5 * partition.UNIT_ROWS), 1e12)
     assert len(starts) == 6 and np.diff(starts).max() <= partition.UNIT_ROWS + 1
     assert unit_starts(np.zeros(0), 10).tolist() == [0]

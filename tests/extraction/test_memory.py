@@ -19,7 +19,7 @@ import pytest
 from tests.support.cli_tools import environment
 from tests.support.tiny import VOCABULARY, build
 
-FEW = 20_000  # several blocks already
+FEW = 20_000  # already several units
 WIDTH = 256
 VIEWS = ("last/mean", "0/mean")
 ROW_BYTES = len(VIEWS) * WIDTH * 4  # float32: 40,000 rows are 82 MB, 200,000 rows 410 MB

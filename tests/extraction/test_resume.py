@@ -21,8 +21,8 @@ from featcache.system import durable as files
 from featcache.system.progress import Progress
 from tests.support.extraction import COUNTS, Case, counted, one_thread, write_case
 
-TRAIN, BLOCK = COUNTS["train"], 8
-BLOCKS = -(-TRAIN // BLOCK)
+TRAIN, UNIT = COUNTS["train"], 8
+UNITS = -(-TRAIN // UNIT)
 HEAVY = [
     *("torch", "datasets.io", "datasets.packaged_modules", "h5py", "hypothesis", "pytest", "scipy.io"),
     *("transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert"),
@@ -37,8 +37,8 @@ HEAVY = [
 
 
 def unit_starts(costs: np.ndarray, _: float) -> np.ndarray:
-    """Blocks of equally many rows, so that it is known how many texts are in one."""
-    return np.append(np.arange(0, len(costs), BLOCK), len(costs))
+    """Units of `UNIT` rows each, so that the number of texts in each is known."""
+    return np.append(np.arange(0, len(costs), UNIT), len(costs))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,13 +77,13 @@ def processes() -> Any:
     return context
 
 
-def blocks(case: Case) -> int:
-    """Blocks committed so far."""
+def committed(case: Case) -> int:
+    """The number of units committed so far."""
     return len(list(case.cache.rglob("block-*.safetensors")))
 
 
 def assert_whole(case: Case, whole: Case) -> None:
-    """One file, its bytes those of the extraction that was never interrupted, and nothing else."""
+    """Check that the cache has one file with the bytes of an uninterrupted extraction, and nothing else."""
     (path,) = case.files()
     assert path.name == whole.files()[0].name
     assert path.read_bytes() == whole.files()[0].read_bytes()
@@ -95,7 +95,7 @@ def assert_whole(case: Case, whole: Case) -> None:
 
 
 class Stop:
-    """A report that ends the extraction as soon as that many texts are encoded."""
+    """A progress callback that calls `how` as soon as `done` texts are encoded."""
 
     def __init__(self, done: int, how: Callable[[], None], stage: str = "encode") -> None:
         self.done, self.how, self.stage = done, how, stage
@@ -110,43 +110,43 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize("done", [0, 1, 30, TRAIN])
-def test_ctrl_c_and_again(case: Case, whole: Case, done: int) -> None:
+def test_extract_resumes_after_ctrl_c(case: Case, whole: Case, done: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         extract_splits(case.settings(), ["train"], Stop(done, interrupt))
-    kept = blocks(case)
-    assert kept >= done // BLOCK - 1 and not case.files()  # but the one in hand all are kept
+    kept = committed(case)
+    assert kept >= done // UNIT - 1 and not case.files()  # all units are kept except the one at work
     assert not list(case.cache.rglob("*.holder"))
     said: list[str] = []
     with counted() as passes:
         (result,) = extract_splits(case.settings(), ["train"], lambda step: said.append(step.text))
-    assert result.encoded == sum(passes) == TRAIN - min(kept * BLOCK, TRAIN)
-    assert (f"train: going on from {kept} of {BLOCKS} units" in said) == bool(kept)
+    assert result.encoded == sum(passes) == TRAIN - min(kept * UNIT, TRAIN)
+    assert (f"train: going on from {kept} of {UNITS} units" in said) == bool(kept)
     assert_whole(case, whole)
 
 
-def test_stopped_again_and_again(case: Case, whole: Case) -> None:
-    """Every attempt goes on from the last one; at the end each text was encoded once, but for a few."""
+def test_extract_resumes_after_every_interruption(case: Case, whole: Case) -> None:
+    """Each attempt continues the last one; only the texts of units at work are encoded twice."""
     with counted() as passes:
-        for attempt in range(1, BLOCKS):
+        for attempt in range(1, UNITS):
             with pytest.raises(KeyboardInterrupt):
-                extract_splits(case.settings(), ["train"], Stop(attempt * BLOCK + 1, interrupt))
-            assert blocks(case) >= attempt - 1
+                extract_splits(case.settings(), ["train"], Stop(attempt * UNIT + 1, interrupt))
+            assert committed(case) >= attempt - 1
         case.extract()
-    assert sum(passes) <= TRAIN + 2 * BLOCK * (BLOCKS - 1)
+    assert sum(passes) <= TRAIN + 2 * UNIT * (UNITS - 1)
     assert_whole(case, whole)
 
 
-def test_stopped_while_sealing(case: Case, whole: Case) -> None:
+def test_extract_resumes_after_an_interruption_while_sealing(case: Case, whole: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
         extract_splits(case.settings(), ["train"], Stop(0, interrupt, "seal"))
-    assert blocks(case) == BLOCKS
+    assert committed(case) == UNITS
     with counted() as passes:
         assert case.extract().encoded == 0
     assert passes == []
     assert_whole(case, whole)
 
 
-def test_a_damaged_block_is_encoded_again_and_only_it(case: Case, whole: Case) -> None:
+def test_only_a_damaged_or_missing_unit_is_encoded_again(case: Case, whole: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
         extract_splits(case.settings(), ["train"], Stop(0, interrupt, "seal"))
     path = next(case.cache.rglob("block-00000003-*.safetensors"))
@@ -154,15 +154,15 @@ def test_a_damaged_block_is_encoded_again_and_only_it(case: Case, whole: Case) -
     content[-1] ^= 1
     path.write_bytes(content)
     next(case.cache.rglob("block-00000005-*.safetensors")).unlink()
-    assert case.extract().encoded == 2 * BLOCK
+    assert case.extract().encoded == 2 * UNIT
     assert_whole(case, whole)
 
 
-def test_blocks_of_other_settings_are_not_taken(case: Case, whole: Case) -> None:
-    """Each file to be has its own blocks; changed data goes back to what it was and goes on."""
+def test_units_of_other_settings_are_not_used(case: Case, whole: Case) -> None:
+    """Each unfinished file has its own units; work on it continues when the data are as before again."""
     with pytest.raises(KeyboardInterrupt):
         extract_splits(case.settings(), ["train"], Stop(30, interrupt))
-    kept = blocks(case)
+    kept = committed(case)
     rows = case.rows()
     case.write([*rows[:-1], rows[-1] | {"text": "好" * 7}])
     assert case.extract().encoded == TRAIN
@@ -186,10 +186,10 @@ def test_force_interrupted_leaves_the_old_file(case: Case, whole: Case) -> None:
     assert_whole(case, whole)
 
 
-def test_an_error_in_the_middle_keeps_what_was_done(
+def test_a_full_disk_keeps_the_committed_units(
     case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up while a block is written: said as such, and nothing is lost."""
+    """The disk becomes full while a unit is written: the error says so, and no committed unit is lost."""
     fsync, calls = files.Disk.fsync, []
 
     def full(disk: files.Disk, file: Any) -> None:
@@ -202,10 +202,10 @@ def test_an_error_in_the_middle_keeps_what_was_done(
         patch.setattr(files.Disk, "fsync", full)
         with pytest.raises(CacheError, match="No space left on device") as caught:
             case.extract()
-    assert "finished blocks are kept" in (caught.value.hint or "")
-    kept = blocks(case)
+    assert "finished work is kept" in (caught.value.hint or "")
+    kept = committed(case)
     assert kept >= 3
-    assert case.extract().encoded == TRAIN - kept * BLOCK
+    assert case.extract().encoded == TRAIN - kept * UNIT
     assert_whole(case, whole)
 
 
@@ -237,18 +237,18 @@ def killed(case: Case, arrow: Path, done: int, stage: str) -> None:
 @pytest.mark.parametrize(
     ("done", "stage"), [(0, "encode"), (13, "encode"), (50, "encode"), (0, "seal"), (0, "publish")]
 )
-def test_sigkill_and_again(
+def test_extract_resumes_after_sigkill(
     case: Case, whole: Case, processes: Any, arrow_files: Path, done: int, stage: str
 ) -> None:
     process = processes.Process(target=killed, args=(case, arrow_files, done, stage))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    kept = blocks(case)
-    assert not case.files() and (kept == BLOCKS) == (stage != "encode")
+    kept = committed(case)
+    assert not case.files() and (kept == UNITS) == (stage != "encode")
     with counted() as passes:
         result = case.extract()
-    assert result.encoded == sum(passes) == TRAIN - min(kept * BLOCK, TRAIN)
+    assert result.encoded == sum(passes) == TRAIN - min(kept * UNIT, TRAIN)
     assert_whole(case, whole)  # nothing is left of the file that was being sealed, either
 
 
@@ -292,8 +292,8 @@ def test_two_processes_at_once(case: Case, whole: Case, processes: Any, tmp_path
     assert_whole(case, whole)
 
 
-def test_a_running_extraction_keeps_others_out_and_readers_in(case: Case, whole: Case) -> None:
-    """While one is at work, a second one of the same split is told so; other splits go ahead."""
+def test_a_running_extraction_refuses_others_and_allows_readers(case: Case, whole: Case) -> None:
+    """During an extraction a second one of the same split is refused; other splits can be extracted."""
     told: list[str] = []
 
     def meanwhile(step: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Damaged, cut, extended, forged: refused by name, without a crash, a hang, or anything being run."""
+"""Damaged, shortened, extended and forged files are refused without a crash, a hang or code that runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featcache.cache.staging import Staging
 from featcache.errors import CacheError, CorruptCache
 from featcache.system import durable as files
 from tests.cache.test_sealed_file import sealed_as, small
-from tests.faults.test_power import PLAN, block, work
+from tests.faults.test_power import PLAN, unit, work
 from tests.support import fault_counts as faults
 from tests.support.disk import Quick, plugged_in
 
@@ -42,12 +42,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def read_all(path: Path) -> list[bytes]:
+    """Every column of a sealed file, checked."""
     file = SealedFile(path)
     return [file.column(name).tobytes() for name in file.names]
 
 
 @pytest.mark.parametrize("flips", [60, pytest.param(3000, marks=pytest.mark.slow)], ids=["some", "many"])
-def test_a_flip_is_refused_and_its_chunk_named(tmp_path: Path, large: bytes, flips: int) -> None:
+def test_a_flipped_bit_is_refused_and_its_chunk_named(tmp_path: Path, large: bytes, flips: int) -> None:
     path, draw = tmp_path / "a.h5", random.Random(flips)
     path.write_bytes(large)
     entries = json.loads(large.split(b"\n", 2)[1])["columns"]
@@ -66,9 +67,9 @@ def test_a_flip_is_refused_and_its_chunk_named(tmp_path: Path, large: bytes, fli
             faults.COUNT["flips"] += 1
             with pytest.raises(CacheError, match=said) as caught:
                 read_all(path)
-                faults.require(False, "wrong", f"byte {place} was taken")
+                faults.require(False, "wrong", f"the change of byte {place} was not noticed")
             assert str(path) in caught.value.what
-            if said.startswith("block") and row is not None:
+            if said.startswith("chunk") and row is not None:
                 first, last = map(int, re.findall(r"rows (\d+) to (\d+)", caught.value.what)[0])
                 assert first <= row <= last
             file.seek(place)
@@ -77,7 +78,7 @@ def test_a_flip_is_refused_and_its_chunk_named(tmp_path: Path, large: bytes, fli
 
 
 @pytest.mark.parametrize("length", [0, 1, 511, 4096, 2 * CHUNK, -1])
-def test_a_file_that_is_shorter_or_longer(tmp_path: Path, large: bytes, length: int) -> None:
+def test_a_shorter_or_longer_file_is_refused(tmp_path: Path, large: bytes, length: int) -> None:
     path = tmp_path / "a.h5"
     for bad in (large[:length], large + large[: max(length, 1)]):
         path.write_bytes(bad)
@@ -85,7 +86,7 @@ def test_a_file_that_is_shorter_or_longer(tmp_path: Path, large: bytes, length: 
             read_all(path)
 
 
-def test_a_file_that_becomes_shorter_while_it_is_open(tmp_path: Path, large: bytes) -> None:
+def test_a_file_that_becomes_shorter_while_it_is_open_is_refused(tmp_path: Path, large: bytes) -> None:
     path = tmp_path / "a.h5"
     path.write_bytes(large)
     file = SealedFile(path)
@@ -94,7 +95,7 @@ def test_a_file_that_becomes_shorter_while_it_is_open(tmp_path: Path, large: byt
         file.column("views/b")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_a_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.h5")
     with pytest.raises(CacheError, match="it is no file"):
         SealedFile(tmp_path / "a.h5")
@@ -105,7 +106,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     [b"[" * 100_000, b'{"columns": ' * 50_000, b"9" * 10_000, b"\xff\xfe", b"null", b"[]", b"{}"],
     ids=lambda line: repr(line[:12]),
 )
-def test_a_seal_meant_to_break_the_reader(tmp_path: Path, line: bytes) -> None:
+def test_a_hostile_seal_is_refused(tmp_path: Path, line: bytes) -> None:
     import xxhash
 
     head = b"featcache cache 1\n" + line + b"\n"
@@ -115,7 +116,7 @@ def test_a_seal_meant_to_break_the_reader(tmp_path: Path, line: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[1]", b"7", b"{"], ids=lambda c: repr(c[:3]))
-def test_a_description_meant_to_break_the_reader(
+def test_a_hostile_description_is_refused(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -126,7 +127,7 @@ def test_a_description_meant_to_break_the_reader(
 
 
 class Forged:
-    """`json.dumps`, but the description comes out as something else."""
+    """`json.dumps`, except that the description becomes `content`."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.dumps = content, json.dumps
@@ -138,7 +139,7 @@ class Forged:
         return self.content
 
 
-def test_columns_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+def test_overlapping_columns_are_refused(tmp_path: Path) -> None:
     small(tmp_path / "a.h5")
     seal = json.loads((tmp_path / "a.h5").read_bytes().split(b"\n", 2)[1])
     labels = seal["columns"]["labels"]
@@ -154,8 +155,8 @@ def test_columns_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
             SealedFile(tmp_path / "a.h5")
 
 
-def test_links_and_filters_under_a_forged_seal_are_never_followed(tmp_path: Path) -> None:
-    """A whole seal over a hostile HDF5 part: it is not even looked at, HDF5 is not loaded to read."""
+def test_links_are_refused_and_reading_does_not_load_hdf5(tmp_path: Path) -> None:
+    """A file with links is refused, and a sealed file is read without the HDF5 library."""
     small(tmp_path / "a.h5")
     whole = (tmp_path / "a.h5").read_bytes()
     with h5py.File(tmp_path / "evil.h5", "w") as file:
@@ -179,7 +180,7 @@ def test_links_and_filters_under_a_forged_seal_are_never_followed(tmp_path: Path
 
 
 class Refusing(Quick):
-    """One operation, the n-th of its kind, fails with this error; and again whenever it is tried."""
+    """A disk on which the n-th operation of one kind, and each one after it, fails with an error."""
 
     def __init__(self, what: str, number: int, code: int) -> None:
         self.what, self.left, self.code = what, number, code
@@ -196,7 +197,9 @@ class Refusing(Quick):
     "code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS], ids=errno.errorcode.get
 )
 @pytest.mark.parametrize("what", ["open", "fsync", "fsync_folder", "replace", "link", "reserve", "mkdir"])
-def test_an_error_of_any_operation_is_said_and_costs_nothing(tmp_path: Path, what: str, code: int) -> None:
+def test_an_error_of_any_operation_is_reported_and_loses_nothing(
+    tmp_path: Path, what: str, code: int
+) -> None:
     with plugged_in(Quick()):
         (tmp_path / "whole").mkdir()
         work(tmp_path / "whole")
@@ -216,7 +219,7 @@ def test_an_error_of_any_operation_is_said_and_costs_nothing(tmp_path: Path, wha
                 full = code in (errno.ENOSPC, errno.EDQUOT)
                 assert ("free some space" in error.hint) == full
         with plugged_in(Quick()):
-            assert not list(root.rglob(".tmp-*")), "something unfinished was left"
+            assert not list(root.rglob(".tmp-*")), "an unfinished file was left"
             folder = next(root.rglob("*.partial"), None)
             kept = Staging(folder, PLAN).committed() if folder else set()
             sealed = list(root.rglob("*.h5"))
@@ -226,11 +229,9 @@ def test_an_error_of_any_operation_is_said_and_costs_nothing(tmp_path: Path, wha
     assert failed >= {"link": 1, "reserve": 1, "mkdir": 4, "replace": 4}.get(what, 5)
 
 
-def test_a_block_that_cannot_be_read_is_not_thrown_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_unit_that_cannot_be_read_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staging = Staging(tmp_path / "a.partial", PLAN)
-    staging.commit(0, block(0))
+    staging.commit(0, unit(0))
 
     def refuse(_: Path) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
@@ -243,7 +244,9 @@ def test_a_block_that_cannot_be_read_is_not_thrown_away(
     assert staging.committed() == {0}
 
 
-def test_folders_are_fsynced_up_to_what_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_folder_fsyncs_up_to_a_folder_without_write_access(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[Path] = []
     monkeypatch.setattr(files.Disk, "fsync_folder", lambda _, folder: synced.append(folder))
     allowed = [tmp_path, tmp_path / "a"]
@@ -253,7 +256,9 @@ def test_folders_are_fsynced_up_to_what_is_not_ours(tmp_path: Path, monkeypatch:
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_a_file_system_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_folder_accepts_file_systems_that_cannot_do_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fsync(_: int) -> None:
         raise OSError(errors.pop(), "no")
 

@@ -1,4 +1,4 @@
-"""Power fails, or a process is killed, before any one operation: no acknowledged block is lost."""
+"""A power cut or a kill before any operation of the disk loses no acknowledged commit unit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featcache.system import durable as files
 from tests.support import fault_counts as faults
 from tests.support.disk import FaultDisk, PowerCut, Quick, Tree, memory_folder, plant, plugged_in
 
-BLOCKS, ROWS, WIDTH = 3, 4, 200
+UNITS, ROWS, WIDTH = 3, 4, 200
 MODES = ("least", "all", "names", "data", "any", "any", "any")
 SEALED = -1
 OPERATIONS = 50  # fewer than an uninterrupted extraction takes
@@ -30,7 +30,8 @@ WHERE = Path("cache", "data", "model", "train-0123456789ab.h5")
 Acknowledge = Callable[[int], None]
 
 
-def block(number: int) -> dict[str, np.ndarray]:
+def unit(number: int) -> dict[str, np.ndarray]:
+    """The arrays of a commit unit; the same for the same number."""
     draw = np.random.default_rng(number)
     return {
         "x": draw.normal(size=(ROWS, WIDTH)).astype(np.float16),
@@ -39,7 +40,7 @@ def block(number: int) -> dict[str, np.ndarray]:
 
 
 def work(root: Path, acknowledge: Acknowledge = lambda _: None) -> int:
-    """What `extract` does with the disk; how many blocks had to be computed."""
+    """Do what `extract` does with the disk; returns how many units were computed."""
     path = root / WHERE
     if path.exists():
         SealedFile(path).verify()
@@ -48,11 +49,11 @@ def work(root: Path, acknowledge: Acknowledge = lambda _: None) -> int:
     ready = unfinished.committed()
     for number in ready:
         acknowledge(number)
-    for number in sorted(set(range(BLOCKS)) - ready):
-        unfinished.commit(number, block(number))
+    for number in sorted(set(range(UNITS)) - ready):
+        unfinished.commit(number, unit(number))
         acknowledge(number)
-    read = [unfinished.read(number) for number in range(BLOCKS)]
-    count = BLOCKS * ROWS
+    read = [unfinished.read(number) for number in range(UNITS)]
+    count = UNITS * ROWS
     columns = [
         Column("views/last-cls", (count, WIDTH), "float16", [part["x"] for part in read]),
         Column("n_tokens", (count,), "int32", [part["n_tokens"] for part in read]),
@@ -60,7 +61,7 @@ def work(root: Path, acknowledge: Acknowledge = lambda _: None) -> int:
     write_sealed(path, {"format": "featcache"}, columns)
     acknowledge(SEALED)
     unfinished.discard()
-    return BLOCKS - len(ready)
+    return UNITS - len(ready)
 
 
 @pytest.fixture
@@ -71,14 +72,14 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The file of an extraction that was never interrupted."""
+    """The bytes of the file that an uninterrupted extraction writes."""
     root = tmp_path_factory.mktemp("whole")
-    assert work(root) == BLOCKS
+    assert work(root) == UNITS
     return (root / WHERE).read_bytes()
 
 
 def check(root: Path, acknowledged: set[int], whole: bytes, finish: bool = True) -> None:
-    """A process finds `root` as the power cut left it: what is there, and what comes of going on from it."""
+    """Check what a power cut left in `root`, and by default what another extraction makes of it."""
     path = root / WHERE
     there = path.exists()
     if there or SEALED in acknowledged:
@@ -87,16 +88,16 @@ def check(root: Path, acknowledged: set[int], whole: bytes, finish: bool = True)
         folder = path.with_suffix(".partial")
         found = Staging(folder, PLAN).committed() if folder.exists() else set()
         if not there:
-            faults.require(found >= acknowledged, "lost", f"of blocks {acknowledged} only {found} are there")
+            faults.require(found >= acknowledged, "lost", f"of units {acknowledged} only {found} exist")
         if finish:
-            faults.require(work(root) <= BLOCKS - len(found), "lost", "committed blocks were computed again")
-            faults.require(path.read_bytes() == whole, "wrong", "what was finished afterwards")
+            faults.require(work(root) <= UNITS - len(found), "lost", "committed units were computed again")
+            faults.require(path.read_bytes() == whole, "wrong", "the file that the next extraction wrote")
     except CacheError as error:
         faults.require(False, "lost", str(error))
 
 
 class Cutter:
-    """Pulls the plug before every operation and looks at what may be left, in several ways each."""
+    """Cuts the power before every operation and checks what may be left, in several ways each."""
 
     def __init__(self, folder: Path, whole: bytes, seed: int, modes: tuple[str, ...] = MODES) -> None:
         self.folder, self.whole, self.modes = folder, whole, modes
@@ -138,7 +139,7 @@ class Cutter:
 
 
 def cut_everywhere(folder: Path, whole: bytes, seed: int, without: faults.Site | None = None) -> FaultDisk:
-    """One extraction, with power cuts before every operation of it."""
+    """One extraction with power cuts before each of its operations."""
     root = folder / f"cut-{seed}"
     root.mkdir()
     cutter = Cutter(folder, whole, seed)
@@ -148,7 +149,7 @@ def cut_everywhere(folder: Path, whole: bytes, seed: int, without: faults.Site |
 
 
 def kill_then_cut(folder: Path, whole: bytes, seed: int, without: faults.Site | None = None) -> FaultDisk:
-    """A process is killed at some operation, the next one goes on, and power fails on that."""
+    """Kill a process at a random operation, then cut the power before each operation of the next one."""
     root = folder / f"kill-{seed}"
     root.mkdir()
     cutter = Cutter(folder, whole, seed, ("least", "any"))
@@ -173,7 +174,7 @@ def test_power_cuts_lose_nothing(folder: Path, whole: bytes, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_killed_resumed_and_power_cut(folder: Path, whole: bytes, seed: int) -> None:
+def test_power_cuts_after_a_kill_lose_nothing(folder: Path, whole: bytes, seed: int) -> None:
     assert len(kill_then_cut(folder, whole, seed).log) > 5
 
 
@@ -185,8 +186,8 @@ def test_many_power_cuts_lose_nothing(folder: Path, whole: bytes, seed: int) -> 
         kill_then_cut(folder, whole, 5 * seed + more)
 
 
-def test_a_kill_loses_at_most_the_block_in_hand(folder: Path, whole: bytes) -> None:
-    """At every operation, the page cache surviving: all but the unacknowledged is taken over."""
+def test_a_kill_loses_at_most_the_unit_at_work(folder: Path, whole: bytes) -> None:
+    """A kill at every operation (the page cache survives): the next process keeps all acknowledged units."""
     operations = 0
     for cut_at in range(1, 200):
         root = folder / str(cut_at)
@@ -210,7 +211,7 @@ def test_a_kill_loses_at_most_the_block_in_hand(folder: Path, whole: bytes) -> N
 
 
 def sites() -> Iterator[faults.Site]:
-    """Every place in the cache's modules where something is made durable."""
+    """Every call in the cache's modules that makes bytes or names durable."""
     for module in (files, sealed, staging):
         source = Path(str(module.__file__))
         for function in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
@@ -228,17 +229,17 @@ def sites() -> Iterator[faults.Site]:
 
 
 @pytest.mark.parametrize("site", sites(), ids=lambda site: f"{site[0]}-{site[1]}-{site[2]}")
-def test_no_fsync_can_be_taken_out(folder: Path, whole: bytes, site: faults.Site) -> None:
-    """Without it, some power cut loses what was acknowledged; the model would be too kind otherwise."""
+def test_every_fsync_is_needed(folder: Path, whole: bytes, site: faults.Site) -> None:
+    """Without the call, some power cut loses acknowledged work; or the model of the disk is too kind."""
     before = dict(faults.COUNT)
     with pytest.raises(faults.Fault):
         for seed in range(20):
             kill_then_cut(folder, whole, seed, site)
         cut_everywhere(folder, whole, 0, site)
-    faults.COUNT.update(before)  # these were meant to lose
+    faults.COUNT.update(before)  # losses were expected here
 
 
-def test_every_fsync_was_put_to_the_test(folder: Path, whole: bytes) -> None:
+def test_every_fsync_is_reached(folder: Path, whole: bytes) -> None:
     disk = FaultDisk(folder)
     with plugged_in(disk):
         work(folder)

@@ -1,4 +1,4 @@
-"""Real processes: killed at random instants, and many at once on one file."""
+"""Real processes that are killed at random moments, and many processes on one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.errors import CacheError
-from tests.faults.test_power import BLOCKS, WHERE, check, work
+from tests.faults.test_power import UNITS, WHERE, check, work
 from tests.support import fault_counts as faults
 
 READERS, SEEDS = 8, (1, 2)
@@ -28,13 +28,13 @@ FORK = multiprocessing.get_context("fork")  # nothing here has started a thread
 
 
 def working(root: Path, pipe: int) -> None:
-    """Work, and say what is acknowledged as soon as it is."""
+    """Work, and write the number of each acknowledged unit to the pipe at once."""
     work(root, lambda number: os.write(pipe, bytes([number % 256])) and None)
 
 
 @pytest.mark.parametrize("rounds", [15, pytest.param(500, marks=pytest.mark.slow)], ids=["some", "many"])
-def test_kill_minus_9_at_any_instant(tmp_path: Path, rounds: int) -> None:
-    """What was acknowledged is there afterwards, and the file ends up the same, byte by byte."""
+def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path, rounds: int) -> None:
+    """All acknowledged units exist afterwards, and the finished file has the same bytes."""
     takes, draw = [], random.Random(rounds)
     for name in ("first", "whole"):
         (tmp_path / name).mkdir()
@@ -56,16 +56,17 @@ def test_kill_minus_9_at_any_instant(tmp_path: Path, rounds: int) -> None:
         faults.COUNT["kills"] += 1
         with os.fdopen(reading, "rb") as said:
             acknowledged = {number - 256 if number == 255 else number for number in said.read()}
-        stopped += acknowledged != {*range(BLOCKS), -1}
+        stopped += acknowledged != {*range(UNITS), -1}
         check(root, acknowledged, whole)
-    assert stopped >= rounds // 5  # they were stopped on the way, not after it
+    assert stopped >= rounds // 5  # these were killed at work, not after it
 
 
 # ---------------------------------------------------------------- two writers, eight readers
 
 
 def content(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (300, 4096), dtype=np.uint8)  # two checksums
+    """The column that a writer writes; it has two checksums."""
+    return np.random.default_rng(seed).integers(0, 256, (300, 4096), dtype=np.uint8)
 
 
 def write(path: Path, seed: int, replace: bool) -> bool:
@@ -76,6 +77,7 @@ def write(path: Path, seed: int, replace: bool) -> bool:
 
 
 def writer(folder: Path, seed: int, rounds: int, barrier: Any, published: Synchronized[int]) -> None:
+    """In each round write a new file and replace another; counts the new files that it published."""
     for number in range(rounds):
         barrier.wait(60)
         if write(folder / f"{number}.h5", seed, replace=False):
@@ -88,7 +90,7 @@ def writer(folder: Path, seed: int, rounds: int, barrier: Any, published: Synchr
 def reader(
     folder: Path, rounds: int, barrier: Any, seen: Synchronized[int], wrong: Synchronized[int]
 ) -> None:
-    """Read as often as can be while both write; only whole files of one writer may be seen."""
+    """Read while both write, and count the readings that are not a whole file of one writer."""
     expected = {seed: content(seed) for seed in SEEDS}
     for number in range(rounds):
         barrier.wait(60)
@@ -112,7 +114,7 @@ def reader(
 
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "many"])
-def test_two_writers_and_eight_readers(tmp_path: Path, rounds: int) -> None:
+def test_readers_see_whole_files_while_two_processes_write(tmp_path: Path, rounds: int) -> None:
     barrier = FORK.Barrier(len(SEEDS) + READERS)
     published, seen, wrong = FORK.Value("l", 0), FORK.Value("l", 0), FORK.Value("l", 0)
     targets: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
@@ -125,7 +127,7 @@ def test_two_writers_and_eight_readers(tmp_path: Path, rounds: int) -> None:
     for process in processes:
         process.join(300)
     assert [process.exitcode for process in processes] == [0] * len(processes)
-    assert published.value == rounds  # of two writers one published, every time
+    assert published.value == rounds  # each time exactly one of the two writers published
     assert seen.value > rounds * READERS
     faults.require(wrong.value == 0, "wrong", f"{wrong.value} readings")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -133,7 +135,7 @@ def test_two_writers_and_eight_readers(tmp_path: Path, rounds: int) -> None:
     )
 
 
-def test_a_replaced_or_removed_file_stays_with_its_reader(tmp_path: Path) -> None:
+def test_an_open_file_can_be_read_after_it_was_replaced_or_removed(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write(path, 1, replace=False)
     file, mapped = SealedFile(path), SealedFile(path).column("x")

@@ -1,4 +1,4 @@
-"""Any story of extractions, edits, kills, power cuts, clean-ups and readings, against a dictionary."""
+"""Random sequences of extractions, edits, kills, power cuts, gc and reads, compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from tests.support.disk import FaultDisk, PowerCut, memory_folder, plant, plugge
 from tests.support.extraction import Case
 from tests.support.stub_encoder import WIDTH, stubbed, vector
 
-BLOCK = 4
+UNIT = 4  # rows
 TEXTS = [f"text {number}" for number in range(40)]
 
 
 class Story(RuleBasedStateMachine):
-    """One user with one data file, one cache, and bad luck.
+    """A state machine with one data file and one cache.
 
-    The dictionary is `rows`: what the data say now. Whatever the cache hands out for them must be what the
-    encoder says of these texts, row by row, or a refusal.
+    `rows` holds the current texts and labels. The cache must return the vectors of the encoder for these
+    texts, row by row, or refuse.
     """
 
     model: Path
@@ -45,18 +45,18 @@ class Story(RuleBasedStateMachine):
         self.rows: list[tuple[str, str]] = []
         self.draw = random.Random(0)
         self.disk = FaultDisk(self.case.cache)
-        self.sealed: bytes | None = None  # of the rows as they are now, once acknowledged
+        self.sealed: bytes | None = None  # bytes of the acknowledged file of the current rows
         self.case.write([{"text": "validation", "label": label} for label in "ab"], "validation")
         self.edit(list(range(10)), 0)
 
     def teardown(self) -> None:
         self.where.close()
 
-    # -- what happens -----------------------------------------------------------------------------
+    # -- the rules -----------------------------------------------------------------------------
 
     @rule(numbers=st.lists(st.integers(0, len(TEXTS) - 1), min_size=4, max_size=14), labels=st.integers(0, 1))
     def edit(self, numbers: list[int], labels: int) -> None:
-        """Rows come, go, move, are doubled, or only get other labels."""
+        """Add, remove, move or double rows, or change only their labels."""
         rows = [(TEXTS[number], "ab"[(place >> labels) % 2]) for place, number in enumerate(numbers)]
         if rows != self.rows:
             self.rows, self.sealed = rows, None
@@ -68,7 +68,7 @@ class Story(RuleBasedStateMachine):
 
     @rule(cut_at=st.integers(1, 60), force=st.booleans())
     def extract_and_be_killed(self, cut_at: int, force: bool) -> None:
-        """All names and bytes stay, as the page cache has them; nothing is cleaned up."""
+        """The page cache keeps all names and bytes; no handler of the killed process runs."""
         self.disk.revive(cut_at)
         if not self.case_extract(force=force):
             faults.COUNT["kills"] += 1
@@ -82,7 +82,7 @@ class Story(RuleBasedStateMachine):
 
     @rule(how=st.sampled_from(["least", "any"]))
     def lose_power(self, how: str) -> None:
-        """The machine starts again with what its disk has kept."""
+        """The machine restarts with the files that its disk has kept."""
         faults.COUNT["cuts"] += 1
         left = self.disk.survivors(self.draw, how)
         shutil.rmtree(self.case.cache)
@@ -95,7 +95,7 @@ class Story(RuleBasedStateMachine):
     @rule(place=st.floats(0, 0.999), bit=st.integers(0, 7))
     @precondition(lambda self: bool(self.case.files()))
     def rot(self, place: float, bit: int) -> None:
-        """One bit of a sealed file turns; it is found, and the file removed as the message says."""
+        """A flipped bit of a sealed file is found; the file is restored afterwards."""
         path = self.draw.choice(self.case.files())
         whole = path.read_bytes()
         bad = bytearray(whole)
@@ -108,7 +108,7 @@ class Story(RuleBasedStateMachine):
 
     @rule()
     def clean_up(self) -> None:
-        """`cache gc` takes no features, only what is nobody's."""
+        """`cache gc` removes no cache file that is in use."""
         before = [path.read_bytes() for path in self.case.files()]
         with plugged_in(self.disk):
             collect(self.case.cache)
@@ -126,11 +126,11 @@ class Story(RuleBasedStateMachine):
         right = np.array_equal(found.x, [vector(text) for text, _ in self.rows])
         faults.require(right, "wrong", "rows")
 
-    # -- how it is done ---------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------
 
     def case_extract(self, force: bool = False) -> bool:
-        """False where it was killed on the way. What it says it did is checked against the dictionary."""
-        with stubbed(BLOCK) as stub, plugged_in(self.disk):
+        """Extract, and compare the result with `rows`; False if the process was killed."""
+        with stubbed(UNIT) as stub, plugged_in(self.disk):
             try:
                 (result,) = extract_splits(self.case.settings(), ["train"], force=force)
             except PowerCut:
@@ -141,7 +141,7 @@ class Story(RuleBasedStateMachine):
             if self.sealed is not None and not force:
                 assert result.cached and not stub.encoded
         content = result.path.read_bytes()
-        faults.require(self.sealed in (None, content), "wrong", "the same rows, other bytes")
+        faults.require(self.sealed in (None, content), "wrong", "the same rows gave other bytes")
         self.sealed = content
         self.read()
         return True
@@ -160,7 +160,9 @@ def stage(tiny_model: Path, arrow: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("stories", "steps"), [(6, 8), pytest.param(120, 30, marks=pytest.mark.slow)], ids=["some", "many"]
 )
-def test_every_story_ends_well(tiny: object, tmp_path: Path, stories: int, steps: int) -> None:
+def test_random_sequences_lose_nothing_and_return_right_rows(
+    tiny: object, tmp_path: Path, stories: int, steps: int
+) -> None:
     assert vector("a").shape == (WIDTH,)
     with stage(tiny("bert"), tmp_path):  # type: ignore[operator]
         run_state_machine_as_test(
@@ -174,8 +176,8 @@ def test_every_story_ends_well(tiny: object, tmp_path: Path, stories: int, steps
         )
 
 
-def test_what_a_second_process_calls_done_is_durable(tiny: object, tmp_path: Path) -> None:
-    """Killed when the file has its name, but maybe not for good: who finds it makes sure before saying so."""
+def test_a_finished_file_is_durable_for_the_next_process(tiny: object, tmp_path: Path) -> None:
+    """A process dies before it makes the file's name durable: the next one that finds the file does so."""
     found = 0
     with stage(tiny("bert"), tmp_path):  # type: ignore[operator]
         for cut_at in range(45, 75):
