@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -20,8 +20,6 @@ import numpy as np
 from featcache.settings import FeatureSettings
 
 FEATURE_FORMAT = 1  # raised when the same document would give other features
-
-Document = TypeVar("Document")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,62 @@ def row_chain(hashes: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
-class TunedPart:
+class JsonDocument:
+    """A JSON object as a dataclass that keeps the fields of later versions.
+
+    Attributes:
+        unknown: fields that a later version added; they count in fingerprints and comparisons.
+    """
+
+    unknown: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object. A field with a plain default is left out where it has this value: documents made
+        before the field existed keep their fingerprints. One with a `default_factory` is always there."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "unknown"}
+        defaults = {each.name: each.default for each in fields(self)}
+        known = {name: _plain(value) for name, value in values.items() if value != defaults[name]}
+        return known | self.unknown
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The document that `to_json` wrote.
+
+        Raises:
+            ValueError: a field is missing or has another type.
+        """
+        try:
+            return msgspec.convert(_known_apart(cls, content), cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, JsonDocument):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _known_apart(kind: Any, content: Any) -> Any:
+    """`content` with what is no field of the document `kind` under `unknown`, at every depth."""
+    documents = (one for one in (kind, *get_args(kind)) if isinstance(one, type))
+    document = next((one for one in documents if issubclass(one, JsonDocument)), None)
+    if document is None:
+        return content
+    if isinstance(content, list):
+        return [_known_apart(document, one) for one in content]
+    if not isinstance(content, Mapping):
+        return content
+    kinds = get_type_hints(document)
+    del kinds["unknown"]
+    known = {name: _known_apart(kinds[name], value) for name, value in content.items() if name in kinds}
+    return known | {"unknown": {name: value for name, value in content.items() if name not in kinds}}
+
+
+@dataclass(frozen=True)
+class TunedPart(JsonDocument):
     """The part of a backbone that fine-tuning changed.
 
     Attributes:
@@ -95,67 +148,44 @@ class TunedPart:
     weights: str
 
 
+@dataclass(frozen=True)
+class Dtypes(JsonDocument):
+    """Of the forward pass, e.g. `bfloat16`, and of the stored features, `float16` or `float32`."""
+
+    compute: str
+    storage: str
+
+
 @dataclass(frozen=True, kw_only=True)
-class EncoderDocument:
+class EncoderDocument(JsonDocument):
     """Everything that turns a text into a vector, layer and pooling apart.
 
     Attributes:
+        format: see `FEATURE_FORMAT`.
         files: SHA-256 by name of weights, config and tokenizer files.
         prompt: put before every text.
         max_length: tokens kept of a text, special tokens included.
         truncation_side: the end at which longer texts are truncated, `left` or `right`.
-        compute: dtype of the forward pass, e.g. `bfloat16`.
-        storage: dtype of the features, `float16` or `float32`.
         long_text: how longer texts are encoded: `truncate`, `chunks` or `head-tail`.
         overlap: tokens that neighbouring windows share; None where there are no windows.
         positions: how the position table was extended, see `position_table.Extension`; None where it was not.
         tuned: the fine-tuned part; None for a frozen backbone.
-        format: see `FEATURE_FORMAT`.
-        unknown: fields that a later version added; they count in fingerprints.
     """
 
+    format: int = field(default_factory=lambda: FEATURE_FORMAT)
     files: dict[str, str]
     prompt: str
     max_length: int
     truncation_side: str
-    compute: str
-    storage: str
-    long_text: str = "truncate"
+    long_text: str = field(default_factory=lambda: "truncate")
     overlap: int | None = None
     positions: dict[str, Any] | None = None
+    dtype: Dtypes
     tuned: TunedPart | None = None
-    format: int = field(default_factory=lambda: FEATURE_FORMAT)
-    unknown: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that is hashed. Optional fields are left out where they are None: documents made
-        before these fields existed keep their fingerprints."""
-        return {
-            "format": self.format,
-            "files": dict(self.files),
-            "prompt": self.prompt,
-            "max_length": self.max_length,
-            "truncation_side": self.truncation_side,
-            "long_text": self.long_text,
-            **({} if self.overlap is None else {"overlap": self.overlap}),
-            **({} if self.positions is None else {"positions": dict(self.positions)}),
-            "dtype": {"compute": self.compute, "storage": self.storage},
-            **({} if self.tuned is None else {"tuned": asdict(self.tuned)}),
-            **self.unknown,
-        }
-
-    @classmethod
-    def from_json(cls, content: Any) -> EncoderDocument:
-        """The document that `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing or has another type.
-        """
-        return _convert(cls, _encoder_fields(content))
 
 
 @dataclass(frozen=True)
-class RowsPart:
+class RowsPart(JsonDocument):
     """The rows of a cache document: their number, and the chain of their hashes."""
 
     count: int
@@ -168,7 +198,7 @@ class RowsPart:
 
 
 @dataclass(frozen=True)
-class LabelsPart:
+class LabelsPart(JsonDocument):
     """The labels of a cache document; only those of multi-label data have a `kind`."""
 
     chain: str
@@ -185,54 +215,30 @@ class LabelsPart:
 
 
 @dataclass(frozen=True)
-class CacheDocument:
+class CacheDocument(JsonDocument):
     """What one cache file holds; its fingerprint names the file.
 
     Attributes:
         views: canonical view names such as `last/cls`, sorted.
-        unknown: fields that a later version added; they count in fingerprints.
     """
 
     encoder: EncoderDocument
     views: tuple[str, ...]
     rows: RowsPart
     labels: LabelsPart
-    unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.to_json())
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that is hashed and stored in the cache file."""
-        labels = {"chain": self.labels.chain, "names": list(self.labels.names)}
-        return {
-            "encoder": self.encoder.to_json(),
-            "views": list(self.views),
-            "rows": asdict(self.rows),
-            "labels": labels if self.labels.kind is None else {**labels, "kind": self.labels.kind},
-            **self.unknown,
-        }
-
-    @classmethod
-    def from_json(cls, content: Any) -> CacheDocument:
-        """The document that `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing or has another type.
-        """
-        found = known_fields(cls, content)
-        return _convert(cls, found | {"encoder": _encoder_fields(found.get("encoder"))})
-
 
 @dataclass(frozen=True, kw_only=True)
-class RequestedEncoder:
+class RequestedEncoder(JsonDocument):
     """The encoder's part of a request: the settings as asked, which need no model to be loaded.
 
     Attributes:
         files: SHA-256 by name of the model's files.
         dtype: of the forward pass, as asked; may be `auto`.
-        unknown: fields that a later version added; requests that differ in them are not equal.
     """
 
     files: dict[str, str]
@@ -244,7 +250,6 @@ class RequestedEncoder:
     long_text: str = "truncate"
     overlap: int | None = None
     format: int = 1
-    unknown: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, files: Mapping[str, str], dtype: str, features: FeatureSettings) -> RequestedEncoder:
@@ -260,85 +265,24 @@ class RequestedEncoder:
             format=FEATURE_FORMAT,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of the settings. Fields that the first requests did not have are left out at their
-        defaults, so that those requests still answer."""
-        newer = {
-            name: getattr(self, name)
-            for name, default in (
-                ("extend_positions", "none"), ("long_text", "truncate"), ("overlap", None), ("format", 1),
-            )
-            if getattr(self, name) != default
-        }  # fmt: skip
-        first = {name: getattr(self, name) for name in ("files", "prompt", "max_length", "dtype", "storage")}
-        return {**first, **newer, **self.unknown}
-
 
 @dataclass(frozen=True)
-class Request:
+class Request(JsonDocument):
     """What was asked for a split, in content hashes and settings: the key of a repeated call.
 
     Attributes:
         source: see `data.split.describe_source`.
         views: in a record, every way the file's views may be asked for, to their canonical names.
-        unknown: fields that a later version added; requests that differ in them are not equal.
     """
 
     split: str
     source: dict[str, Any]
     encoder: RequestedEncoder
     views: dict[str, str] = field(default_factory=dict)
-    unknown: dict[str, Any] = field(default_factory=dict)
 
     def key(self) -> dict[str, Any]:
         """The JSON object of the request without its views: what a repeated request must be equal to."""
-        return {
-            "split": self.split,
-            "source": dict(self.source),
-            "encoder": self.encoder.to_json(),
-            **self.unknown,
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object that is kept in a record."""
-        return {**self.key(), "views": dict(self.views)}
-
-    @classmethod
-    def from_json(cls, content: Any) -> Request:
-        """The request that `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing or has another type.
-        """
-        found = known_fields(cls, content)
-        return _convert(cls, found | {"encoder": known_fields(RequestedEncoder, found.get("encoder"))})
-
-
-def known_fields(kind: type, content: Any) -> dict[str, Any]:
-    """The JSON object `content` with all that is no field of the dataclass `kind` under `unknown`.
-
-    Raises:
-        ValueError: `content` is no JSON object.
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"an object is needed, not {type(content).__name__}")
-    names = {each.name for each in fields(kind)} - {"unknown"}
-    known = {name: value for name, value in content.items() if name in names}
-    return known | {"unknown": {name: value for name, value in content.items() if name not in names}}
-
-
-def _encoder_fields(content: Any) -> dict[str, Any]:
-    """The fields of `EncoderDocument` in its JSON object, whose object `dtype` has two of them."""
-    found = known_fields(EncoderDocument, content)
-    dtype = known_fields(EncoderDocument, found["unknown"].pop("dtype", None))
-    return found | {name: dtype[name] for name in ("compute", "storage") if name in dtype}
-
-
-def _convert(kind: type[Document], content: dict[str, Any]) -> Document:
-    try:
-        return msgspec.convert(content, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(str(error)) from None
+        return {name: value for name, value in self.to_json().items() if name != "views"}
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:

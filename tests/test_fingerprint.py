@@ -29,7 +29,7 @@ from featcache.fingerprint import (
     row_hashes,
 )
 from featcache.settings import FeatureSettings
-from tests.support.documents import cache_document
+from tests.support.documents import cache_document, encoder_document
 from tests.support.extraction import reference_hash as reference
 
 keys = st.text("abcdé中_", min_size=1, max_size=4)
@@ -127,15 +127,8 @@ def test_canonical_refuses_what_json_does_not_have(value: Any) -> None:
 
 
 def encoder(**changes: Any) -> EncoderDocument:
-    fields: dict[str, Any] = {
-        "files": {"model.safetensors": "0" * 64, "tokenizer.json": "1" * 64},
-        "prompt": "",
-        "max_length": 512,
-        "truncation_side": "right",
-        "compute": "float32",
-        "storage": "float16",
-    }
-    return EncoderDocument(**(fields | changes))
+    files = {"model.safetensors": "0" * 64, "tokenizer.json": "1" * 64}
+    return encoder_document(**{"files": files, "max_length": 512, **changes})
 
 
 def cache(document: EncoderDocument | None = None, **changes: Any) -> dict[str, Any]:
@@ -241,6 +234,7 @@ def test_documents_are_read_as_they_were_written(document: EncoderDocument) -> N
 
 def test_fields_of_a_later_version_count_in_fingerprints() -> None:
     content = {**cache(), "weather": "fine", "encoder": {**encoder().to_json(), "rounding": None}}
+    content["labels"]["language"] = content["encoder"]["dtype"]["sums"] = "unknown"
     document = CacheDocument.from_json(content)
     assert document.to_json() == content and document.fingerprint == fingerprint(content)
     assert document.encoder != encoder()

@@ -24,7 +24,7 @@ from featcache.backbone.model import Backbone, TokenBatch
 from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.errors import BadRow, UsageError
-from featcache.fingerprint import EncoderDocument
+from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import BackboneSettings, FeatureSettings
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -142,8 +142,7 @@ class Encoder:
             prompt=self.prompt,
             max_length=self.max_length,
             truncation_side=self.backbone.tokenizer.truncation_side,
-            compute=self.backbone.dtype_name,
-            storage=self.storage.name,
+            dtype=Dtypes(self.backbone.dtype_name, self.storage.name),
             long_text=self.long_text,
             overlap=self.overlap if self.long_text == "chunks" else None,
             positions=self.backbone.extension.document if self.backbone.extension else None,
@@ -369,7 +368,7 @@ def document_settings(document: EncoderDocument, views: Sequence[str]) -> Featur
         views=tuple(views),
         prompt=document.prompt,
         max_length=document.max_length,
-        storage=document.storage,
+        storage=document.dtype.storage,
         extend_positions=(document.positions or {}).get("how", "none"),
         long_text=document.long_text,
         overlap=FeatureSettings.overlap if document.overlap is None else document.overlap,

@@ -18,7 +18,7 @@ from featcache.cache.catalog import CacheFile
 from featcache.cache.sealed_writer import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
-from featcache.fingerprint import CacheDocument, EncoderDocument, LabelsPart, RowsPart
+from featcache.fingerprint import CacheDocument, Dtypes, EncoderDocument, LabelsPart, RowsPart
 from featcache.system.machine import peak_memory
 
 ROWS, WIDTH = 20_000_000, 64
@@ -71,7 +71,7 @@ def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Pa
     """A train split of two classes that a linear head can separate, with a few rows in memory at a time."""
     none = np.zeros(0, np.int64)  # the chains in the document are those of no rows: they would cost memory
     encoder = EncoderDocument(
-        files={}, prompt="", max_length=1, truncation_side="right", compute="float32", storage="float16"
+        files={}, prompt="", max_length=1, truncation_side="right", dtype=Dtypes("float32", "float16")
     )
     chain = RowsPart.of(np.zeros((0, 32), np.uint8)).chain
     document = CacheDocument(encoder, ("last/mean",), RowsPart(rows, chain), LabelsPart.of(none, NAMES))

@@ -6,19 +6,17 @@ A record may be lost: without it, features are found by the hashes of their rows
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from featcache.fingerprint import Request, canonical, known_fields
+from featcache.fingerprint import JsonDocument, Request, canonical
 from featcache.fingerprint import fingerprint as document_hash
 from featcache.system.durable import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
+class Provenance(JsonDocument):
     """How the features of a file were made; None for what the record does not say.
 
     Attributes:
@@ -32,7 +30,6 @@ class Provenance:
         packing, packing_note: `packed`, or `padded` with the reason.
         fused: modules that were replaced by faster ones.
         versions: of packages, by name.
-        unknown: fields that a later version added.
     """
 
     seconds: float | None = None
@@ -50,18 +47,14 @@ class Provenance:
     fused: tuple[str, ...] | None = None
     host: str | None = None
     versions: dict[str, str] | None = None
-    unknown: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Fields that are None are left out; a `commit` that is null stays beside its `model`."""
-        plain = {name: value for name, value in asdict(self).items() if value is not None}
-        commit = {} if self.model is None else {"commit": self.commit}
-        fused = {} if self.fused is None else {"fused": list(self.fused)}
-        return {**commit, **plain.pop("unknown"), **plain, **fused}
+        return ({} if self.model is None else {"commit": self.commit}) | super().to_json()
 
 
 @dataclass(frozen=True)
-class CacheRecord:
+class CacheRecord(JsonDocument):
     """What is known of a cache file besides its content.
 
     Attributes:
@@ -70,18 +63,8 @@ class CacheRecord:
     """
 
     fingerprint: str
-    requests: tuple[Request, ...] = ()
+    requests: tuple[Request, ...] = field(default_factory=tuple)
     made: Provenance = Provenance()
-    unknown: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        made = self.made.to_json()
-        return {
-            "fingerprint": self.fingerprint,
-            "requests": [request.to_json() for request in self.requests],
-            **({"made": made} if made else {}),
-            **self.unknown,
-        }
 
     def to_bytes(self) -> bytes:
         """The file's content, with its checksum."""
@@ -116,11 +99,8 @@ def parse_record(content: bytes, fingerprint: str) -> CacheRecord | None:
         record = json.loads(content)
         if record.pop("checksum") != document_hash(record) or record["fingerprint"] != fingerprint:
             return None
-        made = known_fields(Provenance, record.pop("made", {}))
-        requests = tuple(Request.from_json(one) for one in msgspec.convert(record.pop("requests"), list))
-        parsed = msgspec.convert(known_fields(CacheRecord, record) | {"made": made}, CacheRecord)
-        return replace(parsed, requests=requests)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError):
+        return CacheRecord.from_json(record) if "requests" in record else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -13,11 +13,11 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from featcache.cache.seal import CHUNK, DTYPES, HINT, ColumnEntry, chunk_count, intact
@@ -25,7 +25,7 @@ from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, sealed_size, write_sealed
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system import durable as files
-from featcache.system.documents import plain_document
+from featcache.system.documents import parse_document, plain_document
 from featcache.system.durable import explained, remove_temporaries
 from featcache.system.sharded_array import ShardedColumn, as_array
 from featcache.system.units import parse_size
@@ -83,20 +83,13 @@ def shard_entries(meta: Mapping[str, Any], path: Path) -> tuple[ShardEntry, ...]
     Raises:
         ValueError: the list of shards makes no sense, or a name is not one of a shard of `path`.
     """
-    entries: tuple[ShardEntry, ...] = _convert(meta.get("shards", ()), tuple[ShardEntry, ...])
+    entries = parse_document(tuple[ShardEntry, ...], meta.get("shards", ()), "shards", ValueError)
     for entry in entries:
         if "/" in entry.name or owner_of(path.with_name(entry.name)) != path:
             raise ValueError(f"{entry.name!r} is no name of a shard")
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("a shard is listed twice")
     return entries
-
-
-def _convert(content: Any, kind: Any) -> Any:
-    try:
-        return msgspec.convert(content, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ValueError(str(error)) from None
 
 
 def parse_shard_size(text: str) -> int:
@@ -133,7 +126,11 @@ def shards_in_use(path: Path) -> set[Path] | None:
 
 def cache_bytes(path: Path) -> int:
     """Bytes of a cache file on this disk with its shards; 0 where there is none."""
-    return sum(each.stat().st_size for each in (path, *shard_paths(path)) if each.exists())
+    found = 0
+    for each in (path, *shard_paths(path)):
+        with suppress(FileNotFoundError):  # another process may remove it
+            found += each.stat().st_size
+    return found
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -300,7 +297,7 @@ class ShardedFile(SealedFile):
         try:
             self.shards = shard_entries(self.meta, self.path)
             self.ends = np.cumsum([0, *(each.rows for each in self.shards)]).tolist()
-            self._types: dict[str, ColumnType] = _convert(self.meta["columns"], dict[str, ColumnType])
+            self._types = parse_document(dict[str, ColumnType], self.meta["columns"], "columns", ValueError)
             if self.ends[-1] != self.meta["document"]["rows"]["count"]:
                 raise ValueError("its shards are not the rows of its description")
         except (KeyError, TypeError, ValueError) as error:

@@ -29,7 +29,7 @@ def columns(
         staging: every unit of the partition, committed.
     """
     gather = _RowGatherer(partition, staging)
-    storage = document.encoder.storage
+    storage = document.encoder.dtype.storage
 
     def of_rows(rows: slice) -> list[Column]:
         count = len(range(len(split))[rows])

@@ -125,7 +125,7 @@ class Reencoder:
     def _backbone(self, file: CacheFile, document: EncoderDocument) -> BackboneSettings:
         """The backbone as the record names it, else as the settings do; its dtype is the file's."""
         asked, made = self.settings.backbone, file.record.made
-        asked = replace(asked, dtype=document.compute)
+        asked = replace(asked, dtype=document.dtype.compute)
         if self.model is not None:
             return replace(asked, model=self.model)
         if made.model is not None:

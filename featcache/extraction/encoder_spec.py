@@ -70,5 +70,5 @@ class EncoderSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row's vectors."""
-        itemsize: int = np.dtype(self.document.storage).itemsize
+        itemsize: int = np.dtype(self.document.dtype.storage).itemsize
         return len(self.stored_views) * self.width * itemsize

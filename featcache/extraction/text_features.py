@@ -99,7 +99,7 @@ class _TextJob(Job):
         asked, view = self.request(NAME).encoder, self.settings.features.views[0]
         for file in self.cache.files():
             document = file.document.encoder
-            if document.format == FEATURE_FORMAT and document.compute == asked.dtype:
+            if document.format == FEATURE_FORMAT and document.dtype.compute == asked.dtype:
                 for known in file.record.requests:
                     if replace(known.encoder, dtype=asked.dtype) == asked and view in known.views:
                         return _WantedFeatures(document, known.views[view])

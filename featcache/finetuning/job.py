@@ -208,7 +208,7 @@ class TuningJob:
         return Features(
             split=split,
             view=self.frozen.view,
-            x=tuner.features(each.texts, weights).astype(document.storage),
+            x=tuner.features(each.texts, weights).astype(document.dtype.storage),
             y=each.split.labels,
             label_names=each.split.label_names,
             row_hash=each.hashes,

@@ -46,7 +46,7 @@ class RunBackbone:
             revision=None if model else made.commit or made.revision,
             trust_remote_code=made.trust_remote_code and not exact,
             device="cpu" if exact else device,
-            dtype="float32" if exact else head.encoder.compute,
+            dtype="float32" if exact else head.encoder.dtype.compute,
             batch_tokens=None if exact else made.batch_tokens,
         )
         files = find_model(settings)

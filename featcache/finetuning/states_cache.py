@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache
 from featcache.extraction.encode_units import naming_rows
 from featcache.finetuning.suffix import StateBatch
-from featcache.fingerprint import EncoderDocument, RowsPart, fingerprint
+from featcache.fingerprint import EncoderDocument, JsonDocument, RowsPart, fingerprint
 from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -113,7 +113,7 @@ class StatesFile:
 
 
 @dataclass(frozen=True)
-class StatesDocument:
+class StatesDocument(JsonDocument):
     """All that the states of some rows depend on; its hash names the file.
 
     Attributes:
@@ -134,13 +134,7 @@ class StatesDocument:
 
     def to_json(self) -> dict[str, Any]:
         """What is hashed and stands in the file."""
-        return {
-            "kind": "states",
-            "encoder": self.encoder.to_json(),
-            "cut": self.cut,
-            "storage": self.storage,
-            "rows": asdict(self.rows),
-        }
+        return {"kind": "states"} | super().to_json()
 
     @property
     def fingerprint(self) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from featcache.errors import FeatcacheError
-
 T = TypeVar("T")
 
 
-def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str], FeatcacheError]) -> T:
+def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str], Exception]) -> T:
     """`content`, as `json.loads` returns it, as an instance of the dataclass `kind`.
 
     Unknown fields are ignored, so that documents of later versions can be read.
@@ -24,7 +22,7 @@ def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str
         error: makes the error to be raised, for example `CacheError`.
 
     Raises:
-        FeatcacheError: as `error` makes it, with the field that is missing or of another type.
+        Exception: as `error` makes it, with the field that is missing or of another type.
     """
     try:
         return msgspec.convert(content, kind)
@@ -33,10 +31,8 @@ def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str
 
 
 def plain_document(document: Any) -> dict[str, Any]:
-    """A dataclass as a JSON object; fields that are None are left out, at every depth."""
-    # asdict first: msgspec leaves out defaults that it did not set itself when it parsed the document.
-    plain: dict[str, Any] = _plain(msgspec.to_builtins(asdict(document)))
-    return plain
+    """A dataclass as a JSON object; its fields that are None are left out."""
+    return {name: value for name, value in json_document(document).items() if value is not None}
 
 
 def json_document(document: Any) -> Any:
@@ -82,11 +78,3 @@ def tidied(document: T, *, digits: int | None = None, text: Callable[[str], str]
         return value if digits is None else float(f"{value:.{digits}g}")
 
     return cast(T, tidy(document))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value

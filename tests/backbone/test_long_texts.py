@@ -21,6 +21,7 @@ from featcache.backbone.encoder import Encoder, document_settings
 from featcache.backbone.long_texts import Frame, Windows, chunks, groups, head_and_tail
 from featcache.errors import BackboneError, UsageError
 from featcache.extraction.api import extract_splits, find_features
+from featcache.fingerprint import Dtypes
 from featcache.prediction.predictor import Predictor
 from featcache.runs.train import train_head
 from featcache.settings import load_settings
@@ -383,7 +384,7 @@ def test_the_document_holds_the_policy(tiny: Folder) -> None:
     assert same == plain
     for document in [plain, *others]:
         assert Encoder(backbone, document_settings(document, VIEWS)).document == replace(
-            document, compute="float32", storage="float32"
+            document, dtype=Dtypes("float32", "float32")
         )
 
 

@@ -199,6 +199,14 @@ def test_other_tools_read_shards_as_the_documentation_says(sharded: Path, tmp_pa
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
+def test_cache_bytes_leaves_out_a_file_that_was_removed(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [*shard_paths(sharded), sharded.with_name("removed-after-the-listing.h5")]
+    monkeypatch.setattr("featcache.cache.shards.shard_paths", lambda path: listed)
+    assert cache_bytes(sharded) == sum(each.stat().st_size for each in (sharded, *listed[:-1]))
+
+
 def test_a_sharded_cache_is_one_file_to_its_readers(sharded: Path, tmp_path: Path) -> None:
     arrays = made_up()
     assert Cache(tmp_path).paths() == [sharded]

@@ -76,7 +76,7 @@ def test_int8_features_are_close_and_have_another_fingerprint(cli: Cli, trained:
     made = cli.ok("extract", "--split", "test", "--dtype", "int8", "--json").json
     rounded = featcache.load_settings({"dtype": "int8"})
     one, other = (featcache.find_features(s, "test") for s in (exact, rounded))
-    assert other.document.encoder.compute == "int8"
+    assert other.document.encoder.dtype.compute == "int8"
     assert one.fingerprint != other.fingerprint and made is not None
     for view in one.views:
         a, b = (np.asarray(file.features(view).x, np.float64) for file in (one, other))

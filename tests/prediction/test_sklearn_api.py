@@ -343,7 +343,7 @@ def test_auto_is_what_this_machine_resolves_it_to(
     here["dtype"] = "float32"  # as if the cache, and a pickle, had moved to another machine
     moved = pickle.loads(pickle.dumps(extractor))
     wide = clone(extractor).fit_transform(TEXTS)
-    assert {file.document.encoder.compute for file in sealed(extractor)} == {
+    assert {file.document.encoder.dtype.compute for file in sealed(extractor)} == {
         "bfloat16",
         "float32",
     }

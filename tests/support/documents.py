@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.fingerprint import (
     CacheDocument,
+    Dtypes,
     EncoderDocument,
     LabelsPart,
     Request,
@@ -19,14 +20,15 @@ from featcache.fingerprint import (
 
 
 def encoder_document(**changes: Any) -> EncoderDocument:
-    """The document of a float32 encoder of short texts, with `changes` to its fields."""
+    """The document of a float32 encoder of short texts, with `changes` to its fields and its dtypes."""
+    dtypes = {"compute": "float32", "storage": "float16"}
+    dtypes |= {name: changes.pop(name) for name in dtypes if name in changes}
     fields: dict[str, Any] = {
         "files": {},
         "prompt": "",
         "max_length": 9,
         "truncation_side": "right",
-        "compute": "float32",
-        "storage": "float16",
+        "dtype": Dtypes(**dtypes),
     }
     return EncoderDocument(**(fields | changes))
 

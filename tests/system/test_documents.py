@@ -25,6 +25,10 @@ def test_plain_document_has_defaults_that_were_not_in_the_parsed_json() -> None:
     assert parsed == Document("a") and plain_document(parsed) == {"name": "a", "count": 3}
 
 
+def test_plain_document_keeps_null_within_a_mapping() -> None:
+    assert plain_document(Keyword({"cut": None})) == {"in": {"cut": None}}
+
+
 def test_parse_document_names_the_field_of_another_type() -> None:
     with pytest.raises(CacheError, match=r"x\.json: .*`\$\.count`"):
         parse_document(Document, {"name": "a", "count": "many"}, "x.json", CacheError)
