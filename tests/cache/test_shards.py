@@ -143,7 +143,7 @@ def test_missing_rows_are_an_index_error() -> None:
     for odd in (4, -5, [0, 4], [-5], np.zeros(3, bool), [0.5], np.zeros((4, 2), bool)):
         with pytest.raises(IndexError):
             column[odd]
-    with pytest.raises(ValueError, match="copied"):
+    with pytest.raises(ValueError, match="always a copy"):
         np.asarray(column, copy=False)
 
 
