@@ -109,7 +109,7 @@ def _bucket(ends: np.ndarray, padded: int, device: torch.device) -> Bucket:
 def filling(tokens: int) -> int:
     """How many more tokens give a batch one of few sizes: at most 127, and at most an eighth or 15.
 
-    On CPUs in 16 bits, oneDNN prepares each product anew for a number of tokens that it has not seen lately,
+    On CPUs in 16 bits, oneDNN prepares each product again for a number of tokens that it has not seen lately,
     and keeps what it prepared: this takes memory, and as long as the product itself.
     """
     step = min(max(FILL_LEAST, 1 << max(tokens.bit_length() - 4, 0)), FILL_MOST)

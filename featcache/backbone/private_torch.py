@@ -28,7 +28,7 @@ def checked(private: Call, public: Call, sample: Callable[[torch.device], Any], 
     Args:
         private: makes the private call.
         public: makes the public one, with the same arguments.
-        sample: the arguments of a trial on a device, made anew for each call; the results are compared.
+        sample: the arguments of a trial on a device, made again for each call; the results are compared.
         device: where the trial runs.
 
     Raises:

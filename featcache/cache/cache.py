@@ -1,4 +1,4 @@
-"""The cache: the object handed to whoever reads or writes cached features."""
+"""The object with which all code reads and writes cached features."""
 
 from __future__ import annotations
 

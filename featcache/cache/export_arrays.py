@@ -1,8 +1,8 @@
-"""A view of a cache file as something other tools read: numpy arrays, or a parquet table.
+"""Export a view of a cache file for other tools: as numpy arrays or as a parquet table.
 
-`x.npy` is the matrix `[N, D]` as it is stored; beside it lie `x.labels.npy`, `x.row_hash.npy` and
-`x.about.json`, which says what they are. `x.parquet` is one table: `row_hash` (hex), `label` (its name;
-of multi-label data a list of names), `features` (a fixed-size list of float32: few tools read 16 bits).
+`x.npy` is the matrix `[N, D]` as it is stored; beside it are `x.labels.npy`, `x.row_hash.npy` and
+`x.about.json`, which describes them. `x.parquet` is one table: `row_hash` (hex), `label` (its name;
+for multi-label data a list of names), `features` (a fixed-size list of float32: few tools read 16 bits).
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def export(
     """Write one view of `file`, a few rows at a time; each file appears whole or not at all.
 
     Args:
-        output: `.npy` or `.parquet`; of the `.npy` files that with the features is the last to appear.
-        view: as the file names it, or as it was once asked for; needed where the file has several.
+        output: `.npy` or `.parquet`; of the `.npy` files the one with the features appears last.
+        view: as the file names it, or as it was requested; required if the file has several.
         force: replace files that are there.
 
     Raises:
-        UsageError: another suffix, or no `view` where there are several.
+        UsageError: another suffix, or no `view` although there are several.
         CacheMiss: no such view.
-        CacheError: damaged features, a file that is there already, a refusal of the file system.
+        CacheError: damaged features, an output file exists already, or the file system refuses.
     """
     if output.suffix not in SUFFIXES:
         raise UsageError(f"cannot export to {output}: unknown format", hint="name it x.npy or x.parquet")
@@ -72,7 +72,7 @@ def export(
 
 
 def npy_paths(output: Path) -> dict[str, Path]:
-    """Where the parts of an export to `x.npy` go: features, labels, row_hash, about."""
+    """The paths of the parts of an export to `x.npy`: features, labels, row_hash, about."""
     return {
         "labels": output.with_suffix(".labels.npy"),
         "row_hash": output.with_suffix(".row_hash.npy"),
@@ -82,7 +82,7 @@ def npy_paths(output: Path) -> dict[str, Path]:
 
 
 def _view(file: CacheFile, asked: str | None) -> str:
-    """The stored name of the view; by default of the only one."""
+    """The stored name of the view `asked`, or of the only view."""
     if asked is None:
         if len(file.views) == 1:
             return file.views[0]
@@ -91,7 +91,7 @@ def _view(file: CacheFile, asked: str | None) -> str:
 
 
 def _about(features: Features) -> dict[str, Any]:
-    """What the arrays are, as JSON."""
+    """The description of the arrays, for JSON."""
     return {
         "view": features.view,
         "split": features.split,
@@ -182,7 +182,7 @@ def _names(features: Features, rows: slice) -> list[Any]:
 
 @contextmanager
 def _written(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
-    """Files to be written under temporary names; they get their `paths`, in order, when all is done."""
+    """Open temporary files for `paths`; they get their names, in order, when all are written."""
     if not force:
         there = [str(path) for path in paths if path.exists() or path.is_symlink()]
         if there:
@@ -194,7 +194,7 @@ def _written(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
             yield [stack.enter_context(open(temporary, "xb")) for temporary in temporaries]
         for temporary, path in zip(temporaries, paths, strict=True):
             if not publish(temporary, path, replace=force):
-                raise CacheError(f"{path} appeared in the meantime; it is left as it is")
+                raise CacheError(f"{path} appeared in the meantime; it is not changed")
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)

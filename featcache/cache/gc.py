@@ -1,4 +1,4 @@
-"""Remove from a cache folder what nobody will use, what is too old, and the oldest until the rest fits.
+"""Remove from a cache folder what no process will use, what is too old, and the oldest until the rest fits.
 
 Removals are planned by pure functions from a survey of the folder. Each is then carried out under the
 writer's lock of its file. Only names that featcache gives are ever touched.
@@ -160,7 +160,7 @@ def plan_removals(
 ) -> list[Removal]:
     """What to remove: litter, then what is too old, then the oldest until the rest fits.
 
-    Litter is what nobody will use: temporary files and locks of dead processes, records without
+    Litter is what no process will use: temporary files and locks of dead processes, records without
     features, and unfinished work whose file is finished or that was not touched for a day (for
     `older_than`, where that is given). The age of a file counts from when it was made.
 
@@ -193,7 +193,7 @@ def plan_removals(
 
 
 def _litter(group: CacheGroup, now: float, stale: float) -> dict[str, list[CachePart]]:
-    """The parts of a group that nobody will use, by the reason, if no writer is at work on it."""
+    """The parts of a group that no process will use, by the reason, if no writer is at work on it."""
     sealed = bool(group.of("features"))
     found: dict[str, list[CachePart]] = {}
     for part in group.parts:
@@ -252,7 +252,7 @@ def collect(
     older_than: float | None = None,
     dry_run: bool = False,
 ) -> Collected:
-    """Remove what nobody will use, what is too old, and the oldest until the rest fits.
+    """Remove what no process will use, what is too old, and the oldest until the rest fits.
 
     Readers that have a file open keep reading. A file that a writer is at work on stays.
 

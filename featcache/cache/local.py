@@ -1,4 +1,4 @@
-"""Where the files of a cache are: in a folder of this machine. A store adds to it, see `remote.mirror`."""
+"""The files of a cache in a folder of this machine; `remote.mirror` extends it to caches in a store."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class FileFacts:
     """What is known of a cache file without opening it.
 
     Attributes:
-        place: where people find the file: its URL where a store has it, else its path.
-        bytes: of the file and, where only a store has it, of its shards.
+        place: for messages: its URL if a store has it, else its path.
+        bytes: of the file; if only a store has it, with its shards.
         modified: when the file was written, seconds since the epoch.
     """
 
@@ -30,7 +30,7 @@ class LocalFiles:
     """The files of a cache in a folder of this machine. Every path is that of a file on this machine."""
 
     def elsewhere(self, split: str = "*") -> Sequence[Path]:
-        """Where the files of `split` will be that a store has and this machine has not."""
+        """The local paths of the files of `split` that only a store has."""
         return ()
 
     def open(self, path: Path) -> SealedFile:
@@ -43,16 +43,16 @@ class LocalFiles:
             mode = path.stat().st_mode
         except OSError as error:
             raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
-        if not stat.S_ISREG(mode):  # to open a pipe is to wait for ever
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
             raise CacheError(f"{path} is no cache file but {what}")
         return SealedFile(path)
 
-    def fetch_shard(self, path: Path, *, anew: bool = False) -> bool:
-        """Have the shard `path` of a store on this machine; False where no store has it.
+    def fetch_shard(self, path: Path, *, again: bool = False) -> bool:
+        """Fetch the shard `path` if it is not on this machine; False if no store has it.
 
         Args:
-            anew: fetch the shard even if it is on this machine.
+            again: fetch the shard even if it is on this machine.
         """
         return False
 
@@ -64,11 +64,11 @@ class LocalFiles:
         """Bring a sealed cache file and its record to the store, if there is one.
 
         Args:
-            replace: the file takes the place of the store's. Without it, a file of the store stays: it has
-                the same features, and this machine takes it as well.
+            replace: replace the file of the store. Otherwise a file of the store stays: it has the same
+                features, and this machine takes it too.
 
         Raises:
-            CacheError: the store refuses or cannot be reached. The file stays, and the same call goes on.
+            CacheError: the store refuses or cannot be reached. The file stays, and the same call continues.
         """
 
     def remove_elsewhere(self, path: Path) -> None:

@@ -42,11 +42,11 @@ FetchShard = Callable[..., bool]  # see `LocalFiles.fetch_shard`
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as its manifest has it.
+    """A shard as its manifest lists it.
 
     Attributes:
         seal: checksum of its seal.
-        truncated, n_tokens: sums of these columns; None where the shard has no such column.
+        truncated, n_tokens: sums of these columns; None if the shard has no such column.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ShardEntry:
             raise ValueError(f"{self.name!r} has a number below its least")
 
     def total(self, column: str) -> int | None:
-        """The sum of a column of numbers; None where the manifest does not have it."""
+        """The sum of a column of numbers; None if the manifest does not have it."""
         return self.truncated if column == "truncated" else self.n_tokens if column == "n_tokens" else None
 
 
@@ -74,7 +74,7 @@ class ColumnType:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES or len(self.shape) > 1 or not all(0 <= n < 1 << 40 for n in self.shape):
-            raise ValueError("a column of an unknown kind")
+            raise ValueError("a column of an unknown type")
 
 
 def shard_entries(meta: Mapping[str, Any], path: Path) -> tuple[ShardEntry, ...]:
@@ -86,7 +86,7 @@ def shard_entries(meta: Mapping[str, Any], path: Path) -> tuple[ShardEntry, ...]
     entries = parse_document(tuple[ShardEntry, ...], meta.get("shards", ()), "shards", ValueError)
     for entry in entries:
         if "/" in entry.name or owner_of(path.with_name(entry.name)) != path:
-            raise ValueError(f"{entry.name!r} is no name of a shard")
+            raise ValueError(f"{entry.name!r} is not the name of a shard")
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("a shard is listed twice")
     return entries
@@ -105,7 +105,7 @@ def parse_shard_size(text: str) -> int:
 
 
 def owner_of(path: Path) -> Path | None:
-    """The cache file that `path` is a shard of, by its name; None where it is none."""
+    """The cache file that `path` is a shard of, by its name; None if it is not one."""
     named = _NAME.fullmatch(path.name)
     return path.with_name(named["stem"] + ".h5") if named else None
 
@@ -117,7 +117,7 @@ def shard_paths(path: Path) -> list[Path]:
 
 
 def shards_in_use(path: Path) -> set[Path] | None:
-    """The shards that the cache file `path` consists of; None where it cannot be read."""
+    """The shards that the cache file `path` consists of; None if it cannot be read."""
     try:
         return {path.with_name(entry.name) for entry in shard_entries(SealedFile(path).meta, path)}
     except (CacheError, ValueError):
@@ -125,7 +125,7 @@ def shards_in_use(path: Path) -> set[Path] | None:
 
 
 def cache_bytes(path: Path) -> int:
-    """Bytes of a cache file on this disk with its shards; 0 where there is none."""
+    """Bytes of a cache file on this disk with its shards; 0 if there is none."""
     found = 0
     for each in (path, *shard_paths(path)):
         with suppress(FileNotFoundError):  # another process may remove it
@@ -146,23 +146,23 @@ def write_cache(
     replace: bool = False,
     taken: Collection[str] = (),
 ) -> bool:
-    """Write a cache as one sealed file, or as shards of at most `shard_size` bytes where it is larger.
+    """Write a cache as one sealed file, or as shards of at most `shard_size` bytes if it is larger.
 
-    The manifest is published last, so that the cache is there whole or not at all. A call after an
-    interruption goes on with the next shard. The caller holds the lock of `path`.
+    The manifest is published last, so that the cache exists completely or not at all. A call after an
+    interruption continues with the next shard. The caller holds the lock of `path`.
 
     Args:
         meta: as for `write_sealed`.
         columns: the columns of some of the rows.
-        replace: take the place of a cache of that name, in one step, instead of leaving it.
-        taken: names of shards that a store has of the cache; they are not used for new shards.
+        replace: replace a cache of that name in one step.
+        taken: names of the shards that a store has of the cache; new shards get other names.
 
     Returns:
-        False when a cache of that name was there already; it is left as it is.
+        False if a cache of that name exists and `replace` is not set; it is not changed.
 
     Raises:
         UsageError: not even one row fits into `shard_size`.
-        CacheError: disk full or any other refusal of the file system; finished shards are kept.
+        CacheError: the disk is full, or the file system refuses; finished shards are kept.
     """
     whole = columns(slice(0, rows))
     if sealed_size(meta, whole) <= shard_size:
@@ -212,7 +212,7 @@ def _shard_meta(meta: Mapping[str, Any], number: int, rows: slice) -> dict[str, 
 
 
 def _write_shard(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> ShardEntry:
-    """Write a shard, unless an earlier attempt finished this very shard and no byte of it has changed."""
+    """Write a shard, unless an earlier attempt finished the same shard and no byte of it has changed."""
     shard = _finished(path, meta)
     if shard is None:
         remove_temporaries(path)
@@ -241,7 +241,7 @@ def _manifest(meta: Mapping[str, Any], columns: list[Column], shards: list[Shard
 
 
 def _remove_unused(path: Path) -> None:
-    """Remove shards that the finished cache at `path` does not consist of."""
+    """Remove the shards that are not part of the finished cache at `path`."""
     used = shards_in_use(path)
     if used is None:
         return
@@ -256,7 +256,7 @@ def _remove_unused(path: Path) -> None:
 
 
 class _Shard(SealedFile):
-    """A shard. It is checked by plain reads: a map would bring all of it into this process's memory."""
+    """A shard, checked with plain reads, because a memory map would count as memory of this process."""
 
     @property
     def state(self) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ class _Shard(SealedFile):
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def trust(self, name: str) -> None:
-        """Take a column to be good: it was checked when the file had the same `state`."""
+        """Skip the checksums of a column that was checked when the file had the same `state`."""
         self._verified.add(name)
 
     def _first_damaged(self, entry: ColumnEntry, mapped: np.ndarray, expected: bytes) -> Iterable[int | None]:
@@ -281,14 +281,14 @@ class ShardedFile(SealedFile):
 
     A column is a `ShardedColumn`: a shard is opened, and its column checked, when one of its rows is asked
     for. Up to `OPEN` shards stay open, so that open features can be read after the cache was replaced or
-    removed; an error names a shard that is not open and missing.
+    removed; an error names a missing shard that is not open.
 
     Args:
-        manifest: opened; it has `shards` in its description.
-        fetch_shard: has a shard of a store on this machine.
+        manifest: an open file with `shards` in its description.
+        fetch_shard: fetches a shard from a store, see `LocalFiles.fetch_shard`.
 
     Raises:
-        CorruptCache: a manifest that makes no sense.
+        CorruptCache: the manifest makes no sense.
     """
 
     def __init__(self, manifest: SealedFile, fetch_shard: FetchShard) -> None:
@@ -318,7 +318,7 @@ class ShardedFile(SealedFile):
 
         Raises:
             KeyError: no such column.
-            CorruptCache: now or when rows are read: names a shard that is damaged, missing or another's.
+            CorruptCache: now or when rows are read: a shard is damaged, missing or of another cache; named.
         """
         if name == "meta":
             return self.manifest.column(name)
@@ -341,46 +341,46 @@ class ShardedFile(SealedFile):
     def checks(self) -> Iterator[tuple[str, Callable[[], int]]]:
         yield "meta", self.manifest.verify
         for number, entry in enumerate(self.shards):
-            yield entry.name, lambda number=number: self._opened(number, anew=True).verify()  # type: ignore[misc]
+            yield entry.name, lambda number=number: self._opened(number, again=True).verify()  # type: ignore[misc]
 
     def _rows_of(self, number: int, name: str) -> np.ndarray:
         """A column of a shard as a memory map, checked when it is mapped for the first time."""
         with self._lock:
             shard = self._opened(number)
             state = (number, name, *shard.state)
-            if state in self._good:  # it was closed and opened since, and nobody wrote to it
+            if state in self._good:  # opened again since, and no process wrote to it
                 shard.trust(name)
             try:
                 rows = shard.column(name)
-            except CorruptCache:  # a copy of what a store has is fetched again
-                if not self._fetch_shard(shard.path, anew=True):
+            except CorruptCache:  # if a store has the shard, it is fetched again
+                if not self._fetch_shard(shard.path, again=True):
                     raise
-                shard = self._opened(number, anew=True)
+                shard = self._opened(number, again=True)
                 rows, state = shard.column(name), (number, name, *shard.state)
             self._good.add(state)
         return rows
 
-    def _opened(self, number: int, *, anew: bool = False) -> _Shard:
-        """The shard `number`, proved to be the one that the manifest means.
+    def _opened(self, number: int, *, again: bool = False) -> _Shard:
+        """The shard `number`, checked against the manifest.
 
         Args:
-            anew: open the file that has its name now, even where a file is open.
+            again: open the file that has its name now, even if a file is open.
         """
         with self._lock:
-            if number not in self._open or anew:
-                self._open[number] = self._proved(self.shards[number])
+            if number not in self._open or again:
+                self._open[number] = self._checked_or_fetched(self.shards[number])
                 if len(self._open) > OPEN:
                     self._open.popitem(last=False)
             self._open.move_to_end(number)
             return self._open[number]
 
-    def _proved(self, entry: ShardEntry) -> _Shard:
+    def _checked_or_fetched(self, entry: ShardEntry) -> _Shard:
         path = self.path.with_name(entry.name)
         self._fetch_shard(path)
         try:
             return self._checked(entry, path)
-        except CacheError:  # a copy of what a store has is fetched again
-            if not self._fetch_shard(path, anew=True):
+        except CacheError:  # if a store has the shard, it is fetched again
+            if not self._fetch_shard(path, again=True):
                 raise
             return self._checked(entry, path)
 

@@ -71,7 +71,7 @@ def verify(
 
 
 def _contradictions(file: CacheFile) -> list[str]:
-    """What a file with good checksums says of itself that is not so."""
+    """Contradictions in the description of a file with good checksums."""
     document, sealed = file.document, file.sealed
     found = _misnamed(file.path, sealed.meta["document"], file.fingerprint)
     if any(sealed.column(name).shape[:1] != (file.rows,) for name in sealed.names if name != "meta"):

@@ -1,7 +1,7 @@
-"""Ray, as far as featcache needs it: a cluster, actors on it, and numbered units of work dealt to them.
+"""The parts of Ray that featcache needs: a cluster, actors on it, and numbered units of work for them.
 
-Ray Data deals the units out, starts the actors and replaces those of a lost node. What an actor was at when
-it was lost is dealt again, in another round, as long as the result of a unit is not there.
+Ray Data distributes the units, starts the actors and replaces those of a lost node. Units that a lost actor
+has not finished are distributed again in another round.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
 from featcache.system.machine import available_cores
 from featcache.system.workers import CORES_A_WORKER, parse_count
 
-UNITS_A_TASK = 4  # at most; the next unit of a task is tokenised while the model has the last one
-LAST_TASKS = 2  # of each actor at least, which are the smaller the fewer units are left
-CONNECT = 10.0  # seconds in which a cluster answers
+UNITS_A_TASK = 4  # at most; the next unit of a task is tokenised while the model encodes the last one
+LAST_TASKS = 2  # at least, for each actor; they get smaller as fewer units are left
+CONNECT = 10.0  # seconds to wait for a cluster
 OWN_STORE = 256 << 20  # bytes of shared memory for the messages of a cluster on this machine
 
 Order = TypeVar("Order")
@@ -33,16 +33,16 @@ Order = TypeVar("Order")
 
 @dataclass(frozen=True)
 class Engine:
-    """What does the work: this machine, or a Ray cluster.
+    """Where the work is done: on this machine, or on a Ray cluster.
 
     Attributes:
         name: `local` or `ray`.
         workers: number of processes or actors, or `auto`; None: 1 on this machine, `auto` on a cluster.
-        ray_address: of the cluster, as `ray.init` takes it; None: the one that this process is connected to
-            already, or this machine alone.
+        ray_address: of the cluster, as `ray.init` takes it; None: the cluster that this process is already
+            connected to, or this machine alone.
 
     Raises:
-        UsageError: an address without Ray.
+        UsageError: an address without `ray`.
     """
 
     name: str = "local"
@@ -62,7 +62,7 @@ def require_ray() -> None:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A cluster to work on: the one this process is connected to already, or one for the time being.
+    """Connect to a cluster, unless this process is connected already; disconnect at the end.
 
     Args:
         address: as `ray.init` takes it, e.g. `auto` or `ray-head:6379`; None: this machine alone.
@@ -74,7 +74,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray starts its workers at niceness 15: beside anything else that computes they all but stand still.
+    # Ray starts its workers at niceness 15: beside other work they nearly stop.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
@@ -99,7 +99,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _look_for(address: str | None) -> None:
-    """Raise OSError where nobody answers at HOST:PORT: Ray would wait there for minutes."""
+    """Raise OSError if nothing answers at HOST:PORT, where Ray would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
@@ -107,7 +107,7 @@ def _look_for(address: str | None) -> None:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Nothing on stderr: Ray's own libraries greet there, past Python."""
+    """Discard stderr: Ray's libraries print to it without Python."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -118,16 +118,16 @@ def _muted() -> Iterator[None]:
         os.close(kept)
 
 
-# -- who works --------------------------------------------------------------------------------------
+# -- actors -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ActorPool:
-    """How many actors there are to be, and what each has to itself.
+    """The number of actors and the resources of each.
 
     Attributes:
-        cpus: cores of each; 0 where a node has fewer of them than GPUs.
-        gpus: 0 or 1.
+        cpus: cores of each; 0 if a node has fewer cores than GPUs.
+        gpus: of each: 0 or 1.
     """
 
     actors: int
@@ -136,14 +136,14 @@ class ActorPool:
 
     @classmethod
     def of(cls, asked: int | str, device: str) -> ActorPool:
-        """The actors that `--workers` means on the cluster as it is now.
+        """The actors for `--workers` on the cluster as it is now.
 
         Args:
             asked: a number, or `auto`: one for each GPU, or for every few cores.
-            device: as the settings have it.
+            device: as in the settings.
 
         Raises:
-            UsageError: no such number, more than the cluster has room for, or a device that it has not.
+            UsageError: not a number, more than the cluster has room for, or a device that it lacks.
         """
         if device not in ("auto", "cpu", "cuda"):
             raise UsageError(
@@ -161,18 +161,18 @@ class ActorPool:
             what = "GPUs" if on_gpus else "cores"
             raise UsageError(f"--workers {asked}: the cluster has {most} {what}", hint=f"--workers {most}")
         if on_gpus:
-            # So many cores that every node with GPUs has them for each; an actor can be had with none.
+            # As many cores as every node with GPUs has for each of its GPUs; an actor may have none.
             shares = [node // has for node, has in zip(cpus, gpus, strict=True) if has]
             return cls(count, min(CORES_A_WORKER, *shares), 1)
         return cls(count, _share(cpus, count), 0)
 
     @property
     def threads(self) -> int:
-        """Of torch, in each."""
+        """Threads of torch in each actor."""
         return max(1, self.cpus)
 
     def fitting(self) -> ActorPool:
-        """As many of these actors as the cluster has room for now; one at least, which waits for it."""
+        """As many of these actors as the cluster has room for now, but at least one."""
         cpus, gpus = _resources()
         cores = [node // self.cpus if self.cpus else most for node, most in zip(cpus, gpus, strict=True)]
         room = sum(map(min, cores, gpus)) if self.gpus else sum(cores)
@@ -192,11 +192,11 @@ def _resources() -> tuple[list[int], list[int]]:
 
 
 def _share(cpus: Sequence[int], count: int) -> int:
-    """The most cores each of `count` actors can have, where an actor lies on one node."""
+    """The most cores that each of `count` actors can have; an actor is on one node."""
     return next(each for each in range(max(cpus), 0, -1) if sum(node // each for node in cpus) >= count)
 
 
-# -- what they do -----------------------------------------------------------------------------------
+# -- their work -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class DoneTask:
     """A task that an actor has finished.
 
     Attributes:
-        numbers: of its units.
+        numbers: the numbers of its units.
         answer: what `Actor.work` returned.
     """
 
@@ -213,10 +213,10 @@ class DoneTask:
 
 
 class Actor(Generic[Order]):
-    """What Ray runs; a subclass says what is done with a unit.
+    """The class that Ray runs; a subclass implements `work`.
 
     Args:
-        order: a list with the reference of the order, a list so that Ray leaves it as it is.
+        order: a list with the reference to the order; Ray would resolve a bare reference.
     """
 
     def __init__(self, order: Sequence[Any]) -> None:
@@ -225,19 +225,19 @@ class Actor(Generic[Order]):
         self.order: Order = ray.get(order[0])
 
     def work(self, numbers: list[int]) -> Any:
-        """Make the results of these units durable; the answer is small."""
+        """Make the results of these units durable; returns a small answer."""
         raise NotImplementedError
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         return {"answer": [self._answer([int(number) for number in task]) for task in batch["numbers"]]}
 
     def _answer(self, numbers: list[int]) -> bytes:
-        """Errors are answers too: Ray would wrap them, and take them for its own."""
+        """The pickled answer; errors are answers too, because Ray would wrap them in its own."""
         return answered(lambda: DoneTask(numbers, self.work(numbers)))
 
 
 def answered(work: Callable[[], Any]) -> bytes:
-    """What `work` returns, or the error it raises, for `read_answer` on another machine."""
+    """Pickle what `work` returns or the error that it raises, for `read_answer` on another machine."""
     try:
         value = work()
     except BadRow as error:
@@ -250,7 +250,7 @@ def answered(work: Callable[[], Any]) -> bytes:
 
 
 def read_answer(answer: bytes) -> Any:
-    """What another machine's `answered` returned; its error is raised."""
+    """What `work` returned on another machine; raises the error that it raised there."""
     host, value = pickle.loads(answer)
     if not isinstance(value, FeatcacheError):
         return value
@@ -269,17 +269,17 @@ def deal(
     """Have actors work on units until none is missing.
 
     Args:
-        order: what the actors are told; each node is sent it once.
-        missing: numbers of the units that are not durable yet.
-        crew: fewer are at work where the cluster has shrunk.
+        order: the argument of the actors; sent to each node once.
+        missing: returns the numbers of the units that are not durable yet.
+        pool: the actors; fewer are used if the cluster has shrunk.
         note: called with a message when actors were lost.
 
     Yields:
-        What each task that came to its end answers; one that was lost is dealt again in the next round.
+        Each finished task; the units of a lost one are distributed again in the next round.
 
     Raises:
-        FeatcacheError: what an actor raised.
-        BackboneError: a round in which all was lost.
+        FeatcacheError: the error that an actor raised.
+        BackboneError: no unit was finished in a round.
     """
     import ray
 
@@ -290,11 +290,11 @@ def deal(
         now = missing()
         if len(now) >= len(left):
             raise BackboneError(
-                "every actor that Ray started was lost at its work",
+                "every actor that Ray started was lost at work",
                 hint="was memory short? finished work is kept: run the same command again",
             )
         if now:
-            note(f"an actor was lost; {len(now)} units that it was at are given to others")
+            note(f"an actor was lost; {len(now)} of its units are given to others")
         left = now
 
 
@@ -315,7 +315,7 @@ def _round(actor: type, reference: Any, numbers: Sequence[int], pool: ActorPool)
 
     tasks = [{"numbers": task} for task in tasks_of(numbers, pool.actors)]
     with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the two numbers below are to be named otherwise some day
+        warnings.simplefilter("ignore")  # Ray will rename the two numbers below
         answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             actor,
             batch_size=None,
@@ -324,7 +324,7 @@ def _round(actor: type, reference: Any, numbers: Sequence[int], pool: ActorPool)
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
             max_restarts=-1,
-            max_task_retries=0,  # a task retried on its own actor would wait for a node that may never come
+            max_task_retries=0,  # a retry would wait for its own actor, whose node may be lost for ever
         )
         try:
             for row in answers.iter_rows():
@@ -339,7 +339,7 @@ def _round(actor: type, reference: Any, numbers: Sequence[int], pool: ActorPool)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and logs of Ray Data beside ours, and a lost task ends no round."""
+    """Switch off the progress bars and logs of Ray Data; a lost task does not end a round."""
     from ray.data import DataContext
 
     context, log = DataContext.get_current(), logging.getLogger("ray.data")

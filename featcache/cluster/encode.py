@@ -1,4 +1,4 @@
-"""Commit units encoded on the nodes of a Ray cluster: what the actors are told, and what they do with it."""
+"""Encode commit units on the nodes of a Ray cluster: the order for the actors, and the actors."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodeOrder:
-    """All that an actor is told.
+    """Everything that an actor needs.
 
     Attributes:
         settings: with device, compute type and token budget as the first actor resolved them.
-        rows: of the split.
-        document: the encoder document that the actor's own must equal.
-        folder: of the commit units, and `plan`, which must lie there.
+        rows: the number of rows of the split.
+        document: the encoder document; that of the actor must be equal.
+        folder: the folder of the commit units, which has the plan `plan`.
         to_encode, starts: see `Partition`.
-        digests: uint64 `[U]`, over the row hashes of each unit.
-        threads: of torch.
-        store: URL of a folder that units are sent to, where `folder` is the driver's alone.
+        digests: uint64 `[U]`, of the row hashes of each unit.
+        threads: threads of torch.
+        store: URL of the folder that units are sent to if only the driver has `folder`, else None.
     """
 
     settings: Settings
@@ -86,7 +86,7 @@ class EncodeOrder:
 
 
 def digest(hashes: np.ndarray) -> int:
-    """64 bits over the row hashes of some rows, uint8 `[N, 32]`."""
+    """A hash of 64 bits of the row hashes uint8 `[N, 32]`."""
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(hashes).tobytes())
 
 
@@ -94,10 +94,10 @@ def digest(hashes: np.ndarray) -> int:
 
 
 def put_units(staging: Staging, store: Remote) -> None:
-    """Move the committed units of a machine's own folder to the folder `store`.
+    """Move the committed units of this machine to the folder `store`.
 
     Raises:
-        CacheError: the store refuses or cannot be reached; what is not there yet stays.
+        CacheError: the store refuses or cannot be reached; units that were not sent stay.
     """
     for path in sorted(staging.folder.glob("block-*.safetensors")):
         store.child(path.name).put(path, replace=True)
@@ -105,7 +105,7 @@ def put_units(staging: Staging, store: Remote) -> None:
 
 
 def take_units(store: Remote, staging: Staging) -> None:
-    """Move the commit units in the folder `store` into that of this machine; a damaged one is dropped.
+    """Move the commit units in the folder `store` into that of this machine; damaged units are dropped.
 
     Raises:
         CacheError: the store cannot be reached, or the disk is full.
@@ -120,7 +120,7 @@ def take_units(store: Remote, staging: Staging) -> None:
 
 
 def encoder_spec_on(pool: ActorPool, settings: Settings) -> EncoderSpec:
-    """The encoder as it is on the cluster, loaded there for as long as that takes.
+    """The description of the encoder on the cluster, where it is loaded for that.
 
     Raises:
         BackboneError: the model cannot be loaded there.
@@ -132,7 +132,7 @@ def encoder_spec_on(pool: ActorPool, settings: Settings) -> EncoderSpec:
         return answered(lambda: EncoderSpec.of(_load_encoder(settings), settings.features.views))
 
     answer = ask.remote()
-    import ray.data  # takes a second, and is needed next
+    import ray.data  # takes a second; meanwhile the model is loaded
 
     try:
         spec: EncoderSpec = read_answer(ray.get(answer))
@@ -140,7 +140,7 @@ def encoder_spec_on(pool: ActorPool, settings: Settings) -> EncoderSpec:
     except ray.exceptions.RayError as error:
         raise BackboneError(
             f"the model cannot be loaded on the Ray cluster: {str(error).splitlines()[0]}",
-            hint="was memory short? fewer --workers have more each",
+            hint="was memory short? with fewer --workers each has more",
         ) from error
 
 
@@ -177,7 +177,7 @@ class EncodingActor(Actor[EncodeOrder]):
                 partition=partition,
                 staging=staging,
                 units=numbers,
-                # No other actor has these units; one that was taken for lost commits the same bytes.
+                # No other actor has these units; an actor wrongly taken for lost commits the same bytes.
                 claims=map(Claim, numbers),
                 ahead=1,
                 on_batch=on_batch,
@@ -197,30 +197,30 @@ class EncodingActor(Actor[EncodeOrder]):
         found = differences(order.document.to_json(), encoder.document.to_json())
         if found:
             raise BackboneError(
-                "the encoder is another one than on the first node: " + "; ".join(map(str, found)),
+                "the encoder differs from that on the first node: " + "; ".join(map(str, found)),
                 hint="every node needs the same model, and machines of one kind",
             )
         spec = EncoderSpec.of(encoder, settings.features.views)
         return LocalUnitEncoder(spec, encoder), split, self._staging()
 
     def _staging(self) -> Staging:
-        """Where units are committed: the folder that all nodes share, or one of this actor."""
+        """The folder where units are committed: the shared one, or one of this actor."""
         order = self.order
         if order.store:
             self.own = TemporaryDirectory(prefix="featcache-")
             return Staging(Path(self.own.name), order.plan)
         if read_plan(order.folder) != order.plan:
             raise CacheError(
-                f"the unfinished units in {order.folder} are not there",
+                f"this node does not see the unfinished units in {order.folder}",
                 hint="--cache-dir is a folder that all nodes of the cluster share, or a URL",
             )
         return Staging(order.folder, order.plan, joined=True)
 
     def _check_rows(self, split: Split, rows: np.ndarray, number: int) -> None:
-        """Refuse to encode other texts than those that the driver read."""
+        """Raise SourceError if the texts differ from those that the driver read."""
         same = len(split) == self.order.rows
         if not same or digest(row_hashes(split.texts(rows), split.pairs(rows))) != self.order.digests[number]:
             raise SourceError(
                 f"the rows of {self.order.split} are not those that the driver read",
-                hint="every node reads the same: files that all share, or the hub at one --dataset-revision",
+                hint="every node must read the same data: shared files, or the hub at one --dataset-revision",
             )

@@ -1,8 +1,8 @@
-"""`extract --engine ray`: the commit units of an extraction encoded by actors of a Ray cluster.
+"""`extract --engine ray`: actors of a Ray cluster encode the commit units of an extraction.
 
-The driver, that is the process of the user, partitions the rows, holds the lock and seals the file, as it
+The driver, which is the process of the user, partitions the rows, holds the lock and seals the file, as it
 does without Ray. Actors (see `encode`) encode the units and commit them in the folder of the cache, which all
-nodes share, or send them through the store that the cache is in. The driver needs neither a GPU nor room for
+nodes share, or send them through the store of the cache. The driver needs neither a GPU nor memory for
 the model: an actor describes the encoder to it.
 """
 
@@ -40,7 +40,7 @@ def extract_by(
     force: bool = False,
     wait: float = 0.0,
 ) -> list[Extracted]:
-    """As `extract_splits`, by this machine or by a Ray cluster."""
+    """Like `extract_splits`, on this machine or on a Ray cluster."""
     if engine.name == "ray":
         return extract_with_ray(
             settings, splits, on_progress,
@@ -60,11 +60,11 @@ def extract_with_ray(
     workers: int | str = "auto",
     address: str | None = None,
 ) -> list[Extracted]:
-    """As `extract_splits`, the commit units encoded by the actors of a Ray cluster.
+    """Like `extract_splits`, with the commit units encoded by the actors of a Ray cluster.
 
-    The file is the one that a single machine makes, byte for byte where devices are of one kind and threads
-    of one number. Every node reads the data and the model itself, under the same names; the cache is a folder
-    that all share, or a URL. A lost actor costs the units it was at.
+    The file is the one that a single machine makes, byte for byte on devices of one kind with the same number
+    of threads. Every node reads the data and the model itself, under the same names; the cache is a
+    shared folder or a URL. Units of a lost actor are encoded again.
 
     Args:
         workers: actors; `auto`: one a GPU, or one for several cores.
@@ -72,10 +72,12 @@ def extract_with_ray(
 
     Raises:
         UsageError: Ray is not installed, no cluster at `address`, or it has no room for so many actors.
-        FeatcacheError: what an actor raised; committed units are kept.
+        FeatcacheError: the error that an actor raised; committed units are kept.
     """
     if Worker.from_environment():
-        raise UsageError("--engine ray under torchrun", hint="Ray starts the workers: leave torchrun out")
+        raise UsageError(
+            "--engine ray under torchrun", hint="Ray starts the workers: run it without torchrun"
+        )
     require_ray()
     with ExitStack() as stack:
         connect = lambda: stack.enter_context(connected(address))  # noqa: E731
@@ -84,7 +86,7 @@ def extract_with_ray(
 
 
 def absolute(settings: Settings) -> Settings:
-    """With the paths that are relative to this process's folder made absolute, for those of other nodes."""
+    """`settings` with absolute paths, for processes on other nodes."""
     backbone, data, paths = settings.backbone, settings.data, settings.paths
     cache_dir = paths.cache_dir if is_remote(paths.cache_dir) else str(Path(paths.cache_dir).absolute())
     files = data.data_files and {split: _absolute(path) for split, path in data.data_files.items()}
@@ -102,7 +104,7 @@ def _absolute(name: str) -> str:
 
 
 class _RayJob(Job):
-    """A `Job` whose encoder is on other machines; `connect` is called when it is needed."""
+    """A `Job` whose encoder is on other machines; calls `connect` when the encoder is needed."""
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class _RayJob(Job):
 
 
 class _RayUnitEncoder:
-    """Encodes commit units by the actors of a cluster."""
+    """Encodes commit units with the actors of a cluster."""
 
     def __init__(self, spec: EncoderSpec, job: _RayJob) -> None:
         self.spec, self.job = spec, job
@@ -144,7 +146,7 @@ class _RayUnitEncoder:
         order = EncodeOrder.of(self.job.settings, self.spec, work, pool.threads, store.url if store else None)
         reported: set[int] = set()
         if store:
-            take_units(store, staging)  # of an earlier call
+            take_units(store, staging)  # from an earlier call
 
         def left() -> list[int]:
             there = staging.named() | (reported if store is None else set())
@@ -158,19 +160,19 @@ class _RayUnitEncoder:
             texts, tokens = done.answer
             work.on_batch(texts, tokens, None)
         _settle(staging, work.units)
-        for number in sorted(set(work.units) - reported):  # committed by an actor that was then lost
+        for number in sorted(set(work.units) - reported):  # committed by an actor that was lost afterwards
             counts = staging.read(number)["n_tokens"]
             work.on_batch(len(counts), int(counts.sum()), None)
 
     def _store(self, staging: Staging) -> Remote | None:
-        """Where units go if the cache is in a store: the folder they would lie in there."""
+        """The folder in the store that units are sent through; None if the cache is not in a store."""
         cache = self.job.settings.paths.cache_dir
         name = staging.folder.relative_to(self.job.cache.folder).as_posix()
         return opened(cache).child(name) if is_remote(cache) else None
 
 
 def _settle(staging: Staging, numbers: Sequence[int]) -> None:
-    """Wait until this machine sees what others have committed."""
+    """Wait until this machine sees all committed units."""
     ends = time.monotonic() + SETTLED
     while not staging.named() >= set(numbers) and time.monotonic() < ends:
         time.sleep(0.2)

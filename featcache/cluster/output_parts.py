@@ -1,8 +1,8 @@
-"""The parts of many files that are labelled, and the folder that has an output file for each.
+"""The parts of the files to label, and the folder with an output file for each part.
 
-A part is some row groups of a parquet file, or a whole file of another form. Its output `part-00000.parquet`
-appears whole; a record in `_featcache/` then says how large it is and what is in it. A part without such a
-record is not done.
+A part is some row groups of a parquet file, or a whole file of another format. Its output
+`part-00000.parquet` appears complete; then a record of its size and content is written to `_featcache/`. A
+part without such a record is not done.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from featcache.system.stores import Remote, is_remote, opened, shown, stamp
 
 PART_ROWS = 1 << 16  # rows at which a part of row groups ends
 READERS = 16  # parquet footers, or records, that are read at a time
-NOTES = "_featcache"  # readers of a folder of parquet files leave out what begins so
+NOTES = "_featcache"  # readers of a folder of parquet files skip names that begin with _
 _PART = re.compile(rf"({NOTES}/)?part-[0-9]{{5,}}\.")
 
 
 @dataclass(frozen=True)
 class OutputPart:
-    """What becomes one output file.
+    """The rows of one output file.
 
     Attributes:
         source: path or URL.
         groups: first row group and the one after the last; None: the whole file.
-        rows: where the file says; else None.
+        rows: number of rows; None if the file does not say.
     """
 
     number: int
@@ -48,16 +48,16 @@ class OutputPart:
 
     @property
     def name(self) -> str:
-        """Of the output."""
+        """The name of the output file."""
         return f"part-{self.number:05d}.{self.kind}"
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What is in a finished output file, see `LabelledFile`.
+    """The content of a finished output file, see `LabelledFile`.
 
     Attributes:
-        bytes: of the file; None where the store does not say.
+        bytes: size of the file; None if the store does not say.
     """
 
     rows: int
@@ -73,7 +73,7 @@ def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
     """The parts of some files.
 
     Raises:
-        SourceError: no files, one that cannot be read, or of an unknown form.
+        SourceError: no files, or a file that cannot be read or has an unknown format.
     """
     if not sources:
         raise SourceError("no files to label")
@@ -135,7 +135,7 @@ def _state_of(source: str) -> str:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Where the output lies, a folder or one in a store; both are written to as to a store."""
+    """The folder of the output, local or in a store; both are written like a store."""
 
     place: str
     remote: Remote
@@ -150,12 +150,12 @@ class OutputFolder:
         return cls(path, Remote(path, "file", LocalFileSystem(), path, SourceError))
 
     def target(self, part: OutputPart) -> str | Path:
-        """Where a part's output goes, as `predict_file` takes it."""
+        """The path or URL of a part's output, for `predict_file`."""
         return self.remote.child(part.name).url if is_remote(self.place) else Path(self.place) / part.name
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep another call with the same output out; a store has no locks."""
+        """Refuse another call with the same output; a store has no locks."""
         if is_remote(self.place):
             yield
             return
@@ -170,10 +170,10 @@ class OutputFolder:
             raise
 
     def is_to_begin(self, key: str, *, force: bool) -> bool:
-        """Whether nothing is there to go on with.
+        """Whether there is no output of this work to continue with.
 
         Raises:
-            UsageError: something else is there, and is not to be replaced.
+            UsageError: the folder has the output of other work, and `force` is not set.
         """
         plan = self._read("plan.json")
         if plan is not None and plan.get("key") == key and not force:
@@ -187,14 +187,14 @@ class OutputFolder:
         return True
 
     def begin(self, key: str) -> None:
-        """Remove what is there, and record whose the folder is from now on."""
+        """Remove the output, and record the `key` of the work that the folder is for."""
         for name in self.remote.listing():
             if _PART.match(name):
                 self.remote.child(name).remove()
         self._write("plan.json", {"key": key})
 
     def records(self, parts: Sequence[OutputPart]) -> dict[int, PartRecord]:
-        """The records of those parts whose output is there, by number."""
+        """The records of the parts that have an output, by number."""
         there = self.remote.listing()
         written = [part for part in parts if part.name in there and f"{NOTES}/{part.name}.json" in there]
         with ThreadPoolExecutor(READERS) as pool:
@@ -202,7 +202,7 @@ class OutputFolder:
             return {part.number: one for part, one in zip(written, found, strict=True) if one is not None}
 
     def record(self, part: OutputPart, info: Mapping[str, Any] | None) -> PartRecord | None:
-        """The record of a part whose output is as `info`; None where it describes another file."""
+        """The record of a part whose output is as `info`; None if it describes another file."""
         content = self._read(f"{part.name}.json") if info is not None else None
         if content is None or info is None or content.get("bytes") != info["size"]:
             return None
@@ -212,11 +212,11 @@ class OutputFolder:
             return None
 
     def info(self, part: OutputPart) -> dict[str, Any] | None:
-        """What the store says of a part's output; None where it is not there."""
+        """What the store knows of a part's output; None if it does not exist."""
         return self.remote.child(part.name).info()
 
     def finish(self, part: OutputPart, made: LabelledFile) -> PartRecord:
-        """Record a part whose output is there."""
+        """Write the record of a part whose output is complete."""
         record = PartRecord(
             rows=made.rows,
             bad=made.bad,
@@ -230,7 +230,7 @@ class OutputFolder:
         return record
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """A document in `_featcache/`; None where there is none that can be read."""
+        """A document in `_featcache/`; None if there is none that can be read."""
         note = self.remote.child(f"{NOTES}/{name}")
         try:
             found = json.loads(note.read() if note.info() is not None else b"")

@@ -1,6 +1,6 @@
-"""`predict --engine ray`: files labelled by the actors of a Ray cluster, one output file a part.
+"""`predict --engine ray`: actors of a Ray cluster label files, with one output file for each part.
 
-Each output file is made by `predict_file`. The same call goes on with the parts that are not done.
+`predict_file` makes each output file. The same call continues with the parts that are not done.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Reading:
     """How the files are read and written.
 
     Attributes:
-        text, pair: columns.
-        header: False: csv and tsv files begin with a row.
+        text, pair: names of the columns.
+        header: False: csv and tsv files have no header.
         prefix: put before the names of the added columns.
     """
 
@@ -47,11 +47,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class FilesToLabel:
-    """Which files are labelled, and where to.
+    """The files to label and the output folder.
 
     Attributes:
-        sources: paths or URLs of one form or several, each known by its ending.
-        output: folder or URL; made where it is not there.
+        sources: paths or URLs; the ending of each tells its format.
+        output: folder or URL; made if it does not exist.
     """
 
     sources: Sequence[str]
@@ -71,20 +71,20 @@ def predict_with_ray(
 ) -> LabelledFile:
     """Label every row of some files into files of a folder, in the order of the sources.
 
-    The rows, columns and labels are those that `predict_file` writes; the actors get the head with their
-    order, and read sources and model under the same names as this process.
+    The rows, columns and labels are those that `predict_file` writes; the actors get the head with
+    their order, and read sources and model under the same names as this process.
 
     Args:
-        model: where the backbone lies now, if not where it lay when the head was trained.
-        force: replace what is there, from the moment on at which there are actors for it.
-        on_progress: called with notes, and when a task of a few parts is done.
+        model: name or path of the backbone, if it has moved since the head was trained.
+        force: replace the output of other work, once there are actors.
+        on_progress: called with notes, and after each task of a few parts.
 
     Returns:
         The sum over all parts; `path` is the folder.
 
     Raises:
         UsageError: the output holds other work, or Ray cannot be used.
-        FeatcacheError: what an actor raised; finished files are kept.
+        FeatcacheError: the error that an actor raised; finished files are kept.
     """
     require_ray()
     began = time.perf_counter()
@@ -92,15 +92,15 @@ def predict_with_ray(
     key = _key(run, files, parts)
     folder = OutputFolder.of(files.output)
     with folder.locked():
-        anew = folder.is_to_begin(key, force=force)
-        if anew and not force:
+        fresh = folder.is_to_begin(key, force=force)
+        if fresh and not force:
             folder.begin(key)
-        found = {} if anew else folder.records(parts)
+        found = {} if fresh else folder.records(parts)
         resumed, finished = sum(record.rows for record in found.values()), set(found)
         if len(found) < len(parts):
             with connected(engine.ray_address):
                 pool = ActorPool.of(engine.workers or "auto", device)
-                if anew and force:  # what is there goes when there are actors to make it anew, not before
+                if fresh and force:  # the old output is removed only when there are actors
                     folder.begin(key)
                 order = PredictOrder(
                     run=_content(run),
@@ -118,7 +118,7 @@ def predict_with_ray(
 
 
 def _key(run: Run, files: FilesToLabel, parts: Sequence[OutputPart]) -> str:
-    """A hash of the head, how the files are read, and what is in them."""
+    """A hash of the head, of how the files are read, and of the states of the files."""
     states = states_of(files.sources)
     return fingerprint(
         {
@@ -132,7 +132,7 @@ def _key(run: Run, files: FilesToLabel, parts: Sequence[OutputPart]) -> str:
 def _predict_missing(
     order: PredictOrder, pool: ActorPool, found: dict[int, PartRecord], on_progress: OnProgress
 ) -> None:
-    """Have actors label the parts that are not in `found`; their records are put there."""
+    """Have actors label the parts that are not in `found`, and add their records to it."""
     parts, tokens = order.parts, 0
     total = 0 if any(part.rows is None for part in parts) else sum(part.rows or 0 for part in parts)
 
@@ -176,13 +176,13 @@ def _sum(
 
 @dataclass(frozen=True)
 class PredictOrder:
-    """All that an actor is told.
+    """Everything that an actor needs.
 
     Attributes:
-        run: the files that make the head, by name.
+        run: the contents of the run's files, by name.
         output: folder or URL.
-        model: where the backbone lies; None: where the run says.
-        threads: of torch.
+        model: name or path of the backbone; None: as in the run.
+        threads: threads of torch.
     """
 
     run: Mapping[str, bytes]
@@ -195,7 +195,7 @@ class PredictOrder:
 
 
 def _content(run: Run) -> dict[str, bytes]:
-    """All that makes a predictor of a run."""
+    """The contents of the files of a run that a predictor needs."""
     found = [*run.folder.glob("*.json"), *run.folder.glob("*.safetensors")]
     return {path.name: path.read_bytes() for path in found}
 
@@ -207,7 +207,7 @@ def _model(run: Run, model: str | None) -> str | None:
 
 
 class _PredictingActor(Actor[PredictOrder]):
-    """Labels parts; its model is loaded with the first."""
+    """Labels parts; loads the model with the first."""
 
     predictor: Predictor | None = None
 
@@ -234,7 +234,7 @@ class _PredictingActor(Actor[PredictOrder]):
 
     def _label(self, predictor: Predictor, folder: OutputFolder, part: OutputPart) -> PartRecord:
         there = folder.record(part, folder.info(part))
-        if there is not None:  # by an actor that was lost before its answer
+        if there is not None:  # made by an actor that was lost before it answered
             return there
         reading = self.order.reading
         columns = DataSettings(text_column=reading.text, pair_column=reading.pair)

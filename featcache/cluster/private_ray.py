@@ -1,4 +1,4 @@
-"""Every private call into Ray, each with a check and with what happens where the call is absent."""
+"""Every private call into Ray, each with a check and with a fallback if the call does not exist."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def keep_stdout_clean() -> None:
-    """Drop what a node's manager last printed before it was lost; Ray has no public setting for that.
+    """Drop the last lines that the manager of a lost node printed; Ray has no public setting for that.
 
-    Where Ray has no such function any more, these lines come to standard output, and a warning says so once.
+    If Ray no longer has the private function, these lines go to standard output, and a warning says so once.
     """
     worker = _worker_module()
     if callable(getattr(worker, "print_to_stdstream", None)):

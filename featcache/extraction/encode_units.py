@@ -46,7 +46,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class UnitWork:
-    """Commit units of one file that are to be encoded.
+    """Commit units of one file to encode.
 
     Attributes:
         hashes: row hashes of the split, uint8 `[N, 32]`.

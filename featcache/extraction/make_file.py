@@ -37,7 +37,7 @@ PATIENCE = 2.0  # seconds in which a worker reports what it has done
 
 @dataclass(frozen=True)
 class NewFile:
-    """A cache file that is to be made.
+    """A cache file to make.
 
     Attributes:
         split: the texts and labels of its rows.

@@ -150,7 +150,7 @@ class TuningJob:
         checkpoints: CheckpointFolder | None = None,
         on_step: Callable[[TrainingStep], None] = lambda _: None,
     ) -> Tuner:
-        """The training, with the backbone in `files` loaded anew in a form that can be trained."""
+        """The training, with the backbone in `files` loaded again in a form that can be trained."""
         plain = load_plain(self.settings.backbone, files)
         # An encoder extends the position table, if the settings ask for it.
         pooling = Encoder(plain, self.settings.features).views[0].pooling

@@ -179,7 +179,7 @@ class Tuner:
     def _gradients(self, rows: np.ndarray) -> tuple[float, float]:
         """Gradients of the step's mean loss, its value, and how many texts were right.
 
-        Where memory runs out, the step begins anew with half the budget.
+        If memory runs out, the step is repeated with half the budget.
         """
         texts = self.data.train.texts
         self.suffix.train(True)

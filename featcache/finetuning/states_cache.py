@@ -133,7 +133,7 @@ class StatesDocument(JsonDocument):
         return cls(encoder.document, cut, storage, RowsPart.of(hashes))
 
     def to_json(self) -> dict[str, Any]:
-        """What is hashed and stands in the file."""
+        """The document that is hashed and stored in the file."""
         return {"kind": "states"} | super().to_json()
 
     @property

@@ -22,7 +22,7 @@ LONG_DAYS, MANY_CUT, WIDE = 7.0, 0.05, 0.15
 
 @dataclass(frozen=True)
 class Ask:
-    """What is to be planned.
+    """What to plan.
 
     Attributes:
         rows: of the corpus; None: those of the source.

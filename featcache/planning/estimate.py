@@ -55,7 +55,7 @@ def plan(
 
     Args:
         settings: as for `extract`.
-        splits: that are to be extracted; the sample is drawn from all of them.
+        splits: the splits to extract; the sample is drawn from all of them.
         report: told what is done next.
 
     Raises:

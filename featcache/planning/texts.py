@@ -26,13 +26,13 @@ MOST_COUNTED = 1_000_000  # rows among which equal ones are counted
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a sample of texts says of their lengths.
+    """The lengths of a sample of texts.
 
     Attributes:
         tokens: int64 `[n]`, encoded tokens of each text; those in two windows count once.
         work: float64 `[n]`, floating-point operations of each text; its tokens where no model was loaded.
         truncated: share of texts that are cut.
-        equal: share of texts that stand in the sample already; None of made-up ones.
+        equal: share of texts that occur in the sample already; None for made-up texts.
         seconds: that reading and tokenising took a text; None of made-up ones.
     """
 

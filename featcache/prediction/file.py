@@ -98,7 +98,7 @@ def predict_file(
         target: a path or a URL. What goes to a URL is made on this machine and uploaded when it is whole.
         kind: the format of `target`, one of `formats.open.KINDS`; txt holds the labels alone.
         prefix: put before the names of the added columns.
-        force: replace `target`, and begin anew where an unfinished one is of another head or other columns.
+        force: replace `target`, and start again if an unfinished one is of another head or other columns.
         on_progress: called after each batch of the model; a total of 0 is unknown.
         commit_every: seconds between two durable states, at the least.
 
@@ -162,13 +162,13 @@ def _resumed(folder: Path, key: str, rows: RowFile, *, force: bool) -> JournalSt
     if state.key != key:
         raise SourceError(
             f"{folder} is of an unfinished call with another head, or columns",
-            hint="--force begins anew; or give another --output",
+            hint="--force starts again; or give another --output",
         )
     done = [batch.digest for batch in (next(rows.batches, None) for _ in range(state.chunks)) if batch]
     if len(done) < state.chunks or (done or [""])[-1] != state.digest:
         raise SourceError(
             f"{folder} is of an unfinished call with other rows",
-            hint=f"to begin anew, remove it: rm -r {folder}",
+            hint=f"to start again, remove it: rm -r {folder}",
         )
     return state
 

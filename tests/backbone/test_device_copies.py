@@ -105,7 +105,7 @@ def test_the_next_batch_is_launched_before_the_last_is_collected(tiny: Folder, l
     made.encode(tokens, lambda texts, count: steps.append((texts, count, len(late.flown))))
     assert late.flown == ["launch", "launch", *["collect", "launch"] * 2, "collect", "collect"]
     assert [step[:2] for step in steps] == [(2, 20)] * 4
-    assert [step[2] for step in steps] == [3, 5, 7, 8]  # told of as they come, not at the end
+    assert [step[2] for step in steps] == [3, 5, 7, 8]  # reported one by one, not at the end
 
 
 def test_encode_on_cpu_has_one_batch_in_flight(

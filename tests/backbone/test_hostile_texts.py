@@ -1,4 +1,4 @@
-"""Texts and models that nobody meant, through the command and the API: a right result, or a clear refusal."""
+"""Unusual texts and models, through the command and the API, give a right result or a clear error."""
 
 from __future__ import annotations
 

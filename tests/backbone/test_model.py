@@ -1,4 +1,4 @@
-"""A loaded backbone is frozen, runs no block in vain and is left as it was."""
+"""A loaded backbone is frozen, runs no unnecessary block and is not changed."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_remove_takes_record_lock_and_unfinished_work(tmp_path: Path) -> None:
 
 
 def test_remove_follows_no_link(tmp_path: Path) -> None:
-    """Who linked file or blocks to another disk loses the link, not what others may still use."""
+    """`rm` removes symbolic links to another disk, not the files that they lead to."""
     path = seal(tmp_path)
     (tmp_path / "blocks").mkdir()
     (tmp_path / "blocks" / "plan.json").write_bytes(b"{}")

@@ -1,4 +1,4 @@
-"""A cache file: its views with labels, and what it says of itself."""
+"""A cache file: its views with labels, and its description."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_verify_follows_a_link(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_verify_finds_contradictions_with_the_description(change: dict[str, object], tmp_path: Path) -> None:
-    """All checksums hold; whoever forged it left something out, which must not surface as a KeyError."""
+    """All checksums hold; a part of the description is missing, which must not end in a KeyError."""
     path = seal(tmp_path)
     good = CacheFile(path).sealed
     meta = dict(good.meta)
@@ -217,7 +217,7 @@ def test_verify_finds_rows_of_another_fingerprint(part: str, tmp_path: Path) -> 
 
 
 def rewrite(path: Path, meta: dict[str, object], to: Path | None = None) -> Path:
-    """The same columns under another description, sealed anew."""
+    """The same columns, sealed again with another description."""
     old = CacheFile(path).sealed
     columns = []
     for name in old.names:

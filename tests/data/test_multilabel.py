@@ -1,4 +1,4 @@
-"""Any number of labels a row: as lists, as text with a separator, and as they come out of the cache."""
+"""Any number of labels a row: as lists, as text with a separator, and from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fresh features against cached ones: they agree, or it is said by how much not, or why nobody knows."""
+"""Fresh features compared with cached ones: they agree, differ by some amount, or cannot be compared."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def drift(
 
 
 def change_rows(file: CacheFile, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Seal the file anew with other features of `last/mean`, under the same fingerprint."""
+    """Seal the file again with other features of `last/mean`, under the same fingerprint."""
     columns = []
     for name in file.sealed.names:
         if name != "meta":

@@ -227,7 +227,7 @@ def test_finetune_with_several_labels(tiny: Callable[[str], Path], tmp_path: Pat
 
 
 def paired_settings(folder: Path, model: Path, **changes: Any) -> Settings:
-    """Rows whose label is told by the second text alone."""
+    """Rows whose label depends only on the second text."""
     draw = np.random.default_rng(0)
     files = {}
     for split, count in (("train", 40), ("validation", 16), ("test", 16)):

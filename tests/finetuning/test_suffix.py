@@ -173,7 +173,7 @@ def test_bfloat16_is_near_float32(tiny: Callable[[str], Path]) -> None:
 def test_texts_that_fill_a_batch_do_not_change_gradients(
     tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str, part: str
 ) -> None:
-    """In 16 bits batches are filled to a round number of tokens with texts that nobody asked for."""
+    """In 16 bits batches are filled to a round number of tokens with texts that were not asked for."""
     folder = tiny(family)
     rows = TextInputs(batch_of(), folder, parse_part(part, 3).cut)
     found = []

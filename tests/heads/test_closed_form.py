@@ -224,7 +224,7 @@ def solved(solve: Solver, data: LabelledFeatures, classes: int) -> Scorer:
 def test_float16_features_give_the_head_of_their_float32_values(
     solve: Solver, make: Any, tmp_path: Path
 ) -> None:
-    """As they come from the cache: float16, read-only, memory-mapped."""
+    """Features as the cache returns them: float16, read-only, memory-mapped."""
     x, y = make(60)
     x.astype(np.float16).tofile(tmp_path / "x")
     stored = np.memmap(tmp_path / "x", np.float16, "r", shape=x.shape)

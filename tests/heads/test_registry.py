@@ -150,7 +150,7 @@ def test_batch_larger_than_the_data_equals_one_of_all_rows() -> None:
 
 
 def test_float16_features_give_the_head_of_their_float32_values() -> None:
-    """As they come from the cache: float16, read-only."""
+    """Features as the cache returns them: float16, read-only."""
     x, y = clusters(60)
     stored = x.astype(np.float16)
     stored.flags.writeable = False

@@ -99,7 +99,7 @@ def test_a_journal_of_other_rows_or_another_head_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["state.json", "rows", "bad.jsonl"])
-def test_a_damaged_journal_is_begun_anew(
+def test_a_damaged_journal_is_begun_again(
     damage: str, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_kind(tmp_path / "in.csv", made_rows(90)), tmp_path / "out.csv"

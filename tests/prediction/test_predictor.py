@@ -37,7 +37,7 @@ class Trained:
     rows: dict[str, list[dict[str, str]]]
 
     def cached(self, split: str = "test") -> np.ndarray:
-        """What the head says of the cached features."""
+        """The predictions of the head for the cached features."""
         head = self.run.head()
         return head.predict_proba(find_features(self.settings, split).features(head.view).x)
 

@@ -535,7 +535,7 @@ def test_grid_search_in_two_processes(extractor: FeatureExtractor) -> None:
     grid = {"features__view": ["last/cls", "last/mean"], "head__C": [0.01, 1.0]}
     search = GridSearchCV(pipeline(extractor, solver="exact"), grid, cv=3, n_jobs=2, error_score="raise")
     search.fit(texts, labels)
-    assert sealed_rows(extractor) == 2 * len(set(texts))  # each view of each text once, whoever encoded it
+    assert sealed_rows(extractor) == 2 * len(set(texts))  # each view of each text once
     alone = GridSearchCV(pipeline(extractor, solver="exact"), grid, cv=3, error_score="raise").fit(
         texts, labels
     )

@@ -166,6 +166,6 @@ def test_extraction_cost_counts_the_loop_in_epochs(runs: list[Run]) -> None:
     assert told is not None and (told.epochs, told.assumed_epochs) == (100, False)
     assert (told.texts_once, told.tokens_once) == (110, 550)
     assert (told.texts_tutorial, told.tokens_tutorial) == (100 * 80 + 30, 5 * (100 * 80 + 30))
-    assert told.tutorial_seconds is None  # nobody knows how fast the extraction was
+    assert told.tutorial_seconds is None  # the speed of the extraction is not known
     assert told.factor == pytest.approx(8030 / 110) and told.head_seconds == pytest.approx(2 * 12.34)
     assert extraction_cost(runs, {}, {}) is None

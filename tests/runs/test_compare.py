@@ -1,4 +1,4 @@
-"""Predictions on disk, rows matched between runs, and what `featcache compare` says of them."""
+"""Predictions on disk, rows matched between runs, and `featcache compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads trained by several workers: one worker's result, and no worker that is waited for in vain."""
+"""Heads trained by several workers equal those of one, and no worker waits for one that has ended."""
 
 from __future__ import annotations
 
@@ -431,7 +431,7 @@ def test_workers_end_with_the_process_that_started_them(
 
 @contextlib.contextmanager
 def as_by_torchrun(*argv: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Workers as torchrun describes them, without torchrun: nobody ends the other but the other itself."""
+    """Workers as torchrun describes them, without torchrun: neither ends the other."""
     port = str(random.SystemRandom().randint(20000, 32000))
     common = {"WORLD_SIZE": str(len(argv)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [

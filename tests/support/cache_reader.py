@@ -13,7 +13,7 @@ STEP = 1 << 20
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Every dataset by name; ValueError for whatever is not as the page says."""
+    """Every dataset by name; ValueError for a file that is not as the page says."""
     content = path.read_bytes()
     first, seal_line, checksum, _ = content.split(b"\n", 3)
     require(first == b"featcache cache 1", "name or version")
@@ -36,15 +36,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_column(content: bytes, column: dict) -> np.ndarray:
+    """One dataset, given its entry in the seal; checks its checksums."""
     kind = np.dtype(column["dtype"]).newbyteorder("<")
     require(math.prod(column["shape"]) * kind.itemsize == column["bytes"], "bytes")
     part = content[column["offset"] :][: column["bytes"]]
     for number, start in enumerate(range(0, len(part), STEP)):
         expected = content[column["checksums"] + 16 * number :][:16]
-        require(xxhash.xxh3_128(part[start : start + STEP]).digest() == expected, f"block {number}")
+        require(xxhash.xxh3_128(part[start : start + STEP]).digest() == expected, f"chunk {number}")
     return np.frombuffer(part, kind).reshape(column["shape"])
 
 
 def require(holds: bool, what: str) -> None:
+    """Raise ValueError unless it `holds`."""
     if not holds:
         raise ValueError(what)

@@ -184,6 +184,7 @@ class Terminal:
         os.close(self.master)
 
     def type(self, text: str) -> None:
+        """Send keys to the command."""
         os.write(self.master, text.encode())
 
     def read_until(self, words: str, seconds: float = 120.0) -> str:

@@ -1,4 +1,4 @@
-"""A disk that loses power: `files.Disk` on a real folder, with a model of what would survive.
+"""A disk that loses power: `durable.Disk` on a real folder, with a model of what would survive.
 
 Production code runs against real files, so that it reads what it wrote. Beside them every operation goes
 into a model of the least that POSIX promises, and from the model come the folders that a power cut may leave:
@@ -38,7 +38,7 @@ Tree = dict[str, bytes]
 
 
 def plant(tree: Tree, target: Path) -> None:
-    """Make `tree` a folder of files."""
+    """Write the files and folders of `tree` into the new folder `target`."""
     target.mkdir()
     for name, content in tree.items():
         if name.endswith("/"):
@@ -49,10 +49,13 @@ def plant(tree: Tree, target: Path) -> None:
 
 @dataclass
 class File:
+    """The model of a file: its durable bytes, and the writes since the last fsync."""
+
     durable: bytes = b""
     pending: list[Write] = field(default_factory=list)
 
     def synced(self) -> bytes:
+        """The bytes with all pending writes."""
         content = bytearray(self.durable)
         for offset, written in self.pending:
             apply(content, offset, written)
@@ -61,10 +64,13 @@ class File:
 
 @dataclass
 class Folder:
+    """The model of a folder: its durable names, and the changes since the last fsync."""
+
     durable: dict[str, int] = field(default_factory=dict)
     pending: list[Change] = field(default_factory=list)
 
     def now(self) -> dict[str, int]:
+        """The names with all pending changes."""
         names = dict(self.durable)
         for change in self.pending:
             rename(names, change)
@@ -72,6 +78,7 @@ class Folder:
 
 
 def apply(content: bytearray, offset: int, written: bytes | None) -> None:
+    """Write into `content` at `offset`; None ends the content there."""
     end = offset + len(written or b"")
     content.extend(bytes(max(0, end - len(content))))
     if written is None:
@@ -81,6 +88,7 @@ def apply(content: bytearray, offset: int, written: bytes | None) -> None:
 
 
 def rename(names: dict[str, int], change: Change, torn: bool = False) -> None:
+    """Apply a change of names; with `torn` the old name stays."""
     gone, taken, node = change
     if taken is not None:
         names[taken] = node
@@ -89,11 +97,11 @@ def rename(names: dict[str, int], change: Change, torn: bool = False) -> None:
 
 
 class PowerCut(BaseException):
-    """From here on the disk does nothing any more; no `except Exception` survives that."""
+    """The power is off; derived from BaseException so that no `except Exception` catches it."""
 
 
 class _Raw(io.FileIO):
-    """What reaches the operating system, past Python's buffer, is noted; a write may be a short one."""
+    """Records what reaches the operating system, after Python's buffer; a write may be short."""
 
     disk: FaultDisk
     node: int

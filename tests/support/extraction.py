@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Case:
-    """Model, data and cache of one test, each in a folder of its own; all settings as asked for."""
+    """The folders of model, data and cache of one test, and the settings `asked` for."""
 
     folder: Path
     model: Path
@@ -34,22 +34,27 @@ class Case:
 
     @property
     def data(self) -> Path:
+        """The folder of the data files."""
         return self.folder / "reviews"
 
     @property
     def cache(self) -> Path:
+        """The cache folder."""
         return self.folder / "cache"
 
     def settings(self, **changes: Any) -> Settings:
+        """The settings of the case, with changes."""
         own = {"model": str(self.model), "dataset": str(self.data), "cache_dir": str(self.cache)}
         return load_settings({"dtype": "float32", **own, **self.asked, **changes})
 
     def extract(self, split: str = "train", *, force: bool = False, **changes: Any) -> Extracted:
+        """Extract one split."""
         (result,) = extract_splits(self.settings(**changes), [split], force=force)
         assert result.split == split
         return result
 
     def find(self, split: str = "train", **changes: Any) -> CacheFile:
+        """The cache file of a split."""
         return find_features(self.settings(**changes), split)
 
     def features(self, view: str = "last/cls", split: str = "train", **changes: Any) -> np.ndarray:
@@ -57,12 +62,14 @@ class Case:
         return np.asarray(self.find(split, **changes).features(view).x, dtype=np.float32)
 
     def rows(self, split: str = "train") -> list[Row]:
+        """The rows of a data file."""
         import json
 
         lines = (self.data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     def write(self, rows: list[Row], split: str = "train") -> None:
+        """Replace the rows of a data file."""
         write(self.data / f"{split}.jsonl", jsonl(*rows))
 
     def files(self) -> list[Path]:
@@ -70,7 +77,7 @@ class Case:
         return [path for path in sorted(self.cache.rglob("*.h5")) if not path.name.startswith(".")]
 
     def leftovers(self) -> list[str]:
-        """What lies in the cache and is neither features nor their record or lock."""
+        """Names of the files in the cache other than features, records and locks."""
         known = (".h5", ".json", ".lock")
         return [
             path.name
@@ -100,6 +107,7 @@ def some_texts(count: int, seed: int) -> list[str]:
 
 
 def write_case(folder: Path, model: Path, **asked: Any) -> Case:
+    """A case with data of `COUNTS` rows and an empty cache."""
     case = Case(folder, model, asked)
     texts = iter(some_texts(sum(COUNTS.values()), 0))
     for split, count in COUNTS.items():

@@ -1,4 +1,4 @@
-"""What the fault tests count; run as a script, all of them and for longer, with one line at the end.
+"""The counts of the fault tests; as a script, runs all of them and prints one line of counts.
 
 `python -m tests.support.fault_counts` is `make test-faults`: the tests in `tests/faults/`, the slow ones too.
 """
@@ -13,17 +13,18 @@ COUNT = {"cuts": 0, "kills": 0, "flips": 0, "lost": 0, "wrong": 0}
 
 
 class Fault(AssertionError):
-    """An acknowledged block is gone (lost), or something else was handed out than was written (wrong)."""
+    """Acknowledged work is gone (lost), or other data were returned than were written (wrong)."""
 
 
 def require(holds: bool, kind: str, what: str) -> None:
-    """Count and raise what must not be; `kind` is `lost` or `wrong`."""
+    """Unless it `holds`, count and raise a fault; `kind` is `lost` or `wrong`."""
     if not holds:
         COUNT[kind] += 1
         raise Fault(f"{kind}: {what}")
 
 
 def main() -> int:
+    """Run all fault tests and print the counts; returns the exit code of pytest."""
     import pytest
 
     from tests.support import fault_counts as faults  # the module the tests import, not this script

@@ -86,7 +86,7 @@ def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> L
 
 
 def check_answers(found: list[dict[str, Any]], predictor: Predictor, texts: list[str]) -> None:
-    """What is written is what the predictor says of the same texts, one file at a time."""
+    """Check that the output has the labels that the predictor gives for the same texts."""
     expected = predictor.predict(texts)
     for row, one in zip(found, expected, strict=True):
         shares = [float(row[f"probability:{name}"]) for name in NAMES]

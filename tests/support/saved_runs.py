@@ -20,11 +20,12 @@ BINARY = ("bad", "good")
 
 @dataclass(frozen=True)
 class NoHead:
-    """What `save_run` needs of a head; nothing here predicts."""
+    """The part of a head that `save_run` needs; it cannot predict."""
 
     label_names: tuple[str, ...]
 
     def save(self, folder: Path, name: str) -> None:
+        """Write an empty document."""
         (folder / f"{name}.json").write_text("{}", encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from featcache.settings import DataSettings
 
 
 def write(path: Path, content: str | bytes) -> Path:
+    """Write a file and its folders; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -24,19 +25,23 @@ def train(path: Path, **settings: Any) -> Split:
 
 
 def both(folder: Path, **settings: Any) -> dict[str, Split]:
+    """The splits train and test of the files in a folder."""
     return load_splits(DataSettings(dataset=str(folder), **settings), ["train", "test"], seed=0)
 
 
 def jsonl(*rows: object) -> str:
+    """Rows as lines of JSON."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def rows_of(split: Split) -> list[tuple[str, str]]:
+    """The texts and label names of a split."""
     texts = split.texts(slice(None))
     return [(text, split.label_names[label]) for text, label in zip(texts, split.labels, strict=True)]
 
 
 def write_rows(path: Path, texts: list[str], labels: list[Any]) -> Path:
+    """Write a table in the format that the ending of `path` names."""
     kind = path.name.split(".")[1]
     if kind == "parquet":
         import pyarrow as pa

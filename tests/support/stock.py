@@ -33,14 +33,17 @@ def sentence(words: int, seed: int = 0) -> str:
 
 
 def mixed(lengths: Sequence[int] = MIXED, seed: int = 0) -> list[str]:
+    """Sentences of these numbers of words."""
     return [sentence(length, seed + place) for place, length in enumerate(lengths)]
 
 
 def settings_of(folder: Path, **changes: Any) -> BackboneSettings:
+    """Settings of the backbone in `folder`, in float32 on the CPU unless changed."""
     return BackboneSettings(**({"model": str(folder), "device": "cpu", "dtype": "float32"} | changes))
 
 
 def load(folder: Path, **changes: Any) -> Backbone:
+    """Load the backbone in `folder`."""
     settings = settings_of(folder, **changes)
     return load_backbone(settings, find_model(settings))
 
@@ -67,6 +70,7 @@ class Stock:
         self._known: dict[Any, list[np.ndarray]] = {}
 
     def token_ids(self, text: str, pair: str | None = None, **options: Any) -> list[int]:
+        """The tokens of a text or a pair."""
         return list(self.tokenizer(text, pair, **options)["input_ids"])
 
     def states(self, text: str, pair: str | None = None, **options: Any) -> list[np.ndarray]:
@@ -107,6 +111,7 @@ stock = lru_cache(maxsize=None)(Stock)
 
 
 def pooled(layers: Sequence[np.ndarray], view: str) -> np.ndarray:
+    """The vector `[H]` of a view, from the states `[t, H]` of each layer."""
     layer, pooling = view.split("/")
     states = layers[-1 if layer == "last" else int(layer)]
     return {

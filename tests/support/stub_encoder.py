@@ -1,4 +1,4 @@
-"""An encoder that is a hash: real extraction code around it, and what it says of a text is known at once."""
+"""An encoder that hashes texts, for tests of extraction that need no model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ WIDTH = 96
 
 
 def vector(text: str) -> np.ndarray:
-    """float16 `[WIDTH]`, another one for every text."""
+    """float16 `[WIDTH]`, different for every text."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return np.random.default_rng(seed).normal(size=WIDTH).astype(np.float16)
 
 
 @dataclass(frozen=True)
 class StubTokens:
+    """Texts with their lengths in characters."""
+
     texts: list[str]
     lengths: np.ndarray
 
@@ -52,10 +54,12 @@ class StubEncoder:
         self.encoded: list[str] = []
 
     def tokenize(self, texts: list[str], pairs: list[str] | None = None) -> StubTokens:
+        """Count the characters of the texts."""
         assert pairs is None
         return StubTokens(texts, np.array([len(text) for text in texts]))
 
     def encode(self, tokens: StubTokens, step: Callable[[int, int], None] = lambda *_: None) -> Any:
+        """The vectors of the texts, as one batch."""
         self.encoded += tokens.texts
         step(len(tokens.texts), int(tokens.lengths.sum()))
         return SimpleNamespace(
@@ -67,7 +71,7 @@ class StubEncoder:
 
 @contextmanager
 def stubbed(unit_rows: int) -> Iterator[StubEncoder]:
-    """`extract_splits` encodes by the stub, in commit units of so many rows."""
+    """Have `extract_splits` encode with the stub, in commit units of `unit_rows` rows."""
     stub = StubEncoder()
 
     def stub_units(job: Job, split: str) -> LocalUnitEncoder:

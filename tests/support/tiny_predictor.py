@@ -38,6 +38,7 @@ class HeldPredictor:
         self.inside, self.go_on = threading.Event(), threading.Event()
 
     def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
+        """Wait for `go_on`, then predict."""
         self.inside.set()
         assert self.go_on.wait(60)
         self.calls.append((len(texts), pairs is not None))

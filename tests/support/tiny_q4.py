@@ -12,6 +12,7 @@ HEAD_BYTES = 4 + 4 + 7 * 4 + 4 + 4
 
 
 def tensor_shapes() -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of the tiny file, by name."""
     h, f = SIZES["hidden"], SIZES["wide"]
     shapes: dict[str, tuple[int, ...]] = {
         "emb.word": (SIZES["rows"], h),
@@ -44,6 +45,7 @@ def make_tensors() -> dict[str, tuple[int, bytes]]:
 
 
 def q4_bytes(tensors: dict[str, tuple[int, bytes]] | None = None, *, pieces: list[str] = PIECES) -> bytes:
+    """The bytes of a file with these tensors and vocabulary."""
     tensors = make_tensors() if tensors is None else tensors
     head = b"E5S1" + struct.pack("<I7ifi", 1, *SIZES.values(), 1e-12, 32)
     encoded = [piece.encode() for piece in pieces]

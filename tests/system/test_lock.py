@@ -1,4 +1,4 @@
-"""One writer at a time, of any processes; who is kept out is told by whom, or waits."""
+"""One process writes at a time; the others wait, or get an error that names it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOST = socket.gethostname()
 @contextmanager
 def child(code: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs `code` and has `locked` and `Path`; killed at the end."""
-    # Whoever starts the tests in the background has SIGINT ignored, and children inherit that.
+    # A shell that starts the tests in the background ignores SIGINT, and children inherit that.
     start = "import os, signal, sys, time\nfrom pathlib import Path\nfrom featcache.system.lock import *\n"
     start += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     pipe = subprocess.PIPE

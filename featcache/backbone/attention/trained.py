@@ -97,7 +97,7 @@ class _TextAttention(torch.autograd.Function):
 def _padded(states: torch.Tensor, start: int, length: int) -> torch.Tensor:
     """One text's part of `[1, heads, T, d]`, in 16 bits with zeros up to a multiple of PAD_STEP tokens.
 
-    oneDNN prepares a product anew for each shape it has not seen lately, which takes longer than the
+    oneDNN prepares a product again for each shape it has not seen lately, which takes longer than the
     product: so there should be few shapes. Softmax, too, is twice as fast at such lengths.
     """
     text = states[0, :, start : start + length]

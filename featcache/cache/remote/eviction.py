@@ -10,10 +10,10 @@ from featcache.system.lock import is_locked
 
 
 def evict(keep: Path | None = None) -> list[Path]:
-    """Remove files that can be fetched again, least recently used first, see `downloads.evict`.
+    """Remove files that can be fetched again, the least recently used first, see `downloads.evict`.
 
     Args:
-        keep: stays in any case.
+        keep: this file is never removed.
 
     Returns:
         The removed files.

@@ -1,6 +1,6 @@
-"""What this machine knows of the cache files of a store: a listing entry for each.
+"""What this machine knows about the cache files of a store: a listing entry for each.
 
-Only the first bytes and the description of a file are read for its entry.
+For an entry only the first bytes and the description of the file are read.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NAME = re.compile(r"[\w.\-]+/[\w.\-]+/[\w.\-]+-[0-9a-f]{12}\.(h5|json)")
 
 @dataclass(frozen=True)
 class ListingEntry:
-    """What a store had under the name of a cache file at the last look.
+    """What a store had under the name of a cache file when it was last listed.
 
     Attributes:
         stamp: changes when the file does, see `stores.stamp`.
         modified: seconds since the epoch.
-        meta, columns, digest: of a good file: its description, and the columns and checksum of its seal.
-        damage: of another file: what is wrong, a sentence.
-        corrupt: whether the damaged file is a cache file.
+        meta, columns, digest: for a good file its description, and the columns and checksum of its seal.
+        damage: for another file a sentence that says what is wrong.
+        corrupt: whether that file is a damaged cache file, and not something else.
         record: the stamp of its record.
     """
 
@@ -49,7 +49,7 @@ class ListingEntry:
     record: str | None = None
 
     def shards(self, path: Path) -> tuple[ShardEntry, ...]:
-        """The shards of the cache file `path`; none where its manifest makes no sense."""
+        """The shards of the cache file `path`; none if its manifest makes no sense."""
         try:
             return shard_entries(self.meta or {}, path)
         except ValueError:
@@ -57,7 +57,7 @@ class ListingEntry:
 
     @property
     def fingerprint(self) -> str:
-        """Of a good file; else empty."""
+        """The fingerprint of a good file; else empty."""
         return str((self.meta or {}).get("fingerprint", ""))
 
 
@@ -75,16 +75,16 @@ class Listing:
         self.entries = folder.parents[1] / "cards" / folder.name
 
     def entry_path(self, path: Path) -> Path:
-        """Where the entry of the cache file `path` is."""
+        """The path of the entry of the cache file `path`."""
         return self.entries / path.relative_to(self.folder).with_suffix(".json")
 
     def paths(self) -> list[Path]:
-        """Where the files that have an entry are on this machine, fetched or not."""
+        """The local paths of the files that have an entry, fetched or not."""
         found = self.entries.glob("*/*/*.json")
         return [self.folder / path.relative_to(self.entries).with_suffix(".h5") for path in found]
 
     def read(self, path: Path) -> ListingEntry | None:
-        """The entry of the cache file `path`; None where there is none that can be read."""
+        """The entry of the cache file `path`; None if there is none that can be read."""
         try:
             content = json.loads(self.entry_path(path).read_bytes())
             entry = parse_document(ListingEntry, content, str(path), CacheError)
@@ -97,14 +97,14 @@ class Listing:
         write_file(self.entry_path(path), json.dumps(plain_document(entry)).encode())
 
     def has(self, path: Path) -> bool:
-        """Whether the store had the cache file or shard `path` at the last look."""
+        """Whether the store had the cache file or shard `path` when it was last listed."""
         owner = cache_of(path)
         entry = self.read(owner)
         return entry is not None and (path == owner or path.name in shard_names(entry, owner))
 
 
 def is_ours(name: str) -> bool:
-    """Whether `name` is one that featcache gives; other files of the store are left alone."""
+    """Whether featcache gives names like `name`; other files of the store are ignored."""
     return _NAME.fullmatch(name) is not None and not {".", ".."} & set(name.split("/"))
 
 
@@ -114,7 +114,7 @@ def cache_of(path: Path) -> Path:
 
 
 def shard_names(entry: ListingEntry | None, path: Path) -> list[str]:
-    """Names of the shards that the cache file `path` consists of in the store."""
+    """Names of the shards of the cache file `path` in the store."""
     return [shard.name for shard in entry.shards(path)] if entry else []
 
 
@@ -143,10 +143,10 @@ def _seal(remote: Remote, size: int) -> Seal:
 
 
 def seal_digest(remote: Remote) -> str | None:
-    """The checksum of the seal of a file of a store; None where there is none, or it is no sealed file.
+    """The checksum of the seal of a file of a store; None if there is none, or it is not a sealed file.
 
     Raises:
-        CacheError: the store cannot be asked.
+        CacheError: the store cannot be reached.
     """
     info = remote.info()
     if info is None:
@@ -161,12 +161,12 @@ def seal_digest(remote: Remote) -> str | None:
 
 
 def is_out_of_reach(error: CacheError) -> bool:
-    """Whether `error` is one of the store, which tells nothing of the file itself."""
+    """Whether the store caused `error`, so that nothing is known about the file itself."""
     return error.__cause__ is not None and not isinstance(error, CorruptCache)
 
 
 def read_column(remote: Remote, name: str, entry: ColumnEntry) -> np.ndarray:
-    """One column of a file of a store; only its bytes are read, and its checksums are checked."""
+    """One column of a file of a store, checked; only its bytes and checksums are read."""
     size, sums_end = entry.bytes, entry.checksums + 16 * chunk_count(entry.bytes)
     content = remote.read(entry.offset, entry.offset + size) if size else b""
     sums = remote.read(entry.checksums, sums_end) if size else b""

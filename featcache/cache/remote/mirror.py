@@ -1,9 +1,8 @@
-"""The cache of a store: a folder on this machine that follows it and fetches what is read.
+"""The mirror of a cache in a store: a folder on this machine that follows the store and fetches what is read.
 
-A store holds the same files as a cache folder. On this machine are the folder `ROOT/cache/KEY`, in which
-extraction works as in any cache folder, and the listing, which answers what it can. Of small columns only
-their own bytes are read. When features are asked for, the file is fetched whole, all of its checksums are
-checked, and only then it gets its name.
+A store holds the same files as a cache folder. This machine has the folder `ROOT/cache/KEY`, in which
+extraction works as in any cache folder, and the listing of the store. Small columns are read by range. When
+features are needed, the whole file is fetched; it gets its name only after all its checksums were checked.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from featcache.system.durable import explained, publish, temporary_beside
 from featcache.system.lock import is_locked
 from featcache.system.stores import Remote, modified, opened, shown, stamp
 
-REFRESH_EVERY = 2.0  # seconds for which a listing of the store is taken to be what is there
+REFRESH_EVERY = 2.0  # seconds until the store is listed again
 READERS = 8  # descriptions that are read at a time
 TRIES = 2  # times that a file is fetched before it counts as damaged
 LONGEST_RECORD = 16 << 20
@@ -70,7 +69,7 @@ class Mirror(LocalFiles):
 
         Raises:
             UsageError: an unknown kind of URL, one that cannot be written to, or a driver is not installed.
-            CacheError: the driver cannot begin.
+            CacheError: the driver cannot be set up.
         """
         if url.lower().startswith(("http://", "https://")):
             raise UsageError(
@@ -97,10 +96,10 @@ class Mirror(LocalFiles):
         entry = self._known(path)
         return super().open(path) if entry is None else MirroredFile(self, path, entry)
 
-    def fetch_shard(self, path: Path, *, anew: bool = False) -> bool:
+    def fetch_shard(self, path: Path, *, again: bool = False) -> bool:
         if not path.is_relative_to(self.folder) or not self.listing.has(path):
             return False
-        self.fetch(path, anew=anew)
+        self.fetch(path, again=again)
         return True
 
     def shards_elsewhere(self, path: Path) -> Sequence[str]:
@@ -117,17 +116,17 @@ class Mirror(LocalFiles):
     # -- following ----------------------------------------------------------------------------------
 
     def refresh(self, *, now: bool = False) -> None:
-        """Look at what the store has, and note it in the listing.
+        """List the store, and update the listing.
 
-        A record that is new or was changed is fetched. What was replaced in the store, or removed from it, is
-        removed on this machine too. A store that shows nothing at all (a disk that is not mounted) is not
-        believed.
+        A new or changed record is fetched. A file that was replaced in the store, or removed from it, is
+        removed on this machine too. If the store lists no file at all (a disk is not mounted), nothing is
+        removed.
 
         Args:
-            now: also where the last look is less than `REFRESH_EVERY` seconds ago.
+            now: also if the last listing is less than `REFRESH_EVERY` seconds ago.
 
         Raises:
-            CacheError: the store cannot be asked.
+            CacheError: the store cannot be reached.
         """
         if not now and time.monotonic() - self._looked < REFRESH_EVERY:
             return
@@ -166,7 +165,7 @@ class Mirror(LocalFiles):
         self.listing.write(path, entry)
 
     def _forget(self, path: Path) -> None:
-        """Remove from this machine a file that the store has no more, unless a writer is at work on it."""
+        """Remove a file from this machine that the store no longer has, unless a process is writing it."""
         with entry_lock(path):
             if is_locked(path):
                 return
@@ -193,23 +192,23 @@ class Mirror(LocalFiles):
 
     # -- fetching -----------------------------------------------------------------------------------
 
-    def fetch(self, path: Path, *, anew: bool = False) -> SealedFile:
-        """The file of the store as a whole, checked file of this machine, fetched where it is not here.
+    def fetch(self, path: Path, *, again: bool = False) -> SealedFile:
+        """The file of the store as a local file, fetched if this machine does not have it.
 
         Args:
-            anew: fetch it even if it is here.
+            again: fetch it even if this machine has it.
 
         Raises:
-            CorruptCache: it is damaged in the store: what came had a wrong checksum twice.
-            CacheError: not to be reached, no longer there, or no room for it.
+            CorruptCache: it arrived damaged twice.
+            CacheError: the store cannot be reached or no longer has the file, or the disk is full.
         """
         with entry_lock(path):
-            missing = anew or not path.exists()
+            missing = again or not path.exists()
             if missing:
                 self._fetch(path)
             try:
                 sealed = SealedFile(path)
-            except CacheError:  # the copy on this disk went bad
+            except CacheError:  # the copy on this disk is damaged
                 if missing:
                     raise
                 self._fetch(path)
@@ -232,21 +231,21 @@ class Mirror(LocalFiles):
                         what = error.what.replace(str(temporary), shown(remote.url))
                         raise CorruptCache(f"{what} (fetched {TRIES} times)", hint=HINT) from error
             publish(temporary, path, replace=True)
-            # The age is that of the store's file, so that files sort in the same order, fetched or not.
+            # With the time of the store's file, files sort in the same order, fetched or not.
             entry, now = self.listing.read(path), time.time()
             os.utime(path, (now, (entry.modified if entry else 0) or now))
         finally:
             temporary.unlink(missing_ok=True)
 
-    # -- bringing and removing ----------------------------------------------------------------------
+    # -- pushing and removing -----------------------------------------------------------------------
 
     def push(self, path: Path, *, replace: bool = False) -> None:
         remote, known = self.entry(path), self.listing.read(path)
         if replace or known is None:
             if replace or remote.info() is None:
-                self._push_shards(path)  # first: with its manifest the cache is there, and whole
+                self._push_shards(path)  # first, because the manifest completes the cache
             if remote.put(path, replace=replace):
-                self._push_shards(path)  # again those that another machine replaced meanwhile
+                self._push_shards(path)  # those that another machine replaced in the meantime
                 self._remove_shards(path, shard_names(known, path))
             else:
                 self._take_theirs(path)
@@ -254,28 +253,28 @@ class Mirror(LocalFiles):
             if info is None:
                 raise CacheError(f"{shown(remote.url)} was removed just after it was written")
             self._note(path, info)
-        # The record only saves time, so that one that cannot be brought is no error.
+        # The record only saves time: a failed push of it is not an error.
         with suppress(CacheError):
             self._push_record(path)
 
     def _push_shards(self, path: Path) -> None:
-        """Bring the shards of a manifest that the store has not, or has with another seal."""
+        """Push the shards that the store does not have, or has with another seal."""
         for entry in shard_entries(SealedFile(path).meta, path):
             shard = path.with_name(entry.name)
             if seal_digest(self.entry(shard)) != entry.seal:
                 self.entry(shard).put(shard, replace=True)
 
     def _remove_shards(self, path: Path, before: list[str]) -> None:
-        """Remove shards that the manifest had and has no more."""
+        """Remove the shards `before` from the store that the manifest no longer lists."""
         kept = {entry.name for entry in shard_entries(SealedFile(path).meta, path)}
         for name in before:
             if name not in kept:
                 self.entry(path.with_name(name)).remove()
 
     def _take_theirs(self, path: Path) -> None:
-        """Take the file of the machine that was first; where the store's is damaged, put this one there."""
+        """Fetch the file that the store has already; if it is damaged, replace it by this one."""
         try:
-            self.fetch(path, anew=True)
+            self.fetch(path, again=True)
         except CorruptCache:
             self.entry(path).put(path, replace=True)
 
@@ -296,7 +295,7 @@ class Mirror(LocalFiles):
 
     def remove_elsewhere(self, path: Path) -> None:
         there = (self.folder / name for name in self.remote.listing())
-        shards = [one for one in there if cache_of(one) == path != one]  # with those that no manifest has
+        shards = [one for one in there if cache_of(one) == path != one]  # also those that no manifest lists
         for one in (path, record_path(path), *shards):
             self.entry(one).remove()
         with entry_lock(path), explained(path):
@@ -304,10 +303,10 @@ class Mirror(LocalFiles):
 
 
 class MirroredFile(SealedFile):
-    """A cache file of a store: described by its listing entry, its rows fetched when they are asked for.
+    """A cache file of a store, described by its listing entry; its features are fetched when they are read.
 
     Raises:
-        CorruptCache, CacheError: the entry says that the file is damaged, or no cache file.
+        CorruptCache, CacheError: by its entry the file is damaged, or is not a cache file.
     """
 
     def __init__(self, mirror: Mirror, path: Path, entry: ListingEntry) -> None:
@@ -321,7 +320,7 @@ class MirroredFile(SealedFile):
         self._small: dict[str, np.ndarray] = {}
 
     def column(self, name: str) -> np.ndarray:
-        """A column, read-only, after its checksums were checked; that of a view fetches the file.
+        """A column, read-only and checked; a column of a view fetches the file.
 
         Raises:
             CorruptCache: the column is damaged in the store too.
@@ -335,12 +334,12 @@ class MirroredFile(SealedFile):
             return self._small[name]
         try:
             return self._here().column(name)
-        except CorruptCache:  # the copy on this disk went bad
-            self._whole = self._mirror.fetch(self.path, anew=True)
+        except CorruptCache:  # the copy on this disk is damaged
+            self._whole = self._mirror.fetch(self.path, again=True)
             return self._whole.column(name)
 
     def verify(self) -> int:
-        """Check every column, after fetching the file where it is not here; the bytes checked."""
+        """Fetch the file if needed and check every column; returns the number of bytes checked."""
         return self._here().verify()
 
     def _here(self) -> SealedFile:
@@ -350,7 +349,7 @@ class MirroredFile(SealedFile):
 
 
 def _check(temporary: Path, path: Path) -> None:
-    """Refuse what came unless every checksum holds and it is what its name says."""
+    """Raise CorruptCache unless every checksum is right and the file is the one of its name."""
     try:
         sealed = SealedFile(temporary)
         sealed.verify()

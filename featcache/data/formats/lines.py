@@ -53,7 +53,7 @@ class Row:
         number: counted from 1, in file order.
         line: where the row begins, counted from 1; in a parquet file the same as `number`.
         values: by column; None where the row could not be parsed.
-        text, pair: what is to be labelled; empty where there is a problem.
+        text, pair: the texts to label; empty if there is a problem.
         problem: why the row cannot be used; None where it can.
     """
 

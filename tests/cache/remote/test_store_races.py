@@ -1,4 +1,4 @@
-"""What one machine does to a cache in a store while others read it: nobody is left with half of it."""
+"""One machine changes a cache in a store while others read it: no reader gets half of it."""
 
 from __future__ import annotations
 
