@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import xxhash
@@ -20,13 +20,15 @@ import xxhash
 from featcache.errors import CacheError
 from featcache.fingerprint import canonical
 from featcache.system import durable as files
-from featcache.system.durable import explained, make_folder, write_file
+from featcache.system.documents import json_document, parse_document
+from featcache.system.durable import explained, make_folder, remove_temporaries, write_file
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 PLAN = "plan.json"
 TRIES = 20  # attempts to remove a folder while other processes write to it
+Plan = TypeVar("Plan")
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 
 
@@ -35,13 +37,14 @@ class Staging:
 
     Args:
         folder: made if it does not exist.
-        plan: describes the work that the units are part of; units of another plan are removed.
+        plan: describes the work that the units are part of, a dataclass or a mapping that JSON can hold;
+            units of another plan are removed.
         joined: another process wrote the plan; the folder is not changed.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Any], *, joined: bool = False) -> None:
+    def __init__(self, folder: Path, plan: object, *, joined: bool = False) -> None:
         self.folder = folder
-        content, plan_path = canonical(plan), folder / PLAN
+        content, plan_path = canonical(json_document(plan)), folder / PLAN
         # Part of each checksum, so that the units of a process that still works on another plan do not count.
         self._seed = xxhash.xxh3_64_intdigest(content)
         if joined:
@@ -175,13 +178,38 @@ def unit_number(name: str) -> int | None:
     return None if named is None else int(named[1])
 
 
-def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The plan of the unfinished work in `folder`; None if there is none or it cannot be read."""
+def partial_folder(target: Path) -> Path:
+    """The folder of the unfinished work on a cache file."""
+    return target.with_suffix(".partial")
+
+
+@contextmanager
+def unfinished_work(target: Path, plan: object, note: Callable[[str], None]) -> Iterator[Staging]:
+    """The work on a cache file, begun or continued; removed when the `with` block ends without an error.
+
+    The caller holds the lock of `target`.
+
+    Args:
+        target: the cache file to be written in the `with` block.
+        note: called with a message if the folder cannot be removed.
+    """
+    remove_temporaries(target)  # of a process that was killed while it wrote this very file
+    staging = Staging(partial_folder(target), plan)
+    yield staging
     try:
-        plan = json.loads((folder / PLAN).read_bytes())
-    except (OSError, ValueError):
+        staging.discard()
+    except CacheError as error:  # the file is whole; what is left goes with `cache gc`
+        note(error.what)
+
+
+def read_plan(folder: Path, kind: type[Plan]) -> Plan | None:
+    """The plan of the unfinished work in `folder`; None where there is none, or not exactly of this kind."""
+    try:
+        content = (folder / PLAN).read_bytes()
+        plan = parse_document(kind, json.loads(content), "the plan", CacheError)
+    except (OSError, ValueError, CacheError):
         return None
-    return plan if isinstance(plan, dict) else None
+    return plan if canonical(json_document(plan)) == content else None
 
 
 def _content(path: Path) -> bytes:

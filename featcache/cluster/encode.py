@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -17,7 +16,7 @@ from featcache.data.split import Split, load_splits
 from featcache.errors import BackboneError, CacheError, SourceError
 from featcache.extraction.encode_units import Claim, LocalUnitEncoder, UnitWork
 from featcache.extraction.encoder_spec import EncoderSpec
-from featcache.extraction.partition import Partition
+from featcache.extraction.partition import Partition, PartitionPlan
 from featcache.fingerprint import EncoderDocument, differences, row_hashes
 from featcache.settings import Settings
 from featcache.system.durable import disk
@@ -47,7 +46,7 @@ class EncodeOrder:
     rows: int
     document: EncoderDocument
     folder: Path
-    plan: Mapping[str, Any]
+    plan: PartitionPlan | None
     to_encode: np.ndarray
     starts: np.ndarray
     digests: np.ndarray
@@ -72,7 +71,7 @@ class EncodeOrder:
             rows=len(work.split),
             document=spec.document,
             folder=work.staging.folder,
-            plan=read_plan(work.staging.folder) or {},
+            plan=read_plan(work.staging.folder, PartitionPlan),
             to_encode=partition.to_encode,
             starts=partition.starts,
             digests=np.array(digests, np.uint64),
@@ -209,7 +208,7 @@ class EncodingActor(Actor[EncodeOrder]):
         if order.store:
             self.own = TemporaryDirectory(prefix="featcache-")
             return Staging(Path(self.own.name), order.plan)
-        if read_plan(order.folder) != order.plan:
+        if order.plan is None or read_plan(order.folder, PartitionPlan) != order.plan:
             raise CacheError(
                 f"this node does not see the unfinished units in {order.folder}",
                 hint="--cache-dir is a folder that all nodes of the cluster share, or a URL",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from featcache.backbone.encoder import Encoder, Tokens
 
+AHEAD = 2  # units whose texts are tokenised before the model is there for them; 1 where workers share them
 POLL = 0.1  # seconds between two looks for work where there is none
 
 Prepared = TypeVar("Prepared")
@@ -106,9 +107,7 @@ class LocalUnitEncoder:
             work.on_batch(texts, tokens, speed.step(texts, tokens) if speed else None)
 
         def tokenize(number: int) -> Tokens:
-            rows = partition.rows(number)
-            with naming_rows(split, rows):
-                return encoder.tokenize(split.texts(rows), split.pairs(rows))
+            return tokenize_rows(encoder, split, partition.rows(number))
 
         def encode(number: int, tokens: Tokens) -> dict[str, np.ndarray]:
             if speed:
@@ -126,7 +125,8 @@ def commit_units(
     prepare: Callable[[int], Prepared],
     compute: Callable[[int, Prepared], dict[str, np.ndarray]],
     staging: Staging,
-    ahead: int,
+    ahead: int = AHEAD,
+    on_commit: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Compute and commit each unit that is claimed.
 
@@ -134,23 +134,25 @@ def commit_units(
         claims: units to compute; None where there is none at the moment, but may be later.
         prepare: called in a thread that stays `ahead` units ahead, with the number of a unit.
         compute: the arrays of a unit, by its number and what `prepare` returned.
+        on_commit: called with the number of a unit that is durable.
     """
     held: dict[int, Claim] = {}
 
-    def commit(claim: Claim, arrays: dict[str, np.ndarray]) -> None:
+    def commit(claim: Claim, arrays: dict[str, np.ndarray]) -> int:
         staging.commit(claim.number, arrays)
         held.pop(claim.number).release()
+        return claim.number
 
     try:
         with ThreadPoolExecutor(1) as writer:
-            writing: Future[None] | None = None
+            writing: Future[int] | None = None
             for claim, prepared in _prepared(claims, prepare, held, ahead):
                 arrays = compute(claim.number, prepared)
                 if writing:
-                    writing.result()  # at most one unit waits to be written; its error ends the work
+                    on_commit(writing.result())  # at most one unit waits; its error ends the work
                 writing = writer.submit(commit, claim, arrays)
             if writing:
-                writing.result()
+                on_commit(writing.result())
     finally:
         for claim in held.values():
             claim.release()
@@ -180,6 +182,16 @@ def _prepared(
         finally:
             for _, future in queue:
                 future.cancel()
+
+
+def tokenize_rows(encoder: Encoder, split: Split, rows: np.ndarray) -> Tokens:
+    """The tokens of some rows of a split.
+
+    Raises:
+        BackboneError: a text that cannot be tokenised, by its row in the source.
+    """
+    with naming_rows(split, rows):
+        return encoder.tokenize(split.texts(rows), split.pairs(rows))
 
 
 @contextmanager

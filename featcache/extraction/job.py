@@ -242,6 +242,10 @@ class Job:
             self._unit_encoder = LocalUnitEncoder(spec, encoder, watched=self.watched)
         return self._unit_encoder
 
+    def release(self) -> None:
+        """Free the memory of the encoder; it is loaded again when a split needs it."""
+        self._encoder = self._unit_encoder = None
+
     def note(self, split: str, text: str) -> None:
         self.on_progress(Progress("note", split, text=text))
 

@@ -17,20 +17,19 @@ import numpy as np
 
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
-from featcache.cache.staging import Staging, read_plan
+from featcache.cache.staging import Staging, partial_folder, read_plan, unfinished_work
 from featcache.data.split import Split
-from featcache.errors import CacheError, LockHeld
+from featcache.errors import LockHeld
 from featcache.extraction.assemble import columns
-from featcache.extraction.encode_units import Claim, UnitEncoder, UnitWork
-from featcache.extraction.partition import Partition, partition_rows, token_costs
+from featcache.extraction.encode_units import AHEAD, Claim, UnitEncoder, UnitWork
+from featcache.extraction.partition import Partition, PartitionPlan, partition_rows, token_costs
 from featcache.extraction.worker_folder import WorkerFolder, WorkerNote
 from featcache.fingerprint import CacheDocument
-from featcache.system.durable import remove_temporaries, require_space
+from featcache.system.durable import require_space
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress
 from featcache.system.workers import Worker
 
-AHEAD = 2  # units whose texts are tokenised before the model is there for them; 1 where workers share them
 POLL = 0.1  # seconds between two looks at what other processes do
 PATIENCE = 2.0  # seconds in which a worker reports what it has done
 
@@ -106,7 +105,7 @@ class FileMaker:
         self.new, self.split, self.encoder = new, new.split, encoder
         self.on_progress, self.force, self.wait, self.worker = on_progress, force, wait, worker
         self.spec = encoder.spec
-        self.partial = new.path.with_suffix(".partial")
+        self.partial = partial_folder(new.path)
         self.folder = WorkerFolder(folder or self.partial)
         self.note = WorkerNote(worker.rank if worker else 0, self.split.name, total=len(self.split))
         self.share: float | None = None
@@ -144,22 +143,17 @@ class FileMaker:
         new, rows = self.new, len(self.split)
         partition = self._choose_partition()
         self._check_space(len(partition.to_encode))
-        remove_temporaries(new.path)  # of a process that was killed while it wrote this very file
-        staging = Staging(self.partial, self._plan(partition))
-        committed = staging.committed()
-        if committed:
-            self._say(f"{self.split.name}: going on from {len(committed)} of {partition.units} units")
-        self._encode_missing(staging, partition, committed)
-        self.on_progress(Progress("seal", self.split.name, rows, rows))
-        parts = columns(self.split, new.hashes, new.document, partition, staging)
-        new.cache.write(new.path, new.meta, rows, parts, new.shard_size, replace=self.force)
-        counts = self._counts_of_all()
-        if self.worker:
-            self.folder.finish(self.split.name)
-        try:
-            staging.discard()
-        except CacheError as error:  # the file is whole; what is left goes with `cache gc`
-            self._say(error.what)
+        with unfinished_work(new.path, self._plan(partition), self._say) as staging:
+            committed = staging.committed()
+            if committed:
+                self._say(f"{self.split.name}: going on from {len(committed)} of {partition.units} units")
+            self._encode_missing(staging, partition, committed)
+            self.on_progress(Progress("seal", self.split.name, rows, rows))
+            parts = columns(self.split, new.hashes, new.document, partition, staging)
+            new.cache.write(new.path, new.meta, rows, parts, new.shard_size, replace=self.force)
+            counts = self._counts_of_all()
+            if self.worker:
+                self.folder.finish(self.split.name)
         return counts
 
     def _counts_of_all(self) -> EncodedCounts:
@@ -177,7 +171,7 @@ class FileMaker:
 
     def _join(self) -> None:
         """Help the leader until no unit is missing; does nothing where there is no plan to join yet."""
-        plan = read_plan(self.partial)
+        plan = read_plan(self.partial, PartitionPlan)
         partition = self._partition_of(plan) if plan else None
         if plan is None or partition is None:
             return
@@ -191,7 +185,7 @@ class FileMaker:
     def _choose_partition(self) -> Partition:
         """A new partition, or that of unfinished work where it leaves no more to be encoded."""
         new = self._partition([] if self.force else list(self._possible_donors()))
-        plan = read_plan(self.partial)
+        plan = read_plan(self.partial, PartitionPlan)
         if plan is None or plan == self._plan(new) or (old := self._partition_of(plan)) is None:
             return new
         committed = Staging(self.partial, plan, joined=True).named()
@@ -202,16 +196,15 @@ class FileMaker:
         costs = token_costs(self.new.sizes, self.spec.max_length)
         return partition_rows(donors, self.new.hashes, costs, self.spec.batch_tokens)
 
-    def _partition_of(self, plan: dict[str, Any]) -> Partition | None:
+    def _partition_of(self, plan: PartitionPlan) -> Partition | None:
         """The partition that has this plan; None where a donor is gone or anything else differs."""
-        names = plan.get("donors", [])
-        there = {file.path.name: file for file in self._possible_donors()} if names else {}
-        if not there.keys() >= set(names):
+        there = {file.path.name: file for file in self._possible_donors()} if plan.donors else {}
+        if not there.keys() >= set(plan.donors):
             return None
-        partition = self._partition([there[name] for name in names])
+        partition = self._partition([there[name] for name in plan.donors])
         return partition if self._plan(partition) == plan else None
 
-    def _plan(self, partition: Partition) -> dict[str, Any]:
+    def _plan(self, partition: Partition) -> PartitionPlan:
         return partition.plan(self.new.document.fingerprint, self.spec.batch_tokens)
 
     def _possible_donors(self) -> Iterator[CacheFile]:

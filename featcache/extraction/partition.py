@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,24 @@ from featcache.cache.catalog import CacheFile
 UNIT_ROWS = 8192  # most texts in a commit unit
 UNIT_BATCHES = 8  # token budgets in a commit unit: its last batch, which is seldom full, should not count
 BYTES_A_TOKEN = 3.5  # of UTF-8, roughly: a Chinese character has three, an English word piece four to five
+
+
+@dataclass(frozen=True)
+class PartitionPlan:
+    """What identifies the commit units of a file: units of another plan cannot be used.
+
+    Attributes:
+        fingerprint: of the cache document.
+        batch_tokens: token budget of a batch.
+        donors: names of the donors' files, in order.
+        rows, starts: SHA-256 of `Partition.to_encode` and `Partition.starts`.
+    """
+
+    fingerprint: str
+    batch_tokens: int
+    donors: tuple[str, ...]
+    rows: str
+    starts: str
 
 
 @dataclass(frozen=True)
@@ -53,15 +70,15 @@ class Partition:
         """Texts in some commit units."""
         return int(np.diff(self.starts)[list(units)].sum())
 
-    def plan(self, fingerprint: str, batch_tokens: int) -> dict[str, Any]:
-        """What identifies the commit units, as JSON: units of another plan cannot be used."""
-        return {
-            "fingerprint": fingerprint,
-            "batch_tokens": batch_tokens,
-            "donors": [file.path.name for file in self.donors],
-            "rows": hashlib.sha256(self.to_encode.tobytes()).hexdigest(),
-            "starts": hashlib.sha256(self.starts.tobytes()).hexdigest(),
-        }
+    def plan(self, fingerprint: str, batch_tokens: int) -> PartitionPlan:
+        """What identifies the commit units."""
+        return PartitionPlan(
+            fingerprint=fingerprint,
+            batch_tokens=batch_tokens,
+            donors=tuple(file.path.name for file in self.donors),
+            rows=hashlib.sha256(self.to_encode.tobytes()).hexdigest(),
+            starts=hashlib.sha256(self.starts.tobytes()).hexdigest(),
+        )
 
 
 def partition_rows(

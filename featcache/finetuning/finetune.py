@@ -71,8 +71,8 @@ def finetune(
     _check_encoder(encoder, view)
     inputs = {name: SplitInputs.of(split, job, encoder, part.cut) for name, split in splits.items()}
     tuning = TuningJob(settings, recipe or Recipe(), part, FrozenBackbone.of(encoder), inputs)
-    job._encoder = None  # the frozen model is not needed any more: its memory is for the trained part
     del encoder
+    job.release()  # its memory is for the trained part
     checkpoints = CheckpointFolder(Path(settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")
     tuner = tuning.tuner(job.model, checkpoints, progress)
     run = tuning.save(tuner, tuner.run(resume=resume), job.model.commit)

@@ -12,7 +12,7 @@ import json
 import mmap
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,14 @@ from featcache.backbone.memory_limit import smaller_batches
 from featcache.cache.catalog import STATES
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed
-from featcache.cache.staging import Staging
+from featcache.cache.staging import Staging, unfinished_work
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache
-from featcache.extraction.encode_units import naming_rows
+from featcache.extraction.encode_units import Claim, commit_units, tokenize_rows
 from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import EncoderDocument, JsonDocument, RowsPart, fingerprint
-from featcache.system.durable import remove_temporaries, require_space, write_file
+from featcache.system.documents import parse_document
+from featcache.system.durable import require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
@@ -43,6 +44,22 @@ RELEASE_BYTES = 4 << 20  # read before pages are released; the system maps sever
 HINT = "remove it; it is then made again"
 
 
+@dataclass(frozen=True)
+class _CutAndStorage:
+    """What is read of the `StatesDocument` in a states file."""
+
+    cut: int
+    storage: str
+
+
+@dataclass(frozen=True)
+class _StatesMeta:
+    """What is read of the description of a states file."""
+
+    fingerprint: str
+    document: _CutAndStorage
+
+
 class StatesFile:
     """A sealed states file, checked and memory-mapped.
 
@@ -53,9 +70,11 @@ class StatesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sealed = SealedFile(path)
+        meta = parse_document(
+            _StatesMeta, self.sealed.meta, f"{path} holds no states", partial(CorruptCache, hint=HINT)
+        )
+        self.fingerprint, self.storage = meta.fingerprint, meta.document.storage
         try:
-            document = self.sealed.meta["document"]
-            self.cut, self.storage = int(document["cut"]), str(document["storage"])
             self.offsets = np.asarray(self.sealed.column("offsets"))
             self.row_hash = np.asarray(self.sealed.column("row_hash"))
             self._values = self.sealed.column("values")
@@ -66,10 +85,6 @@ class StatesFile:
             raise CorruptCache(f"{path}: its parts do not fit each other", hint=HINT)
         self._read = 0
         self._release()
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.sealed.meta["fingerprint"])
 
     @property
     def rows(self) -> int:
@@ -141,6 +156,21 @@ class StatesDocument(JsonDocument):
         return fingerprint(self.to_json())
 
 
+@dataclass(frozen=True)
+class StatesPlan:
+    """What identifies the commit units of a states file: units of another plan cannot be used.
+
+    Attributes:
+        document: fingerprint of the states document.
+        block_tokens: about how many tokens a commit unit has.
+        batch: token budget of a batch.
+    """
+
+    document: str
+    block_tokens: int
+    batch: int
+
+
 def states_path(folder: Path, split: str, document: StatesDocument) -> Path:
     """Where the states of a split are; `folder` has the features of the same data and model."""
     return folder / STATES / f"{split}-cut{document.cut}-{document.fingerprint[:12]}.h5"
@@ -201,28 +231,31 @@ class _StatesMaker:
         lengths, truncated = self._lengths()
         units = _commit_units(lengths)
         self._check_space(int(lengths.sum()))
-        remove_temporaries(self.path)
-        plan = {
-            "document": self.document.fingerprint, "block_tokens": COMMIT_TOKENS, "batch": self.budget,
-        }  # fmt: skip
-        staging = Staging(self.path.with_suffix(".partial"), plan)
-        done = staging.committed()
-        for number, rows in enumerate(units):
-            if number not in done:
-                staging.commit(number, {"values": self._encode(rows)})
-            self.on_progress(Progress("encode", self.split.name, int(rows[-1]) + 1, len(lengths)))
-        self._seal(staging, len(units), lengths, truncated)
-        staging.discard()
 
-    def _tokenize(self, rows: np.ndarray) -> Tokens:
-        with naming_rows(self.split, rows):
-            return self.encoder.tokenize(self.split.texts(rows), self.split.pairs(rows))
+        def on_commit(number: int) -> None:
+            self.on_progress(Progress("encode", self.split.name, int(units[number][-1]) + 1, len(self.split)))
+
+        plan = StatesPlan(self.document.fingerprint, COMMIT_TOKENS, self.budget)
+        with unfinished_work(self.path, plan, self._note) as staging:
+            done = staging.committed()
+            commit_units(
+                claims=(Claim(number) for number in range(len(units)) if number not in done),
+                prepare=lambda number: tokenize_rows(self.encoder, self.split, units[number]),
+                compute=lambda _, tokens: {"values": self._encode(tokens)},
+                staging=staging,
+                on_commit=on_commit,
+            )
+            self._seal(staging, len(units), lengths, truncated)
+
+    def _note(self, text: str) -> None:
+        self.on_progress(Progress("note", self.split.name, text=text))
 
     def _lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of each text, int64 `[N]`, and which were truncated, uint8 `[N]`; the ids are not kept."""
         lengths, truncated = [], []
         for start in range(0, len(self.split), TOKENIZE_ROWS):
-            tokens = self._tokenize(np.arange(start, min(start + TOKENIZE_ROWS, len(self.split))))
+            rows = np.arange(start, min(start + TOKENIZE_ROWS, len(self.split)))
+            tokens = tokenize_rows(self.encoder, self.split, rows)
             lengths.append(tokens.lengths)
             truncated.append(tokens.truncated.astype(np.uint8))
         return np.concatenate(lengths), np.concatenate(truncated)
@@ -232,12 +265,11 @@ class _StatesMaker:
         needed = tokens * self.width * self.dtype.itemsize + 48 * len(self.split) + (1 << 20)
         what = f"states of {self.split.name} before block {self.document.cut}"
         require_space(self.path.parent, 2 * needed, what)
-        text = f"{what}: {tokens:,} tokens, {size_text(needed)} on disk (twice that while they are made)"
-        self.on_progress(Progress("note", self.split.name, text=text))
+        self._note(f"{what}: {tokens:,} tokens, {size_text(needed)} on disk (twice that while they are made)")
 
-    def _encode(self, rows: np.ndarray) -> np.ndarray:
-        """The states of neighbouring rows in their order: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
-        cut, tokens = self.document.cut, self._tokenize(rows)
+    def _encode(self, tokens: Tokens) -> np.ndarray:
+        """The states of texts in their order: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
+        cut = self.document.cut
         ends = np.cumsum(tokens.lengths)
         made = torch.empty(int(ends[-1]), self.width, dtype=self.dtype)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache.staging import Staging
+from featcache.cache.staging import Staging, read_plan, unfinished_work
 from featcache.errors import CacheError
 from featcache.system.lock import locked
 
@@ -146,6 +147,49 @@ def test_staging_removes_units_of_an_unreadable_plan(tmp_path: Path, content: by
     else:
         (tmp_path / "a.partial" / "plan.json").write_bytes(content)
     assert Staging(tmp_path / "a.partial", PLAN).committed() == set()
+
+
+@dataclass(frozen=True)
+class NumberedPlan:
+    number: int
+
+
+@pytest.mark.parametrize(
+    ("content", "plan"),
+    [
+        (b'{"number":3}', NumberedPlan(3)),
+        (b'{"later":1,"number":3}', None),
+        (b'{"number":"3"}', None),
+        (b"[]", None),
+        (b"{", None),
+        (None, None),
+    ],
+)
+def test_read_plan_returns_none_for_other_plans(
+    tmp_path: Path, content: bytes | None, plan: NumberedPlan | None
+) -> None:
+    if content is not None:
+        (tmp_path / "plan.json").write_bytes(content)
+    assert read_plan(tmp_path, NumberedPlan) == plan
+
+
+def test_unfinished_work_is_removed_if_no_error_is_raised(tmp_path: Path) -> None:
+    target, partial = tmp_path / "a.h5", tmp_path / "a.partial"
+    (tmp_path / ".tmp-0123456789ab-a.h5").write_bytes(b"half of it")
+    with pytest.raises(ZeroDivisionError), unfinished_work(target, NumberedPlan(3), pytest.fail) as staging:
+        staging.commit(0, unit(0))
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+    with unfinished_work(target, NumberedPlan(3), pytest.fail) as staging:
+        assert staging.committed() == {0}
+    assert not partial.exists()
+
+
+def test_unfinished_work_reports_a_folder_that_cannot_be_removed(tmp_path: Path) -> None:
+    told: list[str] = []
+    with unfinished_work(tmp_path / "a.h5", NumberedPlan(3), told.append) as staging:
+        (staging.folder / "folder").mkdir()
+    assert len(told) == 1 and "a.partial" in told[0]
 
 
 def test_discard_removes_the_folder(tmp_path: Path) -> None:

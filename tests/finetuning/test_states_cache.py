@@ -147,6 +147,10 @@ def test_cache_states_continues_from_committed_units(
 
     with pytest.raises(Killed):
         make(split, made_by, tmp_path / "killed", stop)
+    (plan,) = (tmp_path / "killed").rglob("plan.json")
+    document = StatesDocument.of(made_by, CUT, hashes_of(split)).fingerprint
+    # Earlier versions wrote the same bytes, so that what they left is continued.
+    assert plan.read_bytes() == b'{"batch":100,"block_tokens":200,"document":"%s"}' % document.encode()
     ran: list[int] = []
     original = Backbone.states
 
