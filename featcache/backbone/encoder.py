@@ -28,7 +28,7 @@ from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import BackboneSettings, FeatureSettings
 
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
-TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is cut), or another --device"
+TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is truncated), or another --device"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Encoder:
             notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
             if self.long_text == "truncate":
                 more = " or --extend-positions copy" if self.backbone.can_extend(self.max_length) else ""
-                notes.append(f"longer texts are cut; to use all of them: --long-text chunks{more}")
+                notes.append(f"longer texts are truncated; to use all of them: --long-text chunks{more}")
         if features.extend_positions != "none" and self.backbone.extension is None:
             notes.append(f"positions are not extended: {self.backbone.extension_note}")
         if self.backbone.packing == "padded":
@@ -352,7 +352,7 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
     if asked > max(limit, FeatureSettings.max_length):
         raise UsageError(
             f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
-            hint=f"use --max-length {limit}; longer texts are cut there, and counted\n"
+            hint=f"use --max-length {limit}; longer texts are truncated there, and counted\n"
             "or split them: --long-text chunks"
             + ("; or make room: --extend-positions copy" if backbone.can_extend(limit) else ""),
         )

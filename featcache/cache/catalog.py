@@ -83,7 +83,7 @@ class CacheFile:
 
     @property
     def truncated(self) -> int:
-        """How many texts were cut at the longest length."""
+        """How many texts were truncated."""
         return self.sealed.total("truncated")
 
     @property

@@ -138,7 +138,7 @@ class CorpusPlan:
         seconds: from the hashing of the first row to the sealed file, the loading of the model included; not
             the reading of the source's files, which is not done again where they are unchanged.
         texts_per_second: of all workers while they encode.
-        cache_bytes, staging_bytes: of the sealed files, and of the blocks that lie beside them until the end.
+        cache_bytes, staging_bytes: of the sealed files, and of the commit units beside them until the end.
         free_bytes: on the disk of the cache folder now.
         memory: peak of one worker; None where no model was loaded. `row_memory` is needed once beside it.
         cost: None without a price.
@@ -269,8 +269,8 @@ def warnings_of(made: CorpusPlan, sample: Sample, team: Team, rate: Estimate) ->
         )
     if sample.lengths.truncated > MANY_CUT:
         found.append(
-            f"{sample.lengths.truncated:.1%} of the texts are cut at {sample.max_length} tokens; to use all"
-            " of them: --long-text chunks"
+            f"{sample.lengths.truncated:.1%} of the texts are truncated at {sample.max_length} tokens;"
+            " to use all of them: --long-text chunks"
         )
     if sample.timing and sample.load >= team.cores:
         found.append(

@@ -40,7 +40,7 @@ from featcache.planning.sample import Sample, sample_without_model, take_sample
 from featcache.settings import Settings
 
 STRUCTURE = 16 << 10  # bytes of a sealed file that belong to no row: seal, description, HDF5's own
-BLOCK_HEAD = 512  # bytes of a committed block before its rows
+UNIT_HEAD = 512  # bytes of a committed unit before its rows
 ROW_INDEX = 8 + 32 + 4 + 1  # bytes of a row beside its views: label, hash, tokens, truncated
 ROW_MEMORY = 200  # bytes a row at most while an extraction looks for equal rows: hashes, and their indexes
 
@@ -139,7 +139,7 @@ def forecast(
             rows * float(sample.lengths.tokens.mean()), spread, ASSUMED if sample.made_up else MEASURED
         ),
         cache_bytes=cache,
-        staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * BLOCK_HEAD,
+        staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * UNIT_HEAD,
         free_bytes=_free(Cache.open(settings.paths.cache_dir).folder),
         shards=shards,
         rows_a_shard=math.ceil(rows / shards),
@@ -209,7 +209,7 @@ def _blocks(rows: int, sample: Sample) -> int:
 
 
 def _uneven(rows: int, sample: Sample, parallel: int) -> float:
-    """How much longer it takes that the blocks do not go evenly into the workers."""
+    """How much longer it takes because the workers do not get equally many units."""
     each = _blocks(rows, sample) / parallel
     return math.ceil(each) / each
 

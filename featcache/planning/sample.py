@@ -2,8 +2,8 @@
 
 The texts are a random sample. All of them are tokenised, which is cheap and says how much work a text is;
 some are encoded, which says how long a unit of work takes (two-phase sampling, Cochran, Sampling Techniques,
-1977, chapter 12). What is encoded are whole batches of blocks as extraction makes them, every k-th of a
-block's batches in order of length: small blocks would be packed worse than those of the run that is planned.
+1977, chapter 12). What is encoded are whole batches of units as extraction makes them, every k-th of a
+unit's batches in order of length: small units would be packed worse than those of the run that is planned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Storing:
     Attributes:
         hash_row: seconds to hash a row.
         seal: seconds to seal an empty file.
-        seal_byte: seconds to read a byte of committed blocks and to write it into a sealed file.
+        seal_byte: seconds to read a byte of committed units and to write it into a sealed file.
     """
 
     hash_row: float
@@ -120,7 +120,7 @@ def take_sample(
     encode: bool = True,
     report: Callable[[str], None] = lambda _: None,
 ) -> Sample:
-    """Load the encoder, draw texts, tokenise them, encode some, store a few made-up blocks.
+    """Load the encoder, draw texts, tokenise them, encode some, store a few made-up units.
 
     Args:
         settings: model, features, folders and seed.
@@ -203,19 +203,19 @@ def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
 def _time(
     encoder: Encoder, texts: Texts, seconds: float, draw: np.random.Generator, report: Callable[[str], None]
 ) -> Timing:
-    """Encode parts of blocks, one after the other, for about `seconds` after a first one that warms up."""
+    """Encode parts of units, one after the other, for about `seconds` after a first one that warms up."""
     tokens, work = texts.lengths.tokens, texts.lengths.work
     budget = encoder.batch_tokens
     size = int(np.clip(UNIT_BATCHES * budget / tokens.mean(), 1, min(len(tokens), UNIT_ROWS)))
     order = draw.permutation(len(tokens))
-    blocks = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    first = _part(blocks[0], tokens, budget, UNIT_BATCHES, 0)
+    units = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+    first = _part(units[0], tokens, budget, UNIT_BATCHES, 0)
     ((_, warm),) = _timed(encoder, texts, iter([first]))
-    block_seconds = warm * work[blocks[0]].sum() / work[first].sum()
-    share = next((k for k in (1, 2, 4) if LEAST_PARTS * block_seconds <= k * seconds), UNIT_BATCHES)
-    starts = draw.integers(UNIT_BATCHES, size=len(blocks)).tolist()
-    turns = (divmod(turn, len(blocks)) for turn in itertools.count())
-    parts = (_part(blocks[i], tokens, budget, share, starts[i] + again) for again, i in turns)
+    unit_seconds = warm * work[units[0]].sum() / work[first].sum()
+    share = next((k for k in (1, 2, 4) if LEAST_PARTS * unit_seconds <= k * seconds), UNIT_BATCHES)
+    starts = draw.integers(UNIT_BATCHES, size=len(units)).tolist()
+    turns = (divmod(turn, len(units)) for turn in itertools.count())
+    parts = (_part(units[i], tokens, budget, share, starts[i] + again) for again, i in turns)
     report(f"encoding for about {seconds:g} s")
     rates: list[float] = []
     counted, spent = np.zeros(2, dtype=np.int64), 0.0
@@ -231,13 +231,13 @@ def _time(
     return Timing(np.array(rates), int(counted[0]), int(counted[1]), warm_up)
 
 
-def _part(block: np.ndarray, tokens: np.ndarray, budget: int, share: int, offset: int) -> np.ndarray:
-    """Every `share`-th batch of a block, from batch `offset` on; at least one."""
+def _part(unit: np.ndarray, tokens: np.ndarray, budget: int, share: int, offset: int) -> np.ndarray:
+    """Every `share`-th batch of a unit, from batch `offset` on; at least one."""
     from featcache.backbone.packing import plan_batches
 
-    batches = plan_batches(tokens[block], budget)
+    batches = plan_batches(tokens[unit], budget)
     share = min(share, len(batches))
-    return np.concatenate([block[batch] for batch in batches[offset % share :: share]])
+    return np.concatenate([unit[batch] for batch in batches[offset % share :: share]])
 
 
 def _timed(

@@ -157,7 +157,7 @@ class MadeUp:
 def made_up_lengths(
     mean: float, least: int, longest: int, draw: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Log-normal lengths int64 `[4096]` between `least` and `longest`, and the share that was cut."""
+    """Log-normal lengths int64 `[4096]` between `least` and `longest`, and the share that was truncated."""
     whole = np.rint(draw.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD, MADE_UP))
     return np.clip(whole, least, longest).astype(np.int64), float((whole > longest).mean())
 

@@ -444,6 +444,6 @@ def test_each_policy_has_features_of_its_own(tiny: Folder, tmp_path: Path, arrow
     made = [case.extract(**policy) for policy in policies]
     assert len({one.fingerprint for one in [plain, *made]}) == 4
     assert all(one.encoded == plain.encoded for one in made)  # none took rows from another
-    assert case.extract(overlap=7).cached  # which does nothing where texts are cut
+    assert case.extract(overlap=7).cached  # without effect if texts are truncated
     assert all(case.extract(**policy).cached for policy in policies)
     assert canonical_name("last/cls", 3) in made[0].views

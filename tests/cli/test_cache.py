@@ -27,7 +27,7 @@ from tests.support.cli_tools import (
     widest,
 )
 from tests.support.extraction import one_thread
-from tests.system.test_lock import holding, leave_holder, nobodys_pid
+from tests.system.test_lock import holding, leave_holder, unused_pid
 
 CACHE, USAGE = 5, 2
 
@@ -309,7 +309,7 @@ def test_gc_keeps_unfinished_work_that_can_be_resumed(
         patch.setattr(Staging, "commit", stop)
         assert cli("extract", "--split", "train").code == 130
     (partial,) = Path("cache").rglob("*.partial")
-    leave_holder(partial.with_suffix(".h5"), pid=nobodys_pid())
+    leave_holder(partial.with_suffix(".h5"), pid=unused_pid())
     units = set(partial.glob("block-*"))
     removed = cli.ok("cache", "gc", "--json").json["removed"]
     assert [one["kind"] for one in removed] == ["holder"]

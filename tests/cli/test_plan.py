@@ -43,7 +43,7 @@ def test_plan_prints_tables(cli: Cli, work: Path) -> None:
         r"^ texts that are cut +[\d.]+% measured *$",
     ):
         assert re.search(row, result.out, re.MULTILINE), (row, result.out)
-    assert re.search(r"^warning: [\d.]+% of the texts are cut at 16 tokens", result.out, re.MULTILINE)
+    assert re.search(r"^warning: [\d.]+% of the texts are truncated at 16 tokens", result.out, re.MULTILINE)
     assert "encoding for about" in result.err
 
 

@@ -372,7 +372,12 @@ def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(planned.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 10**6)
     lengths = replace(sample().lengths, truncated=0.3)
     text = "\n".join(planned_of(sample(lengths=lengths, batch_tokens=2048), rows=10**9).warnings)
-    for words in ("200.0 GB to tell", "30.0% of the texts are cut at 512", "116 days is long", "2048 fitted"):
+    for words in (
+        "200.0 GB to tell",
+        "30.0% of the texts are truncated at 512",
+        "116 days is long",
+        "2048 fitted",
+    ):
         assert words in text
     assert "does not fit" not in text
     assert not planned_of(sample()).warnings

@@ -290,7 +290,7 @@ class FaultDisk(files.Disk):
         for name in path.relative_to(self.root).parts:
             at = at / name
             folder = self.folders[node]
-            if name not in folder.now():  # made past the disk: by nobody's leave, and not durable
+            if name not in folder.now():  # made without this disk, and not durable
                 folder.pending.append((None, name, self._adopt(at)))
             node = folder.now()[name]
         return node

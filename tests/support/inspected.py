@@ -23,7 +23,7 @@ def part(
     names: tuple[str, ...] = NAMES,
     tokens: np.ndarray | None = None,
 ) -> InspectedSplit:
-    """A cached split; texts of more than 20 tokens were cut."""
+    """A cached split; texts of more than 20 tokens were truncated."""
     features = Features(split, "last/mean", x, y, names, hashes(texts), encoder_document(), "0", Path())
     n_tokens = np.full(len(y), 10, np.int32) if tokens is None else tokens
     return InspectedSplit(features, n_tokens, n_tokens > 20, 20)

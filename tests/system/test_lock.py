@@ -55,7 +55,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def nobodys_pid() -> int:
+def unused_pid() -> int:
     """The id of a process that has just ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -106,10 +106,10 @@ def test_locked_does_not_name_a_dead_process(tmp_path: Path) -> None:
     """Another process has just taken the lock and has not written its `.holder` file yet."""
     target = tmp_path / "a.h5"
     with locked(target):
-        leave_holder(target, pid=nobodys_pid())
+        leave_holder(target, pid=unused_pid())
         with pytest.raises(CacheError, match="has just started"), locked(target):
             pytest.fail("held twice")
-        leave_holder(target, pid=nobodys_pid(), host="another.host")  # who knows, over there
+        leave_holder(target, pid=unused_pid(), host="another.host")  # it may be running there
         with pytest.raises(CacheError, match=r"on another\.host since 2024"), locked(target):
             pytest.fail("held twice")
         leave_holder(target, pid=1)  # alive, and not ours to signal for most users
