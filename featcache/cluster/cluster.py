@@ -294,7 +294,7 @@ def deal(
                 hint="was memory short? finished work is kept: run the same command again",
             )
         if now:
-            note(f"an actor was lost; {len(now)} of its units are given to others")
+            note(f"an actor was lost; {len(now)} units are given to others")
         left = now
 
 
