@@ -203,6 +203,9 @@ class RunRecord(TrainingRecord):
         return json.dumps(document, indent=1, ensure_ascii=False, default=_builtin).encode("utf-8")
 
 
+_DAMAGED = "choose another run, or remove its folder and train it again"
+
+
 def read_run_record(folder: Path) -> RunRecord:
     """run.json of the run in `folder`, of this version or an earlier one.
 
@@ -213,10 +216,14 @@ def read_run_record(folder: Path) -> RunRecord:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise HeadError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != RUN_FORMAT:
-        raise HeadError(f"cannot read {path}, or it has another format; this is {RUN_FORMAT}")
-    return parse_document(RunRecord, content, f"cannot read {path}", HeadError)
+        raise HeadError(f"cannot read {path}: {error}", hint=_DAMAGED) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or found != RUN_FORMAT:
+        what = "not a run record" if found is None else f"format {found}, and this version reads {RUN_FORMAT}"
+        raise HeadError(f"cannot read {path}: {what}", hint=_DAMAGED)
+    return parse_document(
+        RunRecord, content, f"cannot read {path}", lambda what: HeadError(what, hint=_DAMAGED)
+    )
 
 
 def _builtin(value: Any) -> Any:

@@ -36,7 +36,7 @@ _CSV_HINT = (
     "the file is cut short there, or a text holds the delimiter or a quote;"
     ' a double quote inside a quoted text is written twice: ""'
 )
-_JSON_HINT = 'one object a row, e.g. {"text": "...", "label": 1}; the file may be cut short there'
+_JSON_HINT = 'one object a row, as JSON lines or in one array, e.g. {"text": "...", "label": 1}'
 
 
 def kind_of(path: Path) -> str | None:
@@ -86,7 +86,7 @@ def _parse(
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
     if not columns:
         first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
-        raise SourceError(f"{lines.name} holds no JSON objects; {first}", hint=_JSON_HINT)
+        raise SourceError(f"{lines.name} has no JSON object with columns; {first}", hint=_JSON_HINT)
     return _ParsedFile(columns, itertools.chain(sample, rows), array=array)
 
 
