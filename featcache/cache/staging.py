@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 TRIES = 20  # attempts to remove a folder while other processes write to it
-Plan = TypeVar("Plan")
+T = TypeVar("T")
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 
 
@@ -202,7 +202,7 @@ def unfinished_work(target: Path, plan: object, note: Callable[[str], None]) -> 
         note(error.what)
 
 
-def read_plan(folder: Path, kind: type[Plan]) -> Plan | None:
+def read_plan(folder: Path, kind: type[T]) -> T | None:
     """The plan of the unfinished work in `folder`; None where there is none, or not exactly of this kind."""
     try:
         content = (folder / PLAN).read_bytes()
