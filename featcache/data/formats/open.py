@@ -86,7 +86,7 @@ def _parse(
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
     if not columns:
         first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
-        raise SourceError(f"{lines.name} has no JSON object with columns; {first}", hint=_JSON_HINT)
+        raise SourceError(f"{lines.name} has no JSON objects with columns; {first}", hint=_JSON_HINT)
     return _ParsedFile(columns, itertools.chain(sample, rows), array=array)
 
 
