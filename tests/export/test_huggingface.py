@@ -78,7 +78,7 @@ def test_export_of_a_multi_label_head(tiny: Callable[[str], Path], tmp_path: Pat
     expected = Predictor.from_run(run, device="cpu").predict_proba(TEXTS)
     np.testing.assert_allclose(said(folder), expected, rtol=0, atol=1e-5)
     assert abs(expected.sum(1) - 1).max() > 0.1  # a sigmoid each
-    assert "好评/good (said from 0.7500 on)" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "好评/good (predicted from 0.7500 on)" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_trained_blocks_are_exported(tiny: Callable[[str], Path], tmp_path: Path) -> None:
