@@ -15,7 +15,7 @@ from torch import nn
 from featcache.backbone import compile as compiling
 from featcache.backbone.compile import OPTIONS, compile_parts, worth_compiling
 from featcache.backbone.model import Backbone
-from tests.support.stock import MIXED, encoder, load, mixed, one_thread, sentence
+from tests.support.stock import MIXED, encoder, load, mixed, sentence
 
 Folder = Callable[[str], Path]
 VIEWS = ("last/cls", "last/mean", "-2/mean")
@@ -27,12 +27,6 @@ PARTS = {
     "llama": ["LlamaRMSNorm", "LlamaRMSNorm", "LlamaMLP"],
     "qwen3": ["Qwen3RMSNorm"] * 4 + ["Qwen3MLP"],
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ test_compile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from tests.support.stock import (
     lively,
     load,
     mixed,
-    one_thread,
     sentence,
     stock,
 )
@@ -45,12 +44,6 @@ Folder = Callable[[str], Path]
 VIEWS = ("last/cls", "last/last", "last/mean", "-2/max")
 CUDA = torch.device("cuda")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def texts_for(family: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,12 @@ from featcache.backbone import encoder as encoding
 from featcache.backbone.device_copies import DeviceCopier, HostCopy, copier_of
 from featcache.backbone.model import Backbone
 from featcache.errors import BackboneError
-from tests.support.stock import MIXED, encoder, load, loaded, mixed, one_thread, sentence, stock
+from tests.support.stock import MIXED, encoder, load, loaded, mixed, sentence, stock
 from tests.support.tiny import CONFIGS, PACKED
 from tests.support.varlen_stand_in import STAND_INS, later, varlen_on_cpu
 
 Folder = Callable[[str], Path]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 # ---------------------------------------------------------------- DeviceCopier on a CPU

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from tests.support.stock import (
     load,
     loaded,
     mixed,
-    one_thread,
     sentence,
     settings_of,
     stock,
@@ -38,12 +37,6 @@ from tests.support.tiny import CONFIGS, DECODERS, PACKED, build, write_tokenizer
 
 LONG = (100, 33, 101, 200)  # tokens, many windows of modernbert (8 each way) and mistral (8)
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def lengths_for(family: str) -> tuple[int, ...]:

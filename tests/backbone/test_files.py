@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,11 @@ from tests.support.stock import (
     encoder,
     load,
     mixed,
-    one_thread,
     settings_of,
     stock,
 )
 
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def bert(tiny: Folder, tmp_path: Path) -> Path:
-    """A copy of its own, to be spoiled."""
-    return shutil.copytree(tiny("bert"), tmp_path / "bert")
 
 
 def hashes_of(folder: Path, **changes: Any) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from featcache.backbone import fused_layers as fusing
 from featcache.backbone import model as backbones
 from featcache.backbone.fused_layers import Int8Linear, OneDnnLinear, ProjectionPart, fuse, measure_inputs
 from featcache.backbone.model import Backbone
-from tests.support.stock import assert_no_farther, encoder, lively, load, loaded, mixed, one_thread
+from tests.support.stock import assert_no_farther, encoder, lively, load, loaded, mixed
 from tests.support.tiny import build
 
 Folder = Callable[[str], Path]
@@ -48,12 +48,6 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
 needs_onednn = pytest.mark.skipif(
     not fusing._has_onednn(nn.Linear(1, 1).to(BF16)), reason="a torch without oneDNN's calls swaps nothing"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def unswapped(folder: Path, dtype: str) -> Backbone:

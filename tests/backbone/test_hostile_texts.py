@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.support.cli_tools import (
     environment,
     write_rows,
 )
-from tests.support.extraction import Case, counted, one_thread, reference_hash, write_case
+from tests.support.extraction import Case, counted, reference_hash, write_case
 from tests.support.source_files import jsonl, write
 
 Folder = Callable[[str], Path]
@@ -37,12 +37,6 @@ LONE = "\ud800"
 MEGABYTE = "好书" * 170_000  # 1,020,000 bytes
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,11 @@ from tests.support.stock import (
     encoder,
     load,
     mixed,
-    one_thread,
     settings_of,
     stock,
 )
 
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def bert(tiny: Folder, tmp_path: Path) -> Path:
-    """A copy of its own, to be spoiled."""
-    return shutil.copytree(tiny("bert"), tmp_path / "bert")
 
 
 def change_config(folder: Path, **changes: Any) -> None:

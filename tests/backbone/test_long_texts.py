@@ -6,7 +6,7 @@ import inspect
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from tests.support.stock import (
     load,
     loaded,
     mixed,
-    one_thread,
     pooled,
     sentence,
     stock,
@@ -47,12 +46,6 @@ LIMIT, OVERLAP = 20, 6
 TEXTS = mixed((100, 3, 18, 19, 45, 1, 44, 200, 33))
 CHUNKS = {"long_text": "chunks", "max_length": LIMIT, "overlap": OVERLAP}
 FAMILIES = ["bert", "roberta", "gpt2", "llama", "deberta-v2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def reference_windows(folder: Path, text: str) -> list[list[int]]:

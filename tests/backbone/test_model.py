@@ -17,18 +17,11 @@ from tests.support.stock import (
     encoder,
     loaded,
     mixed,
-    one_thread,
     settings_of,
 )
 from tests.support.tiny import CONFIGS, build
 
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def hashes_of(folder: Path, **changes: Any) -> dict[str, str]:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.backbone.packing import filling, plan_batches
 from tests.support.packed_texts import SOME, layout_of
-from tests.support.stock import one_thread
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 # ---------------------------------------------------------------- plan_batches

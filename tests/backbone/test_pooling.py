@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import torch
 from hypothesis import given, settings
 
 from featcache.backbone.pooling import POOLINGS
 from tests.support.packed_texts import SOME, layout_of
-from tests.support.stock import one_thread
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @given(SOME)

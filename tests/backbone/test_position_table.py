@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from tests.support.stock import (
     load,
     loaded,
     mixed,
-    one_thread,
     sentence,
     stock,
 )
@@ -41,12 +40,6 @@ FIRST = {
     "bert": 0, "distilbert": 0, "electra": 0, "albert": 0, "gpt2": 0, "deberta-v2": 0,
     "roberta": 1, "xlm-roberta": 1, "mpnet": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def table_name(folder: Path) -> str:

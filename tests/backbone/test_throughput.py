@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,10 @@ import torch
 from featcache.backbone import throughput
 from featcache.backbone.throughput import Speedometer, quick_peak, useful_flops
 from tests.support.clock import Clock
-from tests.support.stock import encoder, loaded, one_thread
+from tests.support.stock import encoder, loaded
 
 Folder = Callable[[str], Path]
 PEAK = 50.0  # GFLOP/s, made up
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,9 @@ from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from tests.support.made_run import NAMES, TEXTS, made_run
-from tests.support.stock import encoder, load, one_thread
+from tests.support.stock import encoder, load
 
 FAMILIES = ("bert", "albert", "roberta", "xlm-roberta", "distilbert", "electra")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def said(folder: Path, **options: Any) -> np.ndarray:

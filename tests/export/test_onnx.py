@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support.made_run import NAMES, TEXTS, made_run
-from tests.support.stock import encoder, load, one_thread
+from tests.support.stock import encoder, load
 from tests.support.tiny import CONFIGS
 
 pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
@@ -32,12 +32,6 @@ from featcache.heads.scorers import Neighbours
 from featcache.prediction.predictor import Predictor
 from featcache.runs.run import Run
 from featcache_cli.main import main
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @dataclass(frozen=True)

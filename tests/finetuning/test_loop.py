@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,9 @@ from featcache.finetuning.loop import Tuner
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import StateBatch, Suffix
 from featcache.finetuning.tuning import TrainingStep
-from tests.support.stock import one_thread
 from tests.support.tuning import TextInputs, batch_of, suffix_of, tuner_of
 
 QUICK = Recipe(epochs=2, lr=1e-3, head_lr=1e-2, batch_size=8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 TEXTS = 22

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,15 +24,9 @@ from featcache.settings import load_settings
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
 from tests.support.review_files import write_reviews
-from tests.support.stock import encoder, load, one_thread
+from tests.support.stock import encoder, load
 
 CUT = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

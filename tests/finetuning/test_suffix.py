@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +16,11 @@ from featcache.finetuning import suffix as suffix_module
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
-from tests.support.stock import one_thread
 from tests.support.tuning import LENGTHS, TextInputs, batch_of, suffix_of, tuner_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral")
 PADDED = ("deberta-v2", "mpnet")
 LABELS = np.array([0, 1, 1, 0, 2, 1])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 class Whole:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +17,8 @@ from featcache.finetuning.suffix import StateBatch
 from featcache.finetuning.weights import load_plain, trained_weights, with_weights
 from featcache.fingerprint import TunedPart
 from tests.support.documents import encoder_document
-from tests.support.stock import load, one_thread, settings_of
+from tests.support.stock import load, settings_of
 from tests.support.tuning import batch_of, suffix_of
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,10 @@ import pytest
 
 from featcache.backbone.model import Backbone
 from tests.support.packed_texts import AROUND
-from tests.support.stock import assert_no_farther, encoder, load, loaded, mixed, one_thread, sentence
+from tests.support.stock import assert_no_farther, encoder, load, loaded, mixed, sentence
 
 TAILED = ["bert", "roberta", "distilbert", "electra", "modernbert", "llama", "qwen3", "mistral"]
 Folder = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def whole(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,13 +13,6 @@ from hypothesis import strategies as st
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.errors import BackboneError
 from tests.support.packed_texts import SOME, dense, layout_of, states_of
-from tests.support.stock import one_thread
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @given(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +11,8 @@ from hypothesis import strategies as st
 from featcache.backbone.attention.sdpa import Scoring, attention_by_buckets, attention_by_runs
 from featcache.backbone.packing import PackedLayout
 from tests.support.packed_texts import AROUND
-from tests.support.stock import one_thread
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @given(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,13 +13,6 @@ from hypothesis import strategies as st
 from featcache.backbone.attention.packed import packed_attention
 from featcache.backbone.attention.trained import KEPT, trained_attention
 from featcache.backbone.packing import PackedLayout
-from tests.support.stock import one_thread
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def attention_inputs(lengths: Sequence[int], heads: int, shared: int) -> list[torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,15 +16,7 @@ from featcache.backbone.attention.packed import packed_attention
 from featcache.backbone.attention.sdpa import Scoring
 from featcache.backbone.packing import PackedLayout
 from tests.support.packed_texts import SOME, dense, layout_of, states_of
-from tests.support.stock import one_thread
 from tests.support.varlen_stand_in import STAND_INS, first, later, varlen_on_cpu
-
-
-@pytest.fixture(autouse=True, scope="module")
-def on_one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
 
 CHECK = 17 + 5 + 5 + 1 + 40  # tokens of the made-up texts on which it is tried first
 
