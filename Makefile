@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: demo test test-faults test-slow lint types tests setup clean
+.PHONY: demo test test-faults test-hostile test-slow lint types tests setup clean
 
 demo: $(DEMO)
 	$(BIN)/featcache demo
@@ -15,6 +15,10 @@ test: setup lint types tests
 # Power cuts, kills and flipped bytes for longer; ends with a line of counts.
 test-faults: setup
 	$(BIN)/python -m tests.support.fault_counts
+
+# Models, files, networks and machines that do harm or do not answer, all of them.
+test-hostile: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m hostile
 
 # Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
 test-slow: setup
