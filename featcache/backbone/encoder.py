@@ -17,10 +17,10 @@ import torch
 
 from featcache.backbone import load as loading
 from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
-from featcache.backbone.files import ModelFiles, find_model
 from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.errors import BadRow, UsageError

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
-from featcache.backbone.files import ModelFiles
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
+from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.settings import BackboneSettings
 

@@ -20,8 +20,8 @@ from torch import nn
 from featcache.backbone.attention.last_block import only
 from featcache.backbone.attention.packed import IMPLEMENTATION
 from featcache.backbone.device_copies import copier_of
-from featcache.backbone.files import ModelFiles
 from featcache.backbone.fused_layers import agree, fuse, is_conv1d, measure_inputs
+from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.packing import NotPackable, PackedLayout, filling
 from featcache.backbone.position_table import Extension, extend_table, position_table
 from featcache.errors import BackboneError

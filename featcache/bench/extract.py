@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.backbone.throughput import gemm_peak, useful_flops
 from featcache.bench.peers import PEERS, Unavailable
 from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine, timed

@@ -49,8 +49,8 @@ def check_plan(
     Raises:
         UsageError: more rows than the split has, or fewer than 2.
     """
-    from featcache.backbone.files import find_model
     from featcache.backbone.load import load_backbone
+    from featcache.backbone.model_files.find import find_model
     from featcache.extraction.api import extract_splits
 
     split = load_splits(settings.data, ["train"], seed=settings.seed)["train"]

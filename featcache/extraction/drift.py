@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.cache.catalog import CacheFile, view_column
 from featcache.data.split import SPLITS, Split, load_splits
 from featcache.errors import CacheError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbone.files import ModelFiles, find_model
+from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbone.files import ModelFiles, find_model
+from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import view_column
 from featcache.data.split import from_texts

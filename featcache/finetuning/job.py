@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.files import ModelFiles
+from featcache.backbone.model_files.find import ModelFiles
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
 from featcache.data.split import Split

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from featcache.backbone.encoder import Encoder, document_settings
-from featcache.backbone.files import ModelFiles, find_model
+from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, TunedPart, differences
 from featcache.heads.head import Head

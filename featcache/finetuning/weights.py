@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from featcache.backbone.files import ModelFiles
 from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
 from featcache.backbone.model import DTYPES, Backbone
+from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument
 from featcache.settings import BackboneSettings

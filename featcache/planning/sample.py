@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.cache.cache import Cache
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CacheError

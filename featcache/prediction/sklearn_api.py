@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.backbone.files import ModelFiles
+from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features
 from featcache.heads.features import LabelledFeatures, Standard

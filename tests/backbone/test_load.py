@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from featcache.backbone.files import find_model
 from featcache.backbone.load import resolve_device, resolve_dtype
+from featcache.backbone.model_files.find import find_model
 from featcache.errors import BackboneError, UsageError
 from tests.support.stock import (
     assert_features,

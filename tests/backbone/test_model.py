@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.backbone.files import find_model
 from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.model_files.find import find_model
 from tests.support.stock import (
     VIEWS,
     encoder,

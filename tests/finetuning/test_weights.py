@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.errors import HeadError
 from featcache.finetuning.suffix import StateBatch
 from featcache.finetuning.weights import load_plain, trained_weights, with_weights

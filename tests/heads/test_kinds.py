@@ -85,8 +85,8 @@ def test_int8_features_are_close_and_have_another_fingerprint(cli: Cli, trained:
 
 
 def test_int8_vector_does_not_depend_on_the_batch(cli: Cli, trained: Path) -> None:
-    from featcache.backbone.files import find_model
     from featcache.backbone.load import load_backbone
+    from featcache.backbone.model_files.find import find_model
 
     settings = featcache.load_settings({"dtype": "int8"})
     encoder = featcache.Encoder(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.finetuning.weights import TRAINED, load_plain
 from featcache.fingerprint import TunedPart
 from featcache.heads.head import Head

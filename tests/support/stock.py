@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.files import find_model
 from featcache.backbone.load import load_backbone
 from featcache.backbone.model import Backbone
+from featcache.backbone.model_files.find import find_model
 from featcache.settings import BackboneSettings, FeatureSettings
 from tests.support.tiny import VOCABULARY
 

@@ -6,26 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.backbone.model_files.download import TOKENIZER_FILES, WAYS_OUT, download_model
 from featcache.errors import BackboneError
 from featcache.fingerprint import file_hash
 from featcache.settings import BackboneSettings
 
-# Everything a tokenizer may be read from: tokenizer.json, vocabularies, merges, sentencepiece models.
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.codes",
-    "*.bpe",
-)
 WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
-WAYS_OUT = (
-    "ways out: a mirror (export HF_ENDPOINT=https://...), a local folder (--model FOLDER), "
-    "or the embedded encoder (featcache demo)"
-)
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
     elif path.exists() or settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1:
         raise BackboneError(f"no model folder {settings.model}", hint=WAYS_OUT)
     else:
-        folder = _download(settings)
+        folder = download_model(settings)
         name, commit = settings.model, folder.name
     hashes = {file.name: file_hash(file) for file in _relevant_files(folder, settings.trust_remote_code)}
     return ModelFiles(name, folder, commit, hashes)
@@ -115,42 +101,3 @@ def _weight_files(folder: Path) -> list[Path]:
         hint="featcache loads safetensors only (pickled weights can run code); convert with "
         "model.save_pretrained(folder)",
     )
-
-
-def _download(settings: BackboneSettings) -> Path:
-    """The local snapshot folder of a hub model; its name is the resolved commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    patterns = ["*.json", "*.safetensors", "*.txt", *TOKENIZER_FILES]
-    patterns += ["*.py"] if settings.trust_remote_code else []
-    try:
-        return Path(
-            snapshot_download(
-                settings.model,
-                revision=settings.revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],  # other formats live in sub-folders (onnx/, openvino/)
-            )
-        )
-    except HFValidationError as error:
-        raise BackboneError(f"{settings.model!r} is neither a folder nor a hub id: {error}") from None
-    except RevisionNotFoundError:
-        raise BackboneError(f"the hub has no revision {settings.revision!r} of {settings.model}") from None
-    except LocalEntryNotFoundError as error:
-        raise BackboneError(
-            f"cannot reach the model hub for {settings.model}, and it is not on this disk",
-            hint=WAYS_OUT,
-        ) from error
-    except RepositoryNotFoundError:
-        raise BackboneError(
-            f"the hub has no model {settings.model!r}, or it needs a login (hf auth login)",
-            hint=WAYS_OUT,
-        ) from None
-    except (OSError, RuntimeError) as error:
-        raise BackboneError(f"cannot fetch {settings.model}: {error}", hint=WAYS_OUT) from error

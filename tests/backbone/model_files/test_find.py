@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 from tests.support.stock import (
@@ -147,7 +147,7 @@ FIND = """
 import json, sys
 from featcache.settings import BackboneSettings
 from featcache.errors import BackboneError
-from featcache.backbone.files import find_model
+from featcache.backbone.model_files.find import find_model
 try:
     found = find_model(BackboneSettings(model=sys.argv[1], revision=sys.argv[2] or None))
     answer = {"name": found.name, "commit": found.commit, "folder": str(found.folder), "hashes": found.hashes}

@@ -1,0 +1,1 @@
+"""A model's files: found, downloaded, hashed, checked before they are loaded."""
