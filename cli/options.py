@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 from featcache.errors import UsageError
-from featcache.settings import Option, Settings, build_settings, load_settings, options
+from featcache.option import Option
+from featcache.settings import Settings, build_settings, load_settings, options
 from featcache.system.stores import is_remote, shown
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

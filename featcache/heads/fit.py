@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from featcache.errors import HeadError, UsageError
 from featcache.heads.scorers import Scorer
-from featcache.settings import HeadSettings, Option, coerce, options
+from featcache.option import Option, coerce
+from featcache.settings import HeadSettings, options
 
 W = TypeVar("W")  # weights
 

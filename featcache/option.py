@@ -1,0 +1,115 @@
+"""One setting as flags and the settings file see it: the type and the limits of its value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import ge, gt, lt
+from typing import Any
+
+from featcache.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting, as flags and the settings file see it.
+
+    Attributes:
+        section: the table of the file; empty for settings above all tables.
+        type: `str`, `int`, `float`, `bool`, `tuple` or `dict`.
+        optional: whether None is a value.
+        least, above, below: limits of a number; `above` and `below` are exclusive.
+    """
+
+    section: str
+    name: str
+    type: Any
+    optional: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    least: float | None
+    above: float | None
+    below: float | None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def coerce(option: Option, value: Any) -> Any:
+    """`value` in the type of `option`.
+
+    Raises:
+        UsageError: names the flag, what it accepts, and what was given.
+    """
+    try:
+        typed = _typed(option, value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{option.flag}: {error}") from None
+    if option.choices and typed not in option.choices:
+        raise UsageError(f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}")
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
+        _check_limits(option, typed)
+    return typed
+
+
+def _check_limits(option: Option, number: float) -> None:
+    """NaN and infinity are outside any limits."""
+    limits = [("at least", option.least, ge), ("above", option.above, gt), ("below", option.below, lt)]
+    known = [(text, limit, holds) for text, limit, holds in limits if limit is not None]
+    if not math.isfinite(number) or not all(holds(number, limit) for _, limit, holds in known):
+        wanted = " and ".join(f"{text} {limit}" for text, limit, _ in known) or "a finite number"
+        raise UsageError(f"{option.flag} {number}: must be {wanted}")
+
+
+def _typed(option: Option, value: Any) -> Any:
+    if value is None and option.optional:
+        return None
+    if option.type is tuple:
+        return _items(value)
+    if option.type is dict:
+        return _mapping(value)
+    if option.type in (int, float):
+        return _number(option.type, value)
+    if not isinstance(value, option.type):
+        wanted = "true or false" if option.type is bool else "text"
+        raise ValueError(f"wants {wanted}, got {value!r}")
+    return value
+
+
+def _items(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise ValueError(f"wants a list, got {value!r}")
+    items = tuple(str(part).strip() for part in parts)
+    if not items or not all(items):
+        raise ValueError(f"has an empty item: {value!r}")
+    return items
+
+
+def _number(kind: type, value: Any) -> int | float:
+    if isinstance(value, bool):
+        raise ValueError(f"wants a number, got {value!r}")
+    try:
+        number: int | float = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        wanted = "a whole number" if kind is int else "a number"
+        raise ValueError(f"wants {wanted}, got {value!r}") from None
+    if kind is int and isinstance(value, float) and number != value:
+        raise ValueError(f"wants a whole number, got {value!r}")
+    return number
+
+
+def _mapping(value: Any) -> dict[str, str] | None:
+    """None where it is empty."""
+    if isinstance(value, str) and value:
+        pairs = [part.partition("=")[::2] for part in value.split(",")]
+        found = {key.strip(): file.strip() for key, file in pairs}
+        if not all(found) or not all(found.values()):
+            raise ValueError(f"wants train=FILE,test=FILE, got {value!r}")
+        return found
+    if not isinstance(value, Mapping):
+        raise TypeError(f"wants a table of split = file, got {value!r}")
+    return {str(key): str(file) for key, file in value.items()} or None
