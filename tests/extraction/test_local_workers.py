@@ -15,19 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from featcache.errors import BackboneError, UsageError
 from featcache.extraction import local_workers as workers
-from featcache.extraction import partition
 from featcache.extraction.api import extract_splits
 from featcache.extraction.local_workers import worker_count
 from featcache.extraction.make_file import FileMaker
-from featcache.extraction.partition import token_costs, unit_starts
-from featcache.extraction.worker_folder import WorkerFolder, WorkerNote, combined_progress
 from featcache.system import durable as files
 from featcache.system.machine import available_cores, core_groups
 from featcache.system.progress import Progress
@@ -413,36 +407,3 @@ def test_workers_of_torchrun_start_no_others(case: Case, monkeypatch: pytest.Mon
 
 
 # ---------------------------------------------------------------- who is who, how far
-
-
-def test_combined_progress_adds_up_the_notes_of_all_workers(tmp_path: Path) -> None:
-    folder = WorkerFolder(tmp_path)
-    assert combined_progress(folder.notes()) is None
-    # One began with 80 of 100 texts to encode; the other came when 60 were left.
-    folder.post(WorkerNote(0, "train", "encode", 100, 80, 30, 300), now=True)
-    folder.post(WorkerNote(1, "train", "encode", 100, 60, 20, 200), now=True)
-    (tmp_path / "worker-7-train.json").write_text("{")
-    now = combined_progress(folder.notes())
-    assert now is not None and (now.stage, now.done, now.total, now.tokens) == ("encode", 70, 100, 500)
-    # What a worker did for a split is known when it is at the next one.
-    for rank in (0, 1):
-        folder.post(WorkerNote(rank, "test", "encode", 10, 10, 1, 9), now=True)
-    now = combined_progress(folder.notes())
-    assert now is not None and (now.split, now.done, now.tokens) == ("test", 2, 18)
-    assert sorted(note.tokens for note in folder.notes("train")) == [200, 300]
-
-
-@given(st.lists(st.integers(0, 5000), min_size=1, max_size=300), st.integers(10, 4000))
-def test_unit_starts_covers_every_row_with_units_of_equal_cost(sizes: list[int], target: int) -> None:
-    costs = token_costs(np.array(sizes), 512)
-    starts = unit_starts(costs, target)
-    assert starts[0] == 0 and starts[-1] == len(sizes) and (np.diff(starts) > 0).all()
-    sums = np.add.reduceat(costs, starts[:-1])
-    share = costs.sum() / max(round(costs.sum() / target), 1)
-    assert sums.max() <= share + 2 * costs.max() + 1e-6
-
-
-def test_unit_starts_limits_the_rows_of_a_unit() -> None:
-    starts = unit_starts(np.ones(5 * partition.UNIT_ROWS), 1e12)
-    assert len(starts) == 6 and np.diff(starts).max() <= partition.UNIT_ROWS + 1
-    assert unit_starts(np.zeros(0), 10).tolist() == [0]

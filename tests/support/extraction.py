@@ -21,6 +21,7 @@ from featcache.settings import Settings, load_settings
 from tests.support.source_files import jsonl, write
 
 COUNTS = {"train": 60, "validation": 15, "test": 20}
+TRAIN = COUNTS["train"]
 Row = dict[str, Any]
 
 
@@ -167,3 +168,25 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def assert_same_as_fresh(case: Case, split: str = "train", **changes: Any) -> None:
+    """What the cache serves is what an extraction without any cache gives."""
+    fresh = case.fresh(**changes)
+    made = fresh.extract(split)
+    one, two = case.find(split, **changes), fresh.find(split)
+    assert one.fingerprint == made.fingerprint == two.fingerprint
+    for view in two.views:
+        a, b = one.features(view), two.features(view)
+        assert a.label_names == b.label_names and (a.y == b.y).all()
+        np.testing.assert_allclose(a.x.astype("f4"), b.x.astype("f4"), rtol=2e-3, atol=2e-3)
+    for name in ("row_hash", "labels", "n_tokens", "truncated"):
+        assert (one.sealed.column(name) == two.sealed.column(name)).all()
+
+
+def assert_hit(case: Case, **changes: Any) -> None:
+    """Both ways of asking are answered, and no forward pass is run."""
+    with counted() as passes:
+        case.find(**changes)
+        result = case.extract(**changes)
+    assert (result.cached, result.encoded, result.rows, passes) == (True, 0, TRAIN, [])

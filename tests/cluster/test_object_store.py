@@ -12,9 +12,9 @@ import pytest
 
 from featcache.cluster import output_parts as predict_parts
 from featcache.system.stores import opened
-from tests.cluster.test_ray import rows_of
 from tests.support.cli_tools import Cli, make_one_run
 from tests.support.extraction import some_texts
+from tests.support.ray_runs import rows_of
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),

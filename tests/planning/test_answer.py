@@ -1,0 +1,83 @@
+"""What a plan answers: warnings, shards, the command, and questions that are refused."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from featcache.errors import UsageError
+from featcache.planning import answer as planned
+from featcache.planning.answer import Ask
+from featcache.planning.estimate import plan
+from featcache.settings import Settings
+from tests.support.plans import planned_of, sample
+
+pytestmark = pytest.mark.usefixtures("arrow_cache")
+
+
+def test_a_worker_that_would_wait_for_its_texts() -> None:
+    lengths = replace(sample().lengths, seconds=1e-3)
+    assert any(
+        "would wait" in text for text in planned_of(sample(timing=None, lengths=lengths), rate=5e3).warnings
+    )
+    assert not planned_of(sample(timing=None, lengths=lengths), rate=500.0, rows=1000).warnings
+
+
+def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**15, 0, 10**15))
+    monkeypatch.setattr(planned.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 10**6)
+    lengths = replace(sample().lengths, truncated=0.3)
+    text = "\n".join(planned_of(sample(lengths=lengths, batch_tokens=2048), rows=10**9).warnings)
+    for words in (
+        "200.0 GB to tell",
+        "30.0% of the texts are truncated at 512",
+        "116 days is long",
+        "2048 fitted",
+    ):
+        assert words in text
+    assert "does not fit" not in text
+    assert not planned_of(sample()).warnings
+
+
+def test_a_busy_machine_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.system import machine
+
+    monkeypatch.setattr(machine, "available_cores", lambda: [0, 1])
+    assert any("busy" in text and "load 2.5 on 2" in text for text in planned_of(sample(load=2.5)).warnings)
+    assert not planned_of(sample(load=1.5)).warnings
+
+
+def test_shards() -> None:
+    made = planned_of(sample(), rows=10**8)
+    assert made.shards == math.ceil(made.cache_bytes / 4e9) == 21
+    assert made.rows_a_shard == math.ceil(10**8 / 21)
+    assert "--shard-size" not in made.command  # it is the default
+    small = planned_of(sample(), shard_bytes=10**9, rows=10**8)
+    assert small.command[-2:] == ("--shard-size", "1000000000")
+    assert planned_of(sample(), shard_bytes=10**15, rows=10**8).shards == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        ({"rows": 0}, "--rows 0: must be above 0"),
+        ({"rows": 10**14}, "--rows 1e+14"),
+        ({"tokens": 100}, "--tokens without --rows"),
+        ({"rate": math.nan}, "--rate nan"),
+        ({"rate": math.inf}, "--rate inf"),
+        ({"rate": 1, "tflops": 1}, "--rate and --tflops cannot be given together"),
+        ({"efficiency": 1.5}, "--efficiency 1.5: must be above 0 and at most 1"),
+        ({"gpus": 8, "workers": 4}, "a worker has one GPU"),
+        ({"gpus": 0}, "--gpus 0"),
+        ({"sample_seconds": -1}, "--sample-seconds -1"),
+        ({"gpus": 8}, "says nothing of a GPU"),
+    ],
+)
+def test_refused(settings: Settings, ask: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        plan(settings, ["train"], Ask(**ask))
+    assert words in refusal.value.what
