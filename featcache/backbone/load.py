@@ -8,7 +8,7 @@ import torch
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
-from featcache.backbone.model_files.find import ModelFiles
+from featcache.backbone.model_files.find import ModelFiles, require_unchanged
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.settings import BackboneSettings
 
@@ -50,7 +50,9 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     if hasattr(model, "pooler"):
         model.pooler = None  # featcache pools the token states itself
     model.requires_grad_(False).eval()
-    return Backbone(model.to(device), tokenizer, files, device, dtype_name)
+    _own_memory(model.to(device))
+    require_unchanged(files, settings)
+    return Backbone(model, tokenizer, files, device, dtype_name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,6 +85,13 @@ def resolve_dtype(name: str, device: torch.device) -> str:
         able = torch.cpu.get_capabilities()
         native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return "bfloat16" if native else "float32"
+
+
+def _own_memory(model: torch.nn.Module) -> None:
+    """Copy weights that may be a memory map of their file: they would change when the file is written."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:

@@ -166,13 +166,14 @@ class EncodingActor(Actor[EncodeOrder]):
             nonlocal texts, tokens
             texts, tokens = texts + more_texts, tokens + more_tokens
 
-        partition = self.order.partition
+        partition, hashes = self.order.partition, np.zeros((len(split), 32), np.uint8)
         for number in numbers:
-            self._check_rows(split, partition.rows(number), number)
+            rows = partition.rows(number)
+            hashes[rows] = self._hash_rows(split, rows, number)
         encoder.encode(
             UnitWork(
                 split=split,
-                hashes=np.zeros((0, 32), np.uint8),
+                hashes=hashes,
                 partition=partition,
                 staging=staging,
                 units=numbers,
@@ -215,11 +216,13 @@ class EncodingActor(Actor[EncodeOrder]):
             )
         return Staging(order.folder, order.plan, joined=True)
 
-    def _check_rows(self, split: Split, rows: np.ndarray, number: int) -> None:
-        """Raise SourceError if the texts differ from those that the driver read."""
-        same = len(split) == self.order.rows
-        if not same or digest(row_hashes(split.texts(rows), split.pairs(rows))) != self.order.digests[number]:
-            raise SourceError(
-                f"the rows of {self.order.split} are not those that the driver read",
-                hint="every node must read the same data: shared files, or the hub at one --dataset-revision",
-            )
+    def _hash_rows(self, split: Split, rows: np.ndarray, number: int) -> np.ndarray:
+        """The hashes of some rows; SourceError if the texts differ from those that the driver read."""
+        if len(split) == self.order.rows:
+            found = row_hashes(split.texts(rows), split.pairs(rows))
+            if digest(found) == self.order.digests[number]:
+                return found
+        raise SourceError(
+            f"the rows of {self.order.split} are not those that the driver read",
+            hint="every node must read the same data: shared files, or the hub at one --dataset-revision",
+        )

@@ -19,7 +19,7 @@ from featcache.data.formats.lines import first_line
 from featcache.data.formats.open import DataFile, open_data_file
 from featcache.data.hub_dataset import load_from_hub
 from featcache.data.label_cells import label_cell, text_cell
-from featcache.data.locate import content_hash, locate, split_name
+from featcache.data.locate import content_hash, locate, require_unchanged, split_name
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
@@ -95,19 +95,20 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitT
     """The rows of all `files`, in order, as one memory-mapped dataset."""
     import datasets
 
+    # `datasets` identifies a local file by path and mtime; here the key is a hash of its bytes.
+    hashes = {str(path): content_hash(path) for path in files}
     opened = [open_data_file(path, data) for path in files]
     picked = [(file, pick_columns(file.columns, data, file.where)) for file in opened]
     names = {file.class_names.get(columns.label) for file, columns in picked}
     if len(names) > 1:
         raise SourceError(f"the files of the {split} split have different label names")
-    # `datasets` identifies a local file by path and mtime; here the key is a hash of its bytes.
-    key = [[content_hash(file.path), file.key, columns] for file, columns in picked]
+    key = [[hashes[str(file.path)], file.key, columns] for file, columns in picked]
     document = json.dumps([_READER_VERSION, key])
     has_pair = any(columns.pair is not None for _, columns in picked)
     keys = ["text", "label", "pair"] if has_pair else ["text", "label"]
     try:
         dataset = datasets.Dataset.from_generator(
-            lambda: _examples(split, picked),
+            lambda: _examples(split, picked, hashes),
             features=datasets.Features({key: datasets.Value("string") for key in keys}),
             fingerprint=hashlib.sha256(document.encode()).hexdigest()[:32],
         )
@@ -120,8 +121,9 @@ def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitT
 
 
 def _examples(
-    split: str, picked: Sequence[tuple[DataFile, SourceColumns]]
+    split: str, picked: Sequence[tuple[DataFile, SourceColumns]], hashes: Mapping[str, str]
 ) -> Iterator[dict[str, str | None]]:
+    """The rows of files with these `hashes`; where they changed, an error at the end keeps nothing."""
     row = 0
     for file, columns in picked:
         for values in file.rows(columns):
@@ -133,6 +135,7 @@ def _examples(
                 example["pair"] = text_cell(values.get(columns.pair), row, split)
             yield example
             row += 1
+    require_unchanged(hashes, {path: content_hash(Path(path)) for path in hashes})
     if row == 0:
         raise SourceError(f"the {split} split has no rows: {picked[0][0].path} has none")
 

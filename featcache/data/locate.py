@@ -12,9 +12,9 @@ from typing import NamedTuple
 from featcache.data.formats.lines import reading
 from featcache.data.formats.open import TRAINING_ENDINGS, is_data_file
 from featcache.errors import SourceError
-from featcache.fingerprint import file_hash
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
+from featcache.system.hashes import changed_files, current_hash
 from featcache.system.stores import is_remote, opened, shown
 
 SPLITS = ("train", "validation", "test")
@@ -139,13 +139,29 @@ def _readable(path: Path) -> Path:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes.
+    """SHA-256 of a file's bytes, see `current_hash`.
 
     Raises:
         SourceError: it cannot be read.
     """
     with reading(path):
-        return file_hash(path)
+        return current_hash(path)
+
+
+def require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse files that were written or replaced while rows were read from them.
+
+    Args:
+        before, now: SHA-256 by name, before the first row was read and afterwards.
+
+    Raises:
+        SourceError: names the files that differ.
+    """
+    if changed := changed_files(before, now):
+        raise SourceError(
+            f"{changed} changed while the rows were read",
+            hint="run the same command again once no program writes to the data",
+        )
 
 
 def file_facts(path: Path) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from featcache.data.labels import (
     label_order,
     read_labels,
 )
-from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate
+from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate, require_unchanged
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 
@@ -159,6 +159,28 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
     if "validation" not in location.splits and ("train" in location.splits or not location.splits):
         document |= {"validation_share": data.validation_share, "seed": seed}
     return document
+
+
+def require_same_source(data: DataSettings, described: Mapping[str, Any], *, seed: int) -> None:
+    """Refuse local data that is no longer what `describe_source` described before it was loaded.
+
+    A hub dataset is not asked for again: its commit names the rows.
+
+    Raises:
+        SourceError: names the files that were written, replaced, added or removed.
+    """
+    before = _hashes(described)
+    if before:
+        require_unchanged(before, _hashes(describe_source(data, seed=seed) or {}))
+
+
+def _hashes(described: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 by name of the files of a description."""
+    found: dict[str, str] = dict(described.get("saved", {}))
+    for split, parts in described.get("files", {}).items():
+        for part in parts if isinstance(parts, list) else [parts]:
+            found[f"{part['name']} ({split})"] = part["sha256"]
+    return found
 
 
 def from_texts(

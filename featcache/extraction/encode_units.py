@@ -14,9 +14,10 @@ import numpy as np
 
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
-from featcache.errors import BackboneError, BadRow
+from featcache.errors import BackboneError, BadRow, SourceError
 from featcache.extraction.encoder_spec import EncoderSpec
 from featcache.extraction.partition import Partition
+from featcache.fingerprint import row_hashes
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -50,7 +51,7 @@ class UnitWork:
     """Commit units of one file to encode.
 
     Attributes:
-        hashes: row hashes of the split, uint8 `[N, 32]`.
+        hashes: row hashes of the split, uint8 `[N, 32]`, which its texts must have when they are encoded.
         staging: where they are committed.
         units: numbers of those that were missing.
         claims: this process's share of them; None where there is none at the moment, but may be later.
@@ -107,7 +108,7 @@ class LocalUnitEncoder:
             work.on_batch(texts, tokens, speed.step(texts, tokens) if speed else None)
 
         def tokenize(number: int) -> Tokens:
-            return tokenize_rows(encoder, split, partition.rows(number))
+            return tokenize_rows(encoder, split, partition.rows(number), work.hashes)
 
         def encode(number: int, tokens: Tokens) -> dict[str, np.ndarray]:
             if speed:
@@ -184,14 +185,24 @@ def _prepared(
                 future.cancel()
 
 
-def tokenize_rows(encoder: Encoder, split: Split, rows: np.ndarray) -> Tokens:
+def tokenize_rows(encoder: Encoder, split: Split, rows: np.ndarray, hashes: np.ndarray) -> Tokens:
     """The tokens of some rows of a split.
+
+    Args:
+        hashes: of all rows of the split, uint8 `[N, 32]`.
 
     Raises:
         BackboneError: a text that cannot be tokenised, by its row in the source.
+        SourceError: a text no longer has its hash: the file that it is read from was written.
     """
+    texts, pairs = split.texts(rows), split.pairs(rows)
+    if not np.array_equal(row_hashes(texts, pairs), hashes[rows]):
+        raise SourceError(
+            f"texts of {split.name} changed while they were read",
+            hint="run the same command again once no program writes to the data",
+        )
     with naming_rows(split, rows):
-        return encoder.tokenize(split.texts(rows), split.pairs(rows))
+        return encoder.tokenize(texts, pairs)
 
 
 @contextmanager

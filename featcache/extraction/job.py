@@ -18,7 +18,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
 from featcache.cache.shards import parse_shard_size
-from featcache.data.split import Split, describe_source, load_splits
+from featcache.data.split import Split, describe_source, load_splits, require_same_source
 from featcache.errors import CacheError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
@@ -135,6 +135,7 @@ class Job:
     def make(self, splits: Sequence[str]) -> dict[str, Extracted]:
         """Extract splits of which no request is recorded."""
         loaded = load_splits(self.settings.data, splits, seed=self.settings.seed)
+        require_same_source(self.settings.data, self.source or {}, seed=self.settings.seed)
         return {name: self.extract(split) for name, split in loaded.items()}
 
     def extract(self, split: Split) -> Extracted:

@@ -189,17 +189,11 @@ def _locked(job: _TextJob) -> Iterator[None]:
 
 
 def model_files(backbone: BackboneSettings) -> ModelFiles:
-    """`find_model`, once a process for the same files: a grid search asks for them hundreds of times.
-
-    A folder's files count as the same while their sizes and times are; a hub revision is resolved once.
-    """
-    folder = Path(backbone.model).expanduser().absolute()
-    stats = sorted((path.name, path.stat()) for path in folder.iterdir()) if folder.is_dir() else []
-    stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    """`find_model` with a hub revision resolved once a process: a grid search asks hundreds of times."""
     named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code)
-    return _find_model(named, folder, stamp)
+    return find_model(named) if Path(backbone.model).expanduser().is_dir() else _find_on_hub(named)
 
 
 @lru_cache(maxsize=8)
-def _find_model(named: BackboneSettings, folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> ModelFiles:
+def _find_on_hub(named: BackboneSettings) -> ModelFiles:
     return find_model(named)

@@ -240,7 +240,7 @@ class _StatesMaker:
             done = staging.committed()
             commit_units(
                 claims=(Claim(number) for number in range(len(units)) if number not in done),
-                prepare=lambda number: tokenize_rows(self.encoder, self.split, units[number]),
+                prepare=lambda number: tokenize_rows(self.encoder, self.split, units[number], self.hashes),
                 compute=lambda _, tokens: {"values": self._encode(tokens)},
                 staging=staging,
                 on_commit=on_commit,
@@ -255,7 +255,7 @@ class _StatesMaker:
         lengths, truncated = [], []
         for start in range(0, len(self.split), TOKENIZE_ROWS):
             rows = np.arange(start, min(start + TOKENIZE_ROWS, len(self.split)))
-            tokens = tokenize_rows(self.encoder, self.split, rows)
+            tokens = tokenize_rows(self.encoder, self.split, rows, self.hashes)
             lengths.append(tokens.lengths)
             truncated.append(tokens.truncated.astype(np.uint8))
         return np.concatenate(lengths), np.concatenate(truncated)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from featcache.backbone.model_files.download import TOKENIZER_FILES, WAYS_OUT, download_model
 from featcache.errors import BackboneError
-from featcache.fingerprint import file_hash
 from featcache.settings import BackboneSettings
+from featcache.system.hashes import changed_files, current_hash
 
 WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
 
@@ -61,8 +61,31 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
     else:
         folder = download_model(settings)
         name, commit = settings.model, folder.name
-    hashes = {file.name: file_hash(file) for file in _relevant_files(folder, settings.trust_remote_code)}
-    return ModelFiles(name, folder, commit, hashes)
+    return ModelFiles(name, folder, commit, _hashes(folder, settings))
+
+
+def require_unchanged(files: ModelFiles, settings: BackboneSettings) -> None:
+    """Refuse a model whose files are no longer those of `files`; called when all of them have been read.
+
+    Raises:
+        BackboneError: names the files that were written, replaced, added or removed.
+    """
+    changed = changed_files(files.hashes, _hashes(files.folder, settings))
+    if changed:
+        raise BackboneError(
+            f"{files.name}: {changed} changed while the model was loaded from {files.folder}",
+            hint="run the same command again once nothing writes to that folder",
+        )
+
+
+def _hashes(folder: Path, settings: BackboneSettings) -> dict[str, str]:
+    try:
+        return {file.name: current_hash(file) for file in _relevant_files(folder, settings.trust_remote_code)}
+    except OSError as error:
+        raise BackboneError(
+            f"cannot read {error.filename or folder}: {error.strerror or error}",
+            hint="check the permissions of the model's files, or download them again",
+        ) from None
 
 
 def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
