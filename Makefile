@@ -16,9 +16,9 @@ test: setup lint types tests
 test-faults: setup
 	$(BIN)/python -m tests.support.fault_counts
 
-# Models, files, networks and machines that do harm or do not answer, all of them.
+# Models, files, networks and machines that do harm or do not answer; ends with a line of counts.
 test-hostile: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m hostile
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.hostile_counts
 
 # Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
 test-slow: setup

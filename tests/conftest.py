@@ -17,11 +17,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it rea
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal
+from tests.support.hostile_counts import name_harm
 from tests.support.review_files import write_reviews
 from tests.support.stock import lively
 from tests.support.tiny import build
 
 Tiny = Callable[[str], Path]  #: a family -> the folder of a backbone
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let every report of a test of bad input say which harm a failure means."""
+    name_harm(items)
 
 
 @pytest.fixture(scope="session")
