@@ -9,6 +9,7 @@ import torch
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
 from featcache.backbone.model_files.find import ModelFiles, require_unchanged
+from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.settings import BackboneSettings
 
@@ -36,7 +37,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
                 )
             tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
             model, info = AutoModel.from_pretrained(
-                files.folder, config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
+                loadable_folder(files), config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=True, **source,
             )  # fmt: skip
     except FeatcacheError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.errors import HeadError
 from featcache.export.reference import (
     SAMPLES,
@@ -112,7 +113,7 @@ def _build(source: RunToExport, scorer: Linear) -> tuple[Any, Any]:
 
     head = source.head
     model = AutoModelForSequenceClassification.from_pretrained(
-        source.files.folder,
+        loadable_folder(source.files),
         dtype=torch.float32,
         local_files_only=True,
         num_labels=len(head.label_names),

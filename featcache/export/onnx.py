@@ -20,6 +20,7 @@ import torch
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.model import quiet_transformers
+from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.pooling import parse_view
 from featcache.backbone.position_table import extend_table, position_table
 from featcache.errors import BackboneError, HeadError, UsageError
@@ -173,7 +174,7 @@ def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(
-        source.files.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        loadable_folder(source.files), dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     if hasattr(model, "pooler"):
         model.pooler = None

@@ -73,16 +73,6 @@ def test_load_backbone_of_a_model_with_a_head(bert: Path, tiny: Folder) -> None:
     assert_features(encoder(load(bert))(texts).views, stock(tiny("bert")).matrix(texts), 3)
 
 
-def test_load_backbone_refuses_pickled_weights(bert: Path) -> None:
-    from safetensors.torch import load_file
-
-    torch.save(load_file(bert / "model.safetensors"), bert / "pytorch_model.bin")
-    (bert / "model.safetensors").unlink()
-    with pytest.raises(BackboneError, match="no safetensors weights") as caught:
-        find_model(settings_of(bert))
-    assert "save_pretrained" in str(caught.value)
-
-
 def test_load_backbone_without_a_tokenizer(bert: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bert / name).unlink()

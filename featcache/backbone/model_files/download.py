@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from featcache.backbone.model_files.weight_files import PICKLED, SAFETENSORS, no_weights
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 
@@ -34,17 +37,21 @@ def download_model(settings: BackboneSettings) -> Path:
         RevisionNotFoundError,
     )
 
+    fetch = partial(
+        snapshot_download,
+        settings.model,
+        ignore_patterns=["*/*"],  # other formats live in sub-folders (onnx/, openvino/)
+    )
     patterns = ["*.json", "*.safetensors", "*.txt", *TOKENIZER_FILES]
     patterns += ["*.py"] if settings.trust_remote_code else []
     try:
-        return Path(
-            snapshot_download(
-                settings.model,
-                revision=settings.revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],  # other formats live in sub-folders (onnx/, openvino/)
-            )
-        )
+        folder = Path(fetch(revision=settings.revision, allow_patterns=patterns))
+        if not SAFETENSORS.names(folder):
+            pickled = PICKLED.names(folder) or [PICKLED.single]
+            fetch(revision=folder.name, allow_patterns=pickled)
+        if not (SAFETENSORS.names(folder) or PICKLED.names(folder)):
+            raise no_weights(settings.model, _published(settings.model, folder.name))
+        return folder
     except HFValidationError as error:
         raise BackboneError(f"{settings.model!r} is neither a folder nor a hub id: {error}") from None
     except RevisionNotFoundError:
@@ -61,3 +68,12 @@ def download_model(settings: BackboneSettings) -> Path:
         ) from None
     except (OSError, RuntimeError) as error:
         raise BackboneError(f"cannot fetch {settings.model}: {error}", hint=WAYS_OUT) from error
+
+
+def _published(model: str, commit: str) -> list[str]:
+    """The names of all files of a hub model, for a message; empty where the hub does not say."""
+    from huggingface_hub import list_repo_files
+
+    with suppress(Exception):  # offline, or any error of the network
+        return list_repo_files(model, revision=commit)
+    return []

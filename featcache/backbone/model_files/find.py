@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.backbone.model_files.download import TOKENIZER_FILES, WAYS_OUT, download_model
+from featcache.backbone.model_files.json_file import read_object
+from featcache.backbone.model_files.weight_files import weight_files
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 from featcache.system.hashes import changed_files, current_hash
@@ -35,14 +36,9 @@ class ModelFiles:
         """D, the width of a token's state, from config.json; None if it is not there.
 
         Raises:
-            BackboneError: config.json is not JSON.
+            BackboneError: config.json is no JSON object.
         """
-        try:
-            config = json.loads((self.folder / "config.json").read_bytes())
-        except ValueError as error:
-            raise BackboneError(
-                f"{self.folder / 'config.json'} is no JSON: {error}", hint="is the download complete?"
-            ) from None
+        config = read_object(self.folder / "config.json")
         return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
 
 
@@ -51,7 +47,7 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
 
     Raises:
         BackboneError: the folder or hub id does not exist, the hub cannot be reached, or the model has no
-            safetensors weights.
+            weights that can be read.
     """
     path = Path(settings.model).expanduser()
     if path.is_dir():
@@ -93,7 +89,7 @@ def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
     if not config.is_file():
         raise BackboneError(
             f"{folder} is no model folder: it has no config.json",
-            hint="a backbone is a folder with config.json, *.safetensors and tokenizer files",
+            hint="a backbone is a folder with config.json, weights and tokenizer files",
         )
     tokenizer = sorted({path for name in TOKENIZER_FILES for path in folder.glob(name) if path.is_file()})
     if not tokenizer:
@@ -102,25 +98,4 @@ def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
             hint="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
         )
     code = sorted(folder.glob("*.py")) if remote_code else []
-    return [config, *_weight_files(folder), *tokenizer, *code]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from `folder`."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BackboneError(f"cannot read {index}: {error}") from error
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing:
-            raise BackboneError(f"{folder} lacks the weight files {', '.join(missing)}")
-        return [index, *(folder / name for name in shards)]
-    raise BackboneError(
-        f"{folder} has no safetensors weights",
-        hint="featcache loads safetensors only (pickled weights can run code); convert with "
-        "model.save_pretrained(folder)",
-    )
+    return [config, *weight_files(folder), *tokenizer, *code]

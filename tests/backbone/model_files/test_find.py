@@ -132,11 +132,51 @@ def test_find_model_hashes_every_shard(tiny: Folder, tmp_path: Path) -> None:
         find_model(settings_of(folder))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '"x"'])
+@pytest.mark.parametrize("content", ["{", "[]", '"x"', "", "\0", '{"a":' * 100_000])
 def test_find_model_refuses_an_unreadable_shard_index(bert: Path, content: str) -> None:
     (bert / "model.safetensors").unlink()
     (bert / "model.safetensors.index.json").write_text(content, encoding="utf-8")
-    with pytest.raises(BackboneError, match=r"cannot read .*model\.safetensors\.index\.json"):
+    with pytest.raises(BackboneError, match=r"model\.safetensors\.index\.json"):
+        find_model(settings_of(bert))
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        None, 3, {}, [], {"a": 1}, {"a": None}, {"a": ["b"]},
+        {"a": "../model-1{}"}, {"a": "/etc/passwd"}, {"a": "C:\\x{}"}, {"a": "sub/x{}"}, {"a": "C:x{}"},
+        {"a": "x\0{}"}, {"a": "x.gguf"}, {"a": "..."},
+    ],
+)  # fmt: skip
+def test_find_model_refuses_shards_outside_the_folder(bert: Path, index: str, weight_map: object) -> None:
+    (bert / "model.safetensors").unlink()
+    suffix = ".safetensors" if index.startswith("model.") else ".bin"
+    content = json.dumps({"weight_map": weight_map}).replace("{}", suffix)
+    (bert / index).write_text(content if weight_map != {} else '{"weight_map": {}}', encoding="utf-8")
+    with pytest.raises(BackboneError, match=rf"{index}: weight_map is .*; it takes"):
+        find_model(settings_of(bert))
+
+
+def test_find_model_refuses_pickles_named_by_the_index_of_safetensors(bert: Path) -> None:
+    (bert / "model.safetensors").rename(bert / "pytorch_model-1.bin")
+    (bert / "model.safetensors.index.json").write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    with pytest.raises(BackboneError, match=r"takes names of \.safetensors files in the same folder"):
+        find_model(settings_of(bert))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tf_model.h5", "TensorFlow weights alone.*from_tf=True"),
+        ("flax_model.msgpack", "Flax weights alone.*from_flax=True"),
+        ("model.gguf", "GGUF weights alone"),
+        ("notes.txt", "neither safetensors nor pytorch_model.bin"),
+    ],
+)
+def test_find_model_says_what_to_do_with_other_weights(bert: Path, name: str, said: str) -> None:
+    (bert / "model.safetensors").rename(bert / name)
+    with pytest.raises(BackboneError, match=f"(?s){said}"):
         find_model(settings_of(bert))
 
 
@@ -194,6 +234,13 @@ def test_find_model_in_the_hub_cache(hub_home: Path, tiny: Folder, revision: str
     assert (found["name"], found["commit"]) == ("somebody/tiny-bert", COMMIT)
     assert found["hashes"] == hashes_of(tiny("bert"))
     assert not found["torch"]  # a repeated request is answered without loading it
+
+
+def test_find_model_in_the_hub_cache_with_pickled_weights(hub_home: Path) -> None:
+    snapshot = hub_home / "hub/models--somebody--tiny-bert/snapshots" / COMMIT
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    found = find_in_subprocess(hub_home, "somebody/tiny-bert")
+    assert "pytorch_model.bin" in found["hashes"] and not found["torch"]
 
 
 def test_find_model_offline_without_that_revision(hub_home: Path) -> None:

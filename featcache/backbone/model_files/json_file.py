@@ -1,0 +1,49 @@
+"""JSON files of a model, which anybody may have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import BackboneError
+from featcache.system.units import size_text
+
+MOST_BYTES = 256 << 20  # an index of a very large model has a few MB
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        BackboneError: the file cannot be read, is far too large, or holds no JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise BackboneError(
+                f"{path} has {size_text(size)}, far too much for a file of settings",
+                hint="is it the file that the model's author published?",
+            )
+        content = json.loads(path.read_bytes())
+    except RecursionError:
+        raise BackboneError(
+            f"{path} is nested too deeply to be read", hint="no model needs that: use another one"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"cannot read {path}: {error}", hint="is the download complete?") from None
+    if not isinstance(content, dict):
+        raise BackboneError(
+            f"cannot read {path}: it holds a JSON {type(content).__name__}, not an object",
+            hint="is it the file that the model's author published?",
+        )
+    return content
+
+
+def bad_field(path: Path, field: str, value: Any, wanted: str) -> BackboneError:
+    """The error for a field with a value that cannot be meant."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return BackboneError(
+        f"{path}: {field} is {shown if len(shown) <= 60 else shown[:57] + '...'}; it takes {wanted}",
+        hint="correct the file, or use the model as its author published it",
+    )
