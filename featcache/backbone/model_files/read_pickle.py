@@ -20,7 +20,7 @@ ROOM = 1 << 30  # bytes for torch's own needs
 COPIES = 4  # of the file that reading it and writing it may hold at once
 
 
-class Refused(Exception):
+class MoreThanTensors(Exception):
     """The file holds more than tensors."""
 
 
@@ -34,7 +34,7 @@ def main(source: str, target: str) -> dict[str, Any]:
         limit_memory(COPIES * size + ROOM)
         try:
             tensors = separate(checked(read(file), COPIES * size))
-        except Refused as error:
+        except MoreThanTensors as error:
             return {"refused": str(error)}
         except Exception as error:  # torch raises errors of all kinds for bytes that mean nothing
             return {"damaged": first_line(error)}
@@ -52,7 +52,7 @@ def read(file: BinaryIO) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-            raise Refused(f"it asks for {wanted[1]}") from None
+            raise MoreThanTensors(f"it asks for {wanted[1]}") from None
         raise
 
 
@@ -61,17 +61,17 @@ def checked(content: Any, most: int) -> dict[str, Any]:
     import torch
 
     if not isinstance(content, dict) or not content:
-        raise Refused(f"it holds a {type(content).__name__}, not weights by name")
+        raise MoreThanTensors(f"it holds a {type(content).__name__}, not weights by name")
     for name, value in content.items():
         if not isinstance(name, str):
-            raise Refused(f"one of its names is a {type(name).__name__}")
+            raise MoreThanTensors(f"one of its names is a {type(name).__name__}")
         if not isinstance(value, torch.Tensor):
-            raise Refused(f"its {name!r} is a {type(value).__name__} and no tensor")
+            raise MoreThanTensors(f"its {name!r} is a {type(value).__name__} and no tensor")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise Refused(f"its {name!r} is a tensor of a kind that is not used for weights")
+            raise MoreThanTensors(f"its {name!r} is a tensor of a kind that is not used for weights")
     total = sum(value.numel() * value.element_size() for value in content.values())
     if total > most:
-        raise Refused(f"its tensors would take {total:,} bytes")
+        raise MoreThanTensors(f"its tensors would take {total:,} bytes")
     return content
 
 
