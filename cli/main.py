@@ -15,7 +15,9 @@ from rich_argparse import RawDescriptionRichHelpFormatter
 
 import featcache
 from featcache.errors import FeatcacheError, UsageError
+from featcache.system.hub.listener import listening
 from featcache_cli.console import err, print_error
+from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
     "init", "extract", "train_head", "sweep", "finetune", "curve", "compare", "report", "inspect", "predict",
@@ -57,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         args = _parse(argv)
-        code: int = args.run(args) or 0
+        with listening(Meter(quiet=getattr(args, "quiet", False), names=DOWNLOAD)):
+            code: int = args.run(args) or 0
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse after --help or --version

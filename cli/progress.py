@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from featcache.system.hub.listener import listening
 from featcache.system.units import seconds_text, short_count_text
 from featcache_cli.console import err
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from featcache.system.progress import Progress
 
 LINE_EVERY = 10.0  # seconds between lines off a terminal
-EXTRACTION = {"encode": "extract"}  # the stages of an extraction that have a bar, with their names
+DOWNLOAD = {"download": "download"}
+EXTRACTION = {"encode": "extract", **DOWNLOAD}  # stages of an extraction that have a bar
 
 
 class Meter:
@@ -38,14 +40,17 @@ class Meter:
         self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:
+        self._hubs = listening(self)
+        self._hubs.__enter__()
         if self.console.is_terminal and not self.quiet:
             self.bars = _bars(self.console)
             self.bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.bars:
             self.bars.stop()
+        self._hubs.__exit__(*error)
 
     def __call__(self, event: Progress) -> None:
         """Draw one event: a note, or the bar of its stage and split with its rates."""

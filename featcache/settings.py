@@ -64,6 +64,9 @@ class BackboneSettings:
     batch_tokens: int | None = setting(
         None, "tokens in one packed batch (default: chosen by device)", least=1
     )
+    hub: str = setting(
+        "huggingface", "where a model that is no folder comes from", choices=("huggingface", "modelscope")
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Provenance(JsonDocument):
         tokens: of these texts.
         created: local time, ISO 8601.
         model, commit: the backbone as it was named; the commit of a hub model.
+        hub: where the model comes from, if that is not Hugging Face.
         dtype: of the forward pass.
         packing, packing_note: `packed`, or `padded` with the reason.
         fused: modules that were replaced by faster ones.
@@ -40,6 +41,7 @@ class Provenance(JsonDocument):
     dataset: str | None = None
     model: str | None = None
     commit: str | None = None
+    hub: str | None = None
     device: str | None = None
     dtype: str | None = None
     packing: str | None = None

@@ -129,7 +129,8 @@ class Reencoder:
         if self.model is not None:
             return replace(asked, model=self.model)
         if made.model is not None:
-            return replace(asked, model=made.model, revision=made.commit)
+            hub = made.hub or BackboneSettings().hub
+            return replace(asked, model=made.model, revision=made.commit, hub=hub)
         return asked
 
 

@@ -314,6 +314,7 @@ class Job:
             dataset=self.dataset_name(),
             model=self.settings.backbone.model,
             commit=self.model.commit,
+            hub=None if self.settings.backbone.hub == BackboneSettings().hub else self.settings.backbone.hub,
             device=spec.device,
             dtype=spec.dtype,
             packing=spec.packing,

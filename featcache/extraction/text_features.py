@@ -190,7 +190,7 @@ def _locked(job: _TextJob) -> Iterator[None]:
 
 def model_files(backbone: BackboneSettings) -> ModelFiles:
     """`find_model` with a hub revision resolved once a process: a grid search asks hundreds of times."""
-    named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code)
+    named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code, hub=backbone.hub)
     return find_model(named) if Path(backbone.model).expanduser().is_dir() else _find_on_hub(named)
 
 

@@ -44,6 +44,7 @@ class RunBackbone:
         settings = BackboneSettings(
             model=model or made.model,
             revision=None if model else made.commit or made.revision,
+            hub=made.hub,
             trust_remote_code=made.trust_remote_code and not exact,
             device="cpu" if exact else device,
             dtype="float32" if exact else head.encoder.dtype.compute,

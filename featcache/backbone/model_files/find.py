@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.backbone.model_files.download import TOKENIZER_FILES, WAYS_OUT, download_model
+from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import read_object
+from featcache.backbone.model_files.wanted import TOKENIZER_FILES
 from featcache.backbone.model_files.weight_files import weight_files
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings

@@ -1,0 +1,1 @@
+"""What models and datasets of a hub have in common: deadlines, troubles in words, progress."""
