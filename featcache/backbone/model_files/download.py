@@ -23,8 +23,8 @@ def download_model(settings: BackboneSettings) -> Path:
     gives no answer within ten seconds, the copy on this disk is used, and the listener is told so.
 
     Raises:
-        BackboneError: no copy is on this disk, and the hub gives none; the disk refuses it; or the model has no
-            weights that featcache reads.
+        BackboneError: no copy is on this disk, and the hub gives none; the disk refuses it; or the model has
+            no weights that featcache reads.
     """
     if settings.hub == "modelscope":
         from featcache.backbone.model_files import modelscope as hub
