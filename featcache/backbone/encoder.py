@@ -19,14 +19,20 @@ from featcache.backbone import load as loading
 from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
 from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.memory_limit import BatchQueue
-from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.packing import TokenBatch
 from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.errors import BadRow, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import BackboneSettings, FeatureSettings
 
+BATCHES = {  # what the user is told of batches that are not packed
+    "padded": "padded batches instead of packed ones",
+    "equal lengths": "batches of equally long texts, without padding",
+    "one by one": "one text at a time",
+}
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
 TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is truncated), or another --device"
 
@@ -100,6 +106,12 @@ class Encoder:
     ) -> None:
         self.backbone = backbone
         self.views: list[View] = sorted({parse_view(text, backbone.num_blocks) for text in features.views})
+        if not backbone.inner_layers and self.views[0].layer < backbone.num_blocks:
+            raise UsageError(
+                f"{backbone.files.name} ({type(backbone.model).__name__}) has one vector a token at its last "
+                f"layer alone: no view {self.views[0].name}",
+                hint="use views of the last layer, for example --views last/mean",
+            )
         self.prompt = features.prompt
         if extension := Extension.of(features):
             backbone.extend(extension)
@@ -172,8 +184,8 @@ class Encoder:
                 notes.append(f"longer texts are truncated; to use all of them: --long-text chunks{more}")
         if features.extend_positions != "none" and self.backbone.extension is None:
             notes.append(f"positions are not extended: {self.backbone.extension_note}")
-        if self.backbone.packing == "padded":
-            notes.append(f"padded batches instead of packed ones: {self.backbone.packing_note}")
+        if self.backbone.packing in BATCHES:
+            notes.append(f"{BATCHES[self.backbone.packing]}: {self.backbone.packing_note}")
         return notes
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
@@ -14,14 +15,22 @@ from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.settings import BackboneSettings
 
 
+class NoPooler(nn.Module):
+    """In the place of a model's own pooler: featcache pools the token states itself."""
+
+    def forward(self, states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """The states as they are."""
+        return states
+
+
 def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     """Load, freeze and probe a backbone from its local files; never touches the network.
 
     Raises:
-        BackboneError: unreadable or incomplete weights, no tokenizer, an encoder-decoder model.
+        BackboneError: unreadable or incomplete weights, no tokenizer, a model that cannot encode texts.
         UsageError: the device does not exist.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
     device = resolve_device(settings.device)
     dtype_name = resolve_dtype(settings.dtype, device)
@@ -30,13 +39,9 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(files.folder, **source)
-            if getattr(config, "is_encoder_decoder", False):
-                raise BackboneError(
-                    f"{files.name} is an encoder-decoder ({config.model_type})",
-                    hint="a backbone is an encoder (BERT, RoBERTa, ...) or a decoder (GPT-2, Llama, ...)",
-                )
             tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
-            model, info = AutoModel.from_pretrained(
+            kind = AutoModelForTextEncoding if _is_text_encoder(config) else AutoModel
+            model, info = kind.from_pretrained(
                 loadable_folder(files), config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
                 output_loading_info=True, ignore_mismatched_sizes=True, **source,
             )  # fmt: skip
@@ -48,12 +53,29 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
             hint="is the download complete? a model with code of its own needs --trust-remote-code",
         ) from error
     _require_weights(files, info)
-    if hasattr(model, "pooler"):
-        model.pooler = None  # featcache pools the token states itself
+    model = _text_part(model)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = NoPooler()
     model.requires_grad_(False).eval()
     _own_memory(model.to(device))
     require_unchanged(files, settings)
     return Backbone(model, tokenizer, files, device, dtype_name)
+
+
+def _is_text_encoder(config: Any) -> bool:
+    """Whether transformers has the encoder of this encoder-decoder as a model of its own (T5)."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    both = getattr(config, "is_encoder_decoder", False)
+    return bool(both) and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+
+
+def _text_part(model: Any) -> Any:
+    """The part of a model that encodes texts: its encoder (BART), or its tower for texts (CLIP)."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model.get_encoder()
+    parts = [getattr(model, name, None) for name in ("text_model", "language_model")]
+    return next((part for part in parts if part is not None), model)
 
 
 def resolve_device(name: str) -> torch.device:

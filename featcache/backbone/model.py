@@ -1,7 +1,7 @@
 """The frozen model, run over packed (or padded) batches.
 
-A family either takes packed batches in its own, unchanged code, which is checked with a few tokens when it
-is loaded, or gets padded batches with the same results.
+A family takes packed batches in its own, unchanged code where a few texts, run when it is loaded, get the
+states that they get alone; otherwise the fastest kind of batches in which they do (`probe/company.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,14 @@ import torch
 from torch import nn
 
 from featcache.backbone.attention.last_block import only
-from featcache.backbone.attention.packed import IMPLEMENTATION
 from featcache.backbone.device_copies import copier_of
-from featcache.backbone.fused_layers import agree, fuse, is_conv1d, measure_inputs
+from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
 from featcache.backbone.model_files.find import ModelFiles
-from featcache.backbone.packing import NotPackable, PackedLayout, filling
+from featcache.backbone.packing import PackedLayout, TokenBatch, filling, run_together
 from featcache.backbone.position_table import Extension, extend_table, position_table
+from featcache.backbone.probe.company import find_packing, runs_pooled_alone
+from featcache.backbone.probe.first_run import first_run
+from featcache.backbone.probe.texts import made_up_batch
 from featcache.errors import BackboneError
 
 # int8: linear layers multiply 8-bit integers, everything else is bfloat16.
@@ -35,21 +36,6 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class TokenBatch:
-    """Texts end to end, on the CPU.
-
-    Attributes:
-        input_ids: int64 `[T]`.
-        lengths: int64 `[B]`, tokens of each text; they add up to T.
-        type_ids: int64 `[T]` for models that distinguish the texts of a pair, else None.
-    """
-
-    input_ids: np.ndarray
-    lengths: np.ndarray
-    type_ids: np.ndarray | None = None
-
-
 class Backbone:
     """A frozen `AutoModel` with its tokenizer.
 
@@ -59,8 +45,10 @@ class Backbone:
         position_limit: tokens of the longest text that the model has positions for; None: no limit.
         extension: how positions beyond the learned ones were made; None: not at all, for the reason in
             `extension_note` if they were asked for.
-        packing: `packed`, or `padded` for the reason in `packing_note`.
+        packing: how texts run together: `packed`, or for the reason in `packing_note` `padded`,
+            `equal lengths` (without padding) or `one by one`.
         arguments: names of the arguments of the model's forward.
+        inner_layers: whether layers below the last have one state a token; else there are only `last` views.
         first_position: row of the position table that the first token of a text reads.
         runs_pooled_alone: whether the highest block can run for the pooled tokens alone.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
@@ -83,14 +71,17 @@ class Backbone:
         self.device = device
         self.dtype_name = dtype_name
         self.dtype = DTYPES[dtype_name]
-        self.num_blocks = int(model.config.num_hidden_layers)
+        self.num_blocks = count_blocks(model, files)
         self.blocks = find_blocks(model, self.num_blocks)
         self.arguments = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)
         self.stock_attention: str = model.config._attn_implementation
-        self.first_position, self.position_limit = self._probe_positions()
+        self.inner_layers = True
+        self._padding_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
+        self.packing = "padded"
+        self.first_position, self.position_limit = first_run(self)
         self.extension: Extension | None = None
         self.extension_note = ""
-        self.packing, self.packing_note = self._probe_packing()
+        self.packing, self.packing_note = find_packing(self)
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():
             blocks = self.blocks if self.blocks is not None else model
@@ -100,7 +91,7 @@ class Backbone:
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         self._prepared = False
         model.eval()
-        self.runs_pooled_alone = self.packing == "packed" and self.blocks is not None and self._probe_pooled()
+        self.runs_pooled_alone = runs_pooled_alone(self)
 
     def states(
         self, batch: TokenBatch, layers: Sequence[int], pooled: Sequence[str] = ()
@@ -117,10 +108,10 @@ class Backbone:
         layout = PackedLayout.of(batch.lengths, self.device)
         highest, tokens = max(layers), len(batch.input_ids)
         with torch.inference_mode():
-            if self.packing == "padded":
-                inputs = self.padded_inputs(batch)
-                real = inputs["attention_mask"].bool()
-                return {layer: at[real] for layer, at in self._run(inputs, layers).items()}, layout
+            if self.packing != "packed":
+                together = run_together(batch.lengths, self.packing)
+                parts = [self._padded_states(batch.part(texts), layers) for texts in together]
+                return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}, layout
             fills = self.device.type == "cpu" and self.dtype == torch.bfloat16
             inputs = self.packed_inputs(batch, layout, filling(tokens) if fills else 0)
             if not pooled:
@@ -132,6 +123,12 @@ class Backbone:
             states = {layer: at[0, :tokens] for layer, at in run.items() if layer != highest}
             states[highest] = run[highest][0].unflatten(0, (len(pooled), len(batch.lengths)))
             return states, layout
+
+    def _padded_states(self, batch: TokenBatch, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """States `[T, H]` by layer, from one padded batch."""
+        inputs = self.padded_inputs(batch)
+        real = inputs["attention_mask"].bool()
+        return {layer: at[real] for layer, at in self._run(inputs, layers).items()}
 
     def prepare(self, texts: int) -> None:
         """Compile parts of the blocks if `texts` texts pay for it, and note that in `fused`.
@@ -184,9 +181,12 @@ class Backbone:
 
     def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The model's states `[b, t, H]` at `layers`; stops after the highest."""
+        if list(layers) == [self.num_blocks]:
+            return {self.num_blocks: self.model(**inputs).last_hidden_state}
         if self.blocks is None:
             output = self.model(**inputs, output_hidden_states=True)
-            return {layer: output.hidden_states[layer] for layer in layers}
+            states = [*output.hidden_states[:-1], output.last_hidden_state]
+            return {layer: states[layer] for layer in layers}
         below = [layer for layer in layers if layer < self.num_blocks]
         with capture_states(self.blocks, below, stop=len(below) == len(layers)) as captured:
             with contextlib.suppress(_Stop):
@@ -217,14 +217,30 @@ class Backbone:
 
     def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
         """What the model's forward takes of a batch padded on the right; padding is masked, never pooled."""
-        mask = np.arange(batch.lengths.max())[None, :] < batch.lengths[:, None]
-        ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        fewest = int(getattr(self.model.config, "downsampling_rate", 1))  # CANINE joins that many tokens
+        mask = np.arange(max(int(batch.lengths.max()), fewest))[None, :] < batch.lengths[:, None]
+        ids = np.full(mask.shape, self._padding_id, dtype=np.int64)
         ids[mask] = batch.input_ids
         types = None
         if batch.type_ids is not None:
             types = np.zeros(mask.shape, dtype=np.int64)
             types[mask] = batch.type_ids
         return self._inputs(ids, types, attention_mask=self._tensor(mask.astype(np.int64)))
+
+    def use_attention(self, name: str | None) -> bool:
+        """Let the model use another implementation of attention, or its own again; whether it does."""
+        with quiet_transformers():
+            self.model.set_attn_implementation(name or self.stock_attention)
+        return bool(self.model.config._attn_implementation == name)
+
+    @contextlib.contextmanager
+    def other_padding(self) -> Iterator[None]:
+        """Within it, batches are padded with another token, which must not matter."""
+        before, self._padding_id = self._padding_id, self._padding_id + 1
+        try:
+            yield
+        finally:
+            self._padding_id = before
 
     def _inputs(self, ids: np.ndarray, types: np.ndarray | None, **more: Any) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": self._tensor(ids), **more}
@@ -237,78 +253,25 @@ class Backbone:
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return copier_of(self.device).to_device(np.ascontiguousarray(values, dtype=np.int64))
 
-    def _probe_positions(self) -> tuple[int, int | None]:
-        """The first row of the learned position table that a text reads (RoBERTa: 2), and how many follow."""
-        table = position_table(self.model)
-        if table is None:
-            limit = getattr(self.model.config, "max_position_embeddings", None)
-            return 0, limit if limit and limit > 0 else None
-        read: list[int] = []
-        with (
-            table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min()))),
-            torch.inference_mode(),
-        ):
-            self._run(self.padded_inputs(self.probe_batch([3])), [self.num_blocks])
-        first = read[0] if read else 0
-        return first, table.num_embeddings - first
+    def probe_batch(self, lengths: Sequence[int]) -> TokenBatch:
+        """Texts of made-up token ids, of these lengths."""
+        return made_up_batch(self, lengths)
 
-    def _probe_packing(self) -> tuple[str, str]:
-        """Run a few texts packed and one by one; `packed` if both agree, else `padded` and the reason."""
-        if "position_ids" not in self.arguments:
-            return "padded", f"{type(self.model).__name__} takes no position_ids"
-        self.packing = "padded"  # the reference: one text at a time, stock attention
-        lengths = self._probe_lengths()
-        batch = self.probe_batch(lengths)
-        layers = [0, self.num_blocks]
-        alone = [self.states(self.probe_batch(lengths, only=i), layers)[0] for i in range(len(lengths))]
-        with quiet_transformers():
-            self.model.set_attn_implementation(IMPLEMENTATION)
-        if self.model.config._attn_implementation != IMPLEMENTATION:
-            return "padded", f"{type(self.model).__name__} does not use AttentionInterface"
-        try:
-            self.packing = "packed"
-            together, _ = self.states(batch, layers)
-        except (NotPackable, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            return self._fall_back(str(error).splitlines()[0])
-        parts = {layer: values.split(list(batch.lengths)) for layer, values in together.items()}
-        for number, reference in enumerate(alone):
-            if not all(_agree(parts[layer][number], reference[layer]) for layer in layers):
-                return self._fall_back(f"{type(self.model).__name__} mixes the texts of a packed batch")
-        return "packed", ""
 
-    def _probe_pooled(self) -> bool:
-        """Run a few texts both ways: whether the pooled tokens alone get the same states."""
-        batch, pooled = self.probe_batch(self._probe_lengths()), ("first", "last")
-        try:
-            for layer in (self.num_blocks, self.num_blocks - 1):
-                whole, layout = self.states(batch, [layer])
-                alone, _ = self.states(batch, [layer], pooled)
-                expected = torch.stack([whole[layer][layout.token_at(token)] for token in pooled])
-                if not _agree(alone[layer], expected):
-                    return False
-        except (NotPackable, ValueError, TypeError, RuntimeError, IndexError, AttributeError):
-            return False  # e.g. GPT-2's own code expects as many tokens out of a block as in
-        return True
+def count_blocks(model: Any, files: ModelFiles) -> int:
+    """How many blocks a token passes.
 
-    def _fall_back(self, reason: str) -> tuple[str, str]:
-        self.model.set_attn_implementation(self.stock_attention)
-        return "padded", reason
-
-    def _probe_lengths(self) -> list[int]:
-        """Three short texts, and one longer than the sliding window if there is one."""
-        window = getattr(self.model.config, "sliding_window", None) or 0
-        room = self.position_limit or 4096
-        return [9, 5, 5] + ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else [])
-
-    def probe_batch(self, lengths: Sequence[int], only: int | None = None) -> TokenBatch:
-        """Texts of made-up token ids, which depend on the place in `lengths`; `only`: just this text."""
-        special = set(getattr(self.tokenizer, "all_special_ids", []))
-        vocabulary = int(self.model.get_input_embeddings().num_embeddings)
-        usable = [i for i in range(min(vocabulary, 2000)) if i not in special] or [0]
-        chosen = range(len(lengths)) if only is None else [only]
-        texts = [[usable[(37 * i + 11 * t + 5) % len(usable)] for t in range(lengths[i])] for i in chosen]
-        ids = np.array([token for text in texts for token in text], dtype=np.int64)
-        return TokenBatch(ids, np.array([len(text) for text in texts], dtype=np.int64))
+    Raises:
+        BackboneError: the model's config does not say it.
+    """
+    count = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        kind = type(model).__name__
+        raise BackboneError(
+            f"{files.name} ({kind}) cannot encode texts: its config names no number of blocks",
+            hint="a backbone is an encoder (BERT, RoBERTa, ...) or a decoder (GPT-2, Llama, ...)",
+        )
+    return count
 
 
 def find_blocks(model: nn.Module, count: int) -> nn.ModuleList | None:
@@ -334,7 +297,7 @@ def capture_states(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) 
     highest = max(layers, default=-1)
 
     def keep(layer: int, value: Any) -> None:
-        captured[layer] = value[0] if isinstance(value, tuple) else value
+        captured[layer] = value[0] if isinstance(value, (tuple, list)) else value
         if stop and layer == highest:
             raise _Stop
 
@@ -351,10 +314,6 @@ def capture_states(blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool) 
                 )
             )
         yield captured
-
-
-def _agree(packed: torch.Tensor, alone: torch.Tensor) -> bool:
-    return agree(packed, alone, 1e-3 if packed.dtype == torch.float32 else 5e-2)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,27 @@ class NotPackable(BackboneError):
 
 
 @dataclass(frozen=True)
+class TokenBatch:
+    """Texts end to end, on the CPU.
+
+    Attributes:
+        input_ids: int64 `[T]`.
+        lengths: int64 `[B]`, tokens of each text; they add up to T.
+        type_ids: int64 `[T]` for models that distinguish the texts of a pair, else None.
+    """
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+    type_ids: np.ndarray | None = None
+
+    def part(self, texts: slice) -> TokenBatch:
+        """Some neighbouring texts of the batch."""
+        tokens = tokens_of(self.lengths, texts)
+        types = None if self.type_ids is None else self.type_ids[tokens]
+        return TokenBatch(self.input_ids[tokens], self.lengths[texts], types)
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Texts of nearly the same length, padded for attention alone to one length; on the batch's device.
 
@@ -88,6 +109,24 @@ class PackedLayout:
         edges = [0, *breaks.tolist(), len(lengths)]
         runs = tuple((int(ends[a]), b - a, int(lengths[a])) for a, b in itertools.pairwise(edges))
         return cls(lengths, runs, copier_of(device).to_device(ends.astype(np.int32)))
+
+
+def tokens_of(lengths: np.ndarray, texts: slice) -> slice:
+    """Where the tokens of some neighbouring texts lie in a batch of texts of these lengths."""
+    ends = _ends(lengths)
+    return slice(int(ends[texts.start]), int(ends[texts.stop]))
+
+
+def run_together(lengths: np.ndarray, packing: str) -> list[slice]:
+    """Which neighbouring texts of a batch a model runs at once: all, those of equal length, or each alone."""
+    count = len(lengths)
+    if packing == "equal lengths":
+        edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), count]
+    elif packing == "one by one":
+        edges = list(range(count + 1))
+    else:
+        edges = [0, count]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _ends(lengths: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ class Provenance(JsonDocument):
         model, commit: the backbone as it was named; the commit of a hub model.
         hub: where the model comes from, if that is not Hugging Face.
         dtype: of the forward pass.
-        packing, packing_note: `packed`, or `padded` with the reason.
+        packing, packing_note: `packed`; or `padded`, `equal lengths` or `one by one` with the reason.
         fused: modules that were replaced by faster ones.
         versions: of packages, by name.
     """

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from featcache.backbone.attention.packed import register
 from featcache.backbone.attention.trained import IMPLEMENTATION, trained_attention
-from featcache.backbone.model import DTYPES, Backbone, TokenBatch
-from featcache.backbone.packing import PackedLayout
+from featcache.backbone.model import DTYPES, Backbone
+from featcache.backbone.packing import PackedLayout, TokenBatch, run_together, tokens_of
 from featcache.backbone.pooling import POOLINGS
 from featcache.backbone.position_table import position_table
 from featcache.errors import BackboneError
@@ -42,6 +42,10 @@ class StateBatch:
 
     states: torch.Tensor
     lengths: np.ndarray
+
+    def part(self, texts: slice) -> StateBatch:
+        """Some neighbouring texts of the batch."""
+        return StateBatch(self.states[tokens_of(self.lengths, texts)], self.lengths[texts])
 
 
 class Suffix:
@@ -94,18 +98,23 @@ class Suffix:
     def states(self, batch: StateBatch | TokenBatch) -> tuple[torch.Tensor, PackedLayout]:
         """The model's final token states `[T, H]`, and where the texts lie."""
         layout = PackedLayout.of(batch.lengths, self.device)
-        if self.backbone.packing == "padded":
-            inputs = self.backbone.padded_inputs(self._tokens(batch))
-            real = inputs["attention_mask"].bool()
-            with self._replaced_input(batch, real):
-                states: torch.Tensor = self.model(**inputs).last_hidden_state
-            return states[real], layout
+        if self.backbone.packing != "packed":
+            together = run_together(batch.lengths, self.backbone.packing)
+            return torch.cat([self._padded_states(batch.part(texts)) for texts in together]), layout
         filled = self._filled(batch)
         filled_layout = PackedLayout.of(filled.lengths, self.device)
         inputs = self.backbone.packed_inputs(self._tokens(filled), filled_layout)
         with self._replaced_input(filled, None):
-            states = self.model(**inputs).last_hidden_state
+            states: torch.Tensor = self.model(**inputs).last_hidden_state
         return states[0, : int(batch.lengths.sum())], layout
+
+    def _padded_states(self, batch: StateBatch | TokenBatch) -> torch.Tensor:
+        """The final states `[T, H]`, from one padded batch."""
+        inputs = self.backbone.padded_inputs(self._tokens(batch))
+        real = inputs["attention_mask"].bool()
+        with self._replaced_input(batch, real):
+            states: torch.Tensor = self.model(**inputs).last_hidden_state
+        return states[real]
 
     def _filled(self, batch: StateBatch | TokenBatch) -> StateBatch | TokenBatch:
         """The batch filled up with made-up texts to a multiple of TOKEN_STEP tokens, on CPUs in 16 bits.

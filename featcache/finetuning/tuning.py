@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from featcache.backbone.model import TokenBatch
+from featcache.backbone.packing import TokenBatch
 from featcache.finetuning.suffix import StateBatch
 from featcache.heads.fit import Epoch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,17 +127,6 @@ def test_load_backbone_refuses_a_config_of_other_weights(bert: Path, changes: di
     change_config(bert, **changes)
     with pytest.raises(BackboneError, match="bert"):
         load(bert)
-
-
-def test_load_backbone_refuses_an_encoder_decoder(tiny: Folder, tmp_path: Path) -> None:
-    from transformers import T5Config, T5Model
-
-    folder = shutil.copytree(tiny("bert"), tmp_path / "t5")
-    T5Model(T5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
-        folder
-    )
-    with pytest.raises(BackboneError, match=r"encoder-decoder \(t5\)"):
-        load(folder)
 
 
 def test_resolve_device_refuses_an_absent_device(tiny: Folder) -> None:

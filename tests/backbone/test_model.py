@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.find import find_model
+from featcache.backbone.packing import TokenBatch
 from tests.support.stock import (
     VIEWS,
     encoder,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.backbone.model import TokenBatch
 from featcache.backbone.model_files.find import find_model
+from featcache.backbone.packing import TokenBatch
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
