@@ -38,7 +38,7 @@ def find_packing(backbone: ProbedBackbone) -> tuple[str, str]:
     Raises:
         BackboneError: the same text does not get the same states twice.
     """
-    probe, reason = _Probe(backbone), ""
+    probe, reason = _CompanyProbe(backbone), ""
     for packing in ("packed", "padded", "equal lengths"):
         backbone.packing = packing
         found = probe.problem()
@@ -74,7 +74,7 @@ def runs_pooled_alone(backbone: ProbedBackbone) -> bool:
     return True
 
 
-class _Probe:
+class _CompanyProbe:
     """A few texts with the states that they get alone.
 
     Attributes:
