@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 WORKERS = {
     "workers": "processes (default: one for each GPU, or one for each machine)",
-    "gpus": "GPUs in all (default: the work is done by processors)",
+    "gpus": "GPUs in all (default: processors do the work)",
     "nodes": "machines (default: 1, or one for each 8 GPUs)",
 }
 RATES = {
     "sample_seconds": (20.0, "seconds of encoding on this machine"),
-    "tokens": (None, "tokens of a text on average; plans for made-up texts without any data; needs --rows"),
+    "tokens": (None, "mean tokens of a text; plans with made-up texts and needs no data; needs --rows"),
     "rate": (None, "texts a second of one worker; then nothing is measured"),
     "tokens_rate": (None, "tokens a second of one worker; then nothing is measured"),
     "tflops": (None, "peak of one GPU in TFLOP/s; then nothing is measured"),
@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "plan",
-        "time, disk, memory and cost of an extraction, before it is started",
+        "estimate the time, disk, memory and cost of an extraction",
         "featcache plan --rows 100M --price 0.4\n"
         "featcache plan --rows 1e9 --gpus 64 --tflops 989 --price 2.5",
         run,
@@ -43,10 +43,10 @@ def add(commands: Commands) -> None:
     group = parser.add_argument_group("what is planned")
     split_help = "train, validation or test; may be repeated (default: train)"
     group.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)
-    add_flag(group, "--rows", "of the corpus: 100M, 1e9 (default: the source's)", metavar="N")
+    add_flag(group, "--rows", "rows of the corpus: 100M, 1e9 (default: those of the source)", metavar="N")
     for name, help in WORKERS.items():
         add_flag(group, f"--{name}", help, kind=int)
-    add_flag(group, "--price", "a GPU-hour's; without --gpus a machine's", kind=float)
+    add_flag(group, "--price", "price of a GPU for an hour; without --gpus, of a machine", kind=float)
     group = parser.add_argument_group("rates")
     for name, (default, help) in RATES.items():
         add_flag(group, f"--{name.replace('_', '-')}", help, default, kind=float)
@@ -77,7 +77,7 @@ def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
 
 
 def show(made: CorpusPlan) -> None:
-    """The plan, what it is built on, what speaks against it, and the command that does it."""
+    """Print the plan, the facts behind it, notes and warnings, and the command that runs it."""
     console = out()
     who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
     console.print(f"{made.rows:,} rows, {who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}")
@@ -108,7 +108,7 @@ def show(made: CorpusPlan) -> None:
 
 
 def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
-    """Name, size and what it comes from, for the rows without an interval."""
+    """Name, size and origin of the rows without an interval."""
     sizes = [
         ("sealed cache", size_text(made.cache_bytes), "computed"),
         ("unfinished units beside it", size_text(made.staging_bytes), "computed"),
@@ -117,14 +117,14 @@ def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
     ]
     if made.memory is not None:
         sizes.append(("memory of a worker", size_text(made.memory), "measured"))
-    sizes.append(("memory to tell rows apart", size_text(made.row_memory), "computed"))
+    sizes.append(("memory to find equal rows", size_text(made.row_memory), "computed"))
     if made.gpu_memory is not None:
         sizes.append(("memory of a GPU", size_text(made.gpu_memory), "measured"))
     return sizes
 
 
 def command_lines(words: Sequence[str], width: int = 76) -> list[str]:
-    """A command on lines that a shell joins again; a flag stays with its value."""
+    """A command, broken into lines that a shell joins; a flag stays with its value."""
     lines, line = [], ""
     for number, word in enumerate(words):
         quoted = shlex.quote(word)

@@ -1,4 +1,4 @@
-"""What is asked of a plan, what a plan says, what it is built on, and what speaks against it."""
+"""The question to `plan`, and its answer: numbers, the facts behind them, notes, warnings and a command."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from featcache.system.units import DAY, parse_size, size_text
 
 MEASURED, GIVEN, ASSUMED, COMPUTED = "measured", "given", "assumed", "computed"
 GPUS_A_NODE = 8
-MOST_ROWS = 10**13
-LONG_DAYS, MANY_CUT, WIDE = 7.0, 0.05, 0.15
+MAX_ROWS = 10**13
+LONG_DAYS, MANY_TRUNCATED, WIDE = 7.0, 0.05, 0.15
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Ask:
     """What to plan.
 
     Attributes:
-        rows: of the corpus; None: those of the source.
-        workers: processes; None: one a GPU, or one a machine.
-        gpus: that share the work; None: processors do it.
+        rows: rows of the corpus; None: those of the source.
+        workers: processes; None: one for each GPU, or one for each machine.
+        gpus: GPUs that share the work; None: processors do it.
         nodes: machines; None: 1, or one for each 8 GPUs.
-        efficiency: what several workers reach of the sum of their rates.
-        tokens: mean tokens of made-up texts, where there is no data yet; needs `rows`.
-        rate, tokens_rate, tflops: of one worker, instead of measuring: texts a second, tokens a second, or
-            the peak of its matrix products in TFLOP/s, of which it reaches `share`.
-        shard_bytes: most bytes in a shard.
-        price: of a GPU for an hour, or of a machine where there are no GPUs; any currency.
-        sample_seconds: of encoding.
+        efficiency: rate of several workers over the sum of their rates.
+        tokens: mean tokens of made-up texts, for a plan without data; needs `rows`.
+        rate, tokens_rate, tflops: speed of one worker, which is then not measured: texts a second, tokens a
+            second, or the peak of its matrix products in TFLOP/s, of which it reaches `share`.
+        shard_bytes: the largest size of a shard.
+        price: price of a GPU for an hour, or of a machine where there are no GPUs; any currency.
+        sample_seconds: seconds of encoding.
     """
 
     rows: int | None = None
@@ -60,35 +60,35 @@ class Ask:
 
 
 def check(ask: Ask) -> None:
-    """Refuse numbers that cannot be meant.
+    """Refuse numbers that make no sense.
 
     Raises:
         UsageError: naming the flag.
     """
-    above = {
+    values = {
         "--rows": ask.rows, "--workers": ask.workers, "--gpus": ask.gpus, "--nodes": ask.nodes,
         "--efficiency": ask.efficiency, "--tokens": ask.tokens, "--share": ask.share, "--price": ask.price,
         "--shard-size": ask.shard_bytes, "--sample-seconds": ask.sample_seconds, **ask.rates,
     }  # fmt: skip
-    most = {
+    limits = {
         "--efficiency": 1.0,
         "--share": 1.0,
-        "--rows": MOST_ROWS,
+        "--rows": MAX_ROWS,
         "--tokens": 1e6,
         "--sample-seconds": 3600,
     }
-    most |= {"--workers": 1e6, "--gpus": 1e6, "--nodes": 1e6}
-    for flag, value in above.items():
-        limit = most.get(flag, math.inf)
+    limits |= {"--workers": 1e6, "--gpus": 1e6, "--nodes": 1e6}
+    for flag, value in values.items():
+        limit = limits.get(flag, math.inf)
         if value is not None and not (0 < value <= limit and math.isfinite(value)):
             raise UsageError(
                 f"{flag} {value:g}: must be above 0" + (f" and at most {limit:g}" if limit < math.inf else "")
             )
-    team = ask.gpus or ask.workers
-    if ask.nodes and team and team % ask.nodes:
+    workers = ask.gpus or ask.workers
+    if ask.nodes and workers and workers % ask.nodes:
         raise UsageError(
-            f"{team} workers on {ask.nodes} machines: each starts as many",
-            hint=f"e.g. {math.ceil(team / ask.nodes) * ask.nodes} of them",
+            f"{workers} workers on {ask.nodes} machines: every machine starts the same number",
+            hint=f"e.g. {math.ceil(workers / ask.nodes) * ask.nodes} workers",
         )
     if len(ask.rates) > 1:
         raise UsageError(f"{' and '.join(ask.rates)} cannot be given together")
@@ -103,7 +103,7 @@ def check(ask: Ask) -> None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its 95 % interval, and what it comes from."""
+    """A number, its 95 % interval, and its origin: measured, given, assumed or computed."""
 
     value: float
     low: float
@@ -112,18 +112,18 @@ class Estimate:
 
     @classmethod
     def around(cls, value: float, half: float, how: str) -> Estimate:
-        """An interval of the relative half width `half`, on a scale on which it never reaches 0."""
+        """An interval of the relative half width `half`, on a logarithmic scale, so that it stays above 0."""
         return cls(value, value / (1 + half), value * (1 + half), how)
 
     def map(self, change: Callable[[float], float], how: str | None = None) -> Estimate:
-        """The estimate of `change` of the number; falling functions turn the interval round."""
+        """The estimate of `change(number)`, for a monotonic function."""
         low, high = sorted((change(self.low), change(self.high)))
         return Estimate(change(self.value), low, high, how or self.how)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that the plan is built on: a name, its value for people, and what it comes from."""
+    """A fact behind the plan: a name, its value as text, and its origin."""
 
     name: str
     value: str
@@ -132,17 +132,17 @@ class Fact:
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What `plan` says. Bytes and seconds unless said otherwise.
+    """The answer of `plan`; sizes in bytes, times in seconds.
 
     Attributes:
-        seconds: from the hashing of the first row to the sealed file, the loading of the model included; not
-            the reading of the source's files, which is not done again where they are unchanged.
-        texts_per_second: of all workers while they encode.
-        cache_bytes, staging_bytes: of the sealed files, and of the commit units beside them until the end.
-        free_bytes: on the disk of the cache folder now.
-        memory: peak of one worker; None where no model was loaded. `row_memory` is needed once beside it.
+        seconds: from the hashing of the first row to the sealed file, with the loading of the model; without
+            the reading of the source's files, which are read only once while they are unchanged.
+        texts_per_second: rate of all workers together while they encode.
+        cache_bytes, staging_bytes: size of the sealed files, and of the commit units until they are sealed.
+        free_bytes: free space on the disk of the cache folder.
+        memory: peak of one worker; None where no model was loaded. `row_memory` is needed once in addition.
         cost: None without a price.
-        command: words of the command that does it.
+        command: the words of the command that runs the planned extraction.
     """
 
     rows: int
@@ -182,8 +182,8 @@ class CorpusPlan:
 
 
 @dataclass(frozen=True)
-class Team:
-    """How many workers there are, and how many times the rate of one they are worth before `efficiency`."""
+class WorkerCounts:
+    """The number of workers; `parallel` of them have cores or a GPU of their own."""
 
     workers: int
     nodes: int
@@ -192,11 +192,13 @@ class Team:
     how: str = field(default=MEASURED)
 
 
-def facts_of(ask: Ask, sample: Sample, team: Team, rate: Estimate, serial: float) -> tuple[Fact, ...]:
-    """What the plan is built on, in the order in which it matters.
+def facts_of(
+    ask: Ask, sample: Sample, counts: WorkerCounts, rate: Estimate, serial: float
+) -> tuple[Fact, ...]:
+    """The facts behind the plan, the most important first.
 
     Args:
-        serial: seconds of what one process does alone.
+        serial: seconds of the work that one process does alone.
     """
     tokens = float(sample.lengths.tokens.mean())
     known_from = ASSUMED if sample.made_up else MEASURED
@@ -225,9 +227,9 @@ def facts_of(ask: Ask, sample: Sample, team: Team, rate: Estimate, serial: float
     if serial:
         text = f"{serial / 3600:,.2f} h" if serial >= 360 else f"{serial:,.1f} s"
         facts.append(Fact("hashing and sealing, in one process", text, MEASURED))
-    if team.parallel > 1:
-        facts.append(Fact(f"efficiency of {team.parallel:,} workers", f"{ask.efficiency:.2f}", ASSUMED))
-    if ask.gpus and ask.nodes is None and team.nodes > 1:
+    if counts.parallel > 1:
+        facts.append(Fact(f"efficiency of {counts.parallel:,} workers", f"{ask.efficiency:.2f}", ASSUMED))
+    if ask.gpus and ask.nodes is None and counts.nodes > 1:
         facts.append(Fact("GPUs in a machine", str(GPUS_A_NODE), ASSUMED))
     if ask.price is not None:
         facts.append(
@@ -241,53 +243,57 @@ def notes_of(ask: Ask, sample: Sample) -> tuple[str, ...]:
     if sample.lengths.equal and sample.repeated is None:
         notes.append(
             f"{sample.lengths.equal:.1%} of the sample's texts equal another one of it; equal texts are"
-            " encoded once, so it may be faster. How many of the corpus are equal, a sample cannot know."
+            " encoded once, so it may be faster. A sample cannot tell how many of the corpus are equal."
         )
     if sample.made_up:
         notes.append("lengths are made up (log-normal): give data as soon as there is some")
     if sample.timing and sample.made_up:
         notes.append("tokenising was not measured: the texts are token ids")
     if ask.rates:
-        notes.append("the rate was given: the interval knows of texts alone, not of how sure the rate is")
+        notes.append(
+            "the rate was given: the interval covers the lengths of the texts, not an error of the rate"
+        )
     return tuple(notes)
 
 
-def warnings_of(made: CorpusPlan, sample: Sample, team: Team, rate: Estimate) -> list[str]:
-    """What cannot work, then what is not likely to be meant."""
+def warnings_of(made: CorpusPlan, sample: Sample, counts: WorkerCounts, rate: Estimate) -> list[str]:
+    """What cannot work, then what is probably a mistake."""
     found = []
-    needed = made.cache_bytes + made.staging_bytes
+    needed = made.cache_bytes + made.staging_bytes  # both exist until the file is sealed
     if needed > made.free_bytes:
         found.append(
-            f"does not fit: {size_text(needed)} are needed until it is sealed ({size_text(made.cache_bytes)}"
-            f" of them stay), {size_text(made.free_bytes)} are free"
+            f"does not fit: the extraction needs {size_text(needed)} and keeps"
+            f" {size_text(made.cache_bytes)} of it; {size_text(made.free_bytes)} are free"
         )
-    found += _memory_warnings(made, sample, team)
-    if team.parallel < team.workers:
+    found += _memory_warnings(made, sample, counts)
+    if counts.parallel < counts.workers:
         found.append(
-            f"{team.workers} workers share the cores of {team.parallel}: {team.cores} cores a machine, and a"
-            f" process of the sample computed with {sample.threads}"
+            f"{counts.workers} workers share the cores of {counts.parallel}: a machine has"
+            f" {counts.cores} cores, and the sample used {sample.threads} for one process"
         )
-    if sample.lengths.truncated > MANY_CUT:
+    if sample.lengths.truncated > MANY_TRUNCATED:
         found.append(
             f"{sample.lengths.truncated:.1%} of the texts are truncated at {sample.max_length} tokens;"
-            " to use all of them: --long-text chunks"
+            " --long-text chunks uses the whole texts"
         )
-    if sample.timing and sample.load >= team.cores:
+    if sample.timing and sample.load >= counts.cores:
         found.append(
-            f"the machine was busy before the sample (load {sample.load:.1f} on {team.cores} cores): on a"
-            " quiet one it is faster"
+            f"the machine was busy before the sample (load {sample.load:.1f} on {counts.cores} cores): on a"
+            " quiet machine it is faster"
         )
     taken = sample.lengths.seconds
     if sample.timing is None and taken is not None and taken * rate.value > 1:
         found.append(
-            f"a worker would wait for its texts: {1 / taken:,.0f} of them a second are read and tokenised"
-            f" here, and it is to encode {rate.value:,.0f}"
+            f"a worker would wait for its texts: this machine reads and tokenises {1 / taken:,.0f} of them a"
+            f" second, and the worker encodes {rate.value:,.0f}"
         )
     days = made.seconds.value / DAY
     if days > LONG_DAYS:
         found.append(f"{days:,.0f} days is long: more workers, a smaller model or a smaller --max-length")
     if (width := made.seconds.high / made.seconds.value - 1) > WIDE:
-        found.append(f"the time is known to {width:.0%} only: a longer --sample-seconds, on a quiet machine")
+        found.append(
+            f"the time is known to {width:.0%} only: use a longer --sample-seconds on a quiet machine"
+        )
     if sample.batch_tokens < sample.asked_tokens:
         found.append(
             f"memory ran out with batches of {sample.asked_tokens} tokens: {sample.batch_tokens} fitted"
@@ -295,26 +301,27 @@ def warnings_of(made: CorpusPlan, sample: Sample, team: Team, rate: Estimate) ->
     return found
 
 
-def _memory_warnings(made: CorpusPlan, sample: Sample, team: Team) -> list[str]:
-    """Beside this machine's memory; of other machines nothing is known."""
+def _memory_warnings(made: CorpusPlan, sample: Sample, counts: WorkerCounts) -> list[str]:
+    """A warning where the machine has less memory than its workers need; it stands for all machines."""
     try:
         here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows does not say
+    except (AttributeError, ValueError, OSError):  # Windows
         return []
-    each = math.ceil(team.workers / team.nodes) if sample.timing else 1
+    each = math.ceil(counts.workers / counts.nodes) if sample.timing else 1
     needed = each * (sample.memory or 0) + made.row_memory
     if needed <= here:
         return []
     return [
         f"{size_text(needed)} of memory: {each} x {size_text(sample.memory or 0)} for workers, and"
-        f" {size_text(made.row_memory)} to tell {made.rows:,} rows apart; this machine has {size_text(here)}"
+        f" {size_text(made.row_memory)} to find equal rows among {made.rows:,};"
+        f" this machine has {size_text(here)}"
     ]
 
 
 def command_of(
     settings: Settings, splits: Sequence[str], ask: Ask, sample: Sample, workers: int, nodes: int, shards: int
 ) -> tuple[str, ...]:
-    """The words of the command that runs what was planned: every setting that is not the default."""
+    """The words of the command that runs the plan, with every setting that is not the default."""
     each = math.ceil(workers / nodes)
     launched = ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(each), "--no-python"]
     words = [*(launched if nodes > 1 else []), "featcache", "extract"]
@@ -336,7 +343,7 @@ def command_of(
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    """A setting as it is typed."""
+    """A setting as command-line words."""
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""What an extraction will take, before it is started: time, disk, memory, shards and cost.
+"""Estimates of an extraction before it starts: time, disk, memory, shards and cost.
 
-A rate is measured by a short sample on this machine, or given; it is never carried over from a processor to a
-GPU. Every number says what it comes from: measured, given, assumed, or computed from those.
+The rate is measured by a short sample on this machine, or given; a rate of a processor says nothing about a
+GPU. Every number has its origin: measured, given, assumed, or computed from those.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from featcache.planning.answer import (
     Ask,
     CorpusPlan,
     Estimate,
-    Team,
+    WorkerCounts,
     check,
     command_of,
     facts_of,
@@ -39,10 +39,10 @@ from featcache.planning.answer import (
 from featcache.planning.sample import Sample, sample_without_model, take_sample
 from featcache.settings import Settings
 
-STRUCTURE = 16 << 10  # bytes of a sealed file that belong to no row: seal, description, HDF5's own
+STRUCTURE = 16 << 10  # bytes of a sealed file beside its rows: seal, description, what HDF5 needs
 UNIT_HEAD = 512  # bytes of a committed unit before its rows
-ROW_INDEX = 8 + 32 + 4 + 1  # bytes of a row beside its views: label, hash, tokens, truncated
-ROW_MEMORY = 200  # bytes a row at most while an extraction looks for equal rows: hashes, and their indexes
+ROW_INDEX = 8 + 32 + 4 + 1  # bytes of a row without its views: label, hash, tokens, truncated
+ROW_MEMORY = 200  # most bytes of memory for a row while an extraction looks for equal rows
 
 
 def plan(
@@ -51,16 +51,16 @@ def plan(
     ask: Ask | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> CorpusPlan:
-    """Measure a short sample and say what the whole will take; nothing is left in the cache folder.
+    """Measure a short sample and estimate the whole extraction; nothing is left in the cache folder.
 
     Args:
         settings: as for `extract`.
         splits: the splits to extract; the sample is drawn from all of them.
-        report: told what is done next.
+        report: called with the name of each stage.
 
     Raises:
-        UsageError: numbers that cannot be meant, GPUs to be planned for without one here and without a rate.
-        SourceError, BackboneError: as extraction would; with `ask.tokens` no source is read.
+        UsageError: numbers that make no sense; GPUs without a rate on a machine that has none.
+        SourceError, BackboneError: as in extraction; with `ask.tokens` no source is read.
     """
     ask = ask or Ask()
     check(ask)
@@ -71,7 +71,7 @@ def plan(
         loaded = list(load_splits(settings.data, splits, seed=settings.seed).values())
         if not sum(len(split) for split in loaded):
             raise UsageError(
-                "there are no rows to take a sample of", hint="--tokens MEAN --rows N plans without data"
+                "the source has no rows to sample", hint="--tokens MEAN --rows N plans without data"
             )
     rows = ask.rows if ask.rows is not None else sum(len(split) for split in loaded)
     ask = replace(ask, rows=rows)
@@ -95,7 +95,7 @@ def _require_gpu(settings: Settings, ask: Ask) -> None:
     if device.type != "cuda":
         raise UsageError(
             f"--gpus {ask.gpus}, but a rate measured on {device} says nothing of a GPU",
-            hint="give what one of them does: --rate TEXTS_A_SECOND, --tokens-rate TOKENS_A_SECOND, or\n"
+            hint="give the speed of one GPU: --rate TEXTS_A_SECOND, --tokens-rate TOKENS_A_SECOND, or\n"
             "--tflops PEAK [--share 0.4]; or plan on a machine with such a GPU",
         )
 
@@ -105,57 +105,56 @@ def forecast(
 ) -> CorpusPlan:
     """The plan that follows from a sample.
 
-    The 95 % interval of the time comes from two things: how much the seconds a unit of work differ from part
-    to part (Student's t about the median, whose standard error is 1.2533 times that of the mean), and how
-    much texts differ in their work (none where all were tokenised). It does not know of a machine that is
-    slower next week, or of texts that are not like those of the sample.
+    The 95 % interval of the time has two sources: the spread of the seconds for a unit of work between the
+    timed parts (Student's t about the median, whose standard error is 1.2533 times that of the mean), and the
+    spread of the work between texts (none where all were tokenised). It does not cover a machine that becomes
+    slower, or texts unlike those of the sample.
     """
     rows = ask.rows or 0
-    team = _team(ask, sample)
+    counts = _worker_counts(ask, sample)
     rate = _rate(ask, sample)
-    parallel = team.parallel * (ask.efficiency if team.parallel > 1 else 1.0)
+    parallel = counts.parallel * (ask.efficiency if counts.parallel > 1 else 1.0)
     storage = np.dtype(settings.features.storage).itemsize
     row_bytes = sample.views * sample.width * storage
     start_up = (sample.start_up or 0.0) + sample.storing.seal
     serial = rows * (sample.storing.hash_row + sample.storing.seal_byte * (row_bytes + ROW_INDEX))
-    uneven = _uneven(rows, sample, team.parallel)
+    uneven = _uneven(rows, sample, counts.parallel)
     fresh = rows * (1 - (sample.repeated or 0.0))  # equal texts are encoded once
     seconds = rate.map(lambda value: start_up + serial + uneven * fresh / (value * parallel))
-    seconds = replace(seconds, how=ASSUMED if ASSUMED in (rate.how, team.how) else rate.how)
+    seconds = replace(seconds, how=ASSUMED if ASSUMED in (rate.how, counts.how) else rate.how)
     spread = _relative_error(sample.lengths.tokens, rows)
     cache = sealed_bytes(rows, sample.views, sample.width, storage, label_bytes)
     shards = max(1, math.ceil(cache / ask.shard_bytes))
     cache += (shards - 1) * STRUCTURE
-    units = ask.gpus or team.nodes
-    price = ask.price
+    price, priced = ask.price, ask.gpus or counts.nodes
     made = CorpusPlan(
         rows=rows,
-        workers=team.workers,
+        workers=counts.workers,
         gpus=ask.gpus,
-        nodes=team.nodes,
+        nodes=counts.nodes,
         seconds=seconds,
         texts_per_second=rate.map(lambda value: value * parallel / uneven, seconds.how),
         tokens=Estimate.around(
             rows * float(sample.lengths.tokens.mean()), spread, ASSUMED if sample.made_up else MEASURED
         ),
         cache_bytes=cache,
-        staging_bytes=rows * (row_bytes + 5) + _blocks(rows, sample) * UNIT_HEAD,
+        staging_bytes=rows * (row_bytes + 5) + _units(rows, sample) * UNIT_HEAD,
         free_bytes=_free(Cache.open(settings.paths.cache_dir).folder),
         shards=shards,
         rows_a_shard=math.ceil(rows / shards),
         memory=sample.memory,
         row_memory=rows * ROW_MEMORY,
         gpu_memory=sample.gpu_memory,
-        cost=None if price is None else seconds.map(lambda value: price * units * value / 3600),
-        facts=facts_of(ask, sample, team, rate, serial),
+        cost=None if price is None else seconds.map(lambda value: price * priced * value / 3600),
+        facts=facts_of(ask, sample, counts, rate, serial),
         warnings=(),
         notes=notes_of(ask, sample),
-        command=command_of(settings, splits, ask, sample, team.workers, team.nodes, shards),
+        command=command_of(settings, splits, ask, sample, counts.workers, counts.nodes, shards),
     )
-    return replace(made, warnings=tuple(warnings_of(made, sample, team, rate)))
+    return replace(made, warnings=tuple(warnings_of(made, sample, counts, rate)))
 
 
-def _team(ask: Ask, sample: Sample) -> Team:
+def _worker_counts(ask: Ask, sample: Sample) -> WorkerCounts:
     from featcache.system.machine import available_cores
 
     cores = len(available_cores())
@@ -164,7 +163,7 @@ def _team(ask: Ask, sample: Sample) -> Team:
     parallel = workers
     if ask.gpus is None and sample.timing is not None and sample.device == "cpu":
         parallel = min(workers, nodes * max(1, cores // sample.threads))  # others would share the cores
-    return Team(workers, nodes, parallel, cores, ASSUMED if parallel > 1 else MEASURED)
+    return WorkerCounts(workers, nodes, parallel, cores, ASSUMED if parallel > 1 else MEASURED)
 
 
 def _rate(ask: Ask, sample: Sample) -> Estimate:
@@ -203,14 +202,14 @@ def _relative_error(values: np.ndarray, rows: int) -> float:
     return statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * error / float(values.mean())
 
 
-def _blocks(rows: int, sample: Sample) -> int:
+def _units(rows: int, sample: Sample) -> int:
     tokens = rows * float(sample.lengths.tokens.mean())
     return max(math.ceil(rows / UNIT_ROWS), round(tokens / (UNIT_BATCHES * sample.batch_tokens)), 1)
 
 
 def _uneven(rows: int, sample: Sample, parallel: int) -> float:
     """How much longer it takes because the workers do not get equally many units."""
-    each = _blocks(rows, sample) / parallel
+    each = _units(rows, sample) / parallel
     return math.ceil(each) / each
 
 

@@ -1,9 +1,9 @@
-"""A short measured sample of an extraction: how long texts are, how fast they are encoded and stored here.
+"""A short measured sample of an extraction: lengths of texts, and seconds to encode and to store them.
 
-The texts are a random sample. All of them are tokenised, which is cheap and says how much work a text is;
-some are encoded, which says how long a unit of work takes (two-phase sampling, Cochran, Sampling Techniques,
-1977, chapter 12). What is encoded are whole batches of units as extraction makes them, every k-th of a
-unit's batches in order of length: small units would be packed worse than those of the run that is planned.
+The texts are a random sample. All of them are tokenised, which is cheap and gives the work of a text; some
+are encoded, which gives the seconds for a unit of work (two-phase sampling, Cochran, Sampling Techniques,
+1977, chapter 12). A timed part is every k-th batch, in order of length, of a commit unit of the planned size:
+batches of smaller units would be packed worse.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from featcache.system.machine import peak_memory
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
 
-TOKENIZING = 0.25  # share of the sample's seconds that may go into drawing texts and tokenising them
-LEAST_PARTS = 8  # that are timed, ...
-LATE, LEAST_LATE = 3, 3  # ... or 3 where they take more than 3 times as long as was asked for
+TOKENIZING = 0.25  # largest share of the seconds for drawing texts and tokenising them
+MIN_PARTS = 8  # timed parts, ...
+LATE, MIN_LATE_PARTS = 3, 3  # ... or 3, if they take more than 3 times the seconds that were asked for
 STORED_UNITS, STORED_BYTES = 4, 8 << 20
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was timed, part by part.
+    """The timed parts.
 
     Attributes:
-        per_work: float64 `[parts]`, seconds a unit of `Lengths.work`; tokenising runs beside it.
+        per_work: float64 `[parts]`, seconds for a unit of `Lengths.work`; tokenising runs in parallel.
         texts, tokens: in all parts.
-        warm_up: seconds that the first, uncounted part took longer than it would have taken later.
+        warm_up: additional seconds of the first part, which is not counted.
     """
 
     per_work: np.ndarray
@@ -58,7 +58,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Storing:
-    """What comes before and after the encoding; 0 where it could not be measured.
+    """Seconds before and after the encoding; 0 where they could not be measured.
 
     Attributes:
         hash_row: seconds to hash a row.
@@ -76,19 +76,19 @@ class Sample:
     """Everything measured.
 
     Attributes:
-        width, views: numbers in a vector, and how many vectors a text has.
+        width, views: numbers in a vector, and vectors of a text.
         timing: None where nothing was encoded.
         start_up: seconds until the first batch runs: import, loading, checks; None where nothing was loaded.
-        memory: peak resident bytes of this process; None where nothing was loaded or the system does not say.
+        memory: peak resident bytes of this process; None where nothing was loaded or the system has no count.
         gpu_memory: peak bytes taken on the GPU; None without one.
         device: `cpu`, `cuda:0`; empty where nothing was loaded.
-        threads: that one process computes with.
-        max_length: longest text in tokens, as the model allows it.
-        batch_tokens: token budget, lowered where memory ran out; `asked_tokens` is what it was before.
+        threads: threads of one process.
+        max_length: tokens of the longest text that the model takes.
+        batch_tokens: token budget, lowered where memory ran out; `asked_tokens` is the budget before.
         made_up: the texts are random token ids.
-        repeated: share of the rows planned that equal another of them; None where not all are at hand.
-        load: processes that wanted a core in the minute before; 0 where the system does not say.
-        notes: the encoder's, for people.
+        repeated: share of the planned rows that equal another one; None where not all rows are known.
+        load: the system's load average of one minute before the sample; 0 where it has none.
+        notes: notes of the encoder.
     """
 
     width: int
@@ -124,12 +124,12 @@ def take_sample(
 
     Args:
         settings: model, features, folders and seed.
-        splits: where the texts are drawn from; not looked at with `mean_tokens`.
-        seconds: of encoding; longer where 8 parts of one batch each take longer.
-        mean_tokens: of made-up texts: log-normal lengths of random token ids.
-        rows: of the run that is planned; decides whether parts of the model are compiled (CUDA), and how
-            many of the source's are looked at for equal ones.
-        encode: False where the rate is known already: nothing is timed.
+        splits: the source of the texts; not used with `mean_tokens`.
+        seconds: seconds of encoding; more where 8 parts of one batch each take more.
+        mean_tokens: mean length of made-up texts: random token ids of log-normal lengths.
+        rows: rows of the planned extraction; decides whether parts of the model are compiled (CUDA), and
+            among how many rows of the source equal ones are counted.
+        encode: False where the rate is given: nothing is timed.
 
     Raises:
         SourceError, BackboneError, UsageError: as extraction would.
@@ -169,7 +169,7 @@ def take_sample(
 
 
 def _load_encoder(settings: Settings, rows: int, report: Callable[[str], None]) -> tuple[Encoder, float]:
-    """The encoder, compiled where that pays for so many rows, and the seconds that took."""
+    """The encoder, compiled where that pays for this number of rows, and the seconds of both."""
     files = find_model(settings.backbone)
     report(f"loading {files.name}")
     began = time.perf_counter()
@@ -182,20 +182,20 @@ def _load_encoder(settings: Settings, rows: int, report: Callable[[str], None]) 
 
 
 def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
-    """Made-up lengths alone, for a rate that is known already; neither weights nor torch are loaded.
+    """Made-up lengths alone, for a given rate; neither weights nor torch are loaded.
 
     Raises:
-        BackboneError: no such model, or its config.json does not say how wide its states are.
+        BackboneError: no such model, or its config.json has no width.
     """
     files = find_model(settings.backbone)
     if files.width is None:
         raise BackboneError(
-            f"{files.name}: config.json does not say how wide the states are",
-            hint="leave --tokens out, so that the model is loaded and texts are read",
+            f"{files.name}: config.json does not give the width of the states",
+            hint="without --tokens the model is loaded and texts are read",
         )
     longest = settings.features.max_length
-    tokens, cut = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed))
-    lengths = Lengths(tokens, tokens.astype(np.float64), cut, None)
+    tokens, truncated = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed))
+    lengths = Lengths(tokens, tokens.astype(np.float64), truncated, None)
     views, storing = len(set(settings.features.views)), Storing(0.0, 0.0, 0.0)
     return Sample(files.width, lengths, storing, views, max_length=longest, made_up=True)
 
@@ -203,7 +203,7 @@ def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
 def _time(
     encoder: Encoder, texts: Texts, seconds: float, draw: np.random.Generator, report: Callable[[str], None]
 ) -> Timing:
-    """Encode parts of units, one after the other, for about `seconds` after a first one that warms up."""
+    """Encode parts of commit units for about `seconds`, after a first part that warms up."""
     tokens, work = texts.lengths.tokens, texts.lengths.work
     budget = encoder.batch_tokens
     size = int(np.clip(UNIT_BATCHES * budget / tokens.mean(), 1, min(len(tokens), UNIT_ROWS)))
@@ -212,7 +212,7 @@ def _time(
     first = _part(units[0], tokens, budget, UNIT_BATCHES, 0)
     ((_, warm),) = _timed(encoder, texts, iter([first]))
     unit_seconds = warm * work[units[0]].sum() / work[first].sum()
-    share = next((k for k in (1, 2, 4) if LEAST_PARTS * unit_seconds <= k * seconds), UNIT_BATCHES)
+    share = next((k for k in (1, 2, 4) if MIN_PARTS * unit_seconds <= k * seconds), UNIT_BATCHES)
     starts = draw.integers(UNIT_BATCHES, size=len(units)).tolist()
     turns = (divmod(turn, len(units)) for turn in itertools.count())
     parts = (_part(units[i], tokens, budget, share, starts[i] + again) for again, i in turns)
@@ -224,15 +224,15 @@ def _time(
             spent += taken
             rates.append(taken / float(work[part].sum()))
             counted += len(part), int(tokens[part].sum())
-            late = spent >= LATE * seconds and len(rates) >= LEAST_LATE
-            if late or (spent >= seconds and len(rates) >= LEAST_PARTS):
+            late = spent >= LATE * seconds and len(rates) >= MIN_LATE_PARTS
+            if late or (spent >= seconds and len(rates) >= MIN_PARTS):
                 break
     warm_up = max(0.0, warm - float(np.median(rates)) * float(work[first].sum()))
     return Timing(np.array(rates), int(counted[0]), int(counted[1]), warm_up)
 
 
 def _part(unit: np.ndarray, tokens: np.ndarray, budget: int, share: int, offset: int) -> np.ndarray:
-    """Every `share`-th batch of a unit, from batch `offset` on; at least one."""
+    """Every `share`-th batch of a commit unit, from batch `offset` on; at least one."""
     from featcache.backbone.packing import plan_batches
 
     batches = plan_batches(tokens[unit], budget)
@@ -243,7 +243,7 @@ def _part(unit: np.ndarray, tokens: np.ndarray, budget: int, share: int, offset:
 def _timed(
     encoder: Encoder, texts: Texts, parts: Iterator[np.ndarray]
 ) -> Generator[tuple[np.ndarray, float], None, None]:
-    """Each part with its seconds; the next one is tokenised in a thread meanwhile, as extraction does it."""
+    """Encode each part and yield it with its seconds; a thread tokenises the next one, as in extraction."""
     with ThreadPoolExecutor(1) as pool:
         coming = deque((new, pool.submit(texts.tokenize, new)) for new in itertools.islice(parts, 1))
         began = time.perf_counter()
@@ -257,7 +257,7 @@ def _timed(
 
 
 def _storing(cache_dir: Path, texts: Texts, width: int, storage: str) -> Storing:
-    """Hash the texts, and seal an empty file and one of a few commit units."""
+    """Time the hashing of the texts, and the sealing of an empty file and of one of a few commit units."""
     from featcache.cache.sealed_writer import Column, write_sealed
     from featcache.cache.staging import Staging
 

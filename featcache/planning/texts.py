@@ -1,4 +1,4 @@
-"""Texts to plan with: a random sample of the source, or made-up ones; how long they are, how much work."""
+"""Texts to plan with, a random sample of the source or made-up ones: their lengths and their work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from featcache.fingerprint import row_hashes
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder, Tokens
 
-MOST_TEXTS = 20_000  # that are tokenised
+MAX_TEXTS = 20_000  # tokenised texts
 DRAWN_AT_ONCE = 1024
-SPREAD = 0.6  # of made-up lengths: standard deviation of their logarithm, as reviews and news have it
+SPREAD = 0.6  # standard deviation of the logarithm of made-up lengths, as in reviews and news
 MADE_UP = 4096  # texts
-MOST_COUNTED = 1_000_000  # rows among which equal ones are counted
+MAX_COUNTED = 1_000_000  # rows among which equal ones are counted
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Lengths:
     """The lengths of a sample of texts.
 
     Attributes:
-        tokens: int64 `[n]`, encoded tokens of each text; those in two windows count once.
+        tokens: int64 `[n]`, encoded tokens of each text; tokens in two windows count once.
         work: float64 `[n]`, floating-point operations of each text; its tokens where no model was loaded.
-        truncated: share of texts that are cut.
-        equal: share of texts that occur in the sample already; None for made-up texts.
-        seconds: that reading and tokenising took a text; None of made-up ones.
+        truncated: share of truncated texts.
+        equal: share of texts that equal another one of the sample; None for made-up texts.
+        seconds: seconds to read and tokenise a text; None for made-up texts.
     """
 
     tokens: np.ndarray
@@ -44,18 +44,18 @@ class Lengths:
 
 
 class Texts(Protocol):
-    """A sample of texts that can be tokenised, any of them, again and again."""
+    """A sample of texts that can be tokenised repeatedly, by number."""
 
     lengths: Lengths
 
     def tokenize(self, picked: np.ndarray) -> Tokens: ...
 
     def hash_seconds(self) -> float:
-        """Seconds that hashing takes a row; 0 where that cannot be measured."""
+        """Seconds to hash a row; 0 where that cannot be measured."""
 
 
 class Drawn:
-    """Rows of the splits, drawn without putting back, as many as can be tokenised in time."""
+    """Rows of the splits, drawn without replacement, as many as can be tokenised in `seconds`."""
 
     def __init__(
         self, encoder: Encoder, splits: Sequence[Split], draw: np.random.Generator, seconds: float
@@ -64,7 +64,7 @@ class Drawn:
         self.texts: list[str] = []
         self.pairs: list[str] | None = [] if splits[0].has_pairs else None
         ends = np.cumsum([0, *(len(split) for split in splits)])
-        order = draw.permutation(ends[-1])[:MOST_TEXTS]
+        order = draw.permutation(ends[-1])[:MAX_TEXTS]
         parts, began = [], time.perf_counter()
         for start in range(0, len(order), DRAWN_AT_ONCE):
             for number, split in enumerate(splits):
@@ -74,14 +74,14 @@ class Drawn:
                     parts.append(self._read(split, rows))
             if time.perf_counter() - began > seconds:
                 break
-        tokens, work, cut = (np.concatenate(column) for column in zip(*parts, strict=True))
+        tokens, work, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
         seconds = (time.perf_counter() - began) / len(self.texts)
         whole = self.texts if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
         equal = 1 - len(set(whole)) / len(whole)
-        self.lengths = Lengths(tokens, work, float(cut.mean()), equal, seconds)
+        self.lengths = Lengths(tokens, work, float(truncated.mean()), equal, seconds)
 
     def _read(self, split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keep the texts of these rows; their tokens, work and whether they are cut."""
+        """Add the texts of these rows; returns their tokens, their work and which are truncated."""
         texts, pairs = split.texts(rows), split.pairs(rows)
         with naming_rows(split, rows):
             tokens = self.encoder.tokenize(texts, pairs)
@@ -103,12 +103,12 @@ class Drawn:
 
 
 def repeated_share(splits: Sequence[Split], rows: int, draw: np.random.Generator) -> float | None:
-    """Share of `rows` rows that equal another of them, and are not encoded again.
+    """Share of `rows` rows that equal another one of them, and are not encoded again.
 
-    None where that is not known: the source has fewer rows, or too many to be looked at.
+    None where it is unknown: the source has fewer rows, or more than `MAX_COUNTED` are planned.
     """
     ends = np.cumsum([0, *(len(split) for split in splits)])
-    if not 0 < rows <= min(int(ends[-1]), MOST_COUNTED):
+    if not 0 < rows <= min(int(ends[-1]), MAX_COUNTED):
         return None
     picked = np.sort(draw.permutation(int(ends[-1]))[:rows])
     hashes = []
@@ -121,25 +121,25 @@ def repeated_share(splits: Sequence[Split], rows: int, draw: np.random.Generator
 
 
 class MadeUp:
-    """Random token ids; what they say of a text's meaning is nothing, of its time nearly everything."""
+    """Texts of random token ids: the time to encode a text depends on its length, hardly on its words."""
 
     def __init__(self, encoder: Encoder, mean: float, draw: np.random.Generator) -> None:
         if encoder.long_text == "chunks":
             raise UsageError(
-                "--tokens makes up texts that are cut at --max-length, not windows of them",
+                "--tokens makes up texts that are truncated at --max-length, not windows of them",
                 hint="use --long-text truncate, or give data",
             )
         self.encoder = encoder
         backbone = encoder.backbone
         least = backbone.tokenizer.num_special_tokens_to_add() + 1
-        counts, cut = made_up_lengths(mean, least, encoder.max_length, draw)
+        counts, truncated = made_up_lengths(mean, least, encoder.max_length, draw)
         special = set(getattr(backbone.tokenizer, "all_special_ids", []))
         vocabulary = int(backbone.model.get_input_embeddings().num_embeddings)
         usable = np.setdiff1d(np.arange(vocabulary, dtype=np.int32), np.array([*special], dtype=np.int32))
         self.ids = [draw.choice(usable, count) for count in counts.tolist()]
         self.typed = "token_type_ids" in backbone.tokenizer.model_input_names
         whole = self.tokenize(np.arange(len(counts)))
-        self.lengths = Lengths(counts, work_of(encoder, whole, len(counts)), cut, None)
+        self.lengths = Lengths(counts, work_of(encoder, whole, len(counts)), truncated, None)
 
     def tokenize(self, picked: np.ndarray) -> Tokens:
         from featcache.backbone.encoder import Tokens
@@ -166,7 +166,7 @@ def work_of(encoder: Encoder, tokens: Tokens, texts: int) -> np.ndarray:
     """Floating-point operations of each text in the blocks that are run, float64 `[texts]`."""
     from featcache.backbone.throughput import useful_flops
 
-    # Of a text of L tokens they are a L + b L^2: two lengths give a and b.
+    # A text of L tokens takes a L + b L^2 operations: two lengths give a and b.
     one, two = (useful_flops(encoder.backbone, np.array([length])) for length in (1, 2))
     square = (two - 2 * one) / 2
     depth = encoder.views[-1].layer / encoder.backbone.num_blocks

@@ -107,4 +107,4 @@ def test_plan_uses_the_shard_size_of_the_settings(cli: Cli, work: Path) -> None:
 
 def test_plan_refuses_workers_that_machines_cannot_share(cli: Cli, work: Path) -> None:
     argv = ["plan", "--rows", "1e6", "--tokens", "20", "--rate", "1000", "--nodes", "4", "--workers", "10"]
-    cli.refused(2, argv, "10 workers on 4 machines", "12 of them")
+    cli.refused(2, argv, "10 workers on 4 machines", "12 workers")

@@ -33,7 +33,7 @@ def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> No
     lengths = replace(sample().lengths, truncated=0.3)
     text = "\n".join(planned_of(sample(lengths=lengths, batch_tokens=2048), rows=10**9).warnings)
     for words in (
-        "200.0 GB to tell",
+        "200.0 GB to find equal rows",
         "30.0% of the texts are truncated at 512",
         "116 days is long",
         "2048 fitted",

@@ -46,6 +46,7 @@ def slow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Encoder, "encode", slowly)
 
 
+@pytest.mark.slow  # it compares times: other work on the machine makes it fail
 @pytest.mark.usefixtures("slow_encoder")
 def test_three_sizes_take_what_was_planned(settings: Settings) -> None:
     for rows in (300, 600, 1200):

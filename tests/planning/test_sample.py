@@ -77,4 +77,4 @@ def test_a_slow_model_ends_the_sample(settings: Settings, monkeypatch: pytest.Mo
     made = plan(settings, ["train"], Ask(sample_seconds=0.1))
     assert time.perf_counter() - began < 5
     parts = next(fact.value for fact in made.facts if fact.name.startswith("encoded on cpu"))
-    assert parts.endswith(f"in {plan_sample.LEAST_LATE} parts")
+    assert parts.endswith(f"in {plan_sample.MIN_LATE_PARTS} parts")

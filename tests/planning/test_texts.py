@@ -28,10 +28,10 @@ def test_equal_texts_are_counted_where_all_rows_are_at_hand(settings: Settings, 
     made = plan(twice, splits, Ask(sample_seconds=0.05))
     assert made.rows == 800
     assert ("equal texts, encoded once", "75.0%") in [(fact.name, fact.value) for fact in made.facts]
-    assert not any("cannot know" in note for note in made.notes)
+    assert not any("cannot tell" in note for note in made.notes)
     more = plan(twice, splits, Ask(rows=801, sample_seconds=0.05))
     assert ("equal texts in the sample", "75.0%") in [(fact.name, fact.value) for fact in more.facts]
-    assert any("75.0%" in note and "cannot know" in note for note in more.notes)
+    assert any("75.0%" in note and "cannot tell" in note for note in more.notes)
 
 
 def test_repeated_share_of_some_rows(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_made_up_texts_before_there_is_data(tiny: Callable[[str], Path], tmp_pat
     assert made.memory is None or made.memory > 10**7
     assert any("made up" in note for note in made.notes)
     chunks = replace(settings, features=replace(settings.features, long_text="chunks", overlap=4))
-    with pytest.raises(UsageError, match="--tokens makes up texts that are cut"):
+    with pytest.raises(UsageError, match="--tokens makes up texts that are truncated"):
         plan(chunks, ["train"], Ask(rows=10, tokens=20))
 
 
