@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ import torch
 
 from featcache.backbone import load as loading
 from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
-from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.backbone.packing import TokenBatch
 from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
 from featcache.backbone.position_table import Extension
-from featcache.errors import BadRow, UsageError
+from featcache.backbone.tokenization import Tokenization, Tokens
+from featcache.errors import BackboneError, BadRow, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import BackboneSettings, FeatureSettings
 
@@ -35,41 +35,6 @@ BATCHES = {  # what the user is told of batches that are not packed
 }
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
 TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is truncated), or another --device"
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The token ids of many texts, end to end.
-
-    Each text is one row for the model, or several where it is split into windows.
-
-    Attributes:
-        ids: int32 `[sum of lengths]`.
-        lengths: int64 `[rows]`, tokens kept of each text, or of each window.
-        type_ids: uint8, like `ids`; None for models without token types.
-        truncated: bool `[N]`, whether tokens were cut off.
-        windows: which rows are windows of which text; None if every row is a text.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    type_ids: np.ndarray | None
-    truncated: np.ndarray
-    windows: Windows | None = None
-
-    def texts_of(self, rows: np.ndarray) -> np.ndarray:
-        """The text that each of `rows` is, or is a window of."""
-        return rows if self.windows is None else self.windows.owner[rows]
-
-    def batch(self, rows: np.ndarray) -> TokenBatch:
-        ends = np.cumsum(self.lengths)
-        pieces = [slice(int(ends[row] - self.lengths[row]), int(ends[row])) for row in rows]
-        types = self.type_ids
-        return TokenBatch(
-            np.concatenate([self.ids[piece] for piece in pieces]),
-            self.lengths[rows],
-            None if types is None else np.concatenate([types[piece] for piece in pieces]),
-        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +82,10 @@ class Encoder:
             backbone.extend(extension)
         self.max_length = _usable_length(backbone, features.max_length)
         self.long_text, self.overlap = features.long_text, features.overlap
-        self._split = self._splitter()
+        self._tokenization = Tokenization(
+            backbone, prompt=self.prompt, max_length=self.max_length,
+            long_text=self.long_text, overlap=self.overlap,
+        )  # fmt: skip
         self.notes = self._notes(features)
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
@@ -160,19 +128,6 @@ class Encoder:
             positions=self.backbone.extension.document if self.backbone.extension else None,
         )
 
-    def _splitter(self) -> Callable[[np.ndarray], list[np.ndarray]] | None:
-        """From the token ids of a text to its parts, as places in them; None if texts are truncated."""
-        if self.long_text == "truncate":
-            return None
-        if self.long_text not in ("chunks", "head-tail"):
-            raise UsageError(f"--long-text {self.long_text}: truncate, chunks or head-tail")
-        frame, limit = Frame.of(self.backbone.tokenizer, self.prompt), self.max_length
-        if self.long_text == "chunks":
-            check_overlap(self.overlap, frame, limit)
-            return partial(chunks, frame=frame, limit=limit, overlap=self.overlap)
-        check_overlap(0, frame, limit)
-        return partial(head_and_tail, frame=frame, limit=limit)
-
     def _notes(self, features: FeatureSettings) -> list[str]:
         """What differs from what was asked for, as messages for the user."""
         notes, asked = [], features.max_length
@@ -189,73 +144,8 @@ class Encoder:
         return notes
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
-        """Token ids of texts (and pairs), prompt included, truncated or split at `max_length`.
-
-        Raises:
-            BadRow: a text without any token.
-            UsageError: pairs, unless long texts are truncated.
-        """
-        tokenizer = self.backbone.tokenizer
-        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
-        if not prompted:
-            none = np.zeros(0, dtype=np.int64)
-            return Tokens(none.astype(np.int32), none, None, none.astype(bool))
-        if self._split is not None:
-            if pairs is not None:
-                raise UsageError(
-                    f"--long-text {self.long_text} takes single texts, not pairs",
-                    hint="use --long-text truncate, which cuts the longer text of a pair",
-                )
-            return self._tokenize_whole(texts, prompted, self._split)
-        coded = tokenizer(
-            prompted,
-            None if pairs is None else list(pairs),
-            truncation=True,
-            max_length=self.max_length,
-            return_attention_mask=False,
-        )
-        lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
-        if not lengths.all():
-            row = int(np.argmin(lengths))
-            raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row)
-        return Tokens(
-            _flat(coded["input_ids"], np.int32),
-            lengths,
-            _flat(coded["token_type_ids"], np.uint8) if "token_type_ids" in coded else None,
-            self._truncated(coded, prompted, pairs, lengths),
-        )
-
-    def _tokenize_whole(
-        self, texts: Sequence[str], prompted: list[str], split: Callable[[np.ndarray], list[np.ndarray]]
-    ) -> Tokens:
-        """Tokens of whole texts, from which `split` takes windows or the two ends; few texts at a time."""
-        ids: list[np.ndarray] = []
-        types: list[np.ndarray] = []
-        counts, whole = [], []
-        for part in groups(prompted):
-            coded = self.backbone.tokenizer(prompted[part], return_attention_mask=False, verbose=False)
-            for number, row in enumerate(coded["input_ids"]):
-                if not row:
-                    place = part.start + number
-                    raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
-                text = np.asarray(row, dtype=np.int32)
-                windows = split(text)
-                counts.append(len(windows))
-                whole.append(len(text))
-                ids += [text[places] for places in windows]
-                if "token_type_ids" in coded:
-                    kinds = np.asarray(coded["token_type_ids"][number], dtype=np.uint8)
-                    types += [kinds[places] for places in windows]
-        lengths = np.array([len(row) for row in ids], dtype=np.int64)
-        n_tokens = np.array(whole, dtype=np.int64)
-        in_windows = self.long_text == "chunks"
-        return Tokens(
-            np.concatenate(ids),
-            lengths,
-            np.concatenate(types) if types else None,
-            np.zeros(len(whole), dtype=bool) if in_windows else n_tokens > self.max_length,
-            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if in_windows else None,
-        )
+        """See `Tokenization.__call__`."""
+        return self._tokenization(texts, pairs)
 
     def encode(self, tokens: Tokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """Features of tokenised texts, in their order.
@@ -341,18 +231,6 @@ class Encoder:
             else "try --dtype float32; if it stays so, the weights themselves are damaged",
         )
 
-    def _truncated(
-        self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray
-    ) -> np.ndarray:
-        """Which texts lost tokens; only those as long as the limit can."""
-        full = lengths >= self.max_length
-        if coded.is_fast:
-            return np.array([bool(encoding.overflowing) for encoding in coded.encodings])
-        for row in np.flatnonzero(full).tolist():
-            whole = self.backbone.tokenizer(texts[row], None if pairs is None else pairs[row])
-            full[row] = len(whole["input_ids"]) > self.max_length
-        return full
-
 
 def _usable_length(backbone: Backbone, asked: int) -> int:
     """The lowest of `asked` and what backbone and tokenizer allow."""
@@ -361,6 +239,11 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
         raise UsageError(f"--max-length {asked} leaves no room for text; at least {least}")
     limits = [backbone.position_limit, backbone.tokenizer.model_max_length]
     limit = int(min(limit for limit in limits if limit))
+    if limit < least:
+        raise BackboneError(
+            f"{backbone.files.name} takes {limit} tokens, which leaves no room for text; at least {least}",
+            hint="model_max_length in its tokenizer_config.json or its positions in config.json are wrong",
+        )
     if asked > max(limit, FeatureSettings.max_length):
         raise UsageError(
             f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
@@ -385,7 +268,3 @@ def document_settings(document: EncoderDocument, views: Sequence[str]) -> Featur
         long_text=document.long_text,
         overlap=FeatureSettings.overlap if document.overlap is None else document.overlap,
     )
-
-
-def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
-    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])

@@ -9,9 +9,12 @@ from torch import nn
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
+from featcache.backbone.model_files.config_checks import check_parameters, check_vocabulary
 from featcache.backbone.model_files.find import ModelFiles, require_unchanged
+from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.model_files.pickled_weights import loadable_folder
-from featcache.errors import BackboneError, FeatcacheError, UsageError
+from featcache.backbone.model_files.weight_files import weight_bytes
+from featcache.errors import BackboneError, UsageError
 from featcache.settings import BackboneSettings
 
 
@@ -36,22 +39,20 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     dtype_name = resolve_dtype(settings.dtype, device)
     source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
     register(IMPLEMENTATION, packed_attention)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(files.folder, **source)
-            tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
-            kind = AutoModelForTextEncoding if _is_text_encoder(config) else AutoModel
-            model, info = kind.from_pretrained(
-                loadable_folder(files), config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True, **source,
-            )  # fmt: skip
-    except FeatcacheError:
-        raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise errors of all kinds
-        raise BackboneError(
-            f"cannot load {files.name} from {files.folder}: {type(error).__name__}: {error}",
-            hint="is the download complete? a model with code of its own needs --trust-remote-code",
-        ) from error
+    cannot = f"cannot load {files.name} from {files.folder}"
+    hint = "is the download complete? a model with code of its own needs --trust-remote-code"
+    with quiet_transformers(), library_errors(cannot, hint):
+        config = AutoConfig.from_pretrained(files.folder, **source)
+        kind = AutoModelForTextEncoding if _is_text_encoder(config) else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        rows = getattr(config.get_text_config(), "vocab_size", None)
+        check_vocabulary(tokenizer, files.folder, files.hashes, rows)
+        if not hasattr(config, "auto_map"):
+            check_parameters(kind, config, files.folder / "config.json", weight_bytes(files.folder))
+        model, info = kind.from_pretrained(
+            loadable_folder(files), config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **source,
+        )  # fmt: skip
     _require_weights(files, info)
     model = _text_part(model)
     if getattr(model, "pooler", None) is not None:

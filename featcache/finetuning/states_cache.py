@@ -36,7 +36,8 @@ from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
 
 if TYPE_CHECKING:
-    from featcache.backbone.encoder import Encoder, Tokens
+    from featcache.backbone.encoder import Encoder
+    from featcache.backbone.tokenization import Tokens
 
 COMMIT_TOKENS = 1 << 15
 TOKENIZE_ROWS = 1024

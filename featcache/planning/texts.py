@@ -15,7 +15,8 @@ from featcache.extraction.encode_units import naming_rows
 from featcache.fingerprint import row_hashes
 
 if TYPE_CHECKING:
-    from featcache.backbone.encoder import Encoder, Tokens
+    from featcache.backbone.encoder import Encoder
+    from featcache.backbone.tokenization import Tokens
 
 MAX_TEXTS = 20_000  # tokenised texts
 DRAWN_AT_ONCE = 1024
@@ -142,7 +143,7 @@ class MadeUp:
         self.lengths = Lengths(counts, work_of(encoder, whole, len(counts)), truncated, None)
 
     def tokenize(self, picked: np.ndarray) -> Tokens:
-        from featcache.backbone.encoder import Tokens
+        from featcache.backbone.tokenization import Tokens
 
         ids = np.concatenate([self.ids[i] for i in picked])
         types = np.zeros(len(ids), dtype=np.uint8) if self.typed else None

@@ -41,7 +41,7 @@ from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
-    from featcache.backbone.encoder import Tokens
+    from featcache.backbone.tokenization import Tokens
     from featcache.prediction.predictor import Predictor
 
 AHEAD = 2  # batches tokenised before the model is free for them

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.backbone.encoder import Encoder, Tokens
+from featcache.backbone.encoder import Encoder
+from featcache.backbone.tokenization import Tokens
 from featcache.errors import HeadError, SourceError
 from featcache.finetuning.run_backbone import RunBackbone
 from featcache.fingerprint import differences

@@ -21,3 +21,10 @@ def on_one_thread() -> Iterator[None]:
 def bert(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
     """A copy of the tiny BERT that a test may damage."""
     return shutil.copytree(tiny("bert"), tmp_path / "bert")
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The mirror of one test, where converted weights are kept."""
+    monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))
+    return tmp_path / "mirror"

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.backbone.model_files.config_checks import WIDTH_KEYS, check_config, check_tokenizer_files
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import read_object
 from featcache.backbone.model_files.wanted import TOKENIZER_FILES
-from featcache.backbone.model_files.weight_files import weight_files
+from featcache.backbone.model_files.weight_files import weight_bytes, weight_files
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 from featcache.system.hashes import changed_files, current_hash
-
-WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")  # what families call it in their config.json
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ModelFiles:
             BackboneError: config.json is no JSON object.
         """
         config = read_object(self.folder / "config.json")
-        return next((int(config[key]) for key in WIDTH_KEYS if key in config), None)
+        return next((config[key] for key in WIDTH_KEYS if key in config), None)
 
 
 def find_model(settings: BackboneSettings) -> ModelFiles:
@@ -99,4 +98,6 @@ def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
             hint="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
         )
     code = sorted(folder.glob("*.py")) if remote_code else []
+    check_config(config, weight_bytes(folder))
+    check_tokenizer_files(folder)
     return [config, *weight_files(folder), *tokenizer, *code]

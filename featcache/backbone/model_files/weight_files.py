@@ -86,6 +86,11 @@ def is_pickled(weights: list[Path]) -> bool:
     return weights[-1].suffix == PICKLED.suffix
 
 
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all weight files."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
 def no_weights(where: str, names: list[str]) -> BackboneError:
     """The error for a model with files of these names and no weights that featcache reads."""
     for pattern, kind in OTHER_WEIGHTS.items():

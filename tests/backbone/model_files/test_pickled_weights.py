@@ -27,11 +27,7 @@ from tests.support.stock import assert_features, encoder, load, mixed, settings_
 Folder = Callable[[str], Path]
 
 
-@pytest.fixture(autouse=True)
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The mirror of one test."""
-    monkeypatch.setenv("FEATCACHE_MIRROR", str(tmp_path / "mirror"))
-    return tmp_path / "mirror"
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.fixture

@@ -1,0 +1,194 @@
+"""Texts -> token ids: truncated, split into windows, or their two ends kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
+from featcache.backbone.model import Backbone, TokenBatch
+from featcache.backbone.model_files.library_errors import library_errors
+from featcache.errors import BackboneError, BadRow, UsageError
+
+BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of many texts, end to end.
+
+    Each text is one row for the model, or several where it is split into windows.
+
+    Attributes:
+        ids: int32 `[sum of lengths]`.
+        lengths: int64 `[rows]`, tokens kept of each text, or of each window.
+        type_ids: uint8, like `ids`; None for models without token types.
+        truncated: bool `[N]`, whether tokens were cut off.
+        windows: which rows are windows of which text; None if every row is a text.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    type_ids: np.ndarray | None
+    truncated: np.ndarray
+    windows: Windows | None = None
+
+    def texts_of(self, rows: np.ndarray) -> np.ndarray:
+        """The text that each of `rows` is, or is a window of."""
+        return rows if self.windows is None else self.windows.owner[rows]
+
+    def batch(self, rows: np.ndarray) -> TokenBatch:
+        ends = np.cumsum(self.lengths)
+        pieces = [slice(int(ends[row] - self.lengths[row]), int(ends[row])) for row in rows]
+        types = self.type_ids
+        return TokenBatch(
+            np.concatenate([self.ids[piece] for piece in pieces]),
+            self.lengths[rows],
+            None if types is None else np.concatenate([types[piece] for piece in pieces]),
+        )
+
+
+class Tokenization:
+    """The tokenizer of a backbone, and what is done with texts longer than `max_length` tokens.
+
+    Args:
+        prompt: put before every text.
+        long_text: `truncate`, `chunks` or `head-tail`.
+        overlap: tokens that neighbouring windows share.
+
+    Raises:
+        UsageError: a `long_text` that there is not, or a length that leaves no room.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, prompt: str, max_length: int, long_text: str, overlap: int
+    ) -> None:
+        self.backbone, self.prompt, self.max_length = backbone, prompt, max_length
+        self.long_text, self.overlap = long_text, overlap
+        self._split = self._splitter()
+
+    def _splitter(self) -> Callable[[np.ndarray], list[np.ndarray]] | None:
+        """From the token ids of a text to its parts, as places in them; None if texts are truncated."""
+        if self.long_text == "truncate":
+            return None
+        if self.long_text not in ("chunks", "head-tail"):
+            raise UsageError(f"--long-text {self.long_text}: truncate, chunks or head-tail")
+        frame, limit = Frame.of(self.backbone.tokenizer, self.prompt), self.max_length
+        if self.long_text == "chunks":
+            check_overlap(self.overlap, frame, limit)
+            return partial(chunks, frame=frame, limit=limit, overlap=self.overlap)
+        check_overlap(0, frame, limit)
+        return partial(head_and_tail, frame=frame, limit=limit)
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+        """Token ids of texts (and pairs), prompt included, truncated or split at `max_length`.
+
+        Raises:
+            BadRow: a text without any token.
+            UsageError: pairs, unless long texts are truncated.
+        """
+        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
+        if not prompted:
+            none = np.zeros(0, dtype=np.int64)
+            return Tokens(none.astype(np.int32), none, None, none.astype(bool))
+        if self._split is not None:
+            if pairs is not None:
+                raise UsageError(
+                    f"--long-text {self.long_text} takes single texts, not pairs",
+                    hint="use --long-text truncate, which cuts the longer text of a pair",
+                )
+            return self._tokenize_whole(texts, prompted, self._split)
+        coded = self._coded(prompted, pairs, truncation=True, max_length=self.max_length)
+        lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
+        if not lengths.all():
+            row = int(np.argmin(lengths))
+            raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row)
+        return Tokens(
+            _flat(coded["input_ids"], np.int32),
+            lengths,
+            _flat(coded["token_type_ids"], np.uint8) if "token_type_ids" in coded else None,
+            self._truncated(coded, prompted, pairs, lengths),
+        )
+
+    def _coded(
+        self, texts: list[str], pairs: Sequence[str] | None = None, *, first: int = 0, **options: Any
+    ) -> Any:
+        """What the tokenizer returns for texts, prompt included.
+
+        Args:
+            first: the row of the first text.
+
+        Raises:
+            BadRow: a text that the tokenizer refuses, or with a token that the model has no embedding for.
+        """
+        name, rows = self.backbone.files.name, getattr(self.backbone.model.config, "vocab_size", None)
+        tokenizer = partial(self.backbone.tokenizer, return_attention_mask=False, **options)
+        try:
+            with library_errors(f"the tokenizer of {name} fails"):
+                coded = tokenizer(texts, None if pairs is None else list(pairs))
+        except BackboneError as error:
+            for row, text in enumerate(texts):
+                try:
+                    with library_errors(""):
+                        tokenizer([text], None if pairs is None else [pairs[row]])
+                except BackboneError:
+                    raise BadRow(f"{error.what} (text: {text[:40]!r})", first + row, BAD_TOKENIZER) from error
+            raise
+        if rows is not None and max(map(max, filter(None, coded["input_ids"])), default=0) >= rows:
+            row = next(row for row, ids in enumerate(coded["input_ids"]) if ids and max(ids) >= rows)
+            token = self.backbone.tokenizer.convert_ids_to_tokens(max(coded["input_ids"][row]))
+            what = f"{name} has no embedding of its tokenizer's token {token!r}"
+            raise BadRow(what, first + row, BAD_TOKENIZER)
+        return coded
+
+    def _tokenize_whole(
+        self, texts: Sequence[str], prompted: list[str], split: Callable[[np.ndarray], list[np.ndarray]]
+    ) -> Tokens:
+        """Tokens of whole texts, from which `split` takes windows or the two ends; few texts at a time."""
+        ids: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        counts, whole = [], []
+        for part in groups(prompted):
+            coded = self._coded(prompted[part], first=part.start, verbose=False)
+            for number, row in enumerate(coded["input_ids"]):
+                if not row:
+                    place = part.start + number
+                    raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
+                text = np.asarray(row, dtype=np.int32)
+                windows = split(text)
+                counts.append(len(windows))
+                whole.append(len(text))
+                ids += [text[places] for places in windows]
+                if "token_type_ids" in coded:
+                    kinds = np.asarray(coded["token_type_ids"][number], dtype=np.uint8)
+                    types += [kinds[places] for places in windows]
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        n_tokens = np.array(whole, dtype=np.int64)
+        in_windows = self.long_text == "chunks"
+        return Tokens(
+            np.concatenate(ids),
+            lengths,
+            np.concatenate(types) if types else None,
+            np.zeros(len(whole), dtype=bool) if in_windows else n_tokens > self.max_length,
+            Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if in_windows else None,
+        )
+
+    def _truncated(
+        self, coded: Any, texts: list[str], pairs: Sequence[str] | None, lengths: np.ndarray
+    ) -> np.ndarray:
+        """Which texts lost tokens; only those as long as the limit can."""
+        full = lengths >= self.max_length
+        if coded.is_fast:
+            return np.array([bool(encoding.overflowing) for encoding in coded.encodings])
+        for row in np.flatnonzero(full).tolist():
+            whole = self.backbone.tokenizer(texts[row], None if pairs is None else pairs[row])
+            full[row] = len(whole["input_ids"]) > self.max_length
+        return full
+
+
+def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
