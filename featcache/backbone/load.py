@@ -45,7 +45,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
         config = AutoConfig.from_pretrained(files.folder, **source)
         kind = AutoModelForTextEncoding if _is_text_encoder(config) else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
-        rows = getattr(config.get_text_config(), "vocab_size", None)
+        rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
         check_vocabulary(tokenizer, files.folder, files.hashes, rows)
         if not hasattr(config, "auto_map"):
             check_parameters(kind, config, files.folder / "config.json", weight_bytes(files.folder))
