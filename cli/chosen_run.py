@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,17 @@ from featcache_cli.console import err, note
 from featcache_cli.options import add_flag, settings_of
 
 if TYPE_CHECKING:
+    from featcache.finetuning.run_backbone import BackboneChoice
     from featcache.prediction.predictor import Predictor
     from featcache.runs.run import Run
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
-    """`--model` and `--device`: where the backbone of a run is now, and where it runs; no settings."""
+    """Where the backbone of a run is now, where it runs, and whether its own code may run; no settings."""
     add_flag(parser, "--model", "folder of the backbone, if it has moved since")
     add_flag(parser, "--device", "auto, cpu, cuda, cuda:N or mps", "auto")
+    code = "let the model's own Python code run; what the run says of that does not count"
+    parser.add_argument("--trust-remote-code", action=argparse.BooleanOptionalAction, default=None, help=code)
 
 
 def named_runs(names: Sequence[str], reports: Path) -> list[Run]:
@@ -47,6 +51,22 @@ def choose(args: argparse.Namespace) -> Run:
     return chosen
 
 
+def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
+    """What the flags and the settings file say about the backbone of a run.
+
+    The settings file trusts a model that the user names, in it or by `--model`; none that only the run names.
+    """
+    from featcache.finetuning.run_backbone import BackboneChoice
+
+    if args.trust_remote_code is not None:
+        return BackboneChoice(args.model, device=args.device, trust_remote_code=args.trust_remote_code)
+    own = settings_of(args).backbone
+    if own.trust_remote_code and own.model == (args.model or chosen.record.backbone.model):
+        return BackboneChoice(own.model, own.revision, own.hub, args.device, trust_remote_code=True)
+    trust = bool(args.model) and own.trust_remote_code
+    return BackboneChoice(args.model, device=args.device, trust_remote_code=trust)
+
+
 def load(args: argparse.Namespace, chosen: Run) -> Predictor:
     """The predictor of a run, with a spinner while it is loaded."""
     from rich.text import Text
@@ -56,4 +76,4 @@ def load(args: argparse.Namespace, chosen: Run) -> Predictor:
     with console.status(Text(f"loading {chosen.record.backbone.model}")):
         from featcache.prediction.predictor import Predictor
 
-        return Predictor.from_run(chosen, model=args.model, device=args.device)
+        return Predictor.from_run(chosen, **asdict(backbone_of(args, chosen)))

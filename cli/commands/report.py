@@ -93,6 +93,7 @@ def write(
             inspect=args.inspect,
             projection=args.map,
             reports_dir=reports,
+            settings=settings_of(args),
             on_progress=meter,
         )
         meter.step("drawing", 0, 1)

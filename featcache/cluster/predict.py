@@ -9,13 +9,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.cluster.cluster import Actor, ActorPool, Engine, connected, deal, require_ray
 from featcache.cluster.output_parts import OutputFolder, OutputPart, PartRecord, plan_parts, states_of
 from featcache.data.formats.open import open_rows
+from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.prediction.file import LabelledFile, predict_file
 from featcache.prediction.journal import FIRST_BAD
@@ -64,8 +65,7 @@ def predict_with_ray(
     files: FilesToLabel,
     engine: Engine,
     *,
-    model: str | None = None,
-    device: str = "auto",
+    backbone: BackboneChoice = BackboneChoice(),  # noqa: B008 - it is frozen
     force: bool = False,
     on_progress: OnProgress = ignore,
 ) -> LabelledFile:
@@ -75,7 +75,7 @@ def predict_with_ray(
     their order, and read sources and model under the same names as this process.
 
     Args:
-        model: name or path of the backbone, if it has moved since the head was trained.
+        backbone: what this user says about the backbone of the run.
         force: replace the output of other work, once there are actors.
         on_progress: called with notes, and after each task of a few parts.
 
@@ -99,7 +99,7 @@ def predict_with_ray(
         resumed, finished = sum(record.rows for record in found.values()), set(found)
         if len(found) < len(parts):
             with connected(engine.ray_address):
-                pool = ActorPool.of(engine.workers or "auto", device)
+                pool = ActorPool.of(engine.workers or "auto", backbone.device)
                 if fresh and force:  # the old output is removed only when there are actors
                     folder.begin(key)
                 order = PredictOrder(
@@ -107,8 +107,7 @@ def predict_with_ray(
                     parts=parts,
                     output=folder.place,
                     reading=files.reading,
-                    model=_model(run, model),
-                    device=device,
+                    backbone=replace(backbone, model=_model(run, backbone.model)),
                     threads=pool.threads,
                 )
                 _predict_missing(order, pool, found, on_progress)
@@ -181,7 +180,7 @@ class PredictOrder:
     Attributes:
         run: the contents of the run's files, by name.
         output: folder or URL.
-        model: name or path of the backbone; None: as in the run.
+        backbone: its model is a name or an absolute path; None: as in the run.
         threads: threads of torch.
     """
 
@@ -189,8 +188,7 @@ class PredictOrder:
     parts: Sequence[OutputPart]
     output: str
     reading: Reading
-    model: str | None
-    device: str
+    backbone: BackboneChoice
     threads: int
 
 
@@ -230,7 +228,7 @@ class _PredictingActor(Actor[PredictOrder]):
             for name, content in self.order.run.items():
                 (run / name).write_bytes(content)
             found = load_run(run.parent, run.name)
-            return Predictor.from_run(found, model=self.order.model, device=self.order.device)
+            return Predictor.from_run(found, **asdict(self.order.backbone))
 
     def _label(self, predictor: Predictor, folder: OutputFolder, part: OutputPart) -> PartRecord:
         there = folder.record(part, folder.info(part))

@@ -62,10 +62,10 @@ class RunToExport:
     """
 
     def __init__(self, run: Run, model: str | None) -> None:
-        from featcache.finetuning.run_backbone import RunBackbone
+        from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 
         self.run = run
-        self._backbone = RunBackbone.find(run, model, exact=True)
+        self._backbone = RunBackbone.find(run, BackboneChoice(model), exact=True)
         self.head, self.files = self._backbone.head, self._backbone.files
 
     @property

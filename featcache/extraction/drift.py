@@ -56,10 +56,13 @@ class Reencoder:
         settings: where the texts are, and on which device to run; what changes a feature is taken from
             the file.
         model: where the backbone lies now, if not where the file's record says.
+        trust_any: the settings trust the code of whatever model a record names; otherwise that of their own
+            model alone.
     """
 
     settings: Settings
     model: str | None = None
+    trust_any: bool = False
     _encoders: dict[bytes, Encoder] = field(default_factory=dict)
     _splits: dict[str, Split] = field(default_factory=dict)
 
@@ -116,6 +119,14 @@ class Reencoder:
         from featcache.backbone.encoder import Encoder, document_settings
 
         settings = self._backbone(file, document)
+        code = [name for name in document.files if name.endswith(".py")]
+        if code and not settings.trust_remote_code:
+            raise CacheError(
+                f"{file.path.name} was made with code of its model {settings.model} ({', '.join(code)}), "
+                "which only you can let run, whatever the record says",
+                hint="if you trust whoever wrote that code: --trust-remote-code",
+            )
+        settings = replace(settings, trust_remote_code=bool(code))
         files = find_model(settings)
         _check_same(file, files.name, {"files": document.files}, {"files": files.hashes})
         encoder = Encoder.load(settings, document_settings(document, file.views), files)
@@ -123,15 +134,20 @@ class Reencoder:
         return encoder
 
     def _backbone(self, file: CacheFile, document: EncoderDocument) -> BackboneSettings:
-        """The backbone as the record names it, else as the settings do; its dtype is the file's."""
+        """The backbone as the record names it, else as the settings do; its dtype is the file's.
+
+        Settings that trust the code of the model which they name do so at the revision which they name.
+        """
         asked, made = self.settings.backbone, file.record.made
         asked = replace(asked, dtype=document.dtype.compute)
         if self.model is not None:
             return replace(asked, model=self.model)
-        if made.model is not None:
-            hub = made.hub or BackboneSettings().hub
-            return replace(asked, model=made.model, revision=made.commit, hub=hub)
-        return asked
+        trusts_own = asked.trust_remote_code and not self.trust_any
+        if made.model is None or (trusts_own and made.model == asked.model):
+            return asked
+        hub = made.hub or BackboneSettings().hub
+        trust = asked.trust_remote_code and self.trust_any
+        return replace(asked, model=made.model, revision=made.commit, hub=hub, trust_remote_code=trust)
 
 
 def compare(view: str, cached: np.ndarray, fresh: np.ndarray) -> Drift:

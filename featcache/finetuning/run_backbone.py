@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from featcache.backbone.encoder import Encoder, document_settings
 from featcache.backbone.model_files.find import ModelFiles, find_model
-from featcache.errors import HeadError
+from featcache.errors import BackboneError, HeadError
 from featcache.fingerprint import EncoderDocument, TunedPart, differences
 from featcache.heads.head import Head
 from featcache.runs.run import Run
 from featcache.settings import BackboneSettings
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """What this user says about the backbone of a run; what run.json says is the word of whoever trained it.
+
+    Attributes:
+        model: its folder or hub id, if it is not where it was when the head was trained.
+        revision, hub: of `model`; see `--revision`, `--hub`.
+        device: see `--device`.
+        trust_remote_code: let the model's own Python code run, where the head was trained with it.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    hub: str | None = None
+    device: str = "auto"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,25 +47,23 @@ class RunBackbone:
     exact: bool
 
     @classmethod
-    def find(
-        cls, run: Run, model: str | None = None, *, device: str = "auto", exact: bool = False
-    ) -> RunBackbone:
+    def find(cls, run: Run, choice: BackboneChoice, *, exact: bool = False) -> RunBackbone:
         """The backbone of `run`, checked before its weights are loaded.
-
-        Args:
-            model: its folder or hub id, if it is not where it was when the head was trained.
 
         Raises:
             HeadError: the head cannot be read, or the backbone that is there has other files.
-            BackboneError, UsageError: the backbone is not there.
+            BackboneError, UsageError: the backbone is not there, or needs code that may not run.
         """
         head, made = run.head(), run.record.backbone
+        code = [name for name in head.encoder.files if name.endswith(".py")]
+        if code and (exact or not choice.trust_remote_code):
+            raise _needs_code(run, code, exact=exact)
         settings = BackboneSettings(
-            model=model or made.model,
-            revision=None if model else made.commit or made.revision,
-            hub=made.hub,
-            trust_remote_code=made.trust_remote_code and not exact,
-            device="cpu" if exact else device,
+            model=choice.model or made.model,
+            revision=choice.revision if choice.model else made.commit or made.revision,
+            hub=choice.hub or made.hub,
+            trust_remote_code=bool(code),
+            device="cpu" if exact else choice.device,
             dtype="float32" if exact else head.encoder.dtype.compute,
             batch_tokens=None if exact else made.batch_tokens,
         )
@@ -82,6 +99,17 @@ class RunBackbone:
         encoder = TunedEncoder(backbone, features, self.settings.batch_tokens)
         encoder.tuned = document.tuned
         return encoder
+
+
+def _needs_code(run: Run, code: Sequence[str], *, exact: bool) -> BackboneError:
+    what = f"the backbone of {run.name}, {run.record.backbone.model}, has code of its own ({', '.join(code)})"
+    if exact:
+        return BackboneError(f"{what}, which an export cannot contain")
+    return BackboneError(
+        f"{what}, which only you can let run, whatever the run says",
+        hint="if you trust whoever wrote that code: --trust-remote-code, or in featcache.toml its model "
+        "and trust_remote_code = true",
+    )
 
 
 class TunedEncoder(Encoder):

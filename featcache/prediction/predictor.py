@@ -11,7 +11,7 @@ import numpy as np
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.tokenization import Tokens
 from featcache.errors import HeadError, SourceError
-from featcache.finetuning.run_backbone import RunBackbone
+from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 from featcache.fingerprint import differences
 from featcache.heads.head import Head
 from featcache.runs.run import Run, load_run
@@ -65,19 +65,31 @@ class Predictor:
         self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
 
     @classmethod
-    def from_run(cls, run: str | Path | Run, *, model: str | None = None, device: str = "auto") -> Predictor:
+    def from_run(
+        cls,
+        run: str | Path | Run,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        hub: str | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> Predictor:
         """The predictor of a run in `reports/`, or of a run's folder.
 
         Args:
             model: where the backbone lies now, if not where it lay when the head was trained.
+            revision, hub: of `model`; see `--revision`, `--hub`.
             device: see `--device`; the compute dtype is always the one of the cached features.
+            trust_remote_code: let the model's own Python code run; what the run says of that does not count.
 
         Raises:
             HeadError: there is no such run, or the backbone is not the one the head was trained with.
             BackboneError: the backbone cannot be loaded.
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
-        backbone = RunBackbone.find(found, model, device=device)
+        choice = BackboneChoice(model, revision, hub, device, trust_remote_code)
+        backbone = RunBackbone.find(found, choice)
         predictor = cls(backbone.encoder(), backbone.head)
         predictor.pairs = found.record.pairs
         return predictor

@@ -42,9 +42,10 @@ from featcache.runs.compare import Change, compare_runs
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import CacheReference, FrozenRows, SplitScores
 from featcache.runs.run import Run
-from featcache.settings import DataSettings
+from featcache.settings import DataSettings, Settings
 from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
+from featcache.system.stores import is_remote, shown
 from featcache.system.text import readable
 
 LISTED = 20  # rows of each list of the inspection
@@ -59,6 +60,7 @@ def build_report(
     inspect: bool = True,
     projection: str = "auto",
     reports_dir: Path | None = None,
+    settings: Settings | None = None,
     on_progress: OnProgress = ignore,
 ) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
@@ -70,6 +72,8 @@ def build_report(
         inspect: inspect the cached features too, see `inspect_splits`.
         projection: of the map: `pca`, `umap`, or `auto`: UMAP if it is installed.
         reports_dir: a folder with learning curves; those of the same features are shown.
+        settings: of this user. Data and caches behind a URL are read only where these settings name it too:
+            a run of somebody else must not make this machine ask any server.
         on_progress: receives a stage for each part of the work.
 
     Raises:
@@ -83,9 +87,10 @@ def build_report(
         notes.append(f"{subject.name} was not scored on {split}; this report is about validation")
         split = "validation"
     predictions = subject.predictions(split)
-    cached = _cached_features(subject, predictions, split, notes)
+    mine = settings or Settings()
+    cached = _cached_features(subject, predictions, split, mine, notes)
     on_progress(Progress("reading texts", total=1))
-    texts = _texts(subject, cached, notes)
+    texts = _texts(subject, cached, mine, notes)
     inspection = _inspect(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, scores = cached.own, subject.record.scores.get(split, SplitScores())
@@ -134,8 +139,10 @@ class _CachedFeatures:
     hashes: Mapping[str, np.ndarray]
 
 
-def _cached_features(run: Run, predictions: Predictions, split: str, notes: list[str]) -> _CachedFeatures:
-    files = _files(run, notes)
+def _cached_features(
+    run: Run, predictions: Predictions, split: str, mine: Settings, notes: list[str]
+) -> _CachedFeatures:
+    files = _files(run, mine, notes)
     splits = {name: InspectedSplit.of(file, run.record.view) for name, file in files.items()}
     own = splits.get(split)
     if own and not np.array_equal(own.features.row_hash, predictions.row_hash):
@@ -148,7 +155,7 @@ def _cached_features(run: Run, predictions: Predictions, split: str, notes: list
     return _CachedFeatures(files, splits, split, own, {**hashes, split: predictions.row_hash})
 
 
-def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
+def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
     """The cache files that the run was trained on, as far as they are there unchanged.
 
     For a fine-tuned run, those of its frozen backbone: the features of the tuned one were never cached.
@@ -158,12 +165,18 @@ def _files(run: Run, notes: list[str]) -> dict[str, CacheFile]:
     for split in (name for name in SPLITS if name in (frozen.rows if frozen else caches)):
         try:
             if frozen:
+                if is_remote(frozen.cache_dir) and frozen.cache_dir != mine.paths.cache_dir:
+                    raise CacheMiss(_not_mine(frozen.cache_dir, "cache_dir"))
                 found[split] = _frozen_features(frozen, split, run.record.view)
             else:
                 found[split] = _unchanged(caches[split])
         except FeatcacheError as error:
             notes.append(f"{split} features are not shown: {error.what}")
     return found
+
+
+def _not_mine(url: str, setting: str) -> str:
+    return f"the run names {shown(url)}, which is read only if {setting} in featcache.toml names it too"
 
 
 def _unchanged(cache: CacheReference) -> CacheFile:
@@ -183,9 +196,16 @@ def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
 
 
-def _texts(run: Run, cached: _CachedFeatures, notes: list[str]) -> RowTexts:
+def _texts(run: Run, cached: _CachedFeatures, mine: Settings, notes: list[str]) -> RowTexts:
     """The texts of the cached rows and of the predictions."""
-    texts = find_texts(run.record.data or DataSettings(), cached.hashes, run.record.seed)
+    data = run.record.data or DataSettings()
+    places = (data.data_files or {"": data.dataset}).values()
+    own = (mine.data.data_files or {"": mine.data.dataset}).values()
+    foreign = [place for place in places if is_remote(place) and place not in own]
+    if foreign:
+        texts = RowTexts({}, {}, _not_mine(foreign[0], "dataset or data_files"))
+    else:
+        texts = find_texts(data, cached.hashes, run.record.seed)
     if texts.reason:
         notes.append(f"texts are not shown: {texts.reason}")
     return texts

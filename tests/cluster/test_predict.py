@@ -12,6 +12,7 @@ from featcache.cluster import output_parts as predict_parts
 from featcache.cluster.cluster import Engine
 from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
 from featcache.errors import UsageError
+from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.runs.run import Run
 from featcache_cli.main import main
 from tests.support.cli_tools import plain_terminal
@@ -112,7 +113,7 @@ def test_prediction_between_urls_survives_the_loss_of_a_node(
 
     said = predict_with_ray(
         run, FilesToLabel([file.as_uri() for file in files], (tmp_path / "out").as_uri(), Reading("text")),
-        Engine("ray", 2, two_nodes.address), device="cpu", on_progress=watch,
+        Engine("ray", 2, two_nodes.address), backbone=BackboneChoice(device="cpu"), on_progress=watch,
     )  # fmt: skip
     assert killed and said.rows == 4000 and said.bad == 20
     assert same_rows(rows_of(tmp_path / "out"), want)

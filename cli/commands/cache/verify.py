@@ -31,7 +31,8 @@ def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.cache.verify import verify as check
     from featcache.extraction.drift import Reencoder
 
-    reencoder = Reencoder(settings_of(args), args.model) if args.reencode else None
+    trust = bool(args.trust_remote_code)
+    reencoder = Reencoder(settings_of(args), args.model, trust_any=trust) if args.reencode else None
     documents: list[dict[str, Any]] = []
     with Meter(quiet=args.quiet) as meter:
         for path in paths:

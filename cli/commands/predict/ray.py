@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import SourceError, UsageError
+from featcache_cli.chosen_run import backbone_of
 from featcache_cli.commands.engine import engine_of
 from featcache_cli.commands.predict.file import document, fetched_source, open_input, show
 from featcache_cli.console import print_result
@@ -38,7 +39,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
             run, FilesToLabel(sources, args.output, reading), engine_of(args),
-            model=args.model, device=args.device, force=args.force, on_progress=meter,
+            backbone=backbone_of(args, run), force=args.force, on_progress=meter,
         )  # fmt: skip
     print_result(args, document(made), lambda: show(made))
     return 0
