@@ -60,7 +60,7 @@ def build_report(
     inspect: bool = True,
     projection: str = "auto",
     reports_dir: Path | None = None,
-    settings: Settings | None = None,
+    settings: Settings = Settings(),
     on_progress: OnProgress = ignore,
 ) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
@@ -72,8 +72,7 @@ def build_report(
         inspect: inspect the cached features too, see `inspect_splits`.
         projection: of the map: `pca`, `umap`, or `auto`: UMAP if it is installed.
         reports_dir: a folder with learning curves; those of the same features are shown.
-        settings: of this user. Data and caches behind a URL are read only where these settings name it too:
-            a run of somebody else must not make this machine ask any server.
+        settings: of this user; a URL that the run names is read only where they name it too.
         on_progress: receives a stage for each part of the work.
 
     Raises:
@@ -83,14 +82,11 @@ def build_report(
     if not runs:
         raise HeadError("no run to report on", hint="train one with: featcache train-head --epochs 100")
     subject, notes, method = runs[0], list[str](), numbers.choose_projection(projection)
-    if split not in subject.record.metrics:
-        notes.append(f"{subject.name} was not scored on {split}; this report is about validation")
-        split = "validation"
+    split = _scored_split(subject, split, notes)
     predictions = subject.predictions(split)
-    mine = settings or Settings()
-    cached = _cached_features(subject, predictions, split, mine, notes)
+    cached = _cached_features(subject, predictions, split, settings, notes)
     on_progress(Progress("reading texts", total=1))
-    texts = _texts(subject, cached, mine, notes)
+    texts = _texts(subject, cached, settings, notes)
     inspection = _inspect(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, scores = cached.own, subject.record.scores.get(split, SplitScores())
@@ -117,6 +113,13 @@ def build_report(
         notes=notes,
     )
     return tidied(report, text=readable)
+
+
+def _scored_split(run: Run, split: str, notes: list[str]) -> str:
+    if split in run.record.metrics:
+        return split
+    notes.append(f"{run.name} was not scored on {split}; this report is about validation")
+    return "validation"
 
 
 # --- the cached features -------------------------------------------------------------------------
