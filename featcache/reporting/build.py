@@ -51,6 +51,7 @@ from featcache.system.text import readable
 LISTED = 20  # rows of each list of the inspection
 MAPPED = 2000  # rows on the map
 DRAWN_EPOCHS = 300  # epochs of a training curve
+DEFAULT_SETTINGS = Settings()
 
 
 def build_report(
@@ -60,7 +61,7 @@ def build_report(
     inspect: bool = True,
     projection: str = "auto",
     reports_dir: Path | None = None,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULT_SETTINGS,
     on_progress: OnProgress = ignore,
 ) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
