@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, JsonDocument):
         return value.to_json()
     if isinstance(value, Mapping):
-        return dict(value)
+        return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
 
 
@@ -226,6 +226,26 @@ class CacheDocument(JsonDocument):
     views: tuple[str, ...]
     rows: RowsPart
     labels: LabelsPart
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.to_json())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesDocument(JsonDocument):
+    """All that the token states of some rows depend on; its hash names their file.
+
+    Attributes:
+        cut: the block before which the states are.
+        storage: `bfloat16`, `float32` or `float16`.
+    """
+
+    kind: str = field(default_factory=lambda: "states")
+    encoder: EncoderDocument
+    cut: int
+    storage: str
+    rows: RowsPart
 
     @property
     def fingerprint(self) -> str:

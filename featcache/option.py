@@ -76,14 +76,21 @@ def _typed(option: Option, value: Any) -> Any:
     if not isinstance(value, option.type):
         wanted = "true or false" if option.type is bool else "text"
         raise ValueError(f"wants {wanted}, got {value!r}")
-    return value
+    return _text(value) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    if "\0" in text:  # which no path can hold
+        raise ValueError(f"wants a text without NUL, got {value!r}")
+    return text
 
 
 def _items(value: Any) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)):
         raise ValueError(f"wants a list, got {value!r}")
-    items = tuple(str(part).strip() for part in parts)
+    items = tuple(_text(part).strip() for part in parts)
     if not items or not all(items):
         raise ValueError(f"has an empty item: {value!r}")
     return items
@@ -104,7 +111,7 @@ def _number(kind: type, value: Any) -> int | float:
 
 def _mapping(value: Any) -> dict[str, str] | None:
     """None where it is empty."""
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and _text(value):
         pairs = [part.partition("=")[::2] for part in value.split(",")]
         found = {key.strip(): file.strip() for key, file in pairs}
         if not all(found) or not all(found.values()):
@@ -112,4 +119,4 @@ def _mapping(value: Any) -> dict[str, str] | None:
         return found
     if not isinstance(value, Mapping):
         raise TypeError(f"wants a table of split = file, got {value!r}")
-    return {str(key): str(file) for key, file in value.items()} or None
+    return {_text(key): _text(file) for key, file in value.items()} or None

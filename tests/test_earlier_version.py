@@ -82,7 +82,7 @@ def test_extract_writes_the_same_sealed_files(earlier: Path, cli: Cli, flags: tu
         path = Path(split["path"])
         before = Path("cache", path.relative_to("new"))
         new, old = CacheFile(path).sealed, CacheFile(before).sealed
-        assert new.meta.keys() == old.meta.keys() and new.names == old.names
+        assert new.description == old.description and new.names == old.names
         same = True
         for name in new.names:
             mine, theirs = np.asarray(new.column(name)[:]), np.asarray(old.column(name)[:])

@@ -323,6 +323,9 @@ def _p(p: float) -> str:
 def show_details(run: Run, split: str = "test") -> None:
     """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
     split = split if split in run.record.scores else "validation"
+    if split not in run.record.scores:
+        note(f"{run.name} has no scores by class in its run.json")
+        return
     scores, names = run.record.scores[split], run.record.label_names
     classes = table(f"class ({split})", ">precision", ">recall", ">F1", ">rows")
     for line in scores.per_class:

@@ -15,6 +15,7 @@ import numpy as np
 from featcache.bench.timing import run_module, timed
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
+from featcache.cache.description import FileDescription
 from featcache.cache.sealed_writer import Column
 from featcache.cache.shards import shard_paths, write_cache
 from featcache.errors import CacheError
@@ -76,7 +77,9 @@ def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Pa
     chain = RowsPart.of(np.zeros((0, 32), np.uint8)).chain
     document = CacheDocument(encoder, ("last/mean",), RowsPart(rows, chain), LabelsPart.of(none, NAMES))
     name = document.fingerprint
-    meta = {"format": "featcache", "fingerprint": name, "split": "train", "document": document.to_json()}
+    description = FileDescription(
+        format="featcache", fingerprint=name, split="train", document=document.to_json()
+    )
     path = Cache(cache_dir).path("made-up", "made-up", "train", name)
 
     def columns(part: slice) -> list[Column]:
@@ -89,7 +92,7 @@ def write_made_up(cache_dir: Path, rows: int, width: int, shard_size: int) -> Pa
             Column("truncated", (count,), "uint8", [np.zeros(count, np.uint8)]),
         ]
 
-    write_cache(path, meta, rows, columns, shard_size)
+    write_cache(path, description, rows, columns, shard_size)
     return path
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from featcache.cache import shards
 from featcache.cache.catalog import STATES, CacheFile, is_states
+from featcache.cache.description import FileDescription
 from featcache.cache.local import FileFacts, LocalFiles
 from featcache.cache.record import record_path
 from featcache.cache.remote.mirror import Mirror
@@ -129,7 +129,7 @@ class Cache:
     def write(
         self,
         path: Path,
-        meta: Mapping[str, Any],
+        description: FileDescription,
         rows: int,
         columns: shards.Columns,
         shard_size: int,
@@ -138,7 +138,7 @@ class Cache:
     ) -> bool:
         """Write a cache file on this machine, see `shards.write_cache`; `push` brings it to the store."""
         taken = self.backend.shards_elsewhere(path)
-        return shards.write_cache(path, meta, rows, columns, shard_size, replace=replace, taken=taken)
+        return shards.write_cache(path, description, rows, columns, shard_size, replace=replace, taken=taken)
 
     def push(self, path: Path, *, replace: bool = False) -> None:
         """Bring a cache file and its record to the store, if there is one; see `LocalFiles.push`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache import shards
+from featcache.cache.description import SHARD
 from featcache.cache.local import LocalFiles
 from featcache.cache.record import CacheRecord, Provenance, read_record, write_record
 from featcache.cache.sealed_file import SealedFile
@@ -58,20 +59,20 @@ class CacheFile:
         self.path = path
         backend = backend or LocalFiles()
         self.sealed = backend.open(path)
-        if self.sealed.meta.get("format") == shards.SHARD:
+        if self.sealed.description.format == SHARD:
             whole = shards.owner_of(path) or path.parent
             raise CacheError(f"{path} is a shard and no cache by itself", hint=f"its cache is {whole.name}")
-        if "shards" in self.sealed.meta:
+        if self.sealed.description.shards is not None:
             self.sealed = shards.ShardedFile(self.sealed, backend.fetch_shard)
         self.document = _document(self.sealed)
 
     @property
     def fingerprint(self) -> str:
-        return str(self.sealed.meta["fingerprint"])
+        return self.sealed.description.fingerprint
 
     @property
     def split(self) -> str:
-        return str(self.sealed.meta["split"])
+        return self.sealed.description.split
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -153,9 +154,7 @@ def _document(sealed: SealedFile) -> CacheDocument:
         CorruptCache: the seal holds, but the description lacks what is asked of it later.
     """
     try:
-        document = CacheDocument.from_json(sealed.meta.get("document"))
-        if not all(isinstance(sealed.meta.get(name), str) for name in ("fingerprint", "split")):
-            raise ValueError("a name that is none")
+        document = CacheDocument.from_json(sealed.description.document)
         wanted = {view_column(view) for view in document.views} | {"labels", "row_hash", "truncated"}
         if missing := wanted - set(sealed.names):
             raise ValueError(f"without column {min(missing)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from featcache.fingerprint import JsonDocument, Request, canonical
 from featcache.fingerprint import fingerprint as document_hash
+from featcache.system.documents import read_json
 from featcache.system.durable import write_file
 
 
@@ -98,7 +99,7 @@ def record_path(path: Path) -> Path:
 def parse_record(content: bytes, fingerprint: str) -> CacheRecord | None:
     """The record in a file's content; None where it is damaged or belongs to another cache file."""
     try:
-        record = json.loads(content)
+        record = read_json(content)
         if record.pop("checksum") != document_hash(record) or record["fingerprint"] != fingerprint:
             return None
         return CacheRecord.from_json(record) if "requests" in record else None

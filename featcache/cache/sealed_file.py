@@ -7,18 +7,18 @@ itself reads it through the seal, so that a damaged file is refused before any H
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from featcache.cache.description import FileDescription
 from featcache.cache.seal import DTYPES, HINT, ColumnEntry, chunk_count, intact, read_seal, structure_hash
 from featcache.errors import CacheError, CorruptCache
+from featcache.system.documents import read_json
 
 
 class SealedFile:
@@ -50,7 +50,7 @@ class SealedFile:
         if structure != seal.structure:
             raise CorruptCache(f"{path} is damaged outside its columns", hint=HINT)
         self._verified: set[str] = set()
-        self.meta: dict[str, Any] = self._read_meta()
+        self.description = read_description(self.column("meta"), str(path))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,15 +87,6 @@ class SealedFile:
         """The sum of a column of numbers."""
         return int(np.asarray(self.column(name)).sum(dtype=np.int64))
 
-    def _read_meta(self) -> dict[str, Any]:
-        try:
-            meta = json.loads(self.column("meta").tobytes())
-        except (ValueError, RecursionError) as error:
-            raise CorruptCache(f"{self.path}: /meta is no JSON", hint=HINT) from error
-        if not isinstance(meta, dict):
-            raise CorruptCache(f"{self.path}: /meta is no JSON object", hint=HINT)
-        return meta
-
     def _map(self, offset: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         if not math.prod(shape):
             return np.empty(shape, dtype)
@@ -120,6 +111,18 @@ class SealedFile:
             return next((number for number in numbers if not intact(content, expected, number)), None)
 
         return _in_threads(first_damaged, chunk_count(entry.bytes))
+
+
+def read_description(content: np.ndarray, where: str) -> FileDescription:
+    """The description in the column `meta` of the file `where`.
+
+    Raises:
+        CorruptCache: no JSON, or a field of another type; names the field.
+    """
+    try:
+        return FileDescription.from_json(read_json(content.tobytes()))
+    except ValueError as error:
+        raise CorruptCache(f"{where} does not hold what its description says: {error}", hint=HINT) from error
 
 
 def _in_threads(search: Callable[[range], int | None], count: int) -> Iterable[int | None]:

@@ -7,30 +7,30 @@ checksum of its seal, so that no other file is taken for one of them.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featcache.cache.description import SHARD, ColumnType, FileDescription, ShardEntry
 from featcache.cache.seal import CHUNK, DTYPES, HINT, ColumnEntry, chunk_count, intact
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, sealed_size, write_sealed
 from featcache.errors import CacheError, CorruptCache, UsageError
+from featcache.fingerprint import CacheDocument
 from featcache.system import durable as files
-from featcache.system.documents import parse_document, plain_document
 from featcache.system.durable import explained, remove_temporaries
 from featcache.system.sharded_array import ShardedColumn, as_array
 from featcache.system.units import parse_size
 
-SHARD = "featcache shard"  # the `format` of a shard's description
 OPEN = 256  # shards whose files are kept open
 LEAST_SHARD = 20_000  # bytes; a file without rows has nearly as many
 
@@ -40,50 +40,13 @@ Columns = Callable[[slice], list[Column]]  # the columns of some rows
 FetchShard = Callable[..., bool]  # see `LocalFiles.fetch_shard`
 
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """A shard as its manifest lists it.
-
-    Attributes:
-        seal: checksum of its seal.
-        truncated, n_tokens: sums of these columns; None if the shard has no such column.
-    """
-
-    name: str
-    rows: int
-    bytes: int
-    seal: str
-    truncated: int | None = None
-    n_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.rows, self.bytes) < 1 or min(self.truncated or 0, self.n_tokens or 0) < 0:
-            raise ValueError(f"{self.name!r} has a number below its least")
-
-    def total(self, column: str) -> int | None:
-        """The sum of a column of numbers; None if the manifest does not have it."""
-        return self.truncated if column == "truncated" else self.n_tokens if column == "n_tokens" else None
-
-
-@dataclass(frozen=True)
-class ColumnType:
-    """Type and shape of the rows of a column."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES or len(self.shape) > 1 or not all(0 <= n < 1 << 40 for n in self.shape):
-            raise ValueError("a column of an unknown type")
-
-
-def shard_entries(meta: Mapping[str, Any], path: Path) -> tuple[ShardEntry, ...]:
-    """The shards of the cache file `path` with the description `meta`; none if it is no manifest.
+def shard_entries(description: FileDescription, path: Path) -> tuple[ShardEntry, ...]:
+    """The shards of the cache file `path` of this description; none if it is no manifest.
 
     Raises:
-        ValueError: the list of shards makes no sense, or a name is not one of a shard of `path`.
+        ValueError: a name is not one of a shard of `path`, or is there twice.
     """
-    entries = parse_document(tuple[ShardEntry, ...], meta.get("shards", ()), "shards", ValueError)
+    entries = description.shards or ()
     for entry in entries:
         if "/" in entry.name or owner_of(path.with_name(entry.name)) != path:
             raise ValueError(f"{entry.name!r} is not the name of a shard")
@@ -119,7 +82,7 @@ def shard_paths(path: Path) -> list[Path]:
 def shards_in_use(path: Path) -> set[Path] | None:
     """The shards that the cache file `path` consists of; None if it cannot be read."""
     try:
-        return {path.with_name(entry.name) for entry in shard_entries(SealedFile(path).meta, path)}
+        return {path.with_name(entry.name) for entry in shard_entries(SealedFile(path).description, path)}
     except (CacheError, ValueError):
         return None
 
@@ -138,7 +101,7 @@ def cache_bytes(path: Path) -> int:
 
 def write_cache(
     path: Path,
-    meta: Mapping[str, Any],
+    description: FileDescription,
     rows: int,
     columns: Columns,
     shard_size: int,
@@ -152,7 +115,6 @@ def write_cache(
     interruption continues with the next shard. The caller holds the lock of `path`.
 
     Args:
-        meta: as for `write_sealed`.
         columns: the columns of some of the rows.
         replace: replace a cache of that name in one step.
         taken: names of the shards that a store has of the cache; new shards get other names.
@@ -165,26 +127,26 @@ def write_cache(
         CacheError: the disk is full, or the file system refuses; finished shards are kept.
     """
     whole = columns(slice(0, rows))
-    if sealed_size(meta, whole) <= shard_size:
-        done = write_sealed(path, meta, whole, replace=replace)
+    if sealed_size(description.to_json(), whole) <= shard_size:
+        done = write_sealed(path, description.to_json(), whole, replace=replace)
     else:
         used = {*taken, *(each.name for each in shards_in_use(path) or ())}
         other = "b" if any(_NAME.fullmatch(name) and not name.endswith("b.h5") for name in used) else ""
         entries = []
-        for number, part in enumerate(_parts(meta, rows, columns, shard_size)):
+        for number, part in enumerate(_parts(description, rows, columns, shard_size)):
             shard = path.with_name(f"{path.stem}.shard-{number:05d}{other}.h5")
-            entries.append(_write_shard(shard, _shard_meta(meta, number, part), columns(part)))
-        done = write_sealed(path, _manifest(meta, whole, entries), [], replace=replace)
+            entries.append(_write_shard(shard, _of_shard(description, number, part), columns(part)))
+        done = write_sealed(path, _manifest(description, whole, entries).to_json(), [], replace=replace)
     _remove_unused(path)
     return done
 
 
-def _parts(meta: Mapping[str, Any], rows: int, columns: Columns, shard_size: int) -> list[slice]:
+def _parts(description: FileDescription, rows: int, columns: Columns, shard_size: int) -> list[slice]:
     """Rows of each shard: as few shards as possible, all about as long."""
 
     def size(count: int) -> int:
-        longest = _shard_meta(meta, rows, slice(rows, 2 * rows))
-        return sealed_size(longest, columns(slice(0, count)))
+        longest = _of_shard(description, rows, slice(rows, 2 * rows))
+        return sealed_size(longest.to_json(), columns(slice(0, count)))
 
     least, most = size(1), rows
     if least > shard_size:
@@ -200,34 +162,38 @@ def _parts(meta: Mapping[str, Any], rows: int, columns: Columns, shard_size: int
     return [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
 
 
-def _shard_meta(meta: Mapping[str, Any], number: int, rows: slice) -> dict[str, Any]:
-    return {
-        "format": SHARD,
-        "fingerprint": meta["fingerprint"],
-        "split": meta["split"],
-        "shard": number,
-        "first_row": rows.start,
-        "rows": rows.stop - rows.start,
-    }
+def _of_shard(whole: FileDescription, number: int, rows: slice) -> FileDescription:
+    """The description of the shard with these rows."""
+    return FileDescription(
+        format=SHARD,
+        fingerprint=whole.fingerprint,
+        split=whole.split,
+        shard=number,
+        first_row=rows.start,
+        rows=rows.stop - rows.start,
+    )
 
 
-def _write_shard(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> ShardEntry:
+def _write_shard(path: Path, description: FileDescription, columns: list[Column]) -> ShardEntry:
     """Write a shard, unless an earlier attempt finished the same shard and no byte of it has changed."""
-    shard = _finished(path, meta)
+    shard = _finished(path, description)
     if shard is None:
         remove_temporaries(path)
-        write_sealed(path, meta, columns, replace=path.exists())
+        write_sealed(path, description.to_json(), columns, replace=path.exists())
         shard = _Shard(path)
-        if shard.meta != meta:
+        if shard.description != description:
             raise CacheError(f"{path} was replaced while it was written", hint="run the same command again")
-    sums = {name: shard.total(name) for name in ("truncated", "n_tokens") if name in shard.names}
-    return ShardEntry(path.name, meta["rows"], shard.nbytes, shard.digest, **sums)
+    truncated, n_tokens = (
+        shard.total(name) if name in shard.names else None for name in ("truncated", "n_tokens")
+    )
+    rows = description.rows or 0
+    return ShardEntry(path.name, rows, shard.nbytes, shard.digest, truncated, n_tokens)
 
 
-def _finished(path: Path, meta: Mapping[str, Any]) -> _Shard | None:
+def _finished(path: Path, description: FileDescription) -> _Shard | None:
     try:
         shard = _Shard(path)
-        if shard.meta == meta:
+        if shard.description == description:
             shard.verify()
             return shard
     except CacheError:
@@ -235,9 +201,11 @@ def _finished(path: Path, meta: Mapping[str, Any]) -> _Shard | None:
     return None
 
 
-def _manifest(meta: Mapping[str, Any], columns: list[Column], shards: list[ShardEntry]) -> dict[str, Any]:
-    types = {column.name: asdict(ColumnType(column.dtype, column.shape[1:])) for column in columns}
-    return {**meta, "columns": types, "shards": [plain_document(entry) for entry in shards]}
+def _manifest(
+    description: FileDescription, columns: list[Column], shards: list[ShardEntry]
+) -> FileDescription:
+    types = {column.name: ColumnType(column.dtype, column.shape[1:]) for column in columns}
+    return dataclasses.replace(description, columns=types, shards=tuple(shards))
 
 
 def _remove_unused(path: Path) -> None:
@@ -292,15 +260,15 @@ class ShardedFile(SealedFile):
     """
 
     def __init__(self, manifest: SealedFile, fetch_shard: FetchShard) -> None:
-        self.path, self.meta, self.manifest = manifest.path, manifest.meta, manifest
+        self.path, self.description, self.manifest = manifest.path, manifest.description, manifest
         self._fetch_shard = fetch_shard
         try:
-            self.shards = shard_entries(self.meta, self.path)
+            self.shards = shard_entries(self.description, self.path)
             self.ends = np.cumsum([0, *(each.rows for each in self.shards)]).tolist()
-            self._types = parse_document(dict[str, ColumnType], self.meta["columns"], "columns", ValueError)
-            if self.ends[-1] != self.meta["document"]["rows"]["count"]:
+            self._types = self.description.columns or {}
+            if self.ends[-1] != CacheDocument.from_json(self.description.document).rows.count:
                 raise ValueError("its shards are not the rows of its description")
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             what = f"{self.path}: the list of shards makes no sense: {error}"
             raise CorruptCache(what, hint=HINT) from error
         self.nbytes = manifest.nbytes + sum(each.bytes for each in self.shards)

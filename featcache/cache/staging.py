@@ -7,7 +7,6 @@ extraction continues from the units that exist, and several processes can share 
 from __future__ import annotations
 
 import errno
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ import xxhash
 from featcache.errors import CacheError
 from featcache.fingerprint import canonical
 from featcache.system import durable as files
-from featcache.system.documents import json_document, parse_document
+from featcache.system.documents import json_document, read_document
 from featcache.system.durable import explained, make_folder, remove_temporaries, write_file
 
 if TYPE_CHECKING:
@@ -206,8 +205,8 @@ def read_plan(folder: Path, kind: type[T]) -> T | None:
     """The plan of the unfinished work in `folder`; None where there is none, or not exactly of this kind."""
     try:
         content = (folder / PLAN).read_bytes()
-        plan = parse_document(kind, json.loads(content), "the plan", CacheError)
-    except (OSError, ValueError, CacheError):
+        plan = read_document(kind, content, "the plan", CacheError)
+    except (OSError, CacheError):
         return None
     return plan if canonical(json_document(plan)) == content else None
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featcache.cache.catalog import CacheFile, is_states
 from featcache.cache.sealed_file import SealedFile
 from featcache.errors import CacheError
-from featcache.fingerprint import fingerprint
+from featcache.fingerprint import CacheDocument, StatesDocument
 from featcache.system.progress import OnProgress, Progress, ignore
 
 CHAIN_ROWS = 1 << 18  # rows that are hashed at a time
@@ -73,7 +72,7 @@ def verify(
 def _contradictions(file: CacheFile) -> list[str]:
     """Contradictions in the description of a file with good checksums."""
     document, sealed = file.document, file.sealed
-    found = _misnamed(file.path, sealed.meta["document"], file.fingerprint)
+    found = _misnamed(file.path, document, file.fingerprint)
     if any(sealed.column(name).shape[:1] != (file.rows,) for name in sealed.names if name != "meta"):
         found.append(f"{file.path}: not every column has {file.rows} rows")
     if _chain(sealed.column("row_hash")) != document.rows.chain:
@@ -86,20 +85,21 @@ def _contradictions(file: CacheFile) -> list[str]:
 def _contradictions_of_states(file: SealedFile) -> list[str]:
     """As `_contradictions`, for token states."""
     try:
-        document, hashes = file.meta["document"], file.column("row_hash")
-        found = _misnamed(file.path, document, str(file.meta["fingerprint"]))
-        if _chain(hashes) != document["rows"]["chain"] or len(hashes) != document["rows"]["count"]:
+        hashes = file.column("row_hash")
+        document = StatesDocument.from_json(file.description.document)
+        found = _misnamed(file.path, document, file.description.fingerprint)
+        if _chain(hashes) != document.rows.chain or len(hashes) != document.rows.count:
             found.append(f"{file.path}: its rows are not those of its fingerprint")
         offsets = np.asarray(file.column("offsets"))
         if len(offsets) != len(hashes) + 1 or offsets[-1] != len(file.column("values")):
             found.append(f"{file.path}: its parts do not fit each other")
-    except (KeyError, TypeError, CacheError):
-        return [f"{file.path} holds no states"]
+    except (KeyError, ValueError, CacheError) as error:
+        return [f"{file.path} holds no states: {error}"]
     return found
 
 
-def _misnamed(path: Path, document: Mapping[str, Any], name: str) -> list[str]:
-    if fingerprint(document) == name and path.stem.endswith(name[:12]):
+def _misnamed(path: Path, document: CacheDocument | StatesDocument, name: str) -> list[str]:
+    if document.fingerprint == name and path.stem.endswith(name[:12]):
         return []
     return [f"{path}: name and fingerprint are not those of its description"]
 

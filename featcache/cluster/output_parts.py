@@ -20,7 +20,7 @@ from featcache.data.formats.open import kind_of
 from featcache.errors import CacheError, SourceError, UsageError
 from featcache.prediction.file import LabelledFile
 from featcache.prediction.journal import UnlabelledRow
-from featcache.system.documents import parse_document
+from featcache.system.documents import parse_document, read_json
 from featcache.system.lock import locked
 from featcache.system.stores import Remote, is_remote, opened, shown, stamp
 
@@ -233,7 +233,7 @@ class OutputFolder:
         """A document in `_featcache/`; None if there is none that can be read."""
         note = self.remote.child(f"{NOTES}/{name}")
         try:
-            found = json.loads(note.read() if note.info() is not None else b"")
+            found = read_json(note.read() if note.info() is not None else b"")
         except ValueError:
             return None
         return found if isinstance(found, dict) else None

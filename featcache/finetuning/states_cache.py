@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import mmap
 import time
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from featcache.backbone.memory_limit import smaller_batches
 from featcache.cache.catalog import STATES
+from featcache.cache.description import FileDescription
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.staging import Staging, unfinished_work
@@ -28,8 +29,8 @@ from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache
 from featcache.extraction.encode_units import Claim, commit_units, tokenize_rows
 from featcache.finetuning.suffix import StateBatch
-from featcache.fingerprint import EncoderDocument, JsonDocument, RowsPart, fingerprint
-from featcache.system.documents import parse_document
+from featcache.fingerprint import RowsPart, StatesDocument
+from featcache.system.documents import read_document
 from featcache.system.durable import require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -42,23 +43,20 @@ if TYPE_CHECKING:
 COMMIT_TOKENS = 1 << 15
 TOKENIZE_ROWS = 1024
 RELEASE_BYTES = 4 << 20  # read before pages are released; the system maps several times as many
+YEARS = 1e9  # seconds; no file takes longer
 HINT = "remove it; it is then made again"
 
 
 @dataclass(frozen=True)
-class _CutAndStorage:
-    """What is read of the `StatesDocument` in a states file."""
-
-    cut: int
-    storage: str
-
-
-@dataclass(frozen=True)
-class _StatesMeta:
-    """What is read of the description of a states file."""
+class StatesRecord:
+    """The record beside a states file: how long it took to make the file."""
 
     fingerprint: str
-    document: _CutAndStorage
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < YEARS:
+            raise ValueError(f"seconds: {self.seconds}")
 
 
 class StatesFile:
@@ -71,16 +69,14 @@ class StatesFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sealed = SealedFile(path)
-        meta = parse_document(
-            _StatesMeta, self.sealed.meta, f"{path} holds no states", partial(CorruptCache, hint=HINT)
-        )
-        self.fingerprint, self.storage = meta.fingerprint, meta.document.storage
+        self.fingerprint = self.sealed.description.fingerprint
         try:
+            self.storage = StatesDocument.from_json(self.sealed.description.document).storage
             self.offsets = np.asarray(self.sealed.column("offsets"))
             self.row_hash = np.asarray(self.sealed.column("row_hash"))
             self._values = self.sealed.column("values")
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptCache(f"{path} holds no states", hint=HINT) from error
+        except (KeyError, ValueError) as error:
+            raise CorruptCache(f"{path} holds no states: {error}", hint=HINT) from error
         self.lengths: np.ndarray = np.diff(self.offsets)
         if len(self.offsets) != len(self.row_hash) + 1 or self.offsets[-1] != len(self._values):
             raise CorruptCache(f"{path}: its parts do not fit each other", hint=HINT)
@@ -104,10 +100,11 @@ class StatesFile:
     def seconds(self) -> float:
         """The time it took to make the file; 0 where its record is lost."""
         try:
-            record = json.loads(self.path.with_suffix(".json").read_bytes())
-            return float(record["seconds"]) if record["fingerprint"] == self.fingerprint else 0.0
-        except (OSError, ValueError, KeyError, TypeError):
+            content = self.path.with_suffix(".json").read_bytes()
+            record = read_document(StatesRecord, content, "the record", ValueError)
+        except (OSError, ValueError):
             return 0.0
+        return record.seconds if record.fingerprint == self.fingerprint else 0.0
 
     def batch(self, rows: np.ndarray) -> StateBatch:
         """The states of some rows, end to end in that order."""
@@ -128,33 +125,11 @@ class StatesFile:
             base.madvise(mmap.MADV_DONTNEED)
 
 
-@dataclass(frozen=True)
-class StatesDocument(JsonDocument):
-    """All that the states of some rows depend on; its hash names the file.
-
-    Attributes:
-        storage: `bfloat16`, `float32` or `float16`.
-    """
-
-    encoder: EncoderDocument
-    cut: int
-    storage: str
-    rows: RowsPart
-
-    @classmethod
-    def of(cls, encoder: Encoder, cut: int, hashes: np.ndarray) -> StatesDocument:
-        """Of the rows with these hashes, uint8 `[N, 32]`, in file order."""
-        bfloat16 = encoder.backbone.dtype_name == "bfloat16"
-        storage = "bfloat16" if bfloat16 else encoder.storage.name
-        return cls(encoder.document, cut, storage, RowsPart.of(hashes))
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that is hashed and stored in the file."""
-        return {"kind": "states"} | super().to_json()
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.to_json())
+def states_document(encoder: Encoder, cut: int, hashes: np.ndarray) -> StatesDocument:
+    """Of the rows with these hashes, uint8 `[N, 32]`, in file order."""
+    bfloat16 = encoder.backbone.dtype_name == "bfloat16"
+    storage = "bfloat16" if bfloat16 else encoder.storage.name
+    return StatesDocument(encoder=encoder.document, cut=cut, storage=storage, rows=RowsPart.of(hashes))
 
 
 @dataclass(frozen=True)
@@ -200,14 +175,14 @@ def cache_states(
             makes the same file.
         BackboneError: a text that cannot be encoded; a text that does not fit in memory.
     """
-    document = StatesDocument.of(encoder, cut, hashes)
+    document = states_document(encoder, cut, hashes)
     path = states_path(folder, split.name, document)
     with locked(path, wait, lambda text: on_progress(Progress("note", split.name, text=text))):
         if not path.exists():
             began = time.perf_counter()
             _StatesMaker(split, hashes, encoder, document, path=path, on_progress=on_progress).run()
-            record = {"fingerprint": document.fingerprint, "seconds": time.perf_counter() - began}
-            write_file(path.with_suffix(".json"), json.dumps(record, sort_keys=True).encode())
+            record = StatesRecord(document.fingerprint, time.perf_counter() - began)
+            write_file(path.with_suffix(".json"), json.dumps(asdict(record), sort_keys=True).encode())
     return StatesFile(path)
 
 
@@ -291,19 +266,19 @@ class _StatesMaker:
         shape = (int(lengths.sum()), self.width * 2 if self.raw else self.width)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         values = (staging.read(number)["values"] for number in range(units))
-        meta = {
-            "format": "featcache states",
-            "fingerprint": self.document.fingerprint,
-            "split": self.split.name,
-            "document": self.document.to_json(),
-        }
+        description = FileDescription(
+            format="featcache states",
+            fingerprint=self.document.fingerprint,
+            split=self.split.name,
+            document=self.document.to_json(),
+        )
         columns = [
             Column("values", shape, "uint8" if self.raw else self.document.storage, values),
             Column("offsets", offsets.shape, "int64", [offsets]),
             Column("row_hash", self.hashes.shape, "uint8", [self.hashes]),
             Column("truncated", truncated.shape, "uint8", [truncated]),
         ]
-        write_sealed(self.path, meta, columns)
+        write_sealed(self.path, description.to_json(), columns)
 
 
 def _commit_units(lengths: np.ndarray) -> list[np.ndarray]:

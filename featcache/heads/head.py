@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
-from featcache.system.documents import parse_document
+from featcache.system.documents import parse_document, read_json
 from featcache.system.durable import write_file
 
 HEAD_FORMAT = 2
+DAMAGED = "train that head again, or use another run: featcache compare lists them"
 READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
@@ -39,25 +41,26 @@ class HeadDocument:
     fingerprint: str
     encoder: dict[str, Any]
 
-    def checked_encoder(self) -> EncoderDocument | None:
-        """The encoder document; None where the document is not consistent.
+    def checked_encoder(self) -> EncoderDocument:
+        """The encoder document, after a check that the fields fit each other.
 
-        Names are unique, numbers in their range, and the fingerprint is that of encoder and view.
+        Raises:
+            ValueError: names the field: a name that is there twice, a number out of its range, or a
+                fingerprint that is not that of encoder and view.
         """
-        try:
-            encoder = EncoderDocument.from_json(self.encoder)
-            fingerprint = view_fingerprint(encoder, self.view)
-        except ValueError:  # also of NaN, which JSON does not have
-            return None
+        encoder = EncoderDocument.from_json(self.encoder)
         thresholds = (0.5,) * len(self.label_names) if self.thresholds is None else self.thresholds
-        consistent = (
-            self.scorer in SCORERS
-            and len(set(self.label_names)) == len(self.label_names) == len(thresholds)
-            and 0 < self.temperature < 1e6
-            and all(0 <= threshold <= 1 for threshold in thresholds)
-            and self.fingerprint == fingerprint
-        )
-        return encoder if consistent else None
+        checks = {
+            "scorer": self.scorer in SCORERS,
+            "label_names": len(set(self.label_names)) == len(self.label_names) > 0,
+            "temperature": 0 < self.temperature < 1e6,
+            "thresholds": len(thresholds) == len(self.label_names)
+            and all(0 <= threshold <= 1 for threshold in thresholds),
+            "fingerprint": self.fingerprint == view_fingerprint(encoder, self.view),
+        }
+        if odd := [name for name, fine in checks.items() if not fine]:
+            raise ValueError(f"{odd[0]} does not fit the rest")
+        return encoder
 
 
 @dataclass(frozen=True)
@@ -133,19 +136,22 @@ def load_head(folder: Path, name: str = "head") -> Head:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    path = folder / f"{name}.json"
     try:
-        content = json.loads((folder / f"{name}.json").read_bytes())
+        content = read_json(path.read_bytes())
         tensors = load_file(folder / f"{name}.safetensors")
     except FileNotFoundError as error:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
-    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise HeadError(f"cannot read the head in {folder}: {error}") from error
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
     if not isinstance(content, dict) or content.get("format") not in READABLE:
-        raise HeadError(f"{folder / name}.json has another head format; this is {HEAD_FORMAT}")
-    document = parse_document(HeadDocument, content, str(folder / f"{name}.json"), HeadError)
-    encoder = document.checked_encoder()
-    if encoder is None:
-        raise HeadError(f"the head in {folder} is incomplete or was changed by hand")
+        raise HeadError(f"{path} has another head format; this is {HEAD_FORMAT}")
+    document = parse_document(HeadDocument, content, str(path), partial(HeadError, hint=DAMAGED))
+    try:
+        encoder = document.checked_encoder()
+    except ValueError as error:
+        what = f"{path} is incomplete or was changed by hand: {error}"
+        raise HeadError(what, hint=DAMAGED) from error
     scorer = SCORERS[document.scorer].from_tensors(tensors)
     if scorer.classes != len(document.label_names):
         raise HeadError(

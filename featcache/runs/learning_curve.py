@@ -218,6 +218,35 @@ class CurveRequest:
     format: int = CURVE_FORMAT
 
 
+@dataclass(frozen=True)
+class SavedPoint:
+    """What is read of a `Point`."""
+
+    rows: int
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SavedRequest:
+    """What is read of a `CurveRequest`."""
+
+    view: str
+    caches: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SavedCurve:
+    """What is read of a curve.json."""
+
+    kind: str
+    metric: str
+    split: str
+    points: tuple[SavedPoint, ...]
+    request: SavedRequest
+
+
 def _request(
     settings: Settings, plan: Plan, data: CachedSplits, view: str, sizes: Sequence[int]
 ) -> CurveRequest:

@@ -13,10 +13,11 @@ from featcache.errors import HeadError
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
 from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
-from featcache.system.documents import parse_document
+from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
+MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,19 @@ class RunRecord(TrainingRecord):
     features: FeatureSettings | None = None
     data: DataSettings | None = None
 
+    def __post_init__(self) -> None:
+        labels = len(self.label_names)
+        for split, scores in self.scores.items():
+            counts = [len(row) for row in scores.confusion or ()]
+            square = scores.confusion is None or counts == [labels] * labels
+            if not square or not all(0 <= n < MOST_ROWS for row in scores.confusion or () for n in row):
+                raise ValueError(f"the confusion matrix of {split} is not one of {labels} labels")
+        paths = [self.backbone.model, *(cache.path for cache in self.caches.values())]
+        paths += [self.frozen.cache_dir] if self.frozen else []
+        paths += [self.data.dataset, *(self.data.data_files or {}).values()] if self.data else []
+        if odd := [path for path in paths if "\0" in path]:
+            raise ValueError(f"{odd[0]!r} is no path")
+
     def to_json(self) -> dict[str, Any]:
         """What `json.loads` makes of run.json."""
         document: dict[str, Any] = json.loads(self.to_bytes())
@@ -214,8 +228,8 @@ def read_run_record(folder: Path) -> RunRecord:
     """
     path = folder / RUN_FILE
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise HeadError(f"cannot read {path}: {error}", hint=_DAMAGED) from error
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(content, dict) or found != RUN_FORMAT:

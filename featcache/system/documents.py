@@ -2,14 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from featcache.fingerprint import JsonDocument
+from featcache.system.text import readable
+
 T = TypeVar("T")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_json(content: bytes) -> Any:
+    """The value of a JSON text from a file.
+
+    Raises:
+        ValueError: no JSON, nested too deeply, or with a number or a text that nothing can hold; names it.
+    """
+    try:
+        value = json.loads(content)
+        odd = next(_odd_values(value, "$"), None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if odd is not None:
+        raise ValueError(odd)
+    return value
+
+
+def _odd_values(value: Any, at: str) -> Iterator[str]:
+    """A sentence for each integer that is beyond 64 bits and each text that is no valid Unicode."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _odd_values(key, f"{at}, a key")
+            yield from _odd_values(one, f"{at}.{key}")
+    elif isinstance(value, list):
+        for one in value:
+            yield from _odd_values(one, f"{at}[...]")
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield f"a number beyond 64 bits - at `{at}`"
+    elif isinstance(value, str) and _SURROGATE.search(value):
+        yield f"a text that is no valid Unicode - at `{readable(at)}`"
 
 
 def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str], Exception]) -> T:
@@ -30,6 +67,15 @@ def parse_document(kind: type[T], content: Any, where: str, error: Callable[[str
         raise error(f"{where}: {problem}") from None
 
 
+def read_document(kind: type[T], content: bytes, where: str, error: Callable[[str], Exception]) -> T:
+    """A JSON text from a file as an instance of `kind`; see `read_json` and `parse_document`."""
+    try:
+        value = read_json(content)
+    except ValueError as problem:
+        raise error(f"{where}: {problem}") from None
+    return parse_document(kind, value, where, error)
+
+
 def plain_document(document: Any) -> dict[str, Any]:
     """A dataclass as a JSON object; its fields that are None are left out."""
     return {name: value for name, value in json_document(document).items() if value is not None}
@@ -40,6 +86,8 @@ def json_document(document: Any) -> Any:
 
     The key of a field is its name without a `_` at its end: `in_` becomes `in`.
     """
+    if isinstance(document, JsonDocument):
+        return document.to_json()
     if is_dataclass(document):
         named = ((field.name.removesuffix("_"), getattr(document, field.name)) for field in fields(document))
         return {name: json_document(value) for name, value in named}

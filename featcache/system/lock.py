@@ -6,7 +6,6 @@ beside it tells who has the lock: process, host, since when.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import LockHeld, UsageError
 from featcache.fingerprint import canonical
+from featcache.system.documents import read_document
 from featcache.system.durable import explained, write_file
 
 if TYPE_CHECKING:
@@ -91,9 +91,8 @@ def holder_path(target: Path) -> Path:
 def holder(target: Path) -> Holder | None:
     """The process that the `.holder` file of `target` names; None if there is none or it is dead."""
     try:
-        content = json.loads(holder_path(target).read_bytes())
-        found = Holder(int(content["pid"]), str(content["host"]), str(content["since"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        found = read_document(Holder, holder_path(target).read_bytes(), "the holder", ValueError)
+    except (OSError, ValueError):
         return None
     return None if found.dead else found
 

@@ -49,7 +49,7 @@ def read_all(path: Path) -> dict[str, bytes]:
     """Everything a reader can get out of the file."""
     file = SealedFile(path)
     values = {name: file.column(name).tobytes() for name in file.names}
-    return values | {"/meta": json.dumps(file.meta, sort_keys=True).encode()}
+    return values | {"/meta": json.dumps(file.description.to_json(), sort_keys=True).encode()}
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -82,7 +82,7 @@ def test_columns_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, d
     columns = [column(name, one.values, one.rows) for name, one in zip(names, drawn, strict=True)]
     assert write_sealed(path, META, columns) is True
     file = SealedFile(path)
-    assert file.meta == META and set(file.names) == {*names, "meta"}
+    assert file.description.to_json() == META and set(file.names) == {*names, "meta"}
     with h5py.File(path, "r") as plain:
         for name, (values, _) in zip(names, drawn, strict=True):
             for found in (file.column(name), plain[name][()]):

@@ -24,6 +24,7 @@ from hypothesis.extra.numpy import integer_array_indices
 from featcache.bench.memory import measure, write_made_up
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
+from featcache.cache.description import FileDescription
 from featcache.cache.export_arrays import export
 from featcache.cache.gc import collect, survey
 from featcache.cache.sealed_file import SealedFile
@@ -61,19 +62,22 @@ def columns_of(arrays: Arrays) -> Callable[[slice], list[Column]]:
     return of_rows
 
 
-def meta_of(arrays: Arrays, prompt: str = "") -> dict[str, Any]:
+def meta_of(arrays: Arrays, prompt: str = "") -> FileDescription:
     encoder = encoder_document(prompt=prompt)
     document = cache_document(encoder, ["last/cls"], arrays["row_hash"], arrays["labels"], ["bad", "good"])
-    return {
-        "format": "featcache", "fingerprint": document.fingerprint, "split": "train", "model": "m",
-        "document": document.to_json(),
-    }  # fmt: skip
+    return FileDescription(
+        format="featcache",
+        fingerprint=document.fingerprint,
+        split="train",
+        model="m",
+        document=document.to_json(),
+    )
 
 
 def write(cache: Path, arrays: Arrays, size: int = SHARD, **how: Any) -> Path:
     """The cache of these columns under the folder `cache`; its path."""
     meta = meta_of(arrays)
-    path = Cache(cache).path("some/data", "model", "train", meta["fingerprint"])
+    path = Cache(cache).path("some/data", "model", "train", meta.fingerprint)
     remove_temporaries(path)
     write_cache(path, meta, len(arrays["labels"]), columns_of(arrays), size, **how)
     return path
@@ -168,7 +172,7 @@ def test_maps_are_dropped_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_write_cache_writes_one_file_where_it_fits(tmp_path: Path) -> None:
     arrays = made_up()
     path, plain = write(tmp_path, arrays, 1 << 30), tmp_path / "plain.h5"
-    write_sealed(plain, meta_of(arrays), columns_of(arrays)(slice(0, ROWS)))
+    write_sealed(plain, meta_of(arrays).to_json(), columns_of(arrays)(slice(0, ROWS)))
     assert path.read_bytes() == plain.read_bytes() and not shard_paths(path)
     assert write(tmp_path / "b", arrays, plain.stat().st_size).read_bytes() == plain.read_bytes()
     assert shard_paths(write(tmp_path / "c", arrays, plain.stat().st_size - 1))
@@ -178,7 +182,7 @@ def test_write_cache_writes_one_file_where_it_fits(tmp_path: Path) -> None:
 def test_write_cache_makes_few_even_shards_below_the_size(tmp_path: Path, size: int) -> None:
     arrays = made_up()
     path = write(tmp_path, arrays, size)
-    rows = [each["rows"] for each in CacheFile(path).sealed.meta["shards"]]
+    rows = [each.rows for each in CacheFile(path).sealed.description.shards or ()]
     sizes = [shard.stat().st_size for shard in shard_paths(path)]
     assert max(sizes) <= size and max(rows) - min(rows) <= 1 and sum(rows) == ROWS
     row_bytes = sum(array.nbytes for array in arrays.values()) / ROWS
@@ -286,7 +290,7 @@ def made_again(shards: list[Path]) -> None:
         values = np.array(old.column(name))
         values[0] += 1
         columns.append(Column(name, values.shape, values.dtype.name, [values]))
-    write_sealed(shards[1], old.meta, columns, replace=True)
+    write_sealed(shards[1], old.description.to_json(), columns, replace=True)
 
 
 @pytest.mark.parametrize("hurt", [missing, swapped, cut_off, folder, of_another_cache, made_again])
@@ -323,7 +327,7 @@ def test_damage_is_named_by_shard_chunk_and_rows(sharded: Path) -> None:
     content[place] ^= 1
     shard.write_bytes(content)
     x = CacheFile(sharded).features("last/cls").x
-    rows = CacheFile(sharded).sealed.meta["shards"][0]["rows"]
+    rows = CacheFile(sharded).sealed.description.to_json()["shards"][0]["rows"]
     assert np.array_equal(x[:rows], made_up()["views/last-cls"][:rows])  # the others still serve
     with pytest.raises(CorruptCache, match=rf"{shard.name}: chunk 0 of views/last-cls \(rows 0 to \d+\)"):
         x[rows]
@@ -344,12 +348,12 @@ def test_damage_is_named_by_shard_chunk_and_rows(sharded: Path) -> None:
     ],
 )
 def test_a_forged_manifest_is_refused(sharded: Path, change: dict[str, Any]) -> None:
-    meta = dict(SealedFile(sharded).meta)
+    meta = SealedFile(sharded).description.to_json()
     first, *others = meta["shards"]
-    odd: list[Any] = [[{**first, **change}, *others], [*others, first, first], [], None, [None], {}, "x"]
+    odd: list[Any] = [[{**first, **change}, *others], [*others, first, first], [], [None], {}, "x"]
     for shards in odd:
         write_sealed(sharded, {**meta, "shards": shards}, [], replace=True)
-        with pytest.raises(CorruptCache, match="list of shards makes no sense"):
+        with pytest.raises(CorruptCache, match=r"shards makes no sense|description says: .*\$\.shards"):
             CacheFile(sharded)
         assert not verify(sharded).ok
     for columns in ({}, {"labels": {"dtype": "object", "shape": []}}, {"labels": {"dtype": "int64"}}, []):

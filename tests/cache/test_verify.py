@@ -197,7 +197,7 @@ def test_verify_finds_contradictions_with_the_description(change: dict[str, obje
     """All checksums hold; a part of the description is missing, which must not end in a KeyError."""
     path = seal(tmp_path)
     good = CacheFile(path).sealed
-    meta = dict(good.meta)
+    meta = good.description.to_json()
     for key, value in change.items():
         meta[key] = {**meta[key], **value} if isinstance(value, dict) and value else value
     rewrite(path, meta)
@@ -209,7 +209,7 @@ def test_verify_finds_contradictions_with_the_description(change: dict[str, obje
 @pytest.mark.parametrize("part", ["rows", "labels"])
 def test_verify_finds_rows_of_another_fingerprint(part: str, tmp_path: Path) -> None:
     path = seal(tmp_path)
-    meta = dict(CacheFile(path).sealed.meta)
+    meta = CacheFile(path).sealed.description.to_json()
     meta["document"][part]["chain"] = "0" * 64
     meta["fingerprint"] = document_hash(meta["document"])
     path = rewrite(path, meta, path.with_name(f"train-{meta['fingerprint'][:12]}.h5"))

@@ -71,7 +71,7 @@ def change_rows(file: CacheFile, change: Callable[[np.ndarray], np.ndarray]) -> 
             values = change(values).astype(values.dtype) if name == "views/last-mean" else values
             columns.append(Column(name, values.shape, values.dtype.name, [values]))
     file.path.unlink()
-    write_sealed(file.path, file.sealed.meta, columns)
+    write_sealed(file.path, file.sealed.description.to_json(), columns)
 
 
 # ---------------------------------------------------------------- comparing
@@ -202,7 +202,7 @@ def test_texts_that_are_not_there(case: Case) -> None:
 
 def test_texts_that_came_from_memory(case: Case) -> None:
     file = file_of(case)
-    meta = dict(file.sealed.meta) | {"split": "texts"}
+    meta = file.sealed.description.to_json() | {"split": "texts"}
     columns = []
     for name in file.sealed.names:
         if name != "meta":

@@ -122,7 +122,7 @@ def test_a_hostile_description_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr("featcache.cache.sealed_writer.json.dumps", Forged(content))
         write_sealed(tmp_path / "a.h5", {}, [Column("a", (1,), "uint8", [np.zeros(1, np.uint8)])])
-    with pytest.raises(CorruptCache, match="/meta is no JSON"):
+    with pytest.raises(CorruptCache, match="does not hold what its description says"):
         SealedFile(tmp_path / "a.h5")
 
 

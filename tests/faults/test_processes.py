@@ -98,15 +98,16 @@ def reader(
         for path in [folder / f"{number}.h5", folder / "replaced.h5"] * 6:
             try:
                 file = SealedFile(path)
-                same = bool((file.column("x") == expected[file.meta["seed"]]).all())
+                same = bool((file.column("x") == expected[file.description.unknown["seed"]]).all())
             except CacheError as error:
                 same = "No such file" in str(error) and (first is None or path.stem == "replaced")
             else:
                 with seen.get_lock():
                     seen.value += 1
                 if path.stem != "replaced":
-                    same = same and first in (None, file.meta["seed"])  # published once, then unchanged
-                    first = file.meta["seed"]
+                    # published once, then unchanged
+                    same = same and first in (None, file.description.unknown["seed"])
+                    first = file.description.unknown["seed"]
             if not same:
                 with wrong.get_lock():
                     wrong.value += 1

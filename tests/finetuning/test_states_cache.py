@@ -18,7 +18,7 @@ from featcache.backbone.model import Backbone
 from featcache.data.split import Split, load_splits
 from featcache.errors import BackboneError, CacheError, CorruptCache
 from featcache.finetuning import states_cache as states
-from featcache.finetuning.states_cache import StatesDocument, StatesFile, cache_states, states_path
+from featcache.finetuning.states_cache import StatesFile, cache_states, states_document, states_path
 from featcache.fingerprint import row_hashes
 from featcache.settings import load_settings
 from featcache.system.lock import locked
@@ -110,15 +110,15 @@ def test_states_path_depends_on_all_that_changes_a_state(
     hashes = hashes_of(split)
     made_by = encoder(backbone, "last/mean")
     documents = [
-        StatesDocument.of(made_by, CUT, hashes),
-        StatesDocument.of(made_by, CUT - 1, hashes),
-        StatesDocument.of(made_by, CUT, hashes[::-1].copy()),
-        StatesDocument.of(encoder(backbone, "last/mean", prompt="x"), CUT, hashes),
-        StatesDocument.of(encoder(backbone, "last/mean", max_length=20), CUT, hashes),
-        StatesDocument.of(encoder(load(tiny("bert"), dtype="bfloat16"), "last/mean"), CUT, hashes),
+        states_document(made_by, CUT, hashes),
+        states_document(made_by, CUT - 1, hashes),
+        states_document(made_by, CUT, hashes[::-1].copy()),
+        states_document(encoder(backbone, "last/mean", prompt="x"), CUT, hashes),
+        states_document(encoder(backbone, "last/mean", max_length=20), CUT, hashes),
+        states_document(encoder(load(tiny("bert"), dtype="bfloat16"), "last/mean"), CUT, hashes),
     ]
     assert len({states_path(tmp_path, "train", document) for document in documents}) == len(documents)
-    same = StatesDocument.of(encoder(backbone, "last/cls", batch_tokens=7), CUT, hashes)
+    same = states_document(encoder(backbone, "last/cls", batch_tokens=7), CUT, hashes)
     assert same == documents[0]  # neither view nor budget changes a state
 
 
@@ -142,7 +142,7 @@ def test_cache_states_continues_from_committed_units(
     with pytest.raises(Killed):
         make(split, made_by, tmp_path / "killed", stop)
     (plan,) = (tmp_path / "killed").rglob("plan.json")
-    document = StatesDocument.of(made_by, CUT, hashes_of(split)).fingerprint
+    document = states_document(made_by, CUT, hashes_of(split)).fingerprint
     # Earlier versions wrote the same bytes, so that what they left is continued.
     assert plan.read_bytes() == b'{"batch":100,"block_tokens":200,"document":"%s"}' % document.encode()
     ran: list[int] = []
@@ -195,7 +195,7 @@ def test_cache_states_refuses_a_locked_file(
     tiny: Callable[[str], Path], split: Split, tmp_path: Path
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
-    path = states_path(tmp_path, "train", StatesDocument.of(made_by, CUT, hashes_of(split)))
+    path = states_path(tmp_path, "train", states_document(made_by, CUT, hashes_of(split)))
     with locked(path), pytest.raises(CacheError, match="another process"):
         make(split, made_by, tmp_path)
 

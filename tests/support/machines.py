@@ -79,7 +79,7 @@ def make_other(path: Path) -> bytes:
         if name != "meta"
         for column in [np.array(sealed.column(name))]
     ]
-    write_sealed(path, sealed.meta, columns, replace=True)
+    write_sealed(path, sealed.description.to_json(), columns, replace=True)
     return path.read_bytes()
 
 
@@ -93,5 +93,5 @@ def make_shards(cache: Cache, seed: int = 3) -> Path:
         parts = {name: array[rows] for name, array in arrays.items()}
         return [Column(name, part.shape, part.dtype.name, [part]) for name, part in parts.items()]
 
-    assert write_cache(single, sealed.meta, 600, columns, 25_000, replace=True)
+    assert write_cache(single, sealed.description, 600, columns, 25_000, replace=True)
     return single

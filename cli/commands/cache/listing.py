@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import CacheError
 from featcache.system.units import age_text, seconds_text, size_text
@@ -13,8 +14,55 @@ from featcache_cli.console import note, out, print_result, table
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
-    from featcache.cache.catalog import CacheFile
+    from featcache.cache.local import FileFacts
     from featcache.cache.record import Provenance
+    from featcache.fingerprint import EncoderDocument
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedFile:
+    """What is known of any cache file; a file that cannot be read is only that.
+
+    Attributes:
+        path: its URL if a store has it.
+        kind: `features` or `states`.
+        status: `sealed`, or what is wrong with it.
+    """
+
+    path: str
+    kind: str
+    bytes: int = 0
+    age_seconds: float = 0.0
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedSealedFile(ListedFile):
+    """What features and token states have in common."""
+
+    split: str
+    rows: int
+    fingerprint: str
+    truncated: int
+    encoder: EncoderDocument
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedFeatures(ListedSealedFile):
+    """A file of features; `computed` is how the backbone was run, `made` what its record says."""
+
+    views: tuple[str, ...]
+    label_names: tuple[str, ...]
+    computed: str
+    made: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedStates(ListedSealedFile):
+    """A file of token states before the block `cut`."""
+
+    tokens: int
+    cut: int
 
 
 def list_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
@@ -28,27 +76,23 @@ def list_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int
     return 0
 
 
-def _show_list(described: list[dict[str, Any]]) -> None:
+def _show_list(described: list[ListedFile]) -> None:
     if not described:
         return
     shown = table("dataset/model, split-fingerprint", ">rows", ">size", ">age", "views")
-    shown.columns[0].min_width = max(len(Path(about["path"]).name) for about in described) + 2
+    shown.columns[0].min_width = max(len(Path(about.path).name) for about in described) + 2
     for about in described:
-        path, states = Path(about["path"]), about["kind"] == "states"
-        folder = "/".join(path.parts[-4:-2] if states else path.parts[-3:-1])
-        rows, content = "damaged", "see cache info"
-        if about["status"] == "sealed":
-            rows = f"{about['rows']:,}"
-            content = f"states before block {about['cut']}" if states else ", ".join(about["views"])
+        path, rows, content = Path(about.path), "damaged", "see cache info"
+        folder = "/".join(path.parts[-4:-2] if about.kind == "states" else path.parts[-3:-1])
+        if isinstance(about, ListedStates):
+            rows, content = f"{about.rows:,}", f"states before block {about.cut}"
+        elif isinstance(about, ListedFeatures):
+            rows, content = f"{about.rows:,}", ", ".join(about.views)
         shown.add_row(
-            f"{folder}\n  {path.name}",
-            rows,
-            size_text(about["bytes"]),
-            age_text(about["age_seconds"]),
-            content,
+            f"{folder}\n  {path.name}", rows, size_text(about.bytes), age_text(about.age_seconds), content
         )
     if len(described) > 1:
-        shown.add_row(f"{len(described)} files", "", size_text(sum(about["bytes"] for about in described)))
+        shown.add_row(f"{len(described)} files", "", size_text(sum(about.bytes for about in described)))
     out().print(shown)
 
 
@@ -56,10 +100,10 @@ def show_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int
     """`cache info`; the exit code says whether all files are sealed."""
     described = [_describe(cache, path) for path in paths]
     print_result(args, {"files": described}, lambda: _show_info(described))
-    return 0 if all(about["status"] == "sealed" for about in described) else CacheError.exit_code
+    return 0 if all(isinstance(about, ListedSealedFile) for about in described) else CacheError.exit_code
 
 
-def _show_info(described: list[dict[str, Any]]) -> None:
+def _show_info(described: list[ListedFile]) -> None:
     """Each file as two columns, the second as wide as the terminal allows."""
     from rich.table import Table
 
@@ -74,100 +118,118 @@ def _show_info(described: list[dict[str, Any]]) -> None:
         out().print(shown)
 
 
-def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(about: ListedFile) -> list[tuple[str, str]]:
     """What `info` prints of a file, by name."""
-    size = f"{size_text(about['bytes'])}, {age_text(about['age_seconds'])} old"
-    if about["status"] != "sealed":
-        return [("file", about["path"]), ("status", about["status"]), ("size", size)]
-    encoder = about["encoder"]
-    side = encoder["truncation_side"]
-    where = "in the middle" if encoder.get("long_text") == "head-tail" else f"on the {side}"
-    files = [f"{name} {digest[:12]}" for name, digest in encoder.get("files", {}).items()]
-    states = f"of {about.get('tokens', 0):,} tokens before block {about.get('cut')}, for featcache finetune"
+    size = f"{size_text(about.bytes)}, {age_text(about.age_seconds)} old"
+    if not isinstance(about, ListedSealedFile):
+        return [("file", about.path), ("status", about.status), ("size", size)]
+    encoder = about.encoder
+    where = "in the middle" if encoder.long_text == "head-tail" else f"on the {encoder.truncation_side}"
+    files = [f"{name} {digest[:12]}" for name, digest in encoder.files.items()]
     return [
-        ("file", about["path"]),
-        ("status", f"sealed (check its bytes: featcache cache verify {about['fingerprint'][:6]})"),
+        ("file", about.path),
+        ("status", f"sealed (check its bytes: featcache cache verify {about.fingerprint[:6]})"),
         ("size", size),
-        ("split", f"{about['split']}, {about['rows']:,} rows"),
-        ("texts", f"{about['truncated']:,} truncated to {encoder['max_length']} tokens, {where}"),
-        *([("states", states)] if about["kind"] == "states" else _facts_of_features(about)),
+        ("split", f"{about.split}, {about.rows:,} rows"),
+        ("texts", f"{about.truncated:,} truncated to {encoder.max_length} tokens, {where}"),
+        *(_facts_of_features(about) if isinstance(about, ListedFeatures) else []),
+        *(_facts_of_states(about) if isinstance(about, ListedStates) else []),
         ("weights", "\n".join(files) or "none"),
-        ("fingerprint", about["fingerprint"]),
+        ("fingerprint", about.fingerprint),
     ]
 
 
-def _facts_of_features(about: dict[str, Any]) -> list[tuple[str, str]]:
-    made, encoder = about["made"], about["encoder"]
-    lost, dtype = "not known: the record is lost", encoder["dtype"]
-    commit = f" at {made['commit']}" if made.get("commit") else ""
+def _facts_of_states(about: ListedStates) -> list[tuple[str, str]]:
+    return [("states", f"of {about.tokens:,} tokens before block {about.cut}, for featcache finetune")]
+
+
+def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
+    made, encoder = about.made, about.encoder
+    lost, dtype = "not known: the record is lost", encoder.dtype
+    commit = f" at {made.commit}" if made.commit else ""
     facts = [
-        ("views", ", ".join(about["views"])),
-        ("labels", ", ".join(about["label_names"]) or "none"),
-        ("dataset", str(made.get("dataset", lost))),
-        ("model", str(made.get("model", lost)) + commit),
-        ("prompt", repr(encoder["prompt"]) if encoder["prompt"] else "none"),
-        ("numbers", f"{dtype['compute']} computed, {dtype['storage']} stored"),
-        ("run", about["computed"]),
+        ("views", ", ".join(about.views)),
+        ("labels", ", ".join(about.label_names) or "none"),
+        ("dataset", made.dataset or lost),
+        ("model", (made.model or lost) + commit),
+        ("prompt", repr(encoder.prompt) if encoder.prompt else "none"),
+        ("numbers", f"{dtype.compute} computed, {dtype.storage} stored"),
+        ("run", about.computed),
     ]
-    if "created" in made:
-        effort = f"{seconds_text(made.get('seconds', 0.0))} for {made.get('encoded', 0):,} texts encoded"
-        versions = [f"{name} {number}" for name, number in made.get("versions", {}).items()]
-        facts.append(("made", f"{made['created']} on {made.get('host')}, {effort}"))
+    if made.created is not None:
+        effort = f"{seconds_text(made.seconds or 0.0)} for {made.encoded or 0:,} texts encoded"
+        versions = [f"{name} {number}" for name, number in (made.versions or {}).items()]
+        facts.append(("made", f"{made.created} on {made.host}, {effort}"))
         facts.append(("with", ", ".join(versions)))
     return facts
 
 
-def _describe(cache: Cache, path: Path) -> dict[str, Any]:
+def _describe(cache: Cache, path: Path) -> ListedFile:
     """What `ls` and `info` show of a file; the status of a damaged one is its error."""
     from featcache.cache.catalog import is_states
 
     kind = "states" if is_states(path) else "features"
-    about: dict[str, Any] = {"path": str(path), "kind": kind, "bytes": 0, "age_seconds": 0.0}
+    found: FileFacts | None = None
     try:
         found = cache.facts(path)
-        age = max(time.time() - found.modified, 0.0)
-        about |= {"path": found.place, "bytes": found.bytes, "age_seconds": age}
-        about |= _states(path) if kind == "states" else _features(cache.file(path))
-        about["status"] = "sealed"
+        return _states(path, found) if kind == "states" else _features(cache, path, found)
     except CacheError as error:
-        about["status"] = error.what
+        status = error.what
     except OSError as error:  # removed just now, or a broken link
-        about["status"] = f"cannot read {path}: {error.strerror or error}"
-    return about
+        status = f"cannot read {path}: {error.strerror or error}"
+    if found is None:
+        return ListedFile(path=str(path), kind=kind, status=status)
+    return ListedFile(path=found.place, kind=kind, bytes=found.bytes, age_seconds=_age(found), status=status)
 
 
-def _features(file: CacheFile) -> dict[str, Any]:
-    return {
-        "bytes": file.sealed.nbytes,
-        "split": file.split,
-        "rows": file.rows,
-        "views": list(file.views),
-        "fingerprint": file.fingerprint,
-        "truncated": file.truncated,
-        "label_names": list(file.document.labels.names),
-        "encoder": file.document.encoder.to_json(),
-        "computed": _computed(file.record.made),
-        "made": file.record.made.to_json(),
-    }
+def _age(found: FileFacts) -> float:
+    return max(time.time() - found.modified, 0.0)
 
 
-def _states(path: Path) -> dict[str, Any]:
+def _features(cache: Cache, path: Path, found: FileFacts) -> ListedFeatures:
+    file = cache.file(path)
+    made = file.record.made
+    return ListedFeatures(
+        path=found.place,
+        kind="features",
+        bytes=file.sealed.nbytes,
+        age_seconds=_age(found),
+        status="sealed",
+        split=file.split,
+        rows=file.rows,
+        fingerprint=file.fingerprint,
+        truncated=file.truncated,
+        encoder=file.document.encoder,
+        views=file.views,
+        label_names=file.document.labels.names,
+        computed=_computed(made),
+        made=made,
+    )
+
+
+def _states(path: Path, found: FileFacts) -> ListedStates:
     from featcache.cache.sealed_file import SealedFile
+    from featcache.fingerprint import StatesDocument
 
     file = SealedFile(path)
     try:
-        document = file.meta["document"]
-        return {
-            "split": file.meta["split"],
-            "rows": document["rows"]["count"],
-            "tokens": int(file.column("offsets")[-1]),
-            "cut": document["cut"],
-            "fingerprint": file.meta["fingerprint"],
-            "truncated": int(file.column("truncated").sum()),
-            "encoder": document["encoder"],
-        }
-    except (KeyError, TypeError) as error:
-        raise CacheError(f"{path} contains no token states") from error
+        document = StatesDocument.from_json(file.description.document)
+        return ListedStates(
+            path=found.place,
+            kind="states",
+            bytes=found.bytes,
+            age_seconds=_age(found),
+            status="sealed",
+            split=file.description.split,
+            rows=document.rows.count,
+            fingerprint=file.description.fingerprint,
+            truncated=int(file.column("truncated").sum()),
+            encoder=document.encoder,
+            tokens=int(file.column("offsets")[-1]),
+            cut=document.cut,
+        )
+    except (KeyError, ValueError) as error:
+        raise CacheError(f"{path} contains no token states: {error}") from error
 
 
 def _computed(made: Provenance) -> str:

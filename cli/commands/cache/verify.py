@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import CacheError, FeatcacheError
 from featcache.system.units import size_text
@@ -15,7 +15,40 @@ from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
-    from featcache.extraction.drift import Reencoder
+    from featcache.extraction.drift import Drift, Reencoder
+
+
+@dataclass(frozen=True)
+class ReencodedView:
+    """A `Drift` as JSON has it: numbers that are no numbers are None."""
+
+    view: str
+    rows: int
+    absolute: float | None
+    relative: float | None
+    cosine: float | None
+    ok: bool
+
+
+@dataclass(frozen=True)
+class ReencodedFile:
+    """What encoding rows of a file again has shown, or why it could not be done."""
+
+    ok: bool
+    views: tuple[ReencodedView, ...] = ()
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class VerifiedFile:
+    """The result for one file; `reencoded` is None where its rows were not encoded again."""
+
+    path: str
+    ok: bool
+    bytes: int
+    damage: tuple[str, ...]
+    reencoded: ReencodedFile | None = None
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
@@ -30,73 +63,69 @@ def verify(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     from featcache.cache.catalog import is_states
     from featcache.cache.verify import verify as check
     from featcache.extraction.drift import Reencoder
+    from featcache.system.documents import plain_document
 
     trust = bool(args.trust_remote_code)
     reencoder = Reencoder(settings_of(args), args.model, trust_any=trust) if args.reencode else None
-    documents: list[dict[str, Any]] = []
+    found: list[VerifiedFile] = []
     with Meter(quiet=args.quiet) as meter:
         for path in paths:
-            verdict = check(path, meter, cache.file)
-            about: dict[str, Any] = {
-                "path": str(path), "ok": verdict.ok, "bytes": verdict.bytes, "damage": verdict.damage,
-            }  # fmt: skip
+            verdict, reencoded = check(path, meter, cache.file), None
             if reencoder is not None and verdict.ok and not is_states(path):
-                about["reencoded"] = _reencoded(cache, path, reencoder, args.reencode, meter)
-                about["ok"] = about["reencoded"]["ok"]
-            documents.append(about)
-    ok = all(about["ok"] for about in documents)
-    print_result(args, {"files": documents, "ok": ok}, lambda: _show_verified(documents, quiet=args.quiet))
+                reencoded = _reencoded(cache, path, reencoder, args.reencode, meter)
+            ok = verdict.ok and (reencoded is None or reencoded.ok)
+            found.append(VerifiedFile(str(path), ok, verdict.bytes, verdict.damage, reencoded))
+    ok = all(about.ok for about in found)
+    document = {"files": [plain_document(about) for about in found], "ok": ok}
+    print_result(args, document, lambda: _show_verified(found, quiet=args.quiet))
     return 0 if ok else CacheError.exit_code
 
 
-def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter) -> dict[str, Any]:
-    """What encoding again has shown, or why it could not be done."""
-    from featcache.system.documents import tidied
-
+def _reencoded(cache: Cache, path: Path, reencoder: Reencoder, count: int, meter: Meter) -> ReencodedFile:
     try:
         drifts = reencoder.drift(cache.file(path), count, meter)
     except FeatcacheError as error:
-        return {"ok": False, "error": error.what, "hint": error.hint, "views": []}
-    return {
-        "ok": all(drift.ok for drift in drifts),
-        "error": None,
-        "hint": None,
-        "views": [{**asdict(tidied(drift)), "ok": drift.ok} for drift in drifts],  # without NaN
-    }
+        return ReencodedFile(False, error=error.what, hint=error.hint)
+    return ReencodedFile(all(drift.ok for drift in drifts), tuple(map(_view, drifts)))
 
 
-def _show_verified(documents: list[dict[str, Any]], *, quiet: bool) -> None:
+def _view(drift: Drift) -> ReencodedView:
+    from featcache.system.documents import tidied
+
+    found = tidied(drift)
+    return ReencodedView(found.view, found.rows, found.absolute, found.relative, found.cosine, ok=drift.ok)
+
+
+def _show_verified(found: list[VerifiedFile], *, quiet: bool) -> None:
     console = out()
-    for about in documents:
-        name = Path(about["path"]).name
-        if about["damage"]:
+    for about in found:
+        name = Path(about.path).name
+        if about.damage:
             console.print(f"damaged  {name}", style="bold red", soft_wrap=True)
         else:
-            console.print(f"ok       {name}  {size_text(about['bytes'])}", soft_wrap=True)
-        for text in about["damage"]:
+            console.print(f"ok       {name}  {size_text(about.bytes)}", soft_wrap=True)
+        for text in about.damage:
             console.print(f"         {text}", soft_wrap=True)
-        _show_drifts(about.get("reencoded"))
-    bad = sum(not about["ok"] for about in documents)
-    damaged = any(about["damage"] for about in documents)
-    note(f"{len(documents)} files checked, {bad or 'none'} of them damaged or changed", quiet=quiet)
+        if about.reencoded is not None:
+            _show_drifts(about.reencoded)
+    bad = sum(not about.ok for about in found)
+    damaged = any(about.damage for about in found)
+    note(f"{len(found)} files checked, {bad or 'none'} of them damaged or changed", quiet=quiet)
     if damaged:
         note("remove what is damaged with featcache cache rm, then extract (or finetune) again", quiet=quiet)
 
 
-def _show_drifts(about: dict[str, Any] | None) -> None:
-    if about is None:
-        return
+def _show_drifts(about: ReencodedFile) -> None:
     console = out()
-    if about["error"]:
-        console.print(f"         not encoded again: {about['error']}", style="bold red", soft_wrap=True)
-        for line in (about["hint"] or "").splitlines():
+    if about.error:
+        console.print(f"         not encoded again: {about.error}", style="bold red", soft_wrap=True)
+        for line in (about.hint or "").splitlines():
             console.print(f"         {line}", soft_wrap=True)
-    for drift in about["views"]:
+    for drift in about.views:
         absolute, relative, cosine = (
-            "not a number" if drift[name] is None else f"{drift[name]:.{digits}}"
-            for name, digits in (("absolute", "2g"), ("relative", "2g"), ("cosine", "6f"))
+            "not a number" if value is None else f"{value:.{digits}}"
+            for value, digits in ((drift.absolute, "2g"), (drift.relative, "2g"), (drift.cosine, "6f"))
         )
-        text = f"{drift['rows']:,} rows, off by {absolute} ({relative} of a row), cosine {cosine}"
-        how = "drifted " if not drift["ok"] else "agrees  "
-        style = None if drift["ok"] else "bold red"
-        console.print(f"{how} {drift['view']}: {text}", style=style, soft_wrap=True)
+        text = f"{drift.rows:,} rows, off by {absolute} ({relative} of a row), cosine {cosine}"
+        how, style = ("agrees  ", None) if drift.ok else ("drifted ", "bold red")
+        console.print(f"{how} {drift.view}: {text}", style=style, soft_wrap=True)

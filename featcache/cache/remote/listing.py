@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from featcache.cache.description import FileDescription, ShardEntry
 from featcache.cache.seal import DTYPES, HINT, LONGEST_SEAL, ColumnEntry, Seal, chunk_count, intact, read_seal
-from featcache.cache.shards import ShardEntry, owner_of, shard_entries
+from featcache.cache.sealed_file import read_description
+from featcache.cache.shards import owner_of, shard_entries
 from featcache.errors import CacheError, CorruptCache
-from featcache.system.documents import parse_document, plain_document
+from featcache.system.documents import plain_document, read_document
 from featcache.system.durable import write_file
 from featcache.system.stores import Remote, shown
 
@@ -41,7 +42,7 @@ class ListingEntry:
     stamp: str
     bytes: int
     modified: float
-    meta: dict[str, Any] | None = None
+    meta: FileDescription | None = None
     columns: dict[str, ColumnEntry] | None = None
     digest: str | None = None
     damage: str | None = None
@@ -51,14 +52,14 @@ class ListingEntry:
     def shards(self, path: Path) -> tuple[ShardEntry, ...]:
         """The shards of the cache file `path`; none if its manifest makes no sense."""
         try:
-            return shard_entries(self.meta or {}, path)
+            return shard_entries(self.meta or FileDescription(), path)
         except ValueError:
             return ()
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of a good file; else empty."""
-        return str((self.meta or {}).get("fingerprint", ""))
+        return self.meta.fingerprint if self.meta else ""
 
 
 class Listing:
@@ -86,9 +87,8 @@ class Listing:
     def read(self, path: Path) -> ListingEntry | None:
         """The entry of the cache file `path`; None if there is none that can be read."""
         try:
-            content = json.loads(self.entry_path(path).read_bytes())
-            entry = parse_document(ListingEntry, content, str(path), CacheError)
-        except (OSError, ValueError, CacheError):
+            entry = read_document(ListingEntry, self.entry_path(path).read_bytes(), str(path), CacheError)
+        except (OSError, CacheError):
             return None
         described = None not in (entry.meta, entry.columns, entry.digest)
         return entry if described or entry.damage is not None else None
@@ -118,18 +118,13 @@ def shard_names(entry: ListingEntry | None, path: Path) -> list[str]:
     return [shard.name for shard in entry.shards(path)] if entry else []
 
 
-def description(remote: Remote, size: int) -> dict[str, Any]:
-    """`meta`, `columns` and `digest` of a cache file; only its first bytes and its description are read."""
+def described(entry: ListingEntry, remote: Remote) -> ListingEntry:
+    """The entry with what the file says; only its first bytes and its description are read."""
     where = shown(remote.url)
-    seal = _seal(remote, size)
-    seal.check(size, where)
-    try:
-        meta = json.loads(read_column(remote, "meta", seal.columns["meta"]).tobytes())
-    except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict):
-        raise CorruptCache(f"{where}: /meta is no JSON object", hint=HINT)
-    return {"meta": meta, "columns": seal.columns, "digest": seal.digest}
+    seal = _seal(remote, entry.bytes)
+    seal.check(entry.bytes, where)
+    meta = read_description(read_column(remote, "meta", seal.columns["meta"]), where)
+    return replace(entry, meta=meta, columns=seal.columns, digest=seal.digest)
 
 
 def _seal(remote: Remote, size: int) -> Seal:

@@ -27,7 +27,7 @@ from featcache.cache.remote.listing import (
     Listing,
     ListingEntry,
     cache_of,
-    description,
+    described,
     is_ours,
     is_out_of_reach,
     read_column,
@@ -155,7 +155,7 @@ class Mirror(LocalFiles):
         entry = ListingEntry(stamp(info), int(info["size"]), modified(info))
         remote = self.entry(path)
         try:
-            entry = replace(entry, **description(remote, entry.bytes))
+            entry = described(entry, remote)
         except CacheError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return  # removed since the store was listed
@@ -259,14 +259,14 @@ class Mirror(LocalFiles):
 
     def _push_shards(self, path: Path) -> None:
         """Push the shards that the store does not have, or has with another seal."""
-        for entry in shard_entries(SealedFile(path).meta, path):
+        for entry in shard_entries(SealedFile(path).description, path):
             shard = path.with_name(entry.name)
             if seal_digest(self.entry(shard)) != entry.seal:
                 self.entry(shard).put(shard, replace=True)
 
     def _remove_shards(self, path: Path, before: list[str]) -> None:
         """Remove the shards `before` from the store that the manifest no longer lists."""
-        kept = {entry.name for entry in shard_entries(SealedFile(path).meta, path)}
+        kept = {entry.name for entry in shard_entries(SealedFile(path).description, path)}
         for name in before:
             if name not in kept:
                 self.entry(path.with_name(name)).remove()
@@ -313,7 +313,7 @@ class MirroredFile(SealedFile):
         if entry.meta is None or entry.columns is None or entry.digest is None:
             kind = CorruptCache if entry.corrupt else CacheError
             raise kind(entry.damage or f"{path} is not described", hint=HINT)
-        self.path, self.nbytes, self.meta, self.digest = path, entry.bytes, entry.meta, entry.digest
+        self.path, self.nbytes, self.description, self.digest = path, entry.bytes, entry.meta, entry.digest
         self._entries = entry.columns
         self._mirror = mirror
         self._whole: SealedFile | None = None
@@ -355,5 +355,5 @@ def _check(temporary: Path, path: Path) -> None:
         sealed.verify()
     except FeatcacheError as error:
         raise CorruptCache(error.what) from error
-    if not cache_of(path).stem.endswith(f"-{str(sealed.meta.get('fingerprint'))[:12]}"):
+    if not cache_of(path).stem.endswith(f"-{sealed.description.fingerprint[:12]}"):
         raise CorruptCache(f"{temporary} is another cache file than its name says")
