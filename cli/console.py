@@ -7,13 +7,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
     from rich.table import Table
+    from rich.text import Text
 
     from featcache.errors import FeatcacheError
 
@@ -32,14 +34,25 @@ def err() -> Console:
 
 
 def _console(**where: Any) -> Console:
-    """A console that prints texts as they are: no markup, no emoji codes, no highlighting."""
+    """A console that prints texts as they are: no markup, no emoji codes, no highlighting, no escapes."""
     from rich.console import Console
+
+    from featcache.system.text import readable
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             """The reader of the output has closed it, which is no error."""
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+        def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+            """Measured as it is shown."""
+            return super().render_str(readable(text), **options)
+
+        def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            """Texts of others hold no control characters; those of rich are in segments of their own."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=readable(segment.text))
 
     return Plain(highlight=False, markup=False, emoji=False, **where)
 
@@ -57,10 +70,12 @@ def print_result(args: argparse.Namespace, document: Any, show: Callable[[], Non
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout, in UTF-8 whatever the encoding of stdout is."""
-    from featcache.system.documents import json_document
+    """One JSON document on stdout, in UTF-8 whatever the encoding of stdout is; what is no number is null."""
+    from featcache.system.documents import json_document, tidied
+    from featcache.system.text import plain_json
 
-    text = json.dumps(json_document(document), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(tidied(json_document(document)), ensure_ascii=False, indent=1, allow_nan=False)
+    text = plain_json(text)
     sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
     sys.stdout.buffer.flush()
 

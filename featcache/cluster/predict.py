@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from featcache.cluster.cluster import Actor, ActorPool, Engine, connected, deal, require_ray
 from featcache.cluster.output_parts import OutputFolder, OutputPart, PartRecord, plan_parts, states_of
 from featcache.data.formats.open import open_rows
+from featcache.data.formats.write import OutputForm
 from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.prediction.file import LabelledFile, predict_file
@@ -37,13 +38,14 @@ class Reading:
     Attributes:
         text, pair: names of the columns.
         header: False: csv and tsv files have no header.
-        prefix: put before the names of the added columns.
+        prefix, raw_cells: see `OutputForm`.
     """
 
     text: str
     pair: str | None = None
     header: bool = True
     prefix: str = ""
+    raw_cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,6 @@ class _PredictingActor(Actor[PredictOrder]):
             header=reading.header, groups=groups,
         )  # fmt: skip
         predictor.check_pairs(rows.pair is not None)
-        made = predict_file(
-            predictor, rows, folder.target(part), part.kind, prefix=reading.prefix, force=True
-        )
+        form = OutputForm(part.kind, reading.prefix, reading.raw_cells)
+        made = predict_file(predictor, rows, folder.target(part), form, force=True)
         return folder.finish(part, made)

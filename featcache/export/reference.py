@@ -15,6 +15,7 @@ import numpy as np
 from featcache.errors import BackboneError, UsageError
 from featcache.runs.run import Run
 from featcache.system.durable import fsync_file, fsync_folder, temporary_beside
+from featcache.system.text import last_part, markdown_text, plain_json, short_name
 
 if TYPE_CHECKING:
     import torch
@@ -204,18 +205,20 @@ def model_card(
     run, head, record = source.run, source.head, source.run.record
     made = "the frozen backbone" if head.encoder.tuned is None else "a backbone with trained blocks"
     lines = ["---", "pipeline_tag: text-classification", f"library_name: {library}"]
-    lines += ["tags:", "- featcache", "- text-classification", "---", "", f"# {run.name}", ""]
-    lines += [f"A {head.kind} head on {made}: `{record.backbone.model}`, as {what}.", ""]
+    lines += ["tags:", "- featcache", "- text-classification", "---", "", f"# {markdown_text(run.name)}", ""]
+    model = markdown_text(short_name(record.backbone.model))
+    lines += [f"A {markdown_text(head.kind)} head on {made}: {model}, as {what}.", ""]
     lines += ["```python", *usage, "```", ""]
     lines += ["## Metrics", "", "| split | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
     for split, metrics in record.metrics.items():
         cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in SHOWN]
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(split)} | " + " | ".join(cells) + " |")
     lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
     thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()
     for name, threshold in zip(head.label_names, thresholds, strict=True):
-        lines.append(f"- {name}" + ("" if threshold is None else f" (predicted from {threshold:.4f} on)"))
-    shown = json.dumps(_about(source), ensure_ascii=False, indent=1)
+        limit = "" if threshold is None else f" (predicted from {threshold:.4f} on)"
+        lines.append(f"- {markdown_text(name)}{limit}")
+    shown = plain_json(json.dumps(_about(source), ensure_ascii=False, indent=1))
     lines += ["", "## Data and settings", "", "```json", shown, "```", ""]
     for note in notes:
         lines += [note, ""]
@@ -229,10 +232,11 @@ def _about(source: RunToExport) -> dict[str, Any]:
         for name, value in (asdict(record.data) if record.data else {}).items()
         if value is not None
     }
-    if files := data.pop(
-        "data_files", None
-    ):  # by their names alone: a card is published, folders are private
-        data["dataset"] = {split: Path(path).name for split, path in files.items()}
+    # A card is published, folders are private.
+    if files := data.pop("data_files", None):
+        data["dataset"] = {split: last_part(path) for split, path in files.items()}
+    elif "dataset" in data:
+        data["dataset"] = short_name(data["dataset"])
     return {
         "data": data,
         "rows": record.rows,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.data.formats.open import RowBatch, RowFile
-from featcache.data.formats.write import RowPredictions, Writer
+from featcache.data.formats.write import OutputForm, RowPredictions, Writer
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
 from featcache.fingerprint import fingerprint
 from featcache.prediction.journal import (
@@ -62,6 +62,7 @@ class LabelledFile:
         counts: rows by predicted label; a row of a multi-label head counts for each.
         bad_path: JSON lines, an `UnlabelledRow` each; None where every row has a label.
         first_bad: the first few of these rows.
+        changed_cells: written with a `'` in front in this call, see `OutputForm.raw_cells`.
     """
 
     path: Path | str
@@ -74,15 +75,15 @@ class LabelledFile:
     counts: dict[str, int]
     bad_path: Path | str | None
     first_bad: tuple[UnlabelledRow, ...]
+    changed_cells: int = 0
 
 
 def predict_file(
     predictor: Predictor,
     rows: RowFile,
     target: Path | str,
-    kind: str,
+    form: OutputForm,
     *,
-    prefix: str = "",
     force: bool = False,
     on_progress: OnProgress = ignore,
     commit_every: float = COMMIT_EVERY,
@@ -96,8 +97,7 @@ def predict_file(
     Args:
         rows: just opened.
         target: a path or a URL. What goes to a URL is made on this machine and uploaded when it is whole.
-        kind: the format of `target`, one of `formats.open.KINDS`; txt holds the labels alone.
-        prefix: put before the names of the added columns.
+        form: the format of `target`; txt holds the labels alone.
         force: replace `target`, and start again if an unfinished one is of another head or other columns.
         on_progress: called after each batch of the model; a total of 0 is unknown.
         commit_every: seconds between two durable states, at the least.
@@ -110,22 +110,26 @@ def predict_file(
     began = time.perf_counter()
     place = Target.of(target)
     refuse_target(place, force=force)
-    writer = Writer(kind, rows, predictor.label_names, several=predictor.head.multi_label, prefix=prefix)
+    writer = Writer(form, rows, predictor.label_names, several=predictor.head.multi_label)
     key = fingerprint(
         {
             "format": FORMAT,
             "head": _head_hash(predictor),
             "batch_tokens": predictor.encoder.batch_tokens,
             "columns": [rows.columns, rows.text, rows.pair, writer.added],
-            "kinds": [rows.kind, kind],
+            "kinds": [rows.kind, form.kind],
         }
     )
     folder = partial_folder(place.path)
     with _writing_to(place.path), locked(folder / "rows"):
         refuse_target(place, force=force)  # another call may have made it while this one waited
         before = _resumed(folder, key, rows, force=force) or JournalState(
-            key, counts=dict.fromkeys(predictor.label_names, 0), quotes=rows.quotes
+            key,
+            counts=dict.fromkeys(predictor.label_names, 0),
+            quotes=rows.quotes,
+            raw_cells=form.raw_cells,
         )
+        writer.raw_cells = before.raw_cells
         with Journal(folder, before, writer, commit_every) as journal:
             tokens = _FilePredictor(predictor, rows, journal, on_progress).run()
         bad_path = _publish(journal, place, force=force)
@@ -133,7 +137,7 @@ def predict_file(
     return LabelledFile(
         path=place.place, rows=after.rows, bad=after.bad, truncated=after.truncated, resumed=before.rows,
         seconds=seconds, tokens=tokens, counts=after.counts, bad_path=bad_path,
-        first_bad=tuple(journal.first_bad),
+        first_bad=tuple(journal.first_bad), changed_cells=writer.changed,
     )  # fmt: skip
 
 

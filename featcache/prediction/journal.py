@@ -15,7 +15,7 @@ from typing import BinaryIO, Self
 from featcache.data.formats.open import QuoteRule, RowBatch
 from featcache.data.formats.write import RowPredictions, Writer
 from featcache.errors import SourceError
-from featcache.system.documents import parse_document
+from featcache.system.documents import read_document
 from featcache.system.durable import disk, write_file
 from featcache.system.output import Target
 
@@ -50,6 +50,7 @@ class JournalState:
         bytes, bad_bytes: lengths of the two files beside the state.
         counts: rows by predicted label.
         quotes: see `RowFile.quotes`; None for other files, and in states of earlier versions.
+        raw_cells: see `OutputForm.raw_cells`; an output goes on as it began. Earlier versions wrote them.
     """
 
     key: str
@@ -62,6 +63,7 @@ class JournalState:
     bad_bytes: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     quotes: QuoteRule | None = None
+    raw_cells: bool = True
 
 
 def partial_folder(target: Path) -> Path:
@@ -71,11 +73,11 @@ def partial_folder(target: Path) -> Path:
 def read_state(folder: Path) -> JournalState | None:
     """The state of an unfinished call; None where there is none that can be gone on from."""
     try:
-        content = json.loads((folder / STATE).read_bytes())
-        state = parse_document(JournalState, content, str(folder / STATE), SourceError)
+        content = (folder / STATE).read_bytes()
+        state = read_document(JournalState, content, str(folder / STATE), SourceError)
         whole = state.bytes <= (folder / "rows").stat().st_size
         whole = whole and state.bad_bytes <= (folder / "bad.jsonl").stat().st_size
-    except (OSError, ValueError, SourceError):
+    except (OSError, SourceError):
         return None  # only work is lost, and done again
     return state if whole else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,14 +38,15 @@ from featcache.reporting.document import (
     TrainingCurve,
 )
 from featcache.runs.compare import Change, compare_runs
+from featcache.runs.learning_curve import SavedCurve
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import CacheReference, FrozenRows, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
-from featcache.system.documents import tidied
+from featcache.system.documents import read_document, tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote, shown
-from featcache.system.text import readable
+from featcache.system.text import last_part, readable, short_name, without_folders
 
 LISTED = 20  # rows of each list of the inspection
 MAPPED = 2000  # rows on the map
@@ -111,7 +111,7 @@ def build_report(
         cost=None if subject.record.finetune else numbers.extraction_cost(runs, cached.splits, cached.files),
         data=findings(inspection, texts, LISTED) if inspection else None,
         without_leaks=_without_leaks(subject, predictions, cached, inspection),
-        notes=notes,
+        notes=list(map(without_folders, notes)),
     )
     return tidied(report, text=readable)
 
@@ -236,15 +236,15 @@ def _subject(run: Run, split: str) -> ReportSubject:
     """The settings, as far as run.json has them (runs of earlier versions have fewer)."""
     record, features = run.record, run.record.features
     data = record.data or DataSettings()
-    files = ", ".join(Path(file).name for file in (data.data_files or {}).values())
+    files = ", ".join(map(last_part, (data.data_files or {}).values()))
     return ReportSubject(
         run=run.name,
         head=record.head,
         view=record.view,
         task=record.task,
-        model=record.backbone.model or None,
+        model=short_name(record.backbone.model) or None,
         revision=record.backbone.commit,
-        data=files or data.dataset,
+        data=files or short_name(data.dataset),
         rows=record.rows,
         truncated=record.truncated,
         prompt=features.prompt if features else None,
@@ -317,12 +317,12 @@ def _learning_curves(run: Run, reports_dir: Path | None) -> list[ScoreByRows]:
     found = []
     for path in sorted(reports_dir.glob("curve-*/curve.json")) if reports_dir and caches else []:
         try:
-            curve = json.loads(path.read_bytes())
-            points = [[point[name] for name in ("rows", "score", "low", "high")] for point in curve["points"]]
-            if curve["request"]["caches"] == caches and curve["request"]["view"] == run.record.view:
-                found.append(ScoreByRows(curve["kind"], curve["metric"], curve["split"], points))
-        except (OSError, ValueError, KeyError, TypeError):
+            curve = read_document(SavedCurve, path.read_bytes(), str(path), ValueError)
+        except (OSError, ValueError):
             continue  # a folder of that name from another program
+        if curve.request.caches == caches and curve.request.view == run.record.view:
+            points = [[point.rows, point.score, point.low, point.high] for point in curve.points]
+            found.append(ScoreByRows(curve.kind, curve.metric, curve.split, points))
     return found
 
 

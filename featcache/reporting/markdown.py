@@ -8,9 +8,7 @@ from typing import Any
 
 from featcache.reporting import words
 from featcache.reporting.document import RunReport
-from featcache.system.text import sparkline
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$!])")
+from featcache.system.text import markdown_text, sparkline
 
 
 class Markdown(str):
@@ -39,8 +37,7 @@ def escape(value: Any) -> str:
     """A value as text without special characters of Markdown and HTML, on one line."""
     if isinstance(value, Markdown):
         return value
-    line = " ".join(str(value).split())
-    return _SPECIAL.sub(r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return markdown_text(str(value))
 
 
 def _unescaped(filter: Callable[..., str]) -> Callable[..., Markdown]:

@@ -1,15 +1,29 @@
-"""Texts: what a tokenizer accepts, and what a page or a terminal can show."""
+"""Texts: what a tokenizer accepts, and what is made of one that a terminal, a page, Markdown or a csv shows.
+
+Labels, names and texts come from files of others. Each way out has one function here, and HTML Jinja's own
+escaping; JSON, parquet and jsonl hold what there is.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from featcache.errors import SourceError
 
-# Control characters except tab and line break, direction changes, surrogates, non-characters.
-_UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+# Control characters except tab and line break, line separators, direction changes, surrogates, no characters.
+_UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]#|~$!])")
+# What Excel, LibreOffice and Google Sheets take for a formula, with the wide signs of Chinese
+# keyboards; and what of that they do not calculate: numbers, and signs alone.
+_FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠]")
+_NO_FORMULA = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?%?|[=+\-@\s＝＋－＠]*")
+_HUB_ID = re.compile(r"[\w\-][\w.\-]*/[\w.\-]+(:[\w.\-]+)?")  # a data set's may end in `:config`
+_FOLDERS = re.compile(r"(?<![\w/])(?:[A-Za-z]:|~)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -32,6 +46,49 @@ def check_text(text: Any, name: str) -> None:
 def readable(text: str) -> str:
     """`text` with U+FFFD instead of lone surrogates, control characters and direction changes."""
     return _UNREADABLE.sub("\ufffd", text)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line of a terminal or a file of lines: `readable`, with a blank for any white space."""
+    return " ".join(readable(text).split())
+
+
+def markdown_text(text: str) -> str:
+    """`text` in Markdown: on one line, without a meaning for Markdown or HTML."""
+    escaped = _MARKDOWN.sub(r"\\\1", one_line(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def plain_json(text: str) -> str:
+    """A JSON text with escapes for what `readable` replaces; it means the same."""
+    return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """`text` as a cell that a spreadsheet shows and does not calculate.
+
+    What begins like a formula and is no number gets a `'` in front.
+    """
+    formula = _FORMULA.match(text) and not _NO_FORMULA.fullmatch(text)
+    return f"'{text}" if formula else text
+
+
+def last_part(path: str) -> str:
+    """The name of the file or folder at a path or URL, of this system or another."""
+    return next((part for part in reversed(re.split(r"[/\\]+", path)) if part), "")
+
+
+def short_name(name: str) -> str:
+    """A model or a data set as files for others name it: a hub id as it is, else `last_part`."""
+    return name if _HUB_ID.fullmatch(name) else last_part(name)
+
+
+def without_folders(text: str) -> str:
+    """A message with the last part alone of every absolute path in it."""
+    with suppress(OSError, RuntimeError):  # a working folder that is gone, a user without a home
+        for folder in (Path.cwd(), Path.home()):
+            text = text.replace(f"{folder}{os.sep}", "")
+    return _FOLDERS.sub("", text)
 
 
 def clip(text: str, cells: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from featcache.data.formats.lines import ReadLimits
 from featcache.data.formats.open import open_rows
+from featcache.data.formats.write import OutputForm
 from featcache.errors import BadRow, SourceError, UsageError
 from featcache.prediction.file import BAD_ROWS, predict_file
 from featcache.prediction.journal import partial_folder
@@ -123,7 +124,7 @@ def test_predict_file_of_a_stream_and_of_a_gzip_file(predictor: Predictor, tmp_p
     packed = write(tmp_path / "in.csv.gz", gzip.compress(plain.read_bytes()))
     assert label(predictor, packed, tmp_path / "gz.csv").path.read_bytes() == expected
     stream = open_rows(io.BytesIO(b"\xef\xbb\xbf" + plain.read_bytes()), "csv")
-    made = predict_file(predictor, stream, tmp_path / "stream.csv", "csv")
+    made = predict_file(predictor, stream, tmp_path / "stream.csv", OutputForm("csv"))
     assert made.path.read_bytes() == expected
 
 
@@ -259,7 +260,7 @@ def test_predict_file_writes_a_json_array_for_a_json_array(predictor: Predictor,
     packed = write(tmp_path / "a.json.gz", gzip.compress(array.read_bytes()))
     assert label(predictor, packed, tmp_path / "gz.json").path.read_bytes() == out[array, "json"].read_bytes()
     stream = open_rows(io.BytesIO(array.read_bytes()), "json")
-    made = predict_file(predictor, stream, tmp_path / "stream.json", "json")
+    made = predict_file(predictor, stream, tmp_path / "stream.json", OutputForm("json"))
     assert made.path.read_bytes() == out[array, "json"].read_bytes()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from featcache.data.formats.lines import ReadLimits
 from featcache.data.formats.open import kind_of, open_rows
+from featcache.data.formats.write import OutputForm
 from featcache.prediction.file import LabelledFile, predict_file
 from featcache.prediction.predictor import Predictor
 from tests.support.source_files import write
@@ -82,7 +83,8 @@ def label(predictor: Predictor, source: Path, target: Path, **options: Any) -> L
     kind = kind_of(source)
     assert kind is not None
     rows = open_rows(source, kind, columns, header=header, limits=limits, quotes=quotes)
-    return predict_file(predictor, rows, target, kind_of(target) or "", **options)
+    form = OutputForm(kind_of(target) or "", options.pop("prefix", ""), options.pop("raw_cells", False))
+    return predict_file(predictor, rows, target, form, **options)
 
 
 def check_answers(found: list[dict[str, Any]], predictor: Predictor, texts: list[str]) -> None:

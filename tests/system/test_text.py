@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from featcache.system.text import clip, readable, sparkline
+from featcache.system.text import (
+    clip,
+    last_part,
+    markdown_text,
+    one_line,
+    plain_json,
+    readable,
+    short_name,
+    sparkline,
+    spreadsheet_cell,
+    without_folders,
+)
+
+HOSTILE = st.text() | st.text(st.sampled_from("=+-@\t\r\n'\"`#<>|*_[]\\&\x1b\x9b\u202e\ud800 a1.,%"))
 
 
 @given(st.text() | st.text(st.characters(categories=["Cs", "Cc"])))
@@ -40,3 +59,65 @@ def test_clip_counts_two_cells_for_a_chinese_character() -> None:
 def test_sparkline_has_at_most_width_blocks() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█" and sparkline([3, 3]) == "▁▁"
     assert sparkline(range(1000), width=8) == "▁▂▃▄▅▆▇█"
+
+
+@given(HOSTILE)
+def test_one_line_is_one_line_without_escapes(text: str) -> None:
+    shown = one_line(text)
+    assert not {*shown} & {*"\n\r\t\x1b\x9b\u2028\u202e\ud800"} and shown.splitlines() in ([], [shown])
+
+
+@given(HOSTILE)
+def test_markdown_text_has_no_signs_of_its_own(text: str) -> None:
+    shown = markdown_text(text)
+    assert "\n" not in shown and not {*"<>"} & {*shown}
+    for place, sign in enumerate(shown):
+        assert sign not in "`*_[]#|" or shown[place - 1] == "\\"
+
+
+@given(st.dictionaries(HOSTILE, HOSTILE | st.lists(HOSTILE)))
+def test_plain_json_means_the_same(document: dict[str, object]) -> None:
+    text = plain_json(json.dumps(document, ensure_ascii=False, indent=1))
+    assert json.loads(text) == document and readable(text) == text
+
+
+@given(HOSTILE)
+def test_a_cell_is_the_text_or_the_text_behind_a_quote(text: str) -> None:
+    cell = spreadsheet_cell(text)
+    assert cell in (text, f"'{text}")
+    assert cell != text or text[:1] not in ("=", "@", "\t", "\r") or not text.strip("=@+- \t\r\n＝＋－＠")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "＝1+1", "-好", "+8 1"])
+def test_what_a_spreadsheet_would_calculate_gets_a_quote(text: str) -> None:
+    out = io.StringIO()
+    csv.writer(out).writerow([spreadsheet_cell(text)])
+    assert next(csv.reader(io.StringIO(out.getvalue(), newline=""))) == [f"'{text}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["-5", "+5", "-1.5", "-1,000.5", "1e-5", "-5%", "-", "--", "好", "a=1", " =1", "'=1", "-1.5E+10"]
+)
+def test_numbers_and_signs_alone_stay(text: str) -> None:
+    assert spreadsheet_cell(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("hfl/rbt3", "hfl/rbt3"), ("bert-base-chinese", "bert-base-chinese"), ("org/data:zh", "org/data:zh"),
+        ("/home/me/bert", "bert"), ("~/bert", "bert"), ("./bert/", "bert"), ("../bert", "bert"),
+        ("a/b/c", "c"),
+        ("C:\\Users\\me\\bert", "bert"), ("s3://bucket/secret/train.csv", "train.csv"), ("", ""), ("/", ""),
+    ],
+)  # fmt: skip
+def test_short_names_have_no_folders(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_messages_without_folders() -> None:
+    assert last_part("data/train.csv") == last_part("D:\\x\\train.csv") == "train.csv"
+    here = f"cannot read {Path.cwd() / 'a b' / 'x.h5'}: No such file"
+    assert str(Path.cwd()) not in without_folders(here) and "x.h5: No such file" in without_folders(here)
+    elsewhere = "'/home/me/x.h5' is 1/2 of C:\\me\\y.h5, hfl/rbt3"
+    assert without_folders(elsewhere) == "'x.h5' is 1/2 of y.h5, hfl/rbt3"

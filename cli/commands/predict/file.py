@@ -35,6 +35,8 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-header", action="store_true", help="csv, tsv: the first line is a row")
     add_flag(group, "--input-format", "csv, tsv, json, jsonl, parquet or txt")
     add_flag(group, "--prefix", "put before the names of the added columns", "")
+    raw = "csv, tsv: no ' in front of texts that a spreadsheet would calculate, such as =1+1"
+    group.add_argument("--raw-cells", action="store_true", help=raw)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _FileTask:
 
 def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
     """Label one file, or several below a URL; the model is loaded after everything else was checked."""
+    from featcache.data.formats.write import OutputForm
     from featcache.prediction.file import predict_file, refuse_target
     from featcache.prediction.journal import remembered_quotes
     from featcache.system.output import Target
@@ -67,10 +70,8 @@ def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
         if rows.pair is not None:
             note(f"pairs: {rows.text} with {rows.pair}", quiet=args.quiet)
         with Meter(quiet=args.quiet) as meter:
-            done = predict_file(
-                predictor, rows, task.target, task.written,
-                prefix=args.prefix, force=args.force, on_progress=meter,
-            )  # fmt: skip
+            form = OutputForm(task.written, args.prefix, args.raw_cells)
+            done = predict_file(predictor, rows, task.target, form, force=args.force, on_progress=meter)
         made.append(done)
         if not args.json:
             show(done)
@@ -181,6 +182,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
         "texts_per_s": (made.rows - made.resumed) / made.seconds if made.seconds else 0.0,
         "tokens": made.tokens,
         "counts": made.counts,
+        "changed_cells": made.changed_cells,
     }
 
 
@@ -205,6 +207,9 @@ def show(made: LabelledFile) -> None:
         console.print(f"and {len(ordered) - SHOWN_LABELS} more labels")
     if made.truncated:
         note(f"{made.truncated:,} texts were longer than the maximum length and were truncated")
+    if made.changed_cells:
+        what = "cells begin like a formula and have a ' in front, so that no spreadsheet calculates them"
+        note(f"{made.changed_cells:,} {what}; --raw-cells writes them as they are")
     if made.bad:
         err().print(f"{made.bad:,} rows could not be labelled, listed in {made.bad_path}:", soft_wrap=True)
         for row in made.first_bad:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
+from featcache.system.text import one_line
 from featcache_cli.chosen_run import add_backbone_flags, choose, load
 from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.commands.predict.file import add_file_flags, run_file
@@ -138,8 +139,8 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
         return
     if not out().is_terminal:
         for prediction in predictions:
-            text = " ".join(prediction.text.split())
-            print(prediction.label, f"{prediction.probability:.4f}", text, sep="\t")
+            label, text = one_line(prediction.label), one_line(prediction.text)
+            print(label, f"{prediction.probability:.4f}", text, sep="\t")
     elif alone:
         _print_bars(_top(predictions[0], args.top_k or BARS))
     else:

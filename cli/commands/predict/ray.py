@@ -35,7 +35,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     sources = _sources(args.input)
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
     first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
-    reading = Reading(first.text, first.pair, not args.no_header, args.prefix)
+    reading = Reading(first.text, first.pair, not args.no_header, args.prefix, args.raw_cells)
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
             run, FilesToLabel(sources, args.output, reading), engine_of(args),

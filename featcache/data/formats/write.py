@@ -21,6 +21,7 @@ import numpy as np
 from featcache.data.formats.lines import Row
 from featcache.data.formats.open import RowBatch, RowFile
 from featcache.errors import SourceError, UsageError
+from featcache.system.text import one_line, spreadsheet_cell
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +30,22 @@ DIGITS = 6  # of a probability in a text file
 GROUP_ROWS = 1 << 16  # rows of a parquet row group
 ARRAY = b"[\n"  # how a JSON array begins
 _OTHER_NAMES = "name the added columns otherwise, e.g. --prefix new_"
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """How labelled rows are written.
+
+    Attributes:
+        kind: one of `open.KINDS`; json is an array for rows that were read from one, else lines.
+        prefix: put before the name of every added column.
+        raw_cells: csv and tsv: write texts that a spreadsheet would calculate as they are, without the `'`
+            that `spreadsheet_cell` puts in front.
+    """
+
+    kind: str
+    prefix: str = ""
+    raw_cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,33 +71,33 @@ class Writer:
     """Rows with their predictions as bytes to be appended to one file.
 
     Args:
-        kind: one of `open.KINDS`; json is an array for rows that were read from one, else lines.
         names: C label names.
         several: multi-label: the prediction is a list of labels.
-        prefix: put before the name of every added column.
+
+    Attributes:
+        changed: cells that were not written as they are, see `OutputForm.raw_cells`.
 
     Raises:
         UsageError: the file has a column with the name of an added one.
     """
 
-    def __init__(
-        self, kind: str, rows: RowFile, names: Sequence[str], *, several: bool, prefix: str = ""
-    ) -> None:
-        self.kind, self.rows, self.several = kind, rows, several
-        self.array = kind == "json" and rows.array
+    def __init__(self, form: OutputForm, rows: RowFile, names: Sequence[str], *, several: bool) -> None:
+        self.kind, self.rows, self.several = form.kind, rows, several
+        self.raw_cells, self.changed = form.raw_cells, 0
+        self.array = form.kind == "json" and rows.array
         self._end = b",\n" if self.array else b"\n"  # of a row
         self.added = [
-            prefix + name
+            form.prefix + name
             for name in ("prediction", "probability", *(f"probability:{name}" for name in names), "truncated")
         ]
         taken = sorted(set(self.added) & set(rows.columns))
-        if taken and kind != "txt":
+        if taken and form.kind != "txt":
             raise UsageError(f"{rows.name} has a column {taken[0]!r} already", hint=_OTHER_NAMES)
 
     def head(self) -> bytes:
         """What comes before the first row."""
         if self.kind in ("csv", "tsv"):
-            return self._csv([[*self.rows.columns, *self.added]])
+            return self._csv([list(map(self._cell, (*self.rows.columns, *self.added)))])
         return ARRAY if self.array else b""
 
     def batch(self, batch: RowBatch, predictions: RowPredictions) -> bytes:
@@ -91,9 +108,8 @@ class Writer:
             return self._message(batch, predictions)
         rows = self._with_added(batch, predictions)
         if self.kind in ("csv", "tsv"):
-            return self._csv(
-                [list(map(_cell, (*self._in_columns(row, values), *added))) for row, values, added in rows]
-            )
+            found = ((*self._in_columns(row, values), *added) for row, values, added in rows)
+            return self._csv([list(map(self._cell, cells)) for cells in found])
         return b"".join(self._json_row(row, values, added) for row, values, added in rows)
 
     def finish(self, log: Path, target: Path) -> Path:
@@ -152,6 +168,14 @@ class Writer:
         return map(values.get, self.rows.columns)
 
     # -- text files -------------------------------------------------------------------------------
+
+    def _cell(self, value: Any) -> str:
+        text = _cell(value)
+        if self.raw_cells or not isinstance(value, str):
+            return text
+        shown = spreadsheet_cell(text)
+        self.changed += shown != text
+        return shown
 
     def _csv(self, lines: list[list[str]]) -> bytes:
         if self.kind == "tsv" and self.rows.plain_tabs:
@@ -236,7 +260,7 @@ class Writer:
 def _labels(batch: RowBatch, predictions: RowPredictions) -> bytes:
     """One line a row, empty for one without a prediction, so that lines stay side by side."""
     labels = dict(zip(predictions.places.tolist(), predictions.labels, strict=True))
-    lines = (" ".join(", ".join(labels.get(place, [])).split()) for place in range(len(batch.rows)))
+    lines = (one_line(", ".join(labels.get(place, []))) for place in range(len(batch.rows)))
     return "".join(line + "\n" for line in lines).encode()
 
 
