@@ -38,6 +38,9 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
+PATHS = ("model", "dataset", "data_files", "cache_dir", "reports_dir")  # settings that may be one
+
+
 def coerce(option: Option, value: Any) -> Any:
     """`value` in the type of `option`.
 
@@ -50,6 +53,8 @@ def coerce(option: Option, value: Any) -> Any:
         raise UsageError(f"{option.flag}: {error}") from None
     if option.choices and typed not in option.choices:
         raise UsageError(f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}")
+    if option.name in PATHS and "\0" in "".join(typed.values() if isinstance(typed, dict) else typed or ""):
+        raise UsageError(f"{option.flag}: {value!r} is no path: it has a NUL character")
     if isinstance(typed, (int, float)) and not isinstance(typed, bool):
         _check_limits(option, typed)
     return typed
@@ -76,21 +81,14 @@ def _typed(option: Option, value: Any) -> Any:
     if not isinstance(value, option.type):
         wanted = "true or false" if option.type is bool else "text"
         raise ValueError(f"wants {wanted}, got {value!r}")
-    return _text(value) if isinstance(value, str) else value
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    if "\0" in text:  # which no path can hold
-        raise ValueError(f"wants a text without NUL, got {value!r}")
-    return text
+    return value
 
 
 def _items(value: Any) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)):
         raise ValueError(f"wants a list, got {value!r}")
-    items = tuple(_text(part).strip() for part in parts)
+    items = tuple(str(part).strip() for part in parts)
     if not items or not all(items):
         raise ValueError(f"has an empty item: {value!r}")
     return items
@@ -111,7 +109,7 @@ def _number(kind: type, value: Any) -> int | float:
 
 def _mapping(value: Any) -> dict[str, str] | None:
     """None where it is empty."""
-    if isinstance(value, str) and _text(value):
+    if isinstance(value, str) and value:
         pairs = [part.partition("=")[::2] for part in value.split(",")]
         found = {key.strip(): file.strip() for key, file in pairs}
         if not all(found) or not all(found.values()):
@@ -119,4 +117,4 @@ def _mapping(value: Any) -> dict[str, str] | None:
         return found
     if not isinstance(value, Mapping):
         raise TypeError(f"wants a table of split = file, got {value!r}")
-    return {_text(key): _text(file) for key, file in value.items()} or None
+    return {str(key): str(file) for key, file in value.items()} or None
