@@ -124,10 +124,7 @@ def predict_file(
     with _writing_to(place.path), locked(folder / "rows"):
         refuse_target(place, force=force)  # another call may have made it while this one waited
         before = _resumed(folder, key, rows, force=force) or JournalState(
-            key,
-            counts=dict.fromkeys(predictor.label_names, 0),
-            quotes=rows.quotes,
-            raw_cells=form.raw_cells,
+            key, counts=dict.fromkeys(writer.names, 0), quotes=rows.quotes, raw_cells=form.raw_cells
         )
         writer.raw_cells = before.raw_cells
         with Journal(folder, before, writer, commit_every) as journal:

@@ -117,10 +117,14 @@ def build_report(
 
 
 def _scored_split(run: Run, split: str, notes: list[str]) -> str:
-    if split in run.record.metrics:
-        return split
-    notes.append(f"{run.name} was not scored on {split}; this report is about validation")
-    return "validation"
+    """`split`, or validation if the run was not scored on it; HeadError without scores of either."""
+    if split not in run.record.metrics:
+        notes.append(f"{run.name} was not scored on {split}; this report is about validation")
+        split = "validation"
+    if "accuracy" not in run.record.metrics.get(split, {}):
+        what = f"{run.name} has no scores of {split} in its run.json"
+        raise HeadError(what, hint="train that head again, or name other runs")
+    return split
 
 
 # --- the cached features -------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class Writer:
 
     def __init__(self, form: OutputForm, rows: RowFile, names: Sequence[str], *, several: bool) -> None:
         self.kind, self.rows, self.several = form.kind, rows, several
-        self.raw_cells, self.changed = form.raw_cells, 0
+        self.names, self.raw_cells, self.changed = names, form.raw_cells, 0
         self.array = form.kind == "json" and rows.array
         self._end = b",\n" if self.array else b"\n"  # of a row
         self.added = [
