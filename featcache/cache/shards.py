@@ -187,9 +187,7 @@ def _write_shard(path: Path, description: FileDescription, columns: list[Column]
         shard.total(name) if name in shard.names else None for name in ("truncated", "n_tokens")
     )
     rows = description.rows or 0
-    return ShardEntry(
-        path.name, rows, shard.nbytes, shard.digest, truncated=truncated, n_tokens=n_tokens
-    )
+    return ShardEntry(path.name, rows, shard.nbytes, shard.digest, truncated=truncated, n_tokens=n_tokens)
 
 
 def _finished(path: Path, description: FileDescription) -> _Shard | None:
