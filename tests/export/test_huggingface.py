@@ -13,6 +13,7 @@ import torch
 
 from featcache.errors import BackboneError, FeatcacheError, HeadError, UsageError
 from featcache.export import huggingface as hf_export
+from featcache.export import stock_heads
 from featcache.export.huggingface import export_huggingface
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
@@ -119,8 +120,10 @@ def test_the_model_card(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     [
         ("bert", {"view": "last/mean"}, "last/mean"),
         ("bert", {"view": "-2/cls"}, "-2/cls"),
-        ("llama", {}, "cannot hold"),
-        ("gpt2", {}, "cannot hold"),
+        ("modernbert", {}, "cannot hold"),
+        ("llama", {}, "classifies the last token"),
+        ("gpt2", {}, "classifies the last token"),
+        ("bert", {"view": "last/last"}, "classifies the first token"),
         ("bert", {"scorer": "mlp"}, "mlp head"),
         ("electra", {"scorer": "wide"}, "too many"),
     ],
@@ -154,7 +157,7 @@ def test_export_writes_nothing_if_the_logits_differ(
 ) -> None:
     """As they were if another token were read, or the activation were another."""
     run = made_run(tiny("bert"), tmp_path / "run")
-    monkeypatch.setattr(hf_export, "SHRINK", 0.5)  # no identity any more
+    monkeypatch.setattr(stock_heads, "SHRINK", 0.5)  # no identity any more
     with pytest.raises(BackboneError, match="other logits"):
         export_huggingface(run, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
