@@ -159,7 +159,7 @@ class _OnnxModel:
             raise BackboneError(
                 f"{self.source.files.name} ({self.model_class}) cannot be exported to ONNX: "
                 f"{type(error).__name__}: {reason}; nothing was written",
-                hint="--format huggingface exports linear heads of last/cls (decoders: last/last) of some families",
+                hint="--format huggingface exports linear heads of some families",
             ) from error
         config = self.classifier.model.config
         config.update(self.source.label_config())

@@ -1,10 +1,10 @@
 """Where a linear head has its place in the classification models of transformers.
 
-    BERT, ALBERT       tanh(Wx + b) of the first token: W = 2^-16 I makes tanh the identity within float32
-    RoBERTa, XLM-R     the same
-    DistilBERT         relu(Wx + b): the logits and their negatives, whose difference is taken above
-    ELECTRA            gelu(Wx + b): the same, as gelu(z) - gelu(-z) = z
-    GPT-2, Llama, ...  Wx of the last token, without b: the final norm's own bias grows by c, with W c = b
+BERT, ALBERT       tanh(Wx + b) of the first token: W = 2^-16 I makes tanh the identity within float32
+RoBERTa, XLM-R     the same
+DistilBERT         relu(Wx + b): the logits and their negatives, whose difference is taken above
+ELECTRA            gelu(Wx + b): the same, as gelu(z) - gelu(-z) = z
+GPT-2, Llama, ...  Wx of the last token, without b: the final norm's own bias grows by c, with W c = b
 """
 
 from __future__ import annotations

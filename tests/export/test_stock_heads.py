@@ -33,9 +33,7 @@ def decoder_run(folder: Path, run: Path, *, bias: bool = True, **options: Any) -
 
 def replace_head(run: Run, scorer: Linear) -> None:
     head = run.head()
-    changed = Head(
-        scorer, head.label_names, head.view, head.encoder, "linear", temperature=head.temperature
-    )
+    changed = Head(scorer, head.label_names, head.view, head.encoder, "linear", temperature=head.temperature)
     changed.save(run.folder)
 
 
@@ -108,9 +106,7 @@ def test_trained_blocks_of_a_decoder_are_exported(tiny: Folder, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_bias_has_no_place_where_the_final_norm_has_none(
-    family: str, tiny: Folder, tmp_path: Path
-) -> None:
+def test_a_bias_has_no_place_where_the_final_norm_has_none(family: str, tiny: Folder, tmp_path: Path) -> None:
     run = decoder_run(tiny(family), tmp_path / "run")
     with pytest.raises(HeadError, match="no bias in its classifier") as caught:
         export_huggingface(run, tmp_path / "model")
