@@ -33,7 +33,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
         BackboneError: unreadable or incomplete weights, no tokenizer, a model that cannot encode texts.
         UsageError: the device does not exist.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     device = resolve_device(settings.device)
     dtype_name = resolve_dtype(settings.dtype, device)
@@ -43,7 +43,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     hint = "is the download complete? a model with code of its own needs --trust-remote-code"
     with quiet_transformers(), library_errors(cannot, hint):
         config = AutoConfig.from_pretrained(files.folder, **source)
-        kind = AutoModelForTextEncoding if _is_text_encoder(config) else AutoModel
+        kind = text_model_class(config)
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
         rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
         check_vocabulary(tokenizer, files.folder, files.hashes, rows)
@@ -54,29 +54,30 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
             output_loading_info=True, ignore_mismatched_sizes=True, **source,
         )  # fmt: skip
     _require_weights(files, info)
-    model = _text_part(model)
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = NoPooler()
+    model = text_part(model)
     model.requires_grad_(False).eval()
     _own_memory(model.to(device))
     require_unchanged(files, settings)
     return Backbone(model, tokenizer, files, device, dtype_name)
 
 
-def _is_text_encoder(config: Any) -> bool:
-    """Whether transformers has the encoder of this encoder-decoder as a model of its own (T5)."""
-    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING
+def text_model_class(config: Any) -> Any:
+    """The class of transformers that loads a model for texts: of T5 and its kind, the encoder alone."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     both = getattr(config, "is_encoder_decoder", False)
-    return bool(both) and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    return AutoModelForTextEncoding if both and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
-def _text_part(model: Any) -> Any:
-    """The part of a model that encodes texts: its encoder (BART), or its tower for texts (CLIP)."""
+def text_part(model: Any) -> Any:
+    """The part of a model that encodes texts, without a pooler: BART's encoder, CLIP's tower for texts."""
     if getattr(model.config, "is_encoder_decoder", False):
-        return model.get_encoder()
+        model = model.get_encoder()
     parts = [getattr(model, name, None) for name in ("text_model", "language_model")]
-    return next((part for part in parts if part is not None), model)
+    model = next((part for part in parts if part is not None), model)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = NoPooler()
+    return model
 
 
 def resolve_device(name: str) -> torch.device:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.encoder import Encoder
+from featcache.backbone.load import text_model_class, text_part
 from featcache.backbone.model import quiet_transformers
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.pooling import parse_view
@@ -130,6 +131,11 @@ class _OnnxModel:
     @classmethod
     def of(cls, source: RunToExport, texts: Sequence[str]) -> _OnnxModel:
         encoder = source.encoder()
+        if encoder.backbone.packing not in ("packed", "padded"):
+            raise BackboneError(
+                f"a graph reads padded batches, and {encoder.backbone.packing_note}",
+                hint="predict with featcache, or train a head on another model",
+            )
         logits = source.logits(encoder, texts)
         typed = encoder.tokenize(["a"], source.second(["a"])).type_ids is not None
         inputs = ["input_ids", "attention_mask"]
@@ -171,13 +177,15 @@ class _OnnxModel:
 
 def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
     """The backbone as transformers loads it, with the run's positions and trained weights in it."""
-    from transformers import AutoModel
+    from transformers import AutoConfig
 
-    model = AutoModel.from_pretrained(
-        loadable_folder(source.files), dtype=torch.float32, local_files_only=True, use_safetensors=True
+    folder = loadable_folder(source.files)
+    config = AutoConfig.from_pretrained(source.files.folder, local_files_only=True)
+    model = text_part(
+        text_model_class(config).from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
     )
-    if hasattr(model, "pooler"):
-        model.pooler = None
     if extension := encoder.backbone.extension:
         table = position_table(model)
         assert table is not None  # it was extended when the encoder was loaded

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.made_run import NAMES, TEXTS, made_run
 from tests.support.stock import encoder, load
+from tests.support.text_families import build_family
 from tests.support.tiny import CONFIGS
 
 pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
@@ -307,3 +308,16 @@ def test_export_writes_nothing_if_the_predictor_gives_other_logits(
     with pytest.raises(BackboneError, match="other logits than the run's predictor"):
         export_onnx(ready.run, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_refuses_a_model_that_padding_changes(tmp_path: Path) -> None:
+    run = made_run(build_family("convbert", tmp_path / "convbert"), tmp_path / "run")
+    with pytest.raises(BackboneError, match="reads padded batches, and ConvBertModel lets padding change"):
+        export_onnx(run, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_export_of_the_encoder_of_an_encoder_decoder(tmp_path: Path) -> None:
+    run = made_run(build_family("t5", tmp_path / "t5"), tmp_path / "run", view="last/mean")
+    assert export_onnx(run, tmp_path / "model").model_class == "T5EncoderModel"
