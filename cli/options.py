@@ -109,7 +109,9 @@ def add_options(parser: argparse.ArgumentParser, title: str, added: Sequence[Opt
             continue
         group.add_argument(option.flag, metavar=_metavar(option.type, option.choices, option.flag), help=help)
         if option.name == "views":
-            group.add_argument("--pooling", metavar="POOLING", help="short for --views last/POOLING")
+            poolings = "auto, cls, mean, last, max, weightedmean, mean_sqrt_len; joined as in cls+mean"
+            help = f"short for --views last/POOLING: {poolings}"
+            group.add_argument("--pooling", metavar="POOLING", help=help)
 
 
 def settings_of(

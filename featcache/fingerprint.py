@@ -162,8 +162,11 @@ class EncoderDocument(JsonDocument):
 
     Attributes:
         format: see `FEATURE_FORMAT`.
-        files: SHA-256 by name of weights, config and tokenizer files.
+        files: SHA-256 by name of weights, config and tokenizer files, and of the files of the modules that
+            follow the pooling where a view has such steps.
         prompt: put before every text.
+        lower_case: whether texts are lower-cased first, beyond what the tokenizer does by itself.
+        pool_prompt: whether the prompt's tokens are pooled too.
         max_length: tokens kept of a text, special tokens included.
         truncation_side: the end at which longer texts are truncated, `left` or `right`.
         long_text: how longer texts are encoded: `truncate`, `chunks` or `head-tail`.
@@ -175,6 +178,8 @@ class EncoderDocument(JsonDocument):
     format: int = field(default_factory=lambda: FEATURE_FORMAT)
     files: dict[str, str]
     prompt: str
+    lower_case: bool = False
+    pool_prompt: bool = True
     max_length: int
     truncation_side: str
     long_text: str = field(default_factory=lambda: "truncate")
@@ -263,6 +268,8 @@ class RequestedEncoder(JsonDocument):
 
     files: dict[str, str]
     prompt: str
+    lower_case: bool = False
+    pool_prompt: bool = True
     max_length: int
     dtype: str
     storage: str
@@ -273,10 +280,13 @@ class RequestedEncoder(JsonDocument):
 
     @classmethod
     def of(cls, files: Mapping[str, str], dtype: str, features: FeatureSettings) -> RequestedEncoder:
+        """Of settings in which nothing is `auto`, see `sentence_transformers.follow`."""
         return cls(
             files=dict(files),
             prompt=features.prompt,
-            max_length=features.max_length,
+            lower_case=bool(features.lower_case),
+            pool_prompt=features.pool_prompt is not False,
+            max_length=features.longest,
             dtype=dtype,
             storage=features.storage,
             extend_positions=features.extend_positions,

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CONFIG_FILE = "featcache.toml"
 OTHER_TABLES = ("finetune",)  # read with `load_table`
+DEFAULT_MAX_LENGTH = 512
 
 
 def setting(
@@ -95,9 +96,31 @@ class DataSettings:
 class FeatureSettings:
     """What is computed from each text."""
 
-    views: tuple[str, ...] = setting(("last/cls",), "layer/pooling pairs: last/cls,last/mean,-4/mean")
-    prompt: str = setting("", "put before every text, e.g. 'query: ' for E5 models")
-    max_length: int = setting(512, "longest text in tokens; the model's own limit if that is lower", least=1)
+    views: tuple[str, ...] = setting(
+        ("last/auto",),
+        "layer/pooling pairs: last/cls,last/mean,-4/mean; the pooling auto is the one that the model's "
+        "sentence-transformers settings name, else cls",
+    )
+    prompt: str = setting(
+        "auto",
+        "put before every text, e.g. 'query: ' for E5 models; with the pooling auto, auto is the default "
+        "prompt of the model's sentence-transformers settings, otherwise none",
+    )
+    prompt_name: str | None = setting(
+        None, "use the prompt of this name in the model's sentence-transformers settings"
+    )
+    max_length: int | None = setting(
+        None,
+        "longest text in tokens; the model's own limit if that is lower (default: with the pooling auto as "
+        f"the model's sentence-transformers settings say, otherwise {DEFAULT_MAX_LENGTH})",
+        least=1,
+    )
+    lower_case: bool | None = setting(
+        None, "lower-case texts first (default: with the pooling auto as those settings say, otherwise no)"
+    )
+    pool_prompt: bool | None = setting(
+        None, "pool the prompt's tokens too (default: with the pooling auto as they say, otherwise yes)"
+    )
     extend_positions: str = setting(
         "none",
         "room for --max-length beyond the model's learned positions; new ones are random, copies of "
@@ -111,6 +134,11 @@ class FeatureSettings:
     )
     overlap: int = setting(64, "tokens that neighbouring windows of --long-text chunks share", least=0)
     storage: str = setting("float16", "type of the stored features", choices=("float16", "float32"))
+
+    @property
+    def longest(self) -> int:
+        """The longest text in tokens, as asked for or by default."""
+        return DEFAULT_MAX_LENGTH if self.max_length is None else self.max_length
 
 
 @dataclass(frozen=True)

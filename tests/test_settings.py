@@ -50,8 +50,9 @@ def test_settings_default_to_those_of_the_tutorials() -> None:
     assert settings == Settings() == build_settings({})
     assert settings.backbone.model == "bert-base-chinese"
     assert settings.data.dataset == "lansinuote/ChnSentiCorp"
-    assert settings.features.views == ("last/cls",)
-    assert (settings.features.max_length, settings.head.epochs) == (512, 100)
+    assert (settings.features.views, settings.features.prompt) == (("last/auto",), "auto")
+    assert (settings.features.max_length, settings.features.longest) == (None, 512)
+    assert settings.head.epochs == 100
     assert (settings.paths.cache_dir, settings.paths.reports_dir) == ("cache", "reports")
 
 

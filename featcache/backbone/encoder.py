@@ -20,13 +20,15 @@ from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
 from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.backbone.packing import TokenBatch
-from featcache.backbone.pooling import POOLED_TOKEN, POOLINGS, View, parse_view
+from featcache.backbone.pooler import Pooler
+from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
-from featcache.backbone.tokenization import Tokenization, Tokens
+from featcache.backbone.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
 from featcache.errors import BackboneError, BadRow, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
-from featcache.settings import BackboneSettings, FeatureSettings
+from featcache.settings import DEFAULT_MAX_LENGTH, BackboneSettings, FeatureSettings
 
 BATCHES = {  # what the user is told of batches that are not packed
     "padded": "padded batches instead of packed ones",
@@ -57,19 +59,22 @@ class Encoder:
 
     Args:
         backbone: loaded and frozen.
-        features: views, prompt, longest text and what is done with longer ones, storage dtype. The
-            backbone's positions are extended where they ask for it.
+        features: views, prompt, longest text and what is done with longer ones, storage dtype; `auto` is what
+            the model's sentence-transformers settings say. The backbone's positions are extended where they
+            ask for it.
         batch_tokens: token budget of a batch; by default chosen by device.
 
     Raises:
-        UsageError: a view or a length that the backbone does not have.
-        BackboneError: positions that cannot be extended.
+        UsageError: a view, a length or a prompt that the backbone does not have.
+        BackboneError: positions that cannot be extended, or sentence-transformers settings that cannot be
+            followed.
     """
 
     def __init__(
         self, backbone: Backbone, features: FeatureSettings, batch_tokens: int | None = None
     ) -> None:
-        self.backbone = backbone
+        followed = follow(features, backbone.files)
+        self.backbone, features = backbone, followed.features
         self.views: list[View] = sorted({parse_view(text, backbone.num_blocks) for text in features.views})
         if not backbone.inner_layers and self.views[0].layer < backbone.num_blocks:
             raise UsageError(
@@ -77,16 +82,20 @@ class Encoder:
                 f"layer alone: no view {self.views[0].name}",
                 hint="use views of the last layer, for example --views last/mean",
             )
-        self.prompt = features.prompt
+        self.prompt, self.pool_prompt = features.prompt, features.pool_prompt is not False
+        if features.lower_case:
+            lower_case_texts(backbone)
         if extension := Extension.of(features):
             backbone.extend(extension)
-        self.max_length = _usable_length(backbone, features.max_length)
+        self.max_length = _usable_length(backbone, features.longest)
         self.long_text, self.overlap = features.long_text, features.overlap
         self._tokenization = Tokenization(
             backbone, prompt=self.prompt, max_length=self.max_length,
             long_text=self.long_text, overlap=self.overlap,
         )  # fmt: skip
-        self.notes = self._notes(features)
+        self.notes = [*filter(None, [followed.note]), *self._notes(features)]
+        self.files = backbone.files.hashes_of([view.name for view in self.views])
+        self.poolers = self._make_poolers()
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
 
@@ -106,20 +115,44 @@ class Encoder:
         loaded = loading.load_backbone(backbone, files or find_model(backbone))
         return cls(loaded, features, backbone.batch_tokens)
 
+    def _make_poolers(self) -> dict[str, Pooler]:
+        """One for each view, by its name."""
+        backbone = self.backbone
+        skipped = 0 if self.pool_prompt else prompt_tokens(backbone.tokenizer, self.prompt)
+        if skipped >= self.max_length:
+            raise UsageError(
+                f"--max-length {self.max_length} leaves no room for text beside the prompt",
+                hint="use a larger --max-length or a shorter --prompt",
+            )
+        return {
+            view.name: Pooler(
+                view, backbone.files.folder, self.files, backbone.width, backbone.device, skipped=skipped
+            )
+            for view in self.views
+        }
+
+    @property
+    def width(self) -> int:
+        """Numbers in the vectors of one text, of all views."""
+        return sum(pooler.width for pooler in self.poolers.values())
+
     @cached_property
     def _pooled(self) -> list[str]:
         """The tokens pooled at the highest layer, if its block can run for them alone; else empty."""
         highest = self.views[-1].layer
-        poolings = {view.pooling for view in self.views if view.layer == highest}
+        poolings = {name for view in self.views if view.layer == highest for name in view.joined}
         usable = self.backbone.runs_pooled_alone and highest > 0 and poolings <= set(POOLED_TOKEN)
+        usable = usable and self.pool_prompt
         return sorted(POOLED_TOKEN[pooling] for pooling in poolings) if usable else []
 
     @property
     def document(self) -> EncoderDocument:
         """Everything that turns a text into a vector, layer and pooling apart."""
         return EncoderDocument(
-            files=self.backbone.files.hashes,
+            files=self.files,
             prompt=self.prompt,
+            lower_case=self.backbone.lower_case,
+            pool_prompt=self.pool_prompt,
             max_length=self.max_length,
             truncation_side=self.backbone.tokenizer.truncation_side,
             dtype=Dtypes(self.backbone.dtype_name, self.storage.name),
@@ -130,7 +163,7 @@ class Encoder:
 
     def _notes(self, features: FeatureSettings) -> list[str]:
         """What differs from what was asked for, as messages for the user."""
-        notes, asked = [], features.max_length
+        notes, asked = [], features.longest
         what = "window" if self.long_text == "chunks" else "text"
         if self.max_length < asked:
             notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
@@ -163,10 +196,10 @@ class Encoder:
             return Encoded(views, tokens.lengths.astype(np.int32), tokens.truncated)
         done = windows.count_texts(tell)
         parts = self._encode_rows(tokens, np.dtype(np.float32), done)
-        views = {
-            view.name: windows.join(parts[view.name], view.pooling).astype(self.storage)
-            for view in self.views
-        }
+        views = {}
+        for name, pooler in self.poolers.items():
+            joined = torch.from_numpy(windows.join(parts[name], pooler.view.joined)).to(self.backbone.device)
+            views[name] = pooler.finish(joined).cpu().numpy().astype(self.storage)
         return Encoded(views, windows.n_tokens.astype(np.int32), tokens.truncated)
 
     def _encode_rows(
@@ -179,7 +212,7 @@ class Encoder:
         flight: deque[tuple[np.ndarray, HostCopy]] = deque()  # batches on the device, oldest first
 
         def begin(rows: np.ndarray) -> None:
-            flight.append((rows, self._pool(tokens.batch(rows))))
+            flight.append((rows, self._pool(tokens.batch(rows), windows=tokens.windows is not None)))
 
         while batches or flight:
             if batches and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
@@ -201,19 +234,23 @@ class Encoder:
         """`encode(tokenize(texts, pairs))`."""
         return self.encode(self.tokenize(texts, pairs))
 
-    def _pool(self, batch: TokenBatch) -> HostCopy:
-        """Features float32 `[B, D]` by view name, on their way to the host."""
+    def _pool(self, batch: TokenBatch, *, windows: bool) -> HostCopy:
+        """Features float32 `[B, D]` by view name, on their way to the host; `windows`: without the steps."""
         places = self._pooled
         states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
         highest = self.views[-1].layer
+        picked = {
+            name: states[highest][places.index(token)]
+            for name, token in POOLED_TOKEN.items()
+            if token in places
+        }
+        pooled = {}
         with torch.inference_mode():
-            pooled = {
-                view.name: states[highest][places.index(POOLED_TOKEN[view.pooling])]
-                if places and view.layer == highest
-                else POOLINGS[view.pooling](states[view.layer], layout)
-                for view in self.views
-            }
-            return copier_of(self.backbone.device).to_host({name: v.float() for name, v in pooled.items()})
+            for view in self.views:
+                pooler, known = self.poolers[view.name], picked if view.layer == highest else {}
+                values = pooler.pool(states[view.layer], layout, known)
+                pooled[view.name] = values if windows else pooler.finish(values)
+            return copier_of(self.backbone.device).to_host(pooled)
 
     def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         """Refuse features that storage would round to infinity, and NaN."""
@@ -244,7 +281,9 @@ def _usable_length(backbone: Backbone, asked: int) -> int:
             f"{backbone.files.name} takes {limit} tokens, which leaves no room for text; at least {least}",
             hint="model_max_length in its tokenizer_config.json or its positions in config.json are wrong",
         )
-    if asked > max(limit, FeatureSettings.max_length):
+    # RoBERTa's configs name two positions more than a text can have.
+    places = getattr(backbone.model.config, "max_position_embeddings", None) or 0
+    if asked > max(limit, DEFAULT_MAX_LENGTH, places):
         raise UsageError(
             f"--max-length {asked}: {backbone.files.name} has positions for {limit} tokens",
             hint=f"use --max-length {limit}; longer texts are truncated there, and counted\n"
@@ -262,6 +301,8 @@ def document_settings(document: EncoderDocument, views: Sequence[str]) -> Featur
     return FeatureSettings(
         views=tuple(views),
         prompt=document.prompt,
+        lower_case=document.lower_case,
+        pool_prompt=document.pool_prompt,
         max_length=document.max_length,
         storage=document.dtype.storage,
         extend_positions=(document.positions or {}).get("how", "none"),

@@ -136,11 +136,12 @@ class Windows:
         starts: np.ndarray = np.cumsum(self.counts) - self.counts
         return starts
 
-    def join(self, values: np.ndarray, pooling: str) -> np.ndarray:
+    def join(self, values: np.ndarray, poolings: Sequence[str]) -> np.ndarray:
         """One vector a text out of those of its windows.
 
-        `mean`: the mean weighted by tokens, `cls`: the plain mean, `last`: the last window's,
-        `max`: the largest of each dimension.
+        `mean`, `weightedmean`: the mean weighted by tokens, `cls`: the plain mean, `last`: the last window's,
+        `max`: the largest of each dimension, `mean_sqrt_len`: the sum over all windows' tokens, over the root
+        of their number. Joined poolings: each in its part of the vector.
 
         Args:
             values: float32 `[windows, D]`.
@@ -148,6 +149,11 @@ class Windows:
         Returns:
             float32 `[N, D]`; a text of one window has exactly that window's vector.
         """
+        parts = np.split(values, len(poolings), axis=1)
+        joined = [self._join(part, pooling) for part, pooling in zip(parts, poolings, strict=True)]
+        return joined[0] if len(joined) == 1 else np.concatenate(joined, axis=1)
+
+    def _join(self, values: np.ndarray, pooling: str) -> np.ndarray:
         joined: np.ndarray
         if pooling == "last":
             joined = values[self.starts + self.counts - 1]
@@ -155,8 +161,10 @@ class Windows:
         if pooling == "max":
             joined = np.maximum.reduceat(values, self.starts)
             return joined
-        weights = self.lengths if pooling == "mean" else np.ones(len(self.lengths))
+        weights = np.ones(len(self.lengths)) if pooling == "cls" else self.lengths
         share = weights / np.repeat(np.add.reduceat(weights, self.starts), self.counts)
+        if pooling == "mean_sqrt_len":
+            share = np.sqrt(share)
         joined = np.add.reduceat(values * share[:, None], self.starts).astype(np.float32)
         return joined
 

@@ -55,6 +55,8 @@ class Backbone:
         dtype: of the states; bfloat16 with int8.
         block_weights: number of weights of linear layers that each token passes, in all blocks.
         fused: which modules were replaced by faster ones, as messages for the user.
+        lower_case: whether the tokenizer was set to lower-case texts.
+        width: numbers in a token's state.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Backbone:
         self.first_position, self.position_limit = first_run(self)
         self.extension: Extension | None = None
         self.extension_note = ""
+        self.lower_case = False
+        self.width = int(getattr(model.config, "hidden_size", 1024))
         self.packing, self.packing_note = find_packing(self)
         self.block_weights = _linear_weights(self.blocks or model) * (1 if self.blocks else self.num_blocks)
         with torch.inference_mode():

@@ -1,4 +1,9 @@
-"""From the token states of a packed batch to one vector for each text."""
+"""From the token states of a packed batch to one vector for each text.
+
+A view may join several poolings, and steps may follow them, as in models of sentence-transformers. All steps
+are taken in float32, before a vector is stored: a stored unit vector of float16 has a length of 1 within
+0.1 %.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +37,34 @@ def pool_max(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
     return torch.cat([run.amax(1) for run in split_runs(states, packed)])
 
 
+def pool_weightedmean(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
+    """The mean in which the i-th token of a text weighs i, in float32: `[T, H]` -> `[B, H]`.
+
+    SGPT: Muennighoff 2022, arXiv:2202.08904.
+    """
+    pooled = []
+    for run in split_runs(states, packed):
+        weights = torch.arange(1, run.shape[1] + 1, dtype=torch.float32, device=run.device)
+        pooled.append((run * weights[:, None]).sum(1) / weights.sum())
+    return torch.cat(pooled)
+
+
+def pool_mean_sqrt_len(states: torch.Tensor, packed: PackedLayout) -> torch.Tensor:
+    """The sum over all tokens over the square root of their number, in float32: `[T, H]` -> `[B, H]`."""
+    runs = split_runs(states, packed)
+    return torch.cat([run.sum(1, dtype=torch.float32) / run.shape[1] ** 0.5 for run in runs])
+
+
 POOLINGS: dict[str, Callable[[torch.Tensor, PackedLayout], torch.Tensor]] = {
     "cls": pool_cls,
     "mean": pool_mean,
     "last": pool_last,
     "max": pool_max,
+    "weightedmean": pool_weightedmean,
+    "mean_sqrt_len": pool_mean_sqrt_len,
 }
+STEPS = ("dense", "layernorm", "normalized", "firstN")
+VIEW = re.compile(r"(last|-?\d+)/([a-z_+]+)((?:-(?:dense|layernorm|normalized|first[1-9]\d{0,5}))*)")
 
 
 # Poolings that take one token of each text: which one. The others need all tokens.
@@ -50,13 +77,23 @@ class View:
 
     Attributes:
         layer: 0 for the embeddings, i for the output of block i, up to the number of blocks.
-        pooling: a key of `POOLINGS`.
-        name: canonical, e.g. `last/mean` or `-4/mean`: the same pair always has the same name.
+        pooling: keys of `POOLINGS` joined by `+`, then the steps that follow, each after a `-`.
+        name: canonical, e.g. `last/mean` or `-4/cls+mean-normalized`: the same pair always has the same name.
     """
 
     layer: int
     pooling: str
     name: str
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """The poolings whose vectors are put side by side; mostly one."""
+        return tuple(self.pooling.partition("-")[0].split("+"))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is done with the pooled vector: `dense`, `layernorm`, `normalized` or `firstN`, in order."""
+        return tuple(self.pooling.split("-")[1:])
 
 
 def parse_view(text: str, blocks: int) -> View:
@@ -65,11 +102,12 @@ def parse_view(text: str, blocks: int) -> View:
     Raises:
         UsageError: not layer/pooling, an unknown pooling, or a layer outside the backbone.
     """
-    match = re.fullmatch(r"(last|-?\d+)/([a-z]+)", text.strip())
-    if not match or match[2] not in POOLINGS:
+    match = VIEW.fullmatch(text.strip())
+    if not match or not set(match[2].split("+")) <= set(POOLINGS):
         raise UsageError(
             f"{text!r} is no view",
-            hint=f"a view is layer/pooling, e.g. last/cls or -4/mean; poolings: {', '.join(POOLINGS)}",
+            hint=f"a view is layer/pooling, e.g. last/cls or -4/mean; poolings: {', '.join(POOLINGS)}, "
+            f"joined as in cls+mean; steps that may follow: {', '.join(STEPS)}, as in mean-normalized",
         )
     layer = blocks if match[1] == "last" else int(match[1])
     layer = layer + blocks + 1 if layer < 0 else layer
@@ -79,4 +117,4 @@ def parse_view(text: str, blocks: int) -> View:
             hint=f"layers are 0 (embeddings) to {blocks}, or -1 (= last) to -{blocks + 1}",
         )
     name = "last" if layer == blocks else str(layer - blocks - 1)
-    return View(layer, match[2], f"{name}/{match[2]}")
+    return View(layer, match[2] + match[3], f"{name}/{match[2]}{match[3]}")

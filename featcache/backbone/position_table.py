@@ -39,7 +39,7 @@ class Extension:
     def of(cls, features: FeatureSettings) -> Extension | None:
         """The extension that the settings ask for, if any."""
         how = features.extend_positions
-        return None if how == "none" else cls(how, features.max_length)
+        return None if how == "none" else cls(how, features.longest)
 
     @property
     def document(self) -> dict[str, Any]:

@@ -193,3 +193,34 @@ class Tokenization:
 
 def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
+
+
+def lower_case(tokenizer: Any) -> None:
+    """Let a tokenizer lower-case texts first.
+
+    Raises:
+        BackboneError: a tokenizer in Python.
+    """
+    from tokenizers import normalizers
+
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            "texts cannot be lower-cased in front of this tokenizer, which is written in Python",
+            hint="use --no-lower-case, with lower-cased texts",
+        )
+    backend = tokenizer.backend_tokenizer
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+
+
+def lower_case_texts(backbone: Backbone) -> None:
+    """Let the tokenizer of a backbone lower-case texts, for good; a second call does nothing."""
+    if not backbone.lower_case:
+        lower_case(backbone.tokenizer)
+    backbone.lower_case = True
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> int:
+    """How many tokens a text begins with because of `prompt`: special ones before it, and its own."""
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from featcache.backbone.encoder import Encoder
+from featcache.backbone.model_files.sentence_transformers import POOLING_NAMES
 
 EncodeAll = Callable[[], object]
 BATCH = 50  # the batch size of the ChnSentiCorp tutorials
@@ -76,9 +77,10 @@ def sentence_transformers(
         folder, max_seq_length=encoder.max_length, model_kwargs=model_kwargs, backend=backend
     )
     size = int(encoder.backbone.model.config.hidden_size)
-    mode = "mean" if encoder.views[-1].pooling == "mean" else "cls"
+    theirs: dict[str, Any] = {ours: name for name, ours in POOLING_NAMES.items()}
+    modes = [theirs[name] for name in encoder.views[-1].joined]
     model = SentenceTransformer(
-        modules=[body, Pooling(size, pooling_mode=mode)], device=str(encoder.backbone.device)
+        modules=[body, Pooling(size, pooling_mode=modes)], device=str(encoder.backbone.device)
     )
     prompted = [encoder.prompt + text for text in texts]
     return lambda: model.encode(prompted, batch_size=32, show_progress_bar=False)

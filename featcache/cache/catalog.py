@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,9 @@ class CacheFile:
     Args:
         backend: of the cache that the file belongs to; by default the file is read from this machine alone.
 
+    Attributes:
+        asked: stored names of views by the names that the settings which found the file have for them.
+
     Raises:
         CorruptCache: see `SealedFile`; or a whole file that does not hold what it says it does.
         CacheError: see `SealedFile`; or what bears that name is no file.
@@ -57,6 +61,7 @@ class CacheFile:
 
     def __init__(self, path: Path, backend: LocalFiles | None = None) -> None:
         self.path = path
+        self.asked: Mapping[str, str] = {}
         backend = backend or LocalFiles()
         self.sealed = backend.open(path)
         if self.sealed.description.format == SHARD:
@@ -106,6 +111,8 @@ class CacheFile:
 
         A name that was never asked for is returned as it is.
         """
+        if asked in self.asked:
+            return self.asked[asked]
         known = (request.views.get(asked) for request in self.record.requests)
         return next(filter(None, known), asked)
 

@@ -22,7 +22,6 @@ from featcache.backbone.encoder import Encoder
 from featcache.backbone.load import text_model_class, text_part
 from featcache.backbone.model import quiet_transformers
 from featcache.backbone.model_files.pickled_weights import loadable_folder
-from featcache.backbone.pooling import parse_view
 from featcache.backbone.position_table import extend_table, position_table
 from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.export.onnx_graph import OUTPUT, Classifier, write_graph
@@ -107,6 +106,11 @@ def _require_exportable(head: Head) -> None:
             f"a {head.scorer.kind} head holds rows, not weights, and cannot be exported",
             hint="train another one, e.g. featcache train-head --head linear",
         )
+    if not head.encoder.pool_prompt:
+        raise HeadError(
+            "a graph does not know which tokens are the prompt's, and this head was made without them",
+            hint="train one on features with --pool-prompt",
+        )
     how = head.encoder.long_text
     if how != "truncate":
         raise HeadError(
@@ -141,9 +145,10 @@ class _OnnxModel:
         inputs = ["input_ids", "attention_mask"]
         if typed and "token_type_ids" in encoder.backbone.arguments:
             inputs.append("token_type_ids")
-        view = parse_view(source.head.view, encoder.backbone.num_blocks)
+        pooler = encoder.poolers[source.head.view]
         with quiet_transformers():
-            classifier = Classifier(_stock_model(source, encoder), view, source.head).eval()
+            model = _stock_model(source, encoder)
+        classifier = Classifier(model, pooler.view, pooler.steps, source.head).eval()
         return cls(source, classifier, _tokenizer(source), tuple(inputs), logits)
 
     @property

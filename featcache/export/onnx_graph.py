@@ -37,29 +37,43 @@ def _pool_max(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return states.masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min).amax(1)
 
 
+def _pool_weightedmean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def _pool_mean_sqrt_len(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    real = mask.unsqueeze(-1).to(states.dtype)
+    return (states * real).sum(1) / real.sum(1).sqrt()
+
+
 # As `pooling.POOLINGS`, of a padded batch: states `[B, T, H]` and mask `[B, T]` -> `[B, H]`.
 POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cls": lambda states, mask: states[:, 0],
     "mean": _pool_mean,
     "last": _pool_last,
     "max": _pool_max,
+    "weightedmean": _pool_weightedmean,
+    "mean_sqrt_len": _pool_mean_sqrt_len,
 }
 
 
 class Classifier(nn.Module):
-    """Token ids of a padded batch to logits: stock model, one layer's states, pooling, head.
+    """Token ids of a padded batch to logits: stock model, one layer's states, pooling, its steps, head.
 
     Args:
         model: a stock `AutoModel` in float32.
         view: whose layer and pooling are used.
+        steps: the modules of the steps that follow the pooling.
         head: linear or with one hidden layer; its temperature is folded in.
     """
 
-    def __init__(self, model: Any, view: View, head: Head) -> None:
+    def __init__(self, model: Any, view: View, steps: Sequence[nn.Module], head: Head) -> None:
         super().__init__()
         self.model, self.view = model, view
         self.final = int(model.config.num_hidden_layers)
         self.blocks = (find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
+        self.steps = nn.Sequential(*steps)
         self.head = _head_module(head)
         known = inspect.signature(inspect.unwrap(type(model).forward)).parameters
         self.options = {"use_cache": False} if "use_cache" in known else {}
@@ -74,7 +88,9 @@ class Classifier(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        logits: torch.Tensor = self.head(POOLINGS[self.view.pooling](self._states(inputs), attention_mask))
+        states = self._states(inputs)
+        pooled = [POOLINGS[name](states, attention_mask) for name in self.view.joined]
+        logits: torch.Tensor = self.head(self.steps(torch.cat(pooled, dim=1)))
         return logits
 
     def _states(self, inputs: Mapping[str, torch.Tensor]) -> Any:

@@ -101,6 +101,10 @@ class RunToExport:
         tokenizer = AutoTokenizer.from_pretrained(self.files.folder, local_files_only=True)
         tokenizer.model_max_length = self.head.encoder.max_length
         tokenizer.truncation_side = self.head.encoder.truncation_side
+        if self.head.encoder.lower_case:
+            from featcache.backbone.tokenization import lower_case
+
+            lower_case(tokenizer)
         return tokenizer
 
     def label_config(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Reencoder:
             )
         settings = replace(settings, trust_remote_code=bool(code))
         files = find_model(settings)
-        _check_same(file, files.name, {"files": document.files}, {"files": files.hashes})
+        _check_same(file, files.name, {"files": document.files}, {"files": files.hashes_of(file.views)})
         encoder = Encoder.load(settings, document_settings(document, file.views), files)
         _check_same(file, files.name, document.to_json(), encoder.document.to_json())
         return encoder

@@ -21,7 +21,7 @@ class EncoderSpec:
     Attributes:
         document: all that turns a text into a vector.
         views: the stored name of each view by the name it was asked for.
-        width: numbers in a vector.
+        width: numbers in the vectors of one row, of all stored views.
         batch_tokens: token budget of a batch.
         device, dtype, packing, packing_note, fused: how it computes; kept in the record of the file.
         notes: for the user.
@@ -47,7 +47,7 @@ class EncoderSpec:
         return cls(
             document=encoder.document,
             views={text: parse_view(text, backbone.num_blocks).name for text in views},
-            width=int(getattr(backbone.model.config, "hidden_size", 1024)),
+            width=encoder.width,
             batch_tokens=encoder.batch_tokens,
             device=str(backbone.device),
             dtype=backbone.dtype_name,
@@ -71,4 +71,4 @@ class EncoderSpec:
     def row_bytes(self) -> int:
         """Bytes of a row's vectors."""
         itemsize: int = np.dtype(self.document.dtype.storage).itemsize
-        return len(self.stored_views) * self.width * itemsize
+        return self.width * itemsize

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
@@ -101,6 +102,11 @@ class Job:
         folder: through which the workers report; by default that of the unfinished file.
         model: the files of the backbone, found by the settings by default.
         source: the description of the data source, likewise.
+
+    Attributes:
+        settings: nothing in their features is `auto`.
+        asked: the views in these settings by the names that they were asked for.
+        followed_note: which sentence-transformers settings of the model they follow, for the user.
     """
 
     def __init__(
@@ -115,12 +121,14 @@ class Job:
         model: ModelFiles | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
-        self.settings = settings
         self.watched = on_progress is not None
         self.on_progress = on_progress or ignore
         self.force, self.wait, self.worker, self.folder = force, wait, worker, folder
         self.cache = Cache.open(settings.paths.cache_dir)
         self.model = model or find_model(settings.backbone)
+        followed = follow(settings.features, self.model)
+        self.settings, self.followed_note = replace(settings, features=followed.features), followed.note
+        self.asked = dict(zip(settings.features.views, followed.features.views, strict=True))
         self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
         self._encoder: Encoder | None = None
         self._unit_encoder: UnitEncoder | None = None
@@ -171,12 +179,18 @@ class Job:
         """What is asked for a split, in content hashes and settings: the key of a repeated call."""
         data = self.settings.data
         unknown = {"dataset": data.dataset, "revision": data.dataset_revision, "commit": None}
-        encoder = RequestedEncoder.of(self.model.hashes, self.settings.backbone.dtype, self.settings.features)
+        features = self.settings.features
+        files = self.model.hashes_of(features.views)
+        encoder = RequestedEncoder.of(files, self.settings.backbone.dtype, features)
         return Request(split, self.source if self.source is not None else unknown, encoder)
 
     def lookup(self, split: str) -> CacheFile | None:
         """The file that answered this request before; nothing is loaded."""
-        return self.cache.find(self.request(split), set(self.settings.features.views))
+        file = self.cache.find(self.request(split), set(self.settings.features.views))
+        if file is not None:
+            # `self.asked` has the views as they were asked for; the file's record has their stored names.
+            file.asked = {asked: file.stored_view(view) for asked, view in self.asked.items()}
+        return file
 
     def find_by_request(self, split: str) -> Extracted | None:
         """The answer to a repeated request; None for a new one."""
@@ -231,7 +245,7 @@ class Job:
             from featcache.backbone.encoder import Encoder
 
             self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
-            for text in self._encoder.notes:
+            for text in filter(None, [self.followed_note, *self._encoder.notes]):
                 self.note(split, text)
         return self._encoder
 
@@ -261,9 +275,10 @@ class Job:
 
     def _check_space(self, split: Split) -> None:
         """Refuse what can never fit before the model is loaded; `FileMaker` looks again, exactly."""
-        if self.model.width is not None:
-            features = self.settings.features
-            row_bytes = len(features.views) * self.model.width * np.dtype(features.storage).itemsize
+        features = self.settings.features
+        width = self.model.width_of(features.views)
+        if width is not None:
+            row_bytes = width * np.dtype(features.storage).itemsize
             needed = len(split) * (row_bytes + 64) + split.labels.nbytes
             require_space(self.cache.folder, needed, f"the cache of {split.name}")
 

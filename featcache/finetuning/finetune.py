@@ -63,6 +63,7 @@ def finetune(
     view = view or settings.features.views[0]
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
+    settings = job.settings
     tables, _ = open_tables(settings.data)
     names = ["train", "validation", *(["test"] if "test" in tables else [])]
     splits = load_splits(settings.data, names, seed=settings.seed)

@@ -152,8 +152,9 @@ class TuningJob:
     ) -> Tuner:
         """The training, with the backbone in `files` loaded again in a form that can be trained."""
         plain = load_plain(self.settings.backbone, files)
-        # An encoder extends the position table, if the settings ask for it.
-        pooling = Encoder(plain, self.settings.features).views[0].pooling
+        # An encoder extends the position table and lower-cases texts, if the settings ask for it.
+        pooler = next(iter(Encoder(plain, self.settings.features).poolers.values()))
+        pooler.to(self.frozen.device)
         suffix = Suffix(
             plain,
             self.part,
@@ -167,7 +168,7 @@ class TuningJob:
         )
         return Tuner(
             suffix,
-            pooling,
+            pooler,
             data,
             self.recipe,
             seed=self.settings.seed,

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from featcache.backbone.memory_limit import fits, smaller_batches
 from featcache.backbone.packing import plan_batches
+from featcache.backbone.pooler import Pooler
 from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.recipe import Recipe
@@ -50,7 +51,7 @@ class Tuner:
 
     Args:
         suffix: what is trained, fresh.
-        pooling: of the token states, a key of `POOLINGS`.
+        pooler: makes a vector of token states; on the device of `suffix`.
         budget: tokens in one packed batch.
         checkpoints: where checkpoints are kept; None: nowhere.
         on_step: called after each step and each epoch, and with messages.
@@ -59,7 +60,7 @@ class Tuner:
     def __init__(
         self,
         suffix: Suffix,
-        pooling: str,
+        pooler: Pooler,
         data: TuningData,
         recipe: Recipe,
         *,
@@ -68,10 +69,10 @@ class Tuner:
         checkpoints: CheckpointFolder | None = None,
         on_step: Callable[[TrainingStep], None] = lambda _: None,
     ) -> None:
-        self.suffix, self.pooling, self.data, self.recipe, self.seed = suffix, pooling, data, recipe, seed
+        self.suffix, self.pooler, self.data, self.recipe, self.seed = suffix, pooler, data, recipe, seed
         self.budget, self.checkpoints, self.on_step = budget, checkpoints, on_step
         labels = data.train.labels
-        self.head = _head(data.classes, suffix.width, seed).to(suffix.device)
+        self.head = _head(data.classes, pooler.width, seed).to(suffix.device)
         self.class_weight = class_weights(labels, data.classes, recipe.class_weight).to(suffix.device)
         self.per_epoch = math.ceil(len(labels) / recipe.batch_size)
         self.steps = self.per_epoch * recipe.epochs
@@ -115,7 +116,7 @@ class Tuner:
         return Tuned(self.best, self._weights(), self.state, self.budget, stopped)
 
     def features(self, texts: TrainingTexts, weights: TrainedWeights | None = None) -> np.ndarray:
-        """One vector a text, float32 `[N, H]`.
+        """One vector a text, float32 `[N, D]`.
 
         Args:
             weights: put in place first, where they stay; None: the weights as they are.
@@ -123,11 +124,11 @@ class Tuner:
         if weights is not None:
             self.suffix.put({name: value.float() for name, value in weights.part.items()})
         self.suffix.train(False)
-        found = np.empty((len(texts.lengths), self.suffix.width), np.float32)
+        found = np.empty((len(texts.lengths), self.pooler.width), np.float32)
 
         def pool(rows: np.ndarray) -> None:
             with torch.no_grad():
-                found[rows] = self.suffix.pooled(texts.batch(rows), self.pooling).cpu().numpy()
+                found[rows] = self.suffix.pooled(texts.batch(rows), self.pooler).cpu().numpy()
 
         self.budget = smaller_batches(np.asarray(texts.lengths), self.budget, pool)
         return found
@@ -193,7 +194,7 @@ class Tuner:
             sums = torch.zeros(2, device=self.suffix.device)
 
             def work(batch: np.ndarray, sums: torch.Tensor = sums) -> None:
-                logits = self.head(self.suffix.pooled(texts.batch(rows[batch]), self.pooling))
+                logits = self.head(self.suffix.pooled(texts.batch(rows[batch]), self.pooler))
                 loss = self._loss(logits, y[batch]) / total
                 loss.backward()
                 self.suffix.collect()

@@ -68,7 +68,7 @@ class RunBackbone:
             batch_tokens=None if exact else made.batch_tokens,
         )
         files = find_model(settings)
-        other = differences({"files": head.encoder.files}, {"files": files.hashes})
+        other = differences({"files": head.encoder.files}, {"files": files.hashes_of((head.view,))})
         if other:
             raise HeadError(
                 f"{run.name} was trained with other files than those of {files.name}: "

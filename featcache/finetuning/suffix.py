@@ -22,7 +22,7 @@ from featcache.backbone.attention.packed import register
 from featcache.backbone.attention.trained import IMPLEMENTATION, trained_attention
 from featcache.backbone.model import DTYPES, Backbone
 from featcache.backbone.packing import PackedLayout, TokenBatch, run_together, tokens_of
-from featcache.backbone.pooling import POOLINGS
+from featcache.backbone.pooler import Pooler
 from featcache.backbone.position_table import position_table
 from featcache.errors import BackboneError
 from featcache.finetuning.parts import TrainedPart
@@ -150,13 +150,15 @@ class Suffix:
             return batch
         return TokenBatch(np.full(int(batch.lengths.sum()), self._filler, np.int64), batch.lengths)
 
-    def pooled(self, batch: StateBatch | TokenBatch, pooling: str) -> torch.Tensor:
-        """One vector a text, float32 `[B, H]`."""
+    def pooled(self, batch: StateBatch | TokenBatch, pooler: Pooler) -> torch.Tensor:
+        """One vector a text, float32 `[B, D]`."""
         states, layout = self.states(batch)
-        if pooling == "mean":  # as in POOLINGS; one split has a cheaper gradient than many slices
+        known: dict[str, torch.Tensor] = {}
+        if "mean" in pooler.view.joined and not pooler.skipped:
+            # As in POOLINGS; one split has a cheaper gradient than many slices.
             parts = states.split(batch.lengths.tolist())
-            return torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
-        return POOLINGS[pooling](states, layout).float()
+            known["mean"] = torch.stack([part.mean(0, dtype=torch.float32) for part in parts])
+        return pooler.finish(pooler.pool(states, layout, known))
 
     def collect(self) -> None:
         """Add the gradients of the last backward pass to those of the masters."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbone.model_files.find import find_model
+from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.cache.cache import Cache
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CacheError
@@ -76,7 +77,7 @@ class Sample:
     """Everything measured.
 
     Attributes:
-        width, views: numbers in a vector, and vectors of a text.
+        width, views: numbers in a vector (the mean of several), and vectors of a text.
         timing: None where nothing was encoded.
         start_up: seconds until the first batch runs: import, loading, checks; None where nothing was loaded.
         memory: peak resident bytes of this process; None where nothing was loaded or the system has no count.
@@ -146,7 +147,8 @@ def take_sample(
         else MadeUp(encoder, mean_tokens, draw)
     )
     timing = _time(encoder, texts, seconds, draw, report) if encode else None
-    width = int(encoder.encode(texts.tokenize(np.arange(1))).views[encoder.views[0].name].shape[1])
+    vectors = encoder.encode(texts.tokenize(np.arange(1))).views.values()
+    width = -(-sum(each.shape[1] for each in vectors) // len(vectors))
     return Sample(
         width=width,
         lengths=texts.lengths,
@@ -188,16 +190,18 @@ def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
         BackboneError: no such model, or its config.json has no width.
     """
     files = find_model(settings.backbone)
-    if files.width is None:
+    features = follow(settings.features, files).features
+    width = files.width_of(features.views)
+    if width is None:
         raise BackboneError(
             f"{files.name}: config.json does not give the width of the states",
             hint="without --tokens the model is loaded and texts are read",
         )
-    longest = settings.features.max_length
+    longest = features.longest
     tokens, truncated = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed))
     lengths = Lengths(tokens, tokens.astype(np.float64), truncated, None)
-    views, storing = len(set(settings.features.views)), Storing(0.0, 0.0, 0.0)
-    return Sample(files.width, lengths, storing, views, max_length=longest, made_up=True)
+    views, storing = len(set(features.views)), Storing(0.0, 0.0, 0.0)
+    return Sample(-(-width // views), lengths, storing, views, max_length=longest, made_up=True)
 
 
 def _time(

@@ -21,6 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.backbone.model_files.find import ModelFiles
+from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features
 from featcache.heads.features import LabelledFeatures, Standard
@@ -56,9 +57,13 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Args:
         model: hub id or local folder of the backbone.
         revision: hub revision of the model: branch, tag or commit.
-        view: layer and pooling, e.g. `last/cls`, `last/mean`, `-4/mean`.
-        prompt: put before every text, e.g. `query: ` for E5 models.
-        max_length: longest text in tokens; the model's own limit if that is lower.
+        view: layer and pooling, e.g. `last/cls`, `last/mean`, `-4/mean`; `last/auto` pools as the model's
+            sentence-transformers settings say, and as `cls` where it has none.
+        prompt: put before every text, e.g. `query: ` for E5 models; `auto`: with an `auto` view the default
+            prompt of those settings, otherwise none.
+        prompt_name: the prompt of this name in those settings.
+        max_length: longest text in tokens; the model's own limit if that is lower. None: with an `auto` view
+            as those settings say, otherwise 512.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: compute type; `auto` is bfloat16 where the processor has it natively, else float32.
         storage: type of the cached features, `float16` or `float32`.
@@ -77,9 +82,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         model: str = "bert-base-chinese",
         *,
         revision: str | None = None,
-        view: str = "last/cls",
-        prompt: str = "",
-        max_length: int = 512,
+        view: str = "last/auto",
+        prompt: str = "auto",
+        prompt_name: str | None = None,
+        max_length: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
         storage: str = "float16",
@@ -91,6 +97,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.revision = revision
         self.view = view
         self.prompt = prompt
+        self.prompt_name = prompt_name
         self.max_length = max_length
         self.device = device
         self.dtype = dtype
@@ -110,7 +117,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         _texts(X)
         settings = self._settings(_compute_dtype(self.dtype, self.device))
         self.dtype_ = settings.backbone.dtype
-        width = model_files(settings.backbone).width
+        width = _width(settings, model_files(settings.backbone))
         if width is not None:
             self.n_features_out_ = width
         return self
@@ -132,7 +139,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if texts:
             return text_features(texts, settings, self._encoder)
         files = model_files(settings.backbone)
-        width = files.width
+        width = _width(settings, files)
         if width is None:
             raise BackboneError(f"the width of {files.name} is not known before a text is encoded")
         return np.empty((0, width), np.float32)
@@ -186,6 +193,11 @@ def _texts(X: Any) -> list[str]:
     for number, text in enumerate(texts, start=1):
         check_text(text, f"text {number}")
     return texts
+
+
+def _width(settings: Settings, files: ModelFiles) -> int | None:
+    """Numbers in the vector of a text; None if the model's config does not say it."""
+    return files.width_of(follow(settings.features, files).features.views)
 
 
 def _compute_dtype(dtype: str, device: str) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from featcache.cache.catalog import Features
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.calibration import fit_temperature, tune_thresholds
 from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
+from featcache.fingerprint import EncoderDocument
 from featcache.heads.head import Head, probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import BackboneRecord, CalibrationRecord, RunRecord, SplitScores, TrainingRecord
 from featcache.runs.run import Run, save_run
-from featcache.settings import Settings
+from featcache.settings import FeatureSettings, Settings
 
 
 def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, CalibrationRecord]:
@@ -94,8 +95,14 @@ def save_trained(
         intervals=intervals,
         calibration=calibration,
         backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
-        features=settings.features,
+        features=_used(settings.features, head.encoder),
         data=settings.data,
     )
     saved = {name: each for name, (each, _) in heads.items()}
     return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
+
+
+def _used(features: FeatureSettings, encoder: EncoderDocument) -> FeatureSettings:
+    """The settings with the prompt and the length that were used, where the model chose them."""
+    length = encoder.max_length if features.max_length is None else features.max_length
+    return replace(features, prompt=encoder.prompt, prompt_name=None, max_length=length)

@@ -214,7 +214,7 @@ def test_windows_join_equals_a_loop_over_texts(counts: list[int], seed: int) -> 
         "max": [values[part].max(axis=0) for part in parts],
     }
     for pooling, vectors in expected.items():
-        joined = windows.join(values, pooling)
+        joined = windows.join(values, [pooling])
         assert joined.dtype == np.float32
         np.testing.assert_allclose(joined, np.stack(vectors), rtol=0, atol=1e-6)
 

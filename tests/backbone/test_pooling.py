@@ -19,11 +19,16 @@ def test_poolings_equal_a_loop_over_texts(lengths: list[int]) -> None:
         "last": [text[-1] for text in texts],
         "mean": [text.sum(0) / len(text) for text in texts],
         "max": [text.max(0).values for text in texts],
+        "weightedmean": [
+            sum((i + 1) * token for i, token in enumerate(text)) / (len(text) * (len(text) + 1) / 2)
+            for text in texts
+        ],
+        "mean_sqrt_len": [text.sum(0) / len(text) ** 0.5 for text in texts],
     }
     assert set(POOLINGS) == set(expected)
     for name, vectors in expected.items():
         found = POOLINGS[name](states, layout_of(lengths))
-        torch.testing.assert_close(found, torch.stack(vectors), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, torch.stack(vectors), rtol=0, atol=2e-6)
 
 
 def test_pool_mean_of_16_bit_states_is_taken_in_float32() -> None:

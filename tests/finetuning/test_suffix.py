@@ -16,7 +16,7 @@ from featcache.finetuning import suffix as suffix_module
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
-from tests.support.tuning import LENGTHS, TextInputs, batch_of, suffix_of, tuner_of
+from tests.support.tuning import LENGTHS, TextInputs, batch_of, pooler_of, suffix_of, tuner_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral")
 PADDED = ("deberta-v2", "mpnet")
@@ -175,7 +175,7 @@ def test_texts_that_fill_a_batch_do_not_change_gradients(
         suffix = suffix_of(folder, part, compute="bfloat16")
         seen: list[int] = []
         suffix.blocks[2].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].shape[1]))
-        suffix.pooled(rows.batch(np.arange(6)), "mean").sin().sum().backward()
+        suffix.pooled(rows.batch(np.arange(6)), pooler_of(suffix, "mean")).sin().sum().backward()
         assert seen == [101 if step == 1 else 128]
         suffix.collect()
         found.append({name: p.grad for name, p in suffix.masters.items() if p.grad is not None})
@@ -192,14 +192,14 @@ def test_dropout_is_above_the_cut_only_and_off_in_evaluation(tiny: Callable[[str
     batch = rows.batch(np.arange(6))
     suffix.train(True)
     assert not any(m.training for block in suffix.blocks[:2] for m in block.modules())
-    first, second = (suffix.pooled(batch, "mean").detach() for _ in range(2))
+    first, second = (suffix.pooled(batch, pooler_of(suffix, "mean")).detach() for _ in range(2))
     assert not torch.allclose(first, second)
     suffix.train(False)
-    first, second = (suffix.pooled(batch, "mean").detach() for _ in range(2))
+    first, second = (suffix.pooled(batch, pooler_of(suffix, "mean")).detach() for _ in range(2))
     assert torch.equal(first, second)
     plain = suffix_of(folder, "top-blocks:1")
     plain.train(True)
-    assert torch.equal(plain.pooled(batch, "mean").detach(), first)
+    assert torch.equal(plain.pooled(batch, pooler_of(plain, "mean")).detach(), first)
 
 
 # ---------------------------------------------------------------- what cannot be cut

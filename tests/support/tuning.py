@@ -11,6 +11,8 @@ import torch
 
 from featcache.backbone.model_files.find import find_model
 from featcache.backbone.packing import TokenBatch
+from featcache.backbone.pooler import Pooler
+from featcache.backbone.pooling import parse_view
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
@@ -54,6 +56,13 @@ def suffix_of(folder: Path, part: str, **options: Any) -> Suffix:
     return Suffix(plain, parse_part(part, plain.num_blocks), **options)
 
 
+def pooler_of(suffix: Suffix, pooling: str) -> Pooler:
+    """Pools the last layer of the suffix's backbone."""
+    backbone = suffix.backbone
+    view = parse_view(f"last/{pooling}", backbone.num_blocks)
+    return Pooler(view, backbone.files.folder, {}, suffix.width, suffix.device)
+
+
 def tuner_of(
     suffix: Suffix,
     texts: TextInputs,
@@ -67,7 +76,7 @@ def tuner_of(
     classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
     return Tuner(
         suffix,
-        pooling,
+        pooler_of(suffix, pooling),
         TuningData(labelled, labelled, classes),
         recipe,
         **{"seed": 0, "budget": 100} | options,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.backbone.model_files.config_checks import WIDTH_KEYS, check_config, check_tokenizer_files
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import read_object
+from featcache.backbone.model_files.modules_json import module_hashes, transformer_folder, view_width
 from featcache.backbone.model_files.wanted import TOKENIZER_FILES
 from featcache.backbone.model_files.weight_files import weight_bytes, weight_files
 from featcache.errors import BackboneError
@@ -23,7 +25,7 @@ class ModelFiles:
         name: the hub id, or the folder's own name.
         folder: where the files are.
         commit: their hub commit; None for a local folder.
-        hashes: SHA-256 by file name, of every file that changes a feature.
+        hashes: SHA-256 by file name, of every file that changes a token's state.
     """
 
     name: str
@@ -41,6 +43,24 @@ class ModelFiles:
         config = read_object(self.folder / "config.json")
         return next((config[key] for key in WIDTH_KEYS if key in config), None)
 
+    def hashes_of(self, views: Sequence[str]) -> dict[str, str]:
+        """SHA-256 by file name, of every file that changes a feature of `views`, which name their poolings.
+
+        Raises:
+            BackboneError, UsageError: a step of a view has no module.
+        """
+        return self.hashes | module_hashes(self.folder, views)
+
+    def width_of(self, views: Sequence[str]) -> int | None:
+        """Numbers in the vectors of all `views`; None if config.json does not say how wide a state is.
+
+        Raises:
+            BackboneError, UsageError: a step of a view has no module.
+        """
+        if (width := self.width) is None:
+            return None
+        return sum(view_width(self.folder, view, width) for view in dict.fromkeys(views))
+
 
 def find_model(settings: BackboneSettings) -> ModelFiles:
     """The files of the model, downloaded from the hub if they are not on this disk yet.
@@ -57,6 +77,7 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
     else:
         folder = download_model(settings)
         name, commit = settings.model, folder.name
+    folder = transformer_folder(folder)
     return ModelFiles(name, folder, commit, _hashes(folder, settings))
 
 

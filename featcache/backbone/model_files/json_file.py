@@ -18,6 +18,22 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         BackboneError: the file cannot be read, is far too large, or holds no JSON object.
     """
+    found: dict[str, Any] = _read(path, dict, "object")
+    return found
+
+
+def read_array(path: Path) -> list[Any]:
+    """The JSON array in a file; raises as `read_object` does."""
+    found: list[Any] = _read(path, list, "array")
+    return found
+
+
+def object_if_there(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no such file; raises as `read_object` does."""
+    return read_object(path) if path.is_file() else {}
+
+
+def _read(path: Path, kind: type, name: str) -> Any:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
@@ -32,9 +48,9 @@ def read_object(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise BackboneError(f"cannot read {path}: {error}", hint="is the download complete?") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, kind):
         raise BackboneError(
-            f"cannot read {path}: it holds a JSON {type(content).__name__}, not an object",
+            f"cannot read {path}: it holds a JSON {type(content).__name__}, not an {name}",
             hint="is it the file that the model's author published?",
         )
     return content
