@@ -77,13 +77,15 @@ def test_every_command_follows_the_settings(cli: Cli, work: Path) -> None:
     assert (record.features.prompt, record.features.max_length) == ("good ", 24)
     assert command(cli, "inspect")["view"] == VIEW
     assert command(cli, "sweep", "--lr", "0.01", "--epochs", "2")["best"]["view"] == VIEW
-    plan = command(cli, "plan", "--rows", "100000", "--sample-seconds", "0.2")
-    assert plan == "?"
+    for how in (("--sample-seconds", "0.2"), ("--tokens", "20", "--tflops", "1")):
+        plan = command(cli, "plan", "--rows", "1M", *how)
+        row = plan["cache_bytes"] / 1e6
+        assert 10 * 2 + 45 <= row < 10 * 2 + 46  # ten numbers of float16, label, hash, tokens, truncated
     drift = cli.ok("cache", "verify", "--reencode", "5", *argv[2:4], "--json").json["files"]
-    assert {view for file in drift for view in file["reencoded"]["views"]} == {VIEW}
+    assert {view["view"] for file in drift for view in file["reencoded"]["views"]} == {VIEW}
     predicted = cli.ok("predict", "--run", run["run"], *TEXTS, "--json").json
     assert len(predicted) == 2
-    cli.ok("report", "--run", run["run"], "--output", "report.html")
+    cli.ok("report", run["run"], "--output", "report.html")
     assert VIEW in Path("report.html").read_text(encoding="utf-8")
 
 
