@@ -139,10 +139,13 @@ def load_head(folder: Path, name: str = "head") -> Head:
     path = folder / f"{name}.json"
     try:
         content = read_json(path.read_bytes())
-        tensors = load_file(folder / f"{name}.safetensors")
+        tensors = load_file(path.with_suffix(".safetensors"))
     except FileNotFoundError as error:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except SafetensorError as error:  # its words are for programmers
+        what = f"{path.with_suffix('.safetensors')} is damaged, or no safetensors file"
+        raise HeadError(what, hint=DAMAGED) from error
+    except (OSError, ValueError, TypeError) as error:
         raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
     if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise HeadError(f"{path} has another head format; this is {HEAD_FORMAT}")

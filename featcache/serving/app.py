@@ -243,6 +243,7 @@ class Service:
             where = ".".join(map(str, first["loc"]))
             broken = first["type"] == "json_invalid"
             what = f"{where}: {first['msg']}" if where else first["msg"]
+            what = "the body is no valid JSON" if broken else what  # the parser's words are for programmers
             raise Refused(400 if broken else 422, what, EXAMPLE) from None
         if (asked.text is None) == (asked.texts is None):
             raise Refused(422, "one of text and texts is needed", EXAMPLE)
