@@ -79,11 +79,20 @@ class DataSettings:
     )
     dataset_revision: str | None = setting(None, "hub revision of the dataset")
     data_files: dict[str, str] | None = setting(None, "train=F,validation=F,test=F (files or URLs)")
-    text_column: str | None = setting(None, "column with the text (default: found by its usual names)")
+    encoding: str | None = setting(
+        None, "of text files, e.g. gb18030, big5, utf-16 (default: found by a look at the file)"
+    )
+    text_column: str | None = setting(
+        None, "column with the text; A,B joins two (default: found by its usual names)"
+    )
     pair_column: str | None = setting(None, "column with the second text of a pair")
     label_column: str | None = setting(None, "column with the label (default: found by its usual names)")
+    label_columns: tuple[str, ...] | None = setting(None, "columns of 0 and 1, one a label: multi-label")
     label_separator: str | None = setting(None, "splits a text label into several, e.g. ;: multi-label")
     label_names: tuple[str, ...] | None = setting(None, "names of labels 0,1,... separated by commas")
+    test_split: str | None = setting(
+        None, "split of the source to test on, e.g. validation (default: test); another is held out then"
+    )
     validation_share: float = setting(
         0.1, "share of train held out where there is no validation split", above=0, below=1
     )

@@ -39,6 +39,7 @@ class Reading:
         text, pair: names of the columns.
         header: False: csv and tsv files have no header.
         prefix, raw_cells: see `OutputForm`.
+        encoding: of text files; by default found by a look at each.
     """
 
     text: str
@@ -46,6 +47,11 @@ class Reading:
     header: bool = True
     prefix: str = ""
     raw_cells: bool = False
+    encoding: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Without what is not set and earlier versions did not have, so that their work is continued."""
+        return {name: value for name, value in asdict(self).items() if name != "encoding" or value}
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _key(run: Run, files: FilesToLabel, parts: Sequence[OutputPart]) -> str:
     return fingerprint(
         {
             "head": [file_hash(run.folder / name) for name in ("head.json", "head.safetensors")],
-            "reading": asdict(files.reading),
+            "reading": files.reading.to_json(),
             "blocks": [[asdict(part), states[part.source]] for part in parts],
         }
     )
@@ -237,11 +243,12 @@ class _PredictingActor(Actor[PredictOrder]):
         if there is not None:  # made by an actor that was lost before it answered
             return there
         reading = self.order.reading
-        columns = DataSettings(text_column=reading.text, pair_column=reading.pair)
+        plain = DataSettings(encoding=reading.encoding)
+        columns = replace(plain, text_column=reading.text, pair_column=reading.pair)
         path = fetched(part.source) if is_remote(part.source) else Path(part.source)
         groups = None if part.groups is None else range(*part.groups)
         rows = open_rows(
-            path, part.kind, DataSettings() if part.kind == "txt" else columns,
+            path, part.kind, plain if part.kind == "txt" else columns,
             header=reading.header, groups=groups,
         )  # fmt: skip
         predictor.check_pairs(rows.pair is not None)

@@ -10,16 +10,17 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from featcache.data.columns import SourceColumns, pick_columns
+from featcache.data.columns import ReadColumns, SourceColumns, pick_columns
 from featcache.data.formats.lines import first_line
 from featcache.data.formats.open import DataFile, open_data_file
 from featcache.data.hub_dataset import load_from_hub
 from featcache.data.label_cells import label_cell, text_cell
-from featcache.data.locate import content_hash, locate, require_unchanged, split_name
+from featcache.data.locate import content_hash, locate, require_unchanged, used_as
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
@@ -36,44 +37,57 @@ class SplitTable(NamedTuple):
     columns: SourceColumns
     encoded: bool  # labels are JSON in a string column, since files may mix types in one column
     class_names: tuple[str, ...] | None = None  # of a column of ClassLabel, or of lists of it
+    read_as: tuple[str, ...] = ()  # which columns and which encoding, as sentences
 
 
 def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], SplitTable]], list[str]]:
     """A function for each split of `SPLITS` that opens it, and the names of other splits."""
     location = locate(data)
+    found: Mapping[str, Callable[[], SplitTable]]
     if location.files:
         files = location.files.items()
-        return {split: partial(_file_table, split, paths, data) for split, paths in files}, []
-    if location.folder is not None:
-        found = _saved(location.folder)
+        found = {split: partial(_file_table, split, paths, data) for split, paths in files}
     else:
-        found = load_from_hub(location.hub_id, location.config, data.dataset_revision)
+        if location.folder is not None:
+            sets = _saved(location.folder)
+        else:
+            sets = load_from_hub(location.hub_id, location.config, data.dataset_revision)
+        found = {str(key): partial(_dataset_table, str(key), one, data) for key, one in sets.items()}
     tables: dict[str, Callable[[], SplitTable]] = {}
     others = []
-    for key, dataset in found.items():
-        split = split_name(str(key))
+    for key, table in found.items():
+        split = used_as(key, data)
         if split is None or split in tables:
-            others.append(str(key))
+            others.append(key)
         else:
-            tables[split] = partial(_dataset_table, dataset, data)
+            tables[split] = table
     return tables, others
 
 
-def _dataset_table(dataset: datasets.Dataset, data: DataSettings) -> SplitTable:
+def _dataset_table(split: str, dataset: datasets.Dataset, data: DataSettings) -> SplitTable:
     import datasets
 
-    columns = pick_columns(dataset.column_names, data, data.dataset)
-    for column in (columns.text, columns.pair):
-        kind = getattr(dataset.features[column], "dtype", "") if column is not None else "string"
+    picked = pick_columns(dataset.column_names, data, data.dataset)
+    for column in set(picked.names) - set(picked.label):
+        kind = getattr(dataset.features[column], "dtype", "")
         if kind not in ("string", "large_string"):
             held = kind or type(dataset.features[column]).__name__
             raise SourceError(
                 f"column {column!r} of {data.dataset} holds {held}, not text",
                 hint="name the column with the text: --text-column",
             )
-    label = _innermost(dataset.features[columns.label])
-    names = tuple(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
-    return SplitTable(dataset, columns, encoded=False, class_names=names)
+    notes = (picked.note(dataset.column_names),)
+    names = None
+    if not picked.flags:
+        label = _innermost(dataset.features[picked.label[0]])
+        names = tuple(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
+    if picked.single is not None:
+        return SplitTable(dataset, picked.single, encoded=False, class_names=names, read_as=notes)
+    rows = dataset.select_columns(picked.names)
+    key = [str(dataset._fingerprint), asdict(picked)]
+    return _converted(split, [(lambda _: iter(rows), picked)], key, data.dataset)._replace(
+        class_names=picked.label if picked.flags else names, read_as=notes
+    )
 
 
 def _innermost(feature: Any) -> Any:
@@ -93,51 +107,81 @@ def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
 
 def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitTable:
     """The rows of all `files`, in order, as one memory-mapped dataset."""
-    import datasets
-
     # `datasets` identifies a local file by path and mtime; here the key is a hash of its bytes.
     hashes = {str(path): content_hash(path) for path in files}
     opened = [open_data_file(path, data) for path in files]
-    picked = [(file, pick_columns(file.columns, data, file.where)) for file in opened]
-    names = {file.class_names.get(columns.label) for file, columns in picked}
+    picked = [pick_columns(file.columns, data, file.where) for file in opened]
+    names = {
+        columns.label if columns.flags else file.class_names.get(columns.label[0])
+        for file, columns in zip(opened, picked, strict=True)
+    }
     if len(names) > 1:
         raise SourceError(f"the files of the {split} split have different label names")
-    key = [[hashes[str(file.path)], file.key, columns] for file, columns in picked]
+    key = [
+        [hashes[str(file.path)], file.key, columns.single or asdict(columns)]
+        for file, columns in zip(opened, picked, strict=True)
+    ]
+    sources = [(_unchanged_rows(file, hashes), columns) for file, columns in zip(opened, picked, strict=True)]
+    notes = dict.fromkeys(columns.note(file.columns) for file, columns in zip(opened, picked, strict=True))
+    said = dict.fromkeys(file.note for file in opened if file.note)
+    table = _converted(split, sources, key, str(files[0]))
+    return table._replace(class_names=names.pop(), read_as=(*said, *notes))
+
+
+RowsOf = Callable[[ReadColumns], Iterator[Mapping[str, object]]]
+RowSource = tuple[RowsOf, ReadColumns]
+
+
+def _unchanged_rows(file: DataFile, hashes: Mapping[str, str]) -> RowsOf:
+    """The rows of a file that has its hash of `hashes`; if it changed, an error at the end keeps nothing."""
+
+    def rows(columns: ReadColumns) -> Iterator[Mapping[str, object]]:
+        yield from file.rows(columns)
+        path = str(file.path)
+        require_unchanged({path: hashes[path]}, {path: content_hash(file.path)})
+
+    return rows
+
+
+def _converted(split: str, sources: Sequence[RowSource], key: object, where: str) -> SplitTable:
+    """The rows of all `sources`, in order, in a file that `datasets` keeps under `key`.
+
+    Args:
+        where: the first of them, for messages.
+    """
+    import datasets
+
     document = json.dumps([_READER_VERSION, key])
-    has_pair = any(columns.pair is not None for _, columns in picked)
+    has_pair = any(columns.pair is not None for _, columns in sources)
     keys = ["text", "label", "pair"] if has_pair else ["text", "label"]
     try:
         dataset = datasets.Dataset.from_generator(
-            lambda: _examples(split, picked, hashes),
+            lambda: _examples(split, sources, where),
             features=datasets.Features({key: datasets.Value("string") for key in keys}),
             fingerprint=hashlib.sha256(document.encode()).hexdigest()[:32],
         )
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, SourceError):
             raise error.__cause__ from None
-        raise SourceError(f"cannot read {files[0]}: {first_line(error.__cause__ or error)}") from error
+        raise SourceError(f"cannot read {where}: {first_line(error.__cause__ or error)}") from error
     columns = SourceColumns("text", "label", "pair" if has_pair else None)
-    return SplitTable(dataset, columns, encoded=True, class_names=names.pop())
+    return SplitTable(dataset, columns, encoded=True)
 
 
-def _examples(
-    split: str, picked: Sequence[tuple[DataFile, SourceColumns]], hashes: Mapping[str, str]
-) -> Iterator[dict[str, str | None]]:
-    """The rows of files with these `hashes`; where they changed, an error at the end keeps nothing."""
+def _examples(split: str, sources: Sequence[RowSource], where: str) -> Iterator[dict[str, str | None]]:
     row = 0
-    for file, columns in picked:
-        for values in file.rows(columns):
+    for rows, columns in sources:
+        for values in rows(columns):
             example = {
-                "text": text_cell(values.get(columns.text), row, split),
-                "label": label_cell(values.get(columns.label), row, split),
+                "text": text_cell(columns.text_of(values), row, split),
+                "label": label_cell(columns.label_of(values), row, split),
             }
             if columns.pair is not None:
-                example["pair"] = text_cell(values.get(columns.pair), row, split)
+                example["pair"] = text_cell(columns.pair_of(values), row, split)
             yield example
             row += 1
-    require_unchanged(hashes, {path: content_hash(Path(path)) for path in hashes})
     if row == 0:
-        raise SourceError(f"the {split} split has no rows: {picked[0][0].path} has none")
+        raise SourceError(f"the {split} split has no rows: {where} has none")
 
 
 def table_in_memory(

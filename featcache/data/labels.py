@@ -64,9 +64,11 @@ def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTab
     unlabelled = cells.unlabelled.copy()
     unlabelled[cells.rows[codes < 0]] = True
     if unlabelled.all():
+        hidden = ": all are -1" if set(cells.items) <= {-1, "-1"} and cells.items else ""
         raise SourceError(
-            f"the {name} split has no labels (column {column!r})",
-            hint="hidden test labels cannot be scored: use a split that has labels",
+            f"the {name} split has no labels (column {column!r}{hidden})",
+            hint="hidden labels cannot be scored; --test-split validation tests on the validation split"
+            " instead, and holds out another one from train",
         )
     faults = {
         "no usable text": bad_texts(table),

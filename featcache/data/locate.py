@@ -31,6 +31,16 @@ def split_name(name: str) -> str | None:
     return _ALIASES.get(name.lower())
 
 
+def used_as(name: str, data: DataSettings) -> str | None:
+    """The one of `SPLITS` as which a split of the source is used; None for one that is not."""
+    if data.test_split is not None:
+        wanted = data.test_split.lower()
+        if name.lower() == wanted or (split_name(name) or name) == split_name(wanted):
+            return "test"
+        return None if split_name(name) == "test" else split_name(name)
+    return split_name(name)
+
+
 class SourceLocation(NamedTuple):
     """Where a source is: files by split, a `save_to_disk` folder, or a hub id."""
 

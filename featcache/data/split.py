@@ -22,7 +22,7 @@ from featcache.data.labels import (
     label_order,
     read_labels,
 )
-from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate, require_unchanged
+from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate, require_unchanged, used_as
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 
@@ -41,6 +41,7 @@ class Split:
     label_names: tuple[str, ...]  #: the same for all splits of one source
     row_numbers: NDArray[np.int64]  #: int64 [N], rows of the source, counted from 0
     notes: tuple[str, ...] = ()  #: what was held out or left out, as sentences
+    read_as: tuple[str, ...] = ()  #: which columns are read, and in which encoding, as sentences
     skipped: int = 0  #: unusable rows of this split that were left out
     _table: SplitTable = field(default=cast(Any, None), repr=False)
 
@@ -141,10 +142,9 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "label_names": list(data.label_names) if data.label_names else None,
         "skip_bad_rows": data.skip_bad_rows,
     }
-    if (
-        data.label_separator is not None
-    ):  # left out where it is not set, so that requests of earlier versions still match
-        document["label_separator"] = data.label_separator
+    # Left out where they are not set, so that requests of earlier versions still match.
+    added = ("label_separator", "encoding", "label_columns", "test_split")
+    document |= {name: _plain(getattr(data, name)) for name in added if getattr(data, name) is not None}
     if location.files:
         hashes = {split: [file_facts(file) for file in files] for split, files in location.files.items()}
         document["files"] = {split: parts if len(parts) > 1 else parts[0] for split, parts in hashes.items()}
@@ -156,7 +156,8 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
             return None
         document |= {"dataset": location.hub_id, "config": location.config, "commit": commit}
     # The splits of a hub dataset are not known before it is loaded: then seed and share count.
-    if "validation" not in location.splits and ("train" in location.splits or not location.splits):
+    known = {used_as(name, data) for name in location.splits}
+    if "validation" not in known and ("train" in known or not known):
         document |= {"validation_share": data.validation_share, "seed": seed}
     return document
 
@@ -216,6 +217,10 @@ def from_texts(
     return _split(name, read, label_order({name: read}, data))
 
 
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
     for name in names:
         if name not in SPLITS:
@@ -231,7 +236,7 @@ def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
 def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
     return Split(
         name=name, labels=label_indexes(read, order), label_names=order, row_numbers=read.rows,
-        notes=read.notes, skipped=read.skipped, _table=read.table,
+        notes=read.notes, read_as=read.table.read_as, skipped=read.skipped, _table=read.table,
     )  # fmt: skip
 
 

@@ -155,10 +155,11 @@ class Job:
         began = time.perf_counter()
         hashes, sizes = self.hash_rows(split)
         found = None if self.force else self._find_by_rows(split, hashes)
+        notes = (*split.read_as, *split.notes)
         if found:
             with suppress(CacheError):  # a read-only cache still serves; the rows are only looked up again
                 self._record_request(found, split.name)
-            return self._served(found, split.name, began, split.notes)
+            return self._served(found, split.name, began, notes)
         self._check_space(split)
         shard_size = parse_shard_size(self.settings.paths.shard_size)  # refused before the model is loaded
         encoder = self.unit_encoder(split.name)
@@ -171,7 +172,7 @@ class Job:
         if counts.sealed:
             self._record_making(file, split, seconds, counts, encoder.spec)
             self.cache.push(file.path, replace=self.force)
-        return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=split.notes)
+        return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=notes)
 
     # -- answers from the cache -------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
 from featcache.data.formats.write import OutputForm, RowPredictions, Writer
 from featcache.errors import BadRow, CacheError, SourceError, UsageError
@@ -294,8 +295,8 @@ class _FilePredictor:
         raise SourceError(
             f"none of the first {len(batch.rows)} rows of {self.rows.name} can be used; "
             f"line {first.line}: {first.problem}",
-            hint="Chinese texts of older programs: iconv -f GB18030 -t UTF-8 OLD > NEW"
-            if "UTF-8" in (first.problem or "")
+            hint=NAME_IT
+            if " at character " in (first.problem or "")
             else "name the column with the text: --text-column",
         )
 

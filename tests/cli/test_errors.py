@@ -233,7 +233,7 @@ def test_extract_names_rows_that_cannot_be_used(
         ("--data-files trian=reviews/train.jsonl", ("'trian'", "train, validation, test")),
         ("--data-files train=header.csv", ("no rows", "header.csv")),
         ("--data-files train=cut.csv", ("cut.csv", "line 3", "cut short")),
-        ("--data-files train=gbk.csv", ("gbk.csv", "UTF-8", "iconv")),
+        ("--data-files train=gbk.csv", ("gbk.csv", "UTF-8", "gb18030: 好坏", "--encoding")),
     ],
 )
 def test_extract_names_files_that_cannot_be_read(
@@ -243,7 +243,7 @@ def test_extract_names_files_that_cannot_be_read(
     Path("odd.xyz").write_text("x")
     Path("header.csv").write_text("text,label\n")
     Path("cut.csv").write_text("text,label\n好,1\n坏")
-    Path("gbk.csv").write_bytes("text,label\n好,1\n坏,0\n".encode("gb18030"))
+    Path("gbk.csv").write_bytes("text,label\n好坏,1\n".encode("gb18030"))
     cli.refused(DATA, ["extract", "--split", "train", *flags.split()], *words)
 
 

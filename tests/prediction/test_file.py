@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -336,9 +337,22 @@ def test_predict_file_fails_if_the_model_refuses_all_rows(
         label(predictor, write_kind(tmp_path / "in.csv", made_rows(60)), tmp_path / "out.csv")
 
 
-def test_predict_file_refuses_a_file_in_another_encoding(predictor: Predictor, tmp_path: Path) -> None:
-    source = write(tmp_path / "in.csv", "id,text\n1,房间很干净\n2,电池坏\n".encode("gb18030"))
-    with pytest.raises(SourceError, match=r"none of the first 2 rows[\s\S]*iconv"):
+def test_predict_file_of_a_file_in_another_encoding(predictor: Predictor, tmp_path: Path) -> None:
+    """What Excel writes in China is read, and what Excel reads is written."""
+    texts = ["房间很干净，服务也不错", "电池坏了，不会再买"]
+    content = "id,text\r\n" + "".join(f"{n},{text}\r\n" for n, text in enumerate(texts))
+    source = write(tmp_path / "in.csv", content.encode("gb18030"))
+    made = label(predictor, source, tmp_path / "out.csv")
+    assert made.path.read_bytes().startswith(codecs.BOM_UTF8 + b"id,text,prediction,")  # type: ignore[union-attr]
+    same = label(predictor, write(tmp_path / "utf8.csv", content), tmp_path / "plain.csv")
+    assert made.path.read_bytes() == codecs.BOM_UTF8 + same.path.read_bytes()  # type: ignore[union-attr]
+    lines = label(predictor, source, tmp_path / "out.jsonl")
+    assert not lines.path.read_bytes().startswith(codecs.BOM_UTF8)  # type: ignore[union-attr]
+
+
+def test_predict_file_asks_for_an_encoding_that_is_not_certain(predictor: Predictor, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "text\nплохо\nхорошо\n".encode("cp1251"))
+    with pytest.raises(SourceError, match=r"in\.csv is not UTF-8[\s\S]*cp1252: [\s\S]*--encoding"):
         label(predictor, source, tmp_path / "out.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
@@ -359,7 +373,7 @@ def test_predict_file_refuses_a_file_in_another_encoding(predictor: Predictor, t
         ("in.csv", b"title,headline\na,b\n", "more than one text column"),
         ("in.parquet", b"PAR1 no", "cannot read"),
         ("in.csv.gz", b"not gzip", "gzip"),
-        ("in.csv", b"\xff\xfet\x00e\x00x\x00t\x00\n\x00", "UTF-8"),
+        ("in.csv", b"\xff\xfet\x00e\x00x\x00t\x00\n\x00t", "none of the first"),
     ],
 )
 def test_predict_file_refuses_files_that_cannot_be_read(

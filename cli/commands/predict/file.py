@@ -30,7 +30,8 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(group, "--input", "file or URL to label, all columns kept; - for stdin", metavar="FILE")
     add_flag(group, "--output", "file or URL to write; its ending is its format", metavar="FILE")
     group.add_argument("--force", action="store_true", help="replace the output that is there")
-    add_flag(group, "--text-column", "default: found by its usual names")
+    add_flag(group, "--encoding", "of a text file, e.g. gb18030 (default: found by a look at the file)")
+    add_flag(group, "--text-column", "A,B joins two columns (default: found by its usual names)")
     add_flag(group, "--pair-column", "column with the second text of a pair")
     group.add_argument("--no-header", action="store_true", help="csv, tsv: the first line is a row")
     add_flag(group, "--input-format", "csv, tsv, json, jsonl, parquet or txt")
@@ -67,8 +68,8 @@ def run_file(args: argparse.Namespace, load: Callable[[], Predictor]) -> int:
         rows = open_input(args, fetched_source(task.source), task.read, remembered_quotes(task.target))
         predictor = predictor or load()
         predictor.check_pairs(rows.pair is not None)
-        if rows.pair is not None:
-            note(f"pairs: {rows.text} with {rows.pair}", quiet=args.quiet)
+        for text in _said(rows, task):
+            note(text, quiet=args.quiet)
         with Meter(quiet=args.quiet) as meter:
             form = OutputForm(task.written, args.prefix, args.raw_cells)
             done = predict_file(predictor, rows, task.target, form, force=args.force, on_progress=meter)
@@ -147,6 +148,18 @@ def fetched_source(source: Path | BinaryIO | str) -> Path | BinaryIO:
     return fetched(source) if isinstance(source, str) else source
 
 
+def _said(rows: RowFile, task: _FileTask) -> tuple[str, ...]:
+    """How the file is read, and written where that is not plain."""
+    if not rows.needs_mark or task.written not in ("csv", "tsv"):
+        return rows.notes
+    return (*rows.notes, f"{task.target} is written as UTF-8 with a byte order mark, which Excel needs")
+
+
+def asked_encoding(args: argparse.Namespace) -> str | None:
+    """As the flag, else the settings file names it."""
+    return args.encoding or load_settings(path=args.config).data.encoding
+
+
 def open_input(
     args: argparse.Namespace, source: Path | BinaryIO, kind: str, quotes: QuoteRule | None = None
 ) -> RowFile:
@@ -155,7 +168,7 @@ def open_input(
     from featcache.errors import SourceError
 
     flags = {name: getattr(args, name) for name in ("text_column", "pair_column")}
-    data: DataSettings = load_settings(path=args.config).data
+    data: DataSettings = replace(load_settings(path=args.config).data, encoding=asked_encoding(args))
     asked = replace(data, **{name: value for name, value in flags.items() if value is not None})
     if kind == "txt":
         asked = replace(asked, **flags)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.errors import SourceError, UsageError
 from featcache_cli.chosen_run import backbone_of
 from featcache_cli.commands.engine import engine_of
-from featcache_cli.commands.predict.file import document, fetched_source, open_input, show
+from featcache_cli.commands.predict.file import asked_encoding, document, fetched_source, open_input, show
 from featcache_cli.console import print_result
 from featcache_cli.progress import Meter
 
@@ -35,7 +35,9 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     sources = _sources(args.input)
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
     first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
-    reading = Reading(first.text, first.pair, not args.no_header, args.prefix, args.raw_cells)
+    reading = Reading(
+        first.text, first.pair, not args.no_header, args.prefix, args.raw_cells, encoding=asked_encoding(args)
+    )
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
             run, FilesToLabel(sources, args.output, reading), engine_of(args),

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from featcache.data.columns import USUAL_NAMES
-from featcache.data.formats.lines import AS_UTF8, Lines, Row
+from featcache.data.formats.encodings import NAME_IT
+from featcache.data.formats.lines import Lines, Row
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
@@ -64,7 +65,8 @@ def read_layout(
     if first is None:
         raise SourceError(f"{lines.name} is empty")
     if wrong := lines.wrong_encoding(first):
-        raise SourceError(f"{lines.name}: the first line is {wrong}", hint=AS_UTF8)
+        hint = NAME_IT if wrong.startswith("not") else "are its line ends missing?"
+        raise SourceError(f"{lines.name}: the first line is {wrong}", hint=hint)
     candidates = "\t" if tabs else ",\t;"
     delimiter = next((mark for mark in candidates if mark in first), candidates[0])
     if delimiter != "\t":

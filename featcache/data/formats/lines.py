@@ -1,24 +1,34 @@
 """Numbered lines of a file, and the rows that the parsers of all formats make.
 
-A line that is not UTF-8 or is too long becomes a row with a problem; reading goes on after it.
+A line that is not in the encoding of its file or is too long becomes a row with a problem; reading goes on
+after it.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
+from featcache.data.formats.encodings import (
+    BLOCK,
+    BROKEN_ERRORS,
+    UTF8,
+    encoding_name,
+    find_encoding,
+    may_be_utf8,
+    named_codec,
+)
 from featcache.errors import SourceError
 
-AS_UTF8 = "save it as UTF-8, e.g.: iconv -f GB18030 -t UTF-8 OLD > NEW"
 _TOO_LONG = "\ud800"  # stands for a line that is too long: decoding never makes this character
 _READ_ERRORS = (OSError, EOFError, zlib.error)
 
@@ -66,38 +76,83 @@ class Row:
 
 
 class Lines:
-    """Numbered lines of a file or a stream of bytes; bytes that are not UTF-8 become lone surrogates.
+    """Numbered lines of a file or a stream of bytes; what the encoding does not have is a lone surrogate.
+
+    A stream is read as UTF-8 unless its beginning is something else; then it is copied to be looked at.
 
     Args:
         source: a path (`.gz` is unpacked) or a binary stream, which is closed with this object.
         name: of the file, for messages.
+        encoding: by default what a look at all bytes of the file says.
 
     Attributes:
         size: in bytes, of a path; else None.
+        codec: of the encoding, in Python.
         universal: a carriage return alone ends a line too, as in the csv module; by default not.
 
     Raises:
         SourceError: the file cannot be opened; also while lines are read.
+        SourceError: the encoding is not certain.
+        UsageError: there is no encoding of this name.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str, limits: ReadLimits | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | BinaryIO,
+        name: str,
+        limits: ReadLimits | None = None,
+        encoding: str | None = None,
+    ) -> None:
         self.name, self.limits = name, limits or ReadLimits()
         self.universal = False
         self._source: Path | IO[bytes] = source
         self._is_copy = False
+        self.codec = self._copied_as = named_codec(encoding) if encoding else self._found_codec()
         self._open()
 
+    def _found_codec(self) -> str:
+        if not isinstance(self._source, Path):
+            peeked = io.BufferedReader(self._source)  # type: ignore[type-var]
+            self._source = peeked
+            with reading(self.name):
+                if may_be_utf8(peeked.peek()):
+                    return UTF8
+            self._source, self._is_copy = tempfile.TemporaryFile(), True  # noqa: SIM115 - as long as the lines
+            with reading(self.name):
+                shutil.copyfileobj(peeked, self._source)
+        codec = find_encoding(self._bytes, self.name)
+        if not isinstance(self._source, Path):
+            self._source.seek(0)
+        return codec
+
+    def _bytes(self) -> Iterator[bytes]:
+        """The unpacked bytes of a path or a copy, from the first one."""
+        with reading(self.name), ExitStack() as stack:
+            if isinstance(self._source, Path):
+                raw: IO[bytes] = stack.enter_context(self._source.open("rb"))
+            else:
+                raw = self._source
+                raw.seek(0)
+            unpacked = self._unpacked(raw)
+            while block := unpacked.read(BLOCK):
+                yield block
+
+    def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
+        packed = isinstance(self._source, Path) and _is_packed(self._source)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+
     def _open(self) -> None:
-        self.size: int | None = None
         with reading(self.name):
             source = self._source
             self._raw = source.open("rb") if isinstance(source, Path) else source
-            unpacked: Any = self._raw
-            if isinstance(source, Path):
-                self.size = source.stat().st_size
-                unpacked = gzip.GzipFile(fileobj=self._raw) if _is_packed(source) else self._raw
+            self.size = source.stat().st_size if isinstance(source, Path) else None
         # `newline=""` keeps line ends as they are and ends a line at any of them.
-        self._text = io.TextIOWrapper(unpacked, "utf-8-sig", "surrogateescape", newline="")
+        self._text = io.TextIOWrapper(
+            cast(Any, self._unpacked(self._raw)),
+            self._copied_as,
+            "surrogateescape" if self._copied_as.startswith("utf-8") else BROKEN_ERRORS,
+            newline="",
+        )
         self._held: deque[tuple[int, str]] = deque()
         self._seen: list[tuple[int, str]] | None = None
         self._lead = ""
@@ -149,7 +204,7 @@ class Lines:
             for _, text in self:
                 copy.write(text.replace(_TOO_LONG, "\udcff").encode("utf-8", "surrogateescape"))
             copy.seek(0)
-            self._source, self._is_copy = copy, True
+            self._source, self._is_copy, self._copied_as = copy, True, "utf-8"
         self.universal = universal
         self._open()
 
@@ -202,7 +257,7 @@ class Lines:
             raise read_error(self.name, error) from None
 
     def wrong_encoding(self, text: str) -> str | None:
-        """Why a line or field cannot be used: it is too long or not UTF-8; None where it can."""
+        """Why a line or field cannot be used: it is too long or not in the encoding; None if it can."""
         if text.isascii():
             return None
         if _TOO_LONG in text:
@@ -210,7 +265,7 @@ class Lines:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            return f"not UTF-8 at character {error.start + 1}"
+            return f"not {encoding_name(self.codec)} at character {error.start + 1}"
         return None
 
 

@@ -13,12 +13,13 @@ from contextlib import closing
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from featcache.data.columns import USUAL_NAMES, SourceColumns, pick_text_columns
+from featcache.data.columns import USUAL_NAMES, ReadColumns, pick_text_columns
 from featcache.data.formats.delimited import DelimitedLayout, delimited_rows, read_layout
+from featcache.data.formats.encodings import NAME_IT, UTF8, encoding_name
 from featcache.data.formats.json_rows import json_rows
-from featcache.data.formats.lines import AS_UTF8, Lines, ReadLimits, Row, reading
+from featcache.data.formats.lines import Lines, ReadLimits, Row, reading
 from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
@@ -97,6 +98,11 @@ def _txt_rows(lines: Lines) -> Iterator[Row]:
         yield Row(number, number, None if problem else {"text": text}, problem=problem)
 
 
+def _read_as(path: Path, codec: str) -> str:
+    """What the user is told of an encoding that is not UTF-8."""
+    return "" if codec == UTF8 else f"{path.name} is read as {encoding_name(codec)}"
+
+
 def _chars(row: Row) -> int:
     return sum(len(value) for value in (row.values or {}).values() if isinstance(value, str))
 
@@ -113,13 +119,15 @@ class DataFile:
         key: what else than the bytes decides the rows; None if nothing does.
         where: what error messages call the file.
         class_names: of columns whose labels are numbers with names.
+        note: how the file is read, where that is not plain.
     """
 
     path: Path
     columns: list[str]
-    rows: Callable[[SourceColumns], Iterator[Mapping[str, object]]]
+    rows: Callable[[ReadColumns], Iterator[Mapping[str, object]]]
     key: object
     where: str
+    note: str = ""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -135,32 +143,34 @@ def open_data_file(path: Path, data: DataSettings) -> DataFile:
         return _parquet_data(path)
     if kind is None:
         raise SourceError(f"{path}: unknown file type")
-    with closing(Lines(path, str(path))) as lines:
-        parsed = _parse(lines, kind, data)
+    with closing(Lines(path, str(path), encoding=data.encoding)) as lines:
+        parsed, codec = _parse(lines, kind, data), lines.codec
     layout = parsed.layout
 
-    def rows(_: SourceColumns) -> Iterator[Mapping[str, object]]:
-        with closing(Lines(path, str(path))) as lines:
+    def rows(_: ReadColumns) -> Iterator[Mapping[str, object]]:
+        with closing(Lines(path, str(path), encoding=codec)) as lines:
             for row in _parse(lines, kind, data, quoted=layout.quoted if layout else None).rows:
                 if row.problem is not None:  # a training set must be whole
                     hint = _CSV_HINT if layout else _JSON_HINT
-                    hint = AS_UTF8 if row.problem.startswith("not UTF-8") else hint
+                    hint = NAME_IT if row.problem.startswith(f"not {encoding_name(codec)}") else hint
                     raise SourceError(f"{path}, line {row.line}: {row.problem}", hint=hint)
                 yield row.values or {}
 
     where = f"{path} (its first line read as the header)" if layout and layout.header else str(path)
-    return DataFile(path, parsed.columns, rows, layout and list(astuple(layout)), where)
+    key: list[object] | None = list(astuple(layout)) if layout else None
+    if codec != UTF8:
+        key = [*(key or []), codec]
+    return DataFile(path, parsed.columns, rows, key, where, note=_read_as(path, codec))
 
 
 def _parquet_data(path: Path) -> DataFile:
     with open_parquet(path) as file:
         schema = file.schema_arrow
 
-    def rows(columns: SourceColumns) -> Iterator[Mapping[str, object]]:
-        wanted = [column for column in columns if column is not None]
+    def rows(columns: ReadColumns) -> Iterator[Mapping[str, object]]:
         with open_parquet(path) as file:
-            for batch in record_batches(file, path, 1000, columns=wanted):
-                yield from batch_values(batch, wanted)
+            for batch in record_batches(file, path, 1000, columns=columns.names):
+                yield from batch_values(batch, columns.names)
 
     return DataFile(path, schema.names, rows, None, str(path), class_names=class_names(schema))
 
@@ -200,13 +210,15 @@ class RowFile:
     Attributes:
         kind: one of KINDS.
         columns: in order; of JSON those of the first rows.
-        text, pair: the columns that are labelled.
+        text, pair: the columns that are labelled; several columns that are joined have commas between.
         total: rows, where the file says so; else None.
         size: bytes, where that is known; else None.
         array: the rows are the values of one JSON array.
         plain_tabs: a tab-separated file in which a quote is only a character.
         quotes: what a later call can be given, so that it need not look at all lines again.
         first: rows of the file before these.
+        codec: of the encoding, in Python.
+        notes: how the file is read, as sentences.
     """
 
     kind: str
@@ -222,6 +234,13 @@ class RowFile:
     quotes: QuoteRule | None = None
     schema: pa.Schema | None = None
     first: int = 0
+    codec: str = UTF8
+    notes: tuple[str, ...] = ()
+
+    @property
+    def needs_mark(self) -> bool:
+        """Whether a csv file of these rows begins with a byte order mark, without which Excel misreads it."""
+        return self.codec != UTF8
 
 
 def open_rows(
@@ -258,19 +277,20 @@ def open_rows(
         raise UsageError("--pair-column: a txt file has no columns")
     stamp = _stamp(source)
     known = quotes.quoted if quotes is not None and stamp == (quotes.bytes, quotes.modified_ns) else None
-    lines = Lines(source, name, limits)
+    lines = Lines(source, name, limits, data.encoding)
     parsed = _parse(lines, kind, data, header=header, quoted=known)
     layout = parsed.layout
     if layout is not None and layout.header:
         _require_text_column(layout.columns, data, name)
     if len(parsed.columns) == 1 and kind not in ("json", "jsonl"):
         data = replace(data, text_column=parsed.columns[0])
-    text, pair = pick_text_columns(parsed.columns, data, name)
+    picked = pick_text_columns(parsed.columns, data, name)
     tabs = layout is not None and layout.delimiter == "\t"
     quoted = layout is None or layout.quoted
     return RowFile(
-        kind=kind, name=name, columns=parsed.columns, text=text, pair=pair, size=lines.size,
-        batches=_batches(parsed.rows, lines, text, pair), array=parsed.array, plain_tabs=not quoted,
+        kind=kind, name=name, columns=parsed.columns, text=",".join(picked.text), pair=picked.pair,
+        size=lines.size, batches=_batches(parsed.rows, lines, picked), codec=lines.codec,
+        notes=_notes(name, lines.codec, picked, parsed.columns), array=parsed.array, plain_tabs=not quoted,
         quotes=QuoteRule(*stamp, quoted) if tabs and stamp else None,
     )  # fmt: skip
 
@@ -294,10 +314,15 @@ def _require_text_column(columns: Sequence[str], data: DataSettings, name: str) 
         )
 
 
-def _batches(rows: Iterator[Row], lines: Lines, text: str, pair: str | None) -> Iterator[RowBatch]:
+def _notes(name: str, codec: str, picked: ReadColumns, columns: Sequence[str]) -> tuple[str, ...]:
+    read_as = _read_as(Path(name), codec)
+    return (*([read_as] if read_as else []), picked.note(columns))
+
+
+def _batches(rows: Iterator[Row], lines: Lines, picked: ReadColumns) -> Iterator[RowBatch]:
     digest, held, chars = hashlib.sha256(), list[Row](), 0
     for row in rows:
-        _check_texts(row, text, pair)
+        _check_texts(row, picked)
         digest.update(repr((row.line, row.values, row.problem)).encode("utf-8", "surrogatepass"))
         held.append(row)
         chars += _chars(row)
@@ -308,22 +333,22 @@ def _batches(rows: Iterator[Row], lines: Lines, text: str, pair: str | None) -> 
         yield RowBatch(held, digest.hexdigest(), lines.consumed)
 
 
-def _check_texts(row: Row, text: str, pair: str | None) -> None:
+def _check_texts(row: Row, picked: ReadColumns) -> None:
     """Take the texts of a row out of its columns, or note why they cannot be labelled.
 
     A second text may be blank, as in training.
     """
     if row.values is None:
         return
-    first, second = row.values.get(text), None if pair is None else row.values.get(pair)
+    first, second = picked.text_of(row.values), picked.pair_of(row.values)
     try:
-        check_text(first, f"column {text!r}")
-        if pair is not None and not (isinstance(second, str) and not second.strip()):
-            check_text(second, f"column {pair!r}")
+        check_text(first, f"column {','.join(picked.text)!r}")
+        if picked.pair is not None and not (isinstance(second, str) and not second.strip()):
+            check_text(second, f"column {picked.pair!r}")
     except SourceError as error:
         row.problem = error.what
     else:
-        row.text, row.pair = first or "", second
+        row.text, row.pair = cast(str, first), cast("str | None", second)
 
 
 def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, limits: ReadLimits) -> RowFile:
@@ -331,9 +356,9 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
 
     file = open_parquet(path)
     schema = file.schema_arrow
-    text, pair = pick_text_columns(schema.names, data, str(path))
-    for column in (text, pair):
-        kind = schema.field(column).type if column is not None else pa.string()
+    picked = pick_text_columns(schema.names, data, str(path))
+    for column in picked.names:
+        kind = schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise SourceError(f"column {column!r} of {path} holds {kind}, not text", hint=_NAME_IT)
@@ -343,7 +368,7 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
 
     def batches() -> Iterator[RowBatch]:
         digest, number = hashlib.sha256(), first
-        wanted = [text] if pair is None else [text, pair]
+        wanted = picked.names
         for batch in record_batches(file, path, limits.batch_rows, groups=groups):
             digest.update(batch.serialize())
             rows = [
@@ -351,11 +376,11 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
                 for place, values in enumerate(batch_values(batch, wanted), number + 1)
             ]
             for row in rows:
-                _check_texts(row, text, pair)
+                _check_texts(row, picked)
             number += len(rows)
             yield RowBatch(rows, digest.hexdigest(), table=pa.Table.from_batches([batch]))
 
     return RowFile(
-        kind="parquet", name=str(path), columns=schema.names, text=text, pair=pair, batches=batches(),
-        total=total, schema=schema, first=first,
+        kind="parquet", name=str(path), columns=schema.names, text=",".join(picked.text), pair=picked.pair,
+        batches=batches(), total=total, schema=schema, first=first, notes=(picked.note(schema.names),),
     )  # fmt: skip

@@ -6,6 +6,7 @@ that is durable. A parquet file cannot grow like that: its batches are kept as A
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -97,7 +98,8 @@ class Writer:
     def head(self) -> bytes:
         """What comes before the first row."""
         if self.kind in ("csv", "tsv"):
-            return self._csv([list(map(self._cell, (*self.rows.columns, *self.added)))])
+            mark = codecs.BOM_UTF8 if self.rows.needs_mark else b""
+            return mark + self._csv([list(map(self._cell, (*self.rows.columns, *self.added)))])
         return ARRAY if self.array else b""
 
     def batch(self, batch: RowBatch, predictions: RowPredictions) -> bytes:

@@ -163,7 +163,7 @@ def test_a_header_of_unknown_names(tmp_path: Path) -> None:
         ("h.parquet", "PAR1 but not really", r"cannot read"),
         ("i.csv", "", r"is empty"),
         ("j.csv", "text,text\na,1\n", r"twice: text"),
-        ("k.csv", b"text,label\n\xc4\xe3\xba\xc3,1\n", r"k\.csv, line 2: not UTF-8 at character 1"),
+        ("k.csv", b"text,label\n\xc4\xe3\xe4,1\n", r"k\.csv, line 2: not UTF-8 at character 1"),
         (
             "l.csv",
             b"text,label\n" + b"abcdefghijklm,1\n" * 70_000 + b"\xff,1\n",

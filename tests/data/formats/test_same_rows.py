@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ class WrittenTable:
     content: bytes
     rows: list[list[str]]
     exact: bool
+    encoding: str | None = None
 
 
 @st.composite
@@ -70,9 +72,12 @@ def tables(draw: st.DrawFn) -> WrittenTable:
         else:
             text = json.dumps(objects, indent=draw(st.sampled_from([None, 1])), ensure_ascii=False)
         content, exact = bom + text.encode(), True
+    encoding = None if kind == "parquet" else draw(st.sampled_from([None, None, "gb18030", "utf-16"]))
+    if encoding is not None:
+        content = content.removeprefix(codecs.BOM_UTF8).decode().encode(encoding)
     if kind != "parquet" and draw(st.booleans()):
-        return WrittenTable(f"dev.{kind}.gz", gzip.compress(content), rows, exact)
-    return WrittenTable(f"dev.{kind}", content, rows, exact)
+        return WrittenTable(f"dev.{kind}.gz", gzip.compress(content), rows, exact, encoding)
+    return WrittenTable(f"dev.{kind}", content, rows, exact, encoding)
 
 
 def _delimited(draw: st.DrawFn, kind: str, names: list[str], rows: list[list[str]]) -> tuple[str, bool]:
@@ -90,9 +95,11 @@ def _delimited(draw: st.DrawFn, kind: str, names: list[str], rows: list[list[str
     return out.getvalue(), header and style == "all" and delimiter in (",", "\t")
 
 
-def read_for_prediction(path: Path, limits: ReadLimits | None = None) -> tuple[list[Row], str]:
+def read_for_prediction(
+    path: Path, limits: ReadLimits | None = None, **settings: Any
+) -> tuple[list[Row], str]:
     """All rows of a file, and the name of its label column."""
-    file = open_rows(path, kind_of(path) or "", limits=limits)
+    file = open_rows(path, kind_of(path) or "", DataSettings(**settings), limits=limits)
     rows = [row for batch in file.batches for row in batch.rows]
     if file.schema is not None:  # parquet files keep the other columns as Arrow has them
         for row, values in zip(rows, pq.read_table(path).to_pylist(), strict=True):
@@ -100,21 +107,21 @@ def read_for_prediction(path: Path, limits: ReadLimits | None = None) -> tuple[l
     return rows, "label" if "label" in file.columns else file.columns[-1]
 
 
-def same_rows(path: Path) -> list[str] | None:
+def same_rows(path: Path, **settings: Any) -> list[str] | None:
     """Compare texts, labels and row hashes of both ways; the texts, None where training refuses the file."""
     try:
-        split = train(path, skip_bad_rows=True)
+        split = train(path, skip_bad_rows=True, **settings)
     except SourceError as error:
         if "label" in error.what:  # prediction needs none
             return None
         try:
-            rows, label = read_for_prediction(path)
+            rows, label = read_for_prediction(path, **settings)
         except SourceError:
             return None
         usable = [row for row in rows if row.problem is None and _label(row, label)]
         assert not usable or any(row.values is None for row in rows)
         return None
-    rows, label = read_for_prediction(path)
+    rows, label = read_for_prediction(path, **settings)
     assert all(row.values is not None for row in rows)  # training refuses a file with a broken row
     labels = [_label(row, label) for row in rows]
     kept = [n for n, row in enumerate(rows) if row.problem is None and labels[n]]
@@ -145,7 +152,7 @@ def _number(name: str) -> str:
 )  # fmt: skip
 @given(table=tables())
 def test_training_and_prediction_read_the_same_rows(tmp_path: Path, table: WrittenTable) -> None:
-    texts = same_rows(write(tmp_path / table.name, table.content))
+    texts = same_rows(write(tmp_path / table.name, table.content), encoding=table.encoding)
     if table.exact and texts is not None:
         usable = [row[0] for row in table.rows if row[0].strip() and row[-1].strip()]
         assert texts == usable
