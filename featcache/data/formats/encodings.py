@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from featcache.data.formats.likelihood import (
-    Likelihood,
+    TextLikelihood,
     chinese,
     japanese,
     korean,
@@ -41,7 +41,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # Codecs tried in this order: the later ones of a candidate have more characters.
-_CANDIDATES: tuple[tuple[tuple[str, ...], Callable[[str], Likelihood]], ...] = (
+_CANDIDATES: tuple[tuple[tuple[str, ...], Callable[[str], TextLikelihood]], ...] = (
     (("gb18030",), chinese),
     (("cp950", "big5hkscs"), traditional),
     (("cp932",), japanese),
@@ -188,9 +188,9 @@ class _Utf8Share:
 class _Candidate:
     """An encoding that a file may have, and how likely its text is."""
 
-    def __init__(self, codec_names: Sequence[str], judge: Callable[[str], Likelihood]) -> None:
+    def __init__(self, codec_names: Sequence[str], judge: Callable[[str], TextLikelihood]) -> None:
         self._codecs, self._judge = list(codec_names), judge
-        self.likelihood = Likelihood()
+        self.likelihood = TextLikelihood()
         self._given_up, self.wide = False, 0
         self._begin()
 

@@ -32,7 +32,7 @@ _OF_ONE_LANGUAGE = "ðþýÐÞÝ"  # Turkish letters look like these in Windows-
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class TextLikelihood:
     """Of a text, or of several together.
 
     Attributes:
@@ -45,8 +45,8 @@ class Likelihood:
     common: int = 0
     counted: int = 0
 
-    def __add__(self, other: Likelihood) -> Likelihood:
-        return Likelihood(self.log + other.log, self.common + other.common, self.counted + other.counted)
+    def __add__(self, other: TextLikelihood) -> TextLikelihood:
+        return TextLikelihood(self.log + other.log, self.common + other.common, self.counted + other.counted)
 
     @property
     def common_share(self) -> float:
@@ -54,25 +54,25 @@ class Likelihood:
         return self.common / self.counted if self.counted else 1.0
 
 
-def chinese(text: str) -> Likelihood:
+def chinese(text: str) -> TextLikelihood:
     """In simplified characters."""
     return _by_use(text, frozenset(_CHINESE), _level("gb2312", 0xD7))
 
 
-def traditional(text: str) -> Likelihood:
+def traditional(text: str) -> TextLikelihood:
     """Chinese in traditional characters."""
     return _by_use(text, frozenset(_CHINESE), _level("cp950", 0xC6, 0xA4))
 
 
-def japanese(text: str) -> Likelihood:
+def japanese(text: str) -> TextLikelihood:
     return _by_use(text, _kana(), _level("euc_jp", 0xCF))
 
 
-def korean(text: str) -> Likelihood:
+def korean(text: str) -> TextLikelihood:
     return _by_use(text, frozenset(_KOREAN), _level("euc_kr", 0xC8))
 
 
-def western(text: str) -> Likelihood:
+def western(text: str) -> TextLikelihood:
     """In Latin letters, where an accented letter seldom follows another one."""
     log, common, counted = 0.0, 0, 0
     for run in re.findall(r"[^\x00-\x7f]+", text):
@@ -81,15 +81,15 @@ def western(text: str) -> Likelihood:
             usual = char in _WESTERN_SIGNS or (char.isalpha() and char not in _OF_ONE_LANGUAGE)
             common += usual and place == 0
             log += _ODD if not usual else _IN_A_ROW if place else _ACCENTED
-    return Likelihood(log + _ASCII * (len(text) - counted), common, counted)
+    return TextLikelihood(log + _ASCII * (len(text) - counted), common, counted)
 
 
-def mixed(text: str) -> Likelihood:
+def mixed(text: str) -> TextLikelihood:
     """In any of these languages."""
     return _by_use(text, frozenset(_CHINESE) | _kana(), _any_level())
 
 
-def _by_use(text: str, frequent: frozenset[str], common: frozenset[str]) -> Likelihood:
+def _by_use(text: str, frequent: frozenset[str], common: frozenset[str]) -> TextLikelihood:
     log, usual, counted = 0.0, 0, 0
     for char, times in Counter(text).items():
         if char.isascii() and char != "\0":
@@ -101,7 +101,7 @@ def _by_use(text: str, frequent: frozenset[str], common: frozenset[str]) -> Like
             log += times * (_FREQUENT if char in frequent else _COMMON)
         else:
             log += times * (_RARE if char.isalpha() else _ODD)
-    return Likelihood(log, usual, counted)
+    return TextLikelihood(log, usual, counted)
 
 
 @cache
