@@ -19,8 +19,8 @@ from tests.support.source_files import rows_of, train, write
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
 
-SIMPLIFIED = ["房间很干净，服务也不错，下次还会来住", "电池用了两天就坏了，质量太差", "书的内容很好，孩子非常喜欢"]
-TRADITIONAL = ["房間很乾淨，服務也不錯，下次還會來住", "電池用了兩天就壞了", "書的內容很好，孩子非常喜歡"]
+SIMPLIFIED = ["房间很干净，服务也不错，下次还会来住", "电池用了两天就坏了", "书的内容很好，孩子喜欢"]
+TRADITIONAL = ["房間很乾淨，服務也不錯，下次還會來住", "電池用了兩天就壞了", "書的內容很好"]
 JAPANESE = ["部屋はとても綺麗で、サービスも良かったです", "電池がすぐに切れてしまう", "面白い本です"]
 KOREAN = ["방이 아주 깨끗하고 서비스도 좋았어요", "배터리가 너무 빨리 닳아요", "이 책은 정말 재미있다"]
 WESTERN = ["Le café était fermé, quelle déception", "Größe passt, schöne Qualität", "¡El niño está aquí!"]
