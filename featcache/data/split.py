@@ -151,7 +151,7 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
     elif location.folder is not None:
         document["saved"] = folder_hashes(location.folder)
     else:
-        commit = hub_commit(location.hub_id, data.dataset_revision)
+        commit = hub_commit(location.hub_id, location.config, data.dataset_revision)
         if commit is None:
             return None
         document |= {"dataset": location.hub_id, "config": location.config, "commit": commit}

@@ -142,7 +142,10 @@ class Job:
 
     def make(self, splits: Sequence[str]) -> dict[str, Extracted]:
         """Extract splits of which no request is recorded."""
-        loaded = load_splits(self.settings.data, splits, seed=self.settings.seed)
+        data = self.settings.data
+        if self.source is not None and "commit" in self.source:  # the rows that were described
+            data = replace(data, dataset_revision=str(self.source["commit"]))
+        loaded = load_splits(data, splits, seed=self.settings.seed)
         require_same_source(self.settings.data, self.source or {}, seed=self.settings.seed)
         return {name: self.extract(split) for name, split in loaded.items()}
 

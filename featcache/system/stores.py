@@ -20,6 +20,7 @@ from typing import Any
 
 from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError
 from featcache.system.durable import TEMPORARY
+from featcache.system.hub.patience import patience
 
 DRIVERS = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
@@ -96,7 +97,7 @@ def opened(url: str, kind: type[FeatcacheError] = CacheError) -> Remote:
 
     with explained(url, "open", kind):
         try:
-            fs, path = url_to_fs(url)
+            fs, path = url_to_fs(url, **_deadlines(scheme))
         except ImportError as error:
             package = DRIVERS.get(scheme)
             hint = f"pip install {package}" if package else str(error)
@@ -104,6 +105,16 @@ def opened(url: str, kind: type[FeatcacheError] = CacheError) -> Remote:
     if not str(path).strip("/"):
         raise UsageError(f"{shown(url)} names no file or folder", hint=f"e.g. {scheme}://bucket/folder")
     return Remote(url, scheme, fs, str(path).rstrip("/"), kind)
+
+
+def _deadlines(scheme: str) -> dict[str, Any]:
+    """Options of a web server's driver: without them it waits five minutes for an answer, in silence."""
+    if scheme not in _READ_ONLY:
+        return {}
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=patience(), sock_read=patience())
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def test_load_splits_of_folders_shards_and_aliases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "reviews.csv", "a/b/c", "~/nowhere"])
 def test_load_splits_does_not_ask_the_hub_for_local_paths(name: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("featcache.data.hub_dataset._ask_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("featcache.data.hub_dataset.look_up", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(SourceError, match="no such file or folder"):
         load_splits(DataSettings(dataset=name), ["train"], seed=0)
 
@@ -95,50 +94,38 @@ def test_load_splits_without_a_hub_names_three_ways_out(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def fake_hub(monkeypatch: Any, answer: Callable[..., Any], splits: Any) -> list[Any]:
+def test_load_splits_of_hub_datasets(monkeypatch: Any, tmp_path: Path) -> None:
     import datasets
 
+    from featcache.system.hub.huggingface import Repository
+
+    one = datasets.Dataset.from_dict({"sentence": ["a", "b"] * 9, "label": [0, 1] * 9})
+    answer: Any = datasets.DatasetDict({"train": one, "unsupervised": one})
     calls: list[Any] = []
 
     def load_dataset(*args: Any, **kwargs: Any) -> Any:
-        calls.append((args, kwargs, datasets.config.HF_HUB_OFFLINE))
-        if isinstance(splits, Exception):
-            raise splits
-        return splits
+        calls.append((args, kwargs))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    monkeypatch.setattr("featcache.data.hub_dataset._ask_hub", answer)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    return calls
-
-
-def test_load_splits_of_hub_datasets(monkeypatch: Any) -> None:
-    import datasets
-
-    one = datasets.Dataset.from_dict({"sentence": ["a", "b"] * 9, "label": [0, 1] * 9})
-    splits = datasets.DatasetDict({"train": one, "unsupervised": one})
-    calls = fake_hub(monkeypatch, lambda *_: "c0ffee", splits)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("featcache.data.hub_dataset.is_offline", lambda: False)
+    monkeypatch.setattr("featcache.data.hub_dataset._write_ref", lambda *_: None)
+    commit = "c0ffee" * 6 + "c0ff"
+    monkeypatch.setattr("featcache.data.hub_dataset.look_up", lambda *_: Repository(commit, {}))
     data = DataSettings(dataset="some/dataset:zh", dataset_revision="v1")
-    assert len(load_splits(data, ["train"], seed=0)["train"]) == 16
-    assert calls == [(("some/dataset", "zh"), {"revision": "v1"}, False)]
-    with pytest.raises(SourceError, match=r"no test split.*train, unsupervised"):
+    with pytest.warns(UserWarning, match="downloading some/dataset"):
+        assert len(load_splits(data, ["train"], seed=0)["train"]) == 16
+    assert calls == [(("some/dataset", "zh"), {"revision": commit})]
+    with pytest.warns(UserWarning), pytest.raises(SourceError, match=r"no test split.*train, unsupervised"):
         load_splits(data, ["test"], seed=0)
     document = describe_source(data, seed=0)
     assert document is not None
-    assert (document["commit"], document["config"], document["seed"]) == ("c0ffee", "zh", 0)
-
-    def refused(*_: Any) -> str:
-        raise OSError("refused")
-
-    # A copy in the cache serves without the hub, and the hub is not asked for it again.
-    calls = fake_hub(monkeypatch, refused, splits)
-    assert len(load_splits(data, ["train"], seed=0)["train"]) == 16
-    assert calls[0][2] is True and datasets.config.HF_HUB_OFFLINE is False
-    fake_hub(monkeypatch, lambda *_: "c0ffee", ConnectionError("reset"))
-    with pytest.raises(SourceError, match="cannot reach the hub"):
-        load_splits(data, ["train"], seed=0)
-    fake_hub(monkeypatch, lambda *_: "c0ffee", ValueError("Config name is missing. Pick one"))
-    with pytest.raises(SourceError, match="Config name is missing") as caught:
+    assert (document["commit"], document["config"], document["seed"]) == (commit, "zh", 0)
+    answer = ValueError("Config name is missing. Pick one")
+    with pytest.warns(UserWarning), pytest.raises(SourceError, match="Config name is missing") as caught:
         load_splits(DataSettings(dataset="some/dataset"), ["train"], seed=0)
     assert "some/dataset:CONFIG" in (caught.value.hint or "")
 

@@ -125,23 +125,26 @@ def _download(
     return _repository(settings) / "snapshots" / commit
 
 
-def _client() -> Any:
+def _package() -> Any:
     # Read when the client is imported: how long a download may stand still.
     os.environ.setdefault("MODELSCOPE_DOWNLOAD_TIMEOUT", str(max(1, round(patience()))))
     try:
-        from modelscope_hub import HubApi
+        import modelscope_hub.config
     except ImportError:
         raise BackboneError(
             "--hub modelscope needs ModelScope's client", hint="pip install 'featcache[modelscope]'"
         ) from None
-    return HubApi()
+    return modelscope_hub
+
+
+def _client() -> Any:
+    return _package().HubApi()
 
 
 def _repository(settings: BackboneSettings) -> Path:
     """The client's folder of the model."""
-    from modelscope_hub.config import get_default_config
-
-    return Path(get_default_config().cache_dir) / "models" / settings.model.replace("/", "--")
+    kept = Path(_package().config.get_default_config().cache_dir)
+    return kept / "models" / settings.model.replace("/", "--")
 
 
 def _note(settings: BackboneSettings, revision: str) -> Path:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from featcache.system.progress import OnProgress, Progress
 
 _listeners: list[OnProgress] = []
+_told: set[str] = set()
 
 
 @contextmanager
@@ -22,11 +23,16 @@ def listening(on_progress: OnProgress) -> Iterator[None]:
         yield
     finally:
         _listeners.remove(on_progress)
+        if not _listeners:
+            _told.clear()
 
 
 def tell(text: str) -> None:
-    """One line for the user."""
+    """One line for the user, once."""
+    if text in _told:
+        return
     if _listeners:
+        _told.add(text)
         _listeners[-1](Progress("note", text=text))
     else:
         warnings.warn(text, stacklevel=2)

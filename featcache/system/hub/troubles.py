@@ -16,6 +16,7 @@ from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from featcache.system.hub.patience import VARIABLE, patience
 from featcache.system.text import clip
@@ -176,12 +177,14 @@ def _by_disk(error: BaseException) -> HubTrouble | None:
 
 def _by_connection(error: BaseException, at: str) -> HubTrouble | None:
     names = _names(error)
+    proxy = _proxy(at.removeprefix("the hub at "))
+    through = f" (through the proxy {proxy})" if proxy else ""
     below = [*_chain(error)]
     all_names, said = set().union(*map(_names, below)), " ".join(map(str, below))
     if "OfflineModeIsEnabled" in names:
         return HubTrouble(f"{at} is not asked, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     if names & {"ProxyError", "ProxyConnectionError"}:
-        return HubTrouble(f"the proxy {_proxy()} does not work: {_line(error)}", _proxy_hint())
+        return HubTrouble(f"the proxy {proxy or 'in use'} does not work: {_line(error)}", _proxy_hint())
     if names & {"UnsupportedProtocol", "InvalidURL", "MissingSchema", "InvalidSchema", "LocationParseError"}:
         hub = at.removeprefix("the hub at ")
         address = f"{hub} is no address of a hub: {_line(error)}"
@@ -191,17 +194,19 @@ def _by_connection(error: BaseException, at: str) -> HubTrouble | None:
     if "SSL" in said or "CERTIFICATE" in said or any("SSL" in one for one in all_names):
         own = "a network with certificates of its own: export SSL_CERT_FILE=FILE and REQUESTS_CA_BUNDLE=FILE"
         return HubTrouble(f"{at} has no certificate that this machine trusts", own)
-    if "gaierror" in all_names or "NameResolutionError" in all_names:
+    if all_names & {"gaierror", "NameResolutionError"} or _NO_NAME.search(said):
         return HubTrouble(f"{at} is not found: its name cannot be resolved")
     if names & _BROKEN or all_names & {"ConnectionResetError", "BrokenPipeError"}:
-        return HubTrouble(f"{at} breaks the connection off")
+        return HubTrouble(f"{at}{through} breaks the connection off")
     if any("Timeout" in one or "Silent" in one for one in all_names) or "timed out" in said:
-        return HubTrouble(f"{at} does not answer within {patience():g} s", f"to wait longer: {VARIABLE}=60")
+        slow = f"to wait longer: export {VARIABLE}=60"
+        return HubTrouble(f"{at}{through} does not answer within {patience():g} s", slow)
     if "ConnectionRefusedError" in all_names or "refused" in said:
-        return HubTrouble(f"{at} refuses connections")
-    return HubTrouble(f"{at} cannot be reached: {_line(below[-1])}")
+        return HubTrouble(f"{at}{through} refuses connections", _proxy_hint() if proxy else "")
+    return HubTrouble(f"{at}{through} cannot be reached: {_line(below[-1])}")
 
 
+_NO_NAME = re.compile("not known|nodename nor servname|getaddrinfo failed|name resolution|No address assoc")
 _BROKEN = {
     "Interrupted", "ReadError", "WriteError", "CloseError", "RemoteProtocolError", "LocalProtocolError",
     "ChunkedEncodingError", "IncompleteRead", "ProtocolError", "ConnectionResetError", "BrokenPipeError",
@@ -214,12 +219,14 @@ _CONNECTION = _BROKEN | {
 }  # fmt: skip
 
 
-def _proxy() -> str:
-    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        if os.environ.get(name):
-            parts = urlsplit(os.environ[name])
-            return f"{name}={parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-    return "of this machine"
+def _proxy(hub: str) -> str:
+    """The proxy through which a hub is asked, without its password; empty where there is none."""
+    parts = urlsplit(hub)
+    address = getproxies().get(parts.scheme) or getproxies().get("all")
+    if not address or proxy_bypass(parts.netloc):
+        return ""
+    found = urlsplit(address)
+    return f"{found.scheme}://{found.hostname}{f':{found.port}' if found.port else ''}"
 
 
 def _proxy_hint() -> str:
