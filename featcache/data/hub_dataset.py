@@ -17,6 +17,7 @@ from featcache.system.hub.huggingface import COMMIT, endpoint, is_offline, look_
 from featcache.system.hub.listener import tell
 from featcache.system.hub.session import counting_bytes
 from featcache.system.hub.troubles import HubTrouble, Kind, trouble_of
+from featcache.system.hub.xet import or_plain_download
 
 if TYPE_CHECKING:
     import datasets
@@ -116,7 +117,7 @@ def _download(
     bars.disable_progress_bars()  # the bytes go to the listener
     try:
         with counting_bytes(hub_id):
-            found = datasets.load_dataset(hub_id, config, revision=commit)
+            found = or_plain_download(lambda: datasets.load_dataset(hub_id, config, revision=commit))
     finally:
         if drawn:
             bars.enable_progress_bars()

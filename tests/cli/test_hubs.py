@@ -13,7 +13,7 @@ import pytest
 from tests.support.cli_tools import COMMAND
 from tests.support.loopback_hub import LoopbackHub, Silence, Slow
 
-pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.bad_input]
 
 MODEL, DATASET = "somebody/bert", "somebody/reviews"
 EXTRACT = ("extract", "--all-splits", "--json", "--model", MODEL, "--dataset", DATASET)

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.loopback_hub import Broken, LoopbackHub, Silence, Status
 
-pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.bad_input]
 
 NAME = "some/reviews"
 LOAD = """
@@ -164,6 +164,7 @@ def test_without_a_copy_the_error_names_the_ways_out(hub: LoopbackHub, tmp_path:
         assert way in found.error
 
 
+@pytest.mark.bad_input("wrong vectors")
 def test_rows_of_another_commit_are_never_taken_for_those_that_were_asked_for(
     hub: LoopbackHub, home: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_every_answer_is_one_sentence(hub: LoopbackHub, tmp_path: Path) -> None:
             assert word in one.error.splitlines()[0] + (one.error.splitlines()[1]), one.error
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("how", ["reset", "end", "stall"])
 def test_a_body_that_breaks_off_is_resumed(hub: LoopbackHub, tmp_path: Path, how: str) -> None:
     hub.add("dataset", NAME, dataset("a", rows=2_000))
@@ -221,6 +223,7 @@ def test_a_body_that_breaks_off_is_resumed(hub: LoopbackHub, tmp_path: Path, how
     assert "goes on where it was" in found.notes[-1]
 
 
+@pytest.mark.hostile
 def test_a_body_that_never_goes_on_ends(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.add("dataset", NAME, dataset("a"))
     hub.fail("^GET .*parquet", Broken(0, "stall"))
@@ -229,6 +232,7 @@ def test_a_body_that_never_goes_on_ends(hub: LoopbackHub, tmp_path: Path) -> Non
     assert sum("train" in line for line in found.requests) < 6  # three silences, not six with pauses
 
 
+@pytest.mark.hostile
 def test_a_renamed_dataset_is_found(hub: LoopbackHub, tmp_path: Path) -> None:
     commit = hub.add("dataset", NAME, dataset("a"))
     hub.rename("dataset", NAME, "somebody/else")

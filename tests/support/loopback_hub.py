@@ -120,6 +120,7 @@ class LoopbackHub:
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # `METHOD path?query` of every request, in order
         self.ranges: list[str] = []  # the Range headers among them
+        self.xet = ""  # the address of a Xet storage, which large files are said to be in
         self.closing = threading.Event()
         self._lock = threading.Lock()
         hub = self
@@ -264,11 +265,19 @@ class _Request(BaseHTTPRequestHandler):
             return
         content = files[path]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        if len(content) > LARGE and self.hub.xet:
+            headers["X-Xet-Hash"] = hashlib.sha256(content).hexdigest()
+            headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/{kind}/{name}/xet-read-token/{commit}"
         if len(content) > LARGE and "cdn" not in self.query:
             linked = {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
             self.answer(302, b"", headers | linked | {"Location": f"{self.hub.url}{self.path}?cdn=1"})
             return
         self.content(content, headers)
+
+    def xet_token(self, kind: str, name: str, revision: str) -> None:
+        expires = str(int(time.time()) + 3600)
+        token = {"X-Xet-Cas-Url": self.hub.xet, "X-Xet-Access-Token": "t", "X-Xet-Token-Expiration": expires}
+        self.answer(200, b"{}", token)
 
     def modelscope_files(self, name: str) -> None:
         found = self.modelscope_found(name)
@@ -383,13 +392,14 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-_NAME = r"(?P<name>[^/]+(/(?!resolve/|tree/|revision/|paths-info/|repo/?)[^/]+)?)"
+_NAME = r"(?P<name>[^/]+(/(?!resolve/|tree/|revision/|paths-info/|xet-read-token/|repo/?)[^/]+)?)"
 _KIND = r"(?P<kind>models|datasets)"
 _ROUTES: list[tuple[re.Pattern[str], Callable[..., None]]] = [
     (re.compile(rf"/api/v1/models/{_NAME}/repo/files"), _Request.modelscope_files),
     (re.compile(rf"/api/v1/models/{_NAME}/repo"), _Request.modelscope_file),
     (re.compile(rf"/api/{_KIND}/{_NAME}/tree/(?P<revision>[^/]+)(/(?P<under>.+))?"), _Request.tree),
     (re.compile(rf"/api/{_KIND}/{_NAME}/paths-info/(?P<revision>[^/]+)"), _Request.paths),
+    (re.compile(rf"/api/{_KIND}/{_NAME}/xet-read-token/(?P<revision>[^/]+)"), _Request.xet_token),
     (re.compile(rf"/api/{_KIND}/{_NAME}(/revision/(?P<revision>.+))?"), _Request.info),
     (re.compile(rf"/((?P<kind>datasets)/)?{_NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), _Request.file),
 ]

@@ -14,6 +14,7 @@ from featcache.system.hub.listener import tell, tell_progress
 from featcache.system.hub.patience import patience
 from featcache.system.hub.session import without_retries
 from featcache.system.hub.troubles import HubTrouble
+from featcache.system.hub.xet import or_plain_download
 
 __all__ = ["copy_on_disk", "current_files", "endpoint"]
 
@@ -61,7 +62,7 @@ def current_files(settings: BackboneSettings, copy: Path | None) -> Path:
     wanted = wanted_files(there.files, remote_code=settings.trust_remote_code)
     tell(f"downloading {settings.model} from {endpoint()} (commit {there.commit[:12]})")
     with nullcontext() if copy is None else without_retries():
-        return _download(settings, there, wanted)
+        return or_plain_download(lambda: _download(settings, there, wanted))
 
 
 def _is_whole(settings: BackboneSettings, copy: Path) -> bool:

@@ -19,7 +19,7 @@ from featcache.backbone.model_files.wanted import wanted_files
 from featcache.settings import BackboneSettings
 from tests.support.loopback_hub import Answer, Broken, LoopbackHub, Silence, Slow, Status
 
-pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.bad_input]
 
 NAME = "somebody/bert"
 HUBS = ["huggingface", "modelscope"]
@@ -163,6 +163,7 @@ def test_a_silent_hub_gives_way_to_the_copy_on_this_disk(
     assert found.seconds < 5
 
 
+@pytest.mark.hostile
 def test_a_hub_that_sends_a_byte_now_and_then_gives_way(hub: LoopbackHub, home: Path) -> None:
     hub.fail(".", Slow(1, 0.4))
     found = find(hub, home)
@@ -180,6 +181,7 @@ def test_without_a_copy_the_error_names_the_ways_out(hub: LoopbackHub, tmp_path:
     assert second.seconds < 1  # a hub that was silent a moment ago is not asked again
 
 
+@pytest.mark.hostile
 def test_a_silent_list_of_files_gives_way_as_well(
     hub: LoopbackHub, home: Path, files: dict[str, bytes]
 ) -> None:
@@ -237,6 +239,7 @@ MODELSCOPE_ANSWERS: dict[str, tuple[Answer, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.hostile
 def test_every_answer_of_modelscope_is_one_sentence(hub: LoopbackHub, tmp_path: Path) -> None:
     for name, (answer, _) in MODELSCOPE_ANSWERS.items():
         hub.add("model", f"some/{name}", {"config.json": b"{}"})
@@ -255,8 +258,11 @@ def test_every_answer_of_modelscope_is_one_sentence(hub: LoopbackHub, tmp_path: 
 SMALL_PIECES = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 10_000"
 
 
+LONG = pytest.mark.hostile
+
+
 @pytest.mark.parametrize("source", HUBS)
-@pytest.mark.parametrize("how", ["reset", "end", "stall"])
+@pytest.mark.parametrize("how", ["reset", pytest.param("end", marks=LONG), pytest.param("stall", marks=LONG)])
 def test_a_download_that_breaks_off_is_resumed(
     hub: LoopbackHub, tmp_path: Path, expected: dict[str, str], source: str, how: str
 ) -> None:
@@ -268,11 +274,28 @@ def test_a_download_that_breaks_off_is_resumed(
         assert "goes on where it was" in found.notes[-1]
 
 
+@pytest.mark.parametrize(
+    "answer", [Status(503), pytest.param(Silence(), marks=pytest.mark.hostile)], ids=["503", "silent"]
+)
+def test_without_xet_a_model_is_downloaded_plainly(
+    hub: LoopbackHub, tmp_path: Path, expected: dict[str, str], answer: Answer
+) -> None:
+    with LoopbackHub() as storage:
+        storage.fail(".", answer)
+        hub.xet = storage.url
+        found = find(hub, tmp_path, HF_HUB_DISABLE_XET="0")
+        assert storage.requests
+    assert (found.hashes, found.error) == (expected, "")
+    assert "Xet storage does not answer" in found.notes[-1]
+
+
+@pytest.mark.hostile
 def test_a_renamed_model_is_found(hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]) -> None:
     hub.rename("model", NAME, "somebody-else/bert")
     assert find(hub, tmp_path).hashes == expected
 
 
+@pytest.mark.hostile
 def test_a_mirror_without_lists_of_files(hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]) -> None:
     hub.fail("/tree/", Status(404))
     first = find(hub, tmp_path)
@@ -281,6 +304,7 @@ def test_a_mirror_without_lists_of_files(hub: LoopbackHub, tmp_path: Path, expec
     assert find(hub, tmp_path).hashes == expected
 
 
+@pytest.mark.hostile
 def test_revisions_are_told_apart(hub: LoopbackHub, tmp_path: Path, files: dict[str, bytes]) -> None:
     other = hub.add("model", NAME, files | {"config.json": files["config.json"] + b" "}, refs=("v2",))
     assert find(hub, tmp_path, revision="v2").commit == other
@@ -291,6 +315,7 @@ def test_revisions_are_told_apart(hub: LoopbackHub, tmp_path: Path, files: dict[
     assert "no complete copy" in find(hub, tmp_path).error  # the copy is one of another revision
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
