@@ -17,10 +17,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError
 from featcache.system.durable import TEMPORARY
 from featcache.system.hub.patience import patience
+from featcache.system.hub.troubles import trouble_of
 
 DRIVERS = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
@@ -80,6 +82,10 @@ def explained(url: str, doing: str, kind: type[FeatcacheError] = CacheError) -> 
             hint = "set credentials as for the store's own tools, e.g. AWS_PROFILE for s3"
         else:
             hint = "finished work is kept: run the same command again"
+            parts = urlsplit(url)
+            if parts.scheme.lower() in _READ_ONLY:
+                found = trouble_of(error, f"{parts.scheme}://{parts.hostname}", "the file", server="server")
+                reason, hint = found.what, found.hint or hint
         raise kind(f"cannot {doing} {shown(url)}: {reason}", hint=hint) from error
 
 

@@ -48,23 +48,26 @@ class HubTrouble(Exception):
         self.what, self.hint, self.kind = what, hint, kind
 
 
-def trouble_of(error: BaseException, hub: str, name: str, revision: str | None = None) -> HubTrouble:
+def trouble_of(
+    error: BaseException, address: str, name: str, revision: str | None = None, *, server: str = "hub"
+) -> HubTrouble:
     """What `error` means.
 
     Args:
-        hub: the address that was asked.
+        address: of the server that was asked.
         name: what was asked for, for example `the model a/b`.
         revision: of it, as it was asked for.
+        server: what kind of server that is.
     """
-    at = f"the hub at {hub}"
+    at = f"the {server} at {address}"
     for one in _chain(error):
         if "RevisionNotFoundError" in _names(one):
             return HubTrouble(f"{at} has no revision {revision!r} of {name}", kind=Kind.UNKNOWN)
         found = one if isinstance(one, HubTrouble) else _by_answer(one, at, name) or _by_disk(one)
-        found = found or _by_connection(one, at) or _by_content(one, at)
+        found = found or _by_connection(one, at, address) or _by_content(one, at)
         if found is not None:
             return found
-    return HubTrouble(f"{at}: {type(error).__name__}: {_line(error)}")
+    return HubTrouble(f"{at} cannot be used: {_line(error)}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -85,7 +88,7 @@ def _names(error: BaseException) -> set[str]:
 
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return clip(lines[0], 200) if lines else "without a message"
+    return clip(lines[0], 200) if lines else type(error).__name__
 
 
 # ---------------------------------------------------------------- the hub gave an answer
@@ -175,9 +178,9 @@ def _by_disk(error: BaseException) -> HubTrouble | None:
 # ---------------------------------------------------------------- no answer
 
 
-def _by_connection(error: BaseException, at: str) -> HubTrouble | None:
+def _by_connection(error: BaseException, at: str, address: str) -> HubTrouble | None:
     names = _names(error)
-    proxy = _proxy(at.removeprefix("the hub at "))
+    proxy = _proxy(address)
     through = f" (through the proxy {proxy})" if proxy else ""
     below = [*_chain(error)]
     all_names, said = set().union(*map(_names, below)), " ".join(map(str, below))
@@ -186,11 +189,12 @@ def _by_connection(error: BaseException, at: str) -> HubTrouble | None:
     if names & {"ProxyError", "ProxyConnectionError"}:
         return HubTrouble(f"the proxy {proxy or 'in use'} does not work: {_line(error)}", _proxy_hint())
     if names & {"UnsupportedProtocol", "InvalidURL", "MissingSchema", "InvalidSchema", "LocationParseError"}:
-        hub = at.removeprefix("the hub at ")
-        address = f"{hub} is no address of a hub: {_line(error)}"
-        return HubTrouble(address, "HF_ENDPOINT and MODELSCOPE_ENDPOINT begin with https:// or http://")
+        begin = "HF_ENDPOINT and MODELSCOPE_ENDPOINT begin with https:// or http://"
+        return HubTrouble(f"{address} is no address of a hub: {_line(error)}", begin)
     if not names & _CONNECTION:
         return None
+    if "UNEXPECTED_EOF" in said:
+        return HubTrouble(f"{at}{through} breaks the connection off")
     if "SSL" in said or "CERTIFICATE" in said or any("SSL" in one for one in all_names):
         own = "a network with certificates of its own: export SSL_CERT_FILE=FILE and REQUESTS_CA_BUNDLE=FILE"
         return HubTrouble(f"{at} has no certificate that this machine trusts", own)
@@ -243,6 +247,8 @@ def _by_content(error: BaseException, at: str) -> HubTrouble | None:
         return HubTrouble(f"{at} sent {short[2]} bytes of a file of {short[1]}")
     if names & {"FileSizeMismatchError", "FileIntegrityError"}:
         return HubTrouble(f"{at} sent a file with other bytes than it announced")
+    if names & {"ChecksumVerificationError", "SplitsVerificationError"}:
+        return HubTrouble(f"{at} has a card and files that do not agree", "", Kind.UNKNOWN)
     if "TooManyRedirects" in names:
         return HubTrouble(f"{at} redirects in a circle")
     if names & {"HFValidationError", "InvalidParameter"}:
