@@ -13,14 +13,14 @@ from featcache.errors import UsageError
 T = TypeVar("T")
 
 VARIABLE = "FEATCACHE_HUB_TIMEOUT"
-SECONDS = 10.0
+SECONDS = 8.0  # with the imports of the clients, a command gives way within ten
 REMEMBERED = 60.0  # seconds for which a hub that gave no answer is not asked again
 
 _silent: dict[str, float] = {}  # address -> when it gave no answer, on the monotonic clock
 
 
 def patience() -> float:
-    """Seconds within which a hub must answer: `FEATCACHE_HUB_TIMEOUT`, or 10.
+    """Seconds within which a hub must answer: `FEATCACHE_HUB_TIMEOUT`, or 8.
 
     Raises:
         UsageError: the variable holds no number above 0.
