@@ -70,6 +70,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         batch_tokens: tokens in one packed batch; by default chosen by device.
         cache_dir: folder of the feature caches.
         trust_remote_code: let the model's own Python code run.
+        hub: where a model that is no folder comes from, `huggingface` or `modelscope`.
 
     Attributes:
         n_features_out_: D, if the model's config has it.
@@ -92,6 +93,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         batch_tokens: int | None = None,
         cache_dir: str | os.PathLike[str] = "cache",
         trust_remote_code: bool = False,
+        hub: str = "huggingface",
     ) -> None:
         self.model = model
         self.revision = revision
@@ -105,6 +107,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.batch_tokens = batch_tokens
         self.cache_dir = cache_dir
         self.trust_remote_code = trust_remote_code
+        self.hub = hub
 
     def fit(self, X: Iterable[str], y: Any = None) -> Self:
         """Check settings, texts and the model's files; the model is not loaded and nothing is learnt.
