@@ -270,7 +270,9 @@ class _Request(BaseHTTPRequestHandler):
             headers["X-Xet-Refresh-Route"] = f"{self.hub.url}/api/{kind}/{name}/xet-read-token/{commit}"
         if len(content) > LARGE and "cdn" not in self.query:
             linked = {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-            self.answer(302, b"", headers | linked | {"Location": f"{self.hub.url}{self.path}?cdn=1"})
+            self.answer(
+                302, b"", headers | linked | {"Location": f"{self.hub.url}{urlsplit(self.path).path}?cdn=1"}
+            )
             return
         self.content(content, headers)
 

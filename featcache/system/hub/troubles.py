@@ -195,7 +195,9 @@ def _by_connection(error: BaseException, at: str, address: str) -> HubTrouble | 
         return None
     if "UNEXPECTED_EOF" in said:
         return HubTrouble(f"{at}{through} breaks the connection off")
-    if "SSL" in said or "CERTIFICATE" in said or any("SSL" in one for one in all_names):
+    if "CERTIFICATE" not in said and ("SSL" in said or any("SSL" in one for one in all_names)):
+        return HubTrouble(f"{at}{through} fails in TLS: {_line(below[-1])}", "http:// instead of https://?")
+    if "CERTIFICATE" in said:
         own = "a network with certificates of its own: export SSL_CERT_FILE=FILE and REQUESTS_CA_BUNDLE=FILE"
         return HubTrouble(f"{at} has no certificate that this machine trusts", own)
     if all_names & {"gaierror", "NameResolutionError"} or _NO_NAME.search(said):

@@ -160,7 +160,7 @@ def test_a_silent_hub_gives_way_to_the_copy_on_this_disk(
     assert (found.hashes, found.commit, len(found.notes)) == (expected, commit_in(hub), 1)
     for words in (hub.url, "does not answer within 1 s", f"the copy of {NAME}", commit_in(hub)[:12]):
         assert words in found.notes[0]
-    assert found.seconds < 5
+    assert len(found.requests) == 1
 
 
 @pytest.mark.hostile
@@ -168,7 +168,7 @@ def test_a_hub_that_sends_a_byte_now_and_then_gives_way(hub: LoopbackHub, home: 
     hub.fail(".", Slow(1, 0.4))
     found = find(hub, home)
     assert (found.commit, len(found.notes)) == (commit_in(hub), 1)
-    assert found.seconds < 5
+    assert found.seconds < 60  # its answer would take minutes
 
 
 @pytest.mark.parametrize("source", HUBS)
@@ -178,7 +178,7 @@ def test_without_a_copy_the_error_names_the_ways_out(hub: LoopbackHub, tmp_path:
     assert first.code == second.code == 4
     for way in ("HF_ENDPOINT=", "HF_HUB_OFFLINE=1", "--model FOLDER", "featcache demo", "does not answer"):
         assert way in first.error
-    assert second.seconds < 1  # a hub that was silent a moment ago is not asked again
+    assert len(second.requests) == 1  # a hub that was silent a moment ago is not asked again
 
 
 @pytest.mark.hostile
@@ -191,7 +191,7 @@ def test_a_silent_list_of_files_gives_way_as_well(
     hub.fail("/tree/|resolve", Silence())
     found = find(hub, home)
     assert found.commit == old and "does not answer" in found.notes[-1]
-    assert found.seconds < 6
+    assert found.seconds < 30  # the client itself would try for minutes
 
 
 ANSWERS: dict[str, tuple[Answer, tuple[str, ...]]] = {
@@ -321,6 +321,7 @@ def test_revisions_are_told_apart(hub: LoopbackHub, tmp_path: Path, files: dict[
     [
         ({"HF_ENDPOINT": "hf-mirror.example"}, ("no address of a hub", "begin with https://")),
         ({"HF_ENDPOINT": "http://127.0.0.1:1"}, ("refuses connections",)),
+        ({"HF_ENDPOINT": "https://HUB"}, ("fails in TLS",)),
         ({"HF_ENDPOINT": "http://nowhere.invalid"}, ("cannot be resolved",)),
         (
             {"HTTP_PROXY": "http://user:secret@127.0.0.1:1", "NO_PROXY": ""},
@@ -328,16 +329,25 @@ def test_revisions_are_told_apart(hub: LoopbackHub, tmp_path: Path, files: dict[
         ),
         ({"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE is set", "no complete copy")),
     ],
-    ids=["no-scheme", "refused", "no-name", "proxy", "offline"],
+    ids=["no-scheme", "refused", "no-tls", "no-name", "proxy", "offline"],
 )
 def test_addresses_that_lead_nowhere(
     hub: LoopbackHub, tmp_path: Path, variables: dict[str, str], words: tuple[str, ...]
 ) -> None:
-    found = find(hub, tmp_path, **({"FEATCACHE_HUB_TIMEOUT": "20"} | variables))
+    here = {name: value.replace("HUB", hub.url.partition("//")[2]) for name, value in variables.items()}
+    found = find(hub, tmp_path, **({"FEATCACHE_HUB_TIMEOUT": "20"} | here))
     assert found.code == 4
     for word in words:
         assert word in found.error
     assert "secret" not in found.error
+
+
+def test_a_model_comes_through_a_proxy(hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]) -> None:
+    """The loopback hub is the proxy: requests for any host get its answers."""
+    somewhere = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": hub.url, "NO_PROXY": ""}
+    found = find(hub, tmp_path, **somewhere)
+    assert (found.hashes, found.error) == (expected, "")
+    assert found.requests[0] == f"GET http://hub.invalid/api/models/{NAME}?blobs=true"
 
 
 NO_SYMLINKS = """
