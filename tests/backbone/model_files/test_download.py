@@ -245,9 +245,7 @@ def test_every_answer_of_modelscope_is_one_sentence(hub: LoopbackHub, tmp_path: 
         hub.add("model", f"some/{name}", {"config.json": b"{}"})
         hub.fail(f"/api/v1/models/some/{name}/", answer)
     names = [f"some/{name}" for name in MODELSCOPE_ANSWERS]
-    found = find_all(
-        hub, tmp_path, names, "modelscope", FEATCACHE_HUB_TIMEOUT="20", MODELSCOPE_API_MAX_RETRIES="1"
-    )
+    found = find_all(hub, tmp_path, names, "modelscope", MODELSCOPE_API_MAX_RETRIES="1")
     for one, (name, (_, words)) in zip(found, MODELSCOPE_ANSWERS.items(), strict=True):
         assert one.code == 4
         for word in words:
@@ -283,7 +281,7 @@ def test_without_xet_a_model_is_downloaded_plainly(
     with LoopbackHub() as storage:
         storage.fail(".", answer)
         hub.xet = storage.url
-        found = find(hub, tmp_path, HF_HUB_DISABLE_XET="0")
+        found = find(hub, tmp_path, HF_HUB_DISABLE_XET="0", FEATCACHE_HUB_TIMEOUT="3")
         assert storage.requests
     assert (found.hashes, found.error) == (expected, "")
     assert "Xet storage does not answer" in found.notes[-1]
@@ -335,7 +333,7 @@ def test_addresses_that_lead_nowhere(
     hub: LoopbackHub, tmp_path: Path, variables: dict[str, str], words: tuple[str, ...]
 ) -> None:
     here = {name: value.replace("HUB", hub.url.partition("//")[2]) for name, value in variables.items()}
-    found = find(hub, tmp_path, **({"FEATCACHE_HUB_TIMEOUT": "20"} | here))
+    found = find(hub, tmp_path, **here)
     assert found.code == 4
     for word in words:
         assert word in found.error
