@@ -154,12 +154,13 @@ class LoopbackHub:
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """The variables with which a process asks this hub and keeps everything under `home`.
 
-        It waits for an answer for one second where one is kept back, else for as long as a busy machine needs.
+        It waits one second for an answer where one is kept back, else as long as a busy machine needs.
         """
         kept_back = any(fault.answer.keeps_back for fault in self.faults)
         return {
             "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "FEATCACHE_HUB_TIMEOUT": "1" if kept_back else "30",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
+            "FEATCACHE_HUB_TIMEOUT": "1" if kept_back else "30",
             "MODELSCOPE_ENDPOINT": self.url, "MODELSCOPE_CACHE": str(home / "modelscope"),
             "MODELSCOPE_HOME": str(home / "modelscope-home"), "NO_PROXY": "127.0.0.1", **more,
         }  # fmt: skip
