@@ -128,8 +128,7 @@ class _RayJob(Job):
             self.on_progress(Progress("load", split, text=f"{self.model.name} on {pool}"))
             spec = encoder_spec_on(pool, self.settings)
             self._unit_encoder = _RayUnitEncoder(spec, self)
-            for note in spec.notes:
-                self.note(split, note)
+            self.note_encoder(split, spec.notes)
         return self._unit_encoder
 
 

@@ -249,8 +249,7 @@ class Job:
             from featcache.backbone.encoder import Encoder
 
             self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
-            for text in filter(None, [self.followed_note, *self._encoder.notes]):
-                self.note(split, text)
+            self.note_encoder(split, self._encoder.notes)
         return self._encoder
 
     def unit_encoder(self, split: str) -> UnitEncoder:
@@ -264,6 +263,11 @@ class Job:
     def release(self) -> None:
         """Free the memory of the encoder; it is loaded again when a split needs it."""
         self._encoder = self._unit_encoder = None
+
+    def note_encoder(self, split: str, notes: Sequence[str]) -> None:
+        """Tell the user what the settings follow, then the notes of an encoder."""
+        for text in filter(None, [self.followed_note, *notes]):
+            self.note(split, text)
 
     def note(self, split: str, text: str) -> None:
         self.on_progress(Progress("note", split, text=text))

@@ -83,7 +83,7 @@ class LocalWorkersJob(Job):
         """
         began = time.perf_counter()
         job = {"settings": asdict(self.settings), "splits": list(splits), "force": self.force}
-        self.note(splits[0], f"{self.count} workers of {self._share()} each")
+        self.note_encoder(splits[0], [f"{self.count} workers of {self._share()} each"])
         with WorkerProcesses("featcache.extraction.local_workers", job, self.count, grace=GRACE) as processes:
             results = self._listen(processes)
         seconds = time.perf_counter() - began

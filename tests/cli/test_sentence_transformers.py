@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from featcache.cache.catalog import CacheFile
 from featcache.runs.run import load_run
 from tests.support.cli_tools import Cli, contents
+from tests.support.ray_runs import needs_ray
 from tests.support.review_files import write_reviews
 from tests.support.sentence_models import copy_of, write_json, write_settings
 from tests.support.stock import load
@@ -161,3 +162,26 @@ def test_exports_hold_the_steps_or_say_why_not(cli: Cli, work: Path) -> None:
     cli.ok("export", run, "--output", "onnx", "--format", "onnx")
     note = json.loads(Path("onnx/featcache.json").read_text(encoding="utf-8"))
     assert (note["view"], note["prompt"], note["max_length"]) == (VIEW, "good ", 24)
+
+
+@pytest.mark.slow
+def test_workers_make_the_file_of_one_process(cli: Cli, work: Path) -> None:
+    one = Path(extracted(cli)[0]["path"]).read_bytes()
+    argv = ["--model", "model", "--dataset", "reviews", "--dtype", "float32", "--cache-dir", "shared"]
+    said = " ".join(cli.ok("extract", "--all-splits", *argv, "--workers", "2").err.split())
+    assert said.count(NOTE) == 1
+    assert Path(extracted(cli, "--cache-dir", "shared")[0]["path"]).read_bytes() == one
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_ray_makes_the_file_of_one_process(cli: Cli, work: Path) -> None:
+    one = Path(extracted(cli)[0]["path"]).read_bytes()
+    argv = ["--model", "model", "--dataset", "reviews", "--dtype", "float32", "--cache-dir", "shared"]
+    engine = ["--engine", "ray", "--workers", "1"]
+    said = " ".join(cli.ok("extract", "--split", "train", *argv, *engine).err.split())
+    assert said.count(NOTE) == 1
+    (split,) = command(cli, "extract", "--split", "train", "--cache-dir", "shared")["splits"]
+    assert split["cached"]
+    assert Path(split["path"]).read_bytes() == one
