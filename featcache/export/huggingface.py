@@ -94,6 +94,8 @@ def _exportable(run: Run) -> Linear:
         raise HeadError(
             "stock pipelines have no windows and no extended positions, this head was made with them"
         )
+    if not head.encoder.pool_prompt:
+        raise HeadError("stock models pool the prompt's tokens too, and this head was made without them")
     if head.encoder.prompt and run.record.pairs:
         raise HeadError(
             "a stock tokenizer would put the prompt before both texts of a pair",

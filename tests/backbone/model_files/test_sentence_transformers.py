@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from featcache.backbone.model_files.sentence_transformers import ABOUT, follow
 from featcache.backbone.model_files.wanted import wanted_files
 from featcache.errors import BackboneError, FeatcacheError, UsageError
 from featcache.settings import BackboneSettings, FeatureSettings
-from tests.support.sentence_models import OLD, write_json, write_settings
+from tests.support.cli_tools import environment
+from tests.support.loopback_hub import LoopbackHub
+from tests.support.sentence_models import OLD, copy_of, write_json, write_settings
 
 MEAN = {"pooling_mode": "mean"}
 EXPLICIT = FeatureSettings(views=("last/cls", "-4/mean"), prompt="query: ", max_length=100)
@@ -292,3 +297,52 @@ def test_a_download_takes_the_folders_of_modules() -> None:
         "config.json", "model.safetensors", "modules.json", *modules
     ]  # fmt: skip
     assert wanted_files(names, remote_code=False) == ["config.json", "model.safetensors"]
+
+
+READ = """
+import json, sys
+from pathlib import Path
+from featcache.backbone.model_files.find import find_model
+from featcache.backbone.model_files.sentence_transformers import follow
+from featcache.settings import load_settings
+settings = load_settings({"model": "somebody/sentences", **json.loads(sys.argv[1])})
+files = find_model(settings.backbone)
+made = follow(settings.features, files).features
+names = sorted(str(path.relative_to(files.folder)) for path in files.folder.rglob("*") if path.is_file())
+print(json.dumps([made.views, made.prompt, sorted(files.hashes_of(made.views)), names]))
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("hub_name", ["huggingface", "modelscope"])
+def test_a_model_from_a_hub_is_followed(hub_name: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its modules are downloaded with it, other sub-folders are not; and again without the hub."""
+    if hub_name == "modelscope":
+        pytest.importorskip("modelscope_hub")
+    folder = write_settings(
+        copy_of(tiny("bert"), tmp_path / "model"), MEAN, ["Dense", "Normalize"],
+        about={"prompts": {"q": "query: "}, "default_prompt_name": "q"},
+    )  # fmt: skip
+    write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 5})
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    write_json(folder / "onnx" / "config.json", {})
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+
+    def read(hub: LoopbackHub) -> list[Any]:
+        variables = environment(**hub.environment(tmp_path / "home"))
+        argv = [sys.executable, "-c", READ, json.dumps({"hub": hub_name})]
+        done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found: list[Any] = json.loads(done.stdout)
+        return found
+
+    with LoopbackHub() as hub:
+        hub.add("model", "somebody/sentences", files)
+        views, prompt, hashed, names = read(hub)
+        assert (views, prompt) == (["last/mean-dense-normalized"], "query: ")
+        assert {*modules[1:], "modules.json", "model.safetensors"} <= set(hashed)
+        assert {*modules, ABOUT} <= set(names)
+        assert not any(name.startswith("onnx") for name in names)
+    assert read(hub) == [views, prompt, hashed, names]  # the hub is gone
