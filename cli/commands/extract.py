@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.settings import Settings
 
 SPLITS = ("train", "validation", "test")
+SHOWN_UNKNOWN = 0.0005  # share of unknown tokens from which on it is said: 0.1 %
 
 
 def add(commands: Commands) -> None:
@@ -90,6 +91,7 @@ def record(result: Extracted) -> dict[str, Any]:
         "encoded": result.encoded,
         "truncated": result.truncated,
         "tokens": result.tokens,
+        "unknown_tokens": result.unknown_tokens,
         "views": list(result.views),
         "fingerprint": result.fingerprint,
         "path": str(result.path),
@@ -97,7 +99,9 @@ def record(result: Extracted) -> dict[str, Any]:
 
 
 def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
-    """A table of the splits, and how many texts were truncated."""
+    """A table of the splits, how many texts were truncated, and what the vocabulary does not have."""
+    from featcache.backbone.unknown_tokens import unknown_text
+
     shown = table("split", ">rows", ">encoded", ">tokens", ">seconds", "file")
     for result in results:
         shown.add_row(
@@ -117,3 +121,5 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
                 f"than {result.max_length} tokens and were truncated",
                 quiet=quiet,
             )
+        if (result.unknown_tokens or 0.0) >= SHOWN_UNKNOWN:
+            note(unknown_text(result.split, result.unknown_tokens or 0.0), quiet=quiet)

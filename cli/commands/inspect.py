@@ -95,6 +95,8 @@ def show(found: Findings, width: int) -> None:
 
 
 def _show_splits(found: Findings) -> None:
+    from featcache.backbone.unknown_tokens import MANY, unknown_text
+
     console = out()
     console.print(f"features {found.view}, nearly equal from a cosine of {found.threshold:g}")
     shown = table(
@@ -115,6 +117,10 @@ def _show_splits(found: Findings) -> None:
         f"{labels} labels; repeats: rows whose text came before; cut: truncated to {longest} tokens",
         style="dim",
     )
+    for split, cut in found.truncation.items():
+        if cut.unknown_tokens:
+            style = "yellow" if cut.unknown_tokens > MANY else "dim"
+            console.print(unknown_text(split, cut.unknown_tokens), style=style)
     missing = [split for split in ("validation", "test") if split not in found.splits]
     if missing:
         console.print(f"not extracted, so not looked at: {', '.join(missing)}", style="dim")

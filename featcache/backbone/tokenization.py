@@ -13,6 +13,7 @@ from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks,
 from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.packing import TokenBatch
+from featcache.backbone.unknown_tokens import UnknownCounter, UnknownTokens
 from featcache.errors import BackboneError, BadRow, UsageError
 
 BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"
@@ -30,6 +31,7 @@ class Tokens:
         type_ids: uint8, like `ids`; None for models without token types.
         truncated: bool `[N]`, whether tokens were cut off.
         windows: which rows are windows of which text; None if every row is a text.
+        unknown: what the vocabulary does not have of the texts; None for made-up tokens.
     """
 
     ids: np.ndarray
@@ -37,6 +39,12 @@ class Tokens:
     type_ids: np.ndarray | None
     truncated: np.ndarray
     windows: Windows | None = None
+    unknown: UnknownTokens | None = None
+
+    @property
+    def unknown_shares(self) -> np.ndarray:
+        """Share of each text's tokens that the vocabulary does not have, float64 `[N]`."""
+        return np.zeros(len(self.truncated)) if self.unknown is None else self.unknown.shares
 
     def texts_of(self, rows: np.ndarray) -> np.ndarray:
         """The text that each of `rows` is, or is a window of."""
@@ -71,6 +79,7 @@ class Tokenization:
         self.backbone, self.prompt, self.max_length = backbone, prompt, max_length
         self.long_text, self.overlap = long_text, overlap
         self._split = self._splitter()
+        self._unknown = UnknownCounter(backbone.tokenizer, prompt)
 
     def _splitter(self) -> Callable[[np.ndarray], list[np.ndarray]] | None:
         """From the token ids of a text to its parts, as places in them; None if texts are truncated."""
@@ -113,6 +122,7 @@ class Tokenization:
             lengths,
             _flat(coded["token_type_ids"], np.uint8) if "token_type_ids" in coded else None,
             self._truncated(coded, prompted, pairs, lengths),
+            unknown=self._unknown.count(coded["input_ids"], pairs=pairs is not None),
         )
 
     def _coded(
@@ -153,8 +163,10 @@ class Tokenization:
         ids: list[np.ndarray] = []
         types: list[np.ndarray] = []
         counts, whole = [], []
+        unknown: list[UnknownTokens] = []
         for part in groups(prompted):
             coded = self._coded(prompted[part], first=part.start, verbose=False)
+            unknown.append(self._unknown.count(coded["input_ids"], pairs=False))
             for number, row in enumerate(coded["input_ids"]):
                 if not row:
                     place = part.start + number
@@ -176,6 +188,7 @@ class Tokenization:
             np.concatenate(types) if types else None,
             np.zeros(len(whole), dtype=bool) if in_windows else n_tokens > self.max_length,
             Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if in_windows else None,
+            UnknownTokens.joined(unknown),
         )
 
     def _truncated(

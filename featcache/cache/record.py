@@ -25,6 +25,7 @@ class Provenance(JsonDocument):
         pairs: whether the rows are pairs of texts.
         encoded: texts that went through the backbone.
         tokens: of these texts.
+        unknown_tokens: share of the tokens of all rows that the vocabulary does not have.
         created: local time, ISO 8601.
         model, commit: the backbone as it was named; the commit of a hub model.
         hub: where the model comes from, if that is not Hugging Face.
@@ -38,6 +39,7 @@ class Provenance(JsonDocument):
     pairs: bool | None = None
     encoded: int | None = None
     tokens: int | None = None
+    unknown_tokens: float | None = None
     created: str | None = None
     dataset: str | None = None
     model: str | None = None

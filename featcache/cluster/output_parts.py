@@ -67,6 +67,7 @@ class PartRecord:
     counts: dict[str, int]
     first_bad: tuple[UnlabelledRow, ...] = ()
     bytes: int | None = None
+    mostly_unknown: int = 0
 
 
 def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
@@ -225,6 +226,7 @@ class OutputFolder:
             counts=made.counts,
             first_bad=made.first_bad,
             bytes=(self.info(part) or {}).get("size"),
+            mostly_unknown=made.mostly_unknown,
         )
         self._write(f"{part.name}.json", asdict(record))
         return record

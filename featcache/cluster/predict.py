@@ -175,6 +175,7 @@ def _sum(
         counts=dict(counts),
         bad_path=f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None,
         first_bad=tuple(row for record in records for row in record.first_bad)[:FIRST_BAD],
+        mostly_unknown=sum(record.mostly_unknown for record in records),
     )
 
 

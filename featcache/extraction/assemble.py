@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from featcache.backbone.unknown_tokens import UnknownTokens
 from featcache.cache.catalog import view_column
 from featcache.cache.sealed_writer import Column
 from featcache.cache.staging import Staging
@@ -19,16 +20,14 @@ UNITS_KEPT = 4  # rows come in order; equal texts may lie in an earlier unit
 
 
 def columns(
-    split: Split, hashes: np.ndarray, document: CacheDocument, partition: Partition, staging: Staging
+    split: Split, hashes: np.ndarray, document: CacheDocument, gather: RowGatherer
 ) -> Callable[[slice], list[Column]]:
     """All columns of a cache file for any of its rows; nothing is read before they are written.
 
     Args:
         hashes: row hashes of the split, uint8 `[N, 32]`.
-        partition: what is copied and what lies in which unit.
-        staging: every unit of the partition, committed.
+        gather: reads what is copied, and what was encoded.
     """
-    gather = _RowGatherer(partition, staging)
     storage = document.encoder.dtype.storage
 
     def of_rows(rows: slice) -> list[Column]:
@@ -54,14 +53,43 @@ def _labels(labels: np.ndarray) -> Column:
     return Column("labels", labels.shape, labels.dtype.name, chunks)
 
 
-class _RowGatherer:
-    """Rows of the file to be, in order."""
+class RowGatherer:
+    """Rows of the file to be, in order.
+
+    Args:
+        partition: what is copied and what lies in which unit.
+        staging: every unit of the partition, committed.
+    """
 
     def __init__(self, partition: Partition, staging: Staging) -> None:
         self.partition = partition
         self.ends = np.cumsum([0, *(file.rows for file in partition.donors)])
-        self.unit = lru_cache(maxsize=UNITS_KEPT)(staging.read)
+        self.unit = lru_cache(maxsize=UNITS_KEPT)(self._read)
+        self.staging = staging
         self.widths: dict[str, int] = {}
+        self.unknown: dict[int, UnknownTokens] = {}  # of the units that were read
+
+    def _read(self, number: int) -> dict[str, np.ndarray]:
+        unit = self.staging.read(number)
+        if "unknown" in unit:  # else the unit was encoded by an earlier version
+            self.unknown[number] = UnknownTokens(unit["unknown"], unit["own"])
+        return unit
+
+    def unknown_share(self) -> float | None:
+        """Unknown tokens of all tokens, once all rows were read; None where nothing is known of them.
+
+        Those of copied rows are counted by the share of the file that they come from.
+        """
+        unknown = sum(float(one.unknown.sum()) for one in self.unknown.values())
+        tokens = sum(float(one.own.sum()) for one in self.unknown.values())
+        for number, file in enumerate(self.partition.donors):
+            share = file.record.made.unknown_tokens
+            low, origin = self.ends[number], self.partition.origin
+            rows = origin[(origin >= low) & (origin < self.ends[number + 1])] - low
+            if share is not None and len(rows):
+                copied = float(file.sealed.column("n_tokens")[rows].sum(dtype=np.int64))
+                unknown, tokens = unknown + share * copied, tokens + copied
+        return unknown / tokens if tokens else None
 
     def width(self, view: str) -> int:
         if view not in self.widths:  # a unit that is read for it may not be kept until the next shard

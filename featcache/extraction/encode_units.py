@@ -116,8 +116,10 @@ class LocalUnitEncoder:
                 speed.expect(tokens.lengths)
             with naming_rows(split, partition.rows(number)):
                 encoded = encoder.encode(tokens, on_batch)
-            truncated = encoded.truncated.astype(np.uint8)
-            return {**encoded.views, "n_tokens": encoded.n_tokens, "truncated": truncated}
+            columns = {"n_tokens": encoded.n_tokens, "truncated": encoded.truncated.astype(np.uint8)}
+            if tokens.unknown is not None:
+                columns |= {"unknown": tokens.unknown.unknown, "own": tokens.unknown.own}
+            return {**encoded.views, **columns}
 
         commit_units(work.claims, tokenize, encode, work.staging, work.ahead)
 

@@ -44,6 +44,8 @@ class Extracted:
         reused: rows taken from earlier cache files or equal rows.
         truncated: texts longer than `max_length` tokens.
         tokens: tokens of all rows, encoded now or earlier.
+        unknown_tokens: share of the tokens that the model's vocabulary does not have; None where it is not
+            known, as of files of earlier versions.
         notes: what is good to know about the data.
     """
 
@@ -60,6 +62,7 @@ class Extracted:
     views: tuple[str, ...]
     max_length: int
     notes: tuple[str, ...] = ()
+    unknown_tokens: float | None = None
 
     @classmethod
     def of(
@@ -87,6 +90,7 @@ class Extracted:
             views=file.views,
             max_length=file.max_length,
             notes=notes,
+            unknown_tokens=file.record.made.unknown_tokens,
         )
 
 
@@ -175,6 +179,7 @@ class Job:
         if counts.sealed:
             self._record_making(file, split, seconds, counts, encoder.spec)
             self.cache.push(file.path, replace=self.force)
+            file = self.cache.file(new.path)  # with its record
         return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=notes)
 
     # -- answers from the cache -------------------------------------------------------------------
@@ -333,6 +338,7 @@ class Job:
             pairs=split.has_pairs,
             encoded=counts.texts,
             tokens=counts.tokens,
+            unknown_tokens=counts.unknown_tokens,
             created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             dataset=self.dataset_name(),
             model=self.settings.backbone.model,

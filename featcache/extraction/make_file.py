@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from featcache.cache.description import FileDescription
 from featcache.cache.staging import Staging, partial_folder, read_plan, unfinished_work
 from featcache.data.split import Split
 from featcache.errors import LockHeld
-from featcache.extraction.assemble import columns
+from featcache.extraction.assemble import RowGatherer, columns
 from featcache.extraction.encode_units import AHEAD, Claim, UnitEncoder, UnitWork
 from featcache.extraction.partition import Partition, PartitionPlan, partition_rows, token_costs
 from featcache.extraction.worker_folder import WorkerFolder, WorkerNote
@@ -74,11 +74,13 @@ class EncodedCounts:
 
     Attributes:
         sealed: whether it was this process that sealed the file; if not, the numbers are those it knows.
+        unknown_tokens: share of the tokens of all rows; None where it is not known.
     """
 
     texts: int
     tokens: int
     sealed: bool
+    unknown_tokens: float | None = None
 
 
 class FileMaker:
@@ -149,9 +151,10 @@ class FileMaker:
                 self._say(f"{self.split.name}: going on from {len(committed)} of {partition.units} units")
             self._encode_missing(staging, partition, committed)
             self.on_progress(Progress("seal", self.split.name, rows, rows))
-            parts = columns(self.split, new.hashes, new.document, partition, staging)
+            gather = RowGatherer(partition, staging)
+            parts = columns(self.split, new.hashes, new.document, gather)
             new.cache.write(new.path, new.description, rows, parts, new.shard_size, replace=self.force)
-            counts = self._counts_of_all()
+            counts = replace(self._counts_of_all(), unknown_tokens=gather.unknown_share())
             if self.worker:
                 self.folder.finish(self.split.name)
         return counts

@@ -83,7 +83,11 @@ class OutlierRow(ListedRow):
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
-    """Tokens of the texts of a split, and how many texts were truncated to `max_length` tokens (`cut`)."""
+    """Tokens of the texts of a split, and how many texts were truncated to `max_length` tokens (`cut`).
+
+    Attributes:
+        unknown_tokens: share of the tokens that the vocabulary does not have; None where it is not known.
+    """
 
     rows: int
     cut: int
@@ -92,6 +96,7 @@ class Truncation:
     median_tokens: float | None
     longest_tokens: int
     cut_by_label: dict[str, int]
+    unknown_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +288,7 @@ def _truncation(inspection: Inspection, name: str) -> Truncation:
         median_tokens=float(np.median(tokens)) if len(tokens) else None,
         longest_tokens=int(tokens.max(initial=0)),
         cut_by_label=label_counts(split.features.y[truncated], inspection.label_names),
+        unknown_tokens=split.unknown_tokens,
     )
 
 

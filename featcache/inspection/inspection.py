@@ -29,18 +29,21 @@ class InspectedSplit:
     Attributes:
         n_tokens: int32 `[N]`, after truncation.
         truncated: bool `[N]`.
+        unknown_tokens: share of the tokens that the vocabulary does not have; None where it is not known.
     """
 
     features: Features
     n_tokens: np.ndarray
     truncated: np.ndarray
     max_length: int
+    unknown_tokens: float | None = None
 
     @classmethod
     def of(cls, file: CacheFile, view: str) -> InspectedSplit:
         """One view of a sealed file."""
         n_tokens, truncated = (np.asarray(file.sealed.column(name)) for name in ("n_tokens", "truncated"))
-        return cls(file.features(view), n_tokens, truncated.astype(bool), file.max_length)
+        unknown = file.record.made.unknown_tokens
+        return cls(file.features(view), n_tokens, truncated.astype(bool), file.max_length, unknown)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from featcache.backbone.unknown_tokens import MANY, unknown_text
 from featcache.errors import UsageError
 from featcache.planning.sample import Sample
 from featcache.settings import Settings, options
@@ -218,6 +219,8 @@ def facts_of(
         )
     facts.append(Fact("tokens a text", f"{tokens:,.1f}", known_from))
     facts.append(Fact("texts that are cut", f"{sample.lengths.truncated:.1%}", known_from))
+    if sample.lengths.unknown is not None:
+        facts.append(Fact("unknown tokens", f"{sample.lengths.unknown:.1%}", known_from))
     if sample.repeated is not None:
         facts.append(Fact("equal texts, encoded once", f"{sample.repeated:.1%}", MEASURED))
     elif sample.lengths.equal is not None:
@@ -276,6 +279,8 @@ def warnings_of(made: CorpusPlan, sample: Sample, counts: WorkerCounts, rate: Es
             f"{sample.lengths.truncated:.1%} of the texts are truncated at {sample.max_length} tokens;"
             " --long-text chunks uses the whole texts"
         )
+    if (sample.lengths.unknown or 0.0) > MANY:
+        found.append(unknown_text("the sample", sample.lengths.unknown or 0.0))
     if sample.timing and sample.load >= counts.cores:
         found.append(
             f"the machine was busy before the sample (load {sample.load:.1f} on {counts.cores} cores): on a"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from featcache.backbone.unknown_tokens import UnknownTokens
 from featcache.data.split import Split
 from featcache.errors import UsageError
 from featcache.extraction.encode_units import naming_rows
@@ -35,6 +36,7 @@ class Lengths:
         truncated: share of truncated texts.
         equal: share of texts that equal another one of the sample; None for made-up texts.
         seconds: seconds to read and tokenise a text; None for made-up texts.
+        unknown: share of the tokens that the model's vocabulary does not have; None for made-up texts.
     """
 
     tokens: np.ndarray
@@ -42,6 +44,7 @@ class Lengths:
     truncated: float
     equal: float | None
     seconds: float | None = None
+    unknown: float | None = None
 
 
 class Texts(Protocol):
@@ -64,6 +67,7 @@ class Drawn:
         self.encoder = encoder
         self.texts: list[str] = []
         self.pairs: list[str] | None = [] if splits[0].has_pairs else None
+        self._unknown: list[UnknownTokens] = []
         ends = np.cumsum([0, *(len(split) for split in splits)])
         order = draw.permutation(ends[-1])[:MAX_TEXTS]
         parts, began = [], time.perf_counter()
@@ -79,7 +83,8 @@ class Drawn:
         seconds = (time.perf_counter() - began) / len(self.texts)
         whole = self.texts if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
         equal = 1 - len(set(whole)) / len(whole)
-        self.lengths = Lengths(tokens, work, float(truncated.mean()), equal, seconds)
+        unknown = UnknownTokens.joined(self._unknown).share
+        self.lengths = Lengths(tokens, work, float(truncated.mean()), equal, seconds, unknown)
 
     def _read(self, split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Add the texts of these rows; returns their tokens, their work and which are truncated."""
@@ -87,6 +92,8 @@ class Drawn:
         with naming_rows(split, rows):
             tokens = self.encoder.tokenize(texts, pairs)
         self.texts += texts
+        if tokens.unknown is not None:
+            self._unknown.append(tokens.unknown)
         if self.pairs is not None:
             self.pairs += pairs or []
         counts = tokens.lengths if tokens.windows is None else tokens.windows.n_tokens

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbone.unknown_tokens import MOST
 from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
 from featcache.data.formats.write import OutputForm, RowPredictions, Writer
@@ -64,6 +65,7 @@ class LabelledFile:
         bad_path: JSON lines, an `UnlabelledRow` each; None where every row has a label.
         first_bad: the first few of these rows.
         changed_cells: written with a `'` in front in this call, see `OutputForm.raw_cells`.
+        mostly_unknown: texts of which at least half of the tokens are unknown to the model's vocabulary.
     """
 
     path: Path | str
@@ -77,6 +79,7 @@ class LabelledFile:
     bad_path: Path | str | None
     first_bad: tuple[UnlabelledRow, ...]
     changed_cells: int = 0
+    mostly_unknown: int = 0
 
 
 def predict_file(
@@ -136,6 +139,7 @@ def predict_file(
         path=place.place, rows=after.rows, bad=after.bad, truncated=after.truncated, resumed=before.rows,
         seconds=seconds, tokens=tokens, counts=after.counts, bad_path=bad_path,
         first_bad=tuple(journal.first_bad), changed_cells=writer.changed,
+        mostly_unknown=after.mostly_unknown,
     )  # fmt: skip
 
 
@@ -259,11 +263,12 @@ class _FilePredictor:
         done = self.done
         names = self.predictor.label_names
         for attempt in range(BAD_A_BATCH):
-            if ready.tokens is None:
+            tokens = ready.tokens
+            if tokens is None:
                 break
             self.done = done
             try:
-                shares, truncated = self.predictor.answer(ready.tokens, self._step)
+                shares, truncated = self.predictor.answer(tokens, self._step)
             except BadRow as error:
                 ready.batch.rows[int(ready.places[error.row])].problem = error.what
                 if attempt == BAD_A_BATCH - 1:
@@ -273,7 +278,10 @@ class _FilePredictor:
             chosen = [self.predictor.chosen(row) for row in shares]
             own = [row[one].min() if one else row.max() for row, one in zip(shares, chosen, strict=True)]
             labels = [[names[number] for number in one] for one in chosen]
-            return RowPredictions(ready.places, labels, np.array(own), shares, truncated)
+            return RowPredictions(
+                ready.places, labels, np.array(own), shares, truncated,
+                mostly_unknown=int((tokens.unknown_shares >= MOST).sum()),
+            )  # fmt: skip
         none = np.zeros((0, len(names)))
         return RowPredictions(ready.places, [], none[:, 0], none, np.zeros(0, dtype=bool))
 

@@ -51,6 +51,7 @@ class JournalState:
         counts: rows by predicted label.
         quotes: see `RowFile.quotes`; None for other files, and in states of earlier versions.
         raw_cells: see `OutputForm.raw_cells`; an output goes on as it began. Earlier versions wrote them.
+        mostly_unknown: see `LabelledFile`.
     """
 
     key: str
@@ -64,6 +65,7 @@ class JournalState:
     counts: dict[str, int] = field(default_factory=dict)
     quotes: QuoteRule | None = None
     raw_cells: bool = True
+    mostly_unknown: int = 0
 
 
 def partial_folder(target: Path) -> Path:
@@ -161,6 +163,7 @@ class Journal:
             rows=self.state.rows + len(batch.rows),
             bad=self.state.bad + len(found),
             truncated=self.state.truncated + int(predictions.truncated.sum()),
+            mostly_unknown=self.state.mostly_unknown + predictions.mostly_unknown,
             digest=batch.digest,
             bytes=self.state.bytes + written,
             bad_bytes=self.state.bad_bytes + bad_written,

@@ -29,6 +29,7 @@ class Prediction:
         probabilities: by label name, in the head's order; they add up to 1 for a single label.
         truncated: the text was longer than the longest length and was truncated.
         labels: all predicted labels: one for a single label, any number for a multi-label head.
+        unknown_tokens: share of the text's tokens that the model's vocabulary does not have.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Prediction:
     probabilities: dict[str, float]
     truncated: bool
     labels: tuple[str, ...] = ()
+    unknown_tokens: float = 0.0
 
 
 class Predictor:
@@ -118,14 +120,18 @@ class Predictor:
         Raises:
             SourceError: an empty text, one that is no string or no valid Unicode; names its place.
         """
-        return self._encoded(texts, pairs)[0]
+        tokens = self._tokens(texts, pairs)
+        return np.zeros((0, len(self.label_names))) if tokens is None else self.answer(tokens)[0]
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """The most probable label of each text, with all probabilities."""
-        probabilities, truncated = self._encoded(texts, pairs)
+        tokens = self._tokens(texts, pairs)
+        if tokens is None:
+            return []
+        columns = (*self.answer(tokens), tokens.unknown_shares)
         return [
-            self._prediction(text, row, bool(cut))
-            for text, row, cut in zip(texts, probabilities, truncated, strict=True)
+            self._prediction(text, row, bool(cut), float(unknown))
+            for text, row, cut, unknown in zip(texts, *columns, strict=True)
         ]
 
     def chosen(self, row: np.ndarray) -> list[int]:
@@ -150,7 +156,7 @@ class Predictor:
         encoded = self.encoder.encode(tokens, progress)
         return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated
 
-    def _prediction(self, text: str, row: np.ndarray, truncated: bool) -> Prediction:
+    def _prediction(self, text: str, row: np.ndarray, truncated: bool, unknown: float) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""
         chosen = self.chosen(row)
         labels = tuple(self.label_names[number] for number in chosen)
@@ -161,9 +167,11 @@ class Predictor:
             probabilities=dict(zip(self.label_names, map(float, row), strict=True)),
             truncated=truncated,
             labels=labels,
+            unknown_tokens=unknown,
         )
 
-    def _encoded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens | None:
+        """The tokens of texts that are checked; None without texts."""
         if isinstance(texts, str) or isinstance(pairs, str):
             raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
         if pairs is not None and len(pairs) != len(texts):
@@ -172,6 +180,4 @@ class Predictor:
         for kind, values in (("text", texts), ("pair", pairs or [])):
             for number, text in enumerate(values, start=1):
                 check_text(text, f"{kind} {number}")
-        if not texts:
-            return np.zeros((0, len(self.label_names))), np.zeros(0, dtype=bool)
-        return self.answer(self.tokenize(texts, pairs))
+        return self.tokenize(texts, pairs) if texts else None

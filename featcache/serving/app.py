@@ -104,6 +104,7 @@ class PredictAnswer(BaseModel):
     probability: float
     probabilities: dict[str, float] = Field(description="by label, most probable first")
     truncated: bool = Field(description="the text was longer than the longest length and was truncated")
+    unknown_tokens: float = Field(description="share of its tokens that the model's vocabulary does not have")
 
     @classmethod
     def of(cls, prediction: Prediction, top_k: int | None) -> PredictAnswer:
@@ -115,6 +116,7 @@ class PredictAnswer(BaseModel):
             probability=prediction.probability,
             probabilities=dict(ordered[:top_k]),
             truncated=prediction.truncated,
+            unknown_tokens=prediction.unknown_tokens,
         )
 
 

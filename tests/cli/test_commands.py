@@ -174,6 +174,17 @@ def test_truncation_is_counted_on_stderr(cli: Cli, work: Path) -> None:
     assert cli.ok("extract", "--split", "train", "--max-length", "64").err.count("%") == 0
 
 
+def test_unknown_tokens_are_said_where_they_are_many(cli: Cli, work: Path) -> None:
+    write_rows(work / "reviews" / "train.jsonl", [("好房间 สวัสดี", 1), ("好", 0), ("坏 สวัสดี", 0), ("差", 1)])
+    for _ in range(2):  # encoded, then served from the cache
+        told = cli.ok("extract", "--split", "train").err
+        assert "train: 25.0% of the tokens are unknown to the model's vocabulary; is the model meant" in told
+    assert cli.ok("extract", "--split", "train", "--json").json["splits"][0]["unknown_tokens"] == 0.25
+    described = " ".join(cli.ok("cache", "info", "--all").out.split())
+    assert "25.0% of the tokens are not in the model's vocabulary" in described
+    assert "unknown" not in cli.ok("extract", "--split", "test").err
+
+
 def test_train_head_reports_the_scores_of_its_predictions(cli: Cli, trained: Path) -> None:
     from sklearn.metrics import accuracy_score, f1_score, log_loss
 

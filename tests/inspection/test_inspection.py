@@ -170,13 +170,13 @@ def test_findings_count_labels_and_truncated_texts() -> None:
     parts = splits()
     tokens = np.full(240, 8, np.int32)
     tokens[:6] = 21
-    parts["train"] = replace(parts["train"], n_tokens=tokens, truncated=tokens > 20)
+    parts["train"] = replace(parts["train"], n_tokens=tokens, truncated=tokens > 20, unknown_tokens=0.07)
     told = told_of(inspect_splits(parts))
     y = parts["train"].features.y
     assert told["balance"]["train"] == {name: int((y == number).sum()) for number, name in enumerate(NAMES)}
     cut = told["truncation"]["train"]
     assert (cut["rows"], cut["cut"], cut["max_length"], cut["tokens"]) == (240, 6, 20, 6 * 21 + 234 * 8)
-    assert (cut["median_tokens"], cut["longest_tokens"]) == (8, 21)
+    assert (cut["median_tokens"], cut["longest_tokens"], cut["unknown_tokens"]) == (8, 21, 0.07)
     assert cut["cut_by_label"] == {name: int((y[:6] == number).sum()) for number, name in enumerate(NAMES)}
 
 

@@ -30,11 +30,12 @@ def test_a_worker_that_would_wait_for_its_texts() -> None:
 def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**15, 0, 10**15))
     monkeypatch.setattr(planned.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 10**6)
-    lengths = replace(sample().lengths, truncated=0.3)
+    lengths = replace(sample().lengths, truncated=0.3, unknown=0.2)
     text = "\n".join(planned_of(sample(lengths=lengths, batch_tokens=2048), rows=10**9).warnings)
     for words in (
         "200.0 GB to find equal rows",
         "30.0% of the texts are truncated at 512",
+        "the sample: 20.0% of the tokens are unknown",
         "116 days is long",
         "2048 fitted",
     ):

@@ -447,3 +447,8 @@ def test_predict_file_estimates_the_total_from_the_bytes(predictor: Predictor, t
     pq.write_table(pa.Table.from_pylist(made_rows(50)), tmp_path / "in.parquet")
     label(predictor, tmp_path / "in.parquet", tmp_path / "p.csv", on_progress=steps.append, limits=SMALL)
     assert steps[-1].total == 50
+
+
+def test_predict_file_counts_texts_that_are_mostly_unknown(predictor: Predictor, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.txt", "好 房间\nสวัสดี\n好 สวัสดี\n好 房间 สวัสดี\n")
+    assert label(predictor, source, tmp_path / "out.txt", limits=SMALL).mostly_unknown == 2

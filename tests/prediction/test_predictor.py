@@ -23,6 +23,7 @@ from featcache.runs.train import train_head
 from featcache.settings import FeatureSettings, Settings, load_settings
 from tests.support.source_files import jsonl, write
 from tests.support.stock import WORDS, encoder, loaded, one_thread, sentence, stock
+from tests.support.tiny_predictor import tiny_predictor
 
 NAMES = ("neutral 中", "差评, bad", "好评/good")  # as they sort
 SPLITS = {"train": 60, "validation": 20, "test": 25}
@@ -434,3 +435,9 @@ def test_from_run_takes_the_settings_of_the_run(trained: Callable[..., Trained])
     assert [view.name for view in used.views] == ["last/cls"]
     assert used.document == made.run.head().encoder
     assert FeatureSettings().prompt != "very "
+
+
+def test_unknown_tokens_of_a_text(tiny: Callable[[str], Path]) -> None:
+    found = tiny_predictor(tiny("bert")).predict(["good book", "good สวัสดี", "สวัสดี"])
+    assert [one.unknown_tokens for one in found] == [0.0, 0.5, 1.0]
+    assert tiny_predictor(tiny("bert")).predict([]) == []

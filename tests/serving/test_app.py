@@ -45,6 +45,7 @@ def checked(found: Any, one: Prediction) -> None:
     assert list(found["probabilities"].values()) == sorted(found["probabilities"].values(), reverse=True)
     assert found["probability"] == pytest.approx(one.probability, abs=1e-5)
     assert found["truncated"] == one.truncated
+    assert found["unknown_tokens"] == one.unknown_tokens
 
 
 def test_predict_one_text_and_several(client: TestClient, predictor: Predictor) -> None:

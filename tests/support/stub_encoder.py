@@ -33,6 +33,7 @@ class StubTokens:
 
     texts: list[str]
     lengths: np.ndarray
+    unknown: None = None
 
 
 STUB_SPEC = EncoderSpec(

@@ -155,6 +155,7 @@ def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
         ("prompt", repr(encoder.prompt) if encoder.prompt else "none"),
         ("numbers", f"{dtype.compute} computed, {dtype.storage} stored"),
         ("run", about.computed),
+        ("unknown", _unknown(made.unknown_tokens)),
     ]
     if made.created is not None:
         effort = f"{seconds_text(made.seconds or 0.0)} for {made.encoded or 0:,} texts encoded"
@@ -239,3 +240,10 @@ def _computed(made: Provenance) -> str:
     padded = f" ({made.packing_note})" if made.packing_note else ""
     fused = ", ".join(made.fused) or "none"
     return f"{made.packing}{padded}, {made.dtype} on {made.device}; faster modules: {fused}"
+
+
+def _unknown(share: float | None) -> str:
+    """The share of tokens that the model's vocabulary does not have."""
+    if share is None:
+        return "not known: the record is lost, or of an earlier featcache"
+    return f"{share:.1%} of the tokens are not in the model's vocabulary"

@@ -190,6 +190,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
         "bad_rows_file": None if made.bad_path is None else str(made.bad_path),
         "first_bad_rows": made.first_bad,
         "truncated": made.truncated,
+        "mostly_unknown": made.mostly_unknown,
         "resumed": made.resumed,
         "seconds": made.seconds,
         "texts_per_s": (made.rows - made.resumed) / made.seconds if made.seconds else 0.0,
@@ -201,6 +202,8 @@ def document(made: LabelledFile) -> dict[str, Any]:
 
 def show(made: LabelledFile) -> None:
     from rich.text import Text
+
+    from featcache.backbone.unknown_tokens import mostly_unknown_text
 
     labelled = made.rows - made.bad
     console = out()
@@ -223,6 +226,8 @@ def show(made: LabelledFile) -> None:
     if made.changed_cells:
         what = "cells begin like a formula and have a ' in front, so that no spreadsheet calculates them"
         note(f"{made.changed_cells:,} {what}; --raw-cells writes them as they are")
+    if made.mostly_unknown:
+        note(mostly_unknown_text(made.mostly_unknown, labelled))
     if made.bad:
         err().print(f"{made.bad:,} rows could not be labelled, listed in {made.bad_path}:", soft_wrap=True)
         for row in made.first_bad:

@@ -134,6 +134,8 @@ def _ask() -> str:
 
 def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
     """JSON, a line a text off a terminal, bars for a text typed, else a table."""
+    from featcache.backbone.unknown_tokens import MOST, mostly_unknown_text
+
     if args.json:
         print_json([record(prediction, args.top_k) for prediction in predictions])
         return
@@ -151,6 +153,9 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
             f"{truncated} of {len(predictions)} texts were longer than the maximum length and were truncated",
             quiet=args.quiet,
         )
+    unknown = sum(prediction.unknown_tokens >= MOST for prediction in predictions)
+    if unknown:
+        note(mostly_unknown_text(unknown, len(predictions)), quiet=args.quiet)
 
 
 def record(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
@@ -161,6 +166,7 @@ def record(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
         "probability": prediction.probability,
         "probabilities": _top(prediction, top_k),
         "truncated": prediction.truncated,
+        "unknown_tokens": prediction.unknown_tokens,
     }
 
 

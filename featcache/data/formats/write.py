@@ -59,6 +59,7 @@ class RowPredictions:
         probability: float64 `[M]`, of the label; see `Prediction.probability`.
         probabilities: float64 `[M, C]`.
         truncated: bool `[M]`.
+        mostly_unknown: how many of the texts are mostly unknown to the model's vocabulary.
     """
 
     places: np.ndarray
@@ -66,6 +67,7 @@ class RowPredictions:
     probability: np.ndarray
     probabilities: np.ndarray
     truncated: np.ndarray
+    mostly_unknown: int = 0
 
 
 class Writer:

@@ -26,6 +26,7 @@ function showAnswer(found) {
   }
   const parts = [made("p", found.label || "(no label)", "label"), bars];
   if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
+  if (found.unknown_tokens >= 0.5) parts.push(made("p", "Most of the text is unknown to the model's vocabulary.", "quiet"));
   show(...parts);
 }
 
