@@ -100,7 +100,7 @@ def record(result: Extracted) -> dict[str, Any]:
 
 def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
     """A table of the splits, how many texts were truncated, and what the vocabulary does not have."""
-    from featcache.backbone.unknown_tokens import unknown_text
+    from featcache.backbone.tokens.unknown_tokens import unknown_text
 
     shown = table("split", ">rows", ">encoded", ">tokens", ">seconds", "file")
     for result in results:

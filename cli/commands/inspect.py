@@ -95,7 +95,7 @@ def show(found: Findings, width: int) -> None:
 
 
 def _show_splits(found: Findings) -> None:
-    from featcache.backbone.unknown_tokens import MANY, unknown_text
+    from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 
     console = out()
     console.print(f"features {found.view}, nearly equal from a cosine of {found.threshold:g}")

@@ -25,7 +25,7 @@ from featcache.backbone.packing import TokenBatch
 from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
-from featcache.backbone.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
+from featcache.backbone.tokens.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
 from featcache.errors import BackboneError, BadRow, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import DEFAULT_MAX_LENGTH, BackboneSettings, FeatureSettings

@@ -102,7 +102,7 @@ class RunToExport:
         tokenizer.model_max_length = self.head.encoder.max_length
         tokenizer.truncation_side = self.head.encoder.truncation_side
         if self.head.encoder.lower_case:
-            from featcache.backbone.tokenization import lower_case
+            from featcache.backbone.tokens.tokenization import lower_case
 
             lower_case(tokenizer)
         return tokenizer

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from featcache.backbone.unknown_tokens import UnknownTokens
+from featcache.backbone.tokens.unknown_tokens import UnknownTokens
 from featcache.cache.catalog import view_column
 from featcache.cache.sealed_writer import Column
 from featcache.cache.staging import Staging

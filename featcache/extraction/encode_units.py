@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.tokenization import Tokens
+    from featcache.backbone.tokens.tokenization import Tokens
 
 AHEAD = 2  # units whose texts are tokenised before the model is there for them; 1 where workers share them
 POLL = 0.1  # seconds between two looks for work where there is none

@@ -38,7 +38,7 @@ from featcache.system.units import size_text
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.tokenization import Tokens
+    from featcache.backbone.tokens.tokenization import Tokens
 
 COMMIT_TOKENS = 1 << 15
 TOKENIZE_ROWS = 1024

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from featcache.backbone.unknown_tokens import MANY, unknown_text
+from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.errors import UsageError
 from featcache.planning.sample import Sample
 from featcache.settings import Settings, options

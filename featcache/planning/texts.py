@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from featcache.backbone.unknown_tokens import UnknownTokens
+from featcache.backbone.tokens.unknown_tokens import UnknownTokens
 from featcache.data.split import Split
 from featcache.errors import UsageError
 from featcache.extraction.encode_units import naming_rows
@@ -17,7 +17,7 @@ from featcache.fingerprint import row_hashes
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
-    from featcache.backbone.tokenization import Tokens
+    from featcache.backbone.tokens.tokenization import Tokens
 
 MAX_TEXTS = 20_000  # tokenised texts
 DRAWN_AT_ONCE = 1024
@@ -150,7 +150,7 @@ class MadeUp:
         self.lengths = Lengths(counts, work_of(encoder, whole, len(counts)), truncated, None)
 
     def tokenize(self, picked: np.ndarray) -> Tokens:
-        from featcache.backbone.tokenization import Tokens
+        from featcache.backbone.tokens.tokenization import Tokens
 
         ids = np.concatenate([self.ids[i] for i in picked])
         types = np.zeros(len(ids), dtype=np.uint8) if self.typed else None

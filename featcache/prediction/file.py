@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbone.unknown_tokens import MOST
+from featcache.backbone.tokens.unknown_tokens import MOST
 from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
 from featcache.data.formats.write import OutputForm, RowPredictions, Writer
@@ -43,7 +43,7 @@ from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
-    from featcache.backbone.tokenization import Tokens
+    from featcache.backbone.tokens.tokenization import Tokens
     from featcache.prediction.predictor import Predictor
 
 AHEAD = 2  # batches tokenised before the model is free for them

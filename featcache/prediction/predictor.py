@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.tokenization import Tokens
+from featcache.backbone.tokens.tokenization import Tokens
 from featcache.errors import HeadError, SourceError
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 from featcache.fingerprint import differences

@@ -203,7 +203,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
 def show(made: LabelledFile) -> None:
     from rich.text import Text
 
-    from featcache.backbone.unknown_tokens import mostly_unknown_text
+    from featcache.backbone.tokens.unknown_tokens import mostly_unknown_text
 
     labelled = made.rows - made.bad
     console = out()

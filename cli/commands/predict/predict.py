@@ -134,7 +134,7 @@ def _ask() -> str:
 
 def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
     """JSON, a line a text off a terminal, bars for a text typed, else a table."""
-    from featcache.backbone.unknown_tokens import MOST, mostly_unknown_text
+    from featcache.backbone.tokens.unknown_tokens import MOST, mostly_unknown_text
 
     if args.json:
         print_json([record(prediction, args.top_k) for prediction in predictions])

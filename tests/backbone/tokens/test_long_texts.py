@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.backbone.encoder import Encoder, document_settings
-from featcache.backbone.long_texts import Frame, Windows, chunks, groups, head_and_tail
+from featcache.backbone.tokens.long_texts import Frame, Windows, chunks, groups, head_and_tail
 from featcache.errors import BackboneError, UsageError
 from featcache.extraction.api import extract_splits, find_features
 from featcache.fingerprint import Dtypes

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.backbone.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
 from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.packing import TokenBatch
-from featcache.backbone.unknown_tokens import UnknownCounter, UnknownTokens
+from featcache.backbone.tokens.long_texts import Frame, Windows, check_overlap, chunks, groups, head_and_tail
+from featcache.backbone.tokens.unknown_tokens import UnknownCounter, UnknownTokens
 from featcache.errors import BackboneError, BadRow, UsageError
 
 BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.backbone.unknown_tokens import UnknownTokens, mostly_unknown_text, unknown_text
+from featcache.backbone.tokens.unknown_tokens import UnknownTokens, mostly_unknown_text, unknown_text
 from tests.support.stock import encoder, load, loaded
 
 Folder = Callable[[str], Path]
