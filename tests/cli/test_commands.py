@@ -182,7 +182,8 @@ def test_unknown_tokens_are_said_where_they_are_many(cli: Cli, work: Path) -> No
     assert cli.ok("extract", "--split", "train", "--json").json["splits"][0]["unknown_tokens"] == 0.25
     described = " ".join(cli.ok("cache", "info", "--all").out.split())
     assert "25.0% of the tokens are not in the model's vocabulary" in described
-    assert "unknown" not in cli.ok("extract", "--split", "test").err
+    write_rows(work / "reviews" / "train.jsonl", [("好房间", 1), ("好", 0)])
+    assert "unknown" not in cli.ok("extract", "--split", "train").err
 
 
 def test_train_head_reports_the_scores_of_its_predictions(cli: Cli, trained: Path) -> None:

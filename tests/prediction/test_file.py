@@ -8,6 +8,7 @@ import io
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -417,9 +418,12 @@ def test_predict_file_in_bounded_memory(
     """The model stands still: what is measured is reading, writing and what waits between them."""
 
     def said(tokens: Any, progress: Any = None) -> Any:
-        return np.full((len(tokens), 3), 1 / 3), np.zeros(len(tokens), dtype=bool)
+        return np.full((tokens.count, 3), 1 / 3), np.zeros(tokens.count, dtype=bool)
 
-    monkeypatch.setattr(predictor, "tokenize", lambda texts, pairs=None: texts)
+    def tokenized(texts: list[str], pairs: Any = None) -> Any:
+        return SimpleNamespace(texts=texts, count=len(texts), unknown_shares=np.zeros(len(texts)))
+
+    monkeypatch.setattr(predictor, "tokenize", tokenized)
     monkeypatch.setattr(predictor, "answer", said)
     peaks = []
     for rows in (2_500, 15_000):
