@@ -12,7 +12,7 @@ from featcache.cache.catalog import view_column
 from featcache.cache.sealed_writer import Column
 from featcache.cache.staging import Staging
 from featcache.data.split import Split
-from featcache.extraction.partition import Partition
+from featcache.extraction.partition import Partition, first_occurrence
 from featcache.fingerprint import CacheDocument
 
 ASSEMBLE_ROWS = 8192
@@ -76,17 +76,20 @@ class RowGatherer:
         return unit
 
     def unknown_share(self) -> float | None:
-        """Unknown tokens of all tokens, once all rows were read; None where nothing is known of them.
+        """Unknown tokens of all tokens, once all rows were read; None where that is not known.
 
-        Those of copied rows are counted by the share of the file that they come from.
+        It is known of rows that were encoded now, and of all rows of an earlier file together: not of some of
+        them, unless it has no unknown tokens.
         """
         unknown = sum(float(one.unknown.sum()) for one in self.unknown.values())
         tokens = sum(float(one.own.sum()) for one in self.unknown.values())
         for number, file in enumerate(self.partition.donors):
-            share = file.record.made.unknown_tokens
-            low, origin = self.ends[number], self.partition.origin
-            rows = origin[(origin >= low) & (origin < self.ends[number + 1])] - low
-            if share is not None and len(rows):
+            share, low, origin = file.record.made.unknown_tokens, self.ends[number], self.partition.origin
+            rows = np.unique(origin[(origin >= low) & (origin < self.ends[number + 1])]) - low
+            if len(rows):
+                hashes = np.asarray(file.sealed.column("row_hash"))
+                if share is None or (share and len(rows) < len(np.unique(first_occurrence(hashes)))):
+                    return None
                 copied = float(file.sealed.column("n_tokens")[rows].sum(dtype=np.int64))
                 unknown, tokens = unknown + share * copied, tokens + copied
         return unknown / tokens if tokens else None

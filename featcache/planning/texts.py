@@ -84,7 +84,7 @@ class Drawn:
         whole = self.texts if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
         equal = 1 - len(set(whole)) / len(whole)
         unknown = UnknownTokens.joined(self._unknown).share
-        self.lengths = Lengths(tokens, work, float(truncated.mean()), equal, seconds, unknown)
+        self.lengths = Lengths(tokens, work, float(truncated.mean()), equal, seconds, unknown=unknown)
 
     def _read(self, split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Add the texts of these rows; returns their tokens, their work and which are truncated."""

@@ -54,6 +54,20 @@ def test_without_a_record_it_is_not_known(case: Case) -> None:
     assert again.path == made.path and again.unknown_tokens is None
 
 
+def test_some_rows_of_a_file_with_unknown_tokens(case: Case) -> None:
+    """Which of its rows have them is not kept: nothing is said rather than something wrong."""
+    case = with_unknown(case, 5)
+    case.extract()
+    case.write(case.rows()[5:])
+    after = case.extract()
+    assert after.encoded == 0 and after.unknown_tokens is None
+
+
+def test_some_rows_of_a_file_without_unknown_tokens(case: Case) -> None:
+    case.write(case.rows()[5:])
+    assert case.extract().unknown_tokens == 0.0
+
+
 def test_copied_rows_count_by_the_share_of_their_file(case: Case) -> None:
     case = with_unknown(case, 60)
     before = case.extract()

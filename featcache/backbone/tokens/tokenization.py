@@ -188,7 +188,7 @@ class Tokenization:
             np.concatenate(types) if types else None,
             np.zeros(len(whole), dtype=bool) if in_windows else n_tokens > self.max_length,
             Windows(np.array(counts, dtype=np.int64), lengths, n_tokens) if in_windows else None,
-            UnknownTokens.joined(unknown),
+            unknown=UnknownTokens.joined(unknown),
         )
 
     def _truncated(
