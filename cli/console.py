@@ -76,16 +76,17 @@ def print_json(document: Any) -> None:
 
     text = json.dumps(tidied(json_document(document)), ensure_ascii=False, indent=1, allow_nan=False)
     text = plain_json(text)
-    sys.stdout.buffer.write(text.encode("utf-8") + b"\n")
+    # Bytes of a file name that are not UTF-8 are lone surrogates in Python: escaped, as JSON allows.
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
     sys.stdout.buffer.flush()
 
 
-def print_error(error: FeatcacheError) -> None:
-    """What was wrong in bold, the hint below it."""
+def print_error(error: FeatcacheError, *more: str) -> None:
+    """What was wrong in bold; below it the hint and `more`, what this command can do about it."""
     console = err()
     console.print("error: ", end="", style="bold red")
     console.print(error.what, soft_wrap=True, style="bold")
-    for line in (error.hint or "").splitlines():
+    for line in (*(error.hint or "").splitlines(), *more):
         console.print("       " + line, soft_wrap=True)
 
 

@@ -8,14 +8,16 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
 import featcache
-from featcache.errors import FeatcacheError, UsageError
+from featcache.errors import DiskError, FeatcacheError, UsageError
 from featcache.system.hub.listener import listening
+from featcache.system.outside import outside_error
 from featcache_cli.console import err, print_error
 from featcache_cli.progress import DOWNLOAD, Meter
 
@@ -24,6 +26,7 @@ COMMANDS = (
     "serve", "plan", "export", "cache", "run", "bench", "demo",
 )  # fmt: skip
 INTERRUPTED = 130
+CONTINUES = "what is finished is kept, and the same command continues from it"
 
 DESCRIPTION = """\
 Run a frozen Transformer once over your texts, cache its features,
@@ -44,9 +47,9 @@ train heads in seconds.
 """
 
 EXIT_CODES = """\
-exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, 6 head or run,
-7 worse than another run (compare --fail-if-worse), 1 anything else,
-130 interrupted (finished work is kept).
+exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, or the disk is full
+or refuses, 6 head or run, 7 worse than another run (compare --fail-if-worse),
+1 anything else, 130 interrupted.
 Settings come from flags, then featcache.toml, then the defaults.
 """
 
@@ -57,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Chinese text must not fail on an ASCII terminal
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    args = argparse.Namespace(continues=False, places=())
     try:
         args = _parse(argv)
         with listening(Meter(quiet=getattr(args, "quiet", False), names=DOWNLOAD)):
@@ -65,27 +69,36 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except SystemExit as stop:  # argparse after --help or --version
         return int(stop.code or 0)
-    except FeatcacheError as error:
-        _explain(error, debug)
-        return error.exit_code
     except KeyboardInterrupt:
-        err().print("\ninterrupted; finished work is kept, and the same command continues from it")
+        err().print("\ninterrupted" + (f"; {CONTINUES}" if args.continues else ""))
         return INTERRUPTED
     except BrokenPipeError:  # the reader has closed our stdout, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        what = f"unexpected {type(error).__name__}: {error}"
-        hint = "this is a defect of featcache; --debug shows where it happened"
-        _explain(FeatcacheError(what, hint=hint), debug)
-        return FeatcacheError.exit_code
+        return _explain(outside_error(error) or _defect(error), args, debug)
 
 
-def _explain(error: FeatcacheError, debug: bool) -> None:
+def _explain(error: FeatcacheError, args: argparse.Namespace, debug: bool) -> int:
+    """Print the error with what this command can do about it; returns the exit code."""
     if debug:
         traceback.print_exc()
     else:
-        print_error(error)
+        print_error(error, *(_after_disk_error(args) if isinstance(error, DiskError) else ()))
+    return error.exit_code
+
+
+def _after_disk_error(args: argparse.Namespace) -> Iterator[str]:
+    flags = [flag for flag in args.places if flag in args.parser._option_string_actions]
+    if flags:
+        yield f"or write to another place: {', '.join(flags)}"
+    if args.continues:
+        yield CONTINUES
+
+
+def _defect(error: Exception) -> FeatcacheError:
+    what = f"unexpected {type(error).__name__}: {error}"
+    return FeatcacheError(what, hint="this is a defect of featcache; --debug shows where it happened")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,6 +23,7 @@ TITLES = {
     "head": "head",
     "paths": "folders",
 }
+PLACES = ("--cache-dir", "--reports-dir", "--output")  # flags that name where a command writes
 METAVARS = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
 
 
@@ -32,11 +33,14 @@ def add_command(
     help: str,
     example: str,
     run: Callable[[argparse.Namespace], int] | None = None,
+    *,
+    continues: bool = False,
 ) -> argparse.ArgumentParser:
     """A sub-command with the flags that all have, and an example under its help.
 
     Args:
         run: does the work and returns the exit code; None where the command has sub-commands itself.
+        continues: after an interruption or an error, the same command goes on from what it had finished.
     """
     parser = commands.add_parser(
         name,
@@ -51,7 +55,7 @@ def add_command(
     group.add_argument("--quiet", action="store_true", help="no progress, no notes")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group.add_argument("--config", metavar="FILE", help="settings file (default: featcache.toml here)")
-    parser.set_defaults(parser=parser, settings=())
+    parser.set_defaults(parser=parser, settings=(), places=PLACES, continues=continues)
     if run is not None:
         parser.set_defaults(run=run)
     return parser

@@ -51,6 +51,10 @@ class CacheError(FeatcacheError):
     exit_code = 5
 
 
+class DiskError(CacheError):
+    """The file system refuses: the disk is full, read-only or not allowed, or a name is too long."""
+
+
 class LockHeld(CacheError):
     """Another process is writing the file; the message names it."""
 

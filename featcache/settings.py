@@ -315,13 +315,15 @@ def _values_in_file(path: str | Path | None) -> dict[str, Any]:
         for name, value in table.items():
             if name not in known or known[name].section != section:
                 here = [option.name for option in known.values() if option.section == section]
-                where = f"[{section}] " if section else ""
-                raise UsageError(f"{file}: unknown setting {where}{name}", hint=_closest(name, here))
+                where = f"[{section}] {name}" if section else name
+                raise UsageError(f"{file}: unknown setting {where}", hint=_closest(name, here))
             values[name] = value
     return values
 
 
 def _closest(name: str, known: list[str]) -> str:
+    if (option := options().get(name)) is not None:
+        return f"{name} belongs {f'below [{option.section}]' if option.section else 'above all tables'}"
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 

@@ -221,8 +221,11 @@ def test_build_settings_names_the_flag_of_an_invalid_value(name: str, value: Any
         ("[backbone]\nmodle = 'x'\n", ("[backbone] modle", "did you mean 'model'?")),
         ("[backbon]\nmodel = 'x'\n", ("[backbon]", "did you mean 'backbone'?")),
         ("sed = 3\n", ("unknown setting sed", "did you mean 'seed'?")),
-        ("[head]\nmodel = 'x'\n", ("[head] model", "known: epochs, lr,")),  # of another table
-        ("model = 'x'\n", ("unknown setting model", "known: seed")),
+        ("[head]\nmodel = 'x'\n", ("[head] model", "model belongs below [backbone]")),
+        ("model = 'x'\n", ("unknown setting model", "model belongs below [backbone]")),
+        ("[data]\nlr = 0.1\n", ("unknown setting [data] lr", "lr belongs below [head]")),
+        ("[head]\nseed = 1\n", ("unknown setting [head] seed", "seed belongs above all tables")),
+        ("[data_files]\ntrain = 'a'\n", ("unknown table [data_files]", "data_files belongs below [data]")),
         ("backbone = 3\n", ("unknown setting backbone",)),
         ("[backbone]\nmodel = 3\n", ("--model: wants text, got 3",)),
         ("[backbone\n", ("cannot read featcache.toml", "line 1", "featcache init")),

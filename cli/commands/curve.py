@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
         "score against the number of labelled rows, and what more of them would bring",
         "featcache curve\nfeatcache curve --head linear --sizes 100,1000,5000 --metric macro_f1",
         run,
+        continues=True,
     )
     group = parser.add_argument_group("curve")
     add_flag(group, "--sizes", "train rows (default: log-spaced, up to all)", metavar="N,...")

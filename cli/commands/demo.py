@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
         "run on an embedded encoder and reviews; writes featcache.toml",
         "featcache demo\nfeatcache demo --rows 1000",
         run,
+        continues=True,
     )
     add_flag(parser, "--rows", "reviews to use", 10_000, least=100)
     add_settings(parser, "paths")

@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
         "featcache extract --split train --split test\n"
         "featcache extract --all-splits --views last/cls,last/mean,-4/mean",
         run,
+        continues=True,
     )
     split_help = "train, validation or test; may be repeated"
     parser.add_argument("--split", action="append", choices=SPLITS, metavar="SPLIT", help=split_help)

@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
         "featcache finetune --train top-blocks:2 --epochs 3\n"
         "featcache finetune --train all --lr 5e-5 --dropout 0.1",
         run,
+        continues=True,
     )
     parts = "head (as train-head), top-blocks:N, positions, or all (default: top-blocks:2)"
     add_flag(parser, "--train", parts, metavar="PART")

@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         run,
     )
     parser.add_argument("--force", action="store_true", help="replace a featcache.toml that is there")
+    parser.set_defaults(places=("--config",))
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
 
 

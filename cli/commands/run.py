@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         "extract all splits, train the linear head and the baseline, compare",
         "featcache run --model bert-base-chinese --dataset lansinuote/ChnSentiCorp",
         run,
+        continues=True,
     )
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheError, UsageError
-from featcache.system.durable import publish, temporary_beside
+from featcache.system.durable import explained, publish, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def export(
     if output.suffix not in SUFFIXES:
         raise UsageError(f"cannot export to {output}: unknown format", hint="name it x.npy or x.parquet")
     features = file.features(_view(file, view))
-    with _explained(output):
+    with explained(output):
         if output.suffix == ".npy":
             paths = _export_npy(features, output, force, on_progress)
         else:
@@ -198,13 +198,3 @@ def _written(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explained(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {output}: {error.strerror or error}", hint="choose another place with --output"
-        ) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.data.formats.open import kind_of
-from featcache.errors import CacheError, SourceError, UsageError
+from featcache.errors import SourceError, UsageError
 from featcache.prediction.file import LabelledFile
 from featcache.prediction.journal import UnlabelledRow
 from featcache.system.documents import parse_document, read_json
@@ -162,13 +162,8 @@ class OutputFolder:
             return
         if Path(self.place).is_file():
             raise UsageError(f"{self.place} is a file", hint="with --engine ray the output is a folder")
-        try:
-            with locked(Path(self.place) / NOTES / "plan.json"):
-                yield
-        except CacheError as error:
-            if isinstance(error.__cause__, OSError):
-                raise SourceError(error.what, hint=error.hint) from error
-            raise
+        with locked(Path(self.place) / NOTES / "plan.json"):
+            yield
 
     def is_to_begin(self, key: str, *, force: bool) -> bool:
         """Whether there is no output of this work to continue with.

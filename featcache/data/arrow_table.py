@@ -23,6 +23,7 @@ from featcache.data.label_cells import label_cell, text_cell
 from featcache.data.locate import content_hash, locate, require_unchanged, used_as
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
+from featcache.system.durable import disk_error
 
 if TYPE_CHECKING:
     import datasets
@@ -163,6 +164,8 @@ def _converted(split: str, sources: Sequence[RowSource], key: object, where: str
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, SourceError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):
+            raise disk_error(error.__cause__, f"write in {datasets.config.HF_DATASETS_CACHE}") from error
         raise SourceError(f"cannot read {where}: {first_line(error.__cause__ or error)}") from error
     columns = SourceColumns("text", "label", "pair" if has_pair else None)
     return SplitTable(dataset, columns, encoded=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.errors import BackboneError, UsageError
 from featcache.runs.run import Run
-from featcache.system.durable import fsync_file, fsync_folder, temporary_beside
+from featcache.system.durable import disk_error, fsync_file, fsync_folder, temporary_beside
 from featcache.system.text import last_part, markdown_text, plain_json, short_name
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder to fill; on success it becomes `folder`, otherwise it is removed.
 
     Raises:
-        UsageError: another process has made `folder`, or the file system refuses.
+        UsageError: another process has made `folder`.
+        DiskError: the file system refuses.
     """
     temporary = temporary_beside(folder)
     try:
@@ -170,10 +171,7 @@ def new_folder(folder: Path, *, force: bool) -> Iterator[Path]:
             fsync_file(path)
         _take_place(temporary, folder, force)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {folder}: {error.strerror or error}",
-            hint="free some space, or give another folder: --output FOLDER",
-        ) from error
+        raise disk_error(error, f"write {folder}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from featcache.backbone.tokens.unknown_tokens import MOST
 from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
 from featcache.data.formats.write import OutputForm, RowPredictions, Writer
-from featcache.errors import BadRow, CacheError, SourceError, UsageError
+from featcache.errors import BadRow, SourceError, UsageError
 from featcache.fingerprint import fingerprint
 from featcache.prediction.journal import (
     COMMIT_EVERY,
@@ -37,7 +36,7 @@ from featcache.prediction.journal import (
     partial_folder,
     read_state,
 )
-from featcache.system.durable import temporary_beside
+from featcache.system.durable import explained, temporary_beside
 from featcache.system.lock import locked
 from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -125,7 +124,7 @@ def predict_file(
         }
     )
     folder = partial_folder(place.path)
-    with _writing_to(place.path), locked(folder / "rows"):
+    with explained(place.path), locked(folder / "rows"):
         refuse_target(place, force=force)  # another call may have made it while this one waited
         before = _resumed(folder, key, rows, force=force) or JournalState(
             key, counts=dict.fromkeys(writer.names, 0), quotes=rows.quotes, raw_cells=form.raw_cells
@@ -318,15 +317,3 @@ def _head_hash(predictor: Predictor) -> str:
     for name, part in sorted(head.scorer.tensors().items()):
         digest.update(name.encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _writing_to(target: Path) -> Iterator[None]:
-    """Errors of the file system inside become a `SourceError` about the output."""
-    try:
-        yield
-    except (CacheError, OSError) as error:
-        if isinstance(error, CacheError) and not isinstance(error.__cause__, OSError):
-            raise  # another process holds the lock
-        what = error.what if isinstance(error, CacheError) else f"cannot write {target}: {error.strerror}"
-        raise SourceError(what, hint="finished rows are kept; the same command goes on from them") from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import HeadError
 from featcache.evaluation.metrics import multi_hot
+from featcache.system.durable import disk
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,7 +75,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     for number, name in enumerate(names):
         values = np.ascontiguousarray(predictions.probabilities[:, number], np.float64)
         columns[PROBABILITY + name] = pa.array(values)
-    pq.write_table(pa.table(columns), path)
+    with disk.open(path, "wb") as file:  # pyarrow opens only paths in UTF-8
+        pq.write_table(pa.table(columns), file)
 
 
 def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
@@ -90,7 +92,7 @@ def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             columns = list(file.schema_arrow.names)
             names = _label_names(columns, path)
             table = file.read(columns=None if probabilities else list(TEXTS))

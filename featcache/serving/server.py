@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,7 @@ from featcache.serving.app import Service
 
 DRAIN_SECONDS = 0.3  # between a signal and the end of listening: requests under way are still accepted
 HEADER_SECONDS = 10.0  # in which the head of a request must arrive
+ANSWER_SECONDS = 10.0  # in which a client must take an answer, or the next 48 kB of a long one
 CONNECTIONS = 256
 BACKLOG = 512
 
@@ -55,11 +57,11 @@ def keep_few_kernels() -> None:
 
 
 def serve(service: Service, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, answer the accepted requests, and return."""
+    """Serve until SIGTERM or SIGINT, answer what was accepted, and return; a second one ends the process."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         service.app,
-        http=_HeaderDeadline,
+        http=_Deadlines,
         ws="none",
         log_config=None,
         access_log=False,
@@ -91,6 +93,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal; at the second end at once: there is nothing on disk to be finished."""
+        if self.should_exit:
+            os._exit(128 + sig)  # as a shell reports a process that a signal ended
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let every answer close its connection, and stop listening after DRAIN_SECONDS."""
         self.service.draining = True
@@ -98,38 +106,56 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _HeaderDeadline(H11Protocol):
-    """A connection that is closed if the head of a request does not arrive in time."""
+class _Deadlines(H11Protocol):
+    """A connection that is closed if the head of a request is late, or an answer is not taken."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._timer: asyncio.TimerHandle | None = None
-        self._start_timer()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._start("head", HEADER_SECONDS, self._close)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-        elif self._timer is None:
-            self._start_timer()
+            self._stop("head")
+        elif "head" not in self._timers:
+            self._start("head", HEADER_SECONDS, self._close)
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client takes."""
+        super().pause_writing()
+        self._start("answer", ANSWER_SECONDS, self._abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop("answer")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._stop_timer()
+        self._stop("head")
+        if self.transport.get_write_buffer_size():
+            self._start("answer", ANSWER_SECONDS, self._abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        for name in list(self._timers):
+            self._stop(name)
         super().connection_lost(exc)
 
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._close)
+    def _start(self, name: str, seconds: float, end: Callable[[], None]) -> None:
+        self._stop(name)
+        self._timers[name] = self.loop.call_later(seconds, end)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop(self, name: str) -> None:
+        if name in self._timers:
+            self._timers.pop(name).cancel()
 
     def _close(self) -> None:
-        self._timer = None
+        del self._timers["head"]
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
+
+    def _abort(self) -> None:
+        """End the connection and drop what the client has not taken: `close` would wait for it."""
+        del self._timers["answer"]
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()

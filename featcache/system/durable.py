@@ -15,10 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from featcache.errors import CacheError
+from featcache.errors import DiskError
 from featcache.system.units import size_text
 
 TEMPORARY = ".tmp-"
+LONGEST_SHOWN = 300  # characters of a path in a message
+FREE_SPACE = "free some space on that disk"
+HINTS = {
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: "free some space: your quota on that disk is used up",
+    errno.EFBIG: "files of this size are not allowed here: see `ulimit -f`, or use another file system",
+    errno.EROFS: "the disk can only be read: write to another one",
+    errno.ENAMETOOLONG: "use shorter names of folders and files",
+    errno.EMFILE: "more files may be opened after: ulimit -n 4096",
+}  # fmt: skip
 
 
 class Disk:
@@ -119,7 +129,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Write or replace `path`, completely or not at all, durably.
 
     Raises:
-        CacheError: the disk is full, or the file system refuses for another reason.
+        DiskError: the disk is full, or the file system refuses for another reason.
     """
     with explained(path):
         if not path.parent.is_dir():
@@ -182,29 +192,30 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         what: needs them, for the message.
 
     Raises:
-        CacheError: fewer are free.
+        DiskError: fewer are free.
     """
     existing = folder
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise CacheError(
-            f"{what} needs {size_text(needed)}, but {existing} has {size_text(free)} free",
-            hint="free some space, or put the cache elsewhere with --cache-dir",
+        raise DiskError(
+            f"{what} needs {size_text(needed)}, but {existing} has {size_text(free)} free", hint=FREE_SPACE
         )
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError into a CacheError that names `path` and what to do."""
+    """Turn an OSError into a `DiskError` that names `path` and what to do."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="finished work is kept: free some space and run the same command again"
-            if full
-            else "check the folder's permissions, or choose another with --cache-dir",
-        ) from error
+        raise disk_error(error, f"write {path}") from error
+
+
+def disk_error(error: OSError, doing: str) -> DiskError:
+    """What the file system refused while `doing`, such as `write a.h5`, and what to do about it."""
+    if len(doing) > LONGEST_SHOWN:
+        doing = f"{doing[: LONGEST_SHOWN // 2]}...{doing[-LONGEST_SHOWN // 2 :]}"
+    hint = HINTS.get(error.errno or 0, "check the disk and the permissions of the folder")
+    return DiskError(f"cannot {doing}: {error.strerror or error}", hint=hint)

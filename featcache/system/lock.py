@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.errors import LockHeld, UsageError
+from featcache.errors import DiskError, LockHeld, UsageError
 from featcache.fingerprint import canonical
 from featcache.system.documents import read_document
 from featcache.system.durable import explained, write_file
@@ -72,7 +72,8 @@ def locked(target: Path, wait: float = 0.0, waiting: Callable[[str], None] | Non
         lock = _acquire(target, min(wait, LONGEST_WAIT), waiting)
     try:
         own = Holder(os.getpid(), socket.gethostname(), time.strftime("%F %T"))
-        write_file(holder_path(target), canonical(asdict(own)))
+        with suppress(DiskError):  # on a full disk `cache gc` has to work; others do not learn who holds it
+            write_file(holder_path(target), canonical(asdict(own)))
         yield
     finally:
         with suppress(OSError):  # later processes see that its process is dead

@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from featcache.errors import FeatcacheError, UsageError, restored
 from featcache.system.machine import available_cores, core_groups, keep_to
+from featcache.system.outside import outside_error
 
 CORES_A_WORKER = 4  # with `auto`, where workers compute on processors
 GRACE = 5.0  # seconds in which a worker ends by itself before it is killed
@@ -268,9 +269,12 @@ def run_worker(work: Callable[[Worker, Message, Callable[..., None]], None]) -> 
 
     try:
         work(worker, job, send)
-    except FeatcacheError as error:
-        send(error=[type(error).__name__, error.what, error.hint])
-        return error.exit_code
+    except Exception as error:
+        known = outside_error(error)
+        if known is None:
+            raise
+        send(error=[type(known).__name__, known.what, known.hint])
+        return known.exit_code
     return 0
 
 

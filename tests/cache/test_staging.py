@@ -207,7 +207,7 @@ def test_a_full_disk_keeps_the_committed_units(tmp_path: Path, monkeypatch: pyte
         patch.setattr("os.fsync", full)
         with pytest.raises(CacheError, match="No space left on device") as caught:
             staging.commit(3, unit(3))
-    assert "finished work is kept" in (caught.value.hint or "")
+    assert "free some space" in (caught.value.hint or "")
     assert staging.committed() == {0, 1, 2}
     assert len(list(staging.folder.iterdir())) == 4  # with the plan
 

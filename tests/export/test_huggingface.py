@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.errors import BackboneError, FeatcacheError, HeadError, UsageError
+from featcache.errors import BackboneError, DiskError, FeatcacheError, HeadError, UsageError
 from featcache.export import huggingface as hf_export
 from featcache.export import stock_heads
 from featcache.export.huggingface import export_huggingface
@@ -101,7 +101,7 @@ def test_export_refuses_folders_that_are_in_use(tiny: Callable[[str], Path], tmp
         with pytest.raises(UsageError, match=words):
             export_huggingface(run, folder, force=True)
     assert (run.folder / "head.json").is_file()
-    with pytest.raises(UsageError, match="cannot write"):
+    with pytest.raises(DiskError, match="cannot write"):
         export_huggingface(run, tmp_path / "file" / "model")
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'"
 
 import onnxruntime
 
-from featcache.errors import BackboneError, HeadError, UsageError
+from featcache.errors import BackboneError, DiskError, HeadError, UsageError
 from featcache.export import onnx as onnx_export
 from featcache.export import onnx_graph
 from featcache.export.onnx import export_onnx
@@ -260,7 +260,7 @@ def fail(error: BaseException) -> Callable[..., None]:
             BackboneError,
             r"BertModel\) cannot be exported[\s\S]*operator",
         ),
-        (OSError(28, "No space left on device"), UsageError, "No space left"),
+        (OSError(28, "No space left on device"), DiskError, "No space left"),
         (KeyboardInterrupt(), KeyboardInterrupt, None),
     ],
 )

@@ -202,7 +202,7 @@ def test_a_full_disk_keeps_the_committed_units(
         patch.setattr(files.Disk, "fsync", full)
         with pytest.raises(CacheError, match="No space left on device") as caught:
             case.extract()
-    assert "finished work is kept" in (caught.value.hint or "")
+    assert "free some space" in (caught.value.hint or "")
     kept = committed(case)
     assert kept >= 3
     assert case.extract().encoded == TRAIN - kept * UNIT

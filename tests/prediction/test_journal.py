@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from featcache.data.formats.lines import ReadLimits
-from featcache.errors import CacheError, SourceError
+from featcache.errors import CacheError, DiskError, SourceError
 from featcache.prediction.journal import partial_folder, remembered_quotes
 from featcache.prediction.predictor import Predictor
 from featcache.system.durable import disk
@@ -126,7 +126,7 @@ def test_a_journal_survives_a_full_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(disk, "fsync", full)
-        with pytest.raises(SourceError, match=r"No space left[\s\S]*goes on from them"):
+        with pytest.raises(DiskError, match=r"No space left[\s\S]*free some space"):
             label(predictor, source, target, limits=SMALL, commit_every=0.0)
     assert not target.exists()
     made = label(predictor, source, target, limits=SMALL)

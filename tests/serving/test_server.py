@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from featcache.serving.app import Limits, Service
 from tests.support.stock import one_thread
 from tests.support.tiny_predictor import tiny_predictor
 serve.HEADER_SECONDS = 0.5
+serve.ANSWER_SECONDS = float(sys.argv[2])
 with one_thread():
     listening = serve.bind("127.0.0.1", 0)
     service = Service(tiny_predictor(Path(sys.argv[1])), Limits(seconds=2))
@@ -45,9 +47,9 @@ print(json.dumps(counts), flush=True)
 
 
 @contextlib.contextmanager
-def server(model: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def server(model: Path, answer_seconds: float = 10) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(model)],
+        [sys.executable, "-c", SERVER, str(model), str(answer_seconds)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -143,6 +145,42 @@ async def under_load(port: int, pid: int, sent: list[int]) -> list[str]:
     stop.set()
     assert not late
     return [line for client in done for line in client.result()]
+
+
+@contextlib.contextmanager
+def deaf_client(port: int) -> Iterator[socket.socket]:
+    """A client that asks for more than all buffers hold, and reads nothing."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.settimeout(1)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            for _ in range(2000):
+                connection.sendall(b"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        yield connection
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_a_client_that_reads_nothing_is_disconnected_and_does_not_hold_the_end(
+    tiny: Callable[[str], Path],
+) -> None:
+    with server(tiny("bert"), answer_seconds=1) as (port, process), deaf_client(port) as deaf:
+        poll = select.poll()
+        poll.register(deaf, 0)  # errors alone: nothing is read
+        assert poll.poll(20_000), "the client is still connected"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_server_at_once(second: signal.Signals, tiny: Callable[[str], Path]) -> None:
+    with server(tiny("bert"), answer_seconds=600) as (port, process), deaf_client(port):
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)  # an answer is not taken yet
+        process.send_signal(second)
+        assert process.wait(2) == 128 + second
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
         "featcache predict --input reviews.csv --output labelled.csv\n"
         "featcache predict --input 's3://in/*.parquet' --engine ray --output s3://out/",
         run,
+        continues=True,
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label")
     parser.add_argument("--pair", action="append", metavar="TEXT", help="second text, one for each TEXT")
