@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: demo test test-faults test-hostile test-slow lint types tests setup clean
+.PHONY: demo test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
 
 demo: $(DEMO)
 	$(BIN)/featcache demo
@@ -19,6 +19,32 @@ test-faults: setup
 # Models, files, networks and machines that do harm or do not answer; ends with a line of counts.
 test-hostile: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.hostile_counts
+
+# The bounds in pyproject.toml: every direct dependency at its lowest, and the newest release of each, whatever
+# the upper bounds say. In environments of their own, some 5 GB each: `rm -rf .venv-lowest .venv-newest` after it.
+SHORT := tests/cli/test_commands.py tests/extraction/test_api.py tests/backbone/test_load.py \
+	tests/backbone/test_packing.py tests/data/test_split.py tests/system/test_packages.py
+TOOLS := 'pytest>=8' 'pytest-socket>=0.7' 'hypothesis>=6.100'
+
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --disable-pip-version-check -q uv
+	VIRTUAL_ENV=$(VENV)-lowest $(VENV)-lowest/bin/uv pip install --resolution lowest-direct \
+		-e '.[demo,report,serve]' $(TOOLS)
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/pytest $(SHORT)
+
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --disable-pip-version-check -q uv
+	sed -E 's/,<[0-9.]+"/"/' pyproject.toml > $(VENV)-newest/pyproject.toml
+	VIRTUAL_ENV=$(VENV)-newest $(VENV)-newest/bin/uv pip install $(TOOLS) --upgrade \
+		-r $(VENV)-newest/pyproject.toml --extra demo --extra report --extra serve
+	VIRTUAL_ENV=$(VENV)-newest $(VENV)-newest/bin/uv pip install --no-deps -e .
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest $(SHORT)
+
+# What Windows and macOS refuse, refused here: docs/platforms.md.
+test-portable: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m portable
 
 # Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
 test-slow: setup
@@ -56,4 +82,4 @@ $(DEV): $(DEMO)
 	touch $(DEV)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

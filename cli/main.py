@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import NoReturn
 
-from rich_argparse import RawDescriptionRichHelpFormatter
-
 import featcache
 from featcache.errors import DiskError, FeatcacheError, UsageError
 from featcache.system.hub.listener import listening
@@ -84,7 +82,11 @@ def _explain(error: FeatcacheError, args: argparse.Namespace, debug: bool) -> in
     if debug:
         traceback.print_exc()
     else:
-        print_error(error, *(_after_disk_error(args) if isinstance(error, DiskError) else ()))
+        more = tuple(_after_disk_error(args)) if isinstance(error, DiskError) else ()
+        try:
+            print_error(error, *more)
+        except ImportError:  # rich is the package that is missing
+            print(f"error: {error}", *more, sep="\n", file=sys.stderr)
     return error.exit_code
 
 
@@ -131,6 +133,8 @@ def _joined(argv: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from rich_argparse import RawDescriptionRichHelpFormatter  # here: a package that is missing is explained
+
     parser = _Parser(
         prog="featcache",
         description=DESCRIPTION,

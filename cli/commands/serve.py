@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featcache.errors import UsageError
+from featcache.system.packages import require_extra
 from featcache_cli.chosen_run import add_backbone_flags, choose, load
 from featcache_cli.console import note, print_json
 from featcache_cli.options import Commands, add_command, add_flag, add_settings
@@ -47,9 +46,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"serve needs {', '.join(missing)}", hint="pip install 'featcache[serve]'")
+    require_extra("serve", "serve", NEEDED)
     from featcache.serving.server import bind, keep_few_kernels, serve
 
     listening = bind(args.host, args.port)  # before the model is loaded: the port may be taken

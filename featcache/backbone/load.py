@@ -16,6 +16,7 @@ from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.model_files.weight_files import weight_bytes
 from featcache.errors import BackboneError, UsageError
 from featcache.settings import BackboneSettings
+from featcache.system.machine import processor_flags
 
 
 class NoPooler(nn.Module):
@@ -107,8 +108,7 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        native = bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
     return "bfloat16" if native else "float32"
 
 
@@ -117,6 +117,13 @@ def _own_memory(model: torch.nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+
+
+def cpu_capabilities() -> set[str]:
+    """Instruction sets of this processor that torch uses, for example `avx2` and `avx512_bf16`."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
+        return processor_flags()
+    return {name for name, able in torch.cpu.get_capabilities().items() if able is True}
 
 
 def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from featcache.backbone.load import cpu_capabilities
 from featcache.errors import FeatcacheError
 from featcache.system.machine import available_cores
 
@@ -103,15 +104,15 @@ def this_machine(*packages: str, device: torch.device | None = None) -> Machine:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    able = torch.cpu.get_capabilities()
-    cpu = str(able.get("cpu_name", platform.machine()))
+    able = cpu_capabilities()
+    cpu = str(getattr(torch.cpu, "get_capabilities", dict[str, Any])().get("cpu_name", platform.machine()))
     return Machine(
         device=torch.cuda.get_device_name(device) if device and device.type == "cuda" else cpu,
         cpu=cpu,
         cores=len(available_cores()),
         cpu_count=os.cpu_count(),
         threads=torch.get_num_threads(),
-        flags=[name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2") if able.get(name)],
+        flags=[name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2") if name in able],
         onednn_max_isa=os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         platform=platform.platform(),
         versions=versions,

@@ -6,7 +6,6 @@ has not finished are distributed again in another round.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import pickle
@@ -21,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from featcache.cluster.private_ray import keep_stdout_clean
 from featcache.errors import BackboneError, BadRow, FeatcacheError, UsageError
 from featcache.system.machine import available_cores
+from featcache.system.packages import require_extra
 from featcache.system.workers import CORES_A_WORKER, parse_count
 
 UNITS_A_TASK = 4  # at most; the next unit of a task is tokenised while the model encodes the last one
@@ -56,8 +56,7 @@ class Engine:
 
 def require_ray() -> None:
     """Raise UsageError where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray needs Ray Data", hint="pip install 'featcache[ray]'")
+    require_extra("--engine ray", "ray", ["ray"])
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from featcache.backbone.load import text_model_class, text_part
 from featcache.backbone.model import quiet_transformers
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.position_table import extend_table, position_table
-from featcache.errors import BackboneError, HeadError, UsageError
+from featcache.errors import BackboneError, HeadError
 from featcache.export.onnx_graph import OUTPUT, Classifier, write_graph
 from featcache.export.reference import (
     SAMPLES,
@@ -38,6 +37,7 @@ from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from featcache.runs.run import Run
+from featcache.system.packages import require_extra
 
 GRAPH, NOTE = "model.onnx", "featcache.json"
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -92,12 +92,7 @@ def require_packages() -> None:
     Raises:
         UsageError: names those that are missing.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the ONNX export needs {', '.join(missing)}, not installed here",
-            hint="pip install 'featcache[onnx]'",
-        )
+    require_extra("the ONNX export", "onnx", NEEDED)
 
 
 def _require_exportable(head: Head) -> None:

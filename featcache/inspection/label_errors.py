@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 
-from featcache.errors import HeadError, UsageError
+from featcache.errors import HeadError
 from featcache.heads.features import Standard, standardised_rows
 from featcache.heads.head import probabilities_of
+from featcache.system.packages import require_extra
 from featcache.system.progress import OnProgress, Progress, ignore
 
 FOLDS = 5
@@ -87,11 +87,7 @@ def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     Raises:
         UsageError: cleanlab is not installed.
     """
-    if find_spec("cleanlab") is None:
-        raise UsageError(
-            "likely label errors are found by cleanlab, which is not installed",
-            hint="pip install 'featcache[report]'",
-        )
+    require_extra("the search for label errors", "report", ["cleanlab"])
     if not len(labels):
         return np.zeros(0, np.int64)
     how = {"return_indices_ranked_by": "self_confidence", "n_jobs": 1}

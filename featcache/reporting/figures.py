@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import UsageError
 from featcache.evaluation.metrics import ClassScore
 from featcache.inspection.document import label_text
 from featcache.reporting.document import (
@@ -29,6 +28,7 @@ from featcache.reporting.document import (
     ScoreByRows,
     TrainingCurve,
 )
+from featcache.system.packages import require_extra
 from featcache.system.text import clip
 
 if TYPE_CHECKING:
@@ -98,13 +98,9 @@ def figures(report: RunReport) -> dict[str, str]:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise UsageError(
-            "the figures of a report are drawn by matplotlib, which is not installed",
-            hint="pip install 'featcache[report]'",
-        ) from error
+    require_extra("a report with figures", "report", ["matplotlib"])
+    import matplotlib as mpl
+
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # The fonts of the page have the characters that the measuring font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing")

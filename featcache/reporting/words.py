@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.errors import UsageError
 from featcache.inspection.document import ListedRow, label_text
 from featcache.reporting.document import HeadlineMetric, Interval, Label, RunComparison, RunReport
+from featcache.system.packages import require_extra
 from featcache.system.units import interval_text, percent_text, seconds_text, share_text
 
 if TYPE_CHECKING:
@@ -33,12 +33,9 @@ def environment_of(*, autoescape: bool) -> Environment:
     Raises:
         UsageError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError as error:
-        raise UsageError(
-            "reports are written with Jinja2, which is not installed", hint="pip install 'featcache[report]'"
-        ) from error
+    require_extra("a report", "report", ["jinja2"])
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=autoescape,

@@ -16,6 +16,13 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def processor_flags() -> set[str]:
+    """Instruction sets of this processor, named as Linux names them; none where /proc does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
 def core_groups(cores: Sequence[int], count: int) -> list[list[int]]:
     """`cores` in `count` groups of neighbours of nearly equal size; some are empty if there are too few."""
     ends = [len(cores) * number // count for number in range(count + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from featcache.errors import DiskError, FeatcacheError
 from featcache.system.durable import disk_error
+from featcache.system.packages import package_error
 
 
 def outside_error(error: Exception) -> FeatcacheError | None:
@@ -17,4 +18,4 @@ def outside_error(error: Exception) -> FeatcacheError | None:
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         what = f"the name {ascii(error.object)[:200]} is not UTF-8"
         return DiskError(what, hint="rename that file or folder")
-    return None
+    return package_error(error)

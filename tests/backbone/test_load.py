@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from featcache.backbone.load import resolve_device, resolve_dtype
+from featcache.backbone.load import cpu_capabilities, resolve_device, resolve_dtype
 from featcache.backbone.model_files.find import find_model
 from featcache.errors import BackboneError, UsageError
 from tests.support.stock import (
@@ -142,7 +142,7 @@ def test_resolve_device_and_dtype() -> None:
     assert resolve_device("cpu") == cpu
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert resolve_dtype("float32", cpu) == "float32"
-    native = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+    native = {"avx512_bf16", "amx_bf16"} & cpu_capabilities()
     assert resolve_dtype("auto", cpu) == ("bfloat16" if native else "float32")
 
 

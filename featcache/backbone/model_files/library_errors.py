@@ -16,7 +16,7 @@ def library_errors(what: str, hint: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (FeatcacheError, MemoryError):
+    except (FeatcacheError, MemoryError, UnicodeEncodeError):  # UnicodeEncodeError: the path is not UTF-8
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
