@@ -66,7 +66,7 @@ def text_model_class(config: Any) -> Any:
     """The class of transformers that loads a model for texts: of T5 and its kind, the encoder alone."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
-    both = getattr(config, "is_encoder_decoder", False)
+    both = getattr(config, "is_encoder_decoder", False) and not config.sub_configs
     return AutoModelForTextEncoding if both and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 

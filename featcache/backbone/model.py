@@ -119,11 +119,12 @@ class Backbone:
             fills = self.device.type == "cpu" and self.dtype == torch.bfloat16
             inputs = self.packed_inputs(batch, layout, filling(tokens) if fills else 0)
             if not pooled:
-                return {layer: at[0, :tokens] for layer, at in self._run(inputs, layers).items()}, layout
+                run = self.whole_states(inputs, layers)
+                return {layer: at[0, :tokens] for layer, at in run.items()}, layout
             assert self.blocks is not None
             places = torch.cat([layout.token_at(token) for token in pooled])
             with only(self.blocks[highest - 1], layout, places):
-                run = self._run(inputs, layers)
+                run = self.whole_states(inputs, layers)
             states = {layer: at[0, :tokens] for layer, at in run.items() if layer != highest}
             states[highest] = run[highest][0].unflatten(0, (len(pooled), len(batch.lengths)))
             return states, layout
@@ -132,7 +133,8 @@ class Backbone:
         """States `[T, H]` by layer, from one padded batch."""
         inputs = self.padded_inputs(batch)
         real = inputs["attention_mask"].bool()
-        return {layer: at[real] for layer, at in self._run(inputs, layers).items()}
+        width = real.shape[1]  # some families pad a batch themselves, to a multiple of their window
+        return {layer: at[:, :width][real] for layer, at in self.whole_states(inputs, layers).items()}
 
     def prepare(self, texts: int) -> None:
         """Compile parts of the blocks if `texts` texts pay for it, and note that in `fused`.
@@ -183,8 +185,8 @@ class Backbone:
         room = min(extension.length, self.position_limit or extension.length)
         self.tokenizer.model_max_length = max(self.tokenizer.model_max_length, room)
 
-    def _run(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The model's states `[b, t, H]` at `layers`; stops after the highest."""
+    def whole_states(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The model's states `[b, t, H]` at `layers`, padding included; stops after the highest."""
         if list(layers) == [self.num_blocks]:
             return {self.num_blocks: self.model(**inputs).last_hidden_state}
         if self.blocks is None:
@@ -268,7 +270,8 @@ def count_blocks(model: Any, files: ModelFiles) -> int:
     Raises:
         BackboneError: the model's config does not say it.
     """
-    count = getattr(model.config, "num_hidden_layers", None)
+    configs = (model.config, model.config.get_text_config())
+    count = next((c.num_hidden_layers for c in configs if hasattr(c, "num_hidden_layers")), None)
     if not isinstance(count, int):
         kind = type(model).__name__
         raise BackboneError(

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from tests.support.tiny import write_tokenizer
 
 LISTS = ("TEXT_ENCODING", "MASKED_LM", "SEQUENCE_CLASSIFICATION", "CAUSAL_LM")
 TOWERS = ("clip", "siglip", "chinese_clip", "altclip", "clap")  # texts beside images or sounds
+WAYS = ("packed", "padded", "equal lengths", "one by one", "refused", "not built")
+CLASS_NAME = re.compile(r"^\w+ (?=does not use|takes no|mixes|lets|cannot run)")
 LENGTHS = (30, 1, 7, 44, 7, 3, 9, 30)
 
 # What families call their sizes, small. Others are in OVERRIDES.
@@ -38,10 +42,47 @@ SIZES: dict[str, Any] = {
     "rotary_dim": 4, "image_size": 16, "patch_size": 8, "projection_dim": 16, "decoder_hidden_size": 32,
 }  # fmt: skip
 IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+LEAVE = object()  # as the family's own config has it
+LATENT = {  # attention over a latent vector: as many keys as queries, heads in two parts
+    "num_key_value_heads": 4, "head_dim": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+HEADS = {"head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
+         "longcat_flash", "youtu"), LATENT,
+    ),
+    **dict.fromkeys(("bamba", "granitemoehybrid"), MAMBA),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), HEADS),
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "esm": {"vocab_size": 200, "token_dropout": True, "mask_token_id": 4},
+    "esmc": {"num_key_value_heads": 4, "mask_token_id": 4},
+    "falcon": {"head_dim": LEAVE},
+    "funnel": {
+        "num_hidden_layers": LEAVE, "block_sizes": [1, 1], "block_repeats": [1, 1], "num_decoder_layers": 1,
+        "d_head": 8, "architectures": ["FunnelModel"],
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "input_size": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lilt": {"hidden_size": 48},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
-}
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
+    "nemotron": {"num_key_value_heads": 4, "head_dim": 8},
+    "neomme": {"head_dim": 16},
+    "prophetnet": {"num_hidden_layers": LEAVE, "num_encoder_layers": 2, "num_decoder_layers": 2},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16], "attn_layers": ["local", "lsh"],
+        "attention_head_size": 8, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8,
+        "feed_forward_size": 48, "num_hidden_layers": LEAVE,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 10, "shape_vocab_size": 10},
+    "xlstm": {"v_head_dim": LEAVE},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 4, "mamba_headdim": 16},
+}  # fmt: skip
 
 
 def families() -> list[str]:
@@ -60,7 +101,8 @@ def tiny_config(config: Any, **more: Any) -> Any:
         part = getattr(config, name, None)
         if part is not None and not isinstance(part, dict):
             changes[name] = tiny_config(part).to_dict()
-    return kind(**changes | OVERRIDES.get(kind.model_type, {}) | more)
+    changes |= OVERRIDES.get(kind.model_type, {}) | more
+    return kind(**{name: value for name, value in changes.items() if value is not LEAVE})
 
 
 def _is_number(config: Any, name: str) -> bool:
@@ -119,7 +161,7 @@ def outcome(family: str, folder: Path) -> Outcome:
     try:
         backbone = load(folder)
     except BackboneError as error:
-        return Outcome(family, "refused", error.what.partition("cannot encode texts: ")[2] or error.what)
+        return Outcome(family, "refused", re.sub(r"^.*?\) (cannot encode texts: )?", "", error.what))
     return Outcome(family, backbone.packing, backbone.packing_note, worst_difference(backbone))
 
 
@@ -140,13 +182,25 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def main(names: list[str]) -> None:
-    """Print the table."""
-    for family in names or families():
+def outcomes(names: list[str]) -> Iterator[Outcome]:
+    """Each family's outcome, one after the other."""
+    for family in names:
         with tempfile.TemporaryDirectory() as folder, one_thread():
-            print(outcome(family, Path(folder)), flush=True)
+            yield outcome(family, Path(folder) / family)
+
+
+def table(found: Sequence[Outcome]) -> str:
+    """Rows of Markdown: way, reason, families."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for one in found:
+        reason = CLASS_NAME.sub("", one.reason).partition(" (got")[0].replace("|", "/").rstrip(".")
+        groups.setdefault((WAYS.index(one.way), reason), []).append(one.family)
+    rows = [
+        f"| {WAYS[way]} | {reason} | {', '.join(names)} |" for (way, reason), names in sorted(groups.items())
+    ]
+    return "\n".join(["| way | reason | families |", "|---|---|---|", *rows])
 
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    main(sys.argv[1:])
+    print(table(list(outcomes(sys.argv[1:] or families()))))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from featcache.backbone.attention.packed import IMPLEMENTATION
 from featcache.backbone.fused_layers import agree
 from featcache.backbone.packing import NotPackable
+from featcache.backbone.probe.first_run import cannot_encode, said
 from featcache.backbone.probe.texts import ProbedBackbone, batch_of, made_up_batch, worded_texts
 from featcache.errors import BackboneError
 
@@ -91,7 +93,10 @@ class _CompanyProbe:
         made_up = made_up_batch(backbone, [1, *lengths]).input_ids[1:]  # not those in place of words
         self.others = np.split(made_up, np.cumsum(lengths)[:-1])
         backbone.packing = "one by one"
-        self.alone = self.run(self.texts)
+        try:
+            self.alone = self.run(self.texts)
+        except Exception as error:  # the model's own code raises errors of all kinds
+            raise cannot_encode(backbone, said(error)) from error
 
     def run(self, texts: list[np.ndarray]) -> States:
         """The states of texts, run together as `backbone.packing` says."""
@@ -120,7 +125,7 @@ class _CompanyProbe:
             with _in_float32(backbone.model):
                 return "" if self._close_in_float32() else leak
         except Exception as error:  # the model's own code raises errors of all kinds
-            return next(iter(str(error).strip().splitlines()), type(error).__name__)
+            return said(error)
 
     def _cannot_pack(self) -> str:
         """Prepare the model for packed batches; why that cannot be."""
@@ -166,10 +171,20 @@ class _CompanyProbe:
 
 
 def _lengths(backbone: ProbedBackbone) -> list[int]:
-    """Three short texts, and before them one longer than the sliding window if there is one."""
-    window = getattr(backbone.model.config, "sliding_window", None) or 0
+    """Three short texts, and before them one longer than two windows of attention if there are any."""
+    window = _window(backbone.model.config)
     room = backbone.position_limit or 4096
     return ([min(2 * window + 9, room)] if 0 < window < min(room, 2048) else []) + LENGTHS
+
+
+def _window(config: Any) -> int:
+    """Tokens of the shortest window that attention is cut into, in any layer; 0 if there is none."""
+    names = ("sliding_window", "local_attn_chunk_length", "lsh_attn_chunk_length")
+    try:
+        windows = [getattr(config, name, None) for name in names]
+    except RuntimeError:  # each layer has its own
+        windows = [getattr(layer, names[0], None) for layer in config.per_layer_config]
+    return min((window for window in windows if window), default=0)
 
 
 def _share(expected: torch.Tensor) -> float:

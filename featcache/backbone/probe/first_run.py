@@ -33,7 +33,9 @@ def first_run(backbone: ProbedBackbone) -> tuple[int, int | None]:
     """
     model = backbone.model
     table, read = position_table(model), []
-    hook = table and table.register_forward_pre_hook(lambda _, args: read.append(int(args[0].min())))
+    hook = table and table.register_forward_pre_hook(
+        lambda _, args: read.append(int(args[0].min())) if torch.is_tensor(args[0]) else None
+    )
     try:
         _find_layers(backbone)
     finally:
@@ -56,11 +58,24 @@ def _find_layers(backbone: ProbedBackbone) -> None:
         backbone.inner_layers = False
         problem = _try(backbone, layers[-1:])
     if problem:
-        raise BackboneError(
-            f"{backbone.files.name} ({type(backbone.model).__name__}) cannot encode texts: {problem}",
-            hint=HINTS.get(backbone.model.config.model_type, HINT)
-            + ("" if backbone.dtype == torch.float32 else "; or try --dtype float32"),
-        )
+        raise cannot_encode(backbone, problem)
+
+
+def cannot_encode(backbone: ProbedBackbone, problem: str) -> BackboneError:
+    """The error that refuses a model."""
+    hint = HINTS.get(backbone.model.config.model_type, HINT)
+    return BackboneError(
+        f"{backbone.files.name} ({type(backbone.model).__name__}) cannot encode texts: {problem}",
+        hint=hint if backbone.dtype == torch.float32 else f"{hint}; or try --dtype float32",
+    )
+
+
+def said(error: Exception) -> str:
+    """The kind and the first line of an error of the model's own code, or what featcache says itself."""
+    if isinstance(error, BackboneError):
+        return error.what
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}"
 
 
 def _try(backbone: ProbedBackbone, layers: list[int]) -> str:
@@ -69,9 +84,9 @@ def _try(backbone: ProbedBackbone, layers: list[int]) -> str:
     if "token_type_ids" in getattr(backbone.tokenizer, "model_input_names", ()):
         batch = replace(batch, type_ids=np.zeros(TOKENS, dtype=np.int64))
     try:
-        states, _ = backbone.states(batch, layers)
+        states = backbone.whole_states(backbone.padded_inputs(batch), layers)
     except Exception as error:  # the model's own code raises errors of all kinds
-        return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        return said(error)
     shapes = [list(at.shape) for at in states.values()]
-    wrong = [shape for shape in shapes if len(shape) != 2 or shape[0] != TOKENS]
+    wrong = [shape for shape in shapes if len(shape) != 3 or shape[:2] != [1, TOKENS]]
     return f"{TOKENS} tokens have states of the shape {wrong[0]}" if wrong else ""

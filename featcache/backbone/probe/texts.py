@@ -40,6 +40,12 @@ class ProbedBackbone(Protocol):
     ) -> tuple[dict[int, torch.Tensor], PackedLayout]:
         """See `Backbone`."""
 
+    def padded_inputs(self, batch: TokenBatch) -> dict[str, Any]:
+        """See `Backbone`."""
+
+    def whole_states(self, inputs: dict[str, Any], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """See `Backbone`."""
+
     def use_attention(self, name: str | None) -> bool:
         """See `Backbone`."""
 
