@@ -15,7 +15,9 @@ from featcache.errors import BackboneError
 from featcache.finetuning import suffix as suffix_module
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
-from featcache.finetuning.suffix import Suffix
+from featcache.finetuning.suffix import StateBatch, Suffix
+from tests.support.stock import load
+from tests.support.text_families import build_family
 from tests.support.tuning import LENGTHS, TextInputs, batch_of, pooler_of, suffix_of, tuner_of
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen3", "mistral")
@@ -228,3 +230,13 @@ def test_suffix_refuses_a_model_whose_parts_give_other_states(
     monkeypatch.setattr(Suffix, "_pass_through", breaking)
     with pytest.raises(BackboneError, match="cannot be cut before block 1"):
         suffix_of(tiny("bert"), "top-blocks:2")
+
+
+def test_texts_that_padding_would_change_are_trained_without_it(tmp_path: Path) -> None:
+    folder = build_family("convbert", tmp_path / "convbert")
+    backbone = load(folder)
+    assert backbone.packing == "equal lengths"
+    tokens = batch_of()
+    states, _ = backbone.states(tokens, [1, 2])
+    found, _ = suffix_of(folder, "top-blocks:1").states(StateBatch(states[1].clone(), tokens.lengths))
+    torch.testing.assert_close(found.detach(), states[2], rtol=0, atol=1e-5)

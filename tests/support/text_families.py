@@ -186,7 +186,9 @@ def outcomes(names: list[str]) -> Iterator[Outcome]:
     """Each family's outcome, one after the other."""
     for family in names:
         with tempfile.TemporaryDirectory() as folder, one_thread():
-            yield outcome(family, Path(folder) / family)
+            found = outcome(family, Path(folder) / family)
+            print(found, file=sys.stderr, flush=True)
+            yield found
 
 
 def table(found: Sequence[Outcome]) -> str:
@@ -194,6 +196,7 @@ def table(found: Sequence[Outcome]) -> str:
     groups: dict[tuple[int, str], list[str]] = {}
     for one in found:
         reason = CLASS_NAME.sub("", one.reason).partition(" (got")[0].replace("|", "/").rstrip(".")
+        reason = "no tiny one could be made to try" if one.way == "not built" else reason
         groups.setdefault((WAYS.index(one.way), reason), []).append(one.family)
     rows = [
         f"| {WAYS[way]} | {reason} | {', '.join(names)} |" for (way, reason), names in sorted(groups.items())

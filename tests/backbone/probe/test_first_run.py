@@ -82,3 +82,20 @@ def test_a_model_that_cannot_compute_in_16_bits_says_so(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="BFloat16") as caught:
         load(build_family("fnet", tmp_path / "fnet"), dtype="bfloat16")
     assert "--dtype float32" in str(caught.value)
+
+
+def test_big_bird_attends_to_all_tokens_at_every_length(tmp_path: Path) -> None:
+    """Its own code changes over to sparse attention by the longest text of a batch, and back for good."""
+    backbone = load(build_family("big_bird", tmp_path / "bird", block_size=4, num_random_blocks=1))
+    assert backbone.model.attention_type == "original_full"
+    assert worst_difference(backbone) < NOISE  # with texts longer than its limit of 28 tokens
+
+
+def test_texts_longer_than_a_window_of_the_model_itself(tmp_path: Path) -> None:
+    """Reformer pads such texts to a multiple of its chunks; its random numbers need a seed."""
+    with pytest.raises(BackboneError, match="other states each time") as caught:
+        load(build_family("reformer", tmp_path / "random"))
+    assert "hash_seed" in str(caught.value)
+    backbone = load(build_family("reformer", tmp_path / "seeded", hash_seed=1))
+    assert backbone.packing == "equal lengths"
+    assert worst_difference(backbone) < NOISE
