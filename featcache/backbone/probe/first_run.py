@@ -83,10 +83,12 @@ def _try(backbone: ProbedBackbone, layers: list[int]) -> str:
     batch = made_up_batch(backbone, [TOKENS])
     if "token_type_ids" in getattr(backbone.tokenizer, "model_input_names", ()):
         batch = replace(batch, type_ids=np.zeros(TOKENS, dtype=np.int64))
+    inputs = backbone.padded_inputs(batch)
+    wanted = list(inputs["attention_mask"].shape)
     try:
-        states = backbone.whole_states(backbone.padded_inputs(batch), layers)
+        states = backbone.whole_states(inputs, layers)
     except Exception as error:  # the model's own code raises errors of all kinds
         return said(error)
     shapes = [list(at.shape) for at in states.values()]
-    wrong = [shape for shape in shapes if len(shape) != 3 or shape[:2] != [1, TOKENS]]
-    return f"{TOKENS} tokens have states of the shape {wrong[0]}" if wrong else ""
+    wrong = [shape for shape in shapes if len(shape) != 3 or shape[:2] != wanted]
+    return f"{wanted[1]} tokens have states of the shape {wrong[0]}" if wrong else ""
