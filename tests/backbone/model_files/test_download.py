@@ -294,6 +294,17 @@ def test_a_renamed_model_is_found(hub: LoopbackHub, tmp_path: Path, expected: di
 
 
 @pytest.mark.hostile
+def test_a_hub_that_is_busy_for_a_moment_is_asked_again(
+    hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    hub.fail("/tree/", Status(429, {"Retry-After": "1"}), times=1)
+    hub.fail("/tree/", Status(503), times=1)
+    hub.fail("^GET .*tokenizer.json", Status(429, {"Retry-After": "0"}), times=1)
+    found = find(hub, tmp_path)
+    assert (found.hashes, found.error) == (expected, "")
+
+
+@pytest.mark.hostile
 def test_a_mirror_without_lists_of_files(hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]) -> None:
     hub.fail("/tree/", Status(404))
     first = find(hub, tmp_path)
