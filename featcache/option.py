@@ -64,6 +64,8 @@ def _check_limits(option: Option, number: float) -> None:
     """NaN and infinity are outside any limits."""
     limits = [("at least", option.least, ge), ("above", option.above, gt), ("below", option.below, lt)]
     known = [(text, limit, holds) for text, limit, holds in limits if limit is not None]
+    if isinstance(number, int) and abs(number) >= 1 << 63:
+        raise UsageError(f"{option.flag} {number}: beyond 64 bits")
     if not math.isfinite(number) or not all(holds(number, limit) for _, limit, holds in known):
         wanted = " and ".join(f"{text} {limit}" for text, limit, _ in known) or "a finite number"
         raise UsageError(f"{option.flag} {number}: must be {wanted}")

@@ -177,7 +177,7 @@ class HeadSettings:
         choices=("fixed", "validation", "folds"),
     )  # fmt: skip
     folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
-    hidden: int = setting(256, "units of the mlp head's hidden layer", least=1)
+    hidden: int = setting(256, "units of the mlp head's hidden layer", least=1, below=1 << 24)
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float = setting(1.0, "penalty of the ridge head", above=0)
     neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
@@ -201,7 +201,7 @@ class Settings:
     features: FeatureSettings = FeatureSettings()
     head: HeadSettings = HeadSettings()
     paths: PathSettings = PathSettings()
-    seed: int = setting(0, "seed of every random choice")
+    seed: int = setting(0, "seed of every random choice", least=0)
 
 
 def options(kind: type = Settings) -> dict[str, Option]:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.cli_tools import arrow_in, plain_terminal
 from tests.support.fuzz import Findings, Fuzzer, fuzz, make_world
 
+pytestmark = pytest.mark.bad_input
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 

@@ -14,6 +14,7 @@ from featcache.cache import shards
 from featcache.cache.description import SHARD
 from featcache.cache.local import LocalFiles
 from featcache.cache.record import CacheRecord, Provenance, read_record, write_record
+from featcache.cache.seal import HINT
 from featcache.cache.sealed_file import SealedFile
 from featcache.errors import CacheError, CacheMiss, CorruptCache
 from featcache.fingerprint import CacheDocument, EncoderDocument, Request
@@ -125,12 +126,15 @@ class CacheFile:
         """
         if view not in self.views:
             raise CacheMiss(f"{self.path} has views {', '.join(self.views)}, not {view}")
+        labels, names = np.asarray(self.sealed.column("labels")), self.document.labels.names
+        if labels.ndim == 1 and labels.size and not -1 <= labels.min() <= labels.max() < len(names):
+            raise CorruptCache(f"{self.path} has labels that are none of its {len(names)} names", hint=HINT)
         return Features(
             split=self.split,
             view=view,
             x=self.sealed.column(view_column(view)),
-            y=np.asarray(self.sealed.column("labels")),
-            label_names=self.document.labels.names,
+            y=labels,
+            label_names=names,
             row_hash=self.sealed.column("row_hash"),
             encoder=self.document.encoder,
             fingerprint=self.fingerprint,
@@ -154,6 +158,20 @@ def add_request(file: CacheFile, request: Request, made: Provenance | None = Non
     write_record(file.path, record if made is None else replace(record, made=made))
 
 
+def _check_shapes(document: CacheDocument, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError for a column that does not fit the rows and labels of the document."""
+    rows = document.rows.count
+    for name, shape in shapes.items():
+        fine = shape[:1] == (rows,)
+        if name.startswith("views/"):
+            fine = fine and len(shape) == 2
+        elif name in ("row_hash", "labels"):
+            several = (rows, 32 if name == "row_hash" else len(document.labels.names))
+            fine = shape == several or (name == "labels" and shape == (rows,))
+        if not fine:
+            raise ValueError(f"column {name} is {list(shape)} for {rows} rows")
+
+
 def _document(sealed: SealedFile) -> CacheDocument:
     """The cache document of a sealed file.
 
@@ -165,9 +183,10 @@ def _document(sealed: SealedFile) -> CacheDocument:
         wanted = {view_column(view) for view in document.views} | {"labels", "row_hash", "truncated"}
         if missing := wanted - set(sealed.names):
             raise ValueError(f"without column {min(missing)}")
+        _check_shapes(document, sealed.shapes)
     except ValueError as error:
         raise CorruptCache(
             f"{sealed.path} does not hold what its description says: {error}",
-            hint="remove it with featcache cache rm, then run featcache extract again",
+            hint=HINT,
         ) from error
     return document

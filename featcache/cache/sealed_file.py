@@ -57,6 +57,11 @@ class SealedFile:
         """Names of all columns."""
         return tuple(self._entries)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every column but the description."""
+        return {name: entry.shape for name, entry in self._entries.items() if name != "meta"}
+
     def column(self, name: str) -> np.ndarray:
         """A column as a read-only memory map, after its checksums were checked.
 

@@ -281,6 +281,10 @@ class ShardedFile(SealedFile):
     def names(self) -> tuple[str, ...]:
         return (*self._types, "meta")
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: (self.ends[-1], *kind.shape) for name, kind in self._types.items()}
+
     def column(self, name: str) -> np.ndarray:
         """A column as a `ShardedColumn`, which is read like an array; `meta` is that of the manifest.
 

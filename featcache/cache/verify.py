@@ -73,8 +73,6 @@ def _contradictions(file: CacheFile) -> list[str]:
     """Contradictions in the description of a file with good checksums."""
     document, sealed = file.document, file.sealed
     found = _misnamed(file.path, document, file.fingerprint)
-    if any(sealed.column(name).shape[:1] != (file.rows,) for name in sealed.names if name != "meta"):
-        found.append(f"{file.path}: not every column has {file.rows} rows")
     if _chain(sealed.column("row_hash")) != document.rows.chain:
         found.append(f"{file.path}: its rows are not those of its fingerprint")
     if _chain(sealed.column("labels")) != document.labels.chain:

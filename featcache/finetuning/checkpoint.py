@@ -10,13 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
+from featcache.system.documents import read_document
 from featcache.system.durable import explained, make_folder, write_file
 
 DOCUMENT = "checkpoint.json"
@@ -30,6 +31,14 @@ class Checkpoint:
 
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckpointDocument:
+    """The content of `DOCUMENT`: the file of each group of tensors, and the state."""
+
+    files: dict[str, str]
+    note: dict[str, Any]
 
 
 class CheckpointFolder:
@@ -68,7 +77,8 @@ class CheckpointFolder:
             content = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
             files[name] = _file_name(name, content)
             write_file(self.path / files[name], content)
-        write_file(self.path / DOCUMENT, json.dumps({"files": files, "note": dict(state)}).encode())
+        document = asdict(CheckpointDocument(files, dict(state)))
+        write_file(self.path / DOCUMENT, json.dumps(document).encode())
         with explained(self.path):
             for path in self.path.glob("*.safetensors"):
                 if path.name not in files.values():
@@ -83,19 +93,18 @@ class CheckpointFolder:
         from safetensors.torch import load
 
         try:
-            document = json.loads((self.path / DOCUMENT).read_bytes())
-            files = {str(name): str(file) for name, file in document["files"].items()}
+            content = (self.path / DOCUMENT).read_bytes()
+            document = read_document(CheckpointDocument, content, DOCUMENT, ValueError)
             tensors = {}
-            for name, file in files.items():
+            for name, file in document.files.items():
                 content = (self.path / file).read_bytes()
                 if file != _file_name(name, content):
                     return None
                 tensors[name] = load(content)
-            found = Checkpoint(tensors, document["note"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        except (OSError, ValueError, SafetensorError):
             return None
-        self._files = files
-        return found
+        self._files = document.files
+        return Checkpoint(tensors, document.note)
 
     def discard(self) -> None:
         """Remove the folder, if it is there."""

@@ -22,7 +22,7 @@ from featcache.backbone.memory_limit import fits, smaller_batches
 from featcache.backbone.packing import plan_batches
 from featcache.backbone.pooler import Pooler
 from featcache.errors import HeadError
-from featcache.finetuning.checkpoint import CheckpointFolder
+from featcache.finetuning.checkpoint import Checkpoint, CheckpointFolder
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import (
@@ -304,10 +304,22 @@ class Tuner:
     def _load(self) -> None:
         """Go on from the checkpoint, if there is one."""
         checkpoint = self.checkpoints.load() if self.checkpoints else None
-        if checkpoint is None:
+        if self.checkpoints is None or checkpoint is None:
             return
+        try:
+            self._take(checkpoint)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise HeadError(
+                f"the checkpoint in {self.checkpoints.path} does not fit this training: {error}",
+                hint="remove that folder; the training then starts again",
+            ) from error
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Put weights, moments, state and the random generator where they were."""
         tensors = checkpoint.tensors
-        self.state = parse_document(TrainingState, checkpoint.state, "cannot read the checkpoint", HeadError)
+        self.state = parse_document(TrainingState, checkpoint.state, "its state", ValueError)
+        if not 0 <= self.state.step <= self.steps or bool(self.state.history) != ("best" in tensors):
+            raise ValueError(f"its state: step {self.state.step} of {self.steps}")
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(tensors["weights"][name])

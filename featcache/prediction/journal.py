@@ -67,6 +67,10 @@ class JournalState:
     raw_cells: bool = True
     mostly_unknown: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.chunks, self.rows, self.bad, self.truncated, self.bytes, self.bad_bytes) < 0:
+            raise ValueError("a negative number")
+
 
 def partial_folder(target: Path) -> Path:
     return target.with_name(target.name + ".partial")
@@ -156,7 +160,7 @@ class Journal:
         written, bad_written = log.write(self.writer.batch(batch, predictions)), bad_log.write(bad)
         counts = dict(self.state.counts)
         for label in itertools.chain.from_iterable(predictions.labels):
-            counts[label] += 1
+            counts[label] = counts.get(label, 0) + 1
         self.state = replace(
             self.state,
             chunks=self.state.chunks + 1,

@@ -19,6 +19,7 @@ from featcache.cache.catalog import CacheFile
 from featcache.cache.seal import CHUNK
 from featcache.cache.sealed_writer import Column, write_sealed
 from featcache.cache.verify import verify
+from featcache.errors import CorruptCache
 from featcache.fingerprint import fingerprint as document_hash
 from tests.support.cache_files import seal
 
@@ -227,3 +228,35 @@ def rewrite(path: Path, meta: dict[str, object], to: Path | None = None) -> Path
     path.unlink()
     assert write_sealed(to or path, meta, columns)
     return to or path
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("row_hash", np.zeros((1, 32), np.uint8)), ("row_hash", np.zeros((2, 31), np.uint8)),
+        ("labels", np.zeros(3, np.int64)), ("labels", np.zeros((2, 7), np.uint8)),
+        ("truncated", np.zeros(1, np.uint8)), ("views/last-cls", np.zeros(2, np.float16)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.shape),
+)  # fmt: skip
+def test_columns_that_do_not_fit_the_description_are_refused(
+    name: str, values: np.ndarray, tmp_path: Path
+) -> None:
+    path = seal(tmp_path)
+    old = CacheFile(path).sealed
+    arrays = {one: np.asarray(old.column(one)) for one in old.names if one != "meta"} | {name: values}
+    columns = [Column(one, array.shape, array.dtype.name, [array]) for one, array in arrays.items()]
+    write_sealed(path, old.description.to_json(), columns, replace=True)
+    with pytest.raises(CorruptCache, match=rf"column {name} is .* for 2 rows"):
+        CacheFile(path)
+
+
+def test_labels_without_a_name_are_refused(tmp_path: Path) -> None:
+    path = seal(tmp_path)
+    old = CacheFile(path).sealed
+    arrays = {one: np.asarray(old.column(one)) for one in old.names if one != "meta"}
+    arrays["labels"] = np.array([0, 9])
+    columns = [Column(one, array.shape, array.dtype.name, [array]) for one, array in arrays.items()]
+    write_sealed(path, old.description.to_json(), columns, replace=True)
+    with pytest.raises(CorruptCache, match="labels that are none of its"):
+        CacheFile(path).features("last/cls")

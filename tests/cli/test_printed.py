@@ -12,6 +12,7 @@ import pytest
 from tests.support.cli_tools import Cli, Terminal, edit_run, make_work, read_rows, shell, write_rows
 from tests.support.stock import one_thread
 
+pytestmark = pytest.mark.bad_input
 LABELS = ("=1+1\x1b[31m\x9b2J", "bad\nlabel\t<script>alert(1)</script> `#|\u202e")
 ESCAPES = ("\x1b[31m", "\x9b", "\u202e")
 MODEL_NAME = "be`rt\x1b[31m<b>"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
-from featcache.finetuning.checkpoint import CheckpointFolder
+from featcache.finetuning.checkpoint import DOCUMENT, CheckpointFolder
 
 
 def test_load_returns_what_save_wrote_and_none_for_a_damaged_checkpoint(tmp_path: Path) -> None:
@@ -43,3 +44,10 @@ def test_due_is_always_true_with_every_0_and_false_right_after_a_save(tmp_path: 
     checkpoints = CheckpointFolder(tmp_path)
     checkpoints.save({}, {})
     assert not checkpoints.due
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"files": [], "note": {}}', b'{"files": {"a": 1}}'])
+def test_a_damaged_document_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    CheckpointFolder(tmp_path).save({"weights": {"a": torch.ones(1)}}, {"step": 1})
+    (tmp_path / DOCUMENT).write_bytes(content)
+    assert CheckpointFolder(tmp_path).load() is None

@@ -108,6 +108,22 @@ def test_run_continues_a_killed_training_with_the_same_result(
     assert all(torch.equal(found.best.head[name], value) for name, value in reference.best.head.items())
 
 
+@pytest.mark.parametrize("odd", ["step", "tensors", "state"])
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tiny: Callable[[str], Path], tmp_path: Path, odd: str
+) -> None:
+    checkpoints = CheckpointFolder(tmp_path / "point", every=0.0)
+    training(tiny("bert"), checkpoints=checkpoints).run()
+    found = checkpoints.load()
+    assert found
+    state = dict(found.state) | {"step": {"step": 10**9, "tensors": 1, "state": "x"}[odd]}
+    checkpoints.save({} if odd == "tensors" else found.tensors, state)
+    again = training(tiny("bert"), checkpoints=CheckpointFolder(tmp_path / "point"))
+    with pytest.raises(HeadError, match="does not fit this training") as refused:
+        again.run(resume=True)
+    assert "point" in refused.value.what and "starts again" in str(refused.value.hint)
+
+
 def test_run_without_resume_starts_from_the_beginning(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     training(tiny("bert"), checkpoints=CheckpointFolder(tmp_path / "point")).run()
     told: list[str] = []

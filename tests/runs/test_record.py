@@ -52,3 +52,28 @@ def test_to_json_turns_numpy_values_and_paths_into_builtin_types() -> None:
     written = replace(MINIMAL, solver=solver).to_json()["solver"]
     assert written == {"C": 0.5, "steps": 3, "norms": [1.0, 1.0], "path": "a/b"}
     assert "sweep" not in MINIMAL.to_json() and "finetune" not in MINIMAL.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scores": {"test": {"confusion": [[1]]}}}, "confusion matrix of test"),
+        ({"scores": {"test": {"confusion": [[1, 2], [3]]}}}, "confusion matrix of test"),
+        ({"scores": {"test": {"confusion": [[1, 2], [3, -4]]}}}, "confusion matrix of test"),
+        ({"scores": {"test": {"confusion": [[1, 2], [3, 1 << 62]]}}}, "confusion matrix of test"),
+        ({"backbone": {"model": "a\0b"}}, "no path"),
+        ({"caches": {"train": {"path": "\0", "fingerprint": ""}}}, "no path"),
+        ({"data": {"data_files": {"train": "\0"}}}, "no path"),
+        ({"created": "\ud800"}, r"no valid Unicode - at `\$\.created`"),
+        ({"parameters": 10**30}, r"beyond 64 bits - at `\$\.parameters`"),
+    ],
+    ids=str,
+)
+def test_read_run_record_refuses_parts_that_do_not_fit(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    content = MINIMAL.to_json() | {"label_names": ["a", "b"]} | change
+    (tmp_path / RUN_FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(HeadError, match=words) as refused:
+        read_run_record(tmp_path)
+    assert str(tmp_path / RUN_FILE) in refused.value.what and refused.value.hint

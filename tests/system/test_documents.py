@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from featcache.errors import CacheError
-from featcache.system.documents import json_document, parse_document, plain_document, tidied
+from featcache.system.documents import (
+    json_document,
+    parse_document,
+    plain_document,
+    read_document,
+    read_json,
+    tidied,
+)
 
 
 @dataclass(frozen=True)
@@ -58,3 +65,25 @@ def test_tidied_makes_every_value_fit_for_json() -> None:
 
 def test_tidied_rounds_to_digits() -> None:
     assert tidied([0.123456789, 1234567.0, 7], digits=6) == [0.123457, 1234570.0, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "Expecting"), (b"\xff", "utf-8"), (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 5000, "digits"),
+        (b'{"a": [1, {"b": 9223372036854775808}]}', r"beyond 64 bits - at `\$\.a\[\.\.\.\]\.b`"),
+        (b'{"a": "\\ud800"}', r"no valid Unicode - at `\$\.a`"), (b'{"\\ud800": 1}', "a key"),
+    ],
+    ids=lambda value: repr(value[:12]),
+)  # fmt: skip
+def test_read_json_names_what_nothing_can_hold(content: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_json(content)
+    with pytest.raises(CacheError, match=r"x\.json: "):
+        read_document(Document, content, "x.json", CacheError)
+
+
+def test_read_document_returns_the_dataclass() -> None:
+    content = b'{"name": "a", "count": 7, "later": NaN}'
+    assert read_document(Document, content, "x.json", CacheError) == Document("a", 7)

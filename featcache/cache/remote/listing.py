@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache.description import FileDescription, ShardEntry
-from featcache.cache.seal import DTYPES, HINT, LONGEST_SEAL, ColumnEntry, Seal, chunk_count, intact, read_seal
+from featcache.cache.seal import (
+    DTYPES,
+    HINT,
+    LONGEST_SEAL,
+    ColumnEntry,
+    Seal,
+    are_apart,
+    chunk_count,
+    intact,
+    read_seal,
+)
 from featcache.cache.sealed_file import read_description
 from featcache.cache.shards import owner_of, shard_entries
 from featcache.errors import CacheError, CorruptCache
@@ -88,10 +98,12 @@ class Listing:
         """The entry of the cache file `path`; None if there is none that can be read."""
         try:
             entry = read_document(ListingEntry, self.entry_path(path).read_bytes(), str(path), CacheError)
-        except (OSError, CacheError):
+            columns = entry.columns or {}
+            whole = "meta" in columns and are_apart(0, columns, entry.bytes)
+        except (OSError, ValueError, CacheError):
             return None
         described = None not in (entry.meta, entry.columns, entry.digest)
-        return entry if described or entry.damage is not None else None
+        return entry if (whole and described) or entry.damage is not None else None
 
     def write(self, path: Path, entry: ListingEntry) -> None:
         write_file(self.entry_path(path), json.dumps(plain_document(entry)).encode())
