@@ -18,6 +18,8 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheError, UsageError
+from featcache.fingerprint import EncoderDocument
+from featcache.system.documents import json_document
 from featcache.system.durable import explained, publish, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
 
@@ -90,17 +92,31 @@ def _view(file: CacheFile, asked: str | None) -> str:
     return file.stored_view(asked)
 
 
-def _about(features: Features) -> dict[str, Any]:
-    """The description of the arrays, for JSON."""
-    return {
-        "view": features.view,
-        "split": features.split,
-        "rows": len(features.x),
-        "label_names": list(features.label_names),
-        "multi_label": features.y.ndim == 2,
-        "fingerprint": features.fingerprint,
-        "encoder": features.encoder.to_json(),
-    }
+@dataclass(frozen=True)
+class ArraysDescription:
+    """What is beside exported arrays: of which features they are."""
+
+    view: str
+    split: str
+    rows: int
+    label_names: tuple[str, ...]
+    multi_label: bool
+    fingerprint: str
+    encoder: EncoderDocument
+
+
+def _about(features: Features, **options: Any) -> bytes:
+    """The description of the arrays as JSON, with options of `json.dumps`."""
+    about = ArraysDescription(
+        view=features.view,
+        split=features.split,
+        rows=len(features.x),
+        label_names=features.label_names,
+        multi_label=features.y.ndim == 2,
+        fingerprint=features.fingerprint,
+        encoder=features.encoder,
+    )
+    return json.dumps(json_document(about), ensure_ascii=False, **options).encode()
 
 
 def _chunks(features: Features) -> Iterator[slice]:
@@ -118,7 +134,7 @@ def _export_npy(features: Features, output: Path, force: bool, on_progress: OnPr
     with _written(list(paths.values()), force) as (labels, row_hash, about, matrix):
         _write_array(labels, features.y)
         _write_array(row_hash, features.row_hash)
-        about.write(json.dumps(_about(features), indent=1, ensure_ascii=False).encode() + b"\n")
+        about.write(_about(features, indent=1) + b"\n")
         _write_header(matrix, features.x)
         for rows in _chunks(features):
             matrix.write(np.ascontiguousarray(features.x[rows]).data)
@@ -146,8 +162,7 @@ def _export_parquet(features: Features, output: Path, force: bool, on_progress: 
     width = features.x.shape[1]
     label = pa.list_(pa.string()) if features.y.ndim == 2 else pa.string()
     fields = [("row_hash", pa.string()), ("label", label), ("features", pa.list_(pa.float32(), width))]
-    about = json.dumps(_about(features), ensure_ascii=False).encode()
-    schema = pa.schema(fields, metadata={"featcache": about})
+    schema = pa.schema(fields, metadata={"featcache": _about(features)})
     with _written([output], force) as (file,):
         with pq.ParquetWriter(file, schema, use_dictionary=["label"], compression="zstd") as writer:
             for rows in _chunks(features):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from featcache.runs.run import Run
+from featcache.system.documents import read_document
 from featcache.system.packages import require_extra
 
 GRAPH, NOTE = "model.onnx", "featcache.json"
@@ -171,8 +172,8 @@ class _OnnxModel:
         config.update(self.source.label_config())
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        note = _note(self.source.head, self.inputs, self.source.pairs)
-        (folder / NOTE).write_text(json.dumps(note, ensure_ascii=False, indent=1), encoding="utf-8")
+        note = GraphNote.of(self.source.head, self.inputs, self.source.pairs)
+        (folder / NOTE).write_text(json.dumps(asdict(note), ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
@@ -203,26 +204,47 @@ def _tokenizer(source: RunToExport) -> Any:
     return tokenizer
 
 
-def _note(head: Head, inputs: Sequence[str], pairs: bool) -> dict[str, Any]:
-    """The content of featcache.json."""
-    call = "prompt + text, pair" if pairs else "prompt + text"
-    return {
-        "format": 1,
-        "labels": list(head.label_names),
-        "multi_label": head.multi_label,
-        "thresholds": None if head.thresholds is None else head.thresholds.tolist(),
-        "temperature": head.temperature,
-        "temperature_in_logits": True,
-        "prompt": head.encoder.prompt,
-        "pairs": pairs,
-        "max_length": head.encoder.max_length,
-        "truncation_side": head.encoder.truncation_side,
-        "padding_side": "right",
-        "tokenize": f"tokenizer({call}, padding=True, truncation=True, max_length=max_length)",
-        "view": head.view,
-        "inputs": list(inputs),
-        "output": OUTPUT,
-    }
+@dataclass(frozen=True, kw_only=True)
+class GraphNote:
+    """The content of featcache.json: all that a program must know to use the graph as the run does.
+
+    Attributes:
+        thresholds: of a multi-label head, in the order of `labels`.
+        tokenize: the call of the tokenizer, as Python.
+    """
+
+    format: int = 1
+    labels: tuple[str, ...]
+    multi_label: bool
+    thresholds: tuple[float, ...] | None
+    temperature: float
+    temperature_in_logits: bool = True
+    prompt: str
+    pairs: bool
+    max_length: int
+    truncation_side: str
+    padding_side: str = "right"
+    tokenize: str
+    view: str
+    inputs: tuple[str, ...]
+    output: str = OUTPUT
+
+    @classmethod
+    def of(cls, head: Head, inputs: tuple[str, ...], pairs: bool) -> GraphNote:
+        call = "prompt + text, pair" if pairs else "prompt + text"
+        return cls(
+            labels=head.label_names,
+            multi_label=head.multi_label,
+            thresholds=None if head.thresholds is None else tuple(head.thresholds.tolist()),
+            temperature=head.temperature,
+            prompt=head.encoder.prompt,
+            pairs=pairs,
+            max_length=head.encoder.max_length,
+            truncation_side=head.encoder.truncation_side,
+            tokenize=f"tokenizer({call}, padding=True, truncation=True, max_length=max_length)",
+            view=head.view,
+            inputs=inputs,
+        )
 
 
 # --- checking what was written ------------------------------------------------------------------
@@ -233,16 +255,16 @@ def _logits(folder: Path, source: RunToExport, texts: Sequence[str]) -> np.ndarr
     from onnxruntime import InferenceSession
     from transformers import AutoTokenizer
 
-    note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    note = read_document(GraphNote, (folder / NOTE).read_bytes(), NOTE, BackboneError)
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokens = tokenizer(
-        [note["prompt"] + text for text in texts], source.second(texts), padding=True, truncation=True,
-        max_length=note["max_length"], return_tensors="np",
+        [note.prompt + text for text in texts], source.second(texts), padding=True, truncation=True,
+        max_length=note.max_length, return_tensors="np",
     )  # fmt: skip
     try:
         session = InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-        feed = {name: tokens[name].astype(np.int64) for name in note["inputs"]}
+        feed = {name: tokens[name].astype(np.int64) for name in note.inputs}
         found: np.ndarray = session.run([OUTPUT], feed)[0]
     except Exception as error:  # its errors have no base of their own
         raise BackboneError(
