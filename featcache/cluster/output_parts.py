@@ -14,19 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featcache.data.formats.open import kind_of
 from featcache.errors import SourceError, UsageError
 from featcache.prediction.file import LabelledFile
 from featcache.prediction.journal import UnlabelledRow
-from featcache.system.documents import parse_document, read_json
+from featcache.system.documents import read_document
 from featcache.system.lock import locked
 from featcache.system.stores import Remote, is_remote, opened, shown, stamp
 
 PART_ROWS = 1 << 16  # rows at which a part of row groups ends
 READERS = 16  # parquet footers, or records, that are read at a time
 NOTES = "_featcache"  # readers of a folder of parquet files skip names that begin with _
+T = TypeVar("T")
 _PART = re.compile(rf"({NOTES}/)?part-[0-9]{{5,}}\.")
 
 
@@ -50,6 +51,13 @@ class OutputPart:
     def name(self) -> str:
         """The name of the output file."""
         return f"part-{self.number:05d}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Which work the folder is for, see `OutputFolder.begin`."""
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -171,8 +179,8 @@ class OutputFolder:
         Raises:
             UsageError: the folder has the output of other work, and `force` is not set.
         """
-        plan = self._read("plan.json")
-        if plan is not None and plan.get("key") == key and not force:
+        plan = self._read("plan.json", OutputPlan)
+        if plan is not None and plan.key == key and not force:
             return False
         parts = [name for name in self.remote.listing() if _PART.match(name)]
         if parts and (plan is None or not force):
@@ -187,7 +195,7 @@ class OutputFolder:
         for name in self.remote.listing():
             if _PART.match(name):
                 self.remote.child(name).remove()
-        self._write("plan.json", {"key": key})
+        self._write("plan.json", OutputPlan(key))
 
     def records(self, parts: Sequence[OutputPart]) -> dict[int, PartRecord]:
         """The records of the parts that have an output, by number."""
@@ -199,13 +207,10 @@ class OutputFolder:
 
     def record(self, part: OutputPart, info: Mapping[str, Any] | None) -> PartRecord | None:
         """The record of a part whose output is as `info`; None if it describes another file."""
-        content = self._read(f"{part.name}.json") if info is not None else None
-        if content is None or info is None or content.get("bytes") != info["size"]:
+        if info is None:
             return None
-        try:
-            return parse_document(PartRecord, content, part.name, SourceError)
-        except SourceError:
-            return None
+        found = self._read(f"{part.name}.json", PartRecord)
+        return found if found is not None and found.bytes == info["size"] else None
 
     def info(self, part: OutputPart) -> dict[str, Any] | None:
         """What the store knows of a part's output; None if it does not exist."""
@@ -223,17 +228,16 @@ class OutputFolder:
             bytes=(self.info(part) or {}).get("size"),
             mostly_unknown=made.mostly_unknown,
         )
-        self._write(f"{part.name}.json", asdict(record))
+        self._write(f"{part.name}.json", record)
         return record
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, kind: type[T]) -> T | None:
         """A document in `_featcache/`; None if there is none that can be read."""
         note = self.remote.child(f"{NOTES}/{name}")
         try:
-            found = read_json(note.read() if note.info() is not None else b"")
+            return read_document(kind, note.read() if note.info() is not None else b"", name, ValueError)
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
 
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        self.remote.child(f"{NOTES}/{name}").write(json.dumps(content).encode())
+    def _write(self, name: str, document: OutputPlan | PartRecord) -> None:
+        self.remote.child(f"{NOTES}/{name}").write(json.dumps(asdict(document)).encode())
