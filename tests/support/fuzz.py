@@ -176,8 +176,7 @@ class Fuzzer:
 
     def over(self) -> bool:
         """Whether the time is over; what is drawn then is not tried, since equal rounds draw the same."""
-        self.began = self.began or time.monotonic()
-        return time.monotonic() > self.began + self.seconds
+        return self.began is not None and time.monotonic() > self.began + self.seconds
 
     def round(self, number: int) -> None:
         """`ROUND` cases, the same for the same number."""
@@ -242,6 +241,7 @@ class Fuzzer:
         return found.text if found.status_code < 500 else f"Traceback {found.status_code} {found.text}"
 
     def _note(self, what: str, said: str, content: bytes) -> None:
+        self.began = self.began or time.monotonic()
         self.findings.cases += 1
         if FORBIDDEN.search(said):
             places = re.findall(r'File "\S*?((?:featcache|cli)/\S+\.py)", line (\d+)', said)
