@@ -201,7 +201,7 @@ class Settings:
     features: FeatureSettings = FeatureSettings()
     head: HeadSettings = HeadSettings()
     paths: PathSettings = PathSettings()
-    seed: int = setting(0, "seed of every random choice", least=0)
+    seed: int = setting(0, "seed of every random choice")
 
 
 def options(kind: type = Settings) -> dict[str, Option]:
