@@ -56,9 +56,10 @@ class Disk:
 
     def fsync_folder(self, folder: Path) -> None:
         """Make the names in `folder` durable, where the system supports that."""
-        if os.name == "nt":
-            return  # Windows cannot open folders
-        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except PermissionError:
+            return  # Windows cannot open folders, nor may a process that is only allowed to write to one
         try:
             os.fsync(descriptor)
         except OSError as error:
@@ -88,7 +89,7 @@ disk = Disk()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; does nothing on Windows."""
+    """Make the names in `folder` durable, where the system supports that."""
     disk.fsync_folder(folder)
 
 
