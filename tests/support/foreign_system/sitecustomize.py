@@ -1,6 +1,6 @@
-"""What Windows and macOS refuse, refused on Linux; Python imports this first where its folder is on PYTHONPATH.
+"""What Windows and macOS refuse, refused on Linux; Python imports this first from a folder on PYTHONPATH.
 
-Absent: `fcntl`, `resource`, `fork`, `sync`, `posix_fallocate`, folders that are opened, symbolic links. Refused:
+Absent: `fcntl`, `resource`, `fork`, `sync`, `posix_fallocate`, opened folders, symbolic links. Refused:
 replacing or removing a file that this process has open or mapped, names that Windows reserves, paths over 260
 characters, a name that another has in upper or lower case. Text files without an encoding are GBK, processes
 are spawned. Files that C libraries open (HDF5, Arrow, safetensors) are not watched when they are opened.
