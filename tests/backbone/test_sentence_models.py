@@ -16,6 +16,7 @@ from torch import nn
 from featcache.backbone.encoder import Encoder, document_settings
 from featcache.errors import BackboneError, UsageError
 from featcache.fingerprint import EncoderDocument
+from featcache.prediction.sklearn_api import FeatureExtractor
 from featcache.settings import FeatureSettings
 from tests.support.sentence_models import copy_of, encoded, made_by_library, write_json, write_settings
 from tests.support.stock import load, loaded, mixed, settings_of
@@ -296,11 +297,20 @@ def test_an_encoder_document_makes_the_same_encoder(dense: Path) -> None:
     assert np.array_equal(only(again, TEXTS), only(made, TEXTS))
 
 
+def test_the_estimator_follows_the_settings(dense: Path, tmp_path: Path) -> None:
+    own = FeatureExtractor(str(dense), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    assert own.fit(TEXTS).n_features_out_ == 16
+    assert own.transform([]).shape == (0, 16)
+    np.testing.assert_allclose(own.transform(TEXTS), only(encoder_of(dense), TEXTS), rtol=2**-10, atol=1e-6)
+    plain = own.set_params(view="last/cls").fit(TEXTS)
+    assert plain.n_features_out_ == 32
+
+
 def test_a_dense_module_that_does_not_fit_is_refused(dense: Path) -> None:
     write_json(dense / "1_Pooling" / "config.json", {"pooling_mode": "mean"})
     with pytest.raises(BackboneError, match="a weight for 32 numbers is needed"):
         encoder_of(dense)
-    with pytest.raises(UsageError, match="the model has 1 modules"):
+    with pytest.raises(UsageError, match="the model has 1"):
         encoder_of(dense, views=("last/cls-dense-dense",))
     config = json.loads((dense / "2_Dense" / "config.json").read_text(encoding="utf-8"))
     write_json(dense / "2_Dense" / "config.json", config | {"activation_function": "os.system"})

@@ -70,8 +70,9 @@ def module_folders(folder: Path, steps: Sequence[str]) -> list[Path]:
         paths = [path for kind, path in there if kind == WITH_WEIGHTS[step]]
         if taken[step] == len(paths):
             raise UsageError(
-                f"a view has the step {step!r} {steps.count(step)} times; the model has {len(paths)} modules "
-                f"of the kind {WITH_WEIGHTS[step]}"
+                f"a view with {steps.count(step)} steps {step!r} needs as many modules of the kind "
+                f"{WITH_WEIGHTS[step]}; the model has {len(paths)}",
+                hint="use fewer of these steps, or --pooling auto, which takes those that the model has",
             )
         found.append(root / paths[taken[step]])
         taken[step] += 1
