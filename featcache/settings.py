@@ -89,6 +89,10 @@ class DataSettings:
     label_column: str | None = setting(None, "column with the label (default: found by its usual names)")
     label_columns: tuple[str, ...] | None = setting(None, "columns of 0 and 1, one a label: multi-label")
     label_separator: str | None = setting(None, "splits a text label into several, e.g. ;: multi-label")
+    similar_labels: str = setting(
+        "ask", "labels that differ in case or white space alone: refused, made one, or kept apart",
+        choices=("ask", "merge", "keep"),
+    )  # fmt: skip
     label_names: tuple[str, ...] | None = setting(None, "names of labels 0,1,... separated by commas")
     test_split: str | None = setting(
         None, "split of the source to test on, e.g. validation (default: test); another is held out then"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.cluster.cluster import Engine
 from featcache.errors import UsageError
+from featcache.system.text import readable
 from featcache.system.units import seconds_text
 from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.console import note, out, print_result, table
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.extraction.job import Extracted
     from featcache.settings import Settings
 
+SHOWN_LABELS = 12
 SPLITS = ("train", "validation", "test")
 SHOWN_UNKNOWN = 0.0005  # share of unknown tokens from which on it is said: 0.1 %
 
@@ -96,6 +98,7 @@ def record(result: Extracted) -> dict[str, Any]:
         "views": list(result.views),
         "fingerprint": result.fingerprint,
         "path": str(result.path),
+        "labels": dict(result.labels),
     }
 
 
@@ -115,6 +118,9 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
         )
     out().print(shown)
     for result in results:
+        text = f"labels of {result.split}: {_counts(result.labels)}"
+        out().print(text, soft_wrap=True, markup=False, highlight=False)
+    for result in results:
         if result.truncated:
             share = result.truncated / result.rows
             note(
@@ -124,3 +130,11 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
             )
         if (result.unknown_tokens or 0.0) >= SHOWN_UNKNOWN:
             note(unknown_text(result.split, result.unknown_tokens or 0.0), quiet=quiet)
+
+
+def _counts(labels: Mapping[str, int]) -> str:
+    """The most frequent labels with their rows, e.g. `1 (4,801), 0 (4,799)`."""
+    ordered = sorted(labels.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{readable(name)} ({rows:,})" for name, rows in ordered[:SHOWN_LABELS])
+    more = f", and {len(ordered) - SHOWN_LABELS} more labels" if len(ordered) > SHOWN_LABELS else ""
+    return (shown or "no labels") + more

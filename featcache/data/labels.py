@@ -269,7 +269,7 @@ def _label_values(
 def _typed_labels(name: str, cells: LabelCells) -> list[int | str]:
     """The items as integers if all of them can be, else as strings."""
     if not all(_is_number(item) for item in cells.items):
-        return [str(item) for item in cells.items]
+        return _one_spelling([str(item) for item in cells.items])
     typed: list[int | str] = []
     for code, item in enumerate(cells.items):
         number = _integer(item)
@@ -281,6 +281,13 @@ def _typed_labels(name: str, cells: LabelCells) -> list[int | str]:
             )
         typed.append(number)
     return typed
+
+
+def _one_spelling(texts: list[str]) -> list[int | str]:
+    """Texts, of which `1.0` becomes `1` where that is a label, too."""
+    known = set(texts)
+    whole = {text: str(_integer(text)) for text in texts if _is_number(text)}
+    return [whole[text] if whole.get(text) in known else text for text in texts]
 
 
 def _is_number(value: LabelValue) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featcache.data.arrow_table import SplitTable, open_tables, quiet_datasets, table_in_memory
 from featcache.data.holdout import stratified_share
 from featcache.data.hub_dataset import hub_commit
+from featcache.data.label_spelling import with_one_spelling
 from featcache.data.labels import (
     LabelledTable,
     bad_rows_note,
@@ -26,7 +27,7 @@ from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate, req
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 
-__all__ = ["SPLITS", "RowSelection", "Split", "describe_source", "from_texts", "load_splits"]
+__all__ = ["SPLITS", "RowSelection", "Split", "count_labels", "describe_source", "from_texts", "load_splits"]
 
 RowSelection = Sequence[int] | NDArray[Any] | slice
 
@@ -84,6 +85,16 @@ class Split:
         return cast(list[str], table.column(column).to_pylist())
 
 
+def count_labels(labels: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
+    """Rows by label name.
+
+    Args:
+        labels: int64 [N], indexes into `names`, -1 for none; or multi-hot uint8 [N, C].
+    """
+    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels[labels >= 0], minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
 def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[str, Split]:
     """The splits called `names`; every row of them is checked.
 
@@ -112,6 +123,7 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
         read = {name: read_labels(name, tables[name](), data) for name in wanted}
     check_one_kind(read)
+    read = with_one_spelling(read, data)
     order = label_order({name: read[name] for name in reference}, data)
     if "train" in read:
         read = known_to_train(read, data)
@@ -145,6 +157,8 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
     # Left out where they are not set, so that requests of earlier versions still match.
     added = ("label_separator", "encoding", "label_columns", "test_split")
     document |= {name: _plain(getattr(data, name)) for name in added if getattr(data, name) is not None}
+    if data.similar_labels == "merge":
+        document["similar_labels"] = data.similar_labels
     if location.files:
         hashes = {split: [file_facts(file) for file in files] for split, files in location.files.items()}
         document["files"] = {split: parts if len(parts) > 1 else parts[0] for split, parts in hashes.items()}

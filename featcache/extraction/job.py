@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
 from featcache.cache.shards import parse_shard_size
-from featcache.data.split import Split, describe_source, load_splits, require_same_source
+from featcache.data.split import Split, count_labels, describe_source, load_splits, require_same_source
 from featcache.errors import CacheError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
@@ -47,6 +47,7 @@ class Extracted:
         unknown_tokens: share of the tokens that the model's vocabulary does not have; None where it is not
             known, as of files of earlier versions.
         notes: what is good to know about the data.
+        labels: rows by label name.
     """
 
     split: str
@@ -63,6 +64,7 @@ class Extracted:
     max_length: int
     notes: tuple[str, ...] = ()
     unknown_tokens: float | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class Extracted:
             path=file.path,
             views=file.views,
             max_length=file.max_length,
+            labels=count_labels(np.asarray(file.sealed.column("labels")), file.document.labels.names),
             notes=notes,
             unknown_tokens=file.record.made.unknown_tokens,
         )
