@@ -82,6 +82,7 @@ class DataSettings:
     encoding: str | None = setting(
         None, "of text files, e.g. gb18030, big5, utf-16 (default: found by a look at the file)"
     )
+    sheet: str | None = setting(None, "of an Excel file (default: the only one with rows)")
     text_column: str | None = setting(
         None, "column with the text; A,B joins two (default: found by its usual names)"
     )

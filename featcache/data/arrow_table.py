@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.data.columns import ReadColumns, SourceColumns, pick_columns
-from featcache.data.formats.lines import first_line
+from featcache.data.formats.lines import DataPath, first_line
 from featcache.data.formats.open import DataFile, open_data_file
 from featcache.data.hub_dataset import load_from_hub
 from featcache.data.label_cells import label_cell, text_cell
@@ -106,7 +106,7 @@ def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
-def _file_table(split: str, files: Sequence[Path], data: DataSettings) -> SplitTable:
+def _file_table(split: str, files: Sequence[DataPath], data: DataSettings) -> SplitTable:
     """The rows of all `files`, in order, as one memory-mapped dataset."""
     # `datasets` identifies a local file by path and mtime; here the key is a hash of its bytes.
     hashes = {str(path): content_hash(path) for path in files}

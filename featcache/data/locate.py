@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from featcache.data.formats.lines import reading
-from featcache.data.formats.open import TRAINING_ENDINGS, is_data_file
+from featcache.data.formats.archive import only_file, open_zip
+from featcache.data.formats.class_folder import class_folders, entries, folder_hash, is_class_folder
+from featcache.data.formats.lines import DataPath, reading
+from featcache.data.formats.open import DATA_ENDINGS, is_data_file, kind_of
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
@@ -22,7 +25,7 @@ _ALIASES = {
     **{name: name for name in SPLITS},
     **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),
 }
-_LOCAL_ENDINGS = (*TRAINING_ENDINGS, ".gz", ".zip", ".arrow", ".txt")
+_LOCAL_ENDINGS = (*DATA_ENDINGS, ".gz", ".zip", ".arrow")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
 
 
@@ -44,7 +47,7 @@ def used_as(name: str, data: DataSettings) -> str | None:
 class SourceLocation(NamedTuple):
     """Where a source is: files by split, a `save_to_disk` folder, or a hub id."""
 
-    files: Mapping[str, list[Path]] = MappingProxyType({})
+    files: Mapping[str, list[DataPath]] = MappingProxyType({})
     folder: Path | None = None
     hub_id: str = ""
     config: str | None = None
@@ -61,11 +64,16 @@ def locate(data: DataSettings) -> SourceLocation:
     if data.data_files:
         return _data_files(data.data_files)
     if is_remote(data.dataset):
-        return SourceLocation(files={"train": [_here(data.dataset)]}, splits=("train",))
+        here = _here(data.dataset)
+        if kind_of(here) == "zip":
+            return _zip(here)
+        return SourceLocation(files={"train": [here]}, splits=("train",))
     path = Path(data.dataset).expanduser()
     if path.is_dir():
         return _folder(path)
     if path.is_file():
+        if kind_of(path) == "zip":
+            return _zip(path)
         return SourceLocation(files={"train": [_readable(path)]}, splits=("train",))
     name = data.dataset
     local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
@@ -76,7 +84,7 @@ def locate(data: DataSettings) -> SourceLocation:
 
 
 def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[DataPath]] = {}
     for key, value in data_files.items():
         split = split_name(key)
         if split is None:
@@ -84,9 +92,12 @@ def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
         if split in files:
             raise SourceError(f"--data-files names the {split} split twice")
         path = _here(value)
-        if not path.is_file():
+        if not path.exists():
             raise SourceError(f"no such file: {value} (--data-files {key}=...)")
-        files[split] = [_readable(path)]
+        if kind_of(path) == "zip":
+            files[split] = [only_file(path, is_data_file)]
+        else:
+            files[split] = [path if is_class_folder(path) else _readable(path)]
     return SourceLocation(files=files, splits=tuple(files))
 
 
@@ -95,13 +106,22 @@ def _here(text: str) -> Path:
     if not is_remote(text):
         return Path(text).expanduser()
     name = opened(text, SourceError).name
-    if not is_data_file(Path(name)):
+    if not is_data_file(Path(name)) and kind_of(Path(name)) != "zip":
         raise SourceError(
             f"{shown(text)}: unknown file type",
             hint="name files, not folders, of a store: --data-files train=URL,test=URL; "
-            f"they end in one of: {' '.join(TRAINING_ENDINGS)}",
+            f"they end in one of: {' '.join(DATA_ENDINGS)}",
         )
     return fetched(text)
+
+
+def _zip(path: Path) -> SourceLocation:
+    """What a zip file has: files by split, class folders, or one file."""
+    top = open_zip(path)
+    files = _files_in(top)
+    if not files:
+        files = {"train": [only_file(path, is_data_file)]}
+    return SourceLocation(files=files, splits=tuple(files))
 
 
 def _folder(folder: Path) -> SourceLocation:
@@ -114,27 +134,55 @@ def _folder(folder: Path) -> SourceLocation:
         return SourceLocation(folder=folder, splits=splits)
     if (folder / "state.json").is_file():
         return SourceLocation(folder=folder, splits=("train",))
-    # A clone of a hub dataset keeps its files in data/.
-    for parent in (folder, folder / "data"):
-        files = _split_files(parent) if parent.is_dir() else {}
-        if files:
-            return SourceLocation(files=files, splits=tuple(files))
-    endings = " ".join(TRAINING_ENDINGS)
+    files = _files_in(folder)
+    if files:
+        return SourceLocation(files=files, splits=tuple(files))
+    endings = " ".join(DATA_ENDINGS)
     raise SourceError(
-        f"no train, validation or test file in folder {folder}",
+        f"no train, validation or test file in folder {folder}, and no sub-folder for each class",
         hint=f"they are called train.*, validation.* (or dev.*) and test.*; endings: {endings}",
     )
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Files of `folder` by split; several files of one split must be its numbered shards."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+def _files_in(folder: DataPath) -> dict[str, list[DataPath]]:
+    """Files, or class folders, by split; empty where there are none.
+
+    A clone of a hub dataset keeps its files in data/, and many a zip file has all in one folder.
+    """
+    inner = class_folders(folder)
+    for parent in (folder, *(one for one in inner if one.name == "data" or len(inner) == 1)):
+        files = _split_files(parent) or _split_folders(parent)
+        if files:
+            return files
+        if is_class_folder(parent):
+            return {"train": [parent]}
+    return {}
+
+
+def _split_folders(folder: DataPath) -> dict[str, list[DataPath]]:
+    """Class folders called train, test and so on; `20news-bydate-train` is one for train."""
+    found: dict[str, list[DataPath]] = {}
+    for path in class_folders(folder):
+        split = split_name(path.name) or split_name(re.split(r"[-_.]", path.name)[-1])
+        if split is not None and split not in found and is_class_folder(path):
+            found[split] = [path]
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _split_files(folder: DataPath) -> dict[str, list[DataPath]]:
+    """Files of `folder` by split; several files of one split must be its numbered shards.
+
+    Texts and Excel files count where there is no other file of the split.
+    """
+    files: dict[str, list[DataPath]] = {}
+    for path in entries(folder):
         match = _SHARD.fullmatch(path.name.split(".")[0])
         split = None if match is None else split_name(match["split"])
         if split is not None and path.is_file() and is_data_file(path):
             files.setdefault(split, []).append(path)
     for split, paths in files.items():
+        tables = [path for path in paths if kind_of(path) not in ("txt", "xlsx")]
+        paths[:] = tables or paths
         if len(paths) > 1 and not all("-of-" in path.name for path in paths):
             names = ", ".join(path.name for path in paths)
             raise SourceError(f"several files for the {split} split in {folder}: {names}")
@@ -143,19 +191,23 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 def _readable(path: Path) -> Path:
     if not is_data_file(path):
-        endings = " ".join(TRAINING_ENDINGS)
+        endings = " ".join(DATA_ENDINGS)
         raise SourceError(f"{path}: unknown file type", hint=f"files end in one of: {endings}")
     return path
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, see `current_hash`.
+def content_hash(path: DataPath) -> str:
+    """SHA-256 of a file's bytes, of the whole zip file that it is in, or of all files of a class folder.
+
+    See `current_hash`.
 
     Raises:
         SourceError: it cannot be read.
     """
-    with reading(path):
-        return current_hash(path)
+    with reading(str(path)):
+        if isinstance(path, zipfile.Path):
+            return current_hash(Path(str(path.root.filename)))
+        return folder_hash(path) if path.is_dir() else current_hash(path)
 
 
 def require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -174,9 +226,13 @@ def require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None
         )
 
 
-def file_facts(path: Path) -> dict[str, object]:
-    """Name, SHA-256 and size of a file."""
-    return {"name": path.name, "sha256": content_hash(path), "bytes": path.stat().st_size}
+def file_facts(path: DataPath) -> dict[str, object]:
+    """Name, SHA-256 and size of a file, or of the zip file that it is in; a class folder has no size."""
+    name = path.at if isinstance(path, zipfile.Path) else path.name
+    facts: dict[str, object] = {"name": name, "sha256": content_hash(path)}
+    if isinstance(path, zipfile.Path):
+        return facts | {"bytes": Path(str(path.root.filename)).stat().st_size}
+    return facts if path.is_dir() else facts | {"bytes": path.stat().st_size}
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:

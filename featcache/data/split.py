@@ -155,7 +155,7 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "skip_bad_rows": data.skip_bad_rows,
     }
     # Left out where they are not set, so that requests of earlier versions still match.
-    added = ("label_separator", "encoding", "label_columns", "test_split")
+    added = ("label_separator", "encoding", "sheet", "label_columns", "test_split")
     document |= {name: _plain(getattr(data, name)) for name in added if getattr(data, name) is not None}
     if data.similar_labels == "merge":
         document["similar_labels"] = data.similar_labels

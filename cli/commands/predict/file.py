@@ -26,11 +26,12 @@ SHOWN_LABELS = 12
 
 
 def add_file_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a file (csv, tsv, json, jsonl, parquet, txt)")
+    group = parser.add_argument_group("a file (csv, tsv, json, jsonl, parquet, txt; xlsx and zip are read)")
     add_flag(group, "--input", "file or URL to label, all columns kept; - for stdin", metavar="FILE")
     add_flag(group, "--output", "file or URL to write; its ending is its format", metavar="FILE")
     group.add_argument("--force", action="store_true", help="replace the output that is there")
     add_flag(group, "--encoding", "of a text file, e.g. gb18030 (default: found by a look at the file)")
+    add_flag(group, "--sheet", "of an Excel file (default: the only one with rows)", metavar="NAME")
     add_flag(group, "--text-column", "A,B joins two columns (default: found by its usual names)")
     add_flag(group, "--pair-column", "column with the second text of a pair")
     group.add_argument("--no-header", action="store_true", help="csv, tsv: the first line is a row")
@@ -113,14 +114,14 @@ def _task(args: argparse.Namespace, source: str, target: str) -> _FileTask:
 
     place = target if is_remote(target) else Path(target)
     written = kind_of(Path(target))
-    if written is None or target.endswith(".gz"):
+    if written not in KINDS or target.endswith(".gz"):
         raise UsageError(f"--output {shown(target)}: its ending is none of {', '.join(KINDS)}")
     if source == "-":
         return _FileTask(sys.stdin.buffer, place, args.input_format or "txt", written)
     read = args.input_format or kind_of(Path(source))
     if read is None:
         raise UsageError(
-            f"--input {shown(source)}: its ending is none of {', '.join(KINDS)}",
+            f"--input {shown(source)}: its ending is none of {', '.join(KINDS)}, xlsx, zip",
             hint="name the format: --input-format csv",
         )
     origin = source if is_remote(source) else Path(source)
@@ -155,9 +156,10 @@ def _said(rows: RowFile, task: _FileTask) -> tuple[str, ...]:
     return (*rows.notes, f"{task.target} is written as UTF-8 with a byte order mark, which Excel needs")
 
 
-def asked_encoding(args: argparse.Namespace) -> str | None:
-    """As the flag, else the settings file names it."""
-    return args.encoding or load_settings(path=args.config).data.encoding
+def read_settings(args: argparse.Namespace) -> DataSettings:
+    """The settings file's, with the encoding and the sheet that flags name."""
+    data: DataSettings = load_settings(path=args.config).data
+    return replace(data, encoding=args.encoding or data.encoding, sheet=args.sheet or data.sheet)
 
 
 def open_input(
@@ -168,7 +170,7 @@ def open_input(
     from featcache.errors import SourceError
 
     flags = {name: getattr(args, name) for name in ("text_column", "pair_column")}
-    data: DataSettings = replace(load_settings(path=args.config).data, encoding=asked_encoding(args))
+    data = read_settings(args)
     asked = replace(data, **{name: value for name, value in flags.items() if value is not None})
     if kind == "txt":
         asked = replace(asked, **flags)

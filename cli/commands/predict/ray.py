@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.errors import SourceError, UsageError
 from featcache_cli.chosen_run import backbone_of
 from featcache_cli.commands.engine import engine_of
-from featcache_cli.commands.predict.file import asked_encoding, document, fetched_source, open_input, show
+from featcache_cli.commands.predict.file import document, fetched_source, open_input, read_settings, show
 from featcache_cli.console import print_result
 from featcache_cli.progress import Meter
 
@@ -22,7 +22,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     """Label what the paths or URLs of `--input` match into the folder `--output`."""
     from featcache.cluster.cluster import require_ray
     from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
-    from featcache.data.formats.open import kind_of
+    from featcache.data.formats.open import KINDS, kind_of
     from featcache.system.stores import is_remote
 
     if args.texts or args.pair or args.input == "-" or not args.input or not args.output:
@@ -34,10 +34,12 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     require_ray()
     sources = _sources(args.input)
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
+    odd = next((name for name in sources if kind_of(Path(name)) in ("xlsx", "zip", "folder")), None)
+    if odd is not None:
+        raise UsageError(f"--engine ray does not read {odd}", hint=f"it reads {', '.join(KINDS)}")
     first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
-    reading = Reading(
-        first.text, first.pair, not args.no_header, args.prefix, args.raw_cells, encoding=asked_encoding(args)
-    )
+    form = (not args.no_header, args.prefix, args.raw_cells)
+    reading = Reading(first.text, first.pair, *form, encoding=read_settings(args).encoding)
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
             run, FilesToLabel(sources, args.output, reading), engine_of(args),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -77,13 +78,34 @@ def read_layout(
             quoted = not _tabs_are_plain(text for _, text in lines)
         lines.rewind(universal=quoted)
     sample = _sample(lines, delimiter, quoted)
-    if not header:
-        columns = [f"column{place}" for place in range(1, len(sample[0]) + 1)]
-    elif header := _has_header(sample, data):
-        columns = _header(sample[0], lines.name)
-    else:
-        columns = _made_up_header(sample)
+    columns, header = columns_of(sample, lines.name, data, header=header)
     return DelimitedLayout(delimiter, quoted, header, columns)
+
+
+def columns_of(
+    sample: Sequence[Sequence[str]], name: str, data: DataSettings, *, header: bool
+) -> tuple[list[str], bool]:
+    """The columns of a table by its first records, and whether the first one is the header.
+
+    Args:
+        header: False: it is none; True: it is one unless it looks like a row.
+
+    Raises:
+        SourceError: the header names a column twice.
+    """
+    if not header:
+        return [f"column{place}" for place in range(1, len(sample[0]) + 1)], False
+    if _has_header(sample, data):
+        return _header(sample[0], name), True
+    return _made_up_header(sample), False
+
+
+def layout_of_pairs(sample: Sequence[Sequence[str]], name: str) -> DelimitedLayout | None:
+    """The layout of lines with one tab each; None if neither a header nor labels are found in them."""
+    if _usual(sample[0]) < 2 and _label_place(sample) is None:
+        return None
+    columns, header = columns_of(sample, name, DataSettings(), header=True)
+    return DelimitedLayout("\t", quoted=False, header=header, columns=columns)
 
 
 def delimited_rows(lines: Lines, layout: DelimitedLayout) -> Iterator[Row]:
@@ -202,12 +224,17 @@ def _tabs_are_plain(lines: Iterable[str]) -> bool:
 
 
 def _has_header(sample: Sequence[Sequence[str]], data: DataSettings) -> bool:
-    first = [name.strip().lower() for name in sample[0]]
-    named = (data.text_column, data.pair_column, data.label_column)
-    if any(name is not None and name.lower() in first for name in named):
+    first = {name.strip().lower() for name in sample[0]}
+    named = [data.text_column, data.pair_column, data.label_column, *(data.label_columns or ())]
+    named += (data.text_column or "").split(",")
+    if any(name and name.strip().lower() in first for name in named):
         return True
-    # One usual name may be a short text or a label such as "y"; two are a header.
-    return sum(name in USUAL_NAMES for name in first) > 1 or _label_place(sample) is None
+    return _usual(sample[0]) > 1 or _label_place(sample) is None
+
+
+def _usual(fields: Sequence[str]) -> int:
+    """How many fields are usual names: one may be a short text or a label such as "y"; two are a header."""
+    return sum(name.strip().lower() in USUAL_NAMES for name in fields)
 
 
 def _label_place(sample: Sequence[Sequence[str]]) -> int | None:
@@ -224,7 +251,7 @@ def _label_place(sample: Sequence[Sequence[str]]) -> int | None:
 
 def _header(fields: Sequence[str], name: str) -> list[str]:
     columns = [text.strip() or f"column{place}" for place, text in enumerate(fields, 1)]
-    twice = sorted({column for column in columns if columns.count(column) > 1})
+    twice = sorted(column for column, times in Counter(columns).items() if times > 1)
     if twice:
         raise SourceError(f"{name}: the first line names a column twice: {', '.join(twice)}")
     return columns

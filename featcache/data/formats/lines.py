@@ -10,6 +10,7 @@ import gzip
 import io
 import shutil
 import tempfile
+import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,11 @@ from featcache.data.formats.encodings import (
 from featcache.errors import SourceError
 
 _TOO_LONG = "\ud800"  # stands for a line that is too long: decoding never makes this character
-_READ_ERRORS = (OSError, EOFError, zlib.error)
+_MOST_RATIO = 250  # bytes of texts for each packed one; real texts have less than 20
+_SMALL = 1 << 30  # bytes that may have any ratio
+DataPath = Path | zipfile.Path  # a file or folder, on this disk or in a zip file
+PLACES = (Path, zipfile.Path)
+_READ_ERRORS = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -98,20 +103,20 @@ class Lines:
 
     def __init__(
         self,
-        source: Path | BinaryIO,
+        source: DataPath | BinaryIO,
         name: str,
         limits: ReadLimits | None = None,
         encoding: str | None = None,
     ) -> None:
         self.name, self.limits = name, limits or ReadLimits()
         self.universal = False
-        self._source: Path | IO[bytes] = source
+        self._source: DataPath | IO[bytes] = source
         self._is_copy = False
         self.codec = self._copied_as = named_codec(encoding) if encoding else self._found_codec()
         self._open()
 
     def _found_codec(self) -> str:
-        if not isinstance(self._source, Path):
+        if not isinstance(self._source, PLACES):
             peeked = io.BufferedReader(self._source)  # type: ignore[type-var]
             self._source = peeked
             with reading(self.name):
@@ -121,14 +126,14 @@ class Lines:
             with reading(self.name):
                 shutil.copyfileobj(peeked, self._source)
         codec = find_encoding(self._bytes, self.name)
-        if not isinstance(self._source, Path):
+        if not isinstance(self._source, PLACES):
             self._source.seek(0)
         return codec
 
     def _bytes(self) -> Iterator[bytes]:
         """The unpacked bytes of a path or a copy, from the first one."""
         with reading(self.name), ExitStack() as stack:
-            if isinstance(self._source, Path):
+            if isinstance(self._source, PLACES):
                 raw: IO[bytes] = stack.enter_context(self._source.open("rb"))
             else:
                 raw = self._source
@@ -138,13 +143,13 @@ class Lines:
                 yield block
 
     def _unpacked(self, raw: IO[bytes]) -> IO[bytes]:
-        packed = isinstance(self._source, Path) and _is_packed(self._source)
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
+        packed = isinstance(self._source, PLACES) and self._source.name.lower().endswith(".gz")
+        return cast("IO[bytes]", _Gzip(raw, self.name)) if packed else raw
 
     def _open(self) -> None:
         with reading(self.name):
             source = self._source
-            self._raw = source.open("rb") if isinstance(source, Path) else source
+            self._raw = source.open("rb") if isinstance(source, PLACES) else source
             self.size = source.stat().st_size if isinstance(source, Path) else None
         # `newline=""` keeps line ends as they are and ends a line at any of them.
         self._text = io.TextIOWrapper(
@@ -194,7 +199,7 @@ class Lines:
 
     def rewind(self, *, universal: bool) -> None:
         """Begin again at the first line; a stream is first copied to a temporary file."""
-        if isinstance(self._source, Path):
+        if isinstance(self._source, PLACES):
             self.close()
         elif self._is_copy:
             self._text.detach()  # closing it would close the copy
@@ -269,8 +274,32 @@ class Lines:
         return None
 
 
-def _is_packed(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
+class _Gzip(gzip.GzipFile):
+    """Refuses a file that becomes far longer than texts do."""
+
+    def __init__(self, packed: IO[bytes], name: str) -> None:
+        super().__init__(fileobj=packed)
+        self._packed, self._shown = packed, name
+
+    def read(self, size: int | None = -1) -> bytes:
+        require_ratio(self.tell(), self._packed.tell(), self._shown)
+        return super().read(size)
+
+    def read1(self, size: int = -1) -> bytes:
+        require_ratio(self.tell(), self._packed.tell(), self._shown)
+        return super().read1(size)
+
+
+def require_ratio(unpacked: int, packed: int, name: str) -> None:
+    """
+    Raises:
+        SourceError: `packed` bytes have become more than texts do.
+    """
+    if unpacked > _SMALL and unpacked > _MOST_RATIO * max(packed, 1):
+        raise SourceError(
+            f"{name}: {packed:,} bytes unpack to {unpacked:,} or more, which texts do not",
+            hint="if it is meant, unpack it, and give the file",
+        )
 
 
 @contextmanager
@@ -285,7 +314,8 @@ def reading(name: Path | str) -> Iterator[None]:
 def read_error(name: Path | str, error: BaseException) -> SourceError:
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
         return SourceError(f"cannot read {name}: {error.strerror or error}")
-    return SourceError(f"cannot read {name}: cut short or not gzip ({error})")
+    kind = "zip" if isinstance(error, (zipfile.BadZipFile, NotImplementedError)) else "gzip"
+    return SourceError(f"cannot read {name}: cut short or not {kind} ({error})")
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ broken row; memory is bounded by `ReadLimits`, and a stream that cannot be rewou
 from __future__ import annotations
 
 import hashlib
-import itertools
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, field, replace
@@ -16,11 +16,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from featcache.data.columns import USUAL_NAMES, ReadColumns, pick_text_columns
-from featcache.data.formats.delimited import DelimitedLayout, delimited_rows, read_layout
+from featcache.data.formats.archive import only_file
 from featcache.data.formats.encodings import NAME_IT, UTF8, encoding_name
-from featcache.data.formats.json_rows import json_rows
-from featcache.data.formats.lines import Lines, ReadLimits, Row, reading
+from featcache.data.formats.lines import DataPath, ReadLimits, Row, reading
 from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
+from featcache.data.formats.parse import ParsedFile, ReadOptions, parse_file, row_chars
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 from featcache.system.text import check_text
@@ -29,82 +29,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ENDINGS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
-           ".parquet": "parquet", ".txt": "txt"}  # fmt: skip
-KINDS = tuple(dict.fromkeys(ENDINGS.values()))
-TRAINING_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".txt")
+           ".parquet": "parquet", ".txt": "txt", ".xlsx": "xlsx", ".xls": "xlsx", ".zip": "zip"}  # fmt: skip
+KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")  # that are written, too
+DATA_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".zip")
+_TXT_HINT = "a line is text<TAB>label, label<TAB>text, or __label__x text as in fastText"
 _NAME_IT = "name the column with the text: --text-column"
-_CSV_HINT = (
-    "the file is cut short there, or a text holds the delimiter or a quote;"
-    ' a double quote inside a quoted text is written twice: ""'
-)
-_JSON_HINT = 'one object a row, as JSON lines or in one array, e.g. {"text": "...", "label": 1}'
 
 
-def kind_of(path: Path) -> str | None:
-    """One of KINDS by the ending, `.gz` aside; None for another ending."""
+def kind_of(path: DataPath) -> str | None:
+    """One of KINDS, "xlsx" or "zip" by the ending, `.gz` aside; "folder"; None for another ending."""
+    if isinstance(path, zipfile.Path) and path.is_dir():
+        return "folder"
     name = path.name.lower()
     kind = ENDINGS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and name.endswith(".gz") else kind
+    if name.endswith(".gz") and kind in ("parquet", "xlsx", "zip"):
+        return None
+    return "folder" if kind is None and path.is_dir() else kind
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether the ending is one of `TRAINING_ENDINGS`."""
-    return kind_of(path) not in (None, "txt")
-
-
-# --- both ways -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _ParsedFile:
-    """The columns of a file and its rows, to be read once; `layout` of csv and tsv files."""
-
-    columns: list[str]
-    rows: Iterator[Row]
-    layout: DelimitedLayout | None = None
-    array: bool = False
-
-
-def _parse(
-    lines: Lines, kind: str, data: DataSettings, *, header: bool = True, quoted: bool | None = None
-) -> _ParsedFile:
-    """The rows of a file of any kind but parquet; for the arguments see `read_layout`."""
-    if kind == "txt":
-        return _ParsedFile(["text"], _txt_rows(lines))
-    if kind in ("csv", "tsv"):
-        layout = read_layout(lines, data, tabs=kind == "tsv", header=header, quoted=quoted)
-        return _ParsedFile(layout.columns, delimited_rows(lines, layout), layout)
-    array = lines.first_mark() == "["
-    rows = json_rows(lines, array=array)
-    sample, chars = list[Row](), 0
-    while len(sample) < lines.limits.sample_rows and chars <= lines.limits.row_chars:
-        if (row := next(rows, None)) is None:
-            break
-        sample.append(row)
-        chars += _chars(row)
-    if not sample:
-        raise SourceError(f"{lines.name} is empty")
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
-    if not columns:
-        first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
-        raise SourceError(f"{lines.name} has no JSON objects with columns; {first}", hint=_JSON_HINT)
-    return _ParsedFile(columns, itertools.chain(sample, rows), array=array)
-
-
-def _txt_rows(lines: Lines) -> Iterator[Row]:
-    for number, raw in lines:
-        text = raw.rstrip("\r\n")
-        problem = lines.wrong_encoding(text)
-        yield Row(number, number, None if problem else {"text": text}, problem=problem)
-
-
-def _read_as(path: Path, codec: str) -> str:
-    """What the user is told of an encoding that is not UTF-8."""
-    return "" if codec == UTF8 else f"{path.name} is read as {encoding_name(codec)}"
-
-
-def _chars(row: Row) -> int:
-    return sum(len(value) for value in (row.values or {}).values() if isinstance(value, str))
+def is_data_file(path: DataPath) -> bool:
+    """Whether the ending is one of `DATA_ENDINGS`, perhaps with `.gz`."""
+    return kind_of(path) not in (None, "zip", "folder")
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -122,7 +67,7 @@ class DataFile:
         note: how the file is read, where that is not plain.
     """
 
-    path: Path
+    path: DataPath
     columns: list[str]
     rows: Callable[[ReadColumns], Iterator[Mapping[str, object]]]
     key: object
@@ -131,36 +76,41 @@ class DataFile:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def open_data_file(path: Path, data: DataSettings) -> DataFile:
-    """A file with one of `TRAINING_ENDINGS`.
+def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
+    """A file with one of `DATA_ENDINGS`, or a folder with one sub-folder a class.
 
     Raises:
         SourceError: the file is empty, cannot be read, or is broken where it begins. Its rows raise it at
             the first one that is broken.
     """
     kind = kind_of(path)
-    if kind == "parquet":
+    if kind == "parquet" and isinstance(path, Path):
         return _parquet_data(path)
-    if kind is None:
-        raise SourceError(f"{path}: unknown file type")
-    with closing(Lines(path, str(path), encoding=data.encoding)) as lines:
-        parsed, codec = _parse(lines, kind, data), lines.codec
-    layout = parsed.layout
+    if kind is None or kind in ("parquet", "zip"):
+        raise SourceError(f"{path}: unknown file type", hint="unpack zip files of parquet files")
+    with closing(parse_file(path, str(path), kind, data, ReadOptions())) as parsed:
+        layout, codec, columns, hint = parsed.layout, parsed.codec, parsed.columns, parsed.hint
+    if columns == ["text"] and kind == "txt":
+        raise SourceError(f"{path}: its lines have no labels", hint=_TXT_HINT)
+    again = data if codec == UTF8 and data.encoding is None else replace(data, encoding=codec)
 
     def rows(_: ReadColumns) -> Iterator[Mapping[str, object]]:
-        with closing(Lines(path, str(path), encoding=codec)) as lines:
-            for row in _parse(lines, kind, data, quoted=layout.quoted if layout else None).rows:
+        options = ReadOptions(quoted=layout.quoted if layout else None)
+        with closing(parse_file(path, str(path), kind, again, options)) as parsed:
+            for row in parsed.rows:
                 if row.problem is not None:  # a training set must be whole
-                    hint = _CSV_HINT if layout else _JSON_HINT
-                    hint = NAME_IT if row.problem.startswith(f"not {encoding_name(codec)}") else hint
-                    raise SourceError(f"{path}, line {row.line}: {row.problem}", hint=hint)
+                    broken = row.problem.startswith(f"not {encoding_name(codec)}")
+                    what = f"{path}, line {row.line}: {row.problem}"
+                    raise SourceError(what, hint=NAME_IT if broken else hint)
                 yield row.values or {}
 
     where = f"{path} (its first line read as the header)" if layout and layout.header else str(path)
     key: list[object] | None = list(astuple(layout)) if layout else None
     if codec != UTF8:
         key = [*(key or []), codec]
-    return DataFile(path, parsed.columns, rows, key, where, note=_read_as(path, codec))
+    if kind == "xlsx":
+        key = [columns, data.sheet]
+    return DataFile(path, columns, rows, key, where, note=parsed.read_as(path.name))
 
 
 def _parquet_data(path: Path) -> DataFile:
@@ -208,7 +158,7 @@ class RowFile:
     """An opened file of rows to be labelled.
 
     Attributes:
-        kind: one of KINDS.
+        kind: as `kind_of` has it; of what is in a zip file.
         columns: in order; of JSON those of the first rows.
         text, pair: the columns that are labelled; several columns that are joined have commas between.
         total: rows, where the file says so; else None.
@@ -240,7 +190,7 @@ class RowFile:
     @property
     def needs_mark(self) -> bool:
         """Whether a csv file of these rows begins with a byte order mark, without which Excel misreads it."""
-        return self.codec != UTF8
+        return self.codec != UTF8 or self.kind == "xlsx"
 
 
 def open_rows(
@@ -273,25 +223,38 @@ def open_rows(
             raise UsageError("a parquet file cannot be read from standard input", hint="give its path")
         return _open_parquet_rows(source, data, groups, limits)
     name = str(source) if isinstance(source, Path) else "standard input"
-    if kind == "txt" and data.pair_column is not None:
-        raise UsageError("--pair-column: a txt file has no columns")
+    if kind == "zip" and isinstance(source, Path):
+        inner = only_file(source, is_data_file)
+        options = ReadOptions(header, None, limits)
+        return _open_parsed_rows(inner, str(inner), kind_of(inner) or "", data, options)
     stamp = _stamp(source)
     known = quotes.quoted if quotes is not None and stamp == (quotes.bytes, quotes.modified_ns) else None
-    lines = Lines(source, name, limits, data.encoding)
-    parsed = _parse(lines, kind, data, header=header, quoted=known)
-    layout = parsed.layout
+    opened = _open_parsed_rows(source, name, kind, data, ReadOptions(header, known, limits))
+    if opened.quotes is None or stamp is None:
+        return replace(opened, quotes=None)
+    return replace(opened, quotes=QuoteRule(*stamp, opened.quotes.quoted))
+
+
+def _open_parsed_rows(
+    source: DataPath | BinaryIO, name: str, kind: str, data: DataSettings, options: ReadOptions
+) -> RowFile:
+    parsed = parse_file(source, name, kind, data, options)
+    columns, layout = parsed.columns, parsed.layout
     if layout is not None and layout.header:
-        _require_text_column(layout.columns, data, name)
-    if len(parsed.columns) == 1 and kind not in ("json", "jsonl"):
-        data = replace(data, text_column=parsed.columns[0])
-    picked = pick_text_columns(parsed.columns, data, name)
-    tabs = layout is not None and layout.delimiter == "\t"
+        _require_text_column(columns, data, name)
+    if len(columns) == 1 and kind not in ("json", "jsonl"):
+        if kind == "txt" and data.pair_column is not None:
+            raise UsageError("--pair-column: a txt file has no columns")
+        data = replace(data, text_column=columns[0])
+    picked = pick_text_columns(columns, data, name)
     quoted = layout is None or layout.quoted
+    tabs = layout is not None and layout.delimiter == "\t"
+    read_as = parsed.read_as(Path(name).name)
     return RowFile(
-        kind=kind, name=name, columns=parsed.columns, text=",".join(picked.text), pair=picked.pair,
-        size=lines.size, batches=_batches(parsed.rows, lines, picked), codec=lines.codec,
-        notes=_notes(name, lines.codec, picked, parsed.columns), array=parsed.array, plain_tabs=not quoted,
-        quotes=QuoteRule(*stamp, quoted) if tabs and stamp else None,
+        kind=kind, name=name, columns=columns, text=",".join(picked.text), pair=picked.pair,
+        batches=_batches(parsed, picked, options.limits), size=parsed.lines.size if parsed.lines else None,
+        array=parsed.array, plain_tabs=not quoted, quotes=QuoteRule(0, 0, quoted) if tabs else None,
+        codec=parsed.codec, notes=(*([read_as] if read_as else []), picked.note(columns)),
     )  # fmt: skip
 
 
@@ -314,23 +277,18 @@ def _require_text_column(columns: Sequence[str], data: DataSettings, name: str) 
         )
 
 
-def _notes(name: str, codec: str, picked: ReadColumns, columns: Sequence[str]) -> tuple[str, ...]:
-    read_as = _read_as(Path(name), codec)
-    return (*([read_as] if read_as else []), picked.note(columns))
-
-
-def _batches(rows: Iterator[Row], lines: Lines, picked: ReadColumns) -> Iterator[RowBatch]:
+def _batches(parsed: ParsedFile, picked: ReadColumns, limits: ReadLimits) -> Iterator[RowBatch]:
     digest, held, chars = hashlib.sha256(), list[Row](), 0
-    for row in rows:
+    for row in parsed.rows:
         _check_texts(row, picked)
         digest.update(repr((row.line, row.values, row.problem)).encode("utf-8", "surrogatepass"))
         held.append(row)
-        chars += _chars(row)
-        if len(held) == lines.limits.batch_rows or chars >= lines.limits.batch_chars:
-            yield RowBatch(held, digest.hexdigest(), lines.consumed)
+        chars += row_chars(row)
+        if len(held) == limits.batch_rows or chars >= limits.batch_chars:
+            yield RowBatch(held, digest.hexdigest(), parsed.consumed)
             held, chars = [], 0
     if held:
-        yield RowBatch(held, digest.hexdigest(), lines.consumed)
+        yield RowBatch(held, digest.hexdigest(), parsed.consumed)
 
 
 def _check_texts(row: Row, picked: ReadColumns) -> None:
