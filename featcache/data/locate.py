@@ -14,7 +14,9 @@ from featcache.data.formats.archive import only_file, open_zip
 from featcache.data.formats.class_folder import class_folders, entries, folder_hash, is_class_folder
 from featcache.data.formats.lines import DataPath, reading
 from featcache.data.formats.open import DATA_ENDINGS, is_data_file, kind_of
+from featcache.data.formats.parquet import is_saved_dataset
 from featcache.errors import SourceError
+from featcache.fingerprint import fingerprint
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
 from featcache.system.hashes import changed_files, current_hash
@@ -25,7 +27,7 @@ _ALIASES = {
     **{name: name for name in SPLITS},
     **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),
 }
-_LOCAL_ENDINGS = (*DATA_ENDINGS, ".gz", ".zip", ".arrow")
+_LOCAL_ENDINGS = (*DATA_ENDINGS, ".gz", ".zip")
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
 
 
@@ -190,14 +192,14 @@ def _split_files(folder: DataPath) -> dict[str, list[DataPath]]:
 
 
 def _readable(path: Path) -> Path:
-    if not is_data_file(path):
+    if not is_data_file(path) and kind_of(path) != "arrow":
         endings = " ".join(DATA_ENDINGS)
         raise SourceError(f"{path}: unknown file type", hint=f"files end in one of: {endings}")
     return path
 
 
 def content_hash(path: DataPath) -> str:
-    """SHA-256 of a file's bytes, of the whole zip file that it is in, or of all files of a class folder.
+    """SHA-256 of a file's bytes, of the whole zip file that it is in, or of all files of a folder.
 
     See `current_hash`.
 
@@ -207,7 +209,9 @@ def content_hash(path: DataPath) -> str:
     with reading(str(path)):
         if isinstance(path, zipfile.Path):
             return current_hash(Path(str(path.root.filename)))
-        return folder_hash(path) if path.is_dir() else current_hash(path)
+        if path.is_dir():
+            return fingerprint(folder_hashes(path)) if is_saved_dataset(path) else folder_hash(path)
+        return current_hash(path)
 
 
 def require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     require_ray()
     sources = _sources(args.input)
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
-    odd = next((name for name in sources if kind_of(Path(name)) in ("xlsx", "zip", "folder")), None)
+    odd = next((name for name in sources if kind_of(Path(name)) not in (*KINDS, None)), None)
     if odd is not None:
         raise UsageError(f"--engine ray does not read {odd}", hint=f"it reads {', '.join(KINDS)}")
     first = open_input(args, source, kind_of(Path(sources[0])) or "txt")

@@ -25,18 +25,20 @@ def json_rows(lines: Lines, *, array: bool) -> Iterator[Row]:
     for line, raw in values if array else lines:
         if raw.strip():
             number += 1
-            content, problem = _parse(raw, lines)
+            content, problem = _parse(raw, lines, lists=array)
             yield Row(number, line, content, problem=problem)
 
 
-def _parse(raw: str, lines: Lines) -> tuple[dict[str, Any] | None, str | None]:
-    """The object that `raw` holds, or what is wrong with it."""
+def _parse(raw: str, lines: Lines, *, lists: bool) -> tuple[dict[str, Any] | None, str | None]:
+    """The object that `raw` holds, or what is wrong with it; a list, if `lists`, as column1, column2, ..."""
     if wrong := lines.wrong_encoding(raw):
         return None, wrong
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         return None, f"not valid JSON: {first_line(error)}"
+    if isinstance(value, list) and lists:
+        value = {f"column{place}": item for place, item in enumerate(value, 1)}
     return (value, None) if isinstance(value, dict) else (None, f"not a JSON object but {raw.strip()[:40]}")
 
 

@@ -19,7 +19,13 @@ from featcache.data.columns import USUAL_NAMES, ReadColumns, pick_text_columns
 from featcache.data.formats.archive import only_file
 from featcache.data.formats.encodings import NAME_IT, UTF8, encoding_name
 from featcache.data.formats.lines import DataPath, ReadLimits, Row, reading
-from featcache.data.formats.parquet import batch_values, class_names, open_parquet, record_batches
+from featcache.data.formats.parquet import (
+    TableFile,
+    batch_values,
+    class_names,
+    is_saved_dataset,
+    record_batches,
+)
 from featcache.data.formats.parse import ParsedFile, ReadOptions, parse_file, row_chars
 from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
@@ -28,8 +34,11 @@ from featcache.system.text import check_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ENDINGS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
-           ".parquet": "parquet", ".txt": "txt", ".xlsx": "xlsx", ".xls": "xlsx", ".zip": "zip"}  # fmt: skip
+ENDINGS = {
+    ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".txt": "txt",
+    ".xlsx": "xlsx", ".xls": "xlsx", ".zip": "zip",
+}  # fmt: skip
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")  # that are written, too
 DATA_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".zip")
 _TXT_HINT = "a line is text<TAB>label, label<TAB>text, or __label__x text as in fastText"
@@ -37,13 +46,15 @@ _NAME_IT = "name the column with the text: --text-column"
 
 
 def kind_of(path: DataPath) -> str | None:
-    """One of KINDS, "xlsx" or "zip" by the ending, `.gz` aside; "folder"; None for another ending."""
+    """One of KINDS, or of what is read alone: arrow, xlsx, zip, folder; None for another ending."""
     if isinstance(path, zipfile.Path) and path.is_dir():
         return "folder"
     name = path.name.lower()
     kind = ENDINGS.get(Path(name.removesuffix(".gz")).suffix)
-    if name.endswith(".gz") and kind in ("parquet", "xlsx", "zip"):
+    if name.endswith(".gz") and kind in ("parquet", "arrow", "xlsx", "zip"):
         return None
+    if kind is None and isinstance(path, Path) and is_saved_dataset(path):
+        return "arrow"
     return "folder" if kind is None and path.is_dir() else kind
 
 
@@ -84,10 +95,10 @@ def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
             the first one that is broken.
     """
     kind = kind_of(path)
-    if kind == "parquet" and isinstance(path, Path):
+    if kind in ("parquet", "arrow") and isinstance(path, Path):
         return _parquet_data(path)
-    if kind is None or kind in ("parquet", "zip"):
-        raise SourceError(f"{path}: unknown file type", hint="unpack zip files of parquet files")
+    if kind is None or kind in ("parquet", "arrow", "zip"):
+        raise SourceError(f"{path}: unknown file type", hint="unpack zip files of such files")
     with closing(parse_file(path, str(path), kind, data, ReadOptions())) as parsed:
         layout, codec, columns, hint = parsed.layout, parsed.codec, parsed.columns, parsed.hint
     if columns == ["text"] and kind == "txt":
@@ -114,11 +125,11 @@ def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
 
 
 def _parquet_data(path: Path) -> DataFile:
-    with open_parquet(path) as file:
-        schema = file.schema_arrow
+    with closing(TableFile(path)) as file:
+        schema = file.schema
 
     def rows(columns: ReadColumns) -> Iterator[Mapping[str, object]]:
-        with open_parquet(path) as file:
+        with closing(TableFile(path)) as file:
             for batch in record_batches(file, path, 1000, columns=columns.names):
                 yield from batch_values(batch, columns.names)
 
@@ -218,9 +229,9 @@ def open_rows(
         SourceError: empty, unreadable, or without a column of texts.
     """
     data, limits = columns or DataSettings(), limits or ReadLimits()
-    if kind == "parquet":
+    if kind in ("parquet", "arrow"):
         if not isinstance(source, Path):
-            raise UsageError("a parquet file cannot be read from standard input", hint="give its path")
+            raise UsageError(f"{kind} files are not read from standard input", hint="give the path")
         return _open_parquet_rows(source, data, groups, limits)
     name = str(source) if isinstance(source, Path) else "standard input"
     if kind == "zip" and isinstance(source, Path):
@@ -312,16 +323,16 @@ def _check_texts(row: Row, picked: ReadColumns) -> None:
 def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, limits: ReadLimits) -> RowFile:
     import pyarrow as pa
 
-    file = open_parquet(path)
-    schema = file.schema_arrow
+    file = TableFile(path)
+    schema = file.schema
     picked = pick_text_columns(schema.names, data, str(path))
     for column in picked.names:
         kind = schema.field(column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise SourceError(f"column {column!r} of {path} holds {kind}, not text", hint=_NAME_IT)
-    groups = range(file.num_row_groups) if groups is None else groups
-    sizes = [file.metadata.row_group(group).num_rows for group in range(groups.stop)]
+    groups = range(len(file.group_rows)) if groups is None else groups
+    sizes = file.group_rows[: groups.stop]
     first, total = sum(sizes[: groups.start]), sum(sizes[groups.start :])
 
     def batches() -> Iterator[RowBatch]:
@@ -339,6 +350,7 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
             yield RowBatch(rows, digest.hexdigest(), table=pa.Table.from_batches([batch]))
 
     return RowFile(
-        kind="parquet", name=str(path), columns=schema.names, text=",".join(picked.text), pair=picked.pair,
-        batches=batches(), total=total, schema=schema, first=first, notes=(picked.note(schema.names),),
+        kind="arrow" if file.is_arrow else "parquet", name=str(path), columns=schema.names,
+        text=",".join(picked.text), pair=picked.pair, batches=batches(), total=total,
+        schema=schema, first=first, notes=(picked.note(schema.names),),
     )  # fmt: skip

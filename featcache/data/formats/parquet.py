@@ -1,4 +1,4 @@
-"""Rows of parquet files, in record batches."""
+"""Rows of parquet and Arrow files, and of what `save_to_disk` wrote, in record batches."""
 
 from __future__ import annotations
 
@@ -10,29 +10,91 @@ from typing import TYPE_CHECKING, Any
 from featcache.data.formats.lines import first_line, reading
 from featcache.errors import SourceError
 
+SAVED_STATE = "state.json"  # of a folder that `save_to_disk` wrote
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """The file at `path`.
+class TableFile:
+    """A file or folder of record batches.
+
+    Attributes:
+        schema: of the columns.
+        is_arrow: it is no parquet file.
+        group_rows: rows of each row group; Arrow files are one group.
 
     Raises:
         SourceError: it cannot be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.is_arrow = path.is_dir() or path.suffix.lower() in (".arrow", ".feather")
+        self._parquet: pq.ParquetFile | None = None
+        self._table: pa.Table | None = None
+        try:
+            with reading(path):
+                if not self.is_arrow:
+                    self._parquet = pq.ParquetFile(path)
+                    self.schema = self._parquet.schema_arrow
+                    metadata = self._parquet.metadata
+                    groups = range(metadata.num_row_groups)
+                    self.group_rows = [metadata.row_group(group).num_rows for group in groups]
+                else:
+                    self._table = pa.concat_tables([_mapped(one) for one in _arrow_files(path)])
+                    self.schema, self.group_rows = self._table.schema, [len(self._table)]
+        except pa.ArrowException as error:
+            raise SourceError(f"cannot read {path}: {first_line(error)}") from None
+
+    def batches(
+        self, rows: int, groups: range | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        if self._parquet is not None:
+            yield from self._parquet.iter_batches(rows, None if groups is None else list(groups), columns)
+        elif self._table is not None:
+            table = self._table if columns is None else self._table.select(columns)
+            yield from table.to_batches(max_chunksize=rows)
+
+    def close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `save_to_disk` of one dataset wrote this folder."""
+    return (path / SAVED_STATE).is_file()
+
+
+def _arrow_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
     try:
-        with reading(path):
-            return pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise SourceError(f"cannot read {path}: {first_line(error)}") from None
+        state = json.loads((path / SAVED_STATE).read_bytes())
+        names = [str(one["filename"]) for one in state["_data_files"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise SourceError(f"cannot read the saved dataset {path}: {first_line(error)}") from None
+    if not names or any("/" in name or "\\" in name for name in names):
+        raise SourceError(f"cannot read the saved dataset {path}: {SAVED_STATE} names no files of it")
+    return [path / name for name in names]
+
+
+def _mapped(path: Path) -> pa.Table:
+    """An Arrow file of either form; its rows stay on disk."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(path))
+    if source.read(6) == b"ARROW1":
+        return pa.ipc.open_file(source).read_all()
+    source.seek(0)
+    return pa.ipc.open_stream(source).read_all()
 
 
 def record_batches(
-    file: pq.ParquetFile,
+    file: TableFile,
     path: Path,
     rows: int,
     *,
@@ -43,7 +105,7 @@ def record_batches(
     import pyarrow as pa
 
     try:
-        yield from file.iter_batches(rows, None if groups is None else list(groups), columns)
+        yield from file.batches(rows, groups, columns)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"cannot read {path}: {first_line(error)}") from None
 

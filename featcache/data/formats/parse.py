@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from featcache.data.formats.class_folder import folder_rows
-from featcache.data.formats.delimited import DelimitedLayout, delimited_rows, read_layout
+from featcache.data.formats.delimited import DelimitedLayout, columns_of, delimited_rows, read_layout
 from featcache.data.formats.encodings import UTF8, encoding_name
 from featcache.data.formats.excel import excel_rows
+from featcache.data.formats.json_documents import document_rows
 from featcache.data.formats.json_rows import json_rows
 from featcache.data.formats.lines import PLACES, DataPath, Lines, ReadLimits, Row
 from featcache.data.formats.text_lines import fasttext_rows, is_fasttext, plain_rows, tab_layout
@@ -113,8 +114,16 @@ def _parse_lines(lines: Lines, kind: str, data: DataSettings, options: ReadOptio
         if is_fasttext(lines):
             return ParsedFile(["text", "label"], fasttext_rows(lines), codec=lines.codec, lines=lines)
         return ParsedFile(["text"], plain_rows(lines), codec=lines.codec, lines=lines)
+    return _parse_json(lines, data)
+
+
+def _parse_json(lines: Lines, data: DataSettings) -> ParsedFile:
     array = lines.first_mark() == "["
-    rows = json_rows(lines, array=array)
+    document = None if array else document_rows(lines, data)
+    if document is not None:
+        rows = (Row(number, number, values) for number, values in enumerate(document, 1))
+    else:
+        rows = json_rows(lines, array=array)
     sample, chars = list[Row](), 0
     while len(sample) < lines.limits.sample_rows and chars <= lines.limits.row_chars:
         if (row := next(rows, None)) is None:
@@ -123,6 +132,8 @@ def _parse_lines(lines: Lines, kind: str, data: DataSettings, options: ReadOptio
         chars += row_chars(row)
     if not sample:
         raise SourceError(f"{lines.name} is empty")
+    if array and all(isinstance(row.values, dict) and list(row.values) == _numbered(row) for row in sample):
+        sample, rows = _with_names(sample, rows, lines.name, data)
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))
     if not columns:
         first = f"line {sample[0].line}: {sample[0].problem or 'an empty object'}"
@@ -143,3 +154,25 @@ def _check_width(columns: list[str], name: str) -> None:
             f"{name} has {len(columns):,} columns; at most {_MOST_COLUMNS:,} are read",
             hint="a table of texts has one row for each text; is it turned, or are line ends missing?",
         )
+
+
+def _numbered(row: Row) -> list[str]:
+    """The columns of a row that is a list."""
+    return [f"column{place}" for place in range(1, len(row.values or ()) + 1)]
+
+
+def _with_names(
+    sample: list[Row], rows: Iterator[Row], name: str, data: DataSettings
+) -> tuple[list[Row], Iterator[Row]]:
+    """Rows that are lists, with the names that the columns of a csv file without a header get."""
+    fields = [[str(value) for value in (row.values or {}).values()] for row in sample]
+    columns, headed = columns_of(fields, name, data, header=True)
+    if headed or len({len(row) for row in fields}) > 1:
+        return sample, rows  # no label is seen in them: they are column1, column2, ...
+
+    def named(row: Row) -> Row:
+        if row.values is not None:
+            row.values = dict(zip(columns, row.values.values(), strict=False))
+        return row
+
+    return [named(row) for row in sample], map(named, rows)

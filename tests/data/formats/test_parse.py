@@ -8,7 +8,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import datasets
 import openpyxl
+import pandas
+import pyarrow
 import pytest
 
 from featcache.data.formats.open import kind_of, open_rows
@@ -19,7 +22,7 @@ from tests.support.source_files import rows_of, train, write
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
 
-ROWS = [("房间很干净，服务也不错", "好评"), ("电池用了两天就坏了", "差评"), ("书的内容很好，孩子喜欢", "好评")]
+ROWS = [("房间很干净，服务也不错", "好评"), ("电池用了两天就坏了", "差评"), ("内容很好，孩子喜欢", "好评")]
 TABS = "".join(f"{text}\t{label}\n" for text, label in ROWS)
 LABEL_FIRST = "".join(f"{label}\t{text}\n" for text, label in ROWS)
 FASTTEXT = "".join(f"__label__{label} {text}\n" for text, label in ROWS)
@@ -211,3 +214,49 @@ def test_a_table_of_very_many_columns_is_refused(tmp_path: Path) -> None:
     wide = json.dumps({f"c{n}": n for n in range(20_000)})
     with pytest.raises(SourceError, match="20,000 columns"):
         train(write(tmp_path / "more" / "dev.jsonl", wide))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("orient", ["records", "columns", "index", "split", "values", "table"])
+def test_json_in_every_orientation_of_pandas(orient: Any, indent: int | None, tmp_path: Path) -> None:
+    frame = pandas.DataFrame(ROWS, columns=["评论", "情感"])
+    path = tmp_path / "dev.json"
+    frame.to_json(path, orient=orient, indent=indent, force_ascii=False)
+    assert rows_of(train(path)) == ROWS
+    assert predicted_texts(path) == [text for text, _ in ROWS]
+    odd = frame.rename(columns={"评论": "words", "情感": "mood"})
+    odd.to_json(path, orient=orient, indent=indent)
+    named = {"text_column": "words", "label_column": "mood"} if orient != "values" else {}
+    assert rows_of(train(path, **named)) == ROWS
+
+
+def test_other_objects_with_a_table(tmp_path: Path) -> None:
+    lists = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
+    assert rows_of(train(write(tmp_path / "dev.json", json.dumps(lists)))) == ROWS
+    rows = {"version": "1", "data": [{"text": text, "label": label} for text, label in ROWS]}
+    assert rows_of(train(write(tmp_path / "dev.json", json.dumps(rows, indent=1)))) == ROWS
+    one = write(tmp_path / "dev.json", json.dumps({"text": "a", "label": 1}))
+    assert rows_of(train(one)) == [("a", "1")]
+    with pytest.raises(SourceError, match="no table is found"):
+        train(write(tmp_path / "dev.json", json.dumps({"a": {"b": 1}}, indent=1)))
+
+
+@pytest.mark.parametrize("how", ["stream", "file", "feather", "saved"])
+def test_arrow_files_and_saved_datasets(how: str, tmp_path: Path) -> None:
+    frame = pandas.DataFrame(ROWS, columns=["评论", "情感"])
+    table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    path = tmp_path / {"feather": "dev.feather", "saved": "saved"}.get(how, "dev.arrow")
+    if how == "saved":
+        datasets.Dataset(table).save_to_disk(str(path), num_shards=2)
+    elif how == "feather":
+        frame.to_feather(path)
+    else:
+        writer = pyarrow.ipc.new_stream if how == "stream" else pyarrow.ipc.new_file
+        with writer(str(path), table.schema) as sink:
+            sink.write_table(table)
+    assert rows_of(train(path)) == ROWS
+    assert predicted_texts(path) == [text for text, _ in ROWS]
+    damaged = path / "data-00000-of-00002.arrow" if how == "saved" else path
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(SourceError, match="cannot read"):
+        predicted_texts(path)
