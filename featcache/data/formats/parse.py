@@ -121,7 +121,7 @@ def _parse_json(lines: Lines, data: DataSettings) -> ParsedFile:
     array = lines.first_mark() == "["
     document = None if array else document_rows(lines, data)
     if document is not None:
-        rows = (Row(number, number, values) for number, values in enumerate(document, 1))
+        rows: Iterator[Row] = (Row(number, number, values) for number, values in enumerate(document, 1))
     else:
         rows = json_rows(lines, array=array)
     sample, chars = list[Row](), 0
