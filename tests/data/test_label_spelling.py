@@ -17,7 +17,8 @@ pytestmark = pytest.mark.usefixtures("arrow_cache")
 
 
 def labelled(folder: Path, train_labels: Sequence[Any], test_labels: Sequence[Any]) -> DataSettings:
-    for split, labels in (("train", train_labels), ("test", test_labels)):
+    """Files of train, of validation with the same labels, and of test."""
+    for split, labels in (("train", train_labels), ("validation", train_labels), ("test", test_labels)):
         write(folder / f"{split}.jsonl", jsonl(*({"text": "t", "label": label} for label in labels)))
     return DataSettings(dataset=str(folder))
 
@@ -28,9 +29,9 @@ def names(split: Split) -> list[str]:
 
 def test_similar_labels_are_asked_about(tmp_path: Path) -> None:
     labelled(tmp_path, ["positive", "positive", "negative"], [" Positive ", "Ｎegative"])
-    with pytest.raises(SourceError, match=r"probably one.*'positive' .2. and 'Positive' .1.") as caught:
+    with pytest.raises(SourceError, match=r"probably one.*'positive' .4. and 'Positive' .1.") as caught:
         both(tmp_path)
-    assert "'negative' (1) and 'Ｎegative' (1)" in caught.value.what
+    assert "'negative' (2) and 'Ｎegative' (1)" in caught.value.what
     assert "--similar-labels merge" in (caught.value.hint or "")
 
 
