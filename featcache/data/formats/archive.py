@@ -25,7 +25,7 @@ def open_zip(path: Path) -> zipfile.Path:
         raw = [one.filename.encode("cp437") for one in found.infolist() if not one.flag_bits & _UTF8_NAME]
         if not all(map(bytes.isascii, raw)):  # names as Windows writes them in its own language
             found.close()
-            codec = find_encoding(lambda: iter([b"\n".join(raw)]), f"{name}: names of its files")
+            codec = _codec_of_names(raw, name)
             found = zipfile.ZipFile(path, metadata_encoding=codec.removesuffix("-sig"))
     for one in found.infolist():
         parts = PurePosixPath(one.filename.replace("\\", "/"))
@@ -35,6 +35,13 @@ def open_zip(path: Path) -> zipfile.Path:
             raise SourceError(f"{name} is encrypted", hint="unpack it, and give the folder")
     check_unpacked_size(found, name)
     return zipfile.Path(found)
+
+
+def _codec_of_names(raw: list[bytes], name: str) -> str:
+    try:
+        return find_encoding(lambda: iter([b"\n".join(raw)]), f"a list of the names in {name}")
+    except SourceError as error:
+        raise SourceError(error.what, hint="unpack it, and give the folder") from None
 
 
 def check_unpacked_size(found: zipfile.ZipFile, name: str) -> None:

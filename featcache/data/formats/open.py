@@ -103,7 +103,8 @@ def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
         layout, codec, columns, hint = parsed.layout, parsed.codec, parsed.columns, parsed.hint
     if columns == ["text"] and kind == "txt":
         raise SourceError(f"{path}: its lines have no labels", hint=_TXT_HINT)
-    again = data if codec == UTF8 and data.encoding is None else replace(data, encoding=codec)
+    known = kind != "folder" and (codec != UTF8 or data.encoding is not None)
+    again = replace(data, encoding=codec) if known else data  # the files of a folder may be UTF-8, too
 
     def rows(_: ReadColumns) -> Iterator[Mapping[str, object]]:
         options = ReadOptions(quoted=layout.quoted if layout else None)
