@@ -163,7 +163,7 @@ def _commit_on_disk(hub_id: str, config: str | None, revision: str | None) -> st
     """The commit of the copy on this disk: of the revision when the hub was last asked, else the newest."""
     with suppress(OSError, ValueError):
         noted = (_repository(hub_id) / "refs" / (revision or "main")).read_text("ascii").strip()
-        if _prepared(hub_id, config, noted) is not None:
+        if _prepared(hub_id, config, noted) or _prepared(hub_id, _default_config(hub_id, noted), noted):
             return noted
     if revision is not None:
         return None
