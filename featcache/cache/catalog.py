@@ -18,7 +18,9 @@ from featcache.cache.seal import HINT
 from featcache.cache.sealed_file import SealedFile
 from featcache.errors import CacheError, CacheMiss, CorruptCache
 from featcache.fingerprint import CacheDocument, EncoderDocument, Request
+from featcache.system.lock import locked
 
+RECORD_WAIT = 10.0  # seconds; a record is written in some milliseconds
 STATES = "states"  # the folder of token states, beside the features of the same data and model
 _STATES = re.compile(r".+-cut[0-9]+-[0-9a-f]{12}\.h5")
 
@@ -153,9 +155,14 @@ def is_states(path: Path) -> bool:
 
 
 def add_request(file: CacheFile, request: Request, made: Provenance | None = None) -> None:
-    """Note in the record of `file` that it answers `request`, and how it was made."""
-    record = read_record(file.path, file.fingerprint).with_request(request)
-    write_record(file.path, record if made is None else replace(record, made=made))
+    """Note in the record of `file` that it answers `request`, and how it was made.
+
+    Raises:
+        CacheError: the file system refuses, or another process makes the file anew.
+    """
+    with locked(file.path, RECORD_WAIT):  # several processes may note something at once
+        record = read_record(file.path, file.fingerprint).with_request(request)
+        write_record(file.path, record if made is None else replace(record, made=made))
 
 
 def _check_shapes(document: CacheDocument, shapes: Mapping[str, tuple[int, ...]]) -> None:

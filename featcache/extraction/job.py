@@ -174,6 +174,10 @@ class Job:
         shard_size = parse_shard_size(self.settings.paths.shard_size)  # refused before the model is loaded
         encoder = self.unit_encoder(split.name)
         new = self._new_file(split, hashes, sizes, encoder.spec, shard_size)
+        if not self.force and (found := self._find_by_name(new)):
+            with suppress(CacheError):  # a read-only cache still serves
+                self._record_request(found, split.name)
+            return self._served(found, split.name, began, notes)
         counts = FileMaker(
             new, encoder, self.on_progress,
             force=self.force, wait=self.wait, worker=self.worker, folder=self.folder,
@@ -182,7 +186,9 @@ class Job:
         if counts.sealed:
             self._record_making(file, split, seconds, counts, encoder.spec)
             self.cache.push(file.path, replace=self.force)
-            file = self.cache.file(new.path)  # with its record
+        else:  # the worker that sealed it may have been killed before it wrote the record
+            self._record_request(file, split.name)
+        file = self.cache.file(new.path)  # with its record
         return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=notes)
 
     # -- answers from the cache -------------------------------------------------------------------
@@ -232,6 +238,17 @@ class Job:
                     if known.encoder == asked and views <= set(known.views):
                         return file
         return None
+
+    def _find_by_name(self, new: NewFile) -> CacheFile | None:
+        """The very file that would be made, where it is there and its record was lost.
+
+        Raises:
+            CorruptCache: it is damaged; nothing is encoded.
+        """
+        if new.path not in self.cache.paths(new.split.name):
+            return None
+        file = self.cache.file(new.path)
+        return file if file.fingerprint == new.document.fingerprint else None
 
     def _served(self, file: CacheFile, split: str, began: float, notes: tuple[str, ...] = ()) -> Extracted:
         self.cache.push(file.path)  # what could not be brought to the store when it was made
@@ -304,8 +321,6 @@ class Job:
         rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         document = CacheDocument(spec.document, tuple(spec.stored_views), rows, labels)
         path = self.cache.path(self.dataset_name(), self.model.name, split.name, document.fingerprint)
-        if not self.force and path in self.cache.paths(split.name):
-            self.cache.file(path)  # a damaged file is reported before anything is encoded
         return NewFile(
             split=split,
             hashes=hashes,
