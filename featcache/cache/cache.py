@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from featcache.cache.description import FileDescription
 from featcache.cache.local import FileFacts, LocalFiles
 from featcache.cache.record import record_path
 from featcache.cache.remote.mirror import Mirror
+from featcache.cache.staging import discard_work, partial_folder
 from featcache.errors import CacheError
 from featcache.fingerprint import Difference, Request, canonical, differences
 from featcache.system.durable import TEMPORARY, explained, remove_temporaries
@@ -156,8 +156,8 @@ class Cache:
             self.backend.remove_elsewhere(path)
             for left in (path, record_path(path), *shards.shard_paths(path)):  # shards without it are litter
                 left.unlink(missing_ok=True)
-            remove_folder(path.with_suffix(".partial"))
             remove_temporaries(path)
+            discard_work(partial_folder(path))
             discard_lock(path)
 
     def _age(self, path: Path) -> float:
@@ -173,11 +173,3 @@ def slug(name: str) -> str:
     parts = [part for part in re.split(r"[/\\]+", name.strip("./\\")) if part not in ("", ".", "..")]
     kept = parts[-2:] if len(parts) == 2 and not name.startswith((".", "/", "~")) else parts[-1:]
     return re.sub(r"[^\w.\-]+", "_", "--".join(kept)) or "unnamed"
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder that may be gone already; of a link to one, only the link."""
-    if folder.is_symlink():
-        folder.unlink()
-    else:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featcache.cache.cache import remove_folder
 from featcache.cache.catalog import STATES
 from featcache.cache.seal import MAGIC
 from featcache.cache.shards import shards_in_use
+from featcache.cache.staging import discard_work
 from featcache.errors import CacheError
 from featcache.system.durable import TEMPORARY, explained
 from featcache.system.lock import discard_lock, is_locked, locked
@@ -30,6 +30,8 @@ _KINDS = {
     ".json": "record",
     ".partial": "unfinished",
     ".lock": "lock",
+    ".lease": "lock",
+    ".publishing": "lock",
     ".holder": "holder",
 }
 _OURS = re.compile(
@@ -292,7 +294,7 @@ def _remove(removal: Removal) -> None:
     with locked(removal.target), explained(removal.target):
         for part in removal.parts:
             if part.kind == "unfinished" and part.path.is_dir():
-                remove_folder(part.path)
+                discard_work(part.path)
             elif part.kind not in ("lock", "holder"):
                 part.path.unlink(missing_ok=True)
         if not removal.target.exists():

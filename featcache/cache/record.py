@@ -13,7 +13,7 @@ from typing import Any
 from featcache.fingerprint import JsonDocument, Request, canonical
 from featcache.fingerprint import fingerprint as document_hash
 from featcache.system.documents import read_json
-from featcache.system.durable import write_file
+from featcache.system.durable import read_plain, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def parse_record(content: bytes, fingerprint: str) -> CacheRecord | None:
 def read_record(path: Path, fingerprint: str) -> CacheRecord:
     """The record of the cache file `path`; an empty one where it is lost, damaged or of another file."""
     try:
-        found = parse_record(record_path(path).read_bytes(), fingerprint)
+        found = parse_record(read_plain(record_path(path)), fingerprint)
     except OSError:
         found = None
     return found or CacheRecord(fingerprint)

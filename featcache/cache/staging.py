@@ -6,12 +6,11 @@ extraction continues from the units that exist, and several processes can share 
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -20,15 +19,25 @@ from featcache.errors import CacheError
 from featcache.fingerprint import canonical
 from featcache.system import durable as files
 from featcache.system.documents import json_document, read_document
-from featcache.system.durable import explained, make_folder, remove_temporaries, write_file
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from featcache.system.durable import (
+    LONGEST_ARRAYS,
+    TEMPORARY,
+    explained,
+    make_own_folder,
+    read_plain,
+    remove_own_folder,
+    remove_temporaries,
+    write_file,
+)
+from featcache.system.lock import ProcessLock
 
 PLAN = "plan.json"
-TRIES = 20  # attempts to remove a folder while other processes write to it
 T = TypeVar("T")
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
+_OURS = re.compile(  # what this module and `extraction.worker_folder` write
+    rf"{re.escape(PLAN)}|block-.+\.safetensors|claim-[0-9]+\.(lock|lease).*|worker-.+\.json|sealed-.+"
+    rf"|{re.escape(TEMPORARY)}.+"
+)
 
 
 class Staging:
@@ -46,12 +55,13 @@ class Staging:
         content, plan_path = canonical(json_document(plan)), folder / PLAN
         # Part of each checksum, so that the units of a process that still works on another plan do not count.
         self._seed = xxhash.xxh3_64_intdigest(content)
+        self._claims: dict[int, ProcessLock] = {}
         if joined:
             return
         with explained(folder):
-            if folder.exists() and (not plan_path.is_file() or plan_path.read_bytes() != content):
+            if folder.is_dir() and not folder.is_symlink() and not _holds(plan_path, content):
                 self.discard()
-            make_folder(folder)
+            make_own_folder(folder)
         if not plan_path.is_file():
             write_file(plan_path, content)
 
@@ -117,25 +127,23 @@ class Staging:
             hint="run the same command again; only this unit is computed again",
         )
 
-    def claim(self, number: int) -> FileLock | None:
+    def claim(self, number: int) -> ProcessLock | None:
         """Lock a unit for this process; the caller releases the lock.
 
-        The operating system frees the lock of a killed process at once. On a file system without locks two
-        processes may make the same unit, which is harmless.
+        The lock of a killed process is free again, see `ProcessLock`. If two processes make the same unit,
+        only time is lost.
 
         Returns:
             None if another process has locked the unit, or if the folder is being discarded.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / f"claim-{number:08d}.lock", thread_local=False)
         if not self.there:
             return None
+        # Kept for the next attempt: it remembers since when a process of another host gave no sign of life.
+        lock = self._claims.setdefault(number, ProcessLock(self.folder / f"claim-{number:08d}.lock"))
         with explained(self.folder):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:  # also an OSError, which `explained` would turn into a CacheError
+            if not lock.acquire():
                 return None
+        del self._claims[number]
         if self.there:
             return lock
         lock.release()
@@ -149,18 +157,8 @@ class Staging:
         return (self.folder / PLAN).is_file()
 
     def discard(self) -> None:
-        """Remove the folder and everything in it; the plan goes first, so that no process joins the work."""
-        with explained(self.folder):
-            files.disk.unlink(self.folder / PLAN)
-            for left in reversed(range(TRIES)):
-                for path in list(self.folder.iterdir()):
-                    files.disk.unlink(path)
-                try:
-                    files.disk.rmdir(self.folder)
-                    return
-                except OSError as error:  # a worker has just written a claim or its progress
-                    if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
+        """Remove the folder and what featcache made in it; see `discard_work`."""
+        discard_work(self.folder)
 
     def _is_unit(self, path: Path, content: bytes) -> bool:
         """Whether `path` has the name of a unit with the checksum of `content`."""
@@ -180,6 +178,18 @@ def unit_number(name: str) -> int | None:
 def partial_folder(target: Path) -> Path:
     """The folder of the unfinished work on a cache file."""
     return target.with_suffix(".partial")
+
+
+def discard_work(folder: Path) -> None:
+    """Remove a folder of unfinished work; the plan goes first, so that no process joins the work.
+
+    Raises:
+        CacheError: the folder holds files that featcache did not make, or the file system refuses.
+    """
+    with explained(folder):
+        if not folder.is_symlink():
+            files.disk.unlink(folder / PLAN)
+        remove_own_folder(folder, _OURS)
 
 
 @contextmanager
@@ -204,16 +214,23 @@ def unfinished_work(target: Path, plan: object, note: Callable[[str], None]) -> 
 def read_plan(folder: Path, kind: type[T]) -> T | None:
     """The plan of the unfinished work in `folder`; None where there is none, or not exactly of this kind."""
     try:
-        content = (folder / PLAN).read_bytes()
+        content = read_plain(folder / PLAN)
         plan = read_document(kind, content, "the plan", CacheError)
     except (OSError, CacheError):
         return None
     return plan if canonical(json_document(plan)) == content else None
 
 
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return read_plain(path) == content
+    except OSError:
+        return False
+
+
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, LONGEST_ARRAYS)
     except OSError as error:
         raise CacheError(
             f"cannot read {path}: {error.strerror or error}",

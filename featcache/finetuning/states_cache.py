@@ -31,7 +31,7 @@ from featcache.extraction.encode_units import Claim, commit_units, tokenize_rows
 from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import RowsPart, StatesDocument
 from featcache.system.documents import read_document
-from featcache.system.durable import require_space, write_file
+from featcache.system.durable import read_plain, require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
@@ -100,7 +100,7 @@ class StatesFile:
     def seconds(self) -> float:
         """The time it took to make the file; 0 where its record is lost."""
         try:
-            content = self.path.with_suffix(".json").read_bytes()
+            content = read_plain(self.path.with_suffix(".json"))
             record = read_document(StatesRecord, content, "the record", ValueError)
         except (OSError, ValueError):
             return 0.0

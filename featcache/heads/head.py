@@ -15,7 +15,7 @@ from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.system.documents import parse_document, read_json
-from featcache.system.durable import write_file
+from featcache.system.durable import LONGEST_ARRAYS, read_plain, write_file
 
 HEAD_FORMAT = 2
 DAMAGED = "train that head again, or use another run: featcache compare lists them"
@@ -134,12 +134,12 @@ def load_head(folder: Path, name: str = "head") -> Head:
         HeadError: missing, unreadable, of another format, or with contents that do not fit each other.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     path = folder / f"{name}.json"
     try:
-        content = read_json(path.read_bytes())
-        tensors = load_file(path.with_suffix(".safetensors"))
+        content = read_json(read_plain(path))
+        tensors = load(read_plain(path.with_suffix(".safetensors"), LONGEST_ARRAYS))
     except FileNotFoundError as error:
         raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
     except SafetensorError as error:  # its words are for programmers

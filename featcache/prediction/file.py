@@ -29,6 +29,7 @@ from featcache.fingerprint import fingerprint
 from featcache.prediction.journal import (
     COMMIT_EVERY,
     FORMAT,
+    ROWS,
     STATE,
     Journal,
     JournalState,
@@ -36,7 +37,7 @@ from featcache.prediction.journal import (
     partial_folder,
     read_state,
 )
-from featcache.system.durable import explained, temporary_beside
+from featcache.system.durable import explained, make_own_folder, temporary_beside
 from featcache.system.lock import locked
 from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -124,7 +125,9 @@ def predict_file(
         }
     )
     folder = partial_folder(place.path)
-    with explained(place.path), locked(folder / "rows"):
+    with explained(place.path):
+        make_own_folder(folder)
+    with explained(place.path), locked(folder / ROWS):
         refuse_target(place, force=force)  # another call may have made it while this one waited
         before = _resumed(folder, key, rows, force=force) or JournalState(
             key, counts=dict.fromkeys(writer.names, 0), quotes=rows.quotes, raw_cells=form.raw_cells
@@ -190,7 +193,7 @@ def _publish(journal: Journal, target: Target, *, force: bool) -> Path | str | N
         bad_rows.remove()
     if not target.publish(finished, replace=force):
         raise UsageError(f"another process made {target} meanwhile", hint="--force replaces it")
-    shutil.rmtree(journal.folder, ignore_errors=True)
+    journal.discard()
     return bad_rows.place if journal.state.bad else None
 
 

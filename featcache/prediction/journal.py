@@ -5,22 +5,27 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
+import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from featcache.data.formats.open import QuoteRule, RowBatch
 from featcache.data.formats.write import RowPredictions, Writer
-from featcache.errors import SourceError
+from featcache.errors import CacheError, SourceError
 from featcache.system.documents import read_document
-from featcache.system.durable import disk, write_file
+from featcache.system.durable import TEMPORARY, disk, is_plain, read_plain, remove_own_folder, write_file
 from featcache.system.output import Target
 
 FORMAT = 1  # of what lies in OUTPUT.partial
+ROWS, BAD_LOG = "rows", "bad.jsonl"
 STATE = "state.json"
+_OURS = re.compile(
+    rf"{ROWS}(\.lock|\.holder)?|{re.escape(BAD_LOG)}|{re.escape(STATE)}|{re.escape(TEMPORARY)}.+"
+)
 COMMIT_EVERY = 1.0  # seconds between two durable states, at the least
 FIRST_BAD = 5  # rows of `Journal.first_bad`
 
@@ -79,10 +84,11 @@ def partial_folder(target: Path) -> Path:
 def read_state(folder: Path) -> JournalState | None:
     """The state of an unfinished call; None where there is none that can be gone on from."""
     try:
-        content = (folder / STATE).read_bytes()
+        content = read_plain(folder / STATE)
         state = read_document(JournalState, content, str(folder / STATE), SourceError)
-        whole = state.bytes <= (folder / "rows").stat().st_size
-        whole = whole and state.bad_bytes <= (folder / "bad.jsonl").stat().st_size
+        logs = folder / ROWS, folder / BAD_LOG
+        whole = all(map(is_plain, logs)) and state.bytes <= logs[0].stat().st_size
+        whole = whole and state.bad_bytes <= logs[1].stat().st_size
     except (OSError, SourceError):
         return None  # only work is lost, and done again
     return state if whole else None
@@ -108,15 +114,17 @@ class Journal:
         self, folder: Path, state: JournalState, writer: Writer, commit_every: float = COMMIT_EVERY
     ) -> None:
         self.folder, self.state, self.writer, self.commit_every = folder, state, writer, commit_every
-        self.log, self.bad_log = folder / "rows", folder / "bad.jsonl"
+        self.log, self.bad_log = folder / ROWS, folder / BAD_LOG
         self.first_bad: list[UnlabelledRow] = []
         self.consumed = (0, 0)  # rows appended, and the bytes of the input that were read for them
 
     def __enter__(self) -> Self:
         if not self.state.chunks:
             head = self.writer.head()
-            self.log.write_bytes(head)
-            self.bad_log.write_bytes(b"")
+            for path, content in ((self.log, head), (self.bad_log, b"")):
+                path.unlink(missing_ok=True)  # what is there may be a link to a file of somebody
+                with path.open("xb") as file:
+                    file.write(content)
             self.state = replace(self.state, bytes=len(head))
         else:
             os.truncate(self.log, self.state.bytes)
@@ -140,7 +148,12 @@ class Journal:
                 for file in self._files:
                     file.close()
                 if kind is not None and not self.state.chunks:
-                    shutil.rmtree(self.folder, ignore_errors=True)
+                    self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder, as far as that is possible; what featcache did not make stays."""
+        with suppress(OSError, CacheError):
+            remove_own_folder(self.folder, _OURS)
 
     def add(self, batch: RowBatch, predictions: RowPredictions) -> None:
         """Append a batch; waits until the one before is written."""

@@ -44,6 +44,7 @@ from featcache.runs.record import CacheReference, FrozenRows, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import read_document, tidied
+from featcache.system.durable import read_plain
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote, shown
 from featcache.system.text import last_part, readable, short_name, without_folders
@@ -321,7 +322,7 @@ def _learning_curves(run: Run, reports_dir: Path | None) -> list[ScoreByRows]:
     found = []
     for path in sorted(reports_dir.glob("curve-*/curve.json")) if reports_dir and caches else []:
         try:
-            curve = read_document(SavedCurve, path.read_bytes(), str(path), ValueError)
+            curve = read_document(SavedCurve, read_plain(path), str(path), ValueError)
         except (OSError, ValueError):
             continue  # a folder of that name from another program
         if curve.request.caches == caches and curve.request.view == run.record.view:

@@ -14,6 +14,7 @@ from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
 from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document, read_json
+from featcache.system.durable import read_plain
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
@@ -228,7 +229,7 @@ def read_run_record(folder: Path) -> RunRecord:
     """
     path = folder / RUN_FILE
     try:
-        content = read_json(path.read_bytes())
+        content = read_json(read_plain(path))
     except (OSError, ValueError) as error:
         raise HeadError(f"cannot read {path}: {error}", hint=_DAMAGED) from error
     found = content.get("format") if isinstance(content, dict) else None

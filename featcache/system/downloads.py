@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,14 @@ from pathlib import Path
 
 from featcache.errors import CacheError, SourceError, UsageError
 from featcache.system.durable import TEMPORARY, explained, publish, temporary_beside
+from featcache.system.lock import ProcessLock
 from featcache.system.stores import opened, shown, stamp
 from featcache.system.units import DAY, parse_size
 
 FOLDER = "FEATCACHE_MIRROR"
 SIZE = "FEATCACHE_MIRROR_SIZE"
 DEFAULT_SIZE = "50GB"
+_KEY = re.compile("[0-9a-f]{24}")  # see `key_of`
 GRACE = 60.0  # a file that was used in the last so many seconds is not evicted
 
 
@@ -89,14 +92,18 @@ def entry_lock(path: Path, wait: float = -1) -> Iterator[None]:
         TimeoutError: another process still holds it.
         CacheError: the file system refuses.
     """
-    from filelock import FileLock
-
     name = hashlib.sha256(str(path).encode()).hexdigest()[:24]
     with explained(path):
         for folder in (path.parent, mirror_root() / "locks"):
             folder.mkdir(parents=True, exist_ok=True)  # not durable: a lost folder is made again
-    with FileLock(mirror_root() / "locks" / f"{name}.lock", timeout=wait):
+        lock = ProcessLock(mirror_root() / "locks" / f"{name}.lock")
+        taken = lock.acquire(wait)
+    if not taken:
+        raise TimeoutError(f"another process fetches {path.name}")
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def used(path: Path) -> None:
@@ -127,7 +134,8 @@ def evict(keep: Path | None = None, removable: Callable[[Path], bool] = is_data)
     """
     root, limit, now = mirror_root(), mirror_size(), time.time()
     _remove_litter(root, now)
-    files = [*_mirror_files(root, "data/*/*"), *_mirror_files(root, "cache/*/*/*/*.h5")]
+    data = (one for one in _mirror_files(root, "data/*/*") if _KEY.fullmatch(one.path.parent.name))
+    files = [*data, *_mirror_files(root, "cache/*/*/*/*.h5")]
     total, removed = sum(one.bytes for one in files), []
     for one in sorted(files, key=lambda one: one.used):
         if total <= limit:

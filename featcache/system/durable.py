@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from featcache.errors import DiskError
+from featcache.errors import CacheError, DiskError
 from featcache.system.units import size_text
 
 TEMPORARY = ".tmp-"
@@ -29,6 +31,10 @@ HINTS = {
     errno.ENAMETOOLONG: "use shorter names of folders and files",
     errno.EMFILE: "more files may be opened after: ulimit -n 4096",
 }  # fmt: skip
+PUBLISHING = 120.0  # seconds to wait for a process that publishes the same file
+TRIES = 20  # attempts to remove a folder while other processes write to it
+LONGEST_DOCUMENT = 64 << 20  # bytes
+LONGEST_ARRAYS = 64 << 30  # bytes of a file of weights or of a commit unit
 
 
 class Disk:
@@ -115,6 +121,96 @@ def make_folder(folder: Path) -> None:
         disk.fsync_folder(level.parent)
 
 
+def make_own_folder(folder: Path) -> None:
+    """`make_folder` for a folder in which featcache removes files: it must be no link to another one.
+
+    Raises:
+        CacheError: it is a link.
+    """
+    if folder.is_symlink():
+        raise CacheError(
+            f"{folder} is a link, and featcache would remove files in the folder that it points at",
+            hint="remove the link: unfinished work is kept in a folder of its own",
+        )
+    make_folder(folder)
+
+
+def remove_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
+    """Remove a folder that featcache made, if it is there: the files that it made, then the empty folder.
+
+    Of a link to a folder only the link is removed.
+
+    Args:
+        ours: the whole names of files that featcache makes there.
+
+    Raises:
+        CacheError: the folder holds something else, which stays with the folder.
+        OSError: the file system refuses.
+    """
+    if folder.is_symlink():
+        disk.unlink(folder)
+        return
+    for left in reversed(range(TRIES)):
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
+            return
+        foreign = [
+            one.name for one in entries if not ours.fullmatch(one.name) or one.is_dir(follow_symlinks=False)
+        ]
+        for one in entries:
+            if one.name not in foreign:
+                disk.unlink(Path(one.path))
+        if foreign:
+            raise CacheError(
+                f"{folder} holds {', '.join(sorted(foreign)[:3])}, which featcache did not make, and stays",
+                hint="move it elsewhere, or remove the folder yourself",
+            )
+        try:
+            disk.rmdir(folder)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:  # another process has just written a file
+            if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def read_plain(path: Path, most: int = LONGEST_DOCUMENT) -> bytes:
+    """The bytes of a file, which may have been put there by anybody: never waits, never fills the memory.
+
+    A link to a file is followed, because tools that version data replace files by links.
+
+    Args:
+        most: bytes that are read.
+
+    Raises:
+        OSError: there is no such file, or it is a folder, a pipe or a device, or longer than `most`.
+    """
+    _require_plain(path, path.stat(), most)  # before it is opened: that alone may wait, or start something
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags), "rb") as file:
+        found = os.fstat(file.fileno())
+        _require_plain(path, found, most)
+        return file.read(found.st_size)  # what a process appends meanwhile is not read
+
+
+def _require_plain(path: Path, found: os.stat_result, most: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise OSError(errno.EINVAL, f"it is {what} and no file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has more than {size_text(most)}", str(path))
+
+
+def is_plain(path: Path) -> bool:
+    """Whether there is a file at `path` itself, which is no link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
 def temporary_beside(path: Path) -> Path:
     """A path in the folder of `path` that no other process uses."""
     return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
@@ -178,11 +274,20 @@ def _take(temporary: Path, final: Path, replace: bool) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
             raise
-        if final.exists():
-            return False
-        disk.replace(temporary, final)  # file systems without hard links
+        return _take_without_links(temporary, final)
     else:
         disk.unlink(temporary)
+    return True
+
+
+def _take_without_links(temporary: Path, final: Path) -> bool:
+    """As `_take` on file systems without hard links: processes that publish the same file do it in turn."""
+    from filelock import SoftFileLease
+
+    with SoftFileLease(final.with_suffix(".publishing"), timeout=PUBLISHING):
+        if final.exists():
+            return False
+        disk.replace(temporary, final)
     return True
 
 

@@ -6,6 +6,7 @@ beside it tells who has the lock: process, host, since when.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING
 from featcache.errors import DiskError, LockHeld, UsageError
 from featcache.fingerprint import canonical
 from featcache.system.documents import read_document
-from featcache.system.durable import explained, write_file
+from featcache.system.durable import explained, read_plain, write_file
 
 if TYPE_CHECKING:
-    from filelock import FileLock
+    from filelock import BaseFileLock
 
 LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; an infinite wait is this long
 POLL = 0.2  # seconds between two attempts to take a lock
+LEASE = 60.0  # seconds without a sign of life, after which a lock file of another host is free
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def holder_path(target: Path) -> Path:
 def holder(target: Path) -> Holder | None:
     """The process that the `.holder` file of `target` names; None if there is none or it is dead."""
     try:
-        found = read_document(Holder, holder_path(target).read_bytes(), "the holder", ValueError)
+        found = read_document(Holder, read_plain(holder_path(target)), "the holder", ValueError)
     except (OSError, ValueError):
         return None
     return None if found.dead else found
@@ -104,18 +107,14 @@ def is_locked(target: Path) -> bool:
     Raises:
         CacheError: the lock cannot be opened.
     """
-    from filelock import FileLock, Timeout
-
     if not lock_path(target).exists():
         return False
     with explained(target):
-        lock = FileLock(lock_path(target))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-    return False
+        lock = ProcessLock(lock_path(target))
+        if lock.acquire():
+            lock.release()
+            return False
+    return True
 
 
 def discard_lock(target: Path) -> None:
@@ -125,30 +124,75 @@ def discard_lock(target: Path) -> None:
     were removed after the lock is released, it could be locked by another process by then, and a third one
     could lock a new file at the same time.
     """
-    holder_path(target).unlink(missing_ok=True)
-    with suppress(PermissionError):  # on Windows an open file stays; the next `gc` removes it
-        lock_path(target).unlink(missing_ok=True)
+    for path in (holder_path(target), lock_path(target), lease_path(lock_path(target))):
+        with suppress(PermissionError):  # on Windows an open file stays; the next `gc` removes it
+            path.unlink(missing_ok=True)
 
 
-def _acquire(target: Path, wait: float, waiting: Callable[[str], None] | None) -> FileLock:
-    from filelock import FileLock, Timeout
+def lease_path(path: Path) -> Path:
+    """The file that stands for the lock file `path` where the file system has no locks."""
+    return path.with_suffix(".lease")
 
-    lock = FileLock(lock_path(target))
-    try:
-        lock.acquire(timeout=0)
+
+class ProcessLock:
+    """A lock that one process holds at a time, on one machine or on several that share the folder.
+
+    The operating system locks the file `path`. Where the file system has no locks (some network drives and
+    containers), a file with the process and its host is made instead, which can be made only once, and the
+    process writes to it now and then. The lock is free when its process has ended, or, where that is of
+    another host, when this object has seen no sign of life for LEASE seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from filelock import FileLock
+
+        self.path = path
+        # Any thread may release it. Where `flock` is not there, filelock would fall back to a lock without a
+        # sign of life: that of a lost host would stay for ever.
+        self._lock: BaseFileLock = FileLock(path, thread_local=False, fallback_to_soft=False)
+
+    def acquire(self, wait: float = 0.0) -> bool:
+        """Take the lock, after `wait` seconds at most; below 0: however long it takes.
+
+        Returns:
+            False if another process still holds it.
+
+        Raises:
+            OSError: the lock file cannot be opened.
+        """
+        from filelock import SoftFileLease, Timeout
+
+        poll = min(POLL, wait) if wait > 0 else POLL
+        try:
+            try:
+                self._lock.acquire(timeout=wait, poll_interval=poll)
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+                self._lock = SoftFileLease(lease_path(self.path), lease_duration=LEASE, thread_local=False)
+                self._lock.acquire(timeout=wait, poll_interval=poll)
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+
+def _acquire(target: Path, wait: float, waiting: Callable[[str], None] | None) -> ProcessLock:
+    lock = ProcessLock(lock_path(target))
+    if lock.acquire():
         return lock
-    except Timeout:
-        if wait and waiting is not None:
-            waiting(f"waiting for {_who(target)}, which is writing {target.name}")
-    try:
-        lock.acquire(timeout=wait, poll_interval=min(POLL, wait or POLL))
+    if wait and waiting is not None:
+        waiting(f"waiting for {_who(target)}, which is writing {target.name}")
+    if lock.acquire(wait):
         return lock
-    except Timeout:
-        waited = f" (waited {wait:g} seconds)" if wait else ""
-        raise LockHeld(
-            f"another process is writing {target}: {_who(target)}{waited}",
-            hint="wait for it, or stop it; finished work is kept",
-        ) from None
+    waited = f" (waited {wait:g} seconds)" if wait else ""
+    hint = "wait for it, or stop it; finished work is kept"
+    if lease_path(lock.path).exists():
+        hint += f"; if its host is gone, wait until its lock is free: --wait {2 * LEASE:g}"
+    raise LockHeld(f"another process is writing {target}: {_who(target)}{waited}", hint=hint)
 
 
 def _who(target: Path) -> str:

@@ -23,6 +23,8 @@ from tests.support.cli_tools import arrow_in, environment
 from tests.support.extraction import Case, one_thread, some_texts, write_case
 from tests.support.tiny import build
 
+pytestmark = pytest.mark.bad_input("wrong vectors")
+
 
 @pytest.fixture(autouse=True)
 def arrow_files(tmp_path: Path) -> Iterator[None]:

@@ -17,6 +17,8 @@ from tests.support.cli_tools import Cli, arrow_in, edit_run
 from tests.support.own_code import build_with_code
 from tests.support.review_files import write_reviews
 
+pytestmark = pytest.mark.bad_input("code run")
+
 
 @dataclass(frozen=True)
 class Work:

@@ -97,13 +97,21 @@ def export(cache: Cache, path: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def remove_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
+def _bytes_of(cache: Cache, path: Path) -> int:
+    """Of the features, here or in the store; 0 where they are gone or a link leads nowhere."""
     from featcache.cache.shards import cache_bytes
 
+    try:
+        return cache_bytes(path) if path.exists() else cache.facts(path).bytes
+    except OSError:
+        return 0
+
+
+def remove_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int:
     removed, freed, refused = [], 0, 0
     for path in paths:
         try:
-            size = cache_bytes(path) if path.exists() else cache.facts(path).bytes
+            size = _bytes_of(cache, path)
             cache.remove(path)
         except CacheError as error:  # the others still go
             print_error(error)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import BackboneError
+from featcache.system.durable import read_plain
 from featcache.system.units import size_text
 
 MOST_BYTES = 256 << 20  # an index of a very large model has a few MB
@@ -41,7 +42,7 @@ def _read(path: Path, kind: type, name: str) -> Any:
                 f"{path} has {size_text(size)}, far too much for a file of settings",
                 hint="is it the file that the model's author published?",
             )
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path))
     except RecursionError:
         raise BackboneError(
             f"{path} is nested too deeply to be read", hint="no model needs that: use another one"

@@ -29,7 +29,7 @@ from featcache.cache.sealed_file import read_description
 from featcache.cache.shards import owner_of, shard_entries
 from featcache.errors import CacheError, CorruptCache
 from featcache.system.documents import plain_document, read_document
-from featcache.system.durable import write_file
+from featcache.system.durable import read_plain, write_file
 from featcache.system.stores import Remote, shown
 
 HEAD = 1 << 16  # bytes that hold the seal of nearly every file
@@ -97,7 +97,7 @@ class Listing:
     def read(self, path: Path) -> ListingEntry | None:
         """The entry of the cache file `path`; None if there is none that can be read."""
         try:
-            entry = read_document(ListingEntry, self.entry_path(path).read_bytes(), str(path), CacheError)
+            entry = read_document(ListingEntry, read_plain(self.entry_path(path)), str(path), CacheError)
             columns = entry.columns or {}
             whole = "meta" in columns and are_apart(0, columns, entry.bytes)
         except (OSError, ValueError, CacheError):
