@@ -35,7 +35,7 @@ PLAN = "plan.json"
 T = TypeVar("T")
 _NAME = re.compile(r"block-([0-9]{8,})-([0-9a-f]{32})\.safetensors")
 _OURS = re.compile(  # what this module and `extraction.worker_folder` write
-    rf"{re.escape(PLAN)}|block-.+\.safetensors|claim-[0-9]+\.(lock|lease).*|worker-.+\.json|sealed-.+"
+    rf"{re.escape(PLAN)}|block-.*|claim-[0-9]+\.(lock|lease).*|worker-.+\.json|sealed-.+"
     rf"|{re.escape(TEMPORARY)}.+"
 )
 

@@ -233,11 +233,11 @@ def test_a_unit_that_cannot_be_read_is_not_removed(tmp_path: Path, monkeypatch: 
     staging = Staging(tmp_path / "a.partial", PLAN)
     staging.commit(0, unit(0))
 
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr("featcache.cache.staging.read_plain", refuse)
         for act in (staging.committed, lambda: staging.read(0)):
             with pytest.raises(CacheError, match=r"cannot read .*block-00000000.*Input/output error"):
                 act()
