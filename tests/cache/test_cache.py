@@ -85,7 +85,7 @@ def test_remove_takes_record_lock_and_unfinished_work(tmp_path: Path) -> None:
     path.with_suffix(".partial").mkdir()
     (path.with_suffix(".partial") / "plan.json").write_bytes(b"{}")
     Cache(tmp_path).remove(path)
-    assert set(path.parent.iterdir()) == {other, other.with_suffix(".json")}
+    assert set(path.parent.iterdir()) == {other, other.with_suffix(".json"), other.with_suffix(".lock")}
     Cache(tmp_path).remove(path)  # and again is no error
 
 

@@ -335,7 +335,7 @@ def test_survey_groups_by_cache_file(tmp_path: Path) -> None:
     path = seal(tmp_path)
     add_request(CacheFile(path), make_request())
     (found,) = survey(tmp_path)
-    assert [part.kind for part in found.parts] == ["features", "record"] and found.target == path
+    assert [part.kind for part in found.parts] == ["features", "record", "lock"] and found.target == path
     assert found.made == 0 and found.bytes == path.stat().st_size + path.with_suffix(".json").stat().st_size
 
 
