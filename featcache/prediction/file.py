@@ -125,8 +125,7 @@ def predict_file(
         }
     )
     folder = partial_folder(place.path)
-    with explained(place.path):
-        make_own_folder(folder)
+    make_own_folder(folder)
     with explained(place.path), locked(folder / ROWS):
         refuse_target(place, force=force)  # another call may have made it while this one waited
         before = _resumed(folder, key, rows, force=force) or JournalState(

@@ -125,14 +125,15 @@ def make_own_folder(folder: Path) -> None:
     """`make_folder` for a folder in which featcache removes files: it must be no link to another one.
 
     Raises:
-        CacheError: it is a link.
+        CacheError: it is a link, or the file system refuses.
     """
     if folder.is_symlink():
         raise CacheError(
             f"{folder} is a link, and featcache would remove files in the folder that it points at",
             hint="remove the link: unfinished work is kept in a folder of its own",
         )
-    make_folder(folder)
+    with explained(folder):
+        make_folder(folder)
 
 
 def remove_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
