@@ -23,7 +23,7 @@ EXTRACT = ("extract", "--all-splits", "--json", "--model", MODEL, "--dataset", D
 def hub(tiny: Callable[[str], Path]) -> Iterator[LoopbackHub]:
     with LoopbackHub() as started:
         started.add("model", MODEL, {path.name: path.read_bytes() for path in tiny("bert").iterdir()})
-        rows = "".join("text,label\n" * (not row) + f"好房间 {row},{row % 2}\n" for row in range(20))
+        rows = "".join("text,label\n" * (not row) + f"{'坏好'[row % 2]}房间,{row % 2}\n" for row in range(20))
         started.add("dataset", DATASET, {name: rows.encode() for name in ("train.csv", "test.csv")})
         yield started
 
