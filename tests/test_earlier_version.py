@@ -59,7 +59,7 @@ def check_answers(answers: Any, wanted: Any) -> None:
     """The same labels, and probabilities up to the rounding of another processor."""
     assert [answer["label"] for answer in answers] == [answer["label"] for answer in wanted]
     for answer, other in zip(answers, wanted, strict=True):
-        assert answer.keys() == other.keys()
+        assert answer.keys() >= other.keys()  # later versions may add keys
         assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
 
 
