@@ -36,7 +36,7 @@ GOOD = [("好房间", "good"), ("坏电池", "bad"), ("很好", "good"), ("很�
 LONE = "\ud800"
 MEGABYTE = "好书" * 170_000  # 1,020,000 bytes
 
-pytestmark = pytest.mark.usefixtures("arrow_cache")
+pytestmark = [pytest.mark.usefixtures("arrow_cache"), pytest.mark.bad_input]
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ WRITERS = [
 ]
 QUICK = [case for case in WRITERS if "onnx" not in case[0]]
 
-pytestmark = pytest.mark.usefixtures("arrow_cache")
+pytestmark = [pytest.mark.usefixtures("arrow_cache"), pytest.mark.bad_input]
 
 
 @contextmanager

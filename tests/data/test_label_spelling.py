@@ -13,7 +13,7 @@ from featcache.errors import SourceError
 from featcache.settings import DataSettings
 from tests.support.source_files import both, jsonl, rows_of, train, write
 
-pytestmark = pytest.mark.usefixtures("arrow_cache")
+pytestmark = [pytest.mark.usefixtures("arrow_cache"), pytest.mark.bad_input]
 
 
 def labelled(folder: Path, train_labels: Sequence[Any], test_labels: Sequence[Any]) -> DataSettings:

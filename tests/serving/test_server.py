@@ -23,6 +23,8 @@ pytest.importorskip("prometheus_client")
 from featcache.errors import UsageError
 from featcache.serving import server as serving
 
+pytestmark = pytest.mark.bad_input
+
 SERVER = """
 import json
 import sys

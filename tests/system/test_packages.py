@@ -15,6 +15,8 @@ from featcache.system.outside import outside_error
 from featcache.system.packages import PackageError, package_error, require_extra
 from tests.support.cli_tools import environment
 
+pytestmark = pytest.mark.bad_input
+
 Declared = Callable[..., None]
 
 

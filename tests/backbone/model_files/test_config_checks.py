@@ -14,6 +14,8 @@ from featcache.errors import BackboneError
 from tests.support.stock import encoder, load, settings_of
 from tests.support.tiny import VOCABULARY
 
+pytestmark = pytest.mark.bad_input
+
 SIZES = ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size"]
 
 

@@ -27,7 +27,7 @@ from tests.support.stock import assert_features, encoder, load, mixed, settings_
 Folder = Callable[[str], Path]
 
 
-pytestmark = pytest.mark.usefixtures("mirror")
+pytestmark = [pytest.mark.usefixtures("mirror"), pytest.mark.bad_input("code run")]
 
 
 @pytest.fixture

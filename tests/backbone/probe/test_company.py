@@ -14,6 +14,8 @@ from featcache.errors import BackboneError
 from tests.support.stock import encoder, load
 from tests.support.text_families import build_family, worst_difference
 
+pytestmark = pytest.mark.bad_input("wrong vectors")
+
 NOISE = 1e-5  # of a float32 vector's length; every leak below is far above it
 LEAKY = ("fnet", "yoso", "convbert", "nystromformer")
 

@@ -17,7 +17,7 @@ from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 from tests.support.source_files import rows_of, train, write
 
-pytestmark = pytest.mark.usefixtures("arrow_cache")
+pytestmark = [pytest.mark.usefixtures("arrow_cache"), pytest.mark.bad_input]
 
 SIMPLIFIED = ["房间很干净，服务也不错，下次还会来住", "电池用了两天就坏了", "书的内容很好，孩子喜欢"]
 TRADITIONAL = ["房間很乾淨，服務也不錯，下次還會來住", "電池用了兩天就壞了", "書的內容很好"]

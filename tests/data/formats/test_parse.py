@@ -20,7 +20,7 @@ from featcache.errors import SourceError, UsageError
 from featcache.settings import DataSettings
 from tests.support.source_files import rows_of, train, write
 
-pytestmark = pytest.mark.usefixtures("arrow_cache")
+pytestmark = [pytest.mark.usefixtures("arrow_cache"), pytest.mark.bad_input]
 
 ROWS = [("房间很干净，服务也不错", "好评"), ("电池用了两天就坏了", "差评"), ("内容很好，孩子喜欢", "好评")]
 TABS = "".join(f"{text}\t{label}\n" for text, label in ROWS)
