@@ -172,7 +172,7 @@ class Tuner:
         """The texts of a step: every epoch takes all rows once, in an order of its own."""
         epoch, within = divmod(step, self.per_epoch)
         if self._order[0] != epoch:
-            random = np.random.default_rng((self.seed, epoch))
+            random = np.random.default_rng((self.seed % 2**64, epoch))
             self._order = (epoch, random.permutation(len(self.data.train.labels)))
         size = self.recipe.batch_size
         return self._order[1][within * size : (within + 1) * size]

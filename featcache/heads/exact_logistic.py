@@ -309,7 +309,7 @@ def _folds_of(y: np.ndarray, classes: int, folds: int, seed: int) -> np.ndarray:
             if counts[number] > 1
             else "choose on a validation split, or add rows of it",
         )
-    shuffled = np.random.default_rng(seed).permutation(len(y))
+    shuffled = np.random.default_rng(seed % 2**64).permutation(len(y))
     order = shuffled[np.argsort(rarest_labels(y)[shuffled], kind="stable")]
     fold_of = np.empty(len(y), dtype=np.int64)
     fold_of[order] = np.arange(len(y)) % folds

@@ -151,7 +151,7 @@ def _assign_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     if len(first) < folds:
         raise HeadError(f"{len(first)} different rows are too few for {folds} folds")
     stratum = y[first] if y.ndim == 1 else np.unique(y[first], axis=0, return_inverse=True)[1].ravel()
-    shuffled = np.random.default_rng(seed).permutation(len(first))
+    shuffled = np.random.default_rng(seed % 2**64).permutation(len(first))
     order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
     fold_of = np.empty(len(first), np.int64)
     fold_of[order] = np.arange(len(first)) % folds

@@ -138,7 +138,7 @@ def take_sample(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     encoder, start_up = _load_encoder(settings, rows if encode else 0, report)
     asked = encoder.batch_tokens
-    draw = np.random.default_rng(settings.seed)
+    draw = np.random.default_rng(settings.seed % 2**64)
     report("tokenising a sample")
     made_up = mean_tokens is not None
     texts: Texts = (
@@ -198,7 +198,7 @@ def sample_without_model(settings: Settings, mean_tokens: float) -> Sample:
             hint="without --tokens the model is loaded and texts are read",
         )
     longest = features.longest
-    tokens, truncated = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed))
+    tokens, truncated = made_up_lengths(mean_tokens, 3, longest, np.random.default_rng(settings.seed % 2**64))
     lengths = Lengths(tokens, tokens.astype(np.float64), truncated, None)
     views, storing = len(set(features.views)), Storing(0.0, 0.0, 0.0)
     return Sample(-(-width // views), lengths, storing, views, max_length=longest, made_up=True)

@@ -127,6 +127,10 @@ def test_invalid_numbers_of_a_head_are_refused_before_extraction(
 def test_any_whole_number_is_a_seed(seed: str, cli: Cli, trained: Path) -> None:
     for head in ("linear", "logistic"):
         assert cli.ok("train-head", "--head", head, "--epochs", "2", "--seed", seed, "--json").json
+    assert cli.ok("train-head", "--head", "exact", "--folds", "3", "--seed", seed, "--json").json
+    assert cli.ok("finetune", "--epochs", "1", "--train", "top-blocks:1", "--seed", seed, "--json").json
+    assert cli.ok("inspect", "--seed", seed, "--json").json
+    assert cli.ok("plan", "--sample-seconds", "0.05", "--seed", seed, "--json").json
 
 
 @pytest.mark.parametrize(
