@@ -145,7 +145,7 @@ def load_head(folder: Path, name: str = "head") -> Head:
     except SafetensorError as error:  # its words are for programmers
         what = f"{path.with_suffix('.safetensors')} is damaged, or no safetensors file"
         raise HeadError(what, hint=DAMAGED) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:  # KeyError: a dtype that numpy does not have
         raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
     if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise HeadError(f"{path} has another head format; this is {HEAD_FORMAT}")

@@ -69,7 +69,7 @@ def other(tmp_path: Path, error: str) -> Iterator[Any]:
     assert process.stdout and process.stdout.readline() == "held\n"
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 @pytest.mark.usefixtures("without")
@@ -78,7 +78,7 @@ def test_one_of_two_processes_holds_it(tmp_path: Path, other: Any) -> None:
     assert is_locked(target) and holder(target)
     with pytest.raises(LockHeld, match=f"process {other.pid} on"), locked(target):
         pass
-    threading.Timer(0.2, lambda: other.communicate("\n")).start()
+    print(file=other.stdin, flush=True)  # it lets go
     with locked(target, wait=30):
         assert lease_path(lock_path(target)).exists()
     assert not is_locked(target) and not lease_path(lock_path(target)).exists()
