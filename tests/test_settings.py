@@ -98,6 +98,8 @@ def any_settings(draw: st.DrawFn) -> Settings:
         strategy = st.sampled_from(option.choices) if option.choices else VALUES[option.type]
         if option.least is not None:
             strategy = strategy.filter(lambda value, least=option.least: value is None or value >= least)
+        if option.below is not None:
+            strategy = strategy.filter(lambda value, below=option.below: value is None or value < below)
         if draw(st.booleans()):
             values[name] = draw(st.integers(-(2**63), 2**63 - 1) if name == "seed" else strategy)
     return build_settings(values)

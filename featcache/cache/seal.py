@@ -50,7 +50,7 @@ class ColumnEntry:
         """
         if min(self.offset, self.bytes, self.checksums, *self.shape) < 0 or self.dtype not in DTYPES:
             raise ValueError("a negative number or an unknown dtype")
-        if not 1 <= len(self.shape) <= 2 or max(self.shape) >= 1 << 40:
+        if not 1 <= len(self.shape) <= 2 or max(self.shape) >= 1 << 60:
             raise ValueError("a column that is neither a vector nor a matrix")
         if math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize != self.bytes:
             raise ValueError("a column of another length than its shape")

@@ -152,13 +152,11 @@ def _files_in(folder: DataPath) -> dict[str, list[DataPath]]:
     A clone of a hub dataset keeps its files in data/, and many a zip file has all in one folder.
     """
     inner = class_folders(folder)
-    for parent in (folder, *(one for one in inner if one.name == "data" or len(inner) == 1)):
-        files = _split_files(parent) or _split_folders(parent)
-        if files:
+    parents = (folder, *(one for one in inner if one.name == "data" or len(inner) == 1))
+    for parent in parents:
+        if files := _split_files(parent) or _split_folders(parent):
             return files
-        if is_class_folder(parent):
-            return {"train": [parent]}
-    return {}
+    return next(({"train": [parent]} for parent in parents if is_class_folder(parent)), {})
 
 
 def _split_folders(folder: DataPath) -> dict[str, list[DataPath]]:

@@ -78,7 +78,7 @@ def test_predict_reads_standard_input(trained: Path) -> None:
         ("--input in.csv", USAGE, ("--output",)),
         ("--output out.csv", USAGE, ("--input",)),
         ("--input in.csv --output out.xls", USAGE, ("out.xls", "csv")),
-        ("--input in.xls --output out.csv", USAGE, ("in.xls", "--input-format")),
+        ("--input in.doc --output out.csv", USAGE, ("in.doc", "--input-format")),
         ("--input in.csv --output in.csv --force", USAGE, ("is the input",)),
         ("--input in.csv --output there.csv", USAGE, ("there already", "--force")),
         ("--input in.csv --output .", USAGE, ()),

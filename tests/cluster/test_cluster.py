@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -166,5 +165,5 @@ def test_flags_that_do_not_fit_ray_are_refused(
     cli = Cli(capsys)
     cli.refused(2, ["extract", "--split", "test", "--ray-address", "auto"], "--engine ray")
     cli.refused(2, ["predict", "--workers", "2", "好"], "--engine ray")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("featcache.system.packages.find_spec", lambda name: None)
     cli.refused(2, ["extract", "--split", "test", "--engine", "ray"], "pip install 'featcache[ray]'")

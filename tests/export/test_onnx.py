@@ -180,7 +180,8 @@ def test_the_card_and_its_snippet(example: Example) -> None:
     assert "| test | 0.8765 |" in card and "| validation | 0.9000 | 0.8900 |" in card
     settings = json.loads(card.partition("```json\n")[2].partition("```")[0])
     assert settings["temperature"] == 1.7 and settings["rows"] == {"train": 60}
-    data = {"dataset": {"train": "train.csv"}, "validation_share": 0.1, "skip_bad_rows": False}
+    data = {"dataset": {"train": "train.csv"}, "validation_share": 0.1, "similar_labels": "ask"}
+    data |= {"skip_bad_rows": False}
     assert settings["data"] == data and "/private" not in card
     expected = Predictor.from_run(example.run, device="cpu").predict(SNIPPET_TEXTS)
     printed = pasted(example.made.folder)

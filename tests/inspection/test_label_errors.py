@@ -105,7 +105,7 @@ def test_out_of_fold_refuses_a_single_class() -> None:
 
 
 def test_likely_errors_without_cleanlab_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr("featcache.system.packages.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="cleanlab") as caught:
         likely_errors(np.zeros(3, np.int64), np.ones((3, 1)))
     assert caught.value.hint == "pip install 'featcache[report]'"

@@ -25,7 +25,7 @@ from featcache.runs import learning_curve as module
 from featcache.runs.curve_fits import nested_order
 from featcache.runs.learning_curve import Curve, Plan, learning_curve, sizes_of
 from featcache.runs.train import CachedSplits
-from featcache.settings import HeadSettings, PathSettings, Settings
+from featcache.settings import FeatureSettings, HeadSettings, PathSettings, Settings
 from tests.support.documents import encoder_document
 from tests.support.feature_rows import clusters, tagged
 
@@ -54,7 +54,11 @@ def make_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeCurve:
         data: CachedSplits, *, head: HeadSettings | None = None, progress: Any = None, **plan: Any
     ) -> Curve:
         monkeypatch.setattr(module, "load_data", lambda settings, views: data)
-        settings = Settings(head=head or HeadSettings(), paths=PathSettings(reports_dir=str(tmp_path)))
+        settings = Settings(
+            features=FeatureSettings(views=("last/cls",)),
+            head=head or HeadSettings(),
+            paths=PathSettings(reports_dir=str(tmp_path)),
+        )
         return learning_curve(settings, Plan(**plan), progress=progress)
 
     return make

@@ -24,6 +24,8 @@ def document_rows(lines: Lines, data: DataSettings) -> list[dict[str, Any]] | No
     """
     with lines.preview():
         first = list(islice((text for _, text in lines if text.strip()), 2))
+    if not first:
+        return None
     if len(first) == 1:
         try:
             value = json.loads(first[0])

@@ -18,14 +18,16 @@ def json_rows(lines: Lines, *, array: bool) -> Iterator[Row]:
     """The rows of `lines`; one that is not a JSON object has a problem.
 
     Args:
-        array: the file is one JSON array; empty values between its commas are left out.
+        array: the file is one JSON array, of objects or, if its first value is one, of lists; empty values
+            between its commas are left out.
     """
     values = elements(lines.blocks(), lines.name, lines.limits.row_chars, lines.next_number)
-    number = 0
+    number, lists = 0, False
     for line, raw in values if array else lines:
         if raw.strip():
             number += 1
-            content, problem = _parse(raw, lines, lists=array)
+            lists = lists or (array and number == 1 and raw.lstrip().startswith("["))
+            content, problem = _parse(raw, lines, lists=lists)
             yield Row(number, line, content, problem=problem)
 
 

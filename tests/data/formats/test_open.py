@@ -170,7 +170,7 @@ def test_a_header_of_unknown_names(tmp_path: Path) -> None:
             r"line 70002: not UTF-8 at character 1",
         ),
         ("m.csv", "text,label\n", r"no rows"),
-        ("n.txt", "a\n", r"unknown file type"),
+        ("n.txt", "a\n", r"its lines have no labels"),
     ],
 )
 def test_broken_files_name_file_and_place(tmp_path: Path, name: str, content: str | bytes, says: str) -> None:
