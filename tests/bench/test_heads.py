@@ -39,6 +39,7 @@ def test_made_up_features_can_be_learnt_but_not_perfectly() -> None:
     assert 0.3 < _scikit_learn(x, y, 1.0) < np.log(3) * 0.8
 
 
+@pytest.mark.slow
 def test_bench_heads_from_the_command_line() -> None:
     command = [sys.executable, "-m", "featcache_cli.main", "bench", "heads"]
     small = ["--rows", "200", "--width", "8", "--epochs", "1", "--quiet"]

@@ -43,6 +43,7 @@ def run(hub: LoopbackHub, folder: Path, *argv: str, **variables: str) -> subproc
     return done
 
 
+@pytest.mark.hostile
 def test_a_hub_falls_silent_between_two_extractions(hub: LoopbackHub, tmp_path: Path) -> None:
     first = run(hub, tmp_path, *EXTRACT)
     assert first.returncode == 0, first.stderr
@@ -68,6 +69,7 @@ def test_a_hub_falls_silent_between_two_extractions(hub: LoopbackHub, tmp_path: 
         hub.faults.clear()
 
 
+@pytest.mark.hostile
 def test_progress_of_a_download(hub: LoopbackHub, tmp_path: Path) -> None:
     """Off a terminal there is a line now and then; on one, a bar."""
     hub.fail("^GET .*safetensors", Slow(40_000, 0.3))

@@ -100,6 +100,7 @@ def check(run: Run, folder: Path, atol: float = 1e-4, pairs: list[str] | None = 
 # ---------------------------------------------------------------- the logits
 
 
+@pytest.mark.slow
 def test_export_of_a_fine_tuned_run_in_bfloat16(example: Example) -> None:
     found = check(example.run, example.made.folder, atol=0.02)
     assert example.made.difference < 1e-4 and example.made.compared == len(SAMPLES)
@@ -119,6 +120,7 @@ def test_export_of_a_decoder_pools_the_last_real_token(tiny: Callable[[str], Pat
     assert printed == [list(one.labels) for one in expected]
 
 
+@pytest.mark.slow
 def test_export_with_extended_positions_a_hidden_layer_and_pairs(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

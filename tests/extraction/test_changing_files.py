@@ -81,6 +81,7 @@ def test_weights_that_are_overwritten_after_loading_change_no_vector(case: Case,
     assert np.array_equal(found, wanted(some_texts(5, 3)).views["last/mean"])
 
 
+@pytest.mark.hostile("wrong vectors")
 def test_another_process_replaces_the_weights_while_they_are_loaded(case: Case, other: Path) -> None:
     """The whole command, with the race made certain: see `swapped_on_load` below."""
     import subprocess

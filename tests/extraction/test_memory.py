@@ -93,6 +93,7 @@ def write_texts(path: Path, rows: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(peak: Callable[[int, str], int]) -> None:
     check(peak, 60_000, "jsonl", ROW_BYTES * 40_000 * 3 // 4)  # of the 40,000 rows more
 
