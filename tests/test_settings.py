@@ -14,6 +14,7 @@ from hypothesis import settings as how
 from hypothesis import strategies as st
 
 from featcache.errors import UsageError
+from featcache.option import PATHS
 from featcache.settings import (
     CONFIG_FILE,
     BackboneSettings,
@@ -89,13 +90,20 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     dict: st.dictionaries(WORDS, WORDS, min_size=1, max_size=3),
 }
 
+PATH_TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+PATH_VALUES: dict[Any, st.SearchStrategy[Any]] = {
+    str: PATH_TEXTS,
+    dict: st.dictionaries(WORDS, PATH_TEXTS.map(str.strip).filter(bool), min_size=1, max_size=3),
+}
+
 
 @st.composite
 def any_settings(draw: st.DrawFn) -> Settings:
     """Settings with some of the values set, each to anything its type allows."""
     values: dict[str, Any] = {}
     for name, option in options().items():
-        strategy = st.sampled_from(option.choices) if option.choices else VALUES[option.type]
+        of_type = PATH_VALUES if name in PATHS else VALUES
+        strategy = st.sampled_from(option.choices) if option.choices else of_type[option.type]
         if option.least is not None:
             strategy = strategy.filter(lambda value, least=option.least: value is None or value >= least)
         if option.below is not None:

@@ -158,7 +158,9 @@ class LoopbackHub:
         """
         kept_back = any(fault.answer.keeps_back for fault in self.faults)
         return {
-            "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "",
+            "HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "",
+            "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"),
+            "HF_DATASETS_CACHE": str(home / "datasets"), "HF_MODULES_CACHE": str(home / "modules"),
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
             "FEATCACHE_HUB_TIMEOUT": "1" if kept_back else "30",
             "MODELSCOPE_ENDPOINT": self.url, "MODELSCOPE_CACHE": str(home / "modelscope"),
