@@ -51,7 +51,7 @@ def coerce(option: Option, value: Any) -> Any:
         typed = _typed(option, value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{option.flag}: {error}") from None
-    if option.choices and typed not in option.choices:
+    if option.choices and typed is not None and typed not in option.choices:
         raise UsageError(f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}")
     if option.name in PATHS and "\0" in "".join(typed.values() if isinstance(typed, dict) else typed or ""):
         raise UsageError(f"{option.flag}: {value!r} is no path: it has a NUL character")

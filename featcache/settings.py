@@ -14,7 +14,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ T = TypeVar("T")
 CONFIG_FILE = "featcache.toml"
 OTHER_TABLES = ("finetune",)  # read with `load_table`
 DEFAULT_MAX_LENGTH = 512
+DEFAULT_C = 0.1
 
 
 def setting(
@@ -176,9 +177,12 @@ class HeadSettings:
     class_weight: str = setting(
         "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
     )
-    C: float = setting(0.1, "inverse penalty of logistic regression", above=0)
-    penalty: str = setting(
-        "fixed", "exact head: C as it is, or chosen by validation or by k-fold cross-validation",
+    C: float | None = setting(
+        None, "inverse penalty of logistic regression (default: chosen, see --penalty)", above=0
+    )
+    penalty: str | None = setting(
+        None, "logistic and exact heads: C is chosen by validation or by k-fold cross-validation; "
+        f"fixed: {DEFAULT_C}, or what --C says (default: fixed with --C, otherwise validation)",
         choices=("fixed", "validation", "folds"),
     )  # fmt: skip
     folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
@@ -186,6 +190,22 @@ class HeadSettings:
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float = setting(1.0, "penalty of the ridge head", above=0)
     neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
+
+    @property
+    def penalty_choice(self) -> str:
+        """`fixed`, `validation` or `folds`: where C comes from."""
+        return self.penalty or ("validation" if self.C is None else "fixed")
+
+    @property
+    def with_choice(self) -> HeadSettings:
+        """The same, with `penalty` told, and C where it is fixed."""
+        fixed = self.penalty_choice == "fixed"
+        return replace(self, penalty=self.penalty_choice, C=self.fixed_C if fixed else self.C)
+
+    @property
+    def fixed_C(self) -> float:
+        """C where it is not chosen."""
+        return DEFAULT_C if self.C is None else self.C
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEADS = {
     "linear": "a linear layer by AdamW",
-    "logistic": "scikit-learn's LogisticRegression",
+    "logistic": "scikit-learn's LogisticRegression, its penalty chosen on validation",
     "exact": "the same to its optimum, faster",
     "mlp": "one hidden layer by AdamW",
     "ridge": "least squares",

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine
-from featcache.heads import exact_logistic as exact
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Member
 from featcache.heads.linear_stack import fit_stack
+from featcache.heads.logistic import exact
+from featcache.heads.logistic.penalty import choose_penalty
 from featcache.settings import HeadSettings
 from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -44,7 +45,9 @@ class HeadsBenchmark:
     """What `bench_heads` returns.
 
     Attributes:
-        seconds: medians of 3 runs; the loop of the tutorials runs once.
+        seconds: medians of 3 runs; the loop of the tutorials and scikit-learn's path of penalties run once.
+            `compared_path_20` solves 20 penalties well enough to compare them, `chosen_penalty` stops where
+            an eighth of the rows, held out, has turned.
         ratios: above 1, featcache is that many times faster; `heads_64_over_one_head` and
             `exact_path_20_over_exact_C1` are costs.
         losses: log loss plus penalty that each solver reached.
@@ -100,6 +103,10 @@ def bench_heads(
         solve(f"sklearn_lbfgs_C{C:g}", lambda C=C: _scikit_learn(x, y, C))  # type: ignore[misc]
         solve(f"exact_C{C:g}", lambda C=C: exact.fit(x, y, classes, C).loss)  # type: ignore[misc]
     measure("exact_path_20", lambda: exact.fit_path(x, y, classes, PATH))
+    train, rest = slice(held_out.stop, None), (x[held_out], y[held_out])
+    measure("compared_path_20", lambda: list(exact.walk_path(x[train], y[train], classes, PATH)))
+    measure("chosen_penalty", lambda: choose_penalty(x[train], y[train], classes, PATH, rest))
+    measure("sklearn_path_20", lambda: _scikit_learn_path(x, y, held_out), runs=1)
     shape = FeatureShape(rows, width, classes, epochs)
     machine = this_machine("scikit-learn", "numpy")
     return tidied(HeadsBenchmark(seconds, _ratios(seconds), losses, shape, machine), digits=DIGITS)
@@ -151,6 +158,15 @@ def _scikit_learn(x: np.ndarray, y: np.ndarray, C: float) -> float:
     return float(log_loss(y, model.predict_proba(x))) + penalty
 
 
+def _scikit_learn_path(x: np.ndarray, y: np.ndarray, held_out: slice) -> None:
+    """scikit-learn's own choice among the penalties by the held-out rows, each fit starting from the last."""
+    from sklearn.linear_model import LogisticRegressionCV
+
+    numbers = np.arange(len(x))
+    split = [(numbers[held_out.stop :], numbers[held_out])]
+    LogisticRegressionCV(Cs=PATH, cv=split, max_iter=5000, refit=False, scoring="accuracy").fit(x, y)
+
+
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:
     tutorial, one, many = (seconds[name] for name in ("tutorial_dataloader", "one_head", f"heads_{HEADS}"))
     return {
@@ -160,4 +176,5 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
         "sklearn_over_exact_C0.01": seconds["sklearn_lbfgs_C0.01"] / seconds["exact_C0.01"],
         "sklearn_over_exact_C1": seconds["sklearn_lbfgs_C1"] / seconds["exact_C1"],
         "exact_path_20_over_exact_C1": seconds["exact_path_20"] / seconds["exact_C1"],
+        "sklearn_path_20_over_chosen_penalty": seconds["sklearn_path_20"] / seconds["chosen_penalty"],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,36 +64,35 @@ def fit_logistic(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
 ) -> Fit:
-    """scikit-learn's `LogisticRegression` (lbfgs) at penalty `settings.C`: the baseline.
+    """scikit-learn's `LogisticRegression` (lbfgs) with its default tolerance: the baseline.
 
-    One against the rest for multi-label. lbfgs draws nothing, so `seed` changes nothing.
+    One against the rest for multi-label. C is chosen as for `fit_exact`, of the same objective: the head is
+    the one that `settings.C` of that value gives. lbfgs draws nothing: `seed` is of the folds alone.
 
     Raises:
-        HeadError: NaN or infinite features, a single class.
+        HeadError: as `fit_exact`.
     """
     check_settings(settings)
     check_splits(train, validation, classes)
-    standard = Standard.of(train.x)
-    x, y = standard(train.x), train.y  # scikit-learn wants the whole matrix
+    rows = _Rows(train, classes, settings)
+    C, about = rows.penalty(validation, settings, seed)
+    x, y = rows.standard(train.x), train.y  # scikit-learn wants the whole matrix
     if y.ndim == 1:
-        weight, bias = _logistic(x, y, classes, settings)
+        weight, bias = _logistic(x, y, classes, C, settings)
     else:
-        parts = [_one_label(x, y[:, label], settings) for label in range(classes)]
+        parts = [_one_label(x, y[:, label], C, settings) for label in range(classes)]
         weight, bias = np.stack([part[0] for part in parts]), np.array([part[1] for part in parts])
-    return _without_epochs(Linear(*standard.fold(weight, bias)))
-
-
-def _without_epochs(scorer: Scorer) -> Fit:
-    return Fit(best=scorer, last=scorer)
+    scorer = Linear(*rows.standard.fold(weight, bias))
+    return Fit(best=scorer, last=scorer, about=about)
 
 
 def _logistic(
-    x: np.ndarray, y: np.ndarray, classes: int, settings: HeadSettings
+    x: np.ndarray, y: np.ndarray, classes: int, C: float, settings: HeadSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     balanced = None if settings.class_weight == "none" else "balanced"
-    model = LogisticRegression(C=settings.C, max_iter=1000, class_weight=balanced)
+    model = LogisticRegression(C=C, max_iter=1000, class_weight=balanced)
     model.fit(x, y)
     weight = np.zeros((classes, x.shape[1]), dtype=np.float64)
     bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # a class never seen
@@ -105,11 +104,11 @@ def _logistic(
     return weight, bias
 
 
-def _one_label(x: np.ndarray, y: np.ndarray, settings: HeadSettings) -> tuple[np.ndarray, float]:
+def _one_label(x: np.ndarray, y: np.ndarray, C: float, settings: HeadSettings) -> tuple[np.ndarray, float]:
     """Weights and bias of one label of several; constant where all rows or none have it."""
     if y.min() == y.max():
         return np.zeros(x.shape[1]), 1e4 if y.max() else -1e4
-    weight, bias = _logistic(x, y.astype(np.int64), 2, settings)
+    weight, bias = _logistic(x, y.astype(np.int64), 2, C, settings)
     return weight[1], float(bias[1])
 
 
@@ -123,37 +122,55 @@ def fit_exact(
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup = ALONE,
 ) -> Fit:
-    """The same objective to its optimum by `featcache.heads.exact_logistic`, faster, in bounded memory.
+    """The same objective to its optimum by `featcache.heads.logistic.exact`, faster, in bounded memory.
 
-    `settings.penalty` says where C comes from: `settings.C`, or the best of `PENALTIES` by the validation
-    rows, or by cross-validation among the train rows.
+    Where `settings.penalty_choice` is not fixed, C is the best of `PENALTIES` by the validation rows, or by
+    cross-validation among the train rows; see `featcache.heads.logistic.penalty`.
 
     Raises:
         HeadError: rows no head can be trained on; a class with fewer rows than folds.
     """
-    from featcache.heads import exact_logistic as exact
+    from featcache.heads.logistic import exact
 
     check_settings(settings)
     check_splits(train, validation, classes, group)
-    standard = Standard.of(train.x, group)
-    x, y = standardised_rows(group.own_rows(train.x), standard), train.y
-    weight = _row_weights(y, classes, settings)
-    if settings.penalty == "validation":
-        held_out = standardised_rows(group.own_rows(validation.x), standard)
-        found = exact.choose_penalty(
-            x, y, classes, PENALTIES, (held_out, validation.y),
-            sample_weight=weight, tolerance=TOLERANCE, group=group,
-        )  # fmt: skip
-    else:
-        C = settings.C
-        if settings.penalty == "folds":
-            C = exact.cross_validate_penalty(
-                x, y, classes, PENALTIES, folds=settings.folds, seed=seed, sample_weight=weight, group=group
-            ).C
-        found = exact.fit(x, y, classes, C, sample_weight=weight, tolerance=TOLERANCE, group=group)
-    scorer = Linear(*standard.fold(found.weight, found.bias))
+    rows = _Rows(train, classes, settings, group)
+    C, tried = rows.penalty(validation, settings, seed)
+    found = exact.fit(
+        rows.x, train.y, classes, C, sample_weight=rows.weight, tolerance=TOLERANCE, group=group
+    )
+    scorer = Linear(*rows.standard.fold(found.weight, found.bias))
     about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
-    return Fit(best=scorer, last=scorer, about=about)
+    return Fit(best=scorer, last=scorer, about=about | (tried or {}))
+
+
+class _Rows:
+    """The standardised train rows of a logistic regression."""
+
+    def __init__(
+        self, train: LabelledFeatures, classes: int, settings: HeadSettings, group: ProcessGroup = ALONE
+    ) -> None:
+        self.y, self.classes, self.group = train.y, classes, group
+        self.standard = Standard.of(train.x, group)
+        self.x = standardised_rows(group.own_rows(train.x), self.standard)
+        self.weight = _row_weights(train.y, classes, settings)
+
+    def penalty(
+        self, validation: LabelledFeatures, settings: HeadSettings, seed: int
+    ) -> tuple[float, dict[str, float] | None]:
+        """C, and what to report of its choice; None where it was given."""
+        from featcache.heads.logistic import penalty
+
+        if settings.penalty_choice == "fixed":
+            return settings.fixed_C, None
+        more: dict[str, Any] = {"sample_weight": self.weight, "group": self.group}
+        if settings.penalty_choice == "validation":
+            held_out = standardised_rows(self.group.own_rows(validation.x), self.standard), validation.y
+            found = penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
+        else:
+            more |= {"folds": settings.folds, "seed": seed}
+            found = penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, **more)
+        return found.C, {"C": found.C, "penalties_tried": len(found.penalties)}
 
 
 def _row_weights(y: np.ndarray, classes: int, settings: HeadSettings) -> np.ndarray | None:
@@ -182,7 +199,8 @@ def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
         on_epoch: OnEpoch | None = None,
     ) -> Fit:
         check_rows(*validation, classes, split="validation")
-        return _without_epochs(solve(*train, classes, **{name: getattr(settings, name) for name in names}))
+        scorer = solve(*train, classes, **{name: getattr(settings, name) for name in names})
+        return Fit(best=scorer, last=scorer)
 
     return HeadKind(fit, names)
 
@@ -206,7 +224,7 @@ _BY_EPOCHS = (
 
 KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS),
-    "logistic": HeadKind(fit_logistic, ("C", "class_weight")),
+    "logistic": HeadKind(fit_logistic, ("C", "class_weight", "penalty", "folds")),
     "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds")),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
     "ridge": _closed_form(closed_form.ridge, "alpha"),

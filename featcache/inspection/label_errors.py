@@ -50,15 +50,15 @@ def out_of_fold(
     Args:
         x: features `[N, D]` as stored.
         y: int `[N]` or multi-hot `[N, C]`.
-        C: inverse strength of the penalty, see `featcache.heads.exact_logistic`.
+        C: inverse strength of the penalty, see `featcache.heads.logistic.exact`.
         groups: int `[N]`.
         on_progress: receives the stage `out-of-fold heads`.
 
     Raises:
         HeadError: rows nothing can be learned from, or fewer groups than folds.
     """
-    from featcache.heads import exact_logistic
-    from featcache.heads.logistic_objective import logits
+    from featcache.heads.logistic import exact
+    from featcache.heads.logistic.objective import logits
 
     fold_of = _assign_folds(y, groups, folds, seed)
     rows = standardised_rows(x, Standard.of(x))
@@ -66,7 +66,7 @@ def out_of_fold(
     for fold in range(folds):
         held_out = fold_of == fold
         weight = (~held_out).astype(np.float64)
-        fitted = exact_logistic.fit(rows, y, classes, C, sample_weight=weight, tolerance=TOLERANCE)
+        fitted = exact.fit(rows, y, classes, C, sample_weight=weight, tolerance=TOLERANCE)
         scores = logits(rows, fitted.weight, fitted.bias)[held_out]
         found[held_out] = probabilities_of(scores, 1.0, multi_label=y.ndim == 2)
         judged[held_out] = _labels_known(y[~held_out], y[held_out], classes)
@@ -113,7 +113,7 @@ class Reference:
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Features as stored `[N, D]` -> float64 `[N, C]`."""
-        from featcache.heads.logistic_objective import logits
+        from featcache.heads.logistic.objective import logits
 
         scores = logits(standardised_rows(x, self.standard), self.weight, self.bias)
         return probabilities_of(scores, 1.0, multi_label=self.multi_label)
@@ -130,18 +130,17 @@ def fit_reference(
     Raises:
         HeadError: rows nothing can be learned from.
     """
-    from featcache.heads import exact_logistic
+    from featcache.heads.logistic import exact
+    from featcache.heads.logistic.penalty import choose_penalty
 
     x, y = train
     standard = Standard.of(x)
     rows = standardised_rows(x, standard)
-    if validation is None:
-        found = exact_logistic.fit(rows, y, classes, 1e-2, tolerance=TOLERANCE)
-    else:
+    C = 1e-2
+    if validation is not None:
         held_out = standardised_rows(validation[0], standard)
-        found = exact_logistic.choose_penalty(
-            rows, y, classes, penalties, (held_out, validation[1]), tolerance=TOLERANCE
-        )
+        C = choose_penalty(rows, y, classes, penalties, (held_out, validation[1])).C
+    found = exact.fit(rows, y, classes, C, tolerance=TOLERANCE)
     return Reference(found.weight, found.bias, found.C, standard, y.ndim == 2)
 
 

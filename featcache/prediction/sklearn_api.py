@@ -330,11 +330,11 @@ class LinearHead(ClassifierMixin, BaseEstimator):
         self, x: np.ndarray, labels: np.ndarray, weights: np.ndarray | None, settings: HeadSettings, _: int
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """As `_adamw`, with the number of iterations."""
-        from featcache.heads import exact_logistic
+        from featcache.heads.logistic import exact
 
         standard = Standard.of(x)
         by_row = None if weights is None else weights[labels]
-        found = exact_logistic.fit(standard(x), labels, len(self.classes_), settings.C, sample_weight=by_row)
+        found = exact.fit(standard(x), labels, len(self.classes_), settings.fixed_C, sample_weight=by_row)
         return (*standard.fold(found.weight, found.bias), found.iterations)
 
 

@@ -96,7 +96,7 @@ class SizeFitter:
         said = self._probabilities(scorer, self.scored)
         value = self._score(said, self.scored.y, thresholds)[0]
         drawn = bootstrap_metrics(said, self.scored.y, thresholds, resamples=self.resamples)[self.metric]
-        penalty = head.C if "C" in KINDS[self.kind].settings else np.nan
+        penalty = head.fixed_C if "C" in KINDS[self.kind].settings else np.nan
         return np.concatenate([[value, penalty], drawn])
 
     def _candidate(
@@ -106,7 +106,7 @@ class SizeFitter:
         scorer = KINDS[self.kind].fit(part, self.validation, self.classes, head, seed=seed).best
         said, y = self._probabilities(scorer, self.validation), self.validation.y
         thresholds = tune_thresholds(said, y) if y.ndim == 2 else None
-        rank = () if len(self.candidates) == 1 else (*self._score(said, y, thresholds), -head.C)
+        rank = () if len(self.candidates) == 1 else (*self._score(said, y, thresholds), -head.fixed_C)
         return rank, head, scorer, thresholds
 
     def _score(self, said: np.ndarray, y: np.ndarray, thresholds: np.ndarray | None) -> tuple[float, float]:

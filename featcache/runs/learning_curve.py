@@ -254,7 +254,7 @@ def _request(
     return CurveRequest(
         head=plan.kind,
         settings={name: getattr(settings.head, name) for name in used if name not in _CHOICE},
-        penalties=[head.C for head in plan.candidates(settings.head)] if "C" in used else [],
+        penalties=[head.fixed_C for head in plan.candidates(settings.head)] if "C" in used else [],
         view=view,
         metric=plan.metric,
         sizes=list(sizes),

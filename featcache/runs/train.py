@@ -76,7 +76,8 @@ def train_head(
     _check_agreed(group, settings, kind, asked, data)
     solve = KINDS[kind].fit
     # Imported before the clock starts: the import is no part of the training time.
-    import_module("sklearn.linear_model" if kind == "logistic" else "torch")
+    import_module("torch")
+    import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
     train = data.rows(asked, "train")
     fit = solve(
@@ -132,12 +133,12 @@ def save_fit(
         heads["last"] = calibrate(fit.last, features["validation"], kind)
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: file.rows for split, file in files.items()}
-    x = features["train"].x
+    x, head = features["train"].x, settings.head.with_choice
     training = TrainingRecord(
         head=kind,
         seconds=seconds,
         history=fit.history,
-        settings={name: getattr(settings.head, name) for name in KINDS[kind].settings},
+        settings={name: getattr(head, name) for name in KINDS[kind].settings},
         solver=dict(fit.about or {}),
         best_epoch=fit.best_epoch or None,
         parameters=fit.best.parameters,

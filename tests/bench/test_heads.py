@@ -15,6 +15,7 @@ from featcache.system.progress import Progress
 NAMES = {
     "tutorial_dataloader", "one_head", "heads_64", "exact_path_20",
     "sklearn_lbfgs_C0.01", "exact_C0.01", "sklearn_lbfgs_C1", "exact_C1",
+    "compared_path_20", "chosen_penalty", "sklearn_path_20",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from featcache.settings import HeadSettings
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS
-import featcache.heads.exact_logistic, featcache.heads.linear_stack, featcache.heads.closed_form, scipy.linalg
+import featcache.heads.logistic.exact, featcache.heads.linear_stack, featcache.heads.closed_form, scipy.linalg
 kind, path, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 x = np.memmap(path, np.float16, mode="r", shape=(rows, 768))
 y = (np.asarray(x[:, 0]) > 0).astype(np.int64)

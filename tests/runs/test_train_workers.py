@@ -105,7 +105,7 @@ def fit(case: Case, group: ProcessGroup = ALONE) -> Fit:
         if data == "streamed":
             patch.setattr("featcache.heads.features.IN_MEMORY", 0)
             patch.setattr("featcache.heads.features.NUMBERS_AT_ONCE", 500)
-            patch.setattr("featcache.heads.logistic_objective.NUMBERS_AT_ONCE", 400)
+            patch.setattr("featcache.heads.logistic.objective.NUMBERS_AT_ONCE", 400)
         shared = {"group": group} if group.joined else {}
         return KINDS[kind].fit(*own, classes, HeadSettings(**settings), seed=3, **shared)
 

@@ -1,7 +1,7 @@
 """L-BFGS that starts from a true Hessian instead of a multiple of the identity.
 
 Nocedal & Wright, Numerical Optimization, algorithm 7.4, where H0 is the inverse of
-`logistic_objective.Hessian`. Features of a Transformer are so correlated that plain L-BFGS, as SciPy has it,
+`objective.Hessian`. Features of a Transformer are so correlated that plain L-BFGS, as SciPy has it,
 needs hundreds of passes over them; with the Hessian it takes about ten, and three or four for each further
 penalty of a path.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.heads.logistic_objective import Hessian, Loss, Objective
+from featcache.heads.logistic.objective import Hessian, Loss, Objective
 
 MEMORY = 10  # steps that are remembered
 PATIENCE = 30  # steps after which the Hessian is computed again, which costs about as much as they did
@@ -28,14 +28,20 @@ class CurvatureModel:
     """The curvature of an objective: a Hessian of its log loss, the penalty, and the last steps.
 
     It serves several penalties: the Hessian is without the penalty, and the steps can be corrected exactly.
+
+    Args:
+        rough: the first Hessian is from a sample of the rows.
+        coarse: float32 is enough, also for the result.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, ridge: float, *, rough: bool) -> None:
-        self.objective, self.ridge = objective, ridge
+    def __init__(
+        self, objective: Objective, theta: Tensor, ridge: float, *, rough: bool, coarse: bool = False
+    ) -> None:
+        self.objective, self.ridge, self.coarse = objective, ridge, coarse
         self.refresh(theta, rough=rough)
 
     def refresh(self, theta: Tensor, *, rough: bool = False) -> None:
-        self.hessian: Hessian = self.objective.hessian(theta, rough=rough)
+        self.hessian: Hessian = self.objective.hessian(theta, rough=rough, coarse=self.coarse)
         self.steps: list[tuple[Tensor, Tensor]] = []  # step, change of the gradient; both [K, D + 1]
         self.age = 0
 
@@ -43,6 +49,8 @@ class CurvatureModel:
         for step, change in self.steps:
             change[:, :-1] += (ridge - self.ridge) * step[:, :-1]
         self.ridge = ridge
+        if self.coarse:  # few steps a penalty: the first Hessian serves them all
+            self.age = 0
 
     def learn(self, step: Tensor, change: Tensor) -> None:
         self.steps = [*self.steps[1 - MEMORY :], (step, change)]
@@ -58,32 +66,33 @@ class CurvatureModel:
             share = inverse * total(step * towards)
             towards = towards - share * change
             applied.append((step, change, inverse, share))
-        towards = self._solve(towards, point.curvature)
-        if self.steps:
-            towards = towards * self._shrink(point.curvature)
+        towards = self._scaled(towards, point.curvature)
         for step, change, inverse, share in reversed(applied):
             towards = towards + step * (share - inverse * total(change * towards))
         return towards
 
-    def _solve(self, gradient: Tensor, curvature: Tensor) -> Tensor:
-        scale = curvature.clamp(min=1e-12)
-        if self.objective.independent:
-            return self.hessian.solve(gradient, scale, self.ridge)
-        # The mean over the classes changes the penalty alone. It is 0 at the start, and stays 0.
-        found = self.hessian.solve(gradient - gradient.mean(0), scale, self.ridge)
-        return found - found.mean(0)
-
-    def _shrink(self, curvature: Tensor) -> Tensor:
-        """How much shorter the last step should have been by the Hessian alone, `[P, 1]`, at most 1."""
+    def _scaled(self, towards: Tensor, curvature: Tensor) -> Tensor:
+        """The Hessian's inverse times `towards`, shortened as by it the last step should have been."""
+        if not self.steps:
+            return self._solve(curvature, towards)[0]
         step, change = self.steps[-1]
-        by_hessian = self.objective.total(change * self._solve(change, curvature))
-        observed = self.objective.total(step * change)
-        return torch.where(by_hessian > 0, observed / by_hessian, 1.0).clamp(1e-3, 1.0)
+        found, expected = self._solve(curvature, towards, change)
+        by_hessian, observed = self.objective.total(change * expected), self.objective.total(step * change)
+        return found * torch.where(by_hessian > 0, observed / by_hessian, 1.0).clamp(1e-3, 1.0)
+
+    def _solve(self, curvature: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        scale = curvature.clamp(min=1e-12).repeat(len(gradients), 1)
+        if self.objective.independent:
+            return self.hessian.solve(torch.cat(gradients), scale, self.ridge).chunk(len(gradients))
+        # The mean over the classes changes the penalty alone. It is 0 at the start, and stays 0.
+        centred = torch.cat([gradient - gradient.mean(0) for gradient in gradients])
+        found = self.hessian.solve(centred, scale, self.ridge).chunk(len(gradients))
+        return tuple(part - part.mean(0) for part in found)
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """The weights where the search ended, the objective there in float64, and the number of steps."""
+    """The weights where the search ended, the objective there, and the number of steps."""
 
     theta: Tensor
     point: Loss
@@ -93,7 +102,8 @@ class Minimum:
 def minimise(model: CurvatureModel, theta: Tensor, *, tolerance: float, steps: int) -> Minimum:
     """Search from `theta` until the gradient is at most `tolerance` and the weights stand still.
 
-    Early steps read the features in float32; the last ones, and the result, are float64. Weights stand still
+    Early steps read the features in float32; the last ones, and the result, are float64, unless the model is
+    coarse. Weights stand still
     when the next step would change them by less than 30 * tolerance of their length: a small gradient alone
     says little about them where the penalty is weak.
 
@@ -121,7 +131,7 @@ def minimise(model: CurvatureModel, theta: Tensor, *, tolerance: float, steps: i
             step, after = found
             model.learn(step, after.gradient - point.gradient)
             theta, point, iteration = theta + step, after, iteration + 1
-        elif dtype is torch.float32:
+        elif dtype is torch.float32 and not model.coarse:
             dtype = torch.float64
             point = objective(theta, model.ridge, dtype)
         else:

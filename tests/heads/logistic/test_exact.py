@@ -11,36 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 from featcache.errors import HeadError
-from featcache.heads import logistic_objective as logistic
-from featcache.heads.exact_logistic import Solution, choose_penalty, cross_validate_penalty, fit, fit_path
-from featcache.heads.features import LabelledFeatures, Standard
-from featcache.heads.registry import PENALTIES as PATH
+from featcache.heads.features import LabelledFeatures
+from featcache.heads.logistic import objective as logistic
+from featcache.heads.logistic.exact import Solution, fit, fit_path
 from featcache.heads.registry import fit_exact
 from featcache.settings import HeadSettings
+from tests.support.logistic import reference, rows
 
 PENALTIES = (1e-3, 0.03, 1.0, 10.0)
-
-
-def rows(n: int, d: int, classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised features whose spectrum falls like that of sentence embeddings, and labels."""
-    r = np.random.default_rng(seed)
-    mixing = np.linalg.qr(r.normal(size=(d, d)))[0]
-    x = (r.normal(size=(n, d)) / (1.0 + np.arange(d))) @ mixing
-    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
-    signal = x @ r.normal(size=(d, classes)) / np.sqrt(d) + noise * r.gumbel(size=(n, classes))
-    y = signal.argmax(axis=1)
-    y[:classes] = np.arange(classes)
-    return x, y.astype(np.int64)
-
-
-def reference(x: np.ndarray, y: np.ndarray, penalty: float, weight: np.ndarray | None = None):  # type: ignore[no-untyped-def]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lbfgs may stop short of 1e-10 at the end of float64
-        model = LogisticRegression(C=penalty, tol=1e-10, max_iter=20000)
-        return model.fit(x.astype(np.float64), y, sample_weight=weight)
 
 
 def objective(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, penalty: float) -> float:
@@ -355,141 +335,10 @@ def test_solution_has_not_converged_after_max_iterations() -> None:
     assert solution.loss == pytest.approx(objective(x, y, solution.weight, solution.bias, 10.0), rel=1e-9)
 
 
-class TestChoosing:
-    def test_choose_penalty_takes_the_best_on_validation(self) -> None:
-        x, y = rows(400, 60, 3, noise=0.5)
-        train, held = slice(0, 150), slice(150, 400)
-        penalties = np.logspace(-4, 2, 7).tolist()
-        chosen = choose_penalty(x[train], y[train], 3, penalties, (x[held], y[held]))
-        ranks = {}
-        for c in penalties:
-            model = reference(x[train], y[train], c)
-            probabilities = model.predict_proba(x[held])
-            loss = -np.log(probabilities[np.arange(250), y[held]]).mean()
-            ranks[c] = (model.score(x[held], y[held]), -loss)
-        assert max(penalties, key=lambda c: ranks[c]) == chosen.C
-        assert 1e-4 < chosen.C < 100  # a choice that had to be made
-
-    def test_log_loss_decides_between_equal_accuracies(self) -> None:
-        x = np.array([[-1.0], [1.0]] * 20, np.float32)
-        y = np.array([0, 1] * 20)
-        assert choose_penalty(x, y, 2, [1.0, 100.0, 0.01], (x, y)).C == 100.0
-
-    def test_multi_label(self) -> None:
-        x, _ = rows(300, 20, 2)
-        r = np.random.default_rng(0)
-        y = (x @ r.normal(size=(20, 3)) + r.logistic(size=(300, 3)) > 0).astype(np.uint8)
-        chosen = choose_penalty(x[:150], y[:150], 3, [1e-6, 0.1], (x[150:], y[150:]))
-        assert chosen.C == 0.1
-
-    def test_validation_rows_must_fit(self) -> None:
-        x, y = rows(60, 5, 2)
-        with pytest.raises(HeadError, match="differ in width"):
-            choose_penalty(x, y, 2, [1.0], (x[:, :4], y))
-        with pytest.raises(HeadError, match="kind of their labels"):
-            choose_penalty(x, y, 2, [1.0], (x, np.eye(2, dtype=int)[y]))
-
-
-class TestCrossValidation:
-    def test_scores_of_a_fold_are_of_fits_without_its_rows(self) -> None:
-        """Every fold's accuracy, from fits on rows cut out; the deal itself is checked below."""
-        from featcache.heads.exact_logistic import _folds_of
-
-        x, y = rows(150, 20, 3)
-        penalties = [0.01, 1.0]
-        result = cross_validate_penalty(x, y, 3, penalties, folds=4, seed=3)
-        fold_of = _folds_of(y, 3, 4, 3)
-        assert result.accuracy.shape == result.log_loss.shape == (2, 4)
-        for i, c in enumerate(penalties):
-            for fold in range(4):
-                kept = fold_of != fold
-                model = reference(x[kept], y[kept], c)
-                assert result.accuracy[i, fold] == pytest.approx(model.score(x[~kept], y[~kept]))
-                probabilities = model.predict_proba(x[~kept])[np.arange((~kept).sum()), y[~kept]]
-                assert result.log_loss[i, fold] == pytest.approx(-np.log(probabilities).mean(), rel=1e-3)
-        best = max(range(2), key=lambda i: result.accuracy[i].mean())
-        assert penalties[best] == result.C
-
-    def test_every_fold_has_its_share_of_each_class(self) -> None:
-        from featcache.heads.exact_logistic import _folds_of
-
-        y = np.array([0] * 53 + [1] * 31 + [2] * 5)
-        fold_of = _folds_of(y, 3, 5, 0)
-        theirs = [np.bincount(y[test], minlength=3) for _, test in StratifiedKFold(5).split(y, y)]
-        ours = [np.bincount(y[fold_of == fold], minlength=3) for fold in range(5)]
-        assert sorted(map(sum, ours)) == sorted(map(sum, theirs))
-        for label in range(3):
-            assert sorted(c[label] for c in ours) == sorted(c[label] for c in theirs)
-        assert (fold_of != _folds_of(y, 3, 5, 1)).any()
-
-    def test_rare_labels_are_spread_evenly_over_the_folds(self) -> None:
-        from featcache.heads.exact_logistic import _folds_of
-
-        r = np.random.default_rng(0)
-        y = (r.random((200, 3)) < 0.5).astype(np.uint8)
-        y[:, 2] = 0
-        y[:10, 2] = 1
-        fold_of = _folds_of(y, 3, 5, 0)
-        assert [int(y[fold_of == fold, 2].sum()) for fold in range(5)] == [2] * 5
-        result = cross_validate_penalty(np.float32(r.normal(size=(200, 4))), y, 3, [0.1, 1.0])
-        assert np.isfinite(result.log_loss).all()
-
-    def test_equal_seeds_give_equal_scores(self) -> None:
-        x, y = rows(100, 10, 2)
-        first, second = (cross_validate_penalty(x, y, 2, [0.1, 1.0], seed=4) for _ in range(2))
-        np.testing.assert_array_equal(first.log_loss, second.log_loss)
-
-    def test_class_with_fewer_rows_than_folds_is_refused(self) -> None:
-        x, y = rows(100, 5, 2)
-        y = y.copy()
-        y[:3] = 2
-        with pytest.raises(HeadError, match=r"class 2 has 3 rows, fewer than the 5 folds\nuse at most 3"):
-            cross_validate_penalty(x, y, 3, [1.0])
-        y[1:3] = 0
-        with pytest.raises(HeadError, match="class 2 has 1 rows, fewer than the 5 folds\nchoose on"):
-            cross_validate_penalty(x, y, 3, [1.0])
-
-    @pytest.mark.parametrize("folds", [0, 1, 101])
-    def test_number_of_folds_out_of_range_is_refused(self, folds: int) -> None:
-        x, y = rows(100, 5, 2)
-        with pytest.raises(HeadError, match="folds of 100 rows"):
-            cross_validate_penalty(x, y, 2, [1.0], folds=folds)
-
-
 def _overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     dice = np.random.default_rng(seed)
     x = dice.standard_normal((rows, 12)).astype(np.float32)
     return x, (x[:, 0] + 2 * dice.standard_normal(rows) > 0).astype(np.int64)
-
-
-def test_fit_exact_takes_the_best_penalty_on_validation() -> None:
-    (x, y), (held_out, y_held_out) = _overlapping(120, 0), _overlapping(80, 1)
-    asked = HeadSettings(penalty="validation")
-    fit = fit_exact(LabelledFeatures(x, y), LabelledFeatures(held_out, y_held_out), 2, asked, seed=0)
-    assert fit.about is not None
-    ranks = {}
-    for C in PATH:
-        one = fit_exact(
-            LabelledFeatures(x, y), LabelledFeatures(held_out, y_held_out), 2, HeadSettings(C=C), seed=0
-        )
-        logits = one.best.logits(held_out).astype(np.float64)
-        loss = -log_softmax(logits, axis=1)[np.arange(80), y_held_out].mean()
-        ranks[C] = (float((logits.argmax(1) == y_held_out).mean()), -round(float(loss), 6))
-    best = max(ranks.values())
-    assert ranks[fit.about["C"]] == best and min(PATH) < fit.about["C"] < max(PATH)
-
-
-def test_fit_exact_by_folds_does_not_use_validation() -> None:
-    x, y = _overlapping(120, 0)
-    asked = HeadSettings(penalty="folds", folds=4)
-    chosen = []
-    for labels in (y, 1 - y):  # validation labels that contradict each other change nothing
-        fit = fit_exact(LabelledFeatures(x, y), LabelledFeatures(x, labels), 2, asked, seed=3)
-        assert fit.about is not None
-        chosen.append(fit.about["C"])
-    standard = Standard.of(x)
-    expected = cross_validate_penalty(standard(x), y, 2, PATH, folds=4, seed=3)
-    assert chosen == [expected.C, expected.C]
 
 
 def test_fit_exact_of_streamed_rows_equals_that_of_kept_rows(monkeypatch: pytest.MonkeyPatch) -> None:

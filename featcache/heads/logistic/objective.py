@@ -152,17 +152,18 @@ class Objective:
         by_class = gradient.abs().amax(1, keepdim=True)
         return by_class if self.independent else by_class.amax(0, keepdim=True)
 
-    def hessian(self, theta: Tensor, *, rough: bool = False) -> Hessian:
+    def hessian(self, theta: Tensor, *, rough: bool = False, coarse: bool = False) -> Hessian:
         """Curvature of the loss at `theta`, up to one factor for each class.
 
         Args:
             rough: from a sample of the rows; enough where all have about the same weight.
+            coarse: see `Hessian`.
 
         Raises:
             HeadError: features so large that their products overflow.
         """
         if self.rows <= self.width:
-            return self._hessian_of_few_rows(theta)
+            return self._hessian_of_few_rows(theta, coarse)
         stride = max(1, self.rows // (SAMPLE * self.width)) if rough else 1
         gram = torch.zeros(self.width, self.width, dtype=torch.float64)
         total = torch.zeros(self.width, dtype=torch.float64)
@@ -182,9 +183,9 @@ class Objective:
                 hint="standardise them: mean 0, deviation 1",
             )
         mean = total / mass
-        return Hessian(mean, gram.div_(mass).addr_(mean, mean, alpha=-1))
+        return Hessian(mean, gram.div_(mass).addr_(mean, mean, alpha=-1), coarse=coarse)
 
-    def _hessian_of_few_rows(self, theta: Tensor) -> Hessian:
+    def _hessian_of_few_rows(self, theta: Tensor, coarse: bool) -> Hessian:
         """The same from `[N, N]`, with all of `x`, which is smaller than `[D, D]`, in float64.
 
         Every worker takes all rows.
@@ -197,7 +198,7 @@ class Objective:
         weight = weight / weight.sum()
         mean = weight @ x
         x = (x - mean).mul_(weight.sqrt()[:, None])
-        return Hessian(mean, x @ x.T, x)
+        return Hessian(mean, x @ x.T, x, coarse=coarse)
 
     def _row_curvature(self, x: Tensor, theta: Tensor, rows: slice) -> Tensor:
         """The curvature that each row adds, over all classes, `[B]`."""
@@ -237,11 +238,16 @@ class Hessian:
             products `[N, N]`.
         rows: given where there are fewer rows than features: centred, times the root of their weight,
             float64 `[N, D]`.
+        coarse: factors are float32, and those of one penalty serve its neighbours.
     """
 
-    def __init__(self, mean: Tensor, gram: Tensor, rows: Tensor | None = None) -> None:
-        self.mean, self.gram, self.rows = mean, gram, rows
-        self.factors: dict[float, Tensor] = {}  # by octave of the curvature, for one ridge
+    def __init__(
+        self, mean: Tensor, gram: Tensor, rows: Tensor | None = None, *, coarse: bool = False
+    ) -> None:
+        self.mean, self.coarse = mean, coarse
+        dtype = torch.float32 if coarse else torch.float64
+        self.gram, self.rows = gram.to(dtype), None if rows is None else rows.to(dtype)
+        self.factors: dict[float, Tensor] = {}  # by ratio of penalty and curvature, those of one ridge
         self.ridge = 0.0
 
     def solve(self, gradient: Tensor, scale: Tensor, ridge: float) -> Tensor:
@@ -249,37 +255,46 @@ class Hessian:
 
         Args:
             gradient: `[K, D + 1]`.
-            scale: mean second derivative of each class, `[K, 1]`; taken to the next half octave, so that
-                classes and steps share factors.
+            scale: mean second derivative of each class, `[K, 1]`. It is taken to the next half octave, or
+                the ratio of penalty and curvature to the next power of 4, so that classes and steps share
+                factors.
             ridge: curvature of the penalty.
         """
         if ridge != self.ridge:
-            self.factors, self.ridge = {}, ridge
+            self.factors, self.ridge = self.factors if self.coarse else {}, ridge
         bias = gradient[:, -1:]
         centred = gradient[:, :-1] - bias * self.mean
         weight = torch.empty_like(centred)
-        octaves = scale[:, 0].log2().mul(2).round().div(2)
-        for octave in octaves.unique().tolist():
-            of_octave = octaves == octave
-            weight[of_octave] = self._solve_centred(centred[of_octave], octave)
+        if self.coarse:
+            used, ratios = scale[:, 0], (ridge / scale[:, 0]).log2().div(2).round().mul(2).exp2()
+        else:
+            used = scale[:, 0].log2().mul(2).round().div(2).exp2()
+            ratios = ridge / used
+        wanted = ratios.unique().tolist()
+        self.factors = {ratio: found for ratio, found in self.factors.items() if ratio <= max(wanted)}
+        for ratio in wanted:
+            of_ratio = ratios == ratio
+            weight[of_ratio] = self._solve_centred(centred[of_ratio], ratio) / used[of_ratio, None]
         return torch.cat([weight, bias / scale - weight @ self.mean[:, None]], dim=1)
 
-    def _solve_centred(self, gradient: Tensor, octave: float) -> Tensor:
-        factor = self.factors.get(octave)
+    def _solve_centred(self, gradient: Tensor, ratio: float) -> Tensor:
+        """(covariance + ratio)^-1 gradient."""
+        factor = self.factors.get(ratio)
         if factor is None:
-            factor = self.factors[octave] = self._factor(2.0**octave)
+            factor = self.factors[ratio] = self._factor(ratio)
+        right = gradient.T.to(factor.dtype)
         if self.rows is None:
-            return torch.cholesky_solve(gradient.T, factor).T  # type: ignore[no-any-return]
+            return torch.cholesky_solve(right, factor).T.to(gradient.dtype)
         # Woodbury: orthogonal to all rows, the penalty is the only curvature.
-        along = torch.cholesky_solve(self.rows @ gradient.T, factor)
-        return (gradient - 2.0**octave * along.T @ self.rows) / self.ridge  # type: ignore[no-any-return]
+        along = torch.cholesky_solve(self.rows @ right, factor)
+        return ((right - self.rows.T @ along) / ratio).T.to(gradient.dtype)
 
-    def _factor(self, scale: float) -> Tensor:
+    def _factor(self, ratio: float) -> Tensor:
         """Cholesky factor; float32 products can make a singular covariance slightly negative."""
-        matrix = self.gram * scale
+        matrix = self.gram.clone()
         diagonal = matrix.diagonal()
         rounding = 1e-7 * float(diagonal.mean())
-        diagonal += self.ridge
+        diagonal += ratio
         while True:
             factor, failed = torch.linalg.cholesky_ex(matrix)
             if not failed:

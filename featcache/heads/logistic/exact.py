@@ -13,20 +13,20 @@ standardised: the penalty counts them as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.evaluation.metrics import score
 from featcache.heads.distributed import ALONE, ProcessGroup
-from featcache.heads.features import NEVER, counts_of, rarest_labels, refuse_odd_rows
-from featcache.heads.lbfgs import CurvatureModel, Minimum, minimise
-from featcache.heads.logistic_objective import NUMBERS_AT_ONCE, FeatureSlices, Objective, logits, row_parts
+from featcache.heads.features import NEVER, refuse_odd_rows
+from featcache.heads.logistic.lbfgs import CurvatureModel, Minimum, minimise
+from featcache.heads.logistic.objective import NUMBERS_AT_ONCE, FeatureSlices, Objective, row_parts
+
+CHOICE_TOLERANCE = 1e-4  # of solutions that only have to be compared: scikit-learn's default `tol`
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,6 @@ class Solution:
     gradient_norm: float
     iterations: int
     converged: bool
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """Scores of penalties on rows that were held out.
-
-    Attributes:
-        penalties: the values of C, as given.
-        accuracy: float64 `[penalties, folds]`.
-        log_loss: float64 `[penalties, folds]`, as `featcache.evaluation.metrics` defines it.
-        C: of the highest mean accuracy, then the lowest mean log loss, then the smallest.
-    """
-
-    penalties: tuple[float, ...]
-    accuracy: np.ndarray
-    log_loss: np.ndarray
-    C: float
 
 
 def fit(
@@ -127,99 +110,54 @@ def fit_path(
         HeadError: NaN or infinite features, fewer than two classes, penalties or weights out of range,
             shapes that do not fit.
     """
+    path = walk_path(
+        x, y, classes, penalties,
+        sample_weight=sample_weight, tolerance=tolerance, max_iterations=max_iterations, group=group,
+    )  # fmt: skip
+    solutions = {solution.C: solution for solution in path}
+    return [solutions[penalty] for penalty in penalties]
+
+
+def walk_path(
+    x: FeatureSlices,
+    y: np.ndarray,
+    classes: int,
+    penalties: Sequence[float],
+    *,
+    sample_weight: np.ndarray | None = None,
+    tolerance: float | None = None,
+    max_iterations: int = 1000,
+    group: ProcessGroup = ALONE,
+) -> Iterator[Solution]:
+    """As `fit_path`, one solution at a time, from the smallest C on.
+
+    Args:
+        tolerance: None makes solutions that are good enough to compare penalties by, several times as fast:
+            in float32, at scikit-learn's default tolerance.
+    """
+    coarse = tolerance is None
+    tolerance = CHOICE_TOLERANCE if tolerance is None else tolerance
     _check_settings(penalties, tolerance, max_iterations)
-    y, weight = _check_rows(x, y, classes, sample_weight, group)
+    order = sorted(set(map(float, penalties)))
+    y, weight = checked_rows(x, y, classes, sample_weight, group)
     targets, present = _targets(y, weight, classes)
     problems = targets.shape[1] if targets.ndim == 2 else len(present)
     objective = Objective(x, targets, weight, problems, group)
     theta = objective.start()
     _check_finite(objective, objective(theta, 0.0, torch.float32).gradient)
     mass = float(weight.sum())
-    order = sorted(set(penalties))
     # One penalty takes about ten passes; a Hessian of all rows would cost more than it saves.
-    model = CurvatureModel(objective, theta, 1 / (order[0] * mass), rough=len(order) == 1)
+    rough = len(order) == 1
+    model = CurvatureModel(objective, theta, 1 / (order[0] * mass), rough=rough, coarse=coarse)
     counted = _chosen(y, weight > 0)
     path: list[tuple[float, Tensor]] = []
-    solutions: dict[float, Solution] = {}
     for penalty in order:
         model.use_penalty(1 / (penalty * mass))
         start = _extrapolate(path, math.log(penalty)) if path else theta
         found = minimise(model, start, tolerance=tolerance, steps=max_iterations)
-        path.append((math.log(penalty), found.theta))
+        path = [*path[-2:], (math.log(penalty), found.theta)]
         weight_of_all, bias = _all_classes(found.theta, counted, present, classes)
-        solutions[penalty] = _solution(found, weight_of_all, bias, penalty, tolerance)
-    return [solutions[penalty] for penalty in penalties]
-
-
-def choose_penalty(
-    x: FeatureSlices,
-    y: np.ndarray,
-    classes: int,
-    penalties: Sequence[float],
-    held_out: tuple[FeatureSlices, np.ndarray],
-    *,
-    sample_weight: np.ndarray | None = None,
-    tolerance: float = 1e-6,
-    group: ProcessGroup = ALONE,
-) -> Solution:
-    """The solution with the highest validation accuracy, then the lowest log loss, then the smallest C.
-
-    Args:
-        held_out: validation features `[M, D]`, standardised as `x` was, and their labels, of the same kind as
-            `y`.
-
-    Raises:
-        HeadError: as `fit_path`; validation rows that do not fit, or none.
-    """
-    x_val = held_out[0]
-    y_val, _ = _check_rows(*held_out, classes, None, group)
-    if y_val.ndim != np.ndim(y) or x_val.shape[1] != x.shape[1]:
-        raise HeadError("train and validation rows differ in width or in the kind of their labels")
-    solutions = fit_path(
-        x, y, classes, penalties, sample_weight=sample_weight, tolerance=tolerance, group=group
-    )
-    everything = np.ones(len(y_val), dtype=bool)
-    ranks = [_scores(solution, x_val, y_val, everything, group) for solution in solutions]
-    best = max(range(len(ranks)), key=lambda i: (ranks[i][0], -ranks[i][1], -solutions[i].C))
-    return solutions[best]
-
-
-def cross_validate_penalty(
-    x: FeatureSlices,
-    y: np.ndarray,
-    classes: int,
-    penalties: Sequence[float],
-    *,
-    folds: int = 5,
-    seed: int = 0,
-    sample_weight: np.ndarray | None = None,
-    group: ProcessGroup = ALONE,
-) -> CrossValidation:
-    """Score each penalty by stratified k-fold cross-validation.
-
-    Held-out rows get weight 0, so that no features are copied. Every fold gets its share of each class; of
-    multi-label rows, of each row's rarest label (scikit-learn's `StratifiedKFold` has no multi-label). The
-    scores of a fold count its rows equally.
-
-    Args:
-        folds: k, at least 2.
-        seed: of the shuffle of the rows.
-
-    Raises:
-        HeadError: as `fit_path`; a class with fewer rows than folds.
-    """
-    y, weight = _check_rows(x, y, classes, sample_weight, group)
-    fold_of = _folds_of(y, classes, folds, seed)
-    results = np.empty((2, len(penalties), folds))
-    for fold in range(folds):
-        held_out = fold_of == fold
-        kept = np.where(held_out, 0.0, weight)
-        solutions = fit_path(x, y, classes, penalties, sample_weight=kept, group=group)
-        for i, solution in enumerate(solutions):
-            results[:, i, fold] = _scores(solution, x, y, held_out, group)
-    accuracy, loss = results.mean(axis=2)
-    best = max(range(len(penalties)), key=lambda i: (accuracy[i], -loss[i], -penalties[i]))
-    return CrossValidation(tuple(penalties), results[0], results[1], float(penalties[best]))
+        yield _solution(found, weight_of_all, bias, penalty, tolerance)
 
 
 def _targets(y: np.ndarray, weight: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,35 +225,6 @@ def _extrapolate(path: list[tuple[float, Tensor]], at: float) -> Tensor:
     return guess
 
 
-def _scores(
-    solution: Solution, x: FeatureSlices, y: np.ndarray, rows: np.ndarray, group: ProcessGroup
-) -> tuple[float, float]:
-    """Accuracy and log loss of the rows that the mask `[N]` selects; `x` is this worker's share of all."""
-    found = group.gather(logits(x, solution.weight, solution.bias), len(y))[rows].astype(np.float64)
-    probabilities = expit(found) if y.ndim == 2 else softmax(found, axis=1)
-    scores = score(probabilities, y[rows], tuple(str(i) for i in range(len(solution.bias))))
-    return scores.accuracy, scores.log_loss
-
-
-def _folds_of(y: np.ndarray, classes: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each row, int `[N]`."""
-    if not 2 <= folds <= len(y):
-        raise HeadError(f"{folds} folds of {len(y)} rows: from 2 to the number of rows are possible")
-    counts = counts_of(y, classes)
-    for number in np.flatnonzero((counts > 0) & (counts < folds)):
-        raise HeadError(
-            f"class {number} has {counts[number]} rows, fewer than the {folds} folds",
-            hint=f"use at most {counts[number]} folds, choose on a validation split, or add rows of it"
-            if counts[number] > 1
-            else "choose on a validation split, or add rows of it",
-        )
-    shuffled = np.random.default_rng(seed % 2**64).permutation(len(y))
-    order = shuffled[np.argsort(rarest_labels(y)[shuffled], kind="stable")]
-    fold_of = np.empty(len(y), dtype=np.int64)
-    fold_of[order] = np.arange(len(y)) % folds
-    return fold_of
-
-
 def _check_settings(penalties: Sequence[float], tolerance: float, max_iterations: int) -> None:
     if not len(penalties):
         raise HeadError("no penalties were given; at least one value of C is needed")
@@ -326,7 +235,7 @@ def _check_settings(penalties: Sequence[float], tolerance: float, max_iterations
         raise HeadError(f"max_iterations {max_iterations}: at least 1 is needed")
 
 
-def _check_rows(
+def checked_rows(
     x: FeatureSlices, y: np.ndarray, classes: int, sample_weight: np.ndarray | None, group: ProcessGroup
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 `[N]` or uint8 `[N, C]`, and weights float64 `[N]`."""

@@ -1,0 +1,1 @@
+"""Logistic regression solved exactly: its objective, the solver, and the choice of its penalty."""
