@@ -164,7 +164,9 @@ def _scikit_learn_path(x: np.ndarray, y: np.ndarray, held_out: slice) -> None:
 
     numbers = np.arange(len(x))
     split = [(numbers[held_out.stop :], numbers[held_out])]
-    LogisticRegressionCV(Cs=PATH, cv=split, max_iter=5000, refit=False, scoring="accuracy").fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of defaults that will change
+        LogisticRegressionCV(Cs=PATH, cv=split, max_iter=5000, refit=False, scoring="accuracy").fit(x, y)
 
 
 def _ratios(seconds: dict[str, float]) -> dict[str, float]:

@@ -239,7 +239,7 @@ def test_fit_logistic_equals_logistic_regression_to_four_digits() -> None:
     train, test = clusters(120), clusters(50, seed=2)
     x, x_test = (part.astype(np.float32) for part in standardised(train[0], test[0]))
     reference = LogisticRegression(C=0.1, max_iter=1000).fit(x, train[1])
-    found = head_of(fit_logistic(train, test, 3, HeadSettings(), seed=0).best).predict_proba(test[0])
+    found = head_of(fit_logistic(train, test, 3, HeadSettings(C=0.1), seed=0).best).predict_proba(test[0])
     np.testing.assert_allclose(found, reference.predict_proba(x_test), rtol=0, atol=1e-4)
 
 
@@ -249,7 +249,7 @@ def test_fit_logistic_with_a_class_without_train_rows(present: list[int], classe
 
     x, y = clusters(90, classes=len(present))
     y = np.array(sorted(present))[y]
-    fit = fit_logistic(LabelledFeatures(x, y), LabelledFeatures(x, y), classes, HeadSettings(), seed=0)
+    fit = fit_logistic(LabelledFeatures(x, y), LabelledFeatures(x, y), classes, HeadSettings(C=0.1), seed=0)
     assert fit.best.weight.shape == (classes, x.shape[1])
     found = head_of(fit.best).predict_proba(x)
     expected = np.zeros_like(found)
