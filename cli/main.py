@@ -16,7 +16,8 @@ import featcache
 from featcache.errors import DiskError, FeatcacheError, UsageError
 from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
-from featcache_cli.console import err, print_error
+from featcache.system.packages import version_notes
+from featcache_cli.console import err, note, print_error
 from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     args = argparse.Namespace(continues=False, places=())
     try:
         args = _parse(argv)
+        for text in version_notes():
+            note(text, quiet=getattr(args, "quiet", False))
         with listening(Meter(quiet=getattr(args, "quiet", False), names=DOWNLOAD)):
             code: int = args.run(args) or 0
         sys.stdout.flush()

@@ -20,10 +20,12 @@ from typing import Any, TypeVar
 
 from featcache.errors import UsageError
 from featcache.option import Option, coerce
+from featcache.plain_file import read_plain
 
 T = TypeVar("T")
 
 CONFIG_FILE = "featcache.toml"
+MOST_BYTES = 1 << 20  # of it
 OTHER_TABLES = ("finetune",)  # read with `load_table`
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_C = 0.1
@@ -314,14 +316,15 @@ def _sections(kind: type) -> dict[str, Any]:
 def _toml_tables(path: str | Path | None) -> dict[str, Any]:
     file = Path(path if path is not None else CONFIG_FILE)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_plain(file, MOST_BYTES).decode())
     except FileNotFoundError:
         if path is None:
             return {}
         raise UsageError(f"no settings file {file}", hint="write one with: featcache init") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"cannot read {file}: {error}", hint="write a new one with: featcache init"
+            f"cannot read {file}: {reason}", hint="write a new one with: featcache init"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -258,8 +259,25 @@ def test_load_settings_refuses_a_file_that_is_unreadable_or_missing() -> None:
         load_settings(path="nowhere.toml")
     Path(CONFIG_FILE).unlink()
     assert load_settings() == Settings()
-    Path(CONFIG_FILE).mkdir()
+
+
+@pytest.mark.bad_input
+def test_load_settings_refuses_what_is_no_file_of_settings() -> None:
+    file = Path(CONFIG_FILE)
+    file.write_text("a = " + "[" * 5000)
     with pytest.raises(UsageError, match=r"cannot read featcache\.toml"):
+        load_settings()
+    with file.open("r+b") as opened:
+        opened.truncate(8 << 30)
+    with pytest.raises(UsageError, match=r"cannot read featcache\.toml: it has more than 1 MiB"):
+        load_settings()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UsageError, match=r"cannot read featcache\.toml: it is a folder"):
+        load_settings()
+    file.rmdir()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match=r"cannot read featcache\.toml: it is a pipe"):
         load_settings()
 
 

@@ -76,6 +76,8 @@ def text_part(model: Any) -> Any:
         model = model.get_encoder()
     parts = [getattr(model, name, None) for name in ("text_model", "language_model")]
     model = next((part for part in parts if part is not None), model)
+    if hasattr(model, "lm_head"):  # Llama 4's language model has a head
+        model = getattr(model, "model", model)
     if getattr(model, "pooler", None) is not None:
         model.pooler = NoPooler()
     return model

@@ -12,8 +12,9 @@ from typing import Any
 
 from featcache.fingerprint import JsonDocument, Request, canonical
 from featcache.fingerprint import fingerprint as document_hash
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_json
-from featcache.system.durable import read_plain, write_file
+from featcache.system.durable import write_file
 
 
 @dataclass(frozen=True, kw_only=True)

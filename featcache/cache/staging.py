@@ -17,14 +17,13 @@ import xxhash
 
 from featcache.errors import CacheError
 from featcache.fingerprint import canonical
+from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.system import durable as files
 from featcache.system.documents import json_document, read_document
 from featcache.system.durable import (
-    LONGEST_ARRAYS,
     TEMPORARY,
     explained,
     make_own_folder,
-    read_plain,
     remove_own_folder,
     remove_temporaries,
     write_file,

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featcache.data.formats.open import kind_of
+from featcache.data.formats.open import KINDS, kind_of
 from featcache.errors import SourceError, UsageError
 from featcache.prediction.file import LabelledFile
 from featcache.prediction.journal import UnlabelledRow
@@ -91,11 +91,26 @@ def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
     return [replace(part, number=number) for number, part in enumerate(parts)]
 
 
+def part_kind(source: str) -> str:
+    """The format of one file, in which its parts are written, too.
+
+    Raises:
+        UsageError: it is none of `KINDS`.
+        SourceError: the ending is of no format.
+    """
+    kind = kind_of(Path(source))
+    if kind not in KINDS:
+        refusal = SourceError if kind is None else UsageError
+        raise refusal(
+            f"--engine ray does not read {shown(source)}: it reads {', '.join(KINDS)}",
+            hint="label it without --engine ray, or save it in one of these formats",
+        )
+    return kind
+
+
 def _parts_of(source: str) -> list[OutputPart]:
     """The parts of one file; their numbers are not known yet."""
-    kind = kind_of(Path(source))
-    if kind is None:
-        raise SourceError(f"{shown(source)}: its ending does not say what it holds")
+    kind = part_kind(source)
     if kind != "parquet":
         return [OutputPart(0, source, kind)]
     sizes = _group_sizes(source)

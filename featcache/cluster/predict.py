@@ -19,12 +19,12 @@ from featcache.data.formats.open import open_rows
 from featcache.data.formats.write import OutputForm
 from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.fingerprint import file_hash, fingerprint
+from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.prediction.file import LabelledFile, predict_file
 from featcache.prediction.journal import FIRST_BAD
 from featcache.runs.run import Run, load_run
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
-from featcache.system.durable import LONGEST_ARRAYS, read_plain
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote
 

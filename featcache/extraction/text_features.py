@@ -8,6 +8,7 @@ file of their own under `cache/texts/`, for the next fold and the next process.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import view_column
 from featcache.data.split import from_texts
@@ -117,7 +119,9 @@ class _TextJob(Job):
             return
         self.source = {NAME: hashlib.sha256(hashes[rows].tobytes()).hexdigest()}
         whole = from_texts(NAME, texts)
-        self.extract(replace(whole, labels=whole.labels[rows], row_numbers=whole.row_numbers[rows]))
+        made = self.extract(replace(whole, labels=whole.labels[rows], row_numbers=whole.row_numbers[rows]))
+        if (share := made.unknown_tokens or 0.0) > MANY:
+            warnings.warn(unknown_text(f"{len(rows):,} texts", share), stacklevel=2)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import read_plain, temporary_beside
+from featcache.system.durable import temporary_beside
 from featcache.system.progress import Progress
 
 EVERY = 0.25  # seconds between two notes of one worker

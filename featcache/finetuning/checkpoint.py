@@ -19,16 +19,9 @@ import torch
 import xxhash
 
 from featcache.errors import CacheError
+from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import (
-    LONGEST_ARRAYS,
-    TEMPORARY,
-    explained,
-    make_own_folder,
-    read_plain,
-    remove_own_folder,
-    write_file,
-)
+from featcache.system.durable import TEMPORARY, explained, make_own_folder, remove_own_folder, write_file
 
 DOCUMENT = "checkpoint.json"
 _OURS = re.compile(rf".+-[0-9a-f]{{32}}\.safetensors|{re.escape(DOCUMENT)}|{re.escape(TEMPORARY)}.+")

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.model_files.find import ModelFiles
+from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
 from featcache.data.split import Split
@@ -52,6 +53,7 @@ class SplitInputs:
         hashes: row hashes uint8 `[N, 32]`.
         texts: states at the cut, or tokens.
         truncated: how many texts were longer than the longest length.
+        unknown_tokens: share of the tokens that the vocabulary does not have; None where it is not known.
         seconds: the time it took to make the states.
         nbytes: of the states on disk.
         cache: the states file; None where training starts from the tokens.
@@ -61,6 +63,7 @@ class SplitInputs:
     hashes: np.ndarray
     texts: TrainingTexts
     truncated: int
+    unknown_tokens: float | None = None
     seconds: float = 0.0
     nbytes: int = 0
     cache: CacheReference | None = None
@@ -72,8 +75,21 @@ class SplitInputs:
         for note in split.notes:
             job.on_progress(Progress("note", split.name, text=note))
         if cut is None:
-            tokens = encoder.tokenize(split.texts(slice(None)), split.pairs(slice(None)))
-            return cls(split, hashes, tokens, int(tokens.truncated.sum()))
+            made = cls._of_tokens(split, hashes, encoder)
+        else:
+            made = cls._cached(split, hashes, job, encoder, cut)
+        if (share := made.unknown_tokens or 0.0) > MANY:
+            job.on_progress(Progress("note", split.name, text=unknown_text(split.name, share)))
+        return made
+
+    @classmethod
+    def _of_tokens(cls, split: Split, hashes: np.ndarray, encoder: Encoder) -> SplitInputs:
+        tokens = encoder.tokenize(split.texts(slice(None)), split.pairs(slice(None)))
+        share = tokens.unknown.share if tokens.unknown is not None else None
+        return cls(split, hashes, tokens, int(tokens.truncated.sum()), share)
+
+    @classmethod
+    def _cached(cls, split: Split, hashes: np.ndarray, job: Job, encoder: Encoder, cut: int) -> SplitInputs:
         folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
         file = cache_states(split, hashes, encoder, cut, folder, job.on_progress, wait=job.wait)
         return cls(
@@ -81,7 +97,8 @@ class SplitInputs:
             hashes,
             file,
             truncated=file.truncated,
-            seconds=file.seconds,
+            unknown_tokens=file.record.unknown_tokens,
+            seconds=file.record.seconds,
             nbytes=file.nbytes,
             cache=CacheReference(str(file.path), file.fingerprint),
         )
@@ -230,6 +247,7 @@ class TuningJob:
             rows={split: len(each.split) for split, each in inputs.items()},
             pairs=inputs["train"].split.has_pairs,
             truncated={split: each.truncated for split, each in inputs.items()},
+            unknown_tokens={split: each.unknown_tokens for split, each in inputs.items()},
             extraction_seconds=sum(each.seconds for each in inputs.values()),
             bytes_cached=sum(each.nbytes for each in inputs.values()),
             caches={split: each.cache for split, each in inputs.items() if each.cache},

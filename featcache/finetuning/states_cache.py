@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.memory_limit import smaller_batches
+from featcache.backbone.tokens.unknown_tokens import UnknownTokens
 from featcache.cache.catalog import STATES
 from featcache.cache.description import FileDescription
 from featcache.cache.sealed_file import SealedFile
@@ -30,8 +31,9 @@ from featcache.errors import BackboneError, CorruptCache
 from featcache.extraction.encode_units import Claim, commit_units, tokenize_rows
 from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import RowsPart, StatesDocument
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import read_plain, require_space, write_file
+from featcache.system.durable import require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
@@ -49,10 +51,15 @@ HINT = "remove it; it is then made again"
 
 @dataclass(frozen=True)
 class StatesRecord:
-    """The record beside a states file: how long it took to make the file."""
+    """The record beside a states file: how long it took to make it, and what the vocabulary does not have.
+
+    Attributes:
+        unknown_tokens: share of the tokens of all texts; None where it is not known.
+    """
 
     fingerprint: str
     seconds: float
+    unknown_tokens: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds < YEARS:
@@ -96,15 +103,16 @@ class StatesFile:
     def nbytes(self) -> int:
         return self.sealed.nbytes
 
-    @property
-    def seconds(self) -> float:
-        """The time it took to make the file; 0 where its record is lost."""
+    @cached_property
+    def record(self) -> StatesRecord:
+        """How the file was made; where its record is lost, in 0 seconds."""
+        unknown = StatesRecord(self.fingerprint, 0.0)
         try:
             content = read_plain(self.path.with_suffix(".json"))
             record = read_document(StatesRecord, content, "the record", ValueError)
         except (OSError, ValueError):
-            return 0.0
-        return record.seconds if record.fingerprint == self.fingerprint else 0.0
+            return unknown
+        return record if record.fingerprint == self.fingerprint else unknown
 
     def batch(self, rows: np.ndarray) -> StateBatch:
         """The states of some rows, end to end in that order."""
@@ -180,8 +188,9 @@ def cache_states(
     with locked(path, wait, lambda text: on_progress(Progress("note", split.name, text=text))):
         if not path.exists():
             began = time.perf_counter()
-            _StatesMaker(split, hashes, encoder, document, path=path, on_progress=on_progress).run()
-            record = StatesRecord(document.fingerprint, time.perf_counter() - began)
+            maker = _StatesMaker(split, hashes, encoder, document, path=path, on_progress=on_progress)
+            unknown = maker.run()
+            record = StatesRecord(document.fingerprint, time.perf_counter() - began, unknown)
             write_file(path.with_suffix(".json"), json.dumps(asdict(record), sort_keys=True).encode())
     return StatesFile(path)
 
@@ -203,8 +212,9 @@ class _StatesMaker:
         self.width = int(self.encoder.backbone.model.config.hidden_size)
         self.budget = self.encoder.batch_tokens
 
-    def run(self) -> None:
-        lengths, truncated = self._lengths()
+    def run(self) -> float | None:
+        """Make the file; returns the share of unknown tokens, None where it is not known."""
+        lengths, truncated, unknown = self._lengths()
         units = _commit_units(lengths)
         self._check_space(int(lengths.sum()))
 
@@ -222,19 +232,25 @@ class _StatesMaker:
                 on_commit=on_commit,
             )
             self._seal(staging, len(units), lengths, truncated)
+        return unknown
 
     def _note(self, text: str) -> None:
         self.on_progress(Progress("note", self.split.name, text=text))
 
-    def _lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each text, int64 `[N]`, and which were truncated, uint8 `[N]`; the ids are not kept."""
-        lengths, truncated = [], []
+    def _lengths(self) -> tuple[np.ndarray, np.ndarray, float | None]:
+        """Tokens of each text, int64 `[N]`, which were truncated, uint8 `[N]`, the share of unknown tokens.
+
+        The ids are not kept.
+        """
+        lengths, truncated, unknown = [], [], list[UnknownTokens]()
         for start in range(0, len(self.split), TOKENIZE_ROWS):
             rows = np.arange(start, min(start + TOKENIZE_ROWS, len(self.split)))
             tokens = tokenize_rows(self.encoder, self.split, rows, self.hashes)
             lengths.append(tokens.lengths)
             truncated.append(tokens.truncated.astype(np.uint8))
-        return np.concatenate(lengths), np.concatenate(truncated)
+            unknown += [] if tokens.unknown is None else [tokens.unknown]
+        share = UnknownTokens.joined(unknown).share if unknown else None
+        return np.concatenate(lengths), np.concatenate(truncated), share
 
     def _check_space(self, tokens: int) -> None:
         """Report the size; refuse what the disk cannot hold: the commit units, then the file beside them."""

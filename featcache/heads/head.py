@@ -14,8 +14,9 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
+from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.system.documents import parse_document, read_json
-from featcache.system.durable import LONGEST_ARRAYS, read_plain, write_file
+from featcache.system.durable import write_file
 
 HEAD_FORMAT = 2
 DAMAGED = "train that head again, or use another run: featcache compare lists them"

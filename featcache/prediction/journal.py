@@ -16,8 +16,9 @@ from typing import BinaryIO, Self
 from featcache.data.formats.open import QuoteRule, RowBatch
 from featcache.data.formats.write import RowPredictions, Writer
 from featcache.errors import CacheError, SourceError
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import TEMPORARY, disk, is_plain, read_plain, remove_own_folder, write_file
+from featcache.system.durable import TEMPORARY, disk, is_plain, remove_own_folder, write_file
 from featcache.system.output import Target
 
 FORMAT = 1  # of what lies in OUTPUT.partial

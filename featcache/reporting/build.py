@@ -24,6 +24,7 @@ from featcache.inspection.inspection import (
     inspect_splits,
     score_without_leaks,
 )
+from featcache.plain_file import read_plain
 from featcache.reporting import numbers
 from featcache.reporting.document import (
     FeatureMap,
@@ -44,7 +45,6 @@ from featcache.runs.record import CacheReference, FrozenRows, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import read_document, tidied
-from featcache.system.durable import read_plain
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote, shown
 from featcache.system.text import last_part, readable, short_name, without_folders

@@ -12,9 +12,9 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
+from featcache.plain_file import read_plain
 from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document, read_json
-from featcache.system.durable import read_plain
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
@@ -141,6 +141,7 @@ class TrainingRecord:
         rows: by split.
         pairs: whether the head was trained on pairs of texts; None where that is not known.
         truncated: texts longer than the longest length, by split.
+        unknown_tokens: share of the tokens that the vocabulary does not have, by split; None where not known.
         extraction_seconds, bytes_cached: of the features or states, all splits.
         caches: by split; of fine-tuned runs the states files.
     """
@@ -155,6 +156,7 @@ class TrainingRecord:
     rows: dict[str, int] = field(default_factory=dict)
     pairs: bool | None = None
     truncated: dict[str, int] = field(default_factory=dict)
+    unknown_tokens: dict[str, float | None] = field(default_factory=dict)
     extraction_seconds: float = 0.0
     bytes_cached: int | None = None
     caches: dict[str, CacheReference] = field(default_factory=dict)

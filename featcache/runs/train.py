@@ -145,6 +145,7 @@ def save_fit(
         rows=rows,
         pairs=made["train"].pairs,
         truncated={split: file.truncated for split, file in files.items()},
+        unknown_tokens={split: each.unknown_tokens for split, each in made.items()},
         extraction_seconds=sum(part.seconds or 0.0 for part in made.values()),
         bytes_cached=sum(rows.values()) * x.shape[1] * x.dtype.itemsize,
         caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},

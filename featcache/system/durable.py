@@ -33,8 +33,6 @@ HINTS = {
 }  # fmt: skip
 PUBLISHING = 120.0  # seconds to wait for a process that publishes the same file
 TRIES = 20  # attempts to remove a folder while other processes write to it
-LONGEST_DOCUMENT = 64 << 20  # bytes
-LONGEST_ARRAYS = 64 << 30  # bytes of a file of weights or of a commit unit
 
 
 class Disk:
@@ -175,33 +173,6 @@ def remove_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
         except OSError as error:  # another process has just written a file
             if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-
-
-def read_plain(path: Path, most: int = LONGEST_DOCUMENT) -> bytes:
-    """The bytes of a file, which may have been put there by anybody: never waits, never fills the memory.
-
-    A link to a file is followed, because tools that version data replace files by links.
-
-    Args:
-        most: bytes that are read.
-
-    Raises:
-        OSError: there is no such file, or it is a folder, a pipe or a device, or longer than `most`.
-    """
-    _require_plain(path, path.stat(), most)  # before it is opened: that alone may wait, or start something
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as file:
-        found = os.fstat(file.fileno())
-        _require_plain(path, found, most)
-        return file.read(found.st_size)  # what a process appends meanwhile is not read
-
-
-def _require_plain(path: Path, found: os.stat_result, most: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-        raise OSError(errno.EINVAL, f"it is {what} and no file", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has more than {size_text(most)}", str(path))
 
 
 def is_plain(path: Path) -> bool:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import DiskError, LockHeld, UsageError
 from featcache.fingerprint import canonical
+from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import explained, read_plain, write_file
+from featcache.system.durable import explained, write_file
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -107,10 +108,11 @@ def is_locked(target: Path) -> bool:
     Raises:
         CacheError: the lock cannot be opened.
     """
-    if not lock_path(target).exists():
+    path = lock_path(target)
+    if not path.exists() and not lease_path(path).exists():
         return False
     with explained(target):
-        lock = ProcessLock(lock_path(target))
+        lock = ProcessLock(path)
         if lock.acquire():
             lock.release()
             return False
@@ -130,26 +132,30 @@ def discard_lock(target: Path) -> None:
 
 
 def lease_path(path: Path) -> Path:
-    """The file that stands for the lock file `path` where the file system has no locks."""
+    """The file that stands for the lock file `path` where the system has no locks."""
     return path.with_suffix(".lease")
 
 
 class ProcessLock:
     """A lock that one process holds at a time, on one machine or on several that share the folder.
 
-    The operating system locks the file `path`. Where the file system has no locks (some network drives and
-    containers), a file with the process and its host is made instead, which can be made only once, and the
-    process writes to it now and then. The lock is free when its process has ended, or, where that is of
-    another host, when this object has seen no sign of life for LEASE seconds.
+    The operating system locks the file `path`. Where the file system or Python has no locks (some network
+    drives and containers), a file with the process and its host is made instead, which can be made only
+    once, and the process writes to it now and then. The lock is free when its process has ended, or, where
+    that is of another host, when this object has seen no sign of life for LEASE seconds.
     """
 
     def __init__(self, path: Path) -> None:
-        from filelock import FileLock
+        from filelock import FileLock, SoftFileLock
 
         self.path = path
-        # Any thread may release it. Where `flock` is not there, filelock would fall back to a lock without a
-        # sign of life: that of a lost host would stay for ever.
-        self._lock: BaseFileLock = FileLock(path, thread_local=False, fallback_to_soft=False)
+        # Where there are no locks, filelock would fall back to `SoftFileLock`, which has no sign of life: the
+        # lock of a lost host, or a lock file that an earlier process left, would stay for ever.
+        self._lock: BaseFileLock = (
+            self._lease()
+            if FileLock is SoftFileLock
+            else FileLock(path, thread_local=False, fallback_to_soft=False)  # any thread may release it
+        )
 
     def acquire(self, wait: float = 0.0) -> bool:
         """Take the lock, after `wait` seconds at most; below 0: however long it takes.
@@ -160,7 +166,7 @@ class ProcessLock:
         Raises:
             OSError: the lock file cannot be opened.
         """
-        from filelock import SoftFileLease, Timeout
+        from filelock import Timeout
 
         poll = min(POLL, wait) if wait > 0 else POLL
         try:
@@ -169,11 +175,16 @@ class ProcessLock:
             except OSError as error:
                 if error.errno not in WITHOUT_LOCKS:
                     raise
-                self._lock = SoftFileLease(lease_path(self.path), lease_duration=LEASE, thread_local=False)
+                self._lock = self._lease()
                 self._lock.acquire(timeout=wait, poll_interval=poll)
         except Timeout:
             return False
         return True
+
+    def _lease(self) -> BaseFileLock:
+        from filelock import SoftFileLease
+
+        return SoftFileLease(lease_path(self.path), lease_duration=LEASE, thread_local=False)
 
     def release(self) -> None:
         """Give the lock back."""

@@ -259,6 +259,17 @@ def dense(lively_tiny: Folder, modules: Any, tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
+def test_a_dense_module_in_a_pickled_file_equals_encode(dense: Path) -> None:
+    from safetensors.torch import load_file
+    from sentence_transformers import SentenceTransformer
+
+    weights = dense / "2_Dense" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    expected = encoded(SentenceTransformer(str(dense), device="cpu"), TEXTS)
+    np.testing.assert_allclose(only(encoder_of(dense), TEXTS), expected, **ALIKE)
+
+
 def test_several_views_at_once_equal_each_alone(dense: Path) -> None:
     views = ("last/auto", "-2/auto", "last/cls", "-2/mean-normalized", "last/max+cls")
     backbone = loaded(dense)

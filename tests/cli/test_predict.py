@@ -65,6 +65,14 @@ def test_predict_labels_a_file(cli: Cli, trained: Path) -> None:
     assert found["bad_rows_file"] == "out.jsonl.bad.jsonl" and sum(found["counts"].values()) == 2
 
 
+def test_predict_says_that_a_file_has_a_header_alone(cli: Cli, trained: Path) -> None:
+    Path("in.csv").write_text("id,text\n")
+    result = cli.ok("predict", "--input", "in.csv", "--output", "out.csv")
+    assert "the input has no rows, so there are none in out.csv" in result.err
+    assert Path("out.csv").read_text().startswith("id,text,prediction,probability,")
+    assert len(Path("out.csv").read_text().splitlines()) == 1
+
+
 def test_predict_reads_standard_input(trained: Path) -> None:
     argv = ["--input", "-", "--input-format", "csv", "--output", "out.csv", "--json"]
     result = shell("predict", *argv, stdin=ROWS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featcache.cluster import output_parts as predict_parts
-from featcache.errors import SourceError
+from featcache.errors import SourceError, UsageError
 from tests.support.ray_runs import write_parquet
 
 
@@ -27,7 +27,10 @@ def test_plan_parts_gives_row_groups_or_whole_files(tmp_path: Path, monkeypatch:
     table.write_bytes(b"PAR1 no more")
     with pytest.raises(SourceError, match=r"cannot read .*a\.parquet"):
         predict_parts.plan_parts([str(table)])
-    with pytest.raises(SourceError, match="its ending"):
+    with pytest.raises(SourceError, match=r"does not read .*c\.xyz: it reads csv, tsv"):
         predict_parts.plan_parts([str(tmp_path / "c.xyz")])
+    for name in ("c.xlsx", "c.zip", "c.arrow"):
+        with pytest.raises(UsageError, match=rf"does not read .*{name}.*\n.*without --engine ray"):
+            predict_parts.plan_parts([str(tmp_path / name)])
     with pytest.raises(SourceError, match="no files"):
         predict_parts.plan_parts([])

@@ -19,6 +19,7 @@ from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from tests.support.made_run import NAMES, TEXTS, made_run
+from tests.support.pickled import pickled
 from tests.support.stock import encoder, load
 
 FAMILIES = ("bert", "albert", "roberta", "xlm-roberta", "distilbert", "electra")
@@ -84,6 +85,14 @@ def test_trained_blocks_are_exported(tiny: Callable[[str], Path], tmp_path: Path
     plain = made_run(tiny("bert"), tmp_path / "plain")
     other = Predictor.from_run(plain, device="cpu").predict_proba(TEXTS)
     assert abs(other - expected).max() > 0.05  # the blocks do change what is said
+
+
+def test_a_backbone_with_pickled_weights_is_exported(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    run = made_run(pickled(tiny("bert"), tmp_path / "bin"), tmp_path / "run")
+    folder = export_huggingface(run, tmp_path / "model").folder
+    expected = Predictor.from_run(run, device="cpu").predict_proba(TEXTS)
+    np.testing.assert_allclose(said(folder), expected, rtol=0, atol=1e-5)
+    assert (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin"))
 
 
 def test_export_refuses_a_prompt_for_pairs(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from featcache.runs.compare import compare_runs
 from featcache.runs.run import Run, choose_run, load_run
 from featcache.runs.train import train_head
 from featcache.settings import Settings, load_settings
+from featcache.system.progress import Progress
 from tests.support.cli_tools import Cli, widest, write_rows
 from tests.support.review_files import write_reviews
 from tests.support.stock import one_thread
@@ -71,6 +72,24 @@ class Made:
 def made(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     asked = settings_in(tmp_path_factory.mktemp("made"), tiny("bert"))
     return Made(asked, finetune(asked, "top-blocks:2", dataclasses.replace(QUICK, epochs=3)))
+
+
+@pytest.mark.parametrize("train", ["top-blocks:1", "all"])
+def test_texts_in_another_language_are_warned_of(
+    train: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked, notes = settings_in(tmp_path, tiny("bert"), 20), list[str]()
+    path = Path((asked.data.data_files or {})["train"])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    path.write_text("".join(json.dumps(row | {"text": f"สวัสดี {row['text'][:1]}"}) + "\n" for row in rows))
+
+    def told(progress: Progress) -> None:
+        notes.append(progress.text)
+
+    run = finetune(asked, train, dataclasses.replace(QUICK, epochs=1), report=told)
+    assert run.record.unknown_tokens == {"train": 0.5, "validation": 0.0, "test": 0.0}
+    (text,) = (text for text in notes if "unknown" in text)
+    assert text.startswith("train: 50.0% of the tokens are unknown to the model's vocabulary; is the model")
 
 
 def test_finetune_saves_a_run_with_a_whole_record(made: Made) -> None:

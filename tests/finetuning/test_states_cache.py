@@ -95,12 +95,14 @@ def test_cache_states_finds_a_file_without_running_the_model(
 ) -> None:
     made_by = encoder(load(tiny("bert")), "last/mean")
     first = make(split, made_by, tmp_path)
-    assert first.seconds > 0
+    assert first.record.seconds > 0
+    tokens = made_by.tokenize(split.texts(slice(None)))
+    assert first.record.unknown_tokens == tokens.unknown.share if tokens.unknown else False
     monkeypatch.setattr(Backbone, "states", None)
     again = make(split, made_by, tmp_path)
-    assert again.path == first.path and again.seconds == first.seconds
+    assert again.path == first.path and again.record == first.record
     first.path.with_suffix(".json").unlink()
-    assert StatesFile(first.path).seconds == 0.0
+    assert StatesFile(first.path).record.seconds == 0.0
 
 
 def test_states_path_depends_on_all_that_changes_a_state(

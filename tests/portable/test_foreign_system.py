@@ -13,10 +13,15 @@ from tests.support.cli_tools import environment
 HERE = Path(__file__).resolve().parents[1] / "support" / "foreign_system"
 
 
-def python(code: str, *argv: str, stdout: str = "cp936") -> subprocess.CompletedProcess[bytes]:
-    """Run `code` in a Python that refuses what Windows refuses."""
+def python(code: str, *argv: str, home: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run `code` in a Python that refuses what Windows refuses.
+
+    Args:
+        home: the folder of Hugging Face's clients. Without `fcntl` they take every lock file that another
+            program has left for one that is held.
+    """
     path = environment()["PYTHONPATH"]
-    env = environment(PYTHONPATH=f"{HERE}:{path}", PYTHONIOENCODING=stdout)
+    env = environment(PYTHONPATH=f"{HERE}:{path}", PYTHONIOENCODING="cp936", HF_HOME=str(home))
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, env=env, timeout=540)
 
 
@@ -48,7 +53,7 @@ def test_the_harness_refuses_what_windows_refuses(tmp_path: Path) -> None:
         "    except Exception as error: print(type(error).__name__)\n"
         "    else: print('done')\n"
     )
-    told = python(code, str(tmp_path), *REFUSED).stdout.decode().split()
+    told = python(code, str(tmp_path), *REFUSED, home=tmp_path).stdout.decode().split()
     found = dict(zip(REFUSED, told, strict=True))
     names = {"ModuleNotFoundError": "ImportError"}
     assert {line: names.get(name, name) for line, name in found.items()} == {
@@ -66,6 +71,7 @@ def test_files_are_written_and_locked_durably(tmp_path: Path) -> None:
         "folder = Path(sys.argv[1]) / 'new' / 'cache'\n"
         "make_folder(folder)\n"
         "target = folder / 'a.h5'\n"
+        "lock_path(target).touch()\n"  # as another system leaves it
         "with locked(target):\n"
         "    assert is_locked(target)\n"
         "    write_file(folder / 'part', b'1')\n"
@@ -76,7 +82,7 @@ def test_files_are_written_and_locked_durably(tmp_path: Path) -> None:
         "assert target.read_bytes() == b'3' and not is_locked(target)\n"
         "print('房间')\n"
     )
-    done = python(code, str(tmp_path))
+    done = python(code, str(tmp_path), home=tmp_path)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert done.stdout == "房间\n".encode("cp936")
 
@@ -96,8 +102,7 @@ STORY = (
 
 
 @pytest.mark.portable
-@pytest.mark.usefixtures("arrow_cache")
-def test_the_main_job_works(trained: Path) -> None:
+def test_the_main_job_works(trained: Path, tmp_path: Path) -> None:
     (trained / "in.txt").write_bytes("很好\n很差\n".encode())
     code = (
         "import sys\n"
@@ -106,5 +111,5 @@ def test_the_main_job_works(trained: Path) -> None:
         "    for line in sys.argv[1:]:\n"
         "        assert main(line.split()) == 0, line\n"
     )
-    done = python(code, *STORY)
+    done = python(code, *STORY, home=tmp_path / "home")
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")

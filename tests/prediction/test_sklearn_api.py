@@ -92,6 +92,14 @@ def test_features_are_those_of_stock_transformers(
     assert_allclose(x, expected, rtol=0, atol=1e-5)
 
 
+def test_texts_in_another_language_are_warned_of(extractor: FeatureExtractor) -> None:
+    with pytest.warns(UserWarning, match=r"^2 texts: .*% of the tokens are unknown .* the language of these"):
+        extractor.fit_transform(["สวัสดี", "ขอบคุณ"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* unknown")
+        extractor.fit_transform(["很好", "สวัสดี"])  # the second one is cached
+
+
 def test_any_kind_of_list_of_texts(extractor: FeatureExtractor) -> None:
     expected = extractor.fit_transform(TEXTS)
     for texts in (

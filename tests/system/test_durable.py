@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from featcache.errors import CacheError
-from featcache.system.durable import is_plain, make_own_folder, read_plain, remove_own_folder
+from featcache.plain_file import read_plain
+from featcache.system.durable import is_plain, make_own_folder, remove_own_folder
 
 pytestmark = pytest.mark.bad_input("files touched outside")
 

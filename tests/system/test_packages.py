@@ -12,8 +12,8 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.system.outside import outside_error
-from featcache.system.packages import PackageError, package_error, require_extra
-from tests.support.cli_tools import environment
+from featcache.system.packages import PackageError, package_error, require_extra, version_notes
+from tests.support.cli_tools import Cli, environment
 
 pytestmark = pytest.mark.bad_input
 
@@ -58,6 +58,40 @@ def test_any_error_under_a_wrong_version_names_it(need: str, found: str, declare
     assert text == (
         f"featcache works with datasets {bound}, but {found} is installed\npip install 'datasets{bound}'"
     )
+
+
+def test_versions_outside_of_the_bounds_are_named_at_once(declared: Declared) -> None:
+    needs = ("torch<2.14,>=2.6", "numpy>=1.26", "rich", "absent>=1", 'ray[data]>=2; extra == "ray"')
+    for torch in ("2.6", "2.6.0+cu124", "2.13.9"):
+        declared(*needs, torch=torch, numpy="1.26.0", rich="1", ray="1")
+        assert list(version_notes()) == []
+    declared(*needs, torch="2.14.0", numpy="1.9.5")
+    assert list(version_notes()) == [
+        "featcache works with torch <2.14,>=2.6, but 2.14.0 is installed: pip install 'torch<2.14,>=2.6'",
+        "featcache works with numpy >=1.26, but 1.9.5 is installed: pip install 'numpy>=1.26'",
+    ]
+
+
+def test_a_command_names_a_version_outside_of_the_bounds(
+    declared: Declared, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    declared("torch<2.14,>=2.6", torch="2.5.1")
+    assert "torch <2.14,>=2.6, but 2.5.1 is installed" in cli.ok("cache", "ls").err
+    assert "torch" not in cli.ok("cache", "ls", "--quiet").err
+
+
+def test_looking_at_versions_imports_none_of_the_packages() -> None:
+    code = (
+        "import sys, time; from featcache.system.packages import version_notes\n"
+        "begun = time.process_time(); print(list(version_notes()), time.process_time() - begun)\n"
+        "print({'packaging', 'numpy', 'torch', 'h5py', 'rich'} & sys.modules.keys())"
+    )
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=True)
+    notes, imported = done.stdout.splitlines()
+    assert imported == "set()"
+    assert float(notes.rsplit(" ", 1)[1]) < 0.1
 
 
 def test_an_error_under_declared_versions_is_not_explained_away(declared: Declared) -> None:

@@ -223,6 +223,8 @@ def show(made: LabelledFile) -> None:
     console.print(shown)
     if len(ordered) > SHOWN_LABELS:
         console.print(f"and {len(ordered) - SHOWN_LABELS} more labels")
+    if not made.rows:
+        note(f"the input has no rows, so there are none in {made.path}")
     if made.truncated:
         note(f"{made.truncated:,} texts were longer than the maximum length and were truncated")
     if made.changed_cells:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def run_ray(args: argparse.Namespace, run: Run) -> int:
     """Label what the paths or URLs of `--input` match into the folder `--output`."""
     from featcache.cluster.cluster import require_ray
+    from featcache.cluster.output_parts import part_kind
     from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
-    from featcache.data.formats.open import KINDS, kind_of
     from featcache.system.stores import is_remote
 
     if args.texts or args.pair or args.input == "-" or not args.input or not args.output:
@@ -33,11 +33,9 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
         )
     require_ray()
     sources = _sources(args.input)
+    kinds = [part_kind(source) for source in sources]
     source = fetched_source(sources[0] if is_remote(sources[0]) else Path(sources[0]))
-    odd = next((name for name in sources if kind_of(Path(name)) not in (*KINDS, None)), None)
-    if odd is not None:
-        raise UsageError(f"--engine ray does not read {odd}", hint=f"it reads {', '.join(KINDS)}")
-    first = open_input(args, source, kind_of(Path(sources[0])) or "txt")
+    first = open_input(args, source, kinds[0])
     form = (not args.no_header, args.prefix, args.raw_cells)
     reading = Reading(first.text, first.pair, *form, encoding=read_settings(args).encoding)
     with Meter(quiet=args.quiet) as meter:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from featcache.backbone.model_files.modules_json import CONFIG, transformer_folder
 from featcache.backbone.model_files.wanted import require_weights, wanted_files
 from featcache.settings import BackboneSettings
 from featcache.system.hub.huggingface import Repository, endpoint, is_offline, look_up
@@ -15,6 +16,8 @@ from featcache.system.hub.patience import patience
 from featcache.system.hub.session import without_retries
 from featcache.system.hub.troubles import HubTrouble
 from featcache.system.hub.xet import or_plain_download
+
+WEIGHTS = (".safetensors", ".bin")
 
 __all__ = ["copy_on_disk", "current_files", "endpoint"]
 
@@ -38,8 +41,9 @@ def copy_on_disk(settings: BackboneSettings) -> Path | None:
     if is_offline():
         return folder  # what it lacks is said when it is read
     # Other programs may have fetched the configuration alone.
-    weights = any(one.suffix in (".safetensors", ".bin") for one in folder.iterdir())
-    return folder if weights and (folder / "config.json").is_file() else None
+    model = transformer_folder(folder)
+    whole = (model / CONFIG).is_file() and any(one.suffix in WEIGHTS for one in model.iterdir())
+    return folder if whole else None
 
 
 def current_files(settings: BackboneSettings, copy: Path | None) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import BackboneError
-from featcache.system.durable import read_plain
+from featcache.plain_file import read_plain
 from featcache.system.units import size_text
 
 MOST_BYTES = 256 << 20  # an index of a very large model has a few MB

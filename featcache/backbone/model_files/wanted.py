@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from fnmatch import fnmatch
 
-from featcache.backbone.model_files.modules_json import MODULES
+from featcache.backbone.model_files.modules_json import CONFIG, MODULES
 from featcache.backbone.model_files.weight_files import PICKLED, SAFETENSORS, no_weights
 
 # Everything a tokenizer may be read from: tokenizer.json, vocabularies, merges, sentencepiece models.
@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
 )
 
 
-MODULE = re.compile(r"[0-9]+_\w+/[^/]+")  # a file of a sentence-transformers module: 1_Pooling/config.json
+MODULE = re.compile(r"([0-9]+_\w+)/[^/]+")  # a file of a sentence-transformers module: 1_Pooling/config.json
 
 
 def wanted_files(names: Collection[str], *, remote_code: bool) -> list[str]:
@@ -30,19 +30,12 @@ def wanted_files(names: Collection[str], *, remote_code: bool) -> list[str]:
 
     Other formats are in other sub-folders (onnx/, ...).
     """
-    patterns = ["*.json", "*.txt", *TOKENIZER_FILES, *(["*.py"] if remote_code else [])]
-    if {SAFETENSORS.single, SAFETENSORS.index} & {*names}:
-        patterns.append("*.safetensors")
-    else:
-        patterns.append(PICKLED.single if PICKLED.single in names else "pytorch_model*.bin")
-    wanted = [name for name in names if "/" not in name and any(fnmatch(name, one) for one in patterns)]
-    modules = [name for name in names if MODULES in names and MODULE.fullmatch(name)]
-    return wanted + [
-        name
-        for name in modules
-        if name.endswith((".json", SAFETENSORS.suffix))
-        or (name.endswith(PICKLED.single) and _safe(name) not in names)
-    ]
+    wanted = []
+    for folder, own in _folders(names).items():
+        patterns = [*_patterns(own), *(["*.py"] if remote_code and not folder else [])]
+        matching = (name for name in own if any(fnmatch(name, pattern) for pattern in patterns))
+        wanted += [f"{folder}/{name}" if folder else name for name in matching]
+    return wanted
 
 
 def require_weights(model: str, names: Collection[str]) -> None:
@@ -51,10 +44,26 @@ def require_weights(model: str, names: Collection[str]) -> None:
     Raises:
         BackboneError: there are none; names those that there are.
     """
-    if not {SAFETENSORS.single, SAFETENSORS.index, PICKLED.single, PICKLED.index} & {*names}:
+    own, *modules = _folders(names).values()
+    if CONFIG not in own:  # the Transformer has a folder of its own: earlier versions wrote `0_Transformer`
+        own += [name for module in modules for name in module]
+    if not {SAFETENSORS.single, SAFETENSORS.index, PICKLED.single, PICKLED.index} & {*own}:
         raise no_weights(model, sorted(names))
 
 
-def _safe(pickled: str) -> str:
-    """The name that the weights beside a pickled file have, where they are there as safetensors, too."""
-    return pickled.removesuffix(PICKLED.single) + SAFETENSORS.single
+def _folders(names: Collection[str]) -> dict[str, list[str]]:
+    """The names of files by folder: the repository's own, and those of its modules."""
+    found: dict[str, list[str]] = {"": [name for name in names if "/" not in name]}
+    for name in names if MODULES in names else ():
+        if module := MODULE.fullmatch(name):
+            found.setdefault(module[1], []).append(name.rpartition("/")[2])
+    return found
+
+
+def _patterns(names: Collection[str]) -> list[str]:
+    """What is read of the files of one folder: weights as safetensors where there are some."""
+    if {SAFETENSORS.single, SAFETENSORS.index} & {*names}:
+        weights = "*.safetensors"
+    else:
+        weights = PICKLED.single if PICKLED.single in names else "pytorch_model*.bin"
+    return ["*.json", "*.txt", *TOKENIZER_FILES, weights]

@@ -28,8 +28,9 @@ from featcache.cache.seal import (
 from featcache.cache.sealed_file import read_description
 from featcache.cache.shards import owner_of, shard_entries
 from featcache.errors import CacheError, CorruptCache
+from featcache.plain_file import read_plain
 from featcache.system.documents import plain_document, read_document
-from featcache.system.durable import read_plain, write_file
+from featcache.system.durable import write_file
 from featcache.system.stores import Remote, shown
 
 HEAD = 1 << 16  # bytes that hold the seal of nearly every file

@@ -114,10 +114,10 @@ def delimited_rows(lines: Lines, layout: DelimitedLayout) -> Iterator[Row]:
     width = len(layout.columns)
     for number, record in enumerate(itertools.islice(records, int(layout.header), None), 1):
         line, fields, problem, further = record
-        if fields is not None and len(fields) != width:
-            problem = f"{len(fields)} fields; the first line has {width}"
-        elif fields is not None:
+        if fields is not None:
             problem = next((wrong for wrong in map(lines.wrong_encoding, fields) if wrong), None)
+            if problem is None and len(fields) != width:
+                problem = f"{len(fields)} fields; the first line has {width}"
         if fields is None or problem is not None:
             lines.put_back(further)
             yield Row(number, line, None, problem=problem)

@@ -40,6 +40,7 @@ ENDINGS = {
     ".xlsx": "xlsx", ".xls": "xlsx", ".zip": "zip",
 }  # fmt: skip
 KINDS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")  # that are written, too
+_TABLES = ("parquet", "arrow")  # of record batches
 DATA_ENDINGS = tuple(ending for ending in ENDINGS if ending != ".zip")
 _TXT_HINT = "a line is text<TAB>label, label<TAB>text, or __label__x text as in fastText"
 _NAME_IT = "name the column with the text: --text-column"
@@ -95,9 +96,9 @@ def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
             the first one that is broken.
     """
     kind = kind_of(path)
-    if kind in ("parquet", "arrow") and isinstance(path, Path):
+    if kind in _TABLES:
         return _parquet_data(path)
-    if kind is None or kind in ("parquet", "arrow", "zip"):
+    if kind is None or kind == "zip":
         raise SourceError(f"{path}: unknown file type", hint="unpack zip files of such files")
     with closing(parse_file(path, str(path), kind, data, ReadOptions())) as parsed:
         layout, codec, columns, hint = parsed.layout, parsed.codec, parsed.columns, parsed.hint
@@ -125,7 +126,7 @@ def open_data_file(path: DataPath, data: DataSettings) -> DataFile:
     return DataFile(path, columns, rows, key, where, note=parsed.read_as(path.name))
 
 
-def _parquet_data(path: Path) -> DataFile:
+def _parquet_data(path: DataPath) -> DataFile:
     with closing(TableFile(path)) as file:
         schema = file.schema
 
@@ -230,15 +231,16 @@ def open_rows(
         SourceError: empty, unreadable, or without a column of texts.
     """
     data, limits = columns or DataSettings(), limits or ReadLimits()
-    if kind in ("parquet", "arrow"):
+    if kind in _TABLES:
         if not isinstance(source, Path):
             raise UsageError(f"{kind} files are not read from standard input", hint="give the path")
         return _open_parquet_rows(source, data, groups, limits)
     name = str(source) if isinstance(source, Path) else "standard input"
     if kind == "zip" and isinstance(source, Path):
         inner = only_file(source, is_data_file)
-        options = ReadOptions(header, None, limits)
-        return _open_parsed_rows(inner, str(inner), kind_of(inner) or "", data, options)
+        if (packed := kind_of(inner) or "") in _TABLES:
+            return _open_parquet_rows(inner, data, None, limits)
+        return _open_parsed_rows(inner, str(inner), packed, data, ReadOptions(header, None, limits))
     stamp = _stamp(source)
     known = quotes.quoted if quotes is not None and stamp == (quotes.bytes, quotes.modified_ns) else None
     opened = _open_parsed_rows(source, name, kind, data, ReadOptions(header, known, limits))
@@ -321,7 +323,9 @@ def _check_texts(row: Row, picked: ReadColumns) -> None:
         row.text, row.pair = cast(str, first), cast("str | None", second)
 
 
-def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, limits: ReadLimits) -> RowFile:
+def _open_parquet_rows(
+    path: DataPath, data: DataSettings, groups: range | None, limits: ReadLimits
+) -> RowFile:
     import pyarrow as pa
 
     file = TableFile(path)
@@ -349,6 +353,7 @@ def _open_parquet_rows(path: Path, data: DataSettings, groups: range | None, lim
                 _check_texts(row, picked)
             number += len(rows)
             yield RowBatch(rows, digest.hexdigest(), table=pa.Table.from_batches([batch]))
+        file.close()
 
     return RowFile(
         kind="arrow" if file.is_arrow else "parquet", name=str(path), columns=schema.names,

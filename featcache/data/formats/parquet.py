@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from featcache.data.formats.lines import first_line, reading
+from featcache.data.formats.lines import DataPath, first_line, reading
 from featcache.errors import SourceError
 
 SAVED_STATE = "state.json"  # of a folder that `save_to_disk` wrote
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TableFile:
-    """A file or folder of record batches.
+    """A file or folder of record batches; a file in a zip file is unpacked until this object is closed.
 
     Attributes:
         schema: of the columns.
@@ -29,15 +32,20 @@ class TableFile:
         SourceError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: DataPath) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.is_arrow = path.is_dir() or path.suffix.lower() in (".arrow", ".feather")
+        self._unpacked: TemporaryDirectory[str] | None = None
         self._parquet: pq.ParquetFile | None = None
         self._table: pa.Table | None = None
+        name = str(path)
         try:
-            with reading(path):
+            with reading(name):
+                if isinstance(path, zipfile.Path):
+                    self._unpacked = TemporaryDirectory(prefix="featcache-")
+                    path = _unpack(path, Path(self._unpacked.name))
+                self.is_arrow = path.is_dir() or path.suffix.lower() in (".arrow", ".feather")
                 if not self.is_arrow:
                     self._parquet = pq.ParquetFile(path)
                     self.schema = self._parquet.schema_arrow
@@ -48,7 +56,7 @@ class TableFile:
                     self._table = pa.concat_tables([_mapped(one) for one in _arrow_files(path)])
                     self.schema, self.group_rows = self._table.schema, [len(self._table)]
         except pa.ArrowException as error:
-            raise SourceError(f"cannot read {path}: {first_line(error)}") from None
+            raise SourceError(f"cannot read {name}: {first_line(error)}") from None
 
     def batches(
         self, rows: int, groups: range | None = None, columns: Sequence[str] | None = None
@@ -62,6 +70,16 @@ class TableFile:
     def close(self) -> None:
         if self._parquet is not None:
             self._parquet.close()
+        self._table = None
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+
+
+def _unpack(path: zipfile.Path, folder: Path) -> Path:
+    target = folder / path.name
+    with path.open("rb") as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return target
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -95,7 +113,7 @@ def _mapped(path: Path) -> pa.Table:
 
 def record_batches(
     file: TableFile,
-    path: Path,
+    path: DataPath,
     rows: int,
     *,
     columns: Sequence[str] | None = None,

@@ -23,7 +23,7 @@ def tab_layout(lines: Lines) -> DelimitedLayout | None:
     """The layout of a file whose first lines have one tab each, and labels on one side of it; else None."""
     with lines.preview():
         texts = (text.rstrip("\r\n") for _, text in itertools.islice(lines, lines.limits.sample_rows))
-        sample = [text.split("\t") for text in texts if text]
+        sample = [text.split("\t") for text in texts if text and not lines.wrong_encoding(text)]
     if len(sample) < 2 or any(len(fields) != 2 for fields in sample):
         return None
     return layout_of_pairs(sample, lines.name)

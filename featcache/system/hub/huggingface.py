@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from featcache.system.hub.listener import tell
 from featcache.system.hub.patience import answer_within, patience, was_silent
 from featcache.system.hub.session import set_deadlines
 from featcache.system.hub.troubles import HubTrouble, trouble_of
@@ -64,4 +65,7 @@ def _ask(kind: RepositoryKind, name: str, revision: str | None) -> Repository:
     info = ask(name, repo_type=kind, revision=revision, files_metadata=True, timeout=patience())
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise HubTrouble(f"the hub at {endpoint()} does not say which commit of {name} it has")
+    now = getattr(info, "id", None) or name
+    if now.lower() != name.lower():
+        tell(f"the {kind} {name} was renamed: it is {now} on the hub at {endpoint()}")
     return Repository(info.sha, {file.rfilename: file.size for file in info.siblings or ()})

@@ -290,7 +290,9 @@ def test_without_xet_a_model_is_downloaded_plainly(
 @pytest.mark.hostile
 def test_a_renamed_model_is_found(hub: LoopbackHub, tmp_path: Path, expected: dict[str, str]) -> None:
     hub.rename("model", NAME, "somebody-else/bert")
-    assert find(hub, tmp_path).hashes == expected
+    found = find(hub, tmp_path)
+    assert found.hashes == expected
+    assert f"the model {NAME} was renamed: it is somebody-else/bert on the hub" in found.notes[0]
 
 
 @pytest.mark.hostile

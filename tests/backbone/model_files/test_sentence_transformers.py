@@ -314,6 +314,21 @@ assert "torch" not in sys.modules
 """
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files by their path in `folder`."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def read_from(hub: LoopbackHub, hub_name: str, home: Path) -> list[Any]:
+    """What `READ` prints of the model that `hub` has."""
+    variables = environment(**hub.environment(home / "home"))
+    argv = [sys.executable, "-c", READ, json.dumps({"hub": hub_name})]
+    done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.enable_socket
 @pytest.mark.parametrize("hub_name", ["huggingface", "modelscope"])
 def test_a_model_from_a_hub_is_followed(hub_name: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
@@ -327,22 +342,37 @@ def test_a_model_from_a_hub_is_followed(hub_name: str, tiny: Callable[[str], Pat
     write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 5})
     (folder / "2_Dense" / "model.safetensors").write_bytes(b"weights")
     write_json(folder / "onnx" / "config.json", {})
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
-
-    def read(hub: LoopbackHub) -> list[Any]:
-        variables = environment(**hub.environment(tmp_path / "home"))
-        argv = [sys.executable, "-c", READ, json.dumps({"hub": hub_name})]
-        done = subprocess.run(argv, env=variables, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        found: list[Any] = json.loads(done.stdout)
-        return found
-
     with LoopbackHub() as hub:
-        hub.add("model", "somebody/sentences", files)
-        views, prompt, hashed, names = read(hub)
+        hub.add("model", "somebody/sentences", files_in(folder))
+        views, prompt, hashed, names = read_from(hub, hub_name, tmp_path)
         assert (views, prompt) == (["last/mean-dense-normalized"], "query: ")
         assert {*modules[1:], "modules.json", "model.safetensors"} <= set(hashed)
         assert {*modules, ABOUT} <= set(names)
         assert not any(name.startswith("onnx") for name in names)
-    assert read(hub) == [views, prompt, hashed, names]  # the hub is gone
+    assert read_from(hub, hub_name, tmp_path) == [views, prompt, hashed, names]  # the hub is gone
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("hub_name", ["huggingface", "modelscope"])
+def test_a_transformer_in_a_folder_of_its_own_comes_from_a_hub(
+    hub_name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Early models have `0_Transformer`, and their weights as `.bin`."""
+    if hub_name == "modelscope":
+        pytest.importorskip("modelscope_hub")
+    folder = write_settings(tmp_path / "model", MEAN, ["Dense"])
+    (folder / "sentence_bert_config.json").unlink()
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    write_json(folder / "modules.json", [modules[0] | {"path": "0_Transformer"}, *modules[1:]])
+    copy_of(tiny("bert"), folder / "0_Transformer")
+    (folder / "0_Transformer" / "model.safetensors").rename(folder / "0_Transformer" / "pytorch_model.bin")
+    write_json(folder / "2_Dense" / "config.json", {"in_features": 32, "out_features": 5})
+    (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"weights")
+    with LoopbackHub() as hub:
+        hub.add("model", "somebody/sentences", files_in(folder))
+        views, _, hashed, names = found = read_from(hub, hub_name, tmp_path)
+        assert views == ["last/mean-dense"]
+        assert {"pytorch_model.bin", "tokenizer.json", "2_Dense/pytorch_model.bin"} <= set(hashed)
+        assert {"config.json", "pytorch_model.bin", "tokenizer.json"} <= set(names)
+    assert read_from(hub, hub_name, tmp_path) == found  # the hub is gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import openpyxl
 import pandas
 import pyarrow
 import pytest
+from pyarrow import feather, parquet
 
 from featcache.data.formats.open import kind_of, open_rows
 from featcache.data.split import describe_source, load_splits
@@ -160,6 +162,23 @@ def test_one_file_in_a_zip_file(tmp_path: Path) -> None:
         train(zipped(tmp_path / "dev.zip", tmp_path / "in"))
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "feather"])
+def test_a_table_in_a_zip_file(ending: str, tmp_path: Path) -> None:
+    table = pyarrow.table(dict(zip(("评论", "情感"), zip(*ROWS, strict=True), strict=True)))
+    (tmp_path / "in").mkdir()
+    if ending == "parquet":
+        parquet.write_table(table, tmp_path / "in" / "a.parquet")
+    else:
+        feather.write_feather(table, str(tmp_path / "in" / f"a.{ending}"))
+    path = zipped(tmp_path / "dev.zip", tmp_path / "in")
+    assert rows_of(train(path)) == ROWS
+    assert predicted_texts(path) == [text for text, _ in ROWS]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"a.{ending}", b"no table")
+    with pytest.raises(SourceError, match=rf"cannot read .*dev\.zip/a\.{ending}"):
+        train(path)
+
+
 def test_files_of_splits_in_a_zip_file(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "in" / f"{split}.txt", TABS * 4)
@@ -207,6 +226,40 @@ def test_files_that_unpack_to_far_more_are_refused(tmp_path: Path, monkeypatch: 
         archive.writestr("a.csv", content)
     with pytest.raises(SourceError, match="which texts do not"):
         train(tmp_path / "dev.zip")
+
+
+LINES = {
+    "dev.csv": ("text,label\na,1\nb,0\nc,1\n", "line 5: longer than 64 MiB"),
+    "dev.txt": (TABS, "line 4: longer than 64 MiB"),
+    "dev.jsonl": ('{"text": "a", "label": 1}\n', "line 2: longer than 64 MiB"),
+    "dev.json": ('[{"text": "a", "label": 1},', "line 1: a value longer than 64 MiB"),
+}
+LONGER = [pytest.param(name, 2 << 30, marks=pytest.mark.hostile) for name in LINES]
+
+
+@pytest.mark.parametrize(("name", "size"), [("dev.txt", 65 << 20), *LONGER])
+def test_a_line_of_two_gigabytes_is_refused(name: str, size: int, tmp_path: Path) -> None:
+    """A sparse file has the line; no more of it is held in memory than a line may have."""
+    content, said = LINES[name]
+    path = write(tmp_path / name, content)
+    with path.open("r+b") as file:
+        file.truncate(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SourceError, match=said):
+        train(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+@pytest.mark.parametrize("name", ["dev.csv", "dev.tsv", "dev.xlsx"])
+def test_a_header_alone_has_no_rows(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "dev.xlsx":
+        workbook(path, 表=[["text", "label"]])
+    else:
+        write(path, "text,label\n".replace(",", "\t" if name.endswith("tsv") else ","))
+    assert predicted_texts(path) == []
+    with pytest.raises(SourceError, match="no rows"):
+        train(path)
 
 
 def test_a_table_of_very_many_columns_is_refused(tmp_path: Path) -> None:
