@@ -115,8 +115,8 @@ class FeatureSettings:
 
     views: tuple[str, ...] = setting(
         ("last/auto",),
-        "layer/pooling pairs: last/cls,last/mean,-4/mean; the pooling auto is the one that the model's "
-        "sentence-transformers settings name, else cls",
+        "layer/pooling pairs: last/cls,last/mean,-4/mean; depth: mean and [CLS] of four layers; the pooling "
+        "auto is the one that the model's sentence-transformers settings name, else cls",
     )
     prompt: str = setting(
         "auto",

@@ -195,7 +195,7 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
         RunColumn("", ["*" if run is best else "" for run in runs], right=False),
         RunColumn("run", [names[run.folder] for run in runs], right=False),
         RunColumn("head", [line.head for line in about], 7, right=False),
-        RunColumn("view", [line.view for line in about], 6, right=False),
+        RunColumn("view", [line.short_view for line in about], 6, right=False),
         RunColumn("val.", [*validation]),
         *([RunColumn("test", [*test])] if split == "test" else []),
         RunColumn("95 %", [*intervals]),

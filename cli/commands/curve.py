@@ -6,6 +6,7 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING
 
+from featcache.cache.view_names import short_view
 from featcache.errors import UsageError
 from featcache.system.units import interval_text, percent_text, seconds_text
 from featcache_cli.commands.train_head import HEADS
@@ -94,7 +95,7 @@ def show(curve: Curve) -> None:
     console = out()
     name, seeds = SCORES[curve.metric], len(curve.points[0].scores)
     console.print(
-        f"{curve.kind} head on {curve.view}, {curve.split} {name},"
+        f"{curve.kind} head on {short_view(curve.view)}, {curve.split} {name},"
         f" {seeds} seed{'s' * (seeds > 1)}, {seconds_text(curve.seconds)}"
     )
     chose = len({C for point in curve.points for C in point.penalties}) > 1

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from featcache.cache.view_names import short_view
 from featcache.errors import CacheMiss
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
@@ -98,7 +99,7 @@ def _show_splits(found: Findings) -> None:
     from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 
     console = out()
-    console.print(f"features {found.view}, nearly equal from a cosine of {found.threshold:g}")
+    console.print(f"features {short_view(found.view)}, nearly equal from a cosine of {found.threshold:g}")
     shown = table(
         "split", ">rows", ">repeats", ">near", ">cut", ">tokens (median, longest)", "smallest class"
     )

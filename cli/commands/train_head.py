@@ -123,7 +123,7 @@ def show(run: Run) -> None:
     """Scores by split, and the course of the training."""
     console = out()
     about = run.record
-    console.print(f"{run.name}: {about.head} head on {about.view}, {seconds_text(about.seconds)}")
+    console.print(f"{run.name}: {about.head} head on {about.short_view}, {seconds_text(about.seconds)}")
     shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss")
     if about.settings.get("penalty", "fixed") != "fixed":
         console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")

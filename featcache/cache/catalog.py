@@ -16,9 +16,11 @@ from featcache.cache.local import LocalFiles
 from featcache.cache.record import CacheRecord, Provenance, read_record, write_record
 from featcache.cache.seal import HINT
 from featcache.cache.sealed_file import SealedFile
+from featcache.cache.view_names import join_views, split_view
 from featcache.errors import CacheError, CacheMiss, CorruptCache
 from featcache.fingerprint import CacheDocument, EncoderDocument, Request
 from featcache.system.lock import locked
+from featcache.system.sharded_array import join_columns
 
 RECORD_WAIT = 10.0  # seconds; a record is written in some milliseconds
 STATES = "states"  # the folder of token states, beside the features of the same data and model
@@ -27,11 +29,13 @@ _STATES = re.compile(r".+-cut[0-9]+-[0-9a-f]{12}\.h5")
 
 @dataclass(frozen=True)
 class Features:
-    """One view of one split, from a sealed file.
+    """One view of one split, or several joined ones, from a sealed file.
 
     Attributes:
+        view: its stored name, or `last/cls,-3/mean` of several.
         x: `[N, D]` in the storage dtype, memory-mapped, checksums verified; of a cache of several shards
-            a `ShardedColumn`, which is read like an array, some rows at a time.
+            a `ShardedColumn`, and of several views `JoinedColumns`, which are read like an array, some
+            rows at a time.
         y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`.
         row_hash: uint8 `[N, 32]`, likewise.
         encoder: the encoder document the features were made with.
@@ -112,29 +116,43 @@ class CacheFile:
     def stored_view(self, asked: str) -> str:
         """The name in this file of a view by the name it was asked for, e.g. `last/cls` for `12/cls`.
 
-        A name that was never asked for is returned as it is.
+        Of several views, joined by commas, in the order of the file. A name that was never asked for is
+        returned as it is.
         """
+        if asked in self.asked:
+            return self.asked[asked]
+        found = [name for part in split_view(asked) for name in split_view(self._stored(part))]
+        places = {name: place for place, name in enumerate(self.views)}
+        return join_views(sorted(found, key=lambda name: places.get(name, -1)))
+
+    def _stored(self, asked: str) -> str:
+        """`stored_view` of a name without commas."""
         if asked in self.asked:
             return self.asked[asked]
         known = (request.views.get(asked) for request in self.record.requests)
         return next(filter(None, known), asked)
 
     def features(self, view: str) -> Features:
-        """One view with its labels.
+        """One view with its labels, or several side by side.
 
         Raises:
             CacheMiss: the file has no such view.
             CorruptCache: damaged bytes.
         """
-        if view not in self.views:
-            raise CacheMiss(f"{self.path} has views {', '.join(self.views)}, not {view}")
+        wanted = split_view(view)
+        if missing := [name for name in wanted if name not in self.views]:
+            views = ",".join([*self.views, *missing])
+            raise CacheMiss(
+                f"{self.path} has views {', '.join(self.views)}, not {', '.join(missing)}",
+                hint=f"make them with the same flags: featcache extract --all-splits --views={views}",
+            )
         labels, names = np.asarray(self.sealed.column("labels")), self.document.labels.names
         if labels.ndim == 1 and labels.size and not -1 <= labels.min() <= labels.max() < len(names):
             raise CorruptCache(f"{self.path} has labels that are none of its {len(names)} names", hint=HINT)
         return Features(
             split=self.split,
             view=view,
-            x=self.sealed.column(view_column(view)),
+            x=join_columns([self.sealed.column(view_column(name)) for name in wanted]),
             y=labels,
             label_names=names,
             row_hash=self.sealed.column("row_hash"),

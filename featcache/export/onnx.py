@@ -141,10 +141,10 @@ class _OnnxModel:
         inputs = ["input_ids", "attention_mask"]
         if typed and "token_type_ids" in encoder.backbone.arguments:
             inputs.append("token_type_ids")
-        pooler = encoder.poolers[source.head.view]
+        poolers = [encoder.poolers[view] for view in source.head.views]
         with quiet_transformers():
             model = _stock_model(source, encoder)
-        classifier = Classifier(model, pooler.view, pooler.steps, source.head).eval()
+        classifier = Classifier(model, poolers, source.head).eval()
         return cls(source, classifier, _tokenizer(source), tuple(inputs), logits)
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featcache.backbone.model import capture_states, find_blocks
-from featcache.backbone.pooling import View
+from featcache.backbone.pooler import Pooler
 from featcache.heads.head import Head
 from featcache.heads.scorers import Mlp
 
@@ -59,21 +59,20 @@ POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class Classifier(nn.Module):
-    """Token ids of a padded batch to logits: stock model, one layer's states, pooling, its steps, head.
+    """Token ids of a padded batch to logits: stock model, states of layers, poolings, their steps, head.
 
     Args:
         model: a stock `AutoModel` in float32.
-        view: whose layer and pooling are used.
-        steps: the modules of the steps that follow the pooling.
+        poolers: of the head's views, in their order.
         head: linear or with one hidden layer; its temperature is folded in.
     """
 
-    def __init__(self, model: Any, view: View, steps: Sequence[nn.Module], head: Head) -> None:
+    def __init__(self, model: Any, poolers: Sequence[Pooler], head: Head) -> None:
         super().__init__()
-        self.model, self.view = model, view
+        self.model, self.views = model, [pooler.view for pooler in poolers]
         self.final = int(model.config.num_hidden_layers)
         self.blocks = (find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
-        self.steps = nn.Sequential(*steps)
+        self.steps = nn.ModuleList(nn.Sequential(*pooler.steps) for pooler in poolers)
         self.head = _head_module(head)
         known = inspect.signature(inspect.unwrap(type(model).forward)).parameters
         self.options = {"use_cache": False} if "use_cache" in known else {}
@@ -89,20 +88,25 @@ class Classifier(nn.Module):
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         states = self._states(inputs)
-        pooled = [POOLINGS[name](states, attention_mask) for name in self.view.joined]
-        logits: torch.Tensor = self.head(self.steps(torch.cat(pooled, dim=1)))
+        features = []
+        for view, steps in zip(self.views, self.steps, strict=True):
+            pooled = [POOLINGS[name](states[view.layer], attention_mask) for name in view.joined]
+            features.append(steps(torch.cat(pooled, dim=1)))
+        logits: torch.Tensor = self.head(torch.cat(features, dim=1))
         return logits
 
-    def _states(self, inputs: Mapping[str, torch.Tensor]) -> Any:
-        """States `[B, T, H]` at the view's layer; the exporter drops unused blocks above it."""
-        layer, blocks = self.view.layer, self.blocks[0]
-        if layer == self.final:
-            return self.model(**inputs, **self.options).last_hidden_state
+    def _states(self, inputs: Mapping[str, torch.Tensor]) -> dict[int, Any]:
+        """States `[B, T, H]` at the views' layers; the exporter drops unused blocks above them."""
+        inner, blocks = sorted({view.layer for view in self.views} - {self.final}), self.blocks[0]
+        if inner and blocks is None:
+            made = self.model(**inputs, **self.options, output_hidden_states=True)
+            states = {layer: made.hidden_states[layer] for layer in inner}
+            return states | {self.final: made.last_hidden_state}
         if blocks is None:
-            return self.model(**inputs, **self.options, output_hidden_states=True).hidden_states[layer]
-        with capture_states(blocks, [layer], stop=False) as captured:
-            self.model(**inputs, **self.options)
-        return captured[layer]
+            return {self.final: self.model(**inputs, **self.options).last_hidden_state}
+        with capture_states(blocks, inner, stop=False) as captured:
+            made = self.model(**inputs, **self.options)
+        return {**captured, self.final: made.last_hidden_state}
 
 
 def _head_module(head: Head) -> nn.Sequential:

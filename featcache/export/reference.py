@@ -84,7 +84,7 @@ class RunToExport:
 
     def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""
-        features = encoder(list(texts), self.second(texts)).views[self.head.view]
+        features = self.head.join(encoder(list(texts), self.second(texts)).views)
         return np.asarray(self.head.logits(features) / np.float32(self.head.temperature))
 
     def put_trained(self, model: torch.nn.Module) -> None:

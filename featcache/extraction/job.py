@@ -19,6 +19,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
 from featcache.cache.shards import parse_shard_size
+from featcache.cache.view_names import join_views
 from featcache.data.split import Split, count_labels, describe_source, load_splits, require_same_source
 from featcache.errors import CacheError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
@@ -112,7 +113,7 @@ class Job:
 
     Attributes:
         settings: nothing in their features is `auto`.
-        asked: the views in these settings by the names that they were asked for.
+        asked: of each view as it was asked for, those in these settings that it stands for.
         followed_note: which sentence-transformers settings of the model they follow, for the user.
     """
 
@@ -135,7 +136,7 @@ class Job:
         self.model = model or find_model(settings.backbone)
         followed = follow(settings.features, self.model)
         self.settings, self.followed_note = replace(settings, features=followed.features), followed.note
-        self.asked = dict(zip(settings.features.views, followed.features.views, strict=True))
+        self.asked = followed.views
         self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
         self._encoder: Encoder | None = None
         self._unit_encoder: UnitEncoder | None = None
@@ -207,7 +208,7 @@ class Job:
         file = self.cache.find(self.request(split), set(self.settings.features.views))
         if file is not None:
             # `self.asked` has the views as they were asked for; the file's record has their stored names.
-            file.asked = {asked: file.stored_view(view) for asked, view in self.asked.items()}
+            file.asked = {asked: file.stored_view(join_views(views)) for asked, views in self.asked.items()}
         return file
 
     def find_by_request(self, split: str) -> Extracted | None:

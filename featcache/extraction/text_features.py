@@ -30,6 +30,7 @@ from featcache.fingerprint import FEATURE_FORMAT, EncoderDocument, row_hashes
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import explained
 from featcache.system.lock import ProcessLock
+from featcache.system.sharded_array import join_columns
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
@@ -47,7 +48,7 @@ def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -
 
     Args:
         texts: one or more, each checked by `check_text`; equal ones are encoded once.
-        settings: with one view, and a compute dtype that is not `auto`.
+        settings: the features of their views are joined; with a compute dtype that is not `auto`.
         load: gives the encoder of `settings`; called only when it cannot be done without.
 
     Returns:
@@ -71,10 +72,10 @@ def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -
 
 @dataclass(frozen=True)
 class _WantedFeatures:
-    """Which features are wanted: an encoder document and the stored name of a view."""
+    """Which features are wanted: an encoder document and the stored names of views, in their order."""
 
     document: EncoderDocument
-    view: str
+    views: tuple[str, ...]
 
 
 class _TextJob(Job):
@@ -99,19 +100,20 @@ class _TextJob(Job):
         The length of the longest text and the name of the view depend on the model, and are the same for
         the same model files; so does the dtype, for requests that asked for `auto`.
         """
-        asked, view = self.request(NAME).encoder, self.settings.features.views[0]
+        asked, views = self.request(NAME).encoder, self.settings.features.views
         for file in self.cache.files():
             document = file.document.encoder
             if document.format == FEATURE_FORMAT and document.dtype.compute == asked.dtype:
                 for known in file.record.requests:
-                    if replace(known.encoder, dtype=asked.dtype) == asked and view in known.views:
-                        return _WantedFeatures(document, known.views[view])
+                    if replace(known.encoder, dtype=asked.dtype) == asked and set(views) <= set(known.views):
+                        return _WantedFeatures(document, tuple(known.views[view] for view in views))
         return None
 
     def wanted_features(self) -> _WantedFeatures:
         """What the settings ask for, by the loaded encoder."""
         spec = self.unit_encoder(NAME).spec
-        return _WantedFeatures(spec.document, spec.stored_views[0])
+        views = tuple(spec.views[view] for view in self.settings.features.views)
+        return _WantedFeatures(spec.document, views)
 
     def store(self, texts: Sequence[str], hashes: np.ndarray, rows: np.ndarray) -> None:
         """Encode these rows of `texts` and seal them; errors name the text by its place in `texts`."""
@@ -129,14 +131,14 @@ class _FoundRows:
     """Where rows lie in the cache.
 
     Attributes:
-        column: the view's, in each file.
+        columns: those of the views, in each file.
         files: path and number of rows of each file that may be used.
         origin: int64 `[N]`: places among the rows of all files in order; a place after the last of
             them is one of the N rows themselves, of equal ones the first.
     """
 
     cache: Cache
-    column: str
+    columns: tuple[str, ...]
     files: tuple[tuple[Path, int], ...]
     origin: np.ndarray
 
@@ -158,7 +160,8 @@ class _FoundRows:
         for path, count in self.files:
             picked = np.flatnonzero((self.origin >= start) & (self.origin < start + count))
             if len(picked):
-                values = self.cache.file(path).sealed.column(self.column)
+                sealed = self.cache.file(path).sealed
+                values = join_columns([sealed.column(column) for column in self.columns])
                 x = x if x.size else np.empty((len(self.origin), values.shape[1]), np.float32)
                 x[picked] = values[self.origin[picked] - start]
             start += count
@@ -169,12 +172,12 @@ def _find(job: _TextJob, wanted: _WantedFeatures | None, hashes: np.ndarray) -> 
     """Look rows (hashes uint8 `[N, 32]`) up in all files of this very encoder; one is open at a time."""
     files, parts = [], []
     for file in job.cache.files() if wanted else ():
-        if wanted and file.document.encoder == wanted.document and wanted.view in file.views:
+        if wanted and file.document.encoder == wanted.document and set(wanted.views) <= set(file.views):
             files.append((file.path, file.rows))
             parts.append(np.array(file.sealed.column("row_hash")))
     first = first_occurrence(np.concatenate([*parts, hashes]))
-    column = view_column(wanted.view) if wanted else ""
-    return _FoundRows(job.cache, column, tuple(files), first[len(first) - len(hashes) :])
+    columns = tuple(map(view_column, wanted.views)) if wanted else ()
+    return _FoundRows(job.cache, columns, tuple(files), first[len(first) - len(hashes) :])
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class RunBackbone:
             batch_tokens=None if exact else made.batch_tokens,
         )
         files = find_model(settings)
-        other = differences({"files": head.encoder.files}, {"files": files.hashes_of((head.view,))})
+        other = differences({"files": head.encoder.files}, {"files": files.hashes_of(head.views)})
         if other:
             raise HeadError(
                 f"{run.name} was trained with other files than those of {files.name}: "
@@ -85,7 +85,7 @@ class RunBackbone:
             BackboneError: the backbone cannot be loaded.
         """
         document = self.head.encoder
-        features = document_settings(document, (self.head.view,))
+        features = document_settings(document, self.head.views)
         if self.exact:
             features = replace(features, storage="float32")
         if document.tuned is None:

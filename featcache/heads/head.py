@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from featcache.cache.view_names import split_view
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.system.documents import parse_document, read_json
 from featcache.system.durable import write_file
+from featcache.system.sharded_array import join_columns
 
 HEAD_FORMAT = 2
 DAMAGED = "train that head again, or use another run: featcache compare lists them"
@@ -71,7 +74,7 @@ class Head:
     Attributes:
         scorer: features `[N, D]` as they are stored -> logits `[N, C]`.
         label_names: C names, in the order of the logits.
-        view: the view it was trained on, e.g. `last/mean`.
+        view: the view it was trained on, e.g. `last/mean`, or several joined ones: `last/mean,-3/mean`.
         encoder: the encoder document of the features it was trained on.
         kind: how it was trained: `linear`, `logistic`, `mlp`, ...
         temperature: what logits are divided by, fitted on validation (Guo et al., arXiv:1706.04599).
@@ -95,6 +98,15 @@ class Head:
     @property
     def parameters(self) -> int:
         return self.scorer.parameters
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views whose features it reads side by side, in their order."""
+        return split_view(self.view)
+
+    def join(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The features `[N, D]` that it reads, of features `[N, Di]` by view."""
+        return join_columns([features[view] for view in self.views])
 
     @property
     def multi_label(self) -> bool:

@@ -60,7 +60,7 @@ class Predictor:
                 hint="train a head on these features, or use the model the head was trained with",
             )
         views = [view.name for view in encoder.views]
-        if head.view not in views:
+        if not set(head.views) <= set(views):
             raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
         self.encoder = encoder
         self.head = head
@@ -154,7 +154,7 @@ class Predictor:
             progress: called after each batch with the texts and the tokens done in it.
         """
         encoded = self.encoder.encode(tokens, progress)
-        return self.head.predict_proba(encoded.views[self.head.view]), encoded.truncated
+        return self.head.predict_proba(self.head.join(encoded.views)), encoded.truncated
 
     def _prediction(self, text: str, row: np.ndarray, truncated: bool, unknown: float) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""

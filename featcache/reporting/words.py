@@ -73,7 +73,7 @@ def template_values(report: RunReport) -> dict[str, Any]:
     settings = {
         "model": about.model,
         "revision": about.revision,
-        "view": about.view,
+        "view": about.view.replace(",", ", "),
         "prompt": repr(about.prompt) if about.prompt else None,
         "longest text, tokens": about.max_length,
         "head": about.head,

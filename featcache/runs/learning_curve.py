@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.cache.view_names import short_view
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.fingerprint import fingerprint
@@ -161,7 +162,7 @@ def learning_curve(
     fitter = _fitter(settings, plan, data, asked, split)
     sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
-    name = f"{file_stem(f'curve-{plan.kind}-{view}')}-{fingerprint(asdict(request))[:8]}"
+    name = f"{file_stem(f'curve-{plan.kind}-{short_view(view)}')}-{fingerprint(asdict(request))[:8]}"
     folder = Path(settings.paths.reports_dir) / name
     began = time.perf_counter()
     with FinishedFits(folder / FITS_FILE, 2 + fitter.resamples) as finished:

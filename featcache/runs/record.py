@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.cache.view_names import short_view
 from featcache.errors import HeadError
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
@@ -18,6 +19,7 @@ from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
+OPTIONAL = ("frozen", "finetune", "sweep", "asked_view")
 MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
@@ -133,6 +135,7 @@ class TrainingRecord:
 
     Attributes:
         head: kind of the head, or the part that was fine-tuned, e.g. `top-blocks:2`.
+        asked_view: the name that joined views were asked for by, e.g. `depth`; None of a single view.
         seconds: of the training alone.
         settings: of the training, those that its kind uses.
         solver: what the solver reports besides: a chosen penalty, a gradient's norm.
@@ -163,6 +166,7 @@ class TrainingRecord:
     frozen: FrozenRows | None = None
     finetune: TuningRecord | None = None
     sweep: SweepRecord | None = None
+    asked_view: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +212,19 @@ class RunRecord(TrainingRecord):
         if odd := [path for path in paths if "\0" in path]:
             raise ValueError(f"{odd[0]!r} is no path")
 
+    @property
+    def short_view(self) -> str:
+        """The view for a table: joined ones by the name that they were asked for, or by their number."""
+        return short_view(self.asked_view or self.view)
+
     def to_json(self) -> dict[str, Any]:
         """What `json.loads` makes of run.json."""
         document: dict[str, Any] = json.loads(self.to_bytes())
         return document
 
     def to_bytes(self) -> bytes:
-        """The bytes of run.json; `frozen`, `finetune` and `sweep` are left out where they are None."""
-        optional = ("frozen", "finetune", "sweep")
-        document = {name: value for name, value in asdict(self).items() if name not in optional or value}
+        """The bytes of run.json; those of `OPTIONAL` are left out where they are None."""
+        document = {name: value for name, value in asdict(self).items() if name not in OPTIONAL or value}
         return json.dumps(document, indent=1, ensure_ascii=False, default=_builtin).encode("utf-8")
 
 

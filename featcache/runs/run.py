@@ -79,7 +79,7 @@ def save_run(
         predictions: by split.
         files: what else belongs to the run, by file name.
     """
-    stem = file_stem(f"{record.head}-{record.view}")
+    stem = file_stem(f"{record.head}-{record.short_view}")
     with explained(reports_dir):
         reports_dir.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(reports_dir / stem)

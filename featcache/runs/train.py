@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from featcache.cache.catalog import CacheFile, Features
+from featcache.cache.view_names import split_view
 from featcache.errors import CacheMiss, HeadError
 from featcache.extraction.api import find_features
 from featcache.heads.distributed import ALONE, ProcessGroup
@@ -96,6 +97,8 @@ def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
         CacheMiss: train or validation, or one of the views, is not there.
         HeadError: the splits were made with different settings.
     """
+    wanted = tuple(dict.fromkeys(name for view in views for name in split_view(view)))
+    settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=wanted))
     files = {split: find_features(settings, split) for split in ("train", "validation")}
     try:
         files["test"] = find_features(settings, "test")
@@ -136,6 +139,7 @@ def save_fit(
     x, head = features["train"].x, settings.head.with_choice
     training = TrainingRecord(
         head=kind,
+        asked_view=view if len(split_view(features["train"].view)) > 1 else None,
         seconds=seconds,
         history=fit.history,
         settings={name: getattr(head, name) for name in KINDS[kind].settings},

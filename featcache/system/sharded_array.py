@@ -1,4 +1,4 @@
-"""A column in several shards that is read like an array."""
+"""A column in several shards, and matrices side by side, that are read like one array."""
 
 from __future__ import annotations
 
@@ -148,9 +148,72 @@ class ShardedColumn:
         return found
 
 
+class JoinedColumns:
+    """The columns of matrices `[N, D1]`, `[N, D2]`, ... as one matrix `[N, D1 + D2 + ...]`.
+
+    It supports what readers of features use, as `ShardedColumn` does: nothing is copied until rows are read,
+    and rows that are read are copies.
+
+    Args:
+        parts: arrays, memory maps or sharded columns with the same number of rows.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = tuple(parts)
+        if len({len(part) for part in parts}) != 1 or any(part.ndim != 2 for part in parts):
+            raise ValueError(f"matrices {[list(part.shape) for part in parts]} do not have the same rows")
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), sum(part.shape[1] for part in self.parts)
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def part(self, rows: slice) -> np.ndarray:
+        """Neighbouring rows, without reading them."""
+        return join_columns([part_of(part, rows) for part in self.parts])
+
+    def astype(self, dtype: DTypeLike) -> np.ndarray:
+        """All rows as an array of type `dtype`."""
+        return self[:].astype(dtype, copy=False)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("an array of several matrices is always a copy")
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, others = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        if rows is None or rows is Ellipsis:  # an axis that is not of rows
+            whole: np.ndarray = self[:][key]
+            return whole
+        found = np.concatenate([np.asarray(part[rows]) for part in self.parts], axis=-1, dtype=self.dtype)
+        return found[(..., *others)] if others else found
+
+
+def join_columns(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """`JoinedColumns` of several matrices, for a type checker that wants an array; of a single one itself."""
+    return parts[0] if len(parts) == 1 else cast(np.ndarray, JoinedColumns(parts))
+
+
 def part_of(x: np.ndarray, rows: slice) -> np.ndarray:
-    """Neighbouring rows without reading them: a view of an array, or a part of a sharded column."""
-    return as_array(x.part(rows)) if isinstance(x, ShardedColumn) else x[rows]
+    """Neighbouring rows without reading them: a view of an array, or a part of columns read on demand."""
+    part = getattr(x, "part", None)  # of a `ShardedColumn` or `JoinedColumns`
+    return x[rows] if part is None else cast(np.ndarray, part(rows))
 
 
 def slices_of(rows: int, at_once: int) -> Iterator[slice]:

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.backbone.model_files.config_checks import WIDTH_KEYS, check_config, check_tokenizer_files
+from featcache.backbone.model_files.config_checks import (
+    LAYERS,
+    WIDTH_KEYS,
+    check_config,
+    check_tokenizer_files,
+)
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import read_object
 from featcache.backbone.model_files.modules_json import module_hashes, transformer_folder, view_width
@@ -42,6 +47,25 @@ class ModelFiles:
         """
         config = read_object(self.folder / "config.json")
         return next((config[key] for key in WIDTH_KEYS if key in config), None)
+
+    @property
+    def blocks(self) -> int | None:
+        """How many blocks the model has, by its config.json; None if it is not there.
+
+        Raises:
+            BackboneError: config.json is no JSON object.
+        """
+        config = read_object(self.folder / "config.json")
+        inner = config.get("text_config")
+        parts = (config, inner if isinstance(inner, dict) else {})
+        found = (part[key] for part in parts for key in LAYERS if key in part)
+        return next((count for count in found if isinstance(count, int)), None)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The classes that the model was saved as, by its config.json, e.g. `BertForMaskedLM`."""
+        found = read_object(self.folder / "config.json").get("architectures")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
 
     def hashes_of(self, views: Sequence[str]) -> dict[str, str]:
         """SHA-256 by file name, of every file that changes a feature of `views`, which name their poolings.

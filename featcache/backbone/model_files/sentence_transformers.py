@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from featcache.backbone.model_files.depth_views import DEPTH, depth_views
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.model_files.json_file import object_if_there, read_object
 from featcache.backbone.model_files.modules_json import (
@@ -82,30 +83,37 @@ class SentenceSettings:
 
 @dataclass(frozen=True)
 class Followed:
-    """Settings of features in which nothing is `auto`, and a note for the user, empty if there is no need."""
+    """Settings of features in which nothing is `auto` or `depth`.
+
+    Attributes:
+        views: of each view as it was asked for, those that it stands for.
+        note: for the user, empty if there is no need.
+    """
 
     features: FeatureSettings
+    views: Mapping[str, tuple[str, ...]]
     note: str = ""
 
 
 def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
-    """Settings with what the model says in the place of `auto`; a second call changes nothing.
+    """Settings with what the model says in the place of `auto` and `depth`; a second call changes nothing.
 
     Where no view has the pooling `auto`, the model's sentence-transformers settings do not count, except for
     a prompt that is asked for by its name.
 
     Raises:
         BackboneError: settings that cannot be followed; says which and why.
-        UsageError: a prompt of this name is not there.
+        UsageError: a prompt of this name is not there, or the model does not say how many layers it has.
     """
     auto = [view for view in features.views if view.endswith(f"/{AUTO}")]
     about = object_if_there(root_of(files.folder) / ABOUT) if auto or features.prompt_name is not None else {}
     foreign = str(about.get("model_type") or KIND)
     found = read_settings(files) if auto and foreign == KIND else None
     pooling = found.pooling if found else DEFAULT_POOLING
-    views = tuple(v.removesuffix(AUTO) + pooling if v in auto else v for v in features.views)
+    views = {view: _views_of(view, pooling, files) for view in features.views}
     prompt = _prompt(features, about if found else {}, about, files)
-    made = replace(features, views=views, prompt=prompt, prompt_name=None)
+    stored = tuple(dict.fromkeys(name for names in views.values() for name in names))
+    made = replace(features, views=stored, prompt=prompt, prompt_name=None)
     if found:
         made = replace(
             made,
@@ -116,9 +124,16 @@ def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
     if not prompt:
         made = replace(made, pool_prompt=None)  # there are no tokens of it, so no vector differs
     if found:
-        return Followed(made, _in_words(made, auto[0].partition("/")[0], found, about))
+        return Followed(made, views, _in_words(made, auto[0].partition("/")[0], found, about))
     note = f"its sentence-transformers settings are those of a {foreign} and are not followed: cls is pooled"
-    return Followed(made, note if auto and foreign != KIND else "")
+    return Followed(made, views, note if auto and foreign != KIND else "")
+
+
+def _views_of(view: str, pooling: str, files: ModelFiles) -> tuple[str, ...]:
+    """The views that one stands for as it is asked for; `pooling`: in the place of `auto`."""
+    if view == DEPTH:
+        return depth_views(files)
+    return (view.removesuffix(AUTO) + pooling if view.endswith(f"/{AUTO}") else view,)
 
 
 def read_settings(files: ModelFiles) -> SentenceSettings | None:
