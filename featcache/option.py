@@ -38,7 +38,7 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
-PATHS = ("model", "dataset", "data_files", "cache_dir", "reports_dir")  # settings that may be one
+PATHS = ("model", "dataset", "data_files", "cache_dir", "reports_dir", "costs")  # settings that may be one
 
 
 def coerce(option: Option, value: Any) -> Any:

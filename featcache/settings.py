@@ -192,6 +192,10 @@ class HeadSettings:
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float = setting(1.0, "penalty of the ridge head", above=0)
     neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
+    costs: str | None = setting(
+        None, "json or csv file: what each predicted label costs by the true one; the head then predicts the "
+        "label that is expected to cost least (default: the most probable one)",
+    )  # fmt: skip
 
     @property
     def penalty_choice(self) -> str:

@@ -206,6 +206,9 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
     columns.append(RunColumn("F1", [*f1]))
     if against:
         columns.append(RunColumn(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
+    if any("cost" in run.record.metrics.get(split, {}) for run in runs):
+        cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
+        columns.append(RunColumn("cost", [*cells], importance=1))
     return [
         *columns,
         RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=3),

@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     penalties = "penalties of exact and logistic; each fit takes the best on validation"
     add_flag(group, "--C", f"{penalties} (default: 1e-4,1e-3,1e-2,0.1,1)", metavar="X,...")
     add_flag(group, "--view", "which cached view (default: the first of --views)")
-    no_settings = ("C", "penalty", "folds")
+    no_settings = ("C", "penalty", "folds", "costs")
     add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=no_settings)
 
 

@@ -124,12 +124,14 @@ def show(run: Run) -> None:
     console = out()
     about = run.record
     console.print(f"{run.name}: {about.head} head on {about.short_view}, {seconds_text(about.seconds)}")
-    shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss")
+    costs = ["mean cost"] if any("cost" in metrics for metrics in about.metrics.values()) else []
+    shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
     if about.settings.get("penalty", "fixed") != "fixed":
         console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")
     for split, metrics in about.metrics.items():
         shares = (percent_text(metrics[name]) for name in ("accuracy", "macro_f1"))
-        shown.add_row(split, f"{about.rows[split]:,}", *shares, f"{metrics['log_loss']:.4f}")
+        numbers = [f"{metrics[name]:.4f}" for name in ("log_loss", "cost") if name in metrics]
+        shown.add_row(split, f"{about.rows[split]:,}", *shares, *numbers)
     console.print(shown)
     show_honesty(run)
     show_history(run)

@@ -21,6 +21,7 @@ def bootstrap_intervals(
     probabilities: np.ndarray,
     labels: np.ndarray,
     thresholds: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -33,7 +34,7 @@ def bootstrap_intervals(
     does not reach 0 where the head is calibrated.
 
     Args:
-        probabilities, labels, thresholds: as in `featcache.evaluation.metrics.score`.
+        probabilities, labels, thresholds, costs: as in `featcache.evaluation.metrics.score`.
         resamples: at least 1.
         seed: same seed, same intervals.
 
@@ -44,7 +45,7 @@ def bootstrap_intervals(
         UsageError: no resamples, or shapes or labels that do not fit each other.
         HeadError: NaN, or numbers that are no probabilities.
     """
-    drawn = bootstrap_metrics(probabilities, labels, thresholds, resamples=resamples, seed=seed)
+    drawn = bootstrap_metrics(probabilities, labels, thresholds, costs, resamples=resamples, seed=seed)
     tail = 50 * (1 - CONFIDENCE)
     ends = {name: np.percentile(values, [tail, 100 - tail]).tolist() for name, values in drawn.items()}
     return {name: (low, high) for name, (low, high) in ends.items()}
@@ -54,6 +55,7 @@ def bootstrap_metrics(
     probabilities: np.ndarray,
     labels: np.ndarray,
     thresholds: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
     *,
     resamples: int = 2000,
     seed: int = 0,
@@ -65,11 +67,12 @@ def bootstrap_metrics(
     """
     if resamples < 1:
         raise UsageError(f"{resamples} bootstrap resamples: at least 1 is needed")
-    rows = row_statistics(probabilities, labels, thresholds)
+    rows = row_statistics(probabilities, labels, thresholds, costs)
     if not len(rows.correct):
-        return {name: np.full(resamples, np.nan) for name in METRICS}
+        names = METRICS if costs is None else (*METRICS, "cost")
+        return {name: np.full(resamples, np.nan) for name in names}
     parts = [metrics_of(sums) for sums in _resampled_sums(rows, resamples, seed)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[Sums]:
@@ -77,7 +80,8 @@ def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[
     from scipy.sparse import csr_array
 
     count = len(rows.correct)
-    numbers = np.column_stack([rows.correct, rows.loss, rows.gaps])
+    cost = np.zeros(count) if rows.cost is None else rows.cost
+    numbers = np.column_stack([rows.correct, rows.loss, cost, rows.gaps])
     row = np.concatenate([entries[0] for entries in rows.entries])
     column = np.concatenate([entries[1] + i * rows.classes for i, entries in enumerate(rows.entries)])
     counts = csr_array((np.ones(len(row)), (row, column)), shape=(count, 3 * rows.classes))
@@ -86,7 +90,7 @@ def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[
     for start in range(0, resamples, size):
         picked = draw.integers(count, size=(min(size, resamples - start), count), dtype=np.uint32)
         weights = np.stack([np.bincount(one, minlength=count) for one in picked]).astype(np.float64)
-        correct, loss, gaps = np.split(weights @ numbers, [1, 2], axis=1)
+        correct, loss, spent, gaps = np.split(weights @ numbers, [1, 2, 3], axis=1)
         true, predicted, hits = np.split(weights @ counts, 3, axis=1)
         yield Sums(
             rows=count,
@@ -97,4 +101,5 @@ def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[
             predicted=predicted,
             hits=hits,
             multi_label=rows.multi_label,
+            cost=None if rows.cost is None else spent[:, 0],
         )

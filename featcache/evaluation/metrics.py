@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
+from featcache.evaluation.costs import cheapest
 
 METRICS = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "log_loss", "ece")
 FLOOR = 1e-15  # no probability counts as less in a log loss
@@ -46,6 +47,7 @@ class Scores:
         weighted_f1: mean over the classes, weighted by support.
         log_loss: nats a row; multi-label: mean binary cross-entropy over all N*C entries.
         ece: expected calibration error, see `calibration_gaps`.
+        cost: mean cost of a row; None without a cost matrix.
         confusion: int64 `[C, C]`, rows true, columns predicted; None for multi-label.
     """
 
@@ -57,10 +59,13 @@ class Scores:
     ece: float
     per_class: tuple[ClassScore, ...]
     confusion: np.ndarray | None
+    cost: float | None = None
 
     @property
     def summary(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in METRICS}
+        """`METRICS` by name, and `cost` where there is one."""
+        cost = {} if self.cost is None else {"cost": self.cost}
+        return {name: getattr(self, name) for name in METRICS} | cost
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class RowStatistics:
         entries: the entries (row, label) in the labels, those that were predicted, and those in both.
         classes: C.
         multi_label: whether labels are multi-hot.
+        cost: float64 `[N]`, of the prediction; None without a cost matrix.
     """
 
     correct: np.ndarray
@@ -82,6 +88,7 @@ class RowStatistics:
     entries: Sequence[Entries]
     classes: int
     multi_label: bool
+    cost: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Sums:
         gaps: `[..., bins]`.
         true, predicted, hits: `[..., C]`; `true` is also called support.
         multi_label: whether labels are multi-hot.
+        cost: `[...]`, or None.
     """
 
     rows: int
@@ -104,10 +112,12 @@ class Sums:
     predicted: np.ndarray
     hits: np.ndarray
     multi_label: bool
+    cost: np.ndarray | None = None
 
     def __add__(self, other: Sums) -> Sums:
         """The sums over the rows of both."""
-        summed = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        summed = {name: value + getattr(other, name) for name, value in known.items()}
         return Sums(**summed | {"multi_label": self.multi_label})
 
 
@@ -116,6 +126,7 @@ def score(
     labels: np.ndarray,
     label_names: tuple[str, ...],
     thresholds: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> Scores:
     """Scores of probabilities `[N, C]` against labels.
 
@@ -124,6 +135,7 @@ def score(
         labels: int `[N]`, or multi-hot `[N, C]`.
         label_names: C names for the per-class table.
         thresholds: multi-label only: float `[C]`, predicted is `probabilities >= thresholds`; 0.5 each.
+        costs: single-label only: float `[C, C]`; the label that costs least is predicted, see `cheapest`.
 
     Raises:
         UsageError: shapes or labels that do not fit each other.
@@ -133,13 +145,14 @@ def score(
         raise UsageError(f"{len(label_names)} label names for probabilities {list(np.shape(probabilities))}")
     check_labels(probabilities, labels)
     parts = ((probabilities[rows], labels[rows]) for rows in row_parts(len(labels)))
-    return score_parts(parts, label_names, thresholds)
+    return score_parts(parts, label_names, thresholds, costs)
 
 
 def score_parts(
     parts: Iterable[tuple[np.ndarray, np.ndarray]],
     label_names: tuple[str, ...],
     thresholds: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> Scores:
     """As `score`, of rows that are not in memory at once.
 
@@ -149,10 +162,10 @@ def score_parts(
     total: Sums | None = None
     confusion: np.ndarray | int = 0
     for probabilities, labels in parts:
-        sums = _total(row_statistics(probabilities, labels, thresholds))
+        sums = _total(row_statistics(probabilities, labels, thresholds, costs))
         total = sums if total is None else total + sums
         if not sums.multi_label:
-            confusion = confusion + confusion_matrix(labels, probabilities.argmax(axis=1), len(label_names))
+            confusion = confusion + confusion_matrix(labels, cheapest(probabilities, costs), len(label_names))
     assert total is not None
     table = zip(label_names, total.true.tolist(), total.predicted.tolist(), total.hits.tolist(), strict=True)
     return Scores(
@@ -168,21 +181,28 @@ def row_parts(rows: int) -> Iterator[slice]:
 
 
 def row_statistics(
-    probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None = None
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    thresholds: np.ndarray | None = None,
+    costs: np.ndarray | None = None,
 ) -> RowStatistics:
     """What each row adds; arguments and errors as in `score`."""
     check_labels(probabilities, labels)
     check_probabilities(probabilities)
     probabilities = np.asarray(probabilities, np.float64)
+    cost = None
     if labels.ndim == 2:
+        if costs is not None:
+            raise UsageError("a cost matrix is for one label a row; these labels are multi-label")
         true, guessed = labels.astype(bool), multi_hot(probabilities, thresholds).astype(bool)
         correct = (true == guessed).all(axis=1)
         entries = [np.nonzero(where) for where in (true, guessed, true & guessed)]
     elif thresholds is not None:
         raise UsageError("thresholds are for multi-label data; these labels are single-label")
     else:
-        every, best = np.arange(len(probabilities)), probabilities.argmax(axis=1)
+        every, best = np.arange(len(probabilities)), cheapest(probabilities, costs)
         correct = best == labels
+        cost = None if costs is None else costs[labels, best]
         entries = [(every, labels.astype(np.int64)), (every, best), (every[correct], best[correct])]
     return RowStatistics(
         correct=correct,
@@ -191,13 +211,16 @@ def row_statistics(
         entries=entries,
         classes=probabilities.shape[1],
         multi_label=labels.ndim == 2,
+        cost=cost,
     )
 
 
 def metrics_of(sums: Sums) -> dict[str, np.ndarray]:
-    """Each of `METRICS`, float64 `[...]`; NaN of no rows."""
+    """Each of `METRICS`, and `cost` where there is one, float64 `[...]`; NaN of no rows."""
     if sums.rows == 0:
-        return dict.fromkeys(METRICS, np.full(np.shape(sums.correct), np.nan))
+        names = METRICS if sums.cost is None else (*METRICS, "cost")
+        return dict.fromkeys(names, np.full(np.shape(sums.correct), np.nan))
+    cost = {} if sums.cost is None else {"cost": sums.cost / sums.rows}
     either = sums.true + sums.predicted
     f1 = _ratio(2 * sums.hits, either)
     return {
@@ -207,7 +230,7 @@ def metrics_of(sums: Sums) -> dict[str, np.ndarray]:
         "weighted_f1": _ratio((f1 * sums.true).sum(axis=-1), sums.true.sum(axis=-1)),
         "log_loss": sums.loss / sums.rows,
         "ece": np.abs(sums.gaps).sum(axis=-1) / sums.rows,
-    }
+    } | cost
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, hits: np.ndarray, *, multi_label: bool) -> np.ndarray:
@@ -308,6 +331,7 @@ def _total(rows: RowStatistics) -> Sums:
         predicted=predicted,
         hits=hits,
         multi_label=rows.multi_label,
+        cost=None if rows.cost is None else rows.cost.sum(),
     )
 
 

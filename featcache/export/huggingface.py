@@ -84,6 +84,11 @@ def _exportable(run: Run) -> Linear:
             f"a {head.scorer.kind} head has no place in a stock classification model",
             hint="train a linear one: featcache train-head --head linear",
         )
+    if head.costs is not None:
+        raise HeadError(
+            "a stock pipeline answers with the most probable label, this head with the one that costs least",
+            hint=ONNX,
+        )
     if head.view not in ("last/cls", "last/last"):
         raise HeadError(
             "stock models classify the first token of the last layer, decoders the last one; this head reads "

@@ -173,7 +173,7 @@ class _OnnxModel:
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         note = GraphNote.of(self.source.head, self.inputs, self.source.pairs)
-        (folder / NOTE).write_text(json.dumps(asdict(note), ensure_ascii=False, indent=1), encoding="utf-8")
+        (folder / NOTE).write_text(json.dumps(note.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _stock_model(source: RunToExport, encoder: Encoder) -> Any:
@@ -211,6 +211,8 @@ class GraphNote:
     Attributes:
         thresholds: of a multi-label head, in the order of `labels`.
         tokenize: the call of the tokenizer, as Python.
+        costs: by true and predicted label, in the order of `labels`; predicted is the label that is expected
+            to cost least. None, and not in the file, where it is the most probable one.
     """
 
     format: int = 1
@@ -228,6 +230,7 @@ class GraphNote:
     view: str
     inputs: tuple[str, ...]
     output: str = OUTPUT
+    costs: tuple[tuple[float, ...], ...] | None = None
 
     @classmethod
     def of(cls, head: Head, inputs: tuple[str, ...], pairs: bool) -> GraphNote:
@@ -244,7 +247,11 @@ class GraphNote:
             tokenize=f"tokenizer({call}, padding=True, truncation=True, max_length=max_length)",
             view=head.view,
             inputs=inputs,
+            costs=None if head.costs is None else tuple(map(tuple, head.costs.tolist())),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "costs" or value}
 
 
 # --- checking what was written ------------------------------------------------------------------
@@ -289,7 +296,7 @@ def _card(source: RunToExport, made: ExportedModel, rounding: str) -> str:
         '                   max_length=note["max_length"], return_tensors="np")',
         f'logits = session.run(["{OUTPUT}"], '
         '{name: tokens[name].astype("int64") for name in note["inputs"]})[0]',
-        *_SAYING[source.head.multi_label],
+        *(_SAYING[source.head.multi_label] if source.head.costs is None else _CHEAPEST),
     ]  # fmt: skip
     notes = [
         f"Inputs: int64 `[batch, tokens]`, padded on the right. Output: `{OUTPUT}`, float32"
@@ -302,10 +309,17 @@ def _card(source: RunToExport, made: ExportedModel, rounding: str) -> str:
     return model_card(source, "onnx", f"ONNX (`{made.model_class}`, float32)", usage, notes)
 
 
+_SHARES = [
+    "shares = np.exp(logits - logits.max(axis=1, keepdims=True))",
+    "shares /= shares.sum(axis=1, keepdims=True)",
+]
+_CHEAPEST = [
+    *_SHARES,
+    'print([note["labels"][row.argmin()] for row in shares @ np.array(note["costs"])])',
+]
 _SAYING = {
     False: [
-        "shares = np.exp(logits - logits.max(axis=1, keepdims=True))",
-        "shares /= shares.sum(axis=1, keepdims=True)",
+        *_SHARES,
         'print([(note["labels"][row.argmax()], round(float(row.max()), 4)) for row in shares])',
     ],
     True: [

@@ -211,9 +211,11 @@ def model_card(
     model = markdown_text(short_name(record.backbone.model))
     lines += [f"A {markdown_text(head.kind)} head on {made}: {model}, as {what}.", ""]
     lines += ["```python", *usage, "```", ""]
-    lines += ["## Metrics", "", "| split | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    shown_metrics = SHOWN if head.costs is None else (*SHOWN, "cost")
+    columns = len(shown_metrics) + 1
+    lines += ["## Metrics", "", "| split | " + " | ".join(shown_metrics) + " |", "|---" * columns + "|"]
     for split, metrics in record.metrics.items():
-        cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in SHOWN]
+        cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in shown_metrics]
         lines.append(f"| {markdown_text(split)} | " + " | ".join(cells) + " |")
     lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
     thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()

@@ -14,6 +14,7 @@ import numpy as np
 
 from featcache.cache.view_names import split_view
 from featcache.errors import HeadError
+from featcache.evaluation.costs import check_costs
 from featcache.fingerprint import EncoderDocument, fingerprint
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
@@ -33,6 +34,7 @@ class HeadDocument:
     Attributes:
         scorer: a name in `SCORERS`.
         fingerprint: of the features that it fits, see `view_fingerprint`.
+        costs: by true and predicted label; None, and not in the file, where every error costs the same.
     """
 
     format: int
@@ -44,6 +46,7 @@ class HeadDocument:
     thresholds: tuple[float, ...] | None = None
     fingerprint: str
     encoder: dict[str, Any]
+    costs: tuple[tuple[float, ...], ...] | None = None
 
     def checked_encoder(self) -> EncoderDocument:
         """The encoder document, after a check that the fields fit each other.
@@ -64,6 +67,10 @@ class HeadDocument:
         }
         if odd := [name for name, fine in checks.items() if not fine]:
             raise ValueError(f"{odd[0]} does not fit the rest")
+        if self.costs is not None:
+            if self.thresholds is not None or len({len(row) for row in self.costs}) != 1:
+                raise ValueError("costs does not fit the rest")
+            check_costs(np.array(self.costs, np.float64), self.label_names)
         return encoder
 
 
@@ -80,6 +87,8 @@ class Head:
         temperature: what logits are divided by, fitted on validation (Guo et al., arXiv:1706.04599).
         thresholds: float64 `[C]` for a multi-label head: a label is predicted from this probability on.
             None for a single-label head.
+        costs: float64 `[C, C]` of a single-label head, by true and predicted label: it predicts what is
+            expected to cost least. None: it predicts the most probable label.
     """
 
     scorer: Scorer
@@ -89,6 +98,7 @@ class Head:
     kind: str
     temperature: float = 1.0
     thresholds: np.ndarray | None = None
+    costs: np.ndarray | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -134,8 +144,12 @@ class Head:
             thresholds=None if self.thresholds is None else tuple(map(float, self.thresholds)),
             fingerprint=self.fingerprint,
             encoder=self.encoder.to_json(),
+            costs=None if self.costs is None else tuple(map(tuple, self.costs.tolist())),
         )
-        text = json.dumps(dataclasses.asdict(document), indent=1, ensure_ascii=False)
+        content = dataclasses.asdict(document)
+        if self.costs is None:
+            del content["costs"]
+        text = json.dumps(content, indent=1, ensure_ascii=False)
         write_file(folder / f"{name}.safetensors", save(self.scorer.tensors()))
         write_file(folder / f"{name}.json", text.encode())
 
@@ -182,6 +196,7 @@ def load_head(folder: Path, name: str = "head") -> Head:
         kind=document.kind,
         temperature=document.temperature,
         thresholds=None if document.thresholds is None else np.array(document.thresholds, np.float64),
+        costs=None if document.costs is None else np.array(document.costs, np.float64),
     )
 
 

@@ -213,7 +213,7 @@ def inspect_splits(
 
 def score_without_leaks(
     split: str, probabilities: np.ndarray, labels: np.ndarray, leaked: np.ndarray,
-    thresholds: np.ndarray | None = None,
+    thresholds: np.ndarray | None = None, costs: np.ndarray | None = None,
 ) -> LeakageScore:  # fmt: skip
     """Accuracy with and without leaked rows.
 
@@ -221,15 +221,16 @@ def score_without_leaks(
         probabilities: `[N, C]`.
         labels: int `[N]`, or multi-hot `[N, C]`.
         leaked: bool `[N]`.
-        thresholds: multi-label only, see `featcache.evaluation.metrics.score`.
+        thresholds, costs: see `featcache.evaluation.metrics.score`.
     """
     names = tuple(str(number) for number in range(probabilities.shape[1]))
 
     def accuracy(rows: np.ndarray) -> float:
-        return score(probabilities[rows], labels[rows], names, thresholds).accuracy
+        return score(probabilities[rows], labels[rows], names, thresholds, costs).accuracy
 
     def interval(rows: np.ndarray) -> tuple[float, float]:
-        return bootstrap_intervals(probabilities[rows], labels[rows], thresholds)["accuracy"]
+        drawn = bootstrap_intervals(probabilities[rows], labels[rows], thresholds, costs)
+        return drawn["accuracy"]
 
     every = np.ones(len(labels), bool)
     return LeakageScore(

@@ -315,6 +315,7 @@ def _head_hash(predictor: Predictor) -> str:
     head, digest = predictor.head, hashlib.sha256()
     facts = [head.fingerprint, list(head.label_names), head.temperature, head.scorer.kind]
     facts.append(None if head.thresholds is None else head.thresholds.tolist())
+    facts += [] if head.costs is None else [head.costs.tolist()]
     digest.update(json.dumps(facts).encode())
     for name, part in sorted(head.scorer.tensors().items()):
         digest.update(name.encode() + np.ascontiguousarray(part).tobytes())

@@ -11,6 +11,7 @@ import numpy as np
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.tokens.tokenization import Tokens
 from featcache.errors import HeadError, SourceError
+from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 from featcache.fingerprint import differences
 from featcache.heads.head import Head
@@ -23,7 +24,8 @@ class Prediction:
     """The answer for one text.
 
     Attributes:
-        label: the most probable one; of a multi-label head all predicted labels, joined by `, `.
+        label: the most probable one, or of a head with costs the one expected to cost least; of a
+            multi-label head all predicted labels, joined by `, `.
         probability: of the label; of a multi-label head the lowest of the predicted labels, or the highest
             of all labels if none is predicted.
         probabilities: by label name, in the head's order; they add up to 1 for a single label.
@@ -137,7 +139,7 @@ class Predictor:
     def chosen(self, row: np.ndarray) -> list[int]:
         """Numbers of the labels that are predicted at the probabilities `[C]` of one text."""
         if self.head.thresholds is None:
-            return [int(row.argmax())]
+            return [int(cheapest(row[None], self.head.costs)[0])]
         found: list[int] = np.flatnonzero(row >= self.head.thresholds).tolist()
         return found
 

@@ -267,7 +267,11 @@ def _subject(run: Run, split: str) -> ReportSubject:
 
 def _headline(run: Run, split: str) -> dict[str, HeadlineMetric]:
     metrics, intervals = run.record.metrics[split], run.record.intervals.get(split, {})
-    return {name: HeadlineMetric(metrics[name], intervals.get(name)) for name in METRICS if name in metrics}
+    return {
+        name: HeadlineMetric(metrics[name], intervals.get(name))
+        for name in (*METRICS, "cost")
+        if name in metrics
+    }
 
 
 def _reported_run(run: Run, split: str) -> ReportedRun:
@@ -386,7 +390,7 @@ def _without_leaks(
     if inspection is None or cached.own is None:
         return None
     leaked = inspection.leaked(cached.split, SPLITS[: SPLITS.index(cached.split)])
-    thresholds = run.head().thresholds if predictions.multi_label else None
+    head = run.head()
     return score_without_leaks(
-        cached.split, predictions.probabilities, predictions.labels, leaked, thresholds
+        cached.split, predictions.probabilities, predictions.labels, leaked, head.thresholds, head.costs
     )

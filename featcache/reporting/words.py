@@ -24,6 +24,7 @@ METRIC_NAMES = (
     ("macro_f1", "macro F1"),
     ("log_loss", "log loss"),
     ("ece", "calibration error"),
+    ("cost", "mean cost of a row"),
 )
 
 
@@ -103,8 +104,9 @@ def ends(interval: Interval | None) -> str:
 
 
 def metric(found: HeadlineMetric, name: str) -> str:
-    """A metric in percent, but the log loss in nats."""
-    return f"{found.value:.4f}" if name == "log_loss" and found.value is not None else percent(found.value)
+    """A metric in percent, but the log loss in nats and a cost as it is."""
+    plain = name in ("log_loss", "cost") and found.value is not None
+    return f"{found.value:.4f}" if plain else percent(found.value)
 
 
 def metric_interval(found: HeadlineMetric, name: str) -> str:
@@ -112,7 +114,9 @@ def metric_interval(found: HeadlineMetric, name: str) -> str:
     low, high = found.interval or (None, None)
     if low is None or high is None:
         return ""
-    return f"{low:.4f} to {high:.4f}" if name == "log_loss" else f"{100 * low:.2f} to {100 * high:.2f}"
+    if name in ("log_loss", "cost"):
+        return f"{low:.4f} to {high:.4f}"
+    return f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def names(label: Label) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from featcache.cache.catalog import Features
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.calibration import fit_temperature, tune_thresholds
@@ -20,10 +22,15 @@ from featcache.runs.run import Run, save_run
 from featcache.settings import FeatureSettings, Settings
 
 
-def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, CalibrationRecord]:
+def calibrate(
+    scorer: Scorer, validation: Features, kind: str, costs: np.ndarray | None = None
+) -> tuple[Head, CalibrationRecord]:
     """The head with temperature (and multi-label thresholds) fitted on validation.
 
     Temperature scaling: Guo et al. 2017, arXiv:1706.04599.
+
+    Args:
+        costs: see `Head.costs`.
     """
     logits, y, names = scorer.logits(validation.x), validation.y, validation.label_names
     several = y.ndim == 2
@@ -40,6 +47,7 @@ def calibrate(scorer: Scorer, validation: Features, kind: str) -> tuple[Head, Ca
         kind=kind,
         temperature=temperature,
         thresholds=tune_thresholds(scaled, y) if several else None,
+        costs=costs,
     )
     return head, CalibrationRecord(
         temperature=temperature,
@@ -72,15 +80,17 @@ def save_trained(
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
     predictions: dict[str, Predictions] = {}
     for split, part in features.items():
-        names, thresholds = part.label_names, head.thresholds
+        names, thresholds, costs = part.label_names, head.thresholds, head.costs
         if split == "train":  # may be large: only some of its rows are in memory at a time
             some = ((head.predict_proba(part.x[rows]), part.y[rows]) for rows in row_parts(len(part.y)))
-            scores[split] = score_parts(some, names, thresholds)
+            scores[split] = score_parts(some, names, thresholds, costs)
             continue
         found = head.predict_proba(part.x)
-        scores[split] = score(found, part.y, names, thresholds)
-        intervals[split] = bootstrap_intervals(found, part.y, thresholds)
-        predictions[split] = Predictions.of(part.row_hash, part.y, found, names, thresholds=thresholds)
+        scores[split] = score(found, part.y, names, thresholds, costs)
+        intervals[split] = bootstrap_intervals(found, part.y, thresholds, costs)
+        predictions[split] = Predictions.of(
+            part.row_hash, part.y, found, names, thresholds=thresholds, costs=costs
+        )
     record = RunRecord(
         **vars(training),
         view=head.view,

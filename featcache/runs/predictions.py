@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.errors import HeadError
+from featcache.evaluation.costs import cheapest
 from featcache.evaluation.metrics import multi_hot
 from featcache.system.durable import disk
 
@@ -45,10 +46,14 @@ class Predictions:
         probabilities: np.ndarray,
         label_names: tuple[str, ...],
         thresholds: np.ndarray | None = None,
+        costs: np.ndarray | None = None,
     ) -> Predictions:
-        """Predictions by the largest probability; multi-label by `thresholds` `[C]` (default 0.5 each)."""
+        """Predictions by the largest probability, or the least expected cost where there are `costs`.
+
+        Multi-label by `thresholds` `[C]` (default 0.5 each).
+        """
         if labels.ndim == 1:
-            predicted = probabilities.argmax(axis=1)
+            predicted = cheapest(probabilities, costs)
         else:
             predicted = multi_hot(probabilities, thresholds)
         return cls(np.asarray(row_hash), labels, predicted, probabilities, label_names)

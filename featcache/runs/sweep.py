@@ -14,7 +14,7 @@ from featcache.errors import UsageError
 from featcache.heads.fit import Epoch, Fit, Member
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
-from featcache.runs.train import load_data, save_fit
+from featcache.runs.train import load_data, read_costs_for, save_fit
 from featcache.settings import Settings
 
 RANGE_POINTS = 7  # values of a range by default
@@ -86,6 +86,7 @@ def sweep(
     if not 1 <= grid.size <= MOST_HEADS:
         raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")
     data = load_data(settings, grid.views)
+    costs = read_costs_for(settings, data.features[grid.views[0]]["train"])
     from featcache.heads.linear_stack import fit_stack
 
     members = _members(grid, settings.seed)
@@ -108,7 +109,8 @@ def sweep(
     best, fit = ranked[0]
     own = _settings_of(settings, best)
     record = SweepRecord(len(trials), trials[:RECORDED])
-    return Sweep(trials, save_fit(own, "linear", data, best.view, fit, seconds, record), seconds)
+    saved = save_fit(own, "linear", data, best.view, fit, seconds, record, costs)
+    return Sweep(trials, saved, seconds)
 
 
 def parse_values(text: str, *, least: float = 0.0) -> tuple[float, ...]:

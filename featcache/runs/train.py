@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import split_view
-from featcache.errors import CacheMiss, HeadError
+from featcache.errors import CacheMiss, HeadError, UsageError
+from featcache.evaluation.costs import read_costs
 from featcache.extraction.api import find_features
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
@@ -75,6 +78,7 @@ def train_head(
     asked = view or settings.features.views[0]
     data = load_data(settings, [asked])
     _check_agreed(group, settings, kind, asked, data)
+    costs = read_costs_for(settings, data.features[asked]["train"])
     solve = KINDS[kind].fit
     # Imported before the clock starts: the import is no part of the training time.
     import_module("torch")
@@ -86,7 +90,7 @@ def train_head(
         settings.head, seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    run = save_fit(settings, kind, data, asked, fit, seconds) if group.rank == 0 else None
+    run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
 
 
@@ -114,6 +118,19 @@ def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
     return CachedSplits(files, features)
 
 
+def read_costs_for(settings: Settings, train: Features) -> np.ndarray | None:
+    """The cost matrix that `settings` name, for the labels of the train rows; None where they name none.
+
+    Raises:
+        UsageError: a file that is no such matrix, or rows with several labels.
+    """
+    if settings.head.costs is None:
+        return None
+    if train.y.ndim == 2:
+        raise UsageError("--costs: a cost matrix is for one label a row; these rows have several")
+    return read_costs(settings.head.costs, train.label_names)
+
+
 def save_fit(
     settings: Settings,
     kind: str,
@@ -122,6 +139,7 @@ def save_fit(
     fit: Fit,
     seconds: float,
     sweep: SweepRecord | None = None,
+    costs: np.ndarray | None = None,
 ) -> Run:
     """Calibrate a fitted head on validation, score it on every split, save it as a run.
 
@@ -129,11 +147,12 @@ def save_fit(
         view: as it was asked for, a key of `data.features`.
         seconds: of the fit.
         sweep: the sweep that the head is the best of.
+        costs: see `Head.costs`.
     """
     features, files = data.features[view], data.files
-    heads = {"head": calibrate(fit.best, features["validation"], kind)}
+    heads = {"head": calibrate(fit.best, features["validation"], kind, costs)}
     if fit.history:
-        heads["last"] = calibrate(fit.last, features["validation"], kind)
+        heads["last"] = calibrate(fit.last, features["validation"], kind, costs)
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: file.rows for split, file in files.items()}
     x, head = features["train"].x, settings.head.with_choice
