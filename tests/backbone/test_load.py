@@ -21,6 +21,7 @@ from tests.support.stock import (
     settings_of,
     stock,
 )
+from tests.support.text_families import build_family
 
 Folder = Callable[[str], Path]
 
@@ -70,6 +71,13 @@ def test_load_backbone_of_a_model_with_a_head(bert: Path, tiny: Folder) -> None:
     assert "bert.encoder.layer.0.output.dense.weight" in load_file(bert / "model.safetensors")
     texts = mixed()
     assert_features(encoder(load(bert))(texts).views, stock(tiny("bert")).matrix(texts), 3)
+
+
+def test_load_backbone_of_a_language_model_in_another_model(tmp_path: Path) -> None:
+    """Llama 4 keeps its language model with a head beside a tower for images."""
+    backbone = load(build_family("llama4", tmp_path / "llama4"))
+    assert type(backbone.model).__name__ == "Llama4TextModel"
+    assert backbone.packing == "packed"
 
 
 def test_load_backbone_without_a_tokenizer(bert: Path) -> None:
