@@ -1,7 +1,7 @@
 """The frozen model, run over packed (or padded) batches.
 
 A family takes packed batches in its own, unchanged code where a few texts, run when it is loaded, get the
-states that they get alone; otherwise the fastest kind of batches in which they do (`probe/company.py`).
+states that they get alone; otherwise the fastest kind of batches in which they do (`probe/batch_probe.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.packing import PackedLayout, TokenBatch, filling, run_together
 from featcache.backbone.position_table import Extension, extend_table, position_table
-from featcache.backbone.probe.company import find_packing, runs_pooled_alone
-from featcache.backbone.probe.first_run import first_run
+from featcache.backbone.probe.batch_probe import find_packing, runs_pooled_alone
+from featcache.backbone.probe.layer_probe import probe_layers
 from featcache.backbone.probe.texts import made_up_batch
 from featcache.errors import BackboneError
 
@@ -80,7 +80,7 @@ class Backbone:
         self.inner_layers = True
         self._padding_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
         self.packing = "padded"
-        self.first_position, self.position_limit = first_run(self)
+        self.first_position, self.position_limit = probe_layers(self)
         self.extension: Extension | None = None
         self.extension_note = ""
         self.lower_case = False

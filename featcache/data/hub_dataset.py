@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 from featcache.data.formats.lines import first_line
 from featcache.errors import FeatcacheError, SourceError
 from featcache.system.durable import write_file
+from featcache.system.hub.errors import HubError, Kind, hub_error
 from featcache.system.hub.huggingface import COMMIT, endpoint, is_offline, look_up
 from featcache.system.hub.listener import tell
 from featcache.system.hub.session import counting_bytes
-from featcache.system.hub.troubles import HubTrouble, Kind, trouble_of
 from featcache.system.hub.xet import or_plain_download
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def hub_commit(hub_id: str, config: str | None, revision: str | None) -> str | N
     """
     try:
         return _resolved(hub_id, config, revision)
-    except HubTrouble:
+    except HubError:
         return None
 
 
@@ -56,30 +56,30 @@ def load_from_hub(hub_id: str, config: str | None, revision: str | None) -> Mapp
         commit = _resolved(hub_id, config, revision)
         copy = _prepared(hub_id, config or _default_config(hub_id, commit), commit)
         if copy is None and is_offline():
-            raise HubTrouble(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
+            raise HubError(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
         return _read(copy) if copy is not None else _download(hub_id, config, revision, commit)
     except FeatcacheError:
         raise
     except Exception as error:  # of several libraries, of many types
-        trouble = trouble_of(error, endpoint(), f"the dataset {hub_id}", revision)
-        if commit is not None and trouble.kind is Kind.UNREACHABLE:
+        found = hub_error(error, endpoint(), f"the dataset {hub_id}", revision)
+        if commit is not None and found.kind is Kind.UNREACHABLE:
             copy = _prepared(hub_id, config, commit)
         if copy is None:
-            raise _explained(error, trouble, hub_id, config) from error
+            raise _explained(error, found, hub_id, config) from error
     return _read(copy)
 
 
-def _explained(error: Exception, trouble: HubTrouble, hub_id: str, config: str | None) -> SourceError:
+def _explained(error: Exception, found: HubError, hub_id: str, config: str | None) -> SourceError:
     if "onfig" in first_line(error):  # `datasets` says which configurations there are
         name = hub_id if config is None else f"{hub_id}:{config}"
         return SourceError(
             f"cannot load {name} from the hub: {first_line(error)}",
             hint=f"one of its configurations: --dataset {hub_id}:CONFIG",
         )
-    missing = ", and no copy is on this disk" if trouble.kind is Kind.UNREACHABLE else ""
-    hints = [trouble.hint, "" if trouble.kind is Kind.DISK else _WAYS_OUT]
+    missing = ", and no copy is on this disk" if found.kind is Kind.UNREACHABLE else ""
+    hints = [found.hint, "" if found.kind is Kind.DISK else _WAYS_OUT]
     return SourceError(
-        f"cannot fetch the dataset {hub_id}: {trouble.what}{missing}", hint="\n".join(filter(None, hints))
+        f"cannot fetch the dataset {hub_id}: {found.what}{missing}", hint="\n".join(filter(None, hints))
     )
 
 
@@ -87,21 +87,21 @@ def _resolved(hub_id: str, config: str | None, revision: str | None) -> str:
     """See `hub_commit`.
 
     Raises:
-        HubTrouble: the hub gives no answer, and no copy is on this disk.
+        HubError: the hub gives no answer, and no copy is on this disk.
     """
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     known = _commit_on_disk(hub_id, config, revision)
     if is_offline():
         if known is None:
-            raise HubTrouble(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
+            raise HubError(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
         return known
     try:
         return look_up("dataset", hub_id, revision).commit
-    except HubTrouble as trouble:
-        if known is None or trouble.kind is Kind.UNKNOWN:
+    except HubError as found:
+        if known is None or found.kind is Kind.UNKNOWN:
             raise
-        tell(f"{trouble.what}; the copy of {hub_id} on this disk is used (commit {known[:12]})")
+        tell(f"{found.what}; the copy of {hub_id} on this disk is used (commit {known[:12]})")
         return known
 
 
@@ -133,7 +133,7 @@ def _require_commit(found: Any, hub_id: str, commit: str) -> None:
         for file in split.cache_files:
             made_of = Path(file["filename"]).parent.name
             if COMMIT.fullmatch(made_of) and made_of != commit:
-                raise HubTrouble(
+                raise HubError(
                     f"the hub at {endpoint()} stopped answering, and the copy on this disk is another "
                     f"commit ({made_of[:12]}, wanted {commit[:12]})",
                     f"use that copy: --dataset-revision {made_of}",

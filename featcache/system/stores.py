@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError
 from featcache.system.durable import TEMPORARY
-from featcache.system.hub.patience import patience
-from featcache.system.hub.troubles import trouble_of
+from featcache.system.hub.errors import hub_error
+from featcache.system.hub.timeouts import answer_timeout
 
 DRIVERS = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
@@ -84,7 +84,7 @@ def explained(url: str, doing: str, kind: type[FeatcacheError] = CacheError) -> 
             hint = "finished work is kept: run the same command again"
             parts = urlsplit(url)
             if parts.scheme.lower() in _READ_ONLY:
-                found = trouble_of(error, f"{parts.scheme}://{parts.hostname}", "the file", server="server")
+                found = hub_error(error, f"{parts.scheme}://{parts.hostname}", "the file", server="server")
                 reason, hint = found.what, found.hint or hint
         raise kind(f"cannot {doing} {shown(url)}: {reason}", hint=hint) from error
 
@@ -119,7 +119,7 @@ def _deadlines(scheme: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    timeout = ClientTimeout(total=None, sock_connect=patience(), sock_read=patience())
+    timeout = ClientTimeout(total=None, sock_connect=answer_timeout(), sock_read=answer_timeout())
     return {"client_kwargs": {"timeout": timeout}}
 
 

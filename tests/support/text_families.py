@@ -139,7 +139,7 @@ class Outcome:
         way: `packed`, `padded`, `equal lengths`, `one by one`, `refused`; `not built` where transformers
             cannot make the tiny model here.
         reason: why no faster way, or why not at all.
-        apart: by how much a vector differs in company, as a share of its length; the worst.
+        apart: by how much a vector differs beside other texts, as a share of its length; the worst.
     """
 
     family: str
@@ -166,7 +166,7 @@ def outcome(family: str, folder: Path) -> Outcome:
 
 
 def worst_difference(backbone: Backbone) -> float:
-    """The largest difference of a text's vector in company, as a share of the vector's length."""
+    """The largest difference of a text's vector beside others, as a share of the vector's length."""
     inner = ("-2/mean", "0/mean") if backbone.inner_layers else ()
     encode = encoder(backbone, "last/mean", "last/cls", "last/last", *inner, batch_tokens=96)
     texts = [*mixed(LENGTHS), "[MASK] good [UNK] [PAD] book"]

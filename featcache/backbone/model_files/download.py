@@ -6,8 +6,8 @@ from pathlib import Path
 
 from featcache.errors import BackboneError, FeatcacheError
 from featcache.settings import BackboneSettings
+from featcache.system.hub.errors import HubError, Kind, hub_error
 from featcache.system.hub.listener import tell
-from featcache.system.hub.troubles import HubTrouble, Kind, trouble_of
 
 WAYS_OUT = (
     "ways out: a mirror (export HF_ENDPOINT=https://<mirror>), another hub (--hub modelscope), "
@@ -37,17 +37,15 @@ def download_model(settings: BackboneSettings) -> Path:
     except FeatcacheError:
         raise
     except Exception as error:  # of several libraries, of many types
-        trouble = trouble_of(error, hub.endpoint(), f"the model {settings.model}", settings.revision)
-        return _copy_instead(settings, copy, trouble, error)
+        found = hub_error(error, hub.endpoint(), f"the model {settings.model}", settings.revision)
+        return _copy_instead(settings, copy, found, error)
 
 
-def _copy_instead(
-    settings: BackboneSettings, copy: Path | None, trouble: HubTrouble, error: Exception
-) -> Path:
-    if trouble.kind in (Kind.UNKNOWN, Kind.DISK) or copy is None:
-        missing = ", and no complete copy is on this disk" if trouble.kind is Kind.UNREACHABLE else ""
-        hints = [trouble.hint, "" if trouble.kind is Kind.DISK else WAYS_OUT]
-        what = f"cannot fetch the model {settings.model}: {trouble.what}{missing}"
+def _copy_instead(settings: BackboneSettings, copy: Path | None, found: HubError, error: Exception) -> Path:
+    if found.kind in (Kind.UNKNOWN, Kind.DISK) or copy is None:
+        missing = ", and no complete copy is on this disk" if found.kind is Kind.UNREACHABLE else ""
+        hints = [found.hint, "" if found.kind is Kind.DISK else WAYS_OUT]
+        what = f"cannot fetch the model {settings.model}: {found.what}{missing}"
         raise BackboneError(what, hint="\n".join(filter(None, hints))) from error
-    tell(f"{trouble.what}; the copy of {settings.model} on this disk is used (commit {copy.name[:12]})")
+    tell(f"{found.what}; the copy of {settings.model} on this disk is used (commit {copy.name[:12]})")
     return copy

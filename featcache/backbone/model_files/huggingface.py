@@ -10,11 +10,11 @@ from typing import Any
 from featcache.backbone.model_files.modules_json import CONFIG, transformer_folder
 from featcache.backbone.model_files.wanted import require_weights, wanted_files
 from featcache.settings import BackboneSettings
+from featcache.system.hub.errors import HubError
 from featcache.system.hub.huggingface import Repository, endpoint, is_offline, look_up
 from featcache.system.hub.listener import tell, tell_progress
-from featcache.system.hub.patience import patience
 from featcache.system.hub.session import without_retries
-from featcache.system.hub.troubles import HubTrouble
+from featcache.system.hub.timeouts import answer_timeout
 from featcache.system.hub.xet import or_plain_download
 
 WEIGHTS = (".safetensors", ".bin")
@@ -53,12 +53,12 @@ def current_files(settings: BackboneSettings, copy: Path | None) -> Path:
         copy: see `copy_on_disk`.
 
     Raises:
-        Exception: of the client, see `trouble_of`.
+        Exception: of the client, see `hub_error`.
     """
     if copy is not None and (is_offline() or (settings.revision == copy.name and _is_whole(settings, copy))):
         return copy
     if is_offline():
-        raise HubTrouble(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
+        raise HubError(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
     there = look_up("model", settings.model, settings.revision)
     if copy is not None and copy.name == there.commit and _is_whole(settings, copy):
         return copy
@@ -98,7 +98,7 @@ def _download(settings: BackboneSettings, there: Repository, wanted: Sequence[st
             settings.model,
             revision=settings.revision,
             allow_patterns=list(wanted),
-            etag_timeout=patience(),
+            etag_timeout=answer_timeout(),
             tqdm_class=_bar(settings.model),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
@@ -124,13 +124,13 @@ def _one_by_one(settings: BackboneSettings, there: Repository, wanted: Sequence[
                     settings.model,
                     name,
                     revision=revision,
-                    etag_timeout=patience(),
+                    etag_timeout=answer_timeout(),
                     tqdm_class=_bar(settings.model),
                 )
             ).parent
         )
     if not folders:
-        raise HubTrouble(f"the hub at {endpoint()} lists no files of {settings.model}")
+        raise HubError(f"the hub at {endpoint()} lists no files of {settings.model}")
     return folders[0]
 
 

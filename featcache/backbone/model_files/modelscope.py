@@ -21,10 +21,10 @@ from featcache.backbone.model_files.wanted import require_weights, wanted_files
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 from featcache.system.durable import write_file
+from featcache.system.hub.errors import HubError
 from featcache.system.hub.huggingface import COMMIT, is_offline
 from featcache.system.hub.listener import tell, tell_progress
-from featcache.system.hub.patience import answer_within, patience
-from featcache.system.hub.troubles import HubTrouble
+from featcache.system.hub.timeouts import answer_timeout, answer_within
 
 BRANCH = "master"
 
@@ -55,22 +55,22 @@ def current_files(settings: BackboneSettings, copy: Path | None) -> Path:
         copy: see `copy_on_disk`.
 
     Raises:
-        Exception: of the client, see `trouble_of`.
+        Exception: of the client, see `hub_error`.
     """
     pinned = COMMIT.fullmatch(settings.revision or "") is not None
     if copy is not None and (is_offline() or pinned):
         return copy
     if is_offline():
-        raise HubTrouble("ModelScope is not asked, because HF_HUB_OFFLINE is set")
+        raise HubError("ModelScope is not asked, because HF_HUB_OFFLINE is set")
     client = _client()
     ask = partial(client.legacy.list_repo_files, settings.model, "model", settings.revision or BRANCH)
-    entries = [one for one in answer_within(patience(), endpoint(), ask) if one.get("Type") != "tree"]
+    entries = [one for one in answer_within(answer_timeout(), endpoint(), ask) if one.get("Type") != "tree"]
     commit = settings.revision if pinned else _commit(entries)
     sizes = {str(one["Path"]): int(one["Size"]) for one in entries}
     require_weights(settings.model, sizes)
     wanted = wanted_files(sizes, remote_code=settings.trust_remote_code)
     if commit is None:
-        raise HubTrouble(f"ModelScope does not say at which commit {settings.model} is")
+        raise HubError(f"ModelScope does not say at which commit {settings.model} is")
     if copy is None or copy.name != commit:
         copy = _download(settings, client, commit, [one for one in entries if one["Path"] in wanted], sizes)
     with suppress(OSError):  # without it, the hub is asked the next time
@@ -127,7 +127,7 @@ def _download(
 
 def _package() -> Any:
     # Read when the client is imported: how long a download may stand still.
-    os.environ.setdefault("MODELSCOPE_DOWNLOAD_TIMEOUT", str(max(1, round(patience()))))
+    os.environ.setdefault("MODELSCOPE_DOWNLOAD_TIMEOUT", str(max(1, round(answer_timeout()))))
     try:
         import modelscope_hub.config
     except ImportError:

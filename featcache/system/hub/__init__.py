@@ -1,1 +1,1 @@
-"""What models and datasets of a hub have in common: deadlines, troubles in words, progress."""
+"""What models and datasets of a hub have in common: timeouts, errors as sentences, progress."""

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from featcache.system.hub.errors import HubError, hub_error
 from featcache.system.hub.listener import tell
-from featcache.system.hub.patience import answer_within, patience, was_silent
 from featcache.system.hub.session import set_deadlines
-from featcache.system.hub.troubles import HubTrouble, trouble_of
+from featcache.system.hub.timeouts import answer_timeout, answer_within, was_silent
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 RepositoryKind = Literal["model", "dataset"]
@@ -45,14 +45,14 @@ def look_up(kind: RepositoryKind, name: str, revision: str | None) -> Repository
     """The commit that `revision` is now, and the files at it.
 
     Raises:
-        HubTrouble: the hub gives no answer within `patience`, or there is no such repository or revision.
+        HubError: the hub gives no answer within `answer_timeout`, or there is no such repository or revision.
     """
     set_deadlines()
     hub = endpoint()
     try:
-        return answer_within(patience(), hub, lambda: _ask(kind, name, revision))
+        return answer_within(answer_timeout(), hub, lambda: _ask(kind, name, revision))
     except Exception as error:
-        found = trouble_of(error, hub, f"the {kind} {name}", revision)
+        found = hub_error(error, hub, f"the {kind} {name}", revision)
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             was_silent(hub)
         raise found from error
@@ -62,9 +62,9 @@ def _ask(kind: RepositoryKind, name: str, revision: str | None) -> Repository:
     from huggingface_hub import HfApi
 
     ask: Any = HfApi().repo_info
-    info = ask(name, repo_type=kind, revision=revision, files_metadata=True, timeout=patience())
+    info = ask(name, repo_type=kind, revision=revision, files_metadata=True, timeout=answer_timeout())
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
-        raise HubTrouble(f"the hub at {endpoint()} does not say which commit of {name} it has")
+        raise HubError(f"the hub at {endpoint()} does not say which commit of {name} it has")
     now = getattr(info, "id", None) or name
     if now.lower() != name.lower():
         tell(f"the {kind} {name} was renamed: it is {now} on the hub at {endpoint()}")

@@ -1,4 +1,4 @@
-"""Who hears of a hub's troubles and of downloads: the innermost listener, else Python's warnings.
+"""Who hears of a hub's errors and of downloads: the innermost listener, else Python's warnings.
 
 A hub is asked deep inside of calls that have no callback of their own, so the listener is of the process.
 """

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from featcache.system.hub.errors import hub_error
 from featcache.system.hub.listener import tell, tell_progress
-from featcache.system.hub.patience import patience
-from featcache.system.hub.troubles import trouble_of
+from featcache.system.hub.timeouts import answer_timeout
 
 BUSY = (429, 500, 502, 503, 504)
 MOST_SILENCES = 3  # in a row, whatever the client would still try
@@ -117,7 +117,7 @@ def _with_deadlines(session: Any) -> Any:
             response = send(request, stream=True, **options)
         except httpx.TransportError as error:
             if not _state.retries and not stream:
-                raise trouble_of(error, hub, "what was asked for") from error
+                raise hub_error(error, hub, "what was asked for") from error
             if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
                 raise Interrupted(str(error)) from error
             if isinstance(error, httpx.TimeoutException):
@@ -146,12 +146,12 @@ def _refuse_silence(error: Exception, hub: str) -> None:
     _state.silences += 1
     if _state.silences >= (MOST_SILENCES if _state.retries else 1):
         _state.silences = 0
-        raise trouble_of(error, hub, "what was asked for") from error
+        raise hub_error(error, hub, "what was asked for") from error
 
 
 def _limit(request: Any, stream: bool) -> None:
-    """Set the timeouts of a request that has none; a question waits no longer than `patience`."""
-    given, most = request.extensions.get("timeout", {}), patience()
+    """Set the timeouts of a request that has none; a question waits no longer than `answer_timeout`."""
+    given, most = request.extensions.get("timeout", {}), answer_timeout()
     limits = {}
     for name in ("connect", "read", "write", "pool"):
         seconds = given.get(name)
@@ -164,12 +164,12 @@ def _refuse_long_waits(response: Any, hub: str) -> None:
     if response.status_code not in BUSY:
         return
     after = response.headers.get("retry-after", "")
-    if not _state.retries or (after.isdigit() and int(after) > patience()):
-        raise trouble_of(_Busy(response), hub, "what was asked for")
+    if not _state.retries or (after.isdigit() and int(after) > answer_timeout()):
+        raise hub_error(_Busy(response), hub, "what was asked for")
 
 
 class _Busy(Exception):
-    """An answer that asks for patience."""
+    """An answer that asks to wait."""
 
     def __init__(self, response: Any) -> None:
         super().__init__(str(response.status_code))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from featcache.system.hub.listener import tell
-from featcache.system.hub.patience import patience
+from featcache.system.hub.timeouts import answer_timeout
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ def or_plain_download(fetch: Callable[[], T]) -> T:
     """What `fetch` returns; if Xet fails in it, what it returns without Xet, from then on."""
     from huggingface_hub import constants
 
-    seconds = f"{max(1, round(patience()))}s"
+    seconds = f"{max(1, round(answer_timeout()))}s"
     for name in ("CONNECT_TIMEOUT", "READ_TIMEOUT", "RETRY_MAX_DURATION"):  # read when its client starts
         os.environ.setdefault(f"HF_XET_CLIENT_{name}", seconds)
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")

@@ -18,7 +18,7 @@ HINTS = {
 HINT = "a backbone turns the token ids of a text into one vector a token, and needs nothing else to do so"
 
 
-def first_run(backbone: ProbedBackbone) -> tuple[int, int | None]:
+def probe_layers(backbone: ProbedBackbone) -> tuple[int, int | None]:
     """Run a short text; find out which layers can be read.
 
     Where the blocks do not hand out one vector a token, `backbone.blocks` becomes None, and the model's own

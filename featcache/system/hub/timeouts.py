@@ -19,7 +19,7 @@ REMEMBERED = 60.0  # seconds for which a hub that gave no answer is not asked ag
 _silent: dict[str, float] = {}  # address -> when it gave no answer, on the monotonic clock
 
 
-def patience() -> float:
+def answer_timeout() -> float:
     """Seconds within which a hub must answer: `FEATCACHE_HUB_TIMEOUT`, or 8.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from featcache.system.hub.patience import VARIABLE, patience
+from featcache.system.hub.timeouts import VARIABLE, answer_timeout
 from featcache.system.text import clip
 
 _OUR_FOLDER = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ LOGIN = "log in: hf auth login"
 
 
 class Kind(Enum):
-    """What a trouble means for the copy on this disk."""
+    """What an error means for the copy on this disk."""
 
     UNREACHABLE = "unreachable"  # no answer, or none that is of use: a copy serves
     REFUSED = "refused"  # an answer: not for you. A copy that was fetched before serves
@@ -35,7 +35,7 @@ class Kind(Enum):
     DISK = "disk"  # this machine's disk, not the hub
 
 
-class HubTrouble(Exception):
+class HubError(Exception):
     """Why something of a hub is not to be had.
 
     Args:
@@ -48,9 +48,9 @@ class HubTrouble(Exception):
         self.what, self.hint, self.kind = what, hint, kind
 
 
-def trouble_of(
+def hub_error(
     error: BaseException, address: str, name: str, revision: str | None = None, *, server: str = "hub"
-) -> HubTrouble:
+) -> HubError:
     """What `error` means.
 
     Args:
@@ -62,12 +62,12 @@ def trouble_of(
     at = f"the {server} at {address}"
     for one in _chain(error):
         if "RevisionNotFoundError" in _names(one):
-            return HubTrouble(f"{at} has no revision {revision!r} of {name}", kind=Kind.UNKNOWN)
-        found = one if isinstance(one, HubTrouble) else _by_answer(one, at, name) or _by_disk(one)
+            return HubError(f"{at} has no revision {revision!r} of {name}", kind=Kind.UNKNOWN)
+        found = one if isinstance(one, HubError) else _by_answer(one, at, name) or _by_disk(one)
         found = found or _by_connection(one, at, address) or _by_content(one, at)
         if found is not None:
             return found
-    return HubTrouble(f"{at} cannot be used: {_line(error)}")
+    return HubError(f"{at} cannot be used: {_line(error)}")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -108,42 +108,42 @@ def _headers_of(error: BaseException) -> dict[str, str]:
     return {str(key).lower(): str(value) for key, value in headers.items()} if headers is not None else {}
 
 
-def _by_answer(error: BaseException, at: str, name: str) -> HubTrouble | None:
+def _by_answer(error: BaseException, at: str, name: str) -> HubError | None:
     names, status = _names(error), _status_of(error)
     if "GatedRepoError" in names:
         granted = "log in with an account that has access: hf auth login"
         page = f"ask for access on its page, then {granted}"
-        return HubTrouble(f"{at} gives {name} only to those who asked for access", page, Kind.REFUSED)
+        return HubError(f"{at} gives {name} only to those who asked for access", page, Kind.REFUSED)
     if "DisabledRepoError" in names:
-        return HubTrouble(f"{at} has disabled {name}", "", Kind.REFUSED)
+        return HubError(f"{at} has disabled {name}", "", Kind.REFUSED)
     if names & {"RepositoryNotFoundError", "NotExistError"}:
         spelling = f"check the spelling, or {LOGIN}"
         what = name.removeprefix("the ")
-        return HubTrouble(f"{at} has no {what}, or it needs a login", spelling, Kind.REFUSED)
+        return HubError(f"{at} has no {what}, or it needs a login", spelling, Kind.REFUSED)
     if "RemoteEntryNotFoundError" in names:
-        return HubTrouble(f"{at} lacks a file of {name}: {_line(error)}", "", Kind.UNKNOWN)
+        return HubError(f"{at} lacks a file of {name}: {_line(error)}", "", Kind.UNKNOWN)
     return None if status is None else _by_status(status, error, at, name)
 
 
-def _by_status(status: int, error: BaseException, at: str, name: str) -> HubTrouble:
+def _by_status(status: int, error: BaseException, at: str, name: str) -> HubError:
     if status == HTTPStatus.UNAUTHORIZED:
-        return HubTrouble(f"{at} wants a login for {name} (401)", LOGIN, Kind.REFUSED)
+        return HubError(f"{at} wants a login for {name} (401)", LOGIN, Kind.REFUSED)
     if status == HTTPStatus.FORBIDDEN:
         right = "does the token that is used have the right to read it? hf auth whoami"
-        return HubTrouble(f"{at} refuses {name} (403)", right, Kind.REFUSED)
+        return HubError(f"{at} refuses {name} (403)", right, Kind.REFUSED)
     if status == HTTPStatus.NOT_FOUND:
         part = "is the name right, and does this mirror have all parts of the hub?"
-        return HubTrouble(f"{at} has nothing at the address of {name} (404)", part, Kind.REFUSED)
+        return HubError(f"{at} has nothing at the address of {name} (404)", part, Kind.REFUSED)
     if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-        return HubTrouble("the proxy wants a login (407)", _proxy_hint())
+        return HubError("the proxy wants a login (407)", _proxy_hint())
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         after = _headers_of(error).get("retry-after", "")
         when = f"; it asks to wait {clip(after, 40)}{' s' if after.isdigit() else ''}" if after else ""
         calm = f"wait, or {LOGIN} (who is logged in may ask more often), or {MIRROR}"
-        return HubTrouble(f"{at} counts too many requests (429){when}", calm)
+        return HubError(f"{at} counts too many requests (429){when}", calm)
     if status >= 500:
-        return HubTrouble(f"{at} has a fault of its own ({status} {_phrase(status)})".replace(" )", ")"))
-    return HubTrouble(f"{at} answers with {status} {_phrase(status)}".rstrip())
+        return HubError(f"{at} has a fault of its own ({status} {_phrase(status)})".replace(" )", ")"))
+    return HubError(f"{at} answers with {status} {_phrase(status)}".rstrip())
 
 
 def _phrase(status: int) -> str:
@@ -159,7 +159,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def _by_disk(error: BaseException) -> HubTrouble | None:
+def _by_disk(error: BaseException) -> HubError | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
@@ -167,49 +167,49 @@ def _by_disk(error: BaseException) -> HubTrouble | None:
     place = f" ({error.filename})" if error.filename else ""
     elsewhere = "downloads are kept elsewhere with: export HF_HOME=FOLDER (ModelScope: MODELSCOPE_CACHE)"
     if error.errno in _FULL:
-        return HubTrouble(f"the disk is full{place}", f"free some space; {elsewhere}", Kind.DISK)
+        return HubError(f"the disk is full{place}", f"free some space; {elsewhere}", Kind.DISK)
     if error.errno in _DENIED:
-        return HubTrouble(f"the folder of downloads cannot be written{place}", elsewhere, Kind.DISK)
+        return HubError(f"the folder of downloads cannot be written{place}", elsewhere, Kind.DISK)
     if error.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
         return None
-    return HubTrouble(f"the disk: {os.strerror(error.errno)}{place}", elsewhere, Kind.DISK)
+    return HubError(f"the disk: {os.strerror(error.errno)}{place}", elsewhere, Kind.DISK)
 
 
 # ---------------------------------------------------------------- no answer
 
 
-def _by_connection(error: BaseException, at: str, address: str) -> HubTrouble | None:
+def _by_connection(error: BaseException, at: str, address: str) -> HubError | None:
     names = _names(error)
     proxy = _proxy(address)
     through = f" (through the proxy {proxy})" if proxy else ""
     below = [*_chain(error)]
     all_names, said = set().union(*map(_names, below)), " ".join(map(str, below))
     if "OfflineModeIsEnabled" in names:
-        return HubTrouble(f"{at} is not asked, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+        return HubError(f"{at} is not asked, because HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
     if names & {"ProxyError", "ProxyConnectionError"}:
-        return HubTrouble(f"the proxy {proxy or 'in use'} does not work: {_line(error)}", _proxy_hint())
+        return HubError(f"the proxy {proxy or 'in use'} does not work: {_line(error)}", _proxy_hint())
     if names & {"UnsupportedProtocol", "InvalidURL", "MissingSchema", "InvalidSchema", "LocationParseError"}:
         begin = "HF_ENDPOINT and MODELSCOPE_ENDPOINT begin with https:// or http://"
-        return HubTrouble(f"{address} is no address of a hub: {_line(error)}", begin)
+        return HubError(f"{address} is no address of a hub: {_line(error)}", begin)
     if not names & _CONNECTION:
         return None
     if "UNEXPECTED_EOF" in said:
-        return HubTrouble(f"{at}{through} breaks the connection off")
+        return HubError(f"{at}{through} breaks the connection off")
     if "CERTIFICATE" not in said and ("SSL" in said or any("SSL" in one for one in all_names)):
-        return HubTrouble(f"{at}{through} fails in TLS: {_line(below[-1])}", "http:// instead of https://?")
+        return HubError(f"{at}{through} fails in TLS: {_line(below[-1])}", "http:// instead of https://?")
     if "CERTIFICATE" in said:
         own = "a network with certificates of its own: export SSL_CERT_FILE=FILE and REQUESTS_CA_BUNDLE=FILE"
-        return HubTrouble(f"{at} has no certificate that this machine trusts", own)
+        return HubError(f"{at} has no certificate that this machine trusts", own)
     if all_names & {"gaierror", "NameResolutionError"} or _NO_NAME.search(said):
-        return HubTrouble(f"{at} is not found: its name cannot be resolved")
+        return HubError(f"{at} is not found: its name cannot be resolved")
     if names & _BROKEN or all_names & {"ConnectionResetError", "BrokenPipeError"}:
-        return HubTrouble(f"{at}{through} breaks the connection off")
+        return HubError(f"{at}{through} breaks the connection off")
     if any("Timeout" in one or "Silent" in one for one in all_names) or "timed out" in said:
         slow = f"to wait longer: export {VARIABLE}=60"
-        return HubTrouble(f"{at}{through} does not answer within {patience():g} s", slow)
+        return HubError(f"{at}{through} does not answer within {answer_timeout():g} s", slow)
     if "ConnectionRefusedError" in all_names or "refused" in said:
-        return HubTrouble(f"{at}{through} refuses connections", _proxy_hint() if proxy else "")
-    return HubTrouble(f"{at}{through} cannot be reached: {_line(below[-1])}")
+        return HubError(f"{at}{through} refuses connections", _proxy_hint() if proxy else "")
+    return HubError(f"{at}{through} cannot be reached: {_line(below[-1])}")
 
 
 _NO_NAME = re.compile("not known|nodename nor servname|getaddrinfo failed|name resolution|No address assoc")
@@ -242,24 +242,24 @@ def _proxy_hint() -> str:
 # ---------------------------------------------------------------- an answer that is of no use
 
 
-def _by_content(error: BaseException, at: str) -> HubTrouble | None:
+def _by_content(error: BaseException, at: str) -> HubError | None:
     names = _names(error)
     short = re.search(r"should be of size (\d+) but has size (\d+)", str(error))
     if short:
-        return HubTrouble(f"{at} sent {short[2]} bytes of a file of {short[1]}")
+        return HubError(f"{at} sent {short[2]} bytes of a file of {short[1]}")
     if names & {"FileSizeMismatchError", "FileIntegrityError"}:
-        return HubTrouble(f"{at} sent a file with other bytes than it announced")
+        return HubError(f"{at} sent a file with other bytes than it announced")
     if names & {"ChecksumVerificationError", "SplitsVerificationError"}:
-        return HubTrouble(f"{at} has a card and files that do not agree", "", Kind.UNKNOWN)
+        return HubError(f"{at} has a card and files that do not agree", "", Kind.UNKNOWN)
     if "TooManyRedirects" in names:
-        return HubTrouble(f"{at} redirects in a circle")
+        return HubError(f"{at} redirects in a circle")
     if names & {"HFValidationError", "InvalidParameter"}:
-        return HubTrouble(_line(error), "a hub id is NAME or OWNER/NAME", Kind.UNKNOWN)
+        return HubError(_line(error), "a hub id is NAME or OWNER/NAME", Kind.UNKNOWN)
     unread = isinstance(error, KeyError | TypeError | AttributeError | AssertionError | ValueError)
     strange = {"DecodingError", "ContentDecodingError", "FileMetadataError"}
     if names & strange or (unread and not _is_ours(error)):
         page = "a login page of the network? else check HF_ENDPOINT (MODELSCOPE_ENDPOINT)"
-        return HubTrouble(f"{at} answers with something that is no hub's", page)
+        return HubError(f"{at} answers with something that is no hub's", page)
     return None
 
 

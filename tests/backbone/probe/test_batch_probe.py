@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from featcache.backbone.probe import company
+from featcache.backbone.probe import batch_probe
 from featcache.errors import BackboneError
 from tests.support.stock import encoder, load
 from tests.support.text_families import build_family, worst_difference
@@ -66,7 +66,7 @@ def test_16_bits_run_as_float32_does(family: str, tiny: Callable[[str], Path], t
     folder = build_family(family, tmp_path / family) if family in ("yoso", "convbert") else tiny(family)
     exact, rounded = load(folder), load(folder, dtype="bfloat16")
     assert (rounded.packing, rounded.packing_note) == (exact.packing, exact.packing_note)
-    with company._in_float32(rounded.model):
+    with batch_probe._in_float32(rounded.model):
         assert {weight.dtype for weight in rounded.model.parameters()} == {torch.float32}
     again = load(folder, dtype="bfloat16")
     for name, values in again.model.state_dict().items():
@@ -110,7 +110,7 @@ def test_a_model_that_minds_rows_longer_than_its_texts_is_not_packed(tmp_path: P
     """CLIP's text tower refuses more tokens in a row than it has positions, even if each text is short."""
     backbone = load(build_family("clip_text_model", tmp_path / "clip"))
     assert backbone.packing == "padded"
-    assert "max_position_embeddings" in backbone.packing_note
+    assert backbone.packing_note.endswith("takes no rows longer than a text may be")
     assert worst_difference(backbone) < NOISE
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.errors import SourceError
-from featcache.system.hub.troubles import HubTrouble, Kind, trouble_of
+from featcache.system.hub.errors import HubError, Kind, hub_error
 from featcache.system.stores import opened
 from tests.support.loopback_hub import LoopbackHub, Silence, Status
 
@@ -42,18 +42,18 @@ def test_every_exception_of_the_libraries_is_one_line() -> None:
     assert len(found) > 150
     for kind in found:
         made = type(kind.__name__, (kind,), {"__str__": lambda _: "what it says"})
-        trouble = trouble_of(made.__new__(made), HUB, NAME)
-        assert "\n" not in trouble.what and trouble.what.strip()
+        found = hub_error(made.__new__(made), HUB, NAME)
+        assert "\n" not in found.what and found.what.strip()
         for word in ("unexpected", "defect"):
-            assert word not in (trouble.what + trouble.hint).lower()
+            assert word not in (found.what + found.hint).lower()
 
 
 @given(
     st.text(), st.sampled_from([ValueError, OSError, RuntimeError, ConnectionError, TimeoutError, KeyError])
 )
 def test_any_text_stays_on_one_printable_line(text: str, kind: type[Exception]) -> None:
-    trouble = trouble_of(kind(text), HUB, NAME)
-    assert trouble.what.isprintable() and len(trouble.what) < 400
+    found = hub_error(kind(text), HUB, NAME)
+    assert found.what.isprintable() and len(found.what) < 400
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_any_text_stays_on_one_printable_line(text: str, kind: type[Exception]) 
     ],
 )
 def test_numbers_of_the_system(number: int, words: str, kind: Kind) -> None:
-    trouble = trouble_of(OSError(number, "what it says", "/hub/x"), HUB, NAME)
-    assert words in trouble.what and trouble.kind is kind
+    found = hub_error(OSError(number, "what it says", "/hub/x"), HUB, NAME)
+    assert words in found.what and found.kind is kind
 
 
 def test_the_cause_is_found_below_an_exception_that_says_nothing() -> None:
@@ -81,20 +81,20 @@ def test_the_cause_is_found_below_an_exception_that_says_nothing() -> None:
         except OSError as error:
             raise RuntimeError("it failed") from error
     except RuntimeError as error:
-        assert "its name cannot be resolved" in trouble_of(error, HUB, NAME).what
-    own = HubTrouble("said already")
-    assert trouble_of(own, HUB, NAME) is own
+        assert "its name cannot be resolved" in hub_error(error, HUB, NAME).what
+    own = HubError("said already")
+    assert hub_error(own, HUB, NAME) is own
 
 
 def test_a_fault_of_our_own_code_is_not_put_down_to_the_hub() -> None:
     try:
         Path(3)  # type: ignore[arg-type]
     except TypeError as error:
-        assert "no hub's" in trouble_of(error, HUB, NAME).what
+        assert "no hub's" in hub_error(error, HUB, NAME).what
     try:
         opened("::")
     except Exception as error:
-        assert "no hub's" not in trouble_of(error, HUB, NAME).what
+        assert "no hub's" not in hub_error(error, HUB, NAME).what
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -17,7 +17,7 @@ from torch import nn
 from featcache.backbone.attention.packed import IMPLEMENTATION
 from featcache.backbone.fused_layers import agree
 from featcache.backbone.packing import NotPackable
-from featcache.backbone.probe.first_run import cannot_encode, said
+from featcache.backbone.probe.layer_probe import cannot_encode, said
 from featcache.backbone.probe.texts import ProbedBackbone, batch_of, made_up_batch, worded_texts
 from featcache.errors import BackboneError
 
@@ -40,7 +40,7 @@ def find_packing(backbone: ProbedBackbone) -> tuple[str, str]:
     Raises:
         BackboneError: the same text does not get the same states twice.
     """
-    probe, reason = _CompanyProbe(backbone), ""
+    probe, reason = _BatchProbe(backbone), ""
     for packing in ("packed", "padded", "equal lengths"):
         backbone.packing = packing
         found = probe.problem()
@@ -76,7 +76,7 @@ def runs_pooled_alone(backbone: ProbedBackbone) -> bool:
     return True
 
 
-class _CompanyProbe:
+class _BatchProbe:
     """A few texts with the states that they get alone.
 
     Attributes:
