@@ -25,6 +25,10 @@ class UsageError(FeatcacheError):
     exit_code = 2
 
 
+class NoInnerLayers(UsageError):
+    """A view of an inner layer of a model that gives its last layer alone."""
+
+
 class SourceError(FeatcacheError):
     """Texts or labels cannot be read or used."""
 

@@ -41,6 +41,15 @@ def add(commands: Commands) -> None:
     add_settings(parser, "paths")
 
 
+def compared_with(best: Run | None, runs: list[Run]) -> Comparisons | None:
+    """`runs` compared with the best of them on test, where that can be done."""
+    from featcache.runs.compare import compare_runs
+
+    if best is None or "test" not in best.record.metrics:
+        return None
+    return compare_runs(runs, best, "test", skip=True)
+
+
 def run(args: argparse.Namespace) -> int:
     from featcache.runs.run import best_run
 
@@ -182,6 +191,10 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
     console.print(shown)
     for line in _legend({column.header for column in columns}, against, split):
         console.print(line, style="dim")
+    from featcache.runs.words_verdict import words_verdict
+
+    if best and against and (verdict := words_verdict(best, against)):
+        console.print(verdict)
 
 
 def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[RunColumn]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from featcache.cache.view_names import short_view
+from featcache.cache.view_names import refuse_words, short_view
 from featcache.errors import CacheMiss
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
@@ -58,6 +58,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings
     from featcache.inspection.neighbours import THRESHOLD
 
     view = args.view or settings.features.views[0]
+    refuse_words(view, "inspect")
     parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
     with Meter(quiet=args.quiet) as meter:
         inspection = inspect_splits(

@@ -1,12 +1,16 @@
-"""`featcache run`: extract all splits, train head and baseline on every view, compare."""
+"""`featcache run`: extract all splits, train heads of rising depth and their baselines, compare."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbone.model_files.depth_views import DEPTH
+from featcache.cache.view_names import LEXICAL
+from featcache.errors import NoInnerLayers
 from featcache_cli.commands import compare, extract, train_head
-from featcache_cli.console import print_json
+from featcache_cli.console import note, print_json
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "run",
-        "extract all splits, train the linear head and the baseline, compare",
+        "extract all splits, train heads and their baselines, compare",
         "featcache run --model bert-base-chinese --dataset lansinuote/ChnSentiCorp",
         run,
         continues=True,
@@ -43,17 +47,35 @@ def document(results: list[Extracted], runs: list[Run]) -> dict[str, Any]:
 
 
 def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extracted], list[Run]]:
-    """Extract, train and compare; prints the tables on stdout if `show`."""
+    """Extract, train and compare; prints the tables on stdout if `show`.
+
+    Trained are the words alone, a linear head and scikit-learn's logistic regression on each view, and
+    logistic regression over depth, without and with the words.
+    """
     from featcache.runs.run import best_run
 
-    results = extract.extract_splits(settings, extract.SPLITS, quiet=quiet)
+    asked = [view for view in settings.features.views if view != DEPTH] or ["last/cls"]
+    settings, results = _extract(settings, quiet=quiet)
     if show:
         extract.show(results, quiet=quiet)
-    runs = [
-        train_head.train(settings, kind, view, quiet=quiet)
-        for view in settings.features.views
-        for kind in ("linear", "logistic")
-    ]
+    wanted = [(LEXICAL, LEXICAL), *((kind, view) for view in asked for kind in ("linear", "logistic"))]
+    if DEPTH in settings.features.views:
+        wanted += [("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")]
+    runs = [train_head.train(settings, kind, view, quiet=quiet) for kind, view in wanted]
     if show:
-        compare.show(runs, best_run(runs))
+        best = best_run(runs)
+        compare.show(runs, best, compare.compared_with(best, runs))
     return results, runs
+
+
+def _extract(settings: Settings, *, quiet: bool) -> tuple[Settings, list[Extracted]]:
+    """Extract the views that are asked for and those of depth; without these where the model has none."""
+    views = tuple(dict.fromkeys((*settings.features.views, DEPTH)))
+    deep = replace(settings, features=replace(settings.features, views=views))
+    try:
+        return deep, extract.extract_splits(deep, extract.SPLITS, quiet=quiet)
+    except NoInnerLayers as error:
+        if DEPTH in settings.features.views:
+            raise
+        note(f"no head over depth: {error.what}", quiet=quiet)
+        return settings, extract.extract_splits(settings, extract.SPLITS, quiet=quiet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from featcache.cache.view_names import LEXICAL
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADS = {
     "linear": "a linear layer by AdamW",
+    "lexical": "no backbone: logistic regression on the n-grams of the texts",
     "logistic": "scikit-learn's LogisticRegression, its penalty chosen on validation",
     "exact": "the same to its optimum, faster",
     "mlp": "one hidden layer by AdamW",
@@ -42,7 +44,11 @@ def add(commands: Commands) -> None:
     )
     kinds = "; ".join(f"{kind}: {what}" for kind, what in HEADS.items())
     add_flag(parser, "--head", kinds, "linear", choices=HEADS, metavar="KIND", dest="kind")
-    add_flag(parser, "--view", "which cached view (default: the first of --views)")
+    add_flag(
+        parser, "--view",
+        "which cached view, or several joined: A,B; lexical adds the words of the texts (default: the first "
+        "of --views)",
+    )  # fmt: skip
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
     add_flag(parser, "--workers", workers, 1)
     add_settings(parser, "head", "backbone", "data", "features", "paths", "")
@@ -85,7 +91,7 @@ def train(
     """Train with a progress bar: as one of `group`, or by processes of its own."""
     from featcache.runs.train import train_head
 
-    name = f"{kind} {view or settings.features.views[0]}"
+    name = kind if kind == LEXICAL else f"{kind} {view or settings.features.views[0]}"
     with Meter(quiet=quiet) as meter:
 
         def draw(line: Epoch) -> None:
@@ -123,7 +129,8 @@ def show(run: Run) -> None:
     """Scores by split, and the course of the training."""
     console = out()
     about = run.record
-    console.print(f"{run.name}: {about.head} head on {about.short_view}, {seconds_text(about.seconds)}")
+    reads = "without a backbone" if about.view == LEXICAL else f"on {about.short_view}"
+    console.print(f"{run.name}: {about.head} head {reads}, {seconds_text(about.seconds)}")
     costs = ["mean cost"] if any("cost" in metrics for metrics in about.metrics.values()) else []
     shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
     if about.settings.get("penalty", "fixed") != "fixed":

@@ -26,7 +26,7 @@ from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.backbone.tokens.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
-from featcache.errors import BackboneError, BadRow, UsageError
+from featcache.errors import BackboneError, BadRow, NoInnerLayers, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import DEFAULT_MAX_LENGTH, BackboneSettings, FeatureSettings
 
@@ -77,7 +77,7 @@ class Encoder:
         self.backbone, features = backbone, followed.features
         self.views: list[View] = sorted({parse_view(text, backbone.num_blocks) for text in features.views})
         if not backbone.inner_layers and self.views[0].layer < backbone.num_blocks:
-            raise UsageError(
+            raise NoInnerLayers(
                 f"{backbone.files.name} ({type(backbone.model).__name__}) has one vector a token at its last "
                 f"layer alone: no view {self.views[0].name}",
                 hint="use views of the last layer, for example --views last/mean",

@@ -23,6 +23,7 @@ from featcache.export.reference import (
     model_card,
     new_folder,
     refuse_folder,
+    refuse_words,
 )
 from featcache.export.stock_heads import ONNX, classifies_last_token, put_head
 from featcache.export.stock_logits import TOLERANCE, logits_of, set_padding
@@ -79,6 +80,7 @@ def _exportable(run: Run) -> Linear:
         HeadError: no stock class can hold the head, or no stock tokenizer its texts.
     """
     head = run.head()
+    refuse_words(head)
     if not isinstance(head.scorer, Linear):
         raise HeadError(
             f"a {head.scorer.kind} head has no place in a stock classification model",

@@ -32,6 +32,7 @@ from featcache.export.reference import (
     model_card,
     new_folder,
     refuse_folder,
+    refuse_words,
 )
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
@@ -73,6 +74,7 @@ def export_onnx(
     source = RunToExport(run, model)
     made = _OnnxModel.of(source, texts)
     own = Predictor.from_run(run, model=model).encoder
+    assert own is not None  # the head reads features
     rounded = source.logits(own, texts)
     rounding = own.backbone.dtype_name
     del own
@@ -97,6 +99,7 @@ def require_packages() -> None:
 
 
 def _require_exportable(head: Head) -> None:
+    refuse_words(head)
     if not isinstance(head.scorer, (Linear, Mlp)):
         raise HeadError(
             f"a {head.scorer.kind} head holds rows, not weights, and cannot be exported",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import BackboneError, UsageError
+from featcache.errors import BackboneError, HeadError, UsageError
 from featcache.runs.run import Run
 from featcache.system.durable import disk_error, fsync_file, fsync_folder, temporary_beside
 from featcache.system.text import last_part, markdown_text, plain_json, short_name
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from featcache.backbone.encoder import Encoder
+    from featcache.heads.head import Head
 
 SAMPLES = (
     "好", "房间很干净，服务也好", "电池一天就坏了，非常失望。", "这本书内容一般，印刷质量太差，不推荐购买！",
@@ -46,6 +47,20 @@ class ExportedModel:
     difference: float
     compared: int
     own_difference: float | None = None
+
+
+def refuse_words(head: Head) -> None:
+    """Refuse a head that reads the words of the texts.
+
+    Raises:
+        HeadError
+    """
+    if head.ngrams is not None:
+        raise HeadError(
+            "the n-grams of a text are counted outside of the model, so no graph or stock model can hold "
+            "this head",
+            hint="predict with featcache, or export a run whose view is not lexical",
+        )
 
 
 class RunToExport:
@@ -84,7 +99,7 @@ class RunToExport:
 
     def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""
-        features = self.head.join(encoder(list(texts), self.second(texts)).views)
+        features = self.head.rows(encoder(list(texts), self.second(texts)).views)
         return np.asarray(self.head.logits(features) / np.float32(self.head.temperature))
 
     def put_trained(self, model: torch.nn.Module) -> None:

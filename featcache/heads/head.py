@@ -8,22 +8,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.cache.view_names import split_view
+from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.errors import HeadError
 from featcache.evaluation.costs import check_costs
 from featcache.fingerprint import EncoderDocument, fingerprint
+from featcache.heads.lexical.ngrams import Ngrams, NgramSettings
+from featcache.heads.lexical.rows import WordRows
+from featcache.heads.lexical.scorer import WordScorer
+from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.system.documents import parse_document, read_json
 from featcache.system.durable import write_file
 from featcache.system.sharded_array import join_columns
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 HEAD_FORMAT = 2
 DAMAGED = "train that head again, or use another run: featcache compare lists them"
+ALL_SCORERS: dict[str, type[Scorer]] = {**SCORERS, WordScorer.kind: WordScorer}
+OPTIONAL = ("costs", "ngrams")  # keys that are not in the file where they are None
 READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
@@ -32,9 +41,10 @@ class HeadDocument:
     """The content of `<name>.json`, in the order of its keys.
 
     Attributes:
-        scorer: a name in `SCORERS`.
+        scorer: a name in `ALL_SCORERS`.
         fingerprint: of the features that it fits, see `view_fingerprint`.
         costs: by true and predicted label; None, and not in the file, where every error costs the same.
+        ngrams: of a head that reads words; other heads are without this key.
     """
 
     format: int
@@ -47,6 +57,7 @@ class HeadDocument:
     fingerprint: str
     encoder: dict[str, Any]
     costs: tuple[tuple[float, ...], ...] | None = None
+    ngrams: NgramSettings | None = None
 
     def checked_encoder(self) -> EncoderDocument:
         """The encoder document, after a check that the fields fit each other.
@@ -58,11 +69,12 @@ class HeadDocument:
         encoder = EncoderDocument.from_json(self.encoder)
         thresholds = (0.5,) * len(self.label_names) if self.thresholds is None else self.thresholds
         checks = {
-            "scorer": self.scorer in SCORERS,
+            "scorer": self.scorer in ALL_SCORERS,
             "label_names": len(set(self.label_names)) == len(self.label_names) > 0,
             "temperature": 0 < self.temperature < 1e6,
             "thresholds": len(thresholds) == len(self.label_names)
             and all(0 <= threshold <= 1 for threshold in thresholds),
+            "ngrams": (self.ngrams is not None) == (LEXICAL in split_view(self.view)),
             "fingerprint": self.fingerprint == view_fingerprint(encoder, self.view),
         }
         if odd := [name for name, fine in checks.items() if not fine]:
@@ -89,6 +101,7 @@ class Head:
             None for a single-label head.
         costs: float64 `[C, C]` of a single-label head, by true and predicted label: it predicts what is
             expected to cost least. None: it predicts the most probable label.
+        ngrams: of a head that reads the words of the texts; None for others.
     """
 
     scorer: Scorer
@@ -99,6 +112,7 @@ class Head:
     temperature: float = 1.0
     thresholds: np.ndarray | None = None
     costs: np.ndarray | None = None
+    ngrams: Ngrams | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -111,12 +125,21 @@ class Head:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The views whose features it reads side by side, in their order."""
-        return split_view(self.view)
+        """The cached views whose features it reads side by side, in their order; none for words alone."""
+        return cached_views(self.view)
 
-    def join(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The features `[N, D]` that it reads, of features `[N, Di]` by view."""
-        return join_columns([features[view] for view in self.views])
+    def rows(self, features: Mapping[str, np.ndarray], words: csr_matrix | None = None) -> np.ndarray:
+        """The features `[N, D]` that it reads.
+
+        Args:
+            features: `[N, Di]` by view, at least of `views`.
+            words: float32 `[N, V]`, what `ngrams` makes of the texts; None for a head without.
+        """
+        dense = join_columns([features[view] for view in self.views]) if self.views else None
+        if self.ngrams is not None and words is not None:
+            return WordRows(self.ngrams, words, dense).as_array()
+        assert dense is not None
+        return dense
 
     @property
     def multi_label(self) -> bool:
@@ -145,12 +168,13 @@ class Head:
             fingerprint=self.fingerprint,
             encoder=self.encoder.to_json(),
             costs=None if self.costs is None else tuple(map(tuple, self.costs.tolist())),
+            ngrams=self.ngrams.settings if self.ngrams else None,
         )
         content = dataclasses.asdict(document)
-        if self.costs is None:
-            del content["costs"]
+        content = {key: value for key, value in content.items() if key not in OPTIONAL or value is not None}
+        tensors = self.scorer.tensors() | (self.ngrams.tensors() if self.ngrams else {})
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_file(folder / f"{name}.safetensors", save(self.scorer.tensors()))
+        write_file(folder / f"{name}.safetensors", save(tensors))
         write_file(folder / f"{name}.json", text.encode())
 
 
@@ -182,7 +206,7 @@ def load_head(folder: Path, name: str = "head") -> Head:
     except ValueError as error:
         what = f"{path} is incomplete or was changed by hand: {error}"
         raise HeadError(what, hint=DAMAGED) from error
-    scorer = SCORERS[document.scorer].from_tensors(tensors)
+    scorer = ALL_SCORERS[document.scorer].from_tensors(tensors)
     if scorer.classes != len(document.label_names):
         raise HeadError(
             f"the head in {folder} does not fit its {len(document.label_names)} labels: "
@@ -197,24 +221,10 @@ def load_head(folder: Path, name: str = "head") -> Head:
         temperature=document.temperature,
         thresholds=None if document.thresholds is None else np.array(document.thresholds, np.float64),
         costs=None if document.costs is None else np.array(document.costs, np.float64),
+        ngrams=None if document.ngrams is None else Ngrams.from_tensors(document.ngrams, tensors),
     )
 
 
 def view_fingerprint(encoder: EncoderDocument, view: str) -> str:
     """The fingerprint of the features of one view, for any texts."""
     return fingerprint({"encoder": encoder.to_json(), "view": view})
-
-
-def probabilities_of(logits: np.ndarray, temperature: float, *, multi_label: bool) -> np.ndarray:
-    """Logits `[N, C]` -> float64 probabilities `[N, C]`: softmax, or a sigmoid each for multi-label."""
-    scaled = logits.astype(np.float64) / temperature
-    if multi_label:
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * scaled)))
-    return softmax(scaled)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits `[N, C]` -> float64 probabilities `[N, C]`; without SciPy, which takes long to import."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    powers = np.exp(shifted)
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -21,7 +21,7 @@ from featcache.heads.fit import (
     schedule_factor,
     steps_of,
 )
-from featcache.heads.head import softmax
+from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Mlp
 from featcache.settings import HeadSettings
 

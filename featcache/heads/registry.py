@@ -19,6 +19,7 @@ from featcache.heads.features import (
     standardised_rows,
 )
 from featcache.heads.fit import Fit, Member, OnEpoch, check_settings, divergence
+from featcache.heads.lexical.fit import fit_lexical
 from featcache.heads.mlp import fit_mlp
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
@@ -224,6 +225,7 @@ _BY_EPOCHS = (
 
 KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS),
+    "lexical": HeadKind(fit_lexical, ("class_weight",)),
     "logistic": HeadKind(fit_logistic, ("C", "class_weight", "penalty", "folds")),
     "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds")),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),

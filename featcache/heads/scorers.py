@@ -60,7 +60,7 @@ class _Layers:
     """Layers of float32 weights, and their form on disk."""
 
     kind: ClassVar[str]
-    shapes: ClassVar[dict[str, str]]  # of each tensor, see `_TensorReader`
+    shapes: ClassVar[dict[str, str]]  # of each tensor, see `TensorReader`
 
     @property
     def parameters(self) -> int:
@@ -71,7 +71,7 @@ class _Layers:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        read = _TensorReader(cls.kind, tensors)
+        read = TensorReader(cls.kind, tensors)
         return cls(**{name: read(name, shape, np.float32) for name, shape in cls.shapes.items()})
 
 
@@ -268,7 +268,7 @@ class Neighbours:
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
-        read = _TensorReader(cls.kind, tensors)
+        read = TensorReader(cls.kind, tensors)
         classes, neighbours, metric = (
             int(read(name, "1", np.int64)[0]) for name in ("classes", "neighbours", "metric")
         )
@@ -287,10 +287,11 @@ class Neighbours:
         return cls(features, labels, classes, neighbours, mean=mean, scale=scale, metric=METRICS[metric])
 
 
+# Of features of a backbone. Files of word heads hold the position here: append only.
 SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (Linear, Mlp, Neighbours)}
 
 
-class _TensorReader:
+class TensorReader:
     """Reads the tensors of a scorer from a file, and checks that their sizes fit each other."""
 
     def __init__(self, kind: str, tensors: Tensors) -> None:

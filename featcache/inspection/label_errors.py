@@ -9,7 +9,7 @@ import numpy as np
 
 from featcache.errors import HeadError
 from featcache.heads.features import Standard, standardised_rows
-from featcache.heads.head import probabilities_of
+from featcache.heads.probabilities import probabilities_of
 from featcache.system.packages import require_extra
 from featcache.system.progress import OnProgress, Progress, ignore
 

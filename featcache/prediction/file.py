@@ -43,8 +43,7 @@ from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
-    from featcache.backbone.tokens.tokenization import Tokens
-    from featcache.prediction.predictor import Predictor
+    from featcache.prediction.predictor import Predictor, PreparedTexts
 
 AHEAD = 2  # batches tokenised before the model is free for them
 BAD_ROWS = ".bad.jsonl"  # after the output's name
@@ -119,7 +118,7 @@ def predict_file(
         {
             "format": FORMAT,
             "head": _head_hash(predictor),
-            "batch_tokens": predictor.encoder.batch_tokens,
+            "batch_tokens": predictor.encoder.batch_tokens if predictor.encoder else None,
             "columns": [rows.columns, rows.text, rows.pair, writer.added],
             "kinds": [rows.kind, form.kind],
         }
@@ -198,11 +197,11 @@ def _publish(journal: Journal, target: Target, *, force: bool) -> Path | str | N
 
 @dataclass(frozen=True)
 class _TokenizedBatch:
-    """A batch with the tokens of its usable rows, `places` int64 `[M]`; no tokens if there are none."""
+    """A batch with its usable rows, `places` int64 `[M]`, ready for the model; None if there are none."""
 
     batch: RowBatch
     places: np.ndarray
-    tokens: Tokens | None
+    tokens: PreparedTexts | None
 
 
 class _FilePredictor:
@@ -216,7 +215,8 @@ class _FilePredictor:
 
     def run(self) -> int:
         """Label all batches that are left; returns the number of tokens encoded."""
-        self.predictor.encoder.backbone.prepare(self.rows.total or 0)
+        if self.predictor.encoder is not None:
+            self.predictor.encoder.backbone.prepare(self.rows.total or 0)
         begun = self.done
         with ThreadPoolExecutor(1) as pool:
             for number, ready in enumerate(self._ahead(pool), self.journal.state.chunks):
@@ -254,7 +254,7 @@ class _FilePredictor:
                 return _TokenizedBatch(batch, places, None)
             pairs = None if self.rows.pair is None else [row.pair or "" for row in usable]
             try:
-                tokens = self.predictor.tokenize([row.text for row in usable], pairs)
+                tokens = self.predictor.prepare([row.text for row in usable], pairs)
                 return _TokenizedBatch(batch, places, tokens)
             except BadRow as error:
                 usable[error.row].problem = error.what

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +16,12 @@ from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 from featcache.fingerprint import differences
 from featcache.heads.head import Head
+from featcache.heads.lexical.ngrams import joined_texts
 from featcache.runs.run import Run, load_run
 from featcache.system.text import check_text
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 @dataclass(frozen=True)
@@ -43,18 +48,47 @@ class Prediction:
     unknown_tokens: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedTexts:
+    """N texts that are ready for the backbone and for a head of words.
+
+    Attributes:
+        tokens: None where no backbone runs.
+        words: float32 `[N, V]`, their n-grams; None for a head that does not read words.
+    """
+
+    count: int
+    tokens: Tokens | None
+    words: csr_matrix | None
+
+    @property
+    def unknown_shares(self) -> np.ndarray:
+        """float64 `[N]`, the share of a text's tokens that the model's vocabulary does not have."""
+        return np.zeros(self.count) if self.tokens is None else self.tokens.unknown_shares
+
+
 class Predictor:
     """An encoder and a head that was trained on its features.
 
     Args:
-        encoder: the same encode function that filled the cache.
+        encoder: the same encode function that filled the cache; None for a head of words alone.
         head: refused unless its fingerprint is that of the encoder's features.
 
     Raises:
         HeadError: the head belongs to other features; names the fields that differ.
     """
 
-    def __init__(self, encoder: Encoder, head: Head) -> None:
+    def __init__(self, encoder: Encoder | None, head: Head) -> None:
+        if encoder is not None:
+            self._check(encoder, head)
+        elif head.views:
+            raise HeadError(f"this head wants features {head.view}, and there is no encoder")
+        self.encoder = encoder
+        self.head = head
+        self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
+
+    @staticmethod
+    def _check(encoder: Encoder, head: Head) -> None:
         found = differences(head.encoder.to_json(), encoder.document.to_json())
         if found:
             raise HeadError(
@@ -64,9 +98,6 @@ class Predictor:
         views = [view.name for view in encoder.views]
         if not set(head.views) <= set(views):
             raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
-        self.encoder = encoder
-        self.head = head
-        self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
 
     @classmethod
     def from_run(
@@ -93,8 +124,9 @@ class Predictor:
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
         choice = BackboneChoice(model, revision, hub, device, trust_remote_code)
-        backbone = RunBackbone.find(found, choice)
-        predictor = cls(backbone.encoder(), backbone.head)
+        head = found.head()
+        encoder = RunBackbone.find(found, choice).encoder() if head.views else None
+        predictor = cls(encoder, head)
         predictor.pairs = found.record.pairs
         return predictor
 
@@ -122,15 +154,15 @@ class Predictor:
         Raises:
             SourceError: an empty text, one that is no string or no valid Unicode; names its place.
         """
-        tokens = self._tokens(texts, pairs)
-        return np.zeros((0, len(self.label_names))) if tokens is None else self.answer(tokens)[0]
+        prepared = self._prepared(texts, pairs)
+        return np.zeros((0, len(self.label_names))) if prepared is None else self.answer(prepared)[0]
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """The most probable label of each text, with all probabilities."""
-        tokens = self._tokens(texts, pairs)
-        if tokens is None:
+        prepared = self._prepared(texts, pairs)
+        if prepared is None:
             return []
-        columns = (*self.answer(tokens), tokens.unknown_shares)
+        columns = (*self.answer(prepared), prepared.unknown_shares)
         return [
             self._prediction(text, row, bool(cut), float(unknown))
             for text, row, cut, unknown in zip(texts, *columns, strict=True)
@@ -143,20 +175,28 @@ class Predictor:
         found: list[int] = np.flatnonzero(row >= self.head.thresholds).tolist()
         return found
 
-    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+    def prepare(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> PreparedTexts:
         """The first half of a prediction, for callers that prepare it ahead; the texts are not checked."""
-        return self.encoder.tokenize(texts, pairs)
+        tokens = None if self.encoder is None else self.encoder.tokenize(texts, pairs)
+        words = None if self.head.ngrams is None else self.head.ngrams(joined_texts(texts, pairs))
+        return PreparedTexts(len(texts), tokens, words)
 
     def answer(
-        self, tokens: Tokens, progress: Callable[[int, int], None] | None = None
+        self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were truncated.
 
         Args:
             progress: called after each batch with the texts and the tokens done in it.
         """
-        encoded = self.encoder.encode(tokens, progress)
-        return self.head.predict_proba(self.head.join(encoded.views)), encoded.truncated
+        features: dict[str, np.ndarray] = {}
+        truncated = np.zeros(prepared.count, dtype=bool)
+        if self.encoder is not None and prepared.tokens is not None:
+            encoded = self.encoder.encode(prepared.tokens, progress)
+            features, truncated = encoded.views, encoded.truncated
+        elif progress is not None:
+            progress(prepared.count, 0)
+        return self.head.predict_proba(self.head.rows(features, prepared.words)), truncated
 
     def _prediction(self, text: str, row: np.ndarray, truncated: bool, unknown: float) -> Prediction:
         """The answer from the probabilities `[C]` of one text."""
@@ -172,8 +212,8 @@ class Predictor:
             unknown_tokens=unknown,
         )
 
-    def _tokens(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Tokens | None:
-        """The tokens of texts that are checked; None without texts."""
+    def _prepared(self, texts: Sequence[str], pairs: Sequence[str] | None) -> PreparedTexts | None:
+        """Texts that are checked; None without texts."""
         if isinstance(texts, str) or isinstance(pairs, str):
             raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
         if pairs is not None and len(pairs) != len(texts):
@@ -182,4 +222,4 @@ class Predictor:
         for kind, values in (("text", texts), ("pair", pairs or [])):
             for number, text in enumerate(values, start=1):
                 check_text(text, f"{kind} {number}")
-        return self.tokenize(texts, pairs) if texts else None
+        return self.prepare(texts, pairs) if texts else None

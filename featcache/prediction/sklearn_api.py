@@ -26,7 +26,7 @@ from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Member
-from featcache.heads.head import softmax
+from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Linear
 from featcache.settings import HeadSettings, Settings, build_settings
 from featcache.system.text import check_text

@@ -152,7 +152,7 @@ def _cached_features(
     run: Run, predictions: Predictions, split: str, mine: Settings, notes: list[str]
 ) -> _CachedFeatures:
     files = _files(run, mine, notes)
-    splits = {name: InspectedSplit.of(file, run.record.view) for name, file in files.items()}
+    splits = {name: InspectedSplit.of(file, run.record.cached_view) for name, file in files.items()}
     own = splits.get(split)
     if own and not np.array_equal(own.features.row_hash, predictions.row_hash):
         notes.append(f"{files.pop(split).path.name} has other rows than the run's predictions")
@@ -176,7 +176,7 @@ def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
             if frozen:
                 if is_remote(frozen.cache_dir) and frozen.cache_dir != mine.paths.cache_dir:
                     raise CacheMiss(_not_mine(frozen.cache_dir, "cache_dir"))
-                found[split] = _frozen_features(frozen, split, run.record.view)
+                found[split] = _frozen_features(frozen, split, run.record.cached_view)
             else:
                 found[split] = _unchanged(caches[split])
         except FeatcacheError as error:

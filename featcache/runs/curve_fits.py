@@ -16,7 +16,7 @@ from featcache.evaluation.bootstrap import bootstrap_metrics
 from featcache.evaluation.calibration import tune_thresholds
 from featcache.evaluation.metrics import score
 from featcache.heads.features import LabelledFeatures, rarest_labels
-from featcache.heads.head import probabilities_of
+from featcache.heads.probabilities import probabilities_of
 from featcache.heads.registry import KINDS
 from featcache.heads.scorers import Scorer
 from featcache.settings import HeadSettings

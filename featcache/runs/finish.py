@@ -14,7 +14,9 @@ from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.calibration import fit_temperature, tune_thresholds
 from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
 from featcache.fingerprint import EncoderDocument
-from featcache.heads.head import Head, probabilities_of
+from featcache.heads.head import Head
+from featcache.heads.lexical.rows import WordRows
+from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import BackboneRecord, CalibrationRecord, RunRecord, SplitScores, TrainingRecord
@@ -48,6 +50,7 @@ def calibrate(
         temperature=temperature,
         thresholds=tune_thresholds(scaled, y) if several else None,
         costs=costs,
+        ngrams=validation.x.ngrams if isinstance(validation.x, WordRows) else None,
     )
     return head, CalibrationRecord(
         temperature=temperature,

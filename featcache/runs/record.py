@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.view_names import short_view
+from featcache.cache.view_names import cached_views, join_views, short_view
 from featcache.errors import HeadError
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
@@ -216,6 +216,11 @@ class RunRecord(TrainingRecord):
     def short_view(self) -> str:
         """The view for a table: joined ones by the name that they were asked for, or by their number."""
         return short_view(self.asked_view or self.view)
+
+    @property
+    def cached_view(self) -> str:
+        """The view without the words of the texts, which are in no cache; empty for words alone."""
+        return join_views(cached_views(self.view))
 
     def to_json(self) -> dict[str, Any]:
         """What `json.loads` makes of run.json."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from featcache.cache.view_names import LEXICAL
 from featcache.errors import HeadError
 from featcache.heads.fit import Epoch
 from featcache.heads.head import Head, load_head
@@ -79,7 +80,7 @@ def save_run(
         predictions: by split.
         files: what else belongs to the run, by file name.
     """
-    stem = file_stem(f"{record.head}-{record.short_view}")
+    stem = file_stem("no-backbone" if record.view == LEXICAL else f"{record.head}-{record.short_view}")
     with explained(reports_dir):
         reports_dir.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(reports_dir / stem)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.cache.view_names import refuse_words
 from featcache.errors import UsageError
 from featcache.heads.fit import Epoch, Fit, Member
 from featcache.runs.record import SweepRecord, Trial
@@ -85,6 +86,8 @@ def sweep(
     """
     if not 1 <= grid.size <= MOST_HEADS:
         raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")
+    for view in grid.views:
+        refuse_words(view, "a sweep")
     data = load_data(settings, grid.views)
     costs = read_costs_for(settings, data.features[grid.views[0]]["train"])
     from featcache.heads.linear_stack import fit_stack

@@ -5,37 +5,42 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
-from featcache.cache.view_names import split_view
+from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
 from featcache.errors import CacheMiss, HeadError, UsageError
 from featcache.evaluation.costs import read_costs
 from featcache.extraction.api import find_features
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
+from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
+from featcache.runs.words import SplitTexts, beside, features_of, read_splits
 from featcache.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedSplits:
-    """The cached splits that heads are trained, chosen and reported on.
+    """The splits that heads are trained, chosen and reported on.
 
     Attributes:
-        files: by split; `test` only where it is cached.
+        files: of cached splits; `test` only where it is cached. None for words alone.
         features: by view as it was asked for, then by split.
+        pairs: whether the rows are pairs of texts; None where that is not known.
     """
 
     files: dict[str, CacheFile]
     features: dict[str, dict[str, Features]]
+    pairs: bool | None = None
 
     def rows(self, view: str, split: str) -> LabelledFeatures:
         found = self.features[view][split]
@@ -55,7 +60,9 @@ def train_head(
     Args:
         settings: which features (model, data, views) and how to train.
         kind: one of `featcache.heads.registry.KINDS`: `linear` (AdamW), `logistic` (scikit-learn's), ...
-        view: which of the cached views; the first of `settings.features.views` by default.
+        view: which of the cached views, or several of them, joined by commas; `lexical` beside them adds the
+            words of the texts. The first of `settings.features.views` by default; of the lexical head
+            `lexical`, for which nothing needs to be extracted.
         progress: called after each epoch.
         group: the worker processes that call this function together; the first one saves the run. See
             `train_with_workers` for an easier way.
@@ -75,11 +82,16 @@ def train_head(
     if group.size > 1:
         check_parallel(kind)
         shared["group"] = group
-    asked = view or settings.features.views[0]
+    asked = view or (LEXICAL if kind == LEXICAL else settings.features.views[0])
+    words = LEXICAL in split_view(asked)
+    if words and group.size > 1:
+        raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
     data = load_data(settings, [asked])
     _check_agreed(group, settings, kind, asked, data)
     costs = read_costs_for(settings, data.features[asked]["train"])
     solve = KINDS[kind].fit
+    if words and kind != LEXICAL:
+        solve = partial(fit_beside, solve)
     # Imported before the clock starts: the import is no part of the training time.
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
@@ -95,13 +107,16 @@ def train_head(
 
 
 def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
-    """The cached splits for `settings`, with these views.
+    """The splits for `settings`, with these views: cached ones, the words of the texts, or both.
 
     Raises:
         CacheMiss: train or validation, or one of the views, is not there.
         HeadError: the splits were made with different settings.
+        SourceError: words are wanted, and the texts of the rows are not there.
     """
-    wanted = tuple(dict.fromkeys(name for view in views for name in split_view(view)))
+    wanted = tuple(dict.fromkeys(name for view in views for name in cached_views(view)))
+    if not wanted:
+        return _words_alone(settings, views)
     settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=wanted))
     files = {split: find_features(settings, split) for split in ("train", "validation")}
     try:
@@ -109,13 +124,29 @@ def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
     except CacheMiss:
         pass  # a run without a test score; the command line says so
     features = {
-        view: {split: file.features(file.stored_view(view)) for split, file in files.items()}
+        view: {
+            split: file.features(file.stored_view(join_views(cached_views(view))))
+            for split, file in files.items()
+        }
         for view in views
+        if cached_views(view)
     }
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
-    return CachedSplits(files, features)
+    if with_words := [view for view in views if LEXICAL in split_view(view)]:
+        rows = SplitTexts.of_files(settings, files).rows()
+        for view in with_words:
+            features[view] = {name: beside(part, rows[name]) for name, part in features[view].items()}
+    return CachedSplits(files, features, files["train"].record.made.pairs)
+
+
+def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
+    """The words of the source's texts; no backbone runs, and nothing is cached."""
+    splits = read_splits(settings)
+    rows = SplitTexts.of_splits(splits).rows()
+    features = {name: features_of(split, rows[name]) for name, split in splits.items()}
+    return CachedSplits({}, dict.fromkeys(views, features), splits["train"].has_pairs)
 
 
 def read_costs_for(settings: Settings, train: Features) -> np.ndarray | None:
@@ -154,7 +185,7 @@ def save_fit(
     if fit.history:
         heads["last"] = calibrate(fit.last, features["validation"], kind, costs)
     made = {split: file.record.made for split, file in files.items()}
-    rows = {split: file.rows for split, file in files.items()}
+    rows = {split: len(part.y) for split, part in features.items()}
     x, head = features["train"].x, settings.head.with_choice
     training = TrainingRecord(
         head=kind,
@@ -166,15 +197,15 @@ def save_fit(
         best_epoch=fit.best_epoch or None,
         parameters=fit.best.parameters,
         rows=rows,
-        pairs=made["train"].pairs,
+        pairs=data.pairs,
         truncated={split: file.truncated for split, file in files.items()},
         unknown_tokens={split: each.unknown_tokens for split, each in made.items()},
         extraction_seconds=sum(part.seconds or 0.0 for part in made.values()),
-        bytes_cached=sum(rows.values()) * x.shape[1] * x.dtype.itemsize,
+        bytes_cached=sum(rows.values()) * (x.nbytes // len(x)),
         caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
         sweep=sweep,
     )
-    return save_trained(settings, training, heads, features, commit=made["train"].commit)
+    return save_trained(settings, training, heads, features, commit=made["train"].commit if made else None)
 
 
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:

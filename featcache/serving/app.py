@@ -298,8 +298,8 @@ class Service:
                 "multi_label": self.predictor.head.multi_label,
                 "pairs": self.predictor.pairs,
                 "view": self.predictor.head.view,
-                "model": encoder.backbone.files.name,
-                "max_length": encoder.max_length,
+                "model": encoder.backbone.files.name if encoder else None,
+                "max_length": encoder.max_length if encoder else None,
                 "limits": asdict(self.limits),
             }
         )

@@ -28,7 +28,7 @@ from featcache.export import onnx as onnx_export
 from featcache.export import onnx_graph
 from featcache.export.onnx import export_onnx
 from featcache.export.reference import SAMPLES, ExportedModel
-from featcache.heads.head import probabilities_of
+from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Neighbours
 from featcache.prediction.predictor import Predictor
 from featcache.runs.run import Run

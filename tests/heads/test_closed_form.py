@@ -19,7 +19,7 @@ import featcache.heads.features
 from featcache.errors import HeadError
 from featcache.heads.closed_form import centroid, discriminant, neighbours, ridge
 from featcache.heads.features import LabelledFeatures
-from featcache.heads.head import softmax
+from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Scorer
 from tests.support.feature_rows import clusters, standardised, tagged
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from featcache.errors import HeadError
-from featcache.heads.head import Head, load_head, softmax
+from featcache.heads.head import Head, load_head
+from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Linear
 from tests.support.documents import encoder_document
 

@@ -14,8 +14,8 @@ from sklearn.metrics import log_loss
 from featcache.errors import HeadError
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit, schedule_factor
-from featcache.heads.head import softmax
 from featcache.heads.mlp import fit_mlp
+from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Mlp
 from featcache.settings import HeadSettings
 from tests.support.feature_rows import clusters, standardised, tagged

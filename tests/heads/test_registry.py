@@ -13,7 +13,8 @@ from featcache.errors import HeadError
 from featcache.evaluation.metrics import score
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
-from featcache.heads.head import Head, softmax
+from featcache.heads.head import Head
+from featcache.heads.probabilities import softmax
 from featcache.heads.registry import fit_linear, fit_logistic
 from featcache.heads.scorers import Linear
 from featcache.settings import HeadSettings

@@ -1,0 +1,1 @@
+"""Words: n-grams of the texts as features, alone (no backbone) or beside cached views."""

@@ -1,0 +1,203 @@
+"""Heads of words: logistic regression on n-grams, and n-grams beside a head of the backbone's features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.errors import HeadError, UsageError
+from featcache.evaluation.calibration import fit_temperature
+from featcache.evaluation.metrics import score
+from featcache.heads.features import NEVER, LabelledFeatures, fixed_logits
+from featcache.heads.fit import Fit, OnEpoch, check_settings
+from featcache.heads.lexical.rows import WordRows
+from featcache.heads.lexical.scorer import WordScorer
+from featcache.heads.probabilities import probabilities_of
+from featcache.settings import HeadSettings
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+PLAIN = (3.0, 10.0, 30.0)  # values of scikit-learn's C that are tried, with plain TF-IDF
+RATIO = (10.0, 30.0, 100.0)  # and with log-count ratios
+CERTAIN = 50.0  # logits beyond this are certain: more changes no loss
+PRIOR = 1.0  # pseudo-rows that hold the two factors of a blend near 1
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How n-grams are weighted before the regression.
+
+    Attributes:
+        ratio: multiplied by the log ratio of their counts in and outside of a class, Wang and Manning 2012,
+            "Baselines and Bigrams" (P12-2018).
+        C: inverse strength of the penalty.
+    """
+
+    ratio: bool
+    C: float
+
+
+def fit_lexical(
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    on_epoch: OnEpoch | None = None,
+) -> Fit:
+    """Logistic regression (scikit-learn's liblinear) on n-grams, one class against the rest.
+
+    TF-IDF weights are taken plain or multiplied by log-count ratios, with the penalty whose log loss on
+    validation is lowest after temperature scaling.
+
+    Raises:
+        HeadError: rows no head can be trained on.
+    """
+    check_settings(settings)
+    scorer, about = _fit_words(train, validation, classes, settings)
+    return Fit(best=scorer, last=scorer, about=about)
+
+
+def fit_beside(
+    solve: Callable[..., Fit],
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    **options: Any,
+) -> Fit:
+    """A head of features and one of words, added up: each is fitted alone, then both get a factor.
+
+    The two factors have the lowest log loss on validation; fitting them there takes no accuracy away, since
+    they are two numbers for all rows. One regression of both would cost many times as much: on reviews it
+    is not better.
+
+    Args:
+        solve: fits the head of the features, one of `featcache.heads.registry.KINDS`.
+        train, validation: `WordRows` with labels.
+        options: of `solve`.
+    """
+    if isinstance(train.x, WordRows) and train.x.dense is None:
+        raise UsageError("the view lexical alone is for --head lexical", hint="--view depth,lexical joins it")
+    dense = [part._replace(x=part.x.dense) for part in (train, validation)]  # type: ignore[attr-defined]
+    fit = solve(*dense, classes, settings, **options)
+    words, about = _fit_words(train, validation, classes, settings)
+    of_words = words.logits(WordRows(validation.x.ngrams, validation.x.words))  # type: ignore[attr-defined]
+    factors = blend(fit.best.logits(dense[1].x), of_words, validation.y)
+
+    def joined(scorer: Any) -> WordScorer:
+        weight, bias = words.weight * factors[1], words.bias * factors[1]
+        return WordScorer(weight.astype(np.float32), bias.astype(np.float32), scorer, factors[0])
+
+    about |= {"factor_of_features": factors[0], "factor_of_words": factors[1]}
+    return Fit(
+        joined(fit.best), joined(fit.last), fit.history, fit.best_epoch, about=(fit.about or {}) | about
+    )
+
+
+def blend(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Factors above 0 of two logits `[N, C]` whose sum has the lowest log loss for the labels.
+
+    Args:
+        y: int `[N]`, or multi-hot `[N, C]`.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    one, two = (np.clip(part.astype(np.float64), -CERTAIN, CERTAIN) for part in (first, second))
+
+    def loss(logs: np.ndarray) -> float:
+        logits = np.exp(logs[0]) * one + np.exp(logs[1]) * two
+        if y.ndim == 2:
+            rows = np.logaddexp(0, (1 - 2.0 * y) * logits).mean(axis=1)
+        else:
+            rows = -log_softmax(logits, axis=1)[np.arange(len(y)), y]
+        return float(rows.mean() + PRIOR / (2 * len(y)) * logs @ logs)
+
+    found = np.exp(minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(-6, 6)] * 2).x)
+    return float(found[0]), float(found[1])
+
+
+def _fit_words(
+    train: LabelledFeatures, validation: LabelledFeatures, classes: int, settings: HeadSettings
+) -> tuple[WordScorer, dict[str, float]]:
+    """The scorer with the lowest validation loss, and how its words are weighted."""
+    if not isinstance(train.x, WordRows) or not isinstance(validation.x, WordRows):
+        raise UsageError("the lexical head reads n-grams: --view lexical")
+    fixed = fixed_logits(train.y, classes)
+    if (train.y == train.y[0]).all():
+        raise HeadError("the train labels hold a single class; there is nothing to learn")
+    words, held_out = train.x.words, WordRows(validation.x.ngrams, validation.x.words)
+    best: tuple[float, WordScorer, Weighting] | None = None
+    for ratio, penalties in ((True, RATIO), (False, PLAIN)):
+        before = np.inf
+        for C in penalties:
+            scorer = _one_against_rest(words, train.y, fixed, Weighting(ratio, C), settings)
+            loss = _loss(scorer.logits(held_out.as_array()), validation.y)
+            if best is None or loss < best[0]:
+                best = loss, scorer, Weighting(ratio, C)
+            if loss >= before:  # weaker penalties are worse still
+                break
+            before = loss
+    assert best is not None
+    _, scorer, chosen = best
+    return scorer, {"C_words": chosen.C, "log_count_ratio": float(chosen.ratio), "ngrams": words.shape[1]}
+
+
+def _one_against_rest(
+    words: csr_matrix, y: np.ndarray, fixed: np.ndarray, weighting: Weighting, settings: HeadSettings
+) -> WordScorer:
+    """A scorer of all classes; those that no train row has, or that all have, get a constant."""
+    classes = len(fixed)
+    weight = np.zeros((classes, words.shape[1]), np.float32)
+    bias = fixed.astype(np.float32)
+    two = y.ndim == 1 and classes == 2  # the second class against the first
+    for label in [1] if two else np.flatnonzero(fixed == 0):
+        chosen = y[:, label] == 1 if y.ndim == 2 else y == label
+        weight[label], bias[label] = _one_class(words, chosen, weighting, settings)
+    return WordScorer(weight, bias)
+
+
+def _one_class(
+    words: csr_matrix, chosen: np.ndarray, weighting: Weighting, settings: HeadSettings
+) -> tuple[np.ndarray, float]:
+    """Weights `[V]` and bias of a class, of which bool `[N]` are rows."""
+    from sklearn.linear_model import LogisticRegression
+
+    ratio = _log_count_ratio(words, chosen) if weighting.ratio else np.ones(words.shape[1], np.float32)
+    scaled = words.copy()
+    scaled.data *= ratio[scaled.indices]
+    model = LogisticRegression(
+        C=weighting.C, solver="liblinear", dual=True, random_state=0, max_iter=200, tol=1e-2,
+        class_weight=None if settings.class_weight == "none" else "balanced",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the last steps of weak penalties change no prediction
+        model.fit(scaled, chosen)
+    return model.coef_[0] * ratio, float(model.intercept_[0])
+
+
+def _log_count_ratio(words: csr_matrix, chosen: np.ndarray) -> np.ndarray:
+    """float32 `[V]`: the log ratio of the shares that an n-gram has of all n-grams in and outside a class."""
+    shares = []
+    for rows in (chosen, ~chosen):
+        counts = 1.0 + np.bincount(words[rows].indices, minlength=words.shape[1])
+        shares.append(counts / counts.sum())
+    return np.asarray(np.log(shares[0] / shares[1]), np.float32)
+
+
+def _loss(logits: np.ndarray, y: np.ndarray) -> float:
+    """Log loss after temperature scaling; 0 where all rows are right, for which no temperature is best."""
+    names = tuple(map(str, range(logits.shape[1])))
+    several = y.ndim == 2
+    clipped = np.clip(logits, -NEVER, NEVER)
+    if score(probabilities_of(clipped, 1.0, multi_label=several), y, names).accuracy == 1:
+        return 0.0
+    temperature = fit_temperature(clipped, y)
+    return score(probabilities_of(clipped, temperature, multi_label=several), y, names).log_loss

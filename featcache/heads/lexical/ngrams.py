@@ -1,0 +1,228 @@
+"""From texts to TF-IDF features of their n-grams: a sparse matrix.
+
+Counts are those of scikit-learn's vectorizers. A text's vector is `(1 + log count) * idf`, of length 1, with
+`idf = log((1 + N) / (1 + texts with the n-gram)) + 1`, as `TfidfVectorizer(sublinear_tf=True)` has it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from featcache.errors import HeadError
+from featcache.system.sharded_array import slices_of
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+CHARACTERS, WITHIN_WORDS = "char", "char_wb"  # scikit-learn's names
+LENGTHS = {CHARACTERS: (1, 3), WITHIN_WORDS: (1, 5)}  # of n-grams, shortest and longest
+MOST_NGRAMS = 200_000  # the most frequent ones are kept
+MOST_COUNTED = 200_000  # train texts; of more, n-grams are hashed instead of listed
+HASHED = 1 << 18  # columns of hashed n-grams
+AT_ONCE = 8192  # texts
+NO_SPACES = 0.2  # share of Chinese, Japanese or Thai letters from which words have no spaces around them
+_SAMPLE = 2000  # texts that are looked at for that
+
+
+@dataclass(frozen=True)
+class NgramSettings:
+    """Which n-grams are counted.
+
+    Attributes:
+        analyzer: `char`, or `char_wb`: within words, with a space at each end.
+        shortest, longest: characters of an n-gram.
+        hashed: number of columns of hashed n-grams; None where the vocabulary is listed.
+    """
+
+    analyzer: str
+    shortest: int
+    longest: int
+    hashed: int | None = None
+
+    def __post_init__(self) -> None:
+        known = self.analyzer in LENGTHS and 1 <= self.shortest <= self.longest <= 16
+        if not known or (self.hashed is not None and not 1 <= self.hashed <= 1 << 24):
+            raise ValueError("the settings of its n-grams are not known to this version")
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> NgramSettings:
+        """By the script of train texts, and by how many there are."""
+        step = max(1, len(texts) // _SAMPLE)
+        letters = [letter for text in texts[::step] for letter in text[:500] if letter.isalpha()]
+        dense = sum(map(_is_written_without_spaces, letters))
+        analyzer = CHARACTERS if dense > NO_SPACES * len(letters) else WITHIN_WORDS
+        return cls(analyzer, *LENGTHS[analyzer], hashed=HASHED if len(texts) > MOST_COUNTED else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Ngrams:
+    """The n-grams of some train texts, with what each weighs.
+
+    Attributes:
+        vocabulary: V n-grams, sorted; empty where they are hashed.
+        idf: float32 `[V]`.
+    """
+
+    settings: NgramSettings
+    vocabulary: tuple[str, ...]
+    idf: np.ndarray
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], settings: NgramSettings | None = None) -> tuple[Self, csr_matrix]:
+        """The n-grams of train texts, and the features `[N, V]` of these texts.
+
+        Raises:
+            HeadError: no n-gram is in two texts.
+        """
+        settings = settings or NgramSettings.of(texts)
+        names: tuple[str, ...] = ()
+        if settings.hashed:
+            counts = _counted(_hasher(settings), texts)
+        else:
+            from sklearn.feature_extraction.text import CountVectorizer
+
+            counter = CountVectorizer(min_df=2, max_features=MOST_NGRAMS, **_options(settings))
+            try:
+                counts = counter.fit_transform(texts)
+            except ValueError as error:  # nothing is left
+                raise HeadError(
+                    "no n-gram is in two train texts: there are no words to learn from",
+                    hint="train on more texts, or without the view lexical",
+                ) from error
+            names = tuple(map(str, counter.get_feature_names_out()))
+        found = np.bincount(counts.indices, minlength=counts.shape[1])
+        idf = (np.log((1 + counts.shape[0]) / (1 + found)) + 1).astype(np.float32)
+        made = cls(settings, names, idf)
+        return made, made._weigh(counts)
+
+    def __call__(self, texts: Sequence[str]) -> csr_matrix:
+        """float32 features `[N, V]` of texts; a text without a known n-gram is a row of zeros."""
+        return self._weigh(_counted(self._counter, texts))
+
+    @property
+    def count(self) -> int:
+        """V, the number of columns."""
+        return len(self.idf)
+
+    def columns_of(self, text: str) -> dict[str, int]:
+        """The column of each n-gram of `text` that has one."""
+        grams = dict.fromkeys(self._counter.build_analyzer()(text))
+        if self.settings.hashed:
+            from sklearn.feature_extraction import FeatureHasher
+
+            hasher = FeatureHasher(self.settings.hashed, input_type="string", alternate_sign=False)
+            return dict(
+                zip(grams, hasher.transform([[gram] for gram in grams]).indices.tolist(), strict=True)
+            )
+        return {gram: self._places[gram] for gram in grams if gram in self._places}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Its arrays for safetensors: idf, and the vocabulary as UTF-8 bytes and their ends."""
+        encoded = [gram.encode("utf-8", "surrogatepass") for gram in self.vocabulary]
+        ends = np.cumsum([len(gram) for gram in encoded], dtype=np.int64)
+        return {
+            "ngrams.idf": self.idf,
+            "ngrams.text": np.frombuffer(b"".join(encoded), np.uint8),
+            "ngrams.ends": ends,
+        }
+
+    @classmethod
+    def from_tensors(cls, settings: NgramSettings, tensors: Mapping[str, np.ndarray]) -> Self:
+        """What `tensors` wrote.
+
+        Raises:
+            HeadError: an array is missing or does not fit the others.
+        """
+        try:
+            idf, text, ends = (tensors[f"ngrams.{name}"] for name in ("idf", "text", "ends"))
+            content = text.tobytes()
+            starts = np.concatenate([[0], ends])[: len(ends)].astype(np.int64)
+            if len(ends) and not (ends[-1] == len(content) and (starts < ends).all()):
+                raise ValueError("their ends are out of order")
+            names = tuple(
+                content[start:end].decode("utf-8", "surrogatepass")
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            )
+            columns = settings.hashed or len(set(names))
+            if idf.dtype != np.float32 or idf.shape != (columns,) or not np.isfinite(idf).all():
+                raise ValueError(f"idf is {idf.dtype} {list(idf.shape)} for {columns} columns")
+        except (KeyError, ValueError) as error:
+            raise HeadError(f"the n-grams of the head cannot be read: {error}") from error
+        return cls(settings, names, idf)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {gram: place for place, gram in enumerate(self.vocabulary)}
+
+    @cached_property
+    def _counter(self) -> Any:
+        if self.settings.hashed:
+            return _hasher(self.settings)
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        return CountVectorizer(vocabulary=self._places, **_options(self.settings))
+
+    def _weigh(self, counts: csr_matrix) -> csr_matrix:
+        """TF-IDF of counts `[N, V]`, in place."""
+        counts.sort_indices()
+        values = np.log(counts.data) + 1
+        values *= self.idf[counts.indices]
+        rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        lengths = np.sqrt(np.bincount(rows, values.astype(np.float64) ** 2, minlength=counts.shape[0]))
+        counts.data = (values / lengths[rows]).astype(np.float32)
+        return counts
+
+
+def joined_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
+    """Each text with the second one of its pair below it."""
+    if pairs is None:
+        return list(texts)
+    return [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)]
+
+
+def normalise(text: str) -> str:
+    """NFKC, which makes full-width letters ordinary ones, and lower case."""
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+def _options(settings: NgramSettings) -> dict[str, Any]:
+    return {
+        "analyzer": settings.analyzer,
+        "ngram_range": (settings.shortest, settings.longest),
+        "preprocessor": normalise,
+        "dtype": np.float32,
+    }
+
+
+def _hasher(settings: NgramSettings) -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
+        n_features=settings.hashed, alternate_sign=False, norm=None, **_options(settings)
+    )
+
+
+def _counted(counter: Any, texts: Sequence[str]) -> csr_matrix:
+    """float32 counts `[N, V]`, some texts at a time."""
+    from scipy.sparse import csr_matrix, vstack
+
+    if not texts:
+        return csr_matrix(counter.transform([""])[:0])
+    parts = [counter.transform(texts[rows]) for rows in slices_of(len(texts), AT_ONCE)]
+    return csr_matrix(parts[0] if len(parts) == 1 else vstack(parts, format="csr"))
+
+
+def _is_written_without_spaces(letter: str) -> bool:
+    """Whether it is a letter of Chinese, Japanese, Thai, Lao, Burmese or Khmer."""
+    code = ord(letter)
+    return (
+        0x3040 <= code <= 0x30FF or 0x3400 <= code <= 0x9FFF or 0xF900 <= code <= 0xFAFF
+        or 0x20000 <= code <= 0x3FFFF or 0x0E00 <= code <= 0x0EFF or 0x1000 <= code <= 0x109F
+        or 0x1780 <= code <= 0x17FF
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""Rows with the n-grams of their texts, and perhaps the features of a backbone beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from featcache.heads.lexical.ngrams import Ngrams
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class WordRows:
+    """Features `[N, D + V]` of which V are sparse; passed where heads take a matrix `[N, D]`.
+
+    Attributes:
+        ngrams: whose columns `words` has.
+        words: float32 `[N, V]`, TF-IDF.
+        dense: `[N, D]`, features of a backbone as they are stored; None without a backbone.
+    """
+
+    ngrams: Ngrams
+    words: csr_matrix
+    dense: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.words.shape[1] + (0 if self.dense is None else self.dense.shape[1])
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def nbytes(self) -> int:
+        """Of the features of a backbone: words are counted when they are needed."""
+        return 0 if self.dense is None else self.dense.size * self.dense.dtype.itemsize
+
+    def __len__(self) -> int:
+        return int(self.words.shape[0])
+
+    def __getitem__(self, rows: Any) -> WordRows:
+        return WordRows(self.ngrams, self.words[rows], None if self.dense is None else self.dense[rows])
+
+    def as_array(self) -> np.ndarray:
+        """Itself, for a type checker that wants an array."""
+        return cast(np.ndarray, self)

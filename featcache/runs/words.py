@@ -1,0 +1,103 @@
+"""The n-grams of the texts of splits, beside their cached features or without a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache.cache.catalog import CacheFile, Features
+from featcache.cache.view_names import LEXICAL
+from featcache.data.arrow_table import open_tables
+from featcache.data.split import Split, load_splits
+from featcache.data.text_lookup import RowTexts, find_texts
+from featcache.errors import SourceError
+from featcache.fingerprint import Dtypes, EncoderDocument, row_hashes
+from featcache.heads.lexical.ngrams import Ngrams, joined_texts
+from featcache.heads.lexical.rows import WordRows
+from featcache.settings import Settings
+
+NO_BACKBONE = EncoderDocument(
+    files={}, prompt="", max_length=1, truncation_side="right", dtype=Dtypes("float32", "float32")
+)
+
+
+@dataclass(frozen=True)
+class SplitTexts:
+    """The texts of the rows of each split, in the order of its features; of a pair both."""
+
+    texts: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of_files(cls, settings: Settings, files: Mapping[str, CacheFile]) -> SplitTexts:
+        """Those of cached rows.
+
+        Raises:
+            SourceError: the source cannot be read, or does not have these rows any more.
+        """
+        hashes = {name: np.asarray(file.sealed.column("row_hash")) for name, file in files.items()}
+        found = find_texts(settings.data, hashes, settings.seed)
+        if found.reason:
+            raise SourceError(f"words need the texts of the cached rows: {found.reason}")
+        return cls({name: _texts(found, name) for name in files})
+
+    @classmethod
+    def of_splits(cls, splits: Mapping[str, Split]) -> SplitTexts:
+        return cls(
+            {
+                name: joined_texts(split.texts(slice(None)), split.pairs(slice(None)))
+                for name, split in splits.items()
+            }
+        )
+
+    def rows(self) -> dict[str, WordRows]:
+        """The n-grams of each split; which ones there are, train alone says."""
+        ngrams, train = Ngrams.fit(self.texts["train"])
+        others = {name: ngrams(texts) for name, texts in self.texts.items() if name != "train"}
+        return {name: WordRows(ngrams, words) for name, words in {"train": train, **others}.items()}
+
+
+def beside(features: Features, rows: WordRows) -> Features:
+    """Cached features with the n-grams of their texts beside them."""
+    joined = WordRows(rows.ngrams, rows.words, features.x)
+    return replace(features, view=f"{features.view},{LEXICAL}", x=joined.as_array())
+
+
+def read_splits(settings: Settings) -> dict[str, Split]:
+    """Train, validation and, where there is one, test of the source.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    tables, _ = open_tables(settings.data)
+    names = ["train", "validation", *(["test"] if "test" in tables else [])]
+    return load_splits(settings.data, names, seed=settings.seed)
+
+
+def features_of(split: Split, rows: WordRows) -> Features:
+    """The words of a split as features for which no backbone ran."""
+    hashes = [row_hashes(texts, pairs) for texts, pairs in split.batches()]
+    return Features(
+        split=split.name,
+        view=LEXICAL,
+        x=rows.as_array(),
+        y=split.labels,
+        label_names=split.label_names,
+        row_hash=np.concatenate(hashes),
+        encoder=NO_BACKBONE,
+        fingerprint="",
+        path=Path(),
+    )
+
+
+def _texts(found: RowTexts, name: str) -> list[str]:
+    places, split = found.places[name], found.splits[name]
+    if missing := int((places < 0).sum()):
+        raise SourceError(
+            f"{missing:,} of {len(places):,} cached {name} rows are not in the source any more, and words "
+            "need their texts",
+            hint="extract the splits as they are now: featcache extract --all-splits",
+        )
+    return joined_texts(split.texts(places), split.pairs(places))
