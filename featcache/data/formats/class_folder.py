@@ -8,8 +8,10 @@ from typing import cast
 
 from featcache.data.formats.encodings import BROKEN_ERRORS, UTF8, encoding_name, find_encoding, named_codec
 from featcache.data.formats.lines import DataPath, ReadLimits, Row, reading
+from featcache.errors import SourceError
 
 _LEAST_CLASSES = 2
+_MOST_BYTES = 256 << 20  # of a file, which is held in memory; 64 Mi characters have no more
 
 
 def is_class_folder(folder: DataPath) -> bool:
@@ -85,8 +87,11 @@ def _first_file(folder: DataPath) -> DataPath | None:
 
 
 def _content(path: DataPath) -> bytes:
-    with reading(str(path)):
-        return path.read_bytes()
+    with reading(str(path)), path.open("rb") as file:
+        content: bytes = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise SourceError(f"{path} is longer than {_MOST_BYTES >> 20} MiB", hint="is it one text?")
+    return content
 
 
 def _is_utf8(content: bytes) -> bool:

@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"
 NOISE = 1e-5  # of a float32 vector's length
 CERTAIN = {  # whatever the version of transformers
     "bert": "packed", "roberta": "packed", "xlm-roberta": "packed", "modernbert": "packed", "qwen3": "packed",
-    "llama": "packed", "gpt2": "packed", "llama4": "packed", "t5": "padded", "mt5": "padded", "xlm": "padded",
+    "llama": "packed", "gpt2": "packed", "t5": "padded", "mt5": "padded", "xlm": "padded",
     "xlnet": "padded", "deberta": "padded", "deberta-v2": "padded", "big_bird": "padded", "luke": "padded",
     "ibert": "padded", "layoutlm": "padded", "longformer": "padded", "squeezebert": "padded",
     "clip": "padded",

@@ -250,6 +250,14 @@ def test_a_line_of_two_gigabytes_is_refused(name: str, size: int, tmp_path: Path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
+def test_a_text_of_gigabytes_in_a_class_folder_is_refused(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "news")
+    with (folder / "差评" / "2.txt").open("wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(SourceError, match=r"差评/2\.txt is longer than 256 MiB"):
+        train(folder)
+
+
 @pytest.mark.parametrize("name", ["dev.csv", "dev.tsv", "dev.xlsx"])
 def test_a_header_alone_has_no_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
