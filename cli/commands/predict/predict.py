@@ -14,6 +14,7 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
 from featcache_cli.chosen_run import add_backbone_flags, choose, load
 from featcache_cli.commands.engine import add_engine, engine_of
+from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
 from featcache_cli.console import note, out, print_error, print_json, table
@@ -44,6 +45,8 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--run", "run to use (default: best by validation)", dest="run_name", metavar="RUN")
     top = "show the K most probable labels (default: all)"
     add_flag(parser, "--top-k", top, kind=int, least=1, metavar="K")
+    why = "show the words that decided, of a head that reads words"
+    parser.add_argument("--explain", action="store_true", help=why)
     add_backbone_flags(parser)
     add_file_flags(parser)
     group = parser.add_argument_group("many files, into a folder")
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         check_text(text, f"text {number}")
     predictor = load(args, choose(args))
     predictor.check_pairs(bool(args.pair))
-    if args.texts:
+    if args.texts and args.explain:
+        _explain(predictor, args)
+    elif args.texts:
         _show(predictor.predict(args.texts, args.pair), args)
     elif sys.stdin.isatty():
         _interactive(predictor, args)
@@ -76,6 +81,19 @@ def run(args: argparse.Namespace) -> int:
         lines = [line.rstrip("\r\n") for line in sys.stdin]
         _show(predictor.predict([line for line in lines if line.strip()]), args)
     return 0
+
+
+def _explain(predictor: Predictor, args: argparse.Namespace) -> None:
+    """Label the texts given, and show the words that decided."""
+    from dataclasses import asdict
+
+    predictions = predictor.predict(args.texts, args.pair)
+    found = explain.explanations(predictor, predictions, args.pair)
+    if args.json:
+        pairs = zip(predictions, found, strict=True)
+        print_json([record(one, args.top_k) | {"explanation": asdict(why)} for one, why in pairs])
+    else:
+        explain.show(predictions, found)
 
 
 def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:

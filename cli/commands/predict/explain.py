@@ -1,0 +1,41 @@
+"""`featcache predict --explain`: the words of a text that decided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from featcache_cli.console import out, table
+
+if TYPE_CHECKING:
+    from featcache.prediction.explain import Explanation
+    from featcache.prediction.predictor import Prediction, Predictor
+
+
+def explanations(predictor: Predictor, predictions: list[Prediction], pairs: list[str] | None) -> list[Any]:
+    """An `Explanation` for each text."""
+    from featcache.prediction.explain import explain
+
+    names = predictor.label_names
+    labels = [names.index(max(one.probabilities, key=one.probabilities.__getitem__)) for one in predictions]
+    return explain(predictor.head, [one.text for one in predictions], labels, pairs)
+
+
+def show(predictions: list[Prediction], found: list[Explanation]) -> None:
+    """Each text with the words for its label in green and those against it in red, and their weights."""
+    from rich.text import Text
+
+    console = out()
+    for prediction, explanation in zip(predictions, found, strict=True):
+        text = Text(prediction.text)
+        for begin, end, weight in explanation.spans:
+            text.stylize("bold green" if weight > 0 else "red", begin, end)
+        console.print(Text.assemble((explanation.label, "bold"), f" {prediction.probability:.4f}  ", text))
+        shown = table("n-gram", f">for {explanation.label}")
+        for part in explanation.ngrams:
+            shown.add_row(f"{part.ngram!r}", f"{part.weight:+.2f}")
+        console.print(shown)
+        console.print(
+            f"all words together: {explanation.words:+.2f} to the logit of {explanation.label}, over the "
+            "mean of all labels",
+            style="dim",
+        )

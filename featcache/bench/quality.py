@@ -1,0 +1,221 @@
+"""How good heads are, and what they cost from raw text on: beside no backbone, and beside what others use.
+
+Every method is chosen on validation and scored on test. All frozen methods read one extraction, whose seconds
+count for each of them, also where it was made by an earlier call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.bench.timing import DIGITS, Machine, this_machine, timed
+from featcache.data.split import load_splits
+from featcache.errors import UsageError
+from featcache.evaluation.bootstrap import bootstrap_intervals
+from featcache.evaluation.metrics import score
+from featcache.evaluation.paired import mcnemar
+from featcache.extraction.api import extract_splits
+from featcache.finetuning.finetune import finetune
+from featcache.finetuning.recipe import Recipe
+from featcache.runs.run import Run
+from featcache.runs.train import train_head
+from featcache.settings import DataSettings, Settings
+from featcache.system.documents import tidied
+from featcache.system.progress import OnProgress, Progress, ignore
+
+HEADS = {  # method -> kind of head, view
+    "no backbone": ("lexical", "lexical"),
+    "last": ("exact", "last/mean"),
+    "depth": ("exact", "depth"),
+    "depth and words": ("exact", "depth,lexical"),
+}
+TUNED = {"top-blocks:4": Recipe(epochs=3, lr=1e-4)}  # trained only where they are asked for
+PEERS = ("sentence-transformers",)  # its `encode`, and scikit-learn's logistic regression
+METHODS = (*HEADS, *TUNED, *PEERS)
+BASE = "depth and words"  # what the others are compared with
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One method on one set of texts.
+
+    Attributes:
+        test_accuracy, low, high: with its 95 % interval by bootstrap.
+        clean_accuracy: on test rows whose text no earlier split has; None where no row leaks.
+        p: of the exact McNemar test against `BASE` on the same rows; None for `BASE` itself.
+        seconds: from raw text to a head that is ready, extraction included.
+        head_seconds: of that the head's, n-grams included.
+        megabytes: of the features that are kept.
+    """
+
+    data: str
+    method: str
+    validation_accuracy: float
+    test_accuracy: float
+    low: float
+    high: float
+    clean_accuracy: float | None
+    p: float | None
+    seconds: float
+    head_seconds: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class QualityBenchmark:
+    """What `bench_quality` returns; `left_out`: methods that were not measured, with the reason."""
+
+    rows: tuple[QualityRow, ...]
+    left_out: dict[str, str]
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A method's answers on the test rows, bool `[N]` of which are right, and its row without `p`."""
+
+    row: QualityRow
+    right: np.ndarray
+
+
+def bench_quality(
+    settings: Settings,
+    sets: Mapping[str, DataSettings],
+    methods: Sequence[str] = tuple(HEADS),
+    *,
+    on_progress: OnProgress = ignore,
+) -> QualityBenchmark:
+    """Accuracies and seconds of each method on each set.
+
+    Args:
+        settings: backbone, features (prompt, longest text) and seed.
+        sets: texts with labels by name.
+        methods: of `METHODS`.
+        on_progress: receives what is measured next as a stage.
+
+    Raises:
+        UsageError: an unknown method.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UsageError(f"no method {unknown[0]!r}", hint=f"there are: {', '.join(METHODS)}")
+    rows: list[QualityRow] = []
+    left_out: dict[str, str] = {}
+    for name, data in sets.items():
+        with tempfile.TemporaryDirectory(prefix="featcache-quality-") as reports:
+            bench = _SetBench(name, _within(settings, data, reports), on_progress, left_out)
+            rows += bench.run(methods)
+    return tidied(
+        QualityBenchmark(tuple(rows), left_out, this_machine("transformers", "scikit-learn")), digits=DIGITS
+    )
+
+
+def _within(settings: Settings, data: DataSettings, reports: str) -> Settings:
+    """`settings` for one set, with its runs in `reports`."""
+    paths = dataclasses.replace(settings.paths, reports_dir=reports)
+    features = dataclasses.replace(settings.features, views=("depth", "last/mean"))
+    return dataclasses.replace(settings, data=data, features=features, paths=paths)
+
+
+class _SetBench:
+    """The methods on one set of texts."""
+
+    def __init__(
+        self, name: str, settings: Settings, on_progress: OnProgress, left_out: dict[str, str]
+    ) -> None:
+        self.name, self.settings, self.on_progress, self.left_out = name, settings, on_progress, left_out
+
+    def run(self, methods: Sequence[str]) -> list[QualityRow]:
+        if set(methods) & {"last", "depth", "depth and words"}:
+            self._tell("extraction")
+            splits = ("train", "validation", "test")
+            extract_splits(self.settings, splits)
+        measured = {}
+        for method in methods:
+            self._tell(method)
+            if (found := self._measure(method)) is not None:
+                measured[method] = found
+        base = measured.get(BASE)
+        return [
+            each.row
+            if base is None or each is base
+            else dataclasses.replace(each.row, p=mcnemar(base.right, each.right).p)
+            for each in measured.values()
+        ]
+
+    def _measure(self, method: str) -> _Measured | None:
+        if method in HEADS:
+            kind, view = HEADS[method]
+            return self._of_run(method, lambda: train_head(self.settings, kind, view))
+        if method in TUNED:
+            recipe = TUNED[method]
+            return self._of_run(method, lambda: finetune(self.settings, method, recipe, "last/mean"))
+        return self._peer(method)
+
+    def _of_run(self, method: str, train: Callable[[], Run]) -> _Measured:
+        run, seconds = timed(train)
+        record, predictions = run.record, run.predictions("test")
+        low, high = record.intervals["test"]["accuracy"]
+        clean = None
+        made = QualityRow(
+            data=self.name,
+            method=method,
+            validation_accuracy=record.metrics["validation"]["accuracy"],
+            test_accuracy=record.metrics["test"]["accuracy"],
+            low=low,
+            high=high,
+            clean_accuracy=clean,
+            p=None,
+            seconds=record.extraction_seconds + seconds,
+            head_seconds=seconds,
+            megabytes=(record.bytes_cached or 0) / 1e6,
+        )
+        return _Measured(made, np.asarray(predictions.predicted == predictions.labels))
+
+    def _peer(self, method: str) -> _Measured | None:
+        """sentence-transformers' vectors of the same model, and logistic regression with C by validation."""
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            self.left_out[method] = f"not installed: {error.name}"
+            return None
+        from sklearn.linear_model import LogisticRegression
+
+        splits = load_splits(self.settings.data, ["train", "validation", "test"], seed=self.settings.seed)
+
+        def fit() -> tuple[float, np.ndarray]:
+            model = SentenceTransformer(self.settings.backbone.model, device="cpu")
+            model.max_seq_length = self.settings.features.longest
+            prompt = self.settings.features.prompt
+            prompt = "" if prompt == "auto" else prompt
+            x = {
+                name: model.encode([prompt + text for text in split.texts(slice(None))])
+                for name, split in splits.items()
+            }
+            best: tuple[float, LogisticRegression] | None = None
+            for C in (0.1, 1.0, 10.0, 100.0):
+                head = LogisticRegression(C=C, max_iter=1000).fit(x["train"], splits["train"].labels)
+                found = head.score(x["validation"], splits["validation"].labels)
+                if best is None or found > best[0]:
+                    best = found, head
+            assert best is not None
+            shares = np.zeros((len(splits["test"]), len(splits["train"].label_names)))
+            shares[:, best[1].classes_] = best[1].predict_proba(x["test"])
+            return best[0], shares
+
+        (validation, shares), seconds = timed(fit)
+        labels = splits["test"].labels
+        low, high = bootstrap_intervals(shares, labels)["accuracy"]
+        made = QualityRow(
+            data=self.name, method=method, validation_accuracy=float(validation),
+            test_accuracy=score(shares, labels, splits["test"].label_names).accuracy, low=low, high=high,
+            clean_accuracy=None, p=None, seconds=seconds, head_seconds=0.0, megabytes=0.0,
+        )  # fmt: skip
+        return _Measured(made, shares.argmax(axis=1) == labels)
+
+    def _tell(self, stage: str) -> None:
+        self.on_progress(Progress(f"{self.name}: {stage}"))

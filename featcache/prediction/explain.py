@@ -1,0 +1,105 @@
+"""Which n-grams of a text decided, for heads that read words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.heads.lexical.ngrams import joined_texts, normalise
+from featcache.heads.lexical.scorer import WordScorer
+
+if TYPE_CHECKING:
+    from featcache.heads.head import Head
+
+SHOWN = 12  # n-grams of a text
+
+
+@dataclass(frozen=True)
+class NgramWeight:
+    """An n-gram of a text, and what it adds to the logit of the predicted label over the mean of all labels.
+
+    Attributes:
+        weight: divided by the temperature; above 0 it speaks for the label, below 0 against it.
+    """
+
+    ngram: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a text has its label.
+
+    Attributes:
+        words: sum of the weights of all n-grams.
+        ngrams: those of the largest weights, largest first by size.
+        spans: for and against: `[begin, end)` of characters of the text that one of `ngrams` covers, and the
+            sum of their weights.
+    """
+
+    label: str
+    words: float
+    ngrams: tuple[NgramWeight, ...]
+    spans: tuple[tuple[int, int, float], ...]
+
+
+def explain(
+    head: Head, texts: Sequence[str], labels: Sequence[int], pairs: Sequence[str] | None = None
+) -> list[Explanation]:
+    """What the words of each text say for its predicted label.
+
+    Args:
+        labels: number of the predicted label of each text.
+
+    Raises:
+        UsageError: the head reads no words.
+    """
+    if head.ngrams is None or not isinstance(head.scorer, WordScorer):
+        raise UsageError(
+            "this head reads no words, so there are none to show",
+            hint="train one that does: featcache train-head --head exact --view depth,lexical",
+        )
+    whole = joined_texts(texts, pairs)
+    weights = (head.scorer.weight - head.scorer.weight.mean(axis=0)) / np.float32(head.temperature)
+    found = []
+    for text, row, label in zip(whole, head.ngrams(whole), labels, strict=True):
+        values = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
+        columns = head.ngrams.columns_of(text)
+        parts = [
+            NgramWeight(gram, float(values.get(column, 0.0) * weights[label, column]))
+            for gram, column in columns.items()
+        ]
+        parts.sort(key=lambda part: -abs(part.weight))
+        top = tuple(part for part in parts[:SHOWN] if part.weight)
+        total = sum(part.weight for part in parts)
+        found.append(Explanation(head.label_names[label], total, top, spans_of(text, top)))
+    return found
+
+
+def spans_of(text: str, ngrams: Sequence[NgramWeight]) -> tuple[tuple[int, int, float], ...]:
+    """Neighbouring characters of `text` that n-grams cover with the same sign, and the sum of their weights.
+
+    Characters are compared after `normalise`, one by one.
+    """
+    letters = [normalise(letter) for letter in text]
+    places = [place for place, letter in enumerate(letters) for _ in letter]  # of each normalised character
+    flat, weight = "".join(letters), np.zeros(len(text))
+    for part in ngrams:
+        wanted = part.ngram.strip() or part.ngram
+        begin = flat.find(wanted)
+        while begin >= 0:
+            covered = sorted({places[place] for place in range(begin, begin + len(wanted))})
+            weight[covered] += part.weight / len(covered)
+            begin = flat.find(wanted, begin + 1)
+    signs = np.sign(weight)
+    edges = [0, *(np.flatnonzero(np.diff(signs)) + 1).tolist(), len(text)]
+    return tuple(
+        (begin, end, float(weight[begin:end].sum()))
+        for begin, end in pairwise(edges)
+        if end > begin and signs[begin]
+    )
