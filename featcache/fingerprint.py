@@ -73,6 +73,11 @@ def row_hashes(texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.n
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
 
 
+def row_keys(hashes: np.ndarray) -> np.ndarray:
+    """The first 64 bits of row hashes uint8 `[N, 32]`: uint64 `[N]`."""
+    return np.ascontiguousarray(hashes[:, :8]).view(np.uint64).ravel()
+
+
 def row_chain(hashes: np.ndarray) -> str:
     """SHA-256 over row hashes uint8 `[N, 32]`, in file order: which rows, and in which order."""
     return hashlib.sha256(hashes.tobytes()).hexdigest()

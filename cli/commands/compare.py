@@ -180,10 +180,10 @@ class RunColumn(NamedTuple):
 
 def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, split: str = "test") -> None:
     """The table of runs, the best by validation first; `against` marks the differences that may be chance."""
-    from featcache.runs.run import rank
+    from featcache.runs.run import ranked
 
     console = out()
-    ordered = sorted(runs, key=rank, reverse=True)
+    ordered = ranked(runs)
     columns = _fitting(_columns(ordered, best, against, split), console.width)
     shown = table(*(">" * column.right + column.header for column in columns))
     for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):

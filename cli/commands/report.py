@@ -50,12 +50,12 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from featcache.runs.run import rank
+    from featcache.runs.run import ranked
 
     reports = Path(settings_of(args).paths.reports_dir)
     runs = named_runs(args.runs, reports)
     if not args.runs:
-        runs.sort(key=rank, reverse=True)
+        runs = ranked(runs)
     page = Path(args.output) if args.output else runs[0].folder / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {page}: a name that ends in .html is needed")

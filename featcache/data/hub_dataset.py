@@ -91,7 +91,7 @@ def _resolved(hub_id: str, config: str | None, revision: str | None) -> str:
     """
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
-    known = _commit_on_disk(hub_id, config, revision)
+    known = commit_on_disk(hub_id, config, revision)
     if is_offline():
         if known is None:
             raise HubError(f"the hub at {endpoint()} is not asked, because HF_HUB_OFFLINE is set")
@@ -159,7 +159,7 @@ def _write_ref(hub_id: str, revision: str | None, commit: str) -> None:
         write_file(path, commit.encode())
 
 
-def _commit_on_disk(hub_id: str, config: str | None, revision: str | None) -> str | None:
+def commit_on_disk(hub_id: str, config: str | None, revision: str | None) -> str | None:
     """The commit of the copy on this disk: of the revision when the hub was last asked, else the newest."""
     with suppress(OSError, ValueError):
         noted = (_repository(hub_id) / "refs" / (revision or "main")).read_text("ascii").strip()

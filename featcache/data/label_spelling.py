@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ import numpy as np
 from featcache.data.labels import LabelledTable
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
+from featcache.system.text import normalised
 
 
 def with_one_spelling(read: Mapping[str, LabelledTable], data: DataSettings) -> dict[str, LabelledTable]:
@@ -30,8 +30,7 @@ def with_one_spelling(read: Mapping[str, LabelledTable], data: DataSettings) -> 
     groups: dict[str, list[str]] = {}
     for name, rows in counts.items():
         if rows:
-            key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-            groups.setdefault(key, []).append(name)
+            groups.setdefault(normalised(name), []).append(name)
     similar = [sorted(names, key=lambda name: (-counts[name], name)) for names in groups.values()]
     similar = [names for names in similar if len(names) > 1]
     if not similar or data.similar_labels == "keep":

@@ -1,4 +1,4 @@
-"""The texts of cached rows, found in the source by row hash, to be shown to people."""
+"""The texts of cached rows, found in the source by row hash: shown to people, and compared between splits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 
 from featcache.data.split import Split, load_splits
 from featcache.errors import FeatcacheError
-from featcache.fingerprint import row_hashes
+from featcache.fingerprint import row_hashes, row_keys
 from featcache.settings import DataSettings
+from featcache.system.text import normalised
 
 LONGEST = 2000  # characters of a text that are shown
 
@@ -71,6 +72,22 @@ def find_texts(data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int) 
     except FeatcacheError as error:
         return RowTexts({}, {}, error.what)
     return RowTexts(splits, places)
+
+
+def text_keys(split: Split, hashes: np.ndarray) -> np.ndarray | None:
+    """`row_keys` of the normalised texts (and pairs) of a split, uint64 `[N]`; None if it has other rows.
+
+    Args:
+        hashes: uint8 `[N, 32]`, of the rows wanted.
+    """
+    keys, done = [np.zeros(0, np.uint64)], 0
+    for texts, pairs in split.batches():
+        if not np.array_equal(row_hashes(texts, pairs), hashes[done : done + len(texts)]):
+            return None
+        done += len(texts)
+        plain = None if pairs is None else [normalised(pair) for pair in pairs]
+        keys.append(row_keys(row_hashes([normalised(text) for text in texts], plain)))
+    return np.concatenate(keys) if done == len(hashes) else None
 
 
 def _places(split: Split, wanted: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
+from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.settings import Settings
 from featcache.system.progress import Progress
@@ -71,7 +72,8 @@ def finetune(
     part = parse_part(train, encoder.backbone.num_blocks)
     _check_encoder(encoder, view)
     inputs = {name: SplitInputs.of(split, job, encoder, part.cut) for name, split in splits.items()}
-    tuning = TuningJob(settings, recipe or Recipe(), part, FrozenBackbone.of(encoder), inputs)
+    leaks = find_leaks(settings, {name: each.hashes for name, each in inputs.items()}, splits)
+    tuning = TuningJob(settings, recipe or Recipe(), part, FrozenBackbone.of(encoder), inputs, leaks=leaks)
     del encoder
     job.release()  # its memory is for the trained part
     checkpoints = CheckpointFolder(Path(settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")

@@ -19,6 +19,7 @@ from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
 from featcache.data.split import Split
+from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.job import Job
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.loop import Tuner
@@ -28,6 +29,7 @@ from featcache.finetuning.states_cache import cache_states
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import (
     LabelledTexts,
+    SomeTexts,
     TrainedWeights,
     TrainingStep,
     TrainingTexts,
@@ -39,6 +41,7 @@ from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_c
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear
 from featcache.runs.finish import calibrate, save_trained
+from featcache.runs.leaks import clean_features
 from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TrainingRecord, TuningRecord
 from featcache.runs.run import Run
 from featcache.settings import Settings
@@ -134,13 +137,18 @@ class FrozenBackbone:
 
 @dataclass(frozen=True)
 class TuningJob:
-    """What is trained, how, and on what; `inputs` by split."""
+    """What is trained, how, and on what; `inputs` by split.
+
+    Attributes:
+        leaks: which rows leak; those of validation are not chosen by.
+    """
 
     settings: Settings
     recipe: Recipe
     part: TrainedPart
     frozen: FrozenBackbone
     inputs: dict[str, SplitInputs]
+    leaks: Leaks = NO_LEAKS
 
     @property
     def key(self) -> str:
@@ -154,6 +162,8 @@ class TuningJob:
             for name, each in self.inputs.items()
             if name != "test"
         }
+        if (clean := self.leaks.clean("validation")) is not None:
+            rows["clean"] = [digest(clean)]
         return fingerprint(
             {
                 "part": self.part.name, "view": self.frozen.view, "recipe": asdict(self.recipe),
@@ -180,9 +190,10 @@ class TuningJob:
             dropout=self.recipe.dropout,
         )
         train = self.inputs["train"]
-        data = TuningData(
-            train.labelled, self.inputs["validation"].labelled, classes=len(train.split.label_names)
-        )
+        held_out, clean = self.inputs["validation"].labelled, self.leaks.clean("validation")
+        if clean is not None:
+            held_out = LabelledTexts(SomeTexts(held_out.texts, clean), held_out.labels[clean])
+        data = TuningData(train.labelled, held_out, classes=len(train.split.label_names))
         return Tuner(
             suffix,
             pooler,
@@ -211,12 +222,13 @@ class TuningJob:
             document = replace(self.frozen.document, tuned=trained)
             features["validation"] = self._features(tuner, "validation", document, weights)
             scorer = Linear(weights.head["weight"].float().numpy(), weights.head["bias"].float().numpy())
-            heads[name] = calibrate(scorer, features["validation"], self.part.name)
+            held_out = clean_features(features["validation"], self.leaks)
+            heads[name] = calibrate(scorer, held_out, self.part.name)
         files[f"{TRAINED}.json"] = json.dumps(document.to_json()["tuned"], indent=1).encode()
         if "test" in self.inputs:
             features["test"] = self._features(tuner, "test", document)
         training = self._training_record(tuned, scorer.parameters)
-        return save_trained(self.settings, training, heads, features, commit=commit, files=files)
+        return save_trained(self.settings, training, heads, features, self.leaks, commit=commit, files=files)
 
     def _features(
         self, tuner: Tuner, split: str, document: EncoderDocument, weights: TrainedWeights | None = None

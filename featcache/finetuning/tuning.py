@@ -43,6 +43,21 @@ class TrainingTexts(Protocol):
 
 
 @dataclass(frozen=True)
+class SomeTexts:
+    """Some of the texts of a split; `rows` are their numbers, int64 `[M]`."""
+
+    texts: TrainingTexts
+    rows: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.asarray(self.texts.lengths[self.rows])
+
+    def batch(self, rows: np.ndarray) -> StateBatch | TokenBatch:
+        return self.texts.batch(self.rows[rows])
+
+
+@dataclass(frozen=True)
 class LabelledTexts:
     """Texts with their labels: int64 `[N]`, or multi-hot uint8 `[N, C]`."""
 

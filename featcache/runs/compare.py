@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class MatchedRows:
         base, run: predictions, like `labels`.
         label_names: C names: those of the base, then those that only the run has.
         only_base, only_run: rows left out because the other one does not have them.
+        leaked: bool `[N]`: rows that leak for one of the two.
     """
 
     labels: np.ndarray
@@ -40,6 +42,15 @@ class MatchedRows:
     label_names: tuple[str, ...]
     only_base: int
     only_run: int
+    leaked: np.ndarray
+
+    def clean(self) -> MatchedRows | None:
+        """The rows that do not leak; None where no row leaks, or every one."""
+        rows = ~self.leaked
+        if rows.all() or not rows.any():
+            return None
+        parts = {name: getattr(self, name)[rows] for name in ("labels", "base", "run", "leaked")}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -59,22 +70,18 @@ class Change:
         return not self.tie and self.difference.value < 0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One run against the base on the rows both have.
+@dataclass(frozen=True, kw_only=True)
+class PairedTests:
+    """One run against the base on some rows.
 
     Attributes:
         rows: how many rows were compared.
-        only_base, only_run: rows left out because the other one does not have them.
         discordant: rows that only the base (`only_first`) or only the run predicts right, and McNemar's p.
         accuracy: exact McNemar test; interval by bootstrap.
         macro_f1: bootstrap.
     """
 
-    run: Run
     rows: int
-    only_base: int
-    only_run: int
     discordant: McNemar
     accuracy: Change
     macro_f1: Change
@@ -88,6 +95,21 @@ class Comparison:
     def worse(self) -> bool:
         """Significantly worse than the base in one metric at least."""
         return self.accuracy.worse or self.macro_f1.worse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(PairedTests):
+    """One run against the base on the rows both have.
+
+    Attributes:
+        only_base, only_run: rows left out because the other one does not have them.
+        clean: the same on the rows that leak for neither; None where no row leaks, or every one.
+    """
+
+    run: Run
+    only_base: int
+    only_run: int
+    clean: PairedTests | None
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ def compare_runs(
     """Compare every run with the base: accuracy by McNemar's exact test, macro F1 by paired bootstrap.
 
     All p-values, two for each run, are corrected together (Holm): the probability of one false difference
-    or more is at most 5 %.
+    or more is at most 5 %. Those of the rows that do not leak are corrected apart from those of all rows.
 
     Args:
         base: by default the best of `runs` by validation accuracy, whatever `split` is. It is not compared
@@ -131,7 +153,7 @@ def compare_runs(
     if base is None:
         raise HeadError("no runs to compare", hint="train one with: featcache train-head --epochs 100")
     own = base.predictions(split, probabilities=False)
-    raw: list[tuple[Run, MatchedRows, McNemar, Bootstrap]] = []
+    raw: list[tuple[Run, MatchedRows]] = []
     refused: list[tuple[Run, str]] = []
     for run in runs:
         if run.folder.resolve() == base.folder.resolve():
@@ -144,19 +166,19 @@ def compare_runs(
                 raise HeadError(what, hint=error.hint) from error
             refused.append((run, error.what))
             continue
-        raw.append((run, matched, *_measure(matched, resamples, seed)))
-    corrected = holm([p for *_, test, boot in raw for p in (test.p, boot.macro_f1.p)])
+        raw.append((run, matched))
+    whole = _paired_tests({run.folder: matched for run, matched in raw}, resamples, seed)
+    some = {run.folder: rows for run, matched in raw if (rows := matched.clean())}
+    clean = _paired_tests(some, resamples, seed)
     made = tuple(
         Comparison(
-            run,
-            rows=len(matched.labels),
+            **vars(whole[run.folder]),
+            run=run,
             only_base=matched.only_base,
             only_run=matched.only_run,
-            discordant=test,
-            accuracy=Change(boot.accuracy, test.p, float(corrected[2 * place])),
-            macro_f1=Change(boot.macro_f1, boot.macro_f1.p, float(corrected[2 * place + 1])),
+            clean=clean.get(run.folder),
         )
-        for place, (run, matched, test, boot) in enumerate(raw)
+        for run, matched in raw
     )
     return Comparisons(base, split, made, tuple(refused))
 
@@ -181,7 +203,28 @@ def match(base: Predictions, run: Predictions) -> MatchedRows:
     if not len(here):
         raise HeadError("they have no row in common", hint="runs on the same data can be compared")
     left_out = (len(base) - len(here), len(run) - len(here))
-    return MatchedRows(base.labels[here], base.predicted[here], predicted[there], names, *left_out)
+    leaked = np.zeros(len(here), bool)
+    for part, rows in ((base, here), (run, there)):
+        if part.leaked is not None:
+            leaked |= part.leaked[rows]
+    return MatchedRows(
+        base.labels[here], base.predicted[here], predicted[there], names, *left_out, leaked=leaked
+    )
+
+
+def _paired_tests(pairs: Mapping[Path, MatchedRows], resamples: int, seed: int) -> dict[Path, PairedTests]:
+    """All pairs, with p-values that are corrected together."""
+    measured = [_measure(matched, resamples, seed) for matched in pairs.values()]
+    corrected = holm([p for test, boot in measured for p in (test.p, boot.macro_f1.p)]).tolist()
+    return {
+        folder: PairedTests(
+            rows=len(matched.labels),
+            discordant=test,
+            accuracy=Change(boot.accuracy, test.p, corrected[2 * place]),
+            macro_f1=Change(boot.macro_f1, boot.macro_f1.p, corrected[2 * place + 1]),
+        )
+        for place, ((folder, matched), (test, boot)) in enumerate(zip(pairs.items(), measured, strict=True))
+    }
 
 
 def _measure(matched: MatchedRows, resamples: int, seed: int) -> tuple[McNemar, Bootstrap]:

@@ -36,6 +36,7 @@ class SizeFitter:
         candidates: settings of which each fit takes the best by `metric` on validation.
         scored: the rows that are reported.
         classes: C.
+        clean: numbers of those that do not leak, int64; None where no row leaks, or every one.
     """
 
     kind: str
@@ -45,16 +46,22 @@ class SizeFitter:
     validation: LabelledFeatures
     scored: LabelledFeatures
     classes: int
+    clean: np.ndarray | None = None
 
     @property
     def resamples(self) -> int:
         """R: 1,000, and fewer where so many rows are scored that they would take most of the time."""
         return int(np.clip(20_000_000 // len(self.scored.y), 200, 1000))
 
+    @property
+    def width(self) -> int:
+        """Numbers of one fit, see `fit`."""
+        return 2 + self.resamples + (0 if self.clean is None else 1 + self.resamples)
+
     def fit_all(
         self, sizes: Sequence[int], seeds: Sequence[int], finished: FinishedFits, progress: OnFit | None
     ) -> np.ndarray:
-        """All fits, as `fit` returns them: `[sizes, seeds, 2 + R]`.
+        """All fits, as `fit` returns them: `[sizes, seeds, width]`.
 
         Args:
             progress: see `learning_curve`.
@@ -78,7 +85,9 @@ class SizeFitter:
         return np.array([[finished.fits[name_of(size, seed)] for seed in seeds] for size in sizes])
 
     def fit(self, rows: np.ndarray, seed: int) -> np.ndarray:
-        """The score, the C chosen (NaN if there is no choice), and the scores of the resamples: `[2 + R]`.
+        """The score, the C chosen (NaN if there is no choice), and the scores of the R resamples: `[2 + R]`.
+
+        Where rows leak, the score of the clean rows and those of their resamples follow.
 
         Raises:
             HeadError: rows no head can be trained on; names their number.
@@ -93,11 +102,16 @@ class SizeFitter:
             hint = error.hint or (None if all_rows else "begin with a larger size: --sizes")
             raise HeadError(f"{len(rows):,} rows, seed {seed}: {error.what}", hint=hint) from error
         _, head, scorer, thresholds = max(found, key=lambda one: one[0])
-        said = self._probabilities(scorer, self.scored)
-        value = self._score(said, self.scored.y, thresholds)[0]
-        drawn = bootstrap_metrics(said, self.scored.y, thresholds, resamples=self.resamples)[self.metric]
+        said, y = self._probabilities(scorer, self.scored), self.scored.y
         penalty = head.fixed_C if "C" in KINDS[self.kind].settings else np.nan
-        return np.concatenate([[value, penalty], drawn])
+        value, *drawn = self._resampled(said, y, thresholds)
+        clean = () if self.clean is None else self._resampled(said[self.clean], y[self.clean], thresholds)
+        return np.array([value, penalty, *drawn, *clean])
+
+    def _resampled(self, said: np.ndarray, y: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+        """The score, and the scores of the resamples: `[1 + R]`."""
+        drawn = bootstrap_metrics(said, y, thresholds, resamples=self.resamples)[self.metric]
+        return np.concatenate([[self._score(said, y, thresholds)[0]], drawn])
 
     def _candidate(
         self, part: LabelledFeatures, head: HeadSettings, seed: int

@@ -12,6 +12,7 @@ import numpy as np
 from featcache.cache.catalog import Features
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.calibration import fit_temperature, tune_thresholds
+from featcache.evaluation.leaks import Leaks
 from featcache.evaluation.metrics import Scores, row_parts, score, score_parts
 from featcache.fingerprint import EncoderDocument
 from featcache.heads.head import Head
@@ -19,7 +20,14 @@ from featcache.heads.lexical.rows import WordRows
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.predictions import Predictions
-from featcache.runs.record import BackboneRecord, CalibrationRecord, RunRecord, SplitScores, TrainingRecord
+from featcache.runs.record import (
+    BackboneRecord,
+    CalibrationRecord,
+    CleanScores,
+    RunRecord,
+    SplitScores,
+    TrainingRecord,
+)
 from featcache.runs.run import Run, save_run
 from featcache.settings import FeatureSettings, Settings
 
@@ -27,7 +35,7 @@ from featcache.settings import FeatureSettings, Settings
 def calibrate(
     scorer: Scorer, validation: Features, kind: str, costs: np.ndarray | None = None
 ) -> tuple[Head, CalibrationRecord]:
-    """The head with temperature (and multi-label thresholds) fitted on validation.
+    """The head with temperature (and multi-label thresholds) fitted on validation, on the rows to choose by.
 
     Temperature scaling: Guo et al. 2017, arXiv:1706.04599.
 
@@ -66,6 +74,7 @@ def save_trained(
     training: TrainingRecord,
     heads: Mapping[str, tuple[Head, CalibrationRecord]],
     features: Mapping[str, Features],
+    leaks: Leaks,
     *,
     commit: str | None,
     files: Mapping[str, bytes] | None = None,
@@ -75,6 +84,7 @@ def save_trained(
     Args:
         heads: from `calibrate`, by file name: `head` (the best by validation) and perhaps `last`.
         features: by split. Predictions and intervals are made of all splits but train.
+        leaks: which rows leak; the scores without them are recorded, too.
         commit: of the backbone on the hub; None for a local folder.
         files: what else belongs to the run, by file name.
     """
@@ -82,6 +92,7 @@ def save_trained(
     scores: dict[str, Scores] = {}
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
     predictions: dict[str, Predictions] = {}
+    clean = CleanScores(leaks.rule, {split: int(rows.sum()) for split, rows in leaks.rows.items()})
     for split, part in features.items():
         names, thresholds, costs = part.label_names, head.thresholds, head.costs
         if split == "train":  # may be large: only some of its rows are in memory at a time
@@ -92,8 +103,11 @@ def save_trained(
         scores[split] = score(found, part.y, names, thresholds, costs)
         intervals[split] = bootstrap_intervals(found, part.y, thresholds, costs)
         predictions[split] = Predictions.of(
-            part.row_hash, part.y, found, names, thresholds=thresholds, costs=costs
+            part.row_hash, part.y, found, names, thresholds=thresholds, costs=costs, leaked=leaks.rows.get(split)
         )
+        if (rows := leaks.clean(split)) is not None:
+            clean.metrics[split] = score(found[rows], part.y[rows], names, thresholds, costs).summary
+            clean.intervals[split] = bootstrap_intervals(found[rows], part.y[rows], thresholds, costs)
     record = RunRecord(
         **vars(training),
         view=head.view,
@@ -106,6 +120,7 @@ def save_trained(
         metrics={split: each.summary for split, each in scores.items()},
         scores={split: SplitScores.of(each) for split, each in scores.items()},
         intervals=intervals,
+        clean=clean,
         calibration=calibration,
         backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
         features=_used(settings.features, head.encoder),

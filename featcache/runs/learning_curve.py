@@ -15,7 +15,7 @@ from featcache.cache.view_names import refuse_words, short_view
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.fingerprint import fingerprint
-from featcache.heads.features import counts_of
+from featcache.heads.features import LabelledFeatures, counts_of
 from featcache.heads.registry import KINDS
 from featcache.runs.curve_fits import FinishedFits, OnFit, SizeFitter
 from featcache.runs.run import file_stem
@@ -32,6 +32,15 @@ _CHOICE = ("C", "penalty", "folds")  # settings that the penalties of the plan r
 
 
 @dataclass(frozen=True)
+class CleanPoint:
+    """Mean score over the seeds on the rows that do not leak, with its 95 % interval."""
+
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Point:
     """One size of the curve.
 
@@ -43,6 +52,7 @@ class Point:
         per_doubling: gain since the size before, for each doubling of the rows; None for the first size.
         scores: one for each seed.
         penalties: the C chosen for each seed; empty for heads without a choice.
+        clean: score and interval on the rows that do not leak; None where no row leaks, or every one.
     """
 
     rows: int
@@ -53,6 +63,7 @@ class Point:
     per_doubling: float | None
     scores: tuple[float, ...]
     penalties: tuple[float, ...]
+    clean: CleanPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Curve:
         metric: `accuracy` or `macro_f1`, of `split`.
         split: `test`; `validation` where no test split is cached: then choices were made on the rows that
             are reported, and scores are somewhat too high.
+        leaked: how many rows of `split` leak.
         seconds: of this call's fits and the extrapolation.
         folder: the one with `curve.json`.
     """
@@ -75,6 +87,7 @@ class Curve:
     outlook: Extrapolation
     seconds: float
     folder: Path
+    leaked: int = 0
 
     @property
     def document(self) -> dict[str, Any]:
@@ -134,8 +147,8 @@ def learning_curve(
 
     Each seed orders the train rows at random, with each class's share in every beginning; a size is that
     many of the first rows, so the sizes of a seed are nested. The penalty, thresholds and the best epoch are
-    chosen on all validation rows at every size. The nearer a size is to all rows, the more rows the seeds
-    share: the interval at all rows is about the scored rows alone.
+    chosen on all validation rows (that do not leak) at every size. The nearer a size is to all rows, the more
+    rows the seeds share: the interval at all rows is about the scored rows alone.
 
     Args:
         view: which of the cached views; the first of `settings.features.views` by default.
@@ -163,24 +176,25 @@ def learning_curve(
     fitter = _fitter(settings, plan, data, asked, split)
     sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
-    name = f"{file_stem(f'curve-{plan.kind}-{short_view(view)}')}-{fingerprint(asdict(request))[:8]}"
+    name = f"{file_stem(f'curve-{plan.kind}-{short_view(view)}')}-{fingerprint(request.document)[:8]}"
     folder = Path(settings.paths.reports_dir) / name
     began = time.perf_counter()
-    with FinishedFits(folder / FITS_FILE, 2 + fitter.resamples) as finished:
+    with FinishedFits(folder / FITS_FILE, fitter.width) as finished:
         seeds = range(settings.seed, settings.seed + plan.seeds)
         fits = fitter.fit_all(sizes, seeds, finished, progress)
-    measured = MeasuredScores(np.array(sizes), fits[:, :, 0], fits[:, :, 2:], len(parts[split].y))
+    measured, clean = _measured(fitter, np.array(sizes), fits)
     curve = Curve(
         kind=plan.kind,
         view=view,
         metric=plan.metric,
         split=split,
-        points=_points(measured, fits[:, :, 1]),
+        points=_points(measured, clean, fits[:, :, 1]),
         outlook=extrapolate(measured),
         seconds=time.perf_counter() - began,
         folder=folder,
+        leaked=int(data.leaks.rows[split].sum()) if split in data.leaks.rows else 0,
     )
-    content = json.dumps(curve.document | {"request": asdict(request)}, indent=1, ensure_ascii=False)
+    content = json.dumps(curve.document | {"request": request.document}, indent=1, ensure_ascii=False)
     write_file(folder / CURVE_FILE, content.encode("utf-8"))
     (folder / FITS_FILE).unlink(missing_ok=True)
     return curve
@@ -193,9 +207,21 @@ def _fitter(settings: Settings, plan: Plan, data: CachedSplits, view: str, split
         candidates=plan.candidates(settings.head),
         train=data.rows(view, "train"),
         validation=data.rows(view, "validation"),
-        scored=data.rows(view, split),
+        scored=LabelledFeatures(data.features[view][split].x, data.features[view][split].y),
         classes=len(data.features[view]["train"].label_names),
+        clean=data.leaks.clean(split),
     )
+
+
+def _measured(
+    fitter: SizeFitter, sizes: np.ndarray, fits: np.ndarray
+) -> tuple[MeasuredScores, MeasuredScores | None]:
+    """The scores of all rows and of the clean rows, from fits `[sizes, seeds, width]`."""
+    end = 2 + fitter.resamples
+    whole = MeasuredScores(sizes, fits[:, :, 0], fits[:, :, 2:end], len(fitter.scored.y))
+    if fitter.clean is None:
+        return whole, None
+    return whole, MeasuredScores(sizes, fits[:, :, end], fits[:, :, end + 1 :], len(fitter.clean))
 
 
 @dataclass(frozen=True)
@@ -207,6 +233,7 @@ class CurveRequest:
         penalties: values of C that are tried; empty for kinds without.
         seeds: the first, and how many.
         caches: fingerprints of the cache files by split.
+        leaks: how leaked rows were found; None where there are none that count.
     """
 
     head: str
@@ -218,6 +245,12 @@ class CurveRequest:
     seeds: list[int]
     caches: dict[str, str]
     format: int = CURVE_FORMAT
+    leaks: str | None = None
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Without `leaks` where it is None: equal to the requests of earlier versions."""
+        return {name: value for name, value in asdict(self).items() if name != "leaks" or value}
 
 
 @dataclass(frozen=True)
@@ -262,6 +295,7 @@ def _request(
         sizes=list(sizes),
         seeds=[settings.seed, plan.seeds],
         caches={split: file.fingerprint for split, file in data.files.items()},
+        leaks=data.leaks.rule if any(data.leaks.clean(split) is not None for split in data.files) else None,
     )
 
 
@@ -289,8 +323,12 @@ def sizes_of(plan: Plan, counts: np.ndarray, rows: int, head: HeadSettings) -> t
     return tuple(int(size) for size in np.unique(np.geomspace(first, rows, plan.points).round().astype(int)))
 
 
-def _points(found: MeasuredScores, penalties: np.ndarray) -> tuple[Point, ...]:
+def _points(found: MeasuredScores, clean: MeasuredScores | None, penalties: np.ndarray) -> tuple[Point, ...]:
     means, intervals = found.scores.mean(axis=1), found.intervals()
+    without: list[CleanPoint | None] = [None] * len(means)
+    if clean:
+        table = np.column_stack([clean.scores.mean(axis=1), clean.intervals()])
+        without = [CleanPoint(*line) for line in table.tolist()]
     doublings = np.diff(np.log2(found.rows))
     gains = [None, *(np.diff(means) / doublings).tolist()]
     deviations = found.deviations().tolist() if found.scores.shape[1] > 1 else [None] * len(means)
@@ -304,6 +342,7 @@ def _points(found: MeasuredScores, penalties: np.ndarray) -> tuple[Point, ...]:
             per_doubling=gains[place],
             scores=tuple(found.scores[place].tolist()),
             penalties=tuple(C for C in penalties[place].tolist() if C == C),
+            clean=without[place],
         )
         for place in range(len(means))
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TEXTS = ("row_hash", "label", "prediction")
 PROBABILITY = "probability:"
+LEAKED = "leaked"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Predictions:
         predicted: like `labels`.
         probabilities: float64 `[N, C]`; `[N, 0]` where they were read without.
         label_names: C names, in the order of the probabilities.
+        leaked: bool `[N]`: whether an earlier split has the row's text; None where that is not known, or of
+            no row.
     """
 
     row_hash: np.ndarray
@@ -37,6 +40,7 @@ class Predictions:
     predicted: np.ndarray
     probabilities: np.ndarray
     label_names: tuple[str, ...]
+    leaked: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -47,6 +51,7 @@ class Predictions:
         label_names: tuple[str, ...],
         thresholds: np.ndarray | None = None,
         costs: np.ndarray | None = None,
+        leaked: np.ndarray | None = None,
     ) -> Predictions:
         """Predictions by the largest probability, or the least expected cost where there are `costs`.
 
@@ -56,7 +61,7 @@ class Predictions:
             predicted = cheapest(probabilities, costs)
         else:
             predicted = multi_hot(probabilities, thresholds)
-        return cls(np.asarray(row_hash), labels, predicted, probabilities, label_names)
+        return cls(np.asarray(row_hash), labels, predicted, probabilities, label_names, leaked=leaked)
 
     @property
     def multi_label(self) -> bool:
@@ -67,7 +72,10 @@ class Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Columns row_hash (hex), label and prediction (a text, or a list of texts), `probability:<label>`."""
+    """Columns row_hash (hex), label and prediction (a text, or a list of texts), `probability:<label>`.
+
+    A last column, `leaked`, is there where a row leaks.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -80,6 +88,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     for number, name in enumerate(names):
         values = np.ascontiguousarray(predictions.probabilities[:, number], np.float64)
         columns[PROBABILITY + name] = pa.array(values)
+    if predictions.leaked is not None and predictions.leaked.any():
+        columns[LEAKED] = pa.array(predictions.leaked)
     with disk.open(path, "wb") as file:  # pyarrow opens only paths in UTF-8
         pq.write_table(pa.table(columns), file)
 
@@ -99,11 +109,14 @@ def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
     try:
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             columns = list(file.schema_arrow.names)
+            known = columns[-1:] == [LEAKED]
+            columns = columns[: len(columns) - known]
             names = _label_names(columns, path)
-            table = file.read(columns=None if probabilities else list(TEXTS))
+            table = file.read(columns=None if probabilities else [*TEXTS, *[LEAKED] * known])
         hashes = _hashes(table["row_hash"])
         labels, predicted = (_as_numbers(table[column], names) for column in ("label", "prediction"))
         numbers = [_numbers(table[column]) for column in columns[3:]] if probabilities else []
+        leaked = _flags(table[LEAKED]) if known else None
     except FileNotFoundError:
         raise HeadError(f"there is no {path}", hint="train with that split extracted") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -111,7 +124,7 @@ def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
     if labels.shape != predicted.shape:
         raise HeadError(f"cannot read {path}: lists of labels beside single ones")
     matrix = np.column_stack(numbers) if numbers else np.zeros((len(labels), 0))
-    return Predictions(hashes, labels, predicted, matrix, names)
+    return Predictions(hashes, labels, predicted, matrix, names, leaked=leaked)
 
 
 def _label_names(columns: list[str], path: Path) -> tuple[str, ...]:
@@ -185,3 +198,12 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     if column.null_count or not np.isfinite(values).all():
         raise ValueError("a probability is missing, NaN or infinite")
     return values
+
+
+def _flags(column: pa.ChunkedArray) -> np.ndarray:
+    """bool `[N]`."""
+    import pyarrow as pa
+
+    if column.null_count:
+        raise ValueError("leaked is empty in a row")
+    return np.asarray(column.cast(pa.bool_()).to_numpy(), bool)

@@ -19,7 +19,7 @@ from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
-OPTIONAL = ("frozen", "finetune", "sweep", "asked_view")
+OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "clean")
 MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
@@ -49,6 +49,22 @@ class SplitScores:
     @classmethod
     def of(cls, scores: Scores) -> SplitScores:
         return cls(scores.per_class, None if scores.confusion is None else scores.confusion.tolist())
+
+
+@dataclass(frozen=True)
+class CleanScores:
+    """Scores on the clean rows: those whose text no earlier split has.
+
+    Attributes:
+        rule: how texts were compared, see `featcache.evaluation.leaks`.
+        leaked: how many rows leak, by split.
+        metrics, intervals: as in `RunRecord`; only of splits where some rows leak, and not all.
+    """
+
+    rule: str
+    leaked: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,6 +196,7 @@ class RunRecord(TrainingRecord):
         epochs: None for solvers without epochs.
         metrics: by split, then by name, see `featcache.evaluation.metrics.METRICS`.
         intervals: 95 % bootstrap intervals, by split and metric.
+        clean: the same without leaked rows; None in runs of earlier versions.
     """
 
     format: int = RUN_FORMAT
@@ -194,6 +211,7 @@ class RunRecord(TrainingRecord):
     metrics: dict[str, dict[str, float]]
     scores: dict[str, SplitScores] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    clean: CleanScores | None = None
     calibration: CalibrationRecord | None = None
     backbone: BackboneRecord = BackboneRecord()
     features: FeatureSettings | None = None

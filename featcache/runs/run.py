@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,9 +29,15 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
-    def metric(self, split: str, name: str) -> float:
-        """One metric, e.g. `run.metric("test", "accuracy")`; NaN where the split was not scored."""
-        return self.record.metrics.get(split, {}).get(name, float("nan"))
+    def metric(self, split: str, name: str, *, clean: bool = False) -> float:
+        """One metric, e.g. `run.metric("test", "accuracy")`; NaN where the split was not scored.
+
+        Args:
+            clean: on the rows that do not leak, where some of the split do and others do not.
+        """
+        whole = self.record.metrics
+        metrics = self.record.clean.metrics if clean and self.record.clean else {}
+        return (metrics.get(split) or whole.get(split, {})).get(name, float("nan"))
 
     @property
     def history(self) -> list[Epoch]:
@@ -139,13 +145,22 @@ def list_runs(reports_dir: Path) -> list[Run]:
 
 
 def best_run(runs: list[Run]) -> Run | None:
-    """The first by `rank`; None of none."""
-    return max(runs, key=rank, default=None)
+    """The first of `ranked`; None of none."""
+    return next(iter(ranked(runs)), None)
 
 
-def rank(run: Run) -> tuple[float, float, str, str]:
-    """Higher is better: validation accuracy, then validation loss, then the newest; never test."""
-    accuracy, loss = run.metric("validation", "accuracy"), run.metric("validation", "log_loss")
+def ranked(runs: Sequence[Run]) -> list[Run]:
+    """Best first: validation accuracy, then validation loss, then the newest; never test.
+
+    The accuracy is that of the clean rows, unless one of the runs is of an earlier version and has none.
+    """
+    clean = all(run.record.clean for run in runs)
+    return sorted(runs, key=lambda run: _rank(run, clean=clean), reverse=True)
+
+
+def _rank(run: Run, *, clean: bool) -> tuple[float, float, str, str]:
+    """Higher is better."""
+    accuracy, loss = (run.metric("validation", name, clean=clean) for name in ("accuracy", "log_loss"))
     known = accuracy == accuracy and loss == loss  # NaN sorts nowhere
     return (accuracy if known else -1.0, -loss if known else 0.0, run.record.created, run.name)
 

@@ -15,6 +15,7 @@ from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
 from featcache.errors import CacheMiss, HeadError, UsageError
 from featcache.evaluation.costs import read_costs
+from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.api import find_features
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
@@ -22,6 +23,7 @@ from featcache.heads.fit import Epoch, Fit
 from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.runs.finish import calibrate, save_trained
+from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.words import SplitTexts, beside, features_of, read_splits
@@ -36,14 +38,21 @@ class CachedSplits:
         files: of cached splits; `test` only where it is cached. None for words alone.
         features: by view as it was asked for, then by split.
         pairs: whether the rows are pairs of texts; None where that is not known.
+        leaks: which rows of validation and test leak.
     """
 
     files: dict[str, CacheFile]
     features: dict[str, dict[str, Features]]
     pairs: bool | None = None
+    leaks: Leaks = NO_LEAKS
+
+    def choosing(self, view: str) -> Features:
+        """The validation rows that everything is chosen on: those that do not leak, see `Leaks.clean`."""
+        return clean_features(self.features[view]["validation"], self.leaks)
 
     def rows(self, view: str, split: str) -> LabelledFeatures:
-        found = self.features[view][split]
+        """The rows of a split for a solver; of validation those of `choosing`."""
+        found = self.choosing(view) if split == "validation" else self.features[view][split]
         return LabelledFeatures(found.x, found.y)
 
 
@@ -86,7 +95,7 @@ def train_head(
     words = LEXICAL in split_view(asked)
     if words and group.size > 1:
         raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
-    data = load_data(settings, [asked])
+    data = load_data(settings, [asked], group)
     _check_agreed(group, settings, kind, asked, data)
     costs = read_costs_for(settings, data.features[asked]["train"])
     solve = KINDS[kind].fit
@@ -106,8 +115,10 @@ def train_head(
     return group.broadcast_object(run)
 
 
-def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
+def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = ALONE) -> CachedSplits:
     """The splits for `settings`, with these views: cached ones, the words of the texts, or both.
+
+    The first worker of `group` looks for leaked rows.
 
     Raises:
         CacheMiss: train or validation, or one of the views, is not there.
@@ -138,7 +149,11 @@ def load_data(settings: Settings, views: Sequence[str]) -> CachedSplits:
         rows = SplitTexts.of_files(settings, files).rows()
         for view in with_words:
             features[view] = {name: beside(part, rows[name]) for name, part in features[view].items()}
-    return CachedSplits(files, features, files["train"].record.made.pairs)
+    leaks = None
+    if group.rank == 0:
+        leaks = find_leaks(settings, {name: part.row_hash for name, part in features[views[0]].items()})
+    pairs = files["train"].record.made.pairs
+    return CachedSplits(files, features, pairs, group.broadcast_object(leaks))
 
 
 def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
@@ -146,7 +161,8 @@ def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
     splits = read_splits(settings)
     rows = SplitTexts.of_splits(splits).rows()
     features = {name: features_of(split, rows[name]) for name, split in splits.items()}
-    return CachedSplits({}, dict.fromkeys(views, features), splits["train"].has_pairs)
+    leaks = find_leaks(settings, {name: part.row_hash for name, part in features.items()}, splits)
+    return CachedSplits({}, dict.fromkeys(views, features), splits["train"].has_pairs, leaks)
 
 
 def read_costs_for(settings: Settings, train: Features) -> np.ndarray | None:
@@ -181,9 +197,10 @@ def save_fit(
         costs: see `Head.costs`.
     """
     features, files = data.features[view], data.files
-    heads = {"head": calibrate(fit.best, features["validation"], kind, costs)}
+    held_out = data.choosing(view)
+    heads = {"head": calibrate(fit.best, held_out, kind, costs)}
     if fit.history:
-        heads["last"] = calibrate(fit.last, features["validation"], kind, costs)
+        heads["last"] = calibrate(fit.last, held_out, kind, costs)
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: len(part.y) for split, part in features.items()}
     x, head = features["train"].x, settings.head.with_choice
@@ -205,7 +222,8 @@ def save_fit(
         caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
         sweep=sweep,
     )
-    return save_trained(settings, training, heads, features, commit=made["train"].commit if made else None)
+    commit = made["train"].commit if made else None
+    return save_trained(settings, training, heads, features, data.leaks, commit=commit)
 
 
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,11 @@ def check_text(text: Any, name: str) -> None:
 def readable(text: str) -> str:
     """`text` with U+FFFD instead of lone surrogates, control characters and direction changes."""
     return _UNREADABLE.sub("\ufffd", text)
+
+
+def normalised(text: str) -> str:
+    """What two texts have in common that differ in case, width (NFKC) or white space alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def one_line(text: str) -> str:

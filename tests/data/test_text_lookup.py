@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.data.text_lookup import LONGEST, find_texts
+from featcache.data.split import from_texts
+from featcache.data.text_lookup import LONGEST, find_texts, text_keys
 from featcache.fingerprint import row_hashes
 from featcache.settings import DataSettings
 
@@ -43,3 +44,15 @@ def test_find_texts_shortens_a_long_text_and_gives_the_reason_for_a_missing_sour
         DataSettings(data_files={"train": str(tmp_path / "no.csv")}), {"train": row_hashes(texts)}, 0
     )
     assert "no.csv" in gone.reason and gone.text("train", 0) is None and gone.number("train", 0) is None
+
+
+def test_text_keys_are_equal_for_texts_that_differ_in_case_width_and_white_space_alone() -> None:
+    one = from_texts("train", ["Good  Room", "Ａ b", "c", "c"], pairs=["x", "y", "z", "w"])
+    two = from_texts("test", [" good room\n", "a B", "c", "d"], pairs=["Ｘ", "y", "z", "w"])
+    every = slice(None)
+    keys = [text_keys(each, row_hashes(each.texts(every), each.pairs(every))) for each in (one, two)]
+    assert keys[0] is not None and keys[1] is not None
+    assert (keys[0] == keys[1]).tolist() == [True, True, True, False]
+    assert len(set(keys[0].tolist())) == 4  # the second text counts
+    assert text_keys(one, row_hashes(["Good  Room"], ["x"])) is None  # other rows
+    assert text_keys(two, row_hashes(one.texts(every), one.pairs(every))) is None

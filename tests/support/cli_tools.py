@@ -82,11 +82,11 @@ def check_refusal(result: Result, code: int, *words: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under `folder` except lock files."""
+    """SHA-256 of every file under `folder` except lock files and keys of texts."""
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in (".lock", ".holder")
+        if path.is_file() and path.suffix not in (".lock", ".holder", ".keys")
     }
 
 
