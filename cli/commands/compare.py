@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featcache.errors import HeadError, UsageError
 from featcache.system.units import percent_text, size_text
 from featcache_cli.chosen_run import named_runs
-from featcache_cli.commands.train_head import record, show_history
+from featcache_cli.commands.train_head import record, show_details
 from featcache_cli.console import note, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from featcache.runs.compare import Change, Comparison, Comparisons
+    from featcache.runs.compare import Change, Comparison, Comparisons, PairedTests
     from featcache.runs.run import Run
 
+CLEAN = "clean: the same without rows whose text an earlier split has: featcache inspect"
 WORSE = 7  # exit code of --fail-if-worse where a run is worse
 
 
@@ -138,6 +138,16 @@ def _document(runs: list[Run], best: Run | None, against: Comparisons | None, sp
 
 
 def _comparison_document(made: Comparison) -> dict[str, Any]:
+    return {
+        "run": made.run.name,
+        "path": str(made.run.folder),
+        "left_out": {"base": made.only_base, "run": made.only_run},
+        **_tests_document(made),
+        "clean": _tests_document(made.clean) if made.clean else None,
+    }
+
+
+def _tests_document(made: PairedTests) -> dict[str, Any]:
     def change(metric: Change) -> dict[str, Any]:
         found = metric.difference
         return {
@@ -151,10 +161,7 @@ def _comparison_document(made: Comparison) -> dict[str, Any]:
         }
 
     return {
-        "run": made.run.name,
-        "path": str(made.run.folder),
         "rows": made.rows,
-        "left_out": {"base": made.only_base, "run": made.only_run},
         "only_right": {"base": made.discordant.only_first, "run": made.discordant.only_second},
         "accuracy": change(made.accuracy),
         "macro_f1": change(made.macro_f1),
@@ -207,29 +214,40 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
     columns = [
         RunColumn("", ["*" if run is best else "" for run in runs], right=False),
         RunColumn("run", [names[run.folder] for run in runs], right=False),
-        RunColumn("head", [line.head for line in about], 7, right=False),
-        RunColumn("view", [line.short_view for line in about], 6, right=False),
+        RunColumn("head", [line.head for line in about], 8, right=False),
+        RunColumn("view", [line.short_view for line in about], 7, right=False),
         RunColumn("val.", [*validation]),
-        *([RunColumn("test", [*test])] if split == "test" else []),
+        *_clean(runs, "validation"),
+        *([RunColumn("test", [*test]), *_clean(runs, "test")] if split == "test" else []),
         RunColumn("95 %", [*intervals]),
     ]
     name = "*" if against and against.base is best else "base"
     if against:
         columns.append(RunColumn(f"vs {name}", _changes(runs, against, "accuracy")))
+        if any(made.clean for made in against.made):
+            columns.append(RunColumn("clean", _changes(runs, against, "accuracy", clean=True), importance=1))
     columns.append(RunColumn("F1", [*f1]))
     if against:
-        columns.append(RunColumn(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=1))
+        columns.append(RunColumn(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=2))
     if any("cost" in run.record.metrics.get(split, {}) for run in runs):
         cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
         columns.append(RunColumn("cost", [*cells], importance=1))
     return [
         *columns,
-        RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=3),
-        RunColumn("train", [f"{line.seconds:.1f}s" for line in about], importance=2),
-        RunColumn("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=4),
-        RunColumn("cached", [_bytes(line.bytes_cached) for line in about], importance=5),
-        RunColumn("params", [_count(line.parameters) for line in about], importance=6),
+        RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=4),
+        RunColumn("train", [f"{line.seconds:.1f}s" for line in about], importance=3),
+        RunColumn("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=5),
+        RunColumn("cached", [_bytes(line.bytes_cached) for line in about], importance=6),
+        RunColumn("params", [_count(line.parameters) for line in about], importance=7),
     ]
+
+
+def _clean(runs: list[Run], split: str) -> list[RunColumn]:
+    """The accuracy on clean rows, where rows of one of the runs leak."""
+    if not any(run.record.clean and split in run.record.clean.metrics for run in runs):
+        return []
+    known = (run.metric(split, "accuracy", clean=True) if run.record.clean else None for run in runs)
+    return [RunColumn("clean", [percent_text(accuracy) for accuracy in known])]
 
 
 def _count(count: int | None) -> str:
@@ -257,11 +275,12 @@ def _interval(run: Run, split: str) -> str:
     return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
 
 
-def _changes(runs: list[Run], against: Comparisons, metric: str) -> list[str | Text]:
-    """Points against the base, ties marked, for each of `runs`."""
+def _changes(runs: list[Run], against: Comparisons, metric: str, *, clean: bool = False) -> list[str | Text]:
+    """Points against the base, ties marked, for each of `runs`; with `clean` on clean rows alone."""
     from rich.text import Text
 
-    made = {comparison.run.folder: getattr(comparison, metric) for comparison in against.made}
+    tests = {each.run.folder: each.clean if clean else each for each in against.made}
+    made = {folder: getattr(each, metric) for folder, each in tests.items() if each}
     cells: list[str | Text] = []
     for run in runs:
         change: Change | None = made.get(run.folder)
@@ -275,11 +294,13 @@ def _changes(runs: list[Run], against: Comparisons, metric: str) -> list[str | T
 
 
 def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[str]:
-    scores = "test, F1: accuracy and macro F1 on test" if split == "test" else "F1: macro F1 on validation"
+    scores = "test, F1: accuracy, macro F1 on test" if split == "test" else "F1: macro F1 on validation"
     lines = [
-        f"* best by validation accuracy; {scores}, in %",
+        f"* best by {'clean ' * ('clean' in headers)}validation accuracy; {scores}, in %",
         f"95 %: interval of the {split} accuracy",
     ]
+    if "clean" in headers:
+        lines.append(CLEAN)
     if against:
         name = "*" if "vs *" in headers else against.base.name
         lines[1] += f"; vs {name}: points more or less on the same rows"
@@ -299,10 +320,17 @@ def _show_comparison(against: Comparisons, made: Comparison) -> None:
     left_out = f" ({made.only_base + made.only_run:,} left out)" if made.only_base or made.only_run else ""
     console.print(f"\n{run} against {base}, {made.rows:,} shared {against.split} rows{left_out}")
     console.print(f"  right in {base} alone: {test.only_first:,}, in {run} alone: {test.only_second:,}")
+    _show_tests(made)
+    if made.clean:
+        console.print(f"  without leaked rows, {made.clean.rows:,} clean rows:")
+        _show_tests(made.clean)
+
+
+def _show_tests(made: PairedTests) -> None:
     for name, change in (("accuracy", made.accuracy), ("macro F1", made.macro_f1)):
         found = change.difference
         verdict = "tie" if change.tie else "worse" if change.worse else "better"
-        console.print(
+        out().print(
             f"  {name} {_points(found.value):>7}  95 % {_points(found.low)} to {_points(found.high)}"
             f"  p {_p(change.p)}, corrected {_p(change.corrected_p)}  {verdict}"
         )
@@ -334,47 +362,3 @@ def _points(share: float) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "<0.0001"
-
-
-def show_details(run: Run, split: str = "test") -> None:
-    """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
-    split = split if split in run.record.scores else "validation"
-    if split not in run.record.scores:
-        note(f"{run.name} has no scores by class in its run.json")
-        return
-    scores, names = run.record.scores[split], run.record.label_names
-    classes = table(f"class ({split})", ">precision", ">recall", ">F1", ">rows")
-    for line in scores.per_class:
-        ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
-        classes.add_row(line.label, *ratios, f"{line.support:,}")
-    console = out()
-    console.print()
-    console.print(classes)
-    console.print()
-    if scores.confusion is not None:  # multi-label has none
-        _show_confusion(scores.confusion, names)
-    show_history(run)
-
-
-def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
-    """The whole matrix where it fits, else the most frequent confusions."""
-    if len(names) <= 8:
-        short = [name[:10] for name in names]
-        distinct = len(set(short)) == len(short)
-        heads = short if distinct else [f"({number})" for number in range(1, len(names) + 1)]
-        numbered = [f"({number}) {name}" for number, name in enumerate(names, start=1)]
-        rows = names if distinct else numbered
-        shown = table("true \\ predicted", *(f">{head}" for head in heads))
-        for name, row in zip(rows, confusion, strict=True):
-            shown.add_row(name, *(f"{count:,}" for count in row))
-    else:
-        shown = table("most confused: true", "predicted", ">rows")
-        wrong = [
-            (count, true, predicted)
-            for true, row in enumerate(confusion)
-            for predicted, count in enumerate(row)
-            if true != predicted and count
-        ]
-        for count, true, predicted in sorted(wrong, reverse=True)[:10]:
-            shown.add_row(names[true], names[predicted], f"{count:,}")
-    out().print(shown)

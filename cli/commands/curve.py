@@ -99,14 +99,23 @@ def show(curve: Curve) -> None:
         f" {seeds} seed{'s' * (seeds > 1)}, {seconds_text(curve.seconds)}"
     )
     chose = len({C for point in curve.points for C in point.penalties}) > 1
-    shown = table(">rows", f">{name}", ">95 % interval", ">sd", ">per doubling", *([">C"] if chose else []))
+    clean = [">clean"] if curve.points[0].clean else []
+    shown = table(
+        ">rows", f">{name}", ">95 % interval", *clean, ">sd", ">per doubling", *([">C"] if chose else [])
+    )
     for point in curve.points:
         between = percent_text(point.deviation)
         growth = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
         ends = f"{percent_text(point.low)} to {percent_text(point.high)}"
         chosen = [f"{statistics.median(point.penalties):g}"] if chose else []
-        shown.add_row(f"{point.rows:,}", percent_text(point.score), ends, between, growth, *chosen)
+        without = [percent_text(point.clean.score)] if point.clean else []
+        shown.add_row(f"{point.rows:,}", percent_text(point.score), ends, *without, between, growth, *chosen)
     console.print(shown)
+    if clean:
+        console.print(
+            f"clean: without the {curve.leaked:,} {curve.split} rows whose text an earlier split has;"
+            " featcache inspect lists them"
+        )
     console.print()
     for line in _drawing(curve, min(console.width, 80) - 2, console.encoding):
         console.print(line)

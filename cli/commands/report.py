@@ -112,15 +112,17 @@ def show(report: RunReport, subject: Run) -> None:
     """A summary: headline, leakage, training curves, runs, the most confident mistakes."""
     console, best = out(), report.headline["accuracy"]
     interval = interval_text(*best.interval or (None, None))
-    console.print(
-        f"{report.about.run}: {report.split} accuracy {percent_text(best.value)} {interval}".rstrip(),
-        style="bold",
-    )
-    clean = report.without_leaks
-    if clean and clean.removed:
+    line = f"{report.about.run}: {report.split} accuracy {percent_text(best.value)} {interval}".rstrip()
+    if best.clean is not None:
+        line += f", clean {percent_text(best.clean)} {interval_text(*best.clean_interval or (None, None))}"
+    console.print(line, style="bold")
+    if report.about.leaks:
+        console.print(report.about.leaks, style="bold red")
+    if found := report.near_leaks:
+        near = ", nearly equal texts included" if report.about.leaks else ""
         console.print(
-            f"{clean.removed:,} of {clean.rows:,} {report.split} rows are in an earlier split too;"
-            f" without them {percent_text(clean.without)} {interval_text(*clean.without_interval)}",
+            f"{found.removed:,} of {found.rows:,} {report.split} rows are in an earlier split too{near};"
+            f" without them {percent_text(found.without)} {interval_text(*found.without_interval)}",
             style="bold red",
         )
     show_history(subject)
@@ -136,10 +138,12 @@ def _show_runs(report: RunReport) -> None:
 
     if len(report.runs) < 2:
         return
-    shown = table("run", f">{report.split}", ">F1", ">against the first")
+    clean = [">clean"] if report.headline["accuracy"].clean is not None else []
+    shown = table("run", f">{report.split}", *clean, ">F1", ">against the first")
     for run in report.runs:
+        without = [percent_text(run.clean_accuracy)] if clean else []
         shown.add_row(
-            clip(run.run, 30), percent_text(run.accuracy), percent_text(run.macro_f1),
+            clip(run.run, 30), percent_text(run.accuracy), *without, percent_text(run.macro_f1),
             against(run.run, report.comparisons),
         )  # fmt: skip
     out().print(shown)

@@ -115,10 +115,15 @@ def document(made: Sweep) -> dict[str, Any]:
     }
 
 
+def _choice(made: Sweep) -> str:
+    clean = made.best.record.clean
+    return "the clean rows of validation" if clean and "validation" in clean.metrics else "validation"
+
+
 def show(made: Sweep) -> None:
     """The best trials by validation, the best of each view, and the one that was kept."""
     console = out()
-    console.print(f"{len(made.trials)} heads in {seconds_text(made.seconds)}, best first by validation")
+    console.print(f"{len(made.trials)} heads in {seconds_text(made.seconds)}, best first by {_choice(made)}")
     shown = table("view", ">lr", ">decay", ">smooth", "weights", ">seed", ">ep.", ">valid.", ">loss")
     for number, trial in enumerate(made.trials[:SHOWN]):
         shown.add_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.cache.view_names import LEXICAL
@@ -16,6 +17,8 @@ from featcache_cli.options import Commands, add_command, add_flag, add_settings,
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from featcache.heads.fit import Epoch
     from featcache.runs.run import Run
     from featcache.settings import Settings
@@ -122,7 +125,7 @@ def record(run: Run) -> dict[str, Any]:
         "intervals", "calibration", "solver",
     )  # fmt: skip
     found = run.record.to_json()
-    return {key: found[key] for key in keys} | {"path": str(run.folder)}
+    return {key: found[key] for key in keys} | {"clean": found.get("clean"), "path": str(run.folder)}
 
 
 def show(run: Run) -> None:
@@ -135,13 +138,22 @@ def show(run: Run) -> None:
     shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
     if about.settings.get("penalty", "fixed") != "fixed":
         console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")
+    clean = about.clean.metrics if about.clean else {}
     for split, metrics in about.metrics.items():
-        shares = (percent_text(metrics[name]) for name in ("accuracy", "macro_f1"))
-        numbers = [f"{metrics[name]:.4f}" for name in ("log_loss", "cost") if name in metrics]
-        shown.add_row(split, f"{about.rows[split]:,}", *shares, *numbers)
+        _add_scores(shown, split, about.rows[split], metrics)
+        if about.clean and split in clean:
+            _add_scores(shown, "  clean", about.rows[split] - about.clean.leaked[split], clean[split])
     console.print(shown)
+    if about.about_leaks:
+        console.print(about.about_leaks)
     show_honesty(run)
     show_history(run)
+
+
+def _add_scores(shown: Table, what: str, rows: int, metrics: Mapping[str, float]) -> None:
+    shares = (percent_text(metrics[name]) for name in ("accuracy", "macro_f1"))
+    numbers = (f"{metrics[name]:.4f}" for name in ("log_loss", "cost") if name in metrics)
+    shown.add_row(what, f"{rows:,}", *shares, *numbers)
 
 
 def show_honesty(run: Run) -> None:
@@ -150,7 +162,11 @@ def show_honesty(run: Run) -> None:
     interval = run.record.intervals.get("test", {}).get("accuracy")
     if interval:
         low, high = (percent_text(end) for end in interval)
-        console.print(f"test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", style="dim")
+        line = f"test accuracy: 95 % interval {low} to {high}"
+        if run.record.clean and "test" in run.record.clean.intervals:
+            low, high = (percent_text(end) for end in run.record.clean.intervals["test"]["accuracy"])
+            line += f", clean {low} to {high}"
+        console.print(f"{line} (bootstrap over rows)", style="dim")
     found = run.record.calibration
     if found:
         console.print(
@@ -175,3 +191,47 @@ def show_history(run: Run) -> None:
         f"best epoch by validation: {run.record.best_epoch} (kept as head; the last is kept as last)",
         style="dim",
     )
+
+
+def show_details(run: Run, split: str = "test") -> None:
+    """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
+    split = split if split in run.record.scores else "validation"
+    if split not in run.record.scores:
+        note(f"{run.name} has no scores by class in its run.json")
+        return
+    scores, names = run.record.scores[split], run.record.label_names
+    classes = table(f"class ({split})", ">precision", ">recall", ">F1", ">rows")
+    for line in scores.per_class:
+        ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
+        classes.add_row(line.label, *ratios, f"{line.support:,}")
+    console = out()
+    console.print()
+    console.print(classes)
+    console.print()
+    if scores.confusion is not None:  # multi-label has none
+        _show_confusion(scores.confusion, names)
+    show_history(run)
+
+
+def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
+    """The whole matrix where it fits, else the most frequent confusions."""
+    if len(names) <= 8:
+        short = [name[:10] for name in names]
+        distinct = len(set(short)) == len(short)
+        heads = short if distinct else [f"({number})" for number in range(1, len(names) + 1)]
+        numbered = [f"({number}) {name}" for number, name in enumerate(names, start=1)]
+        rows = names if distinct else numbered
+        shown = table("true \\ predicted", *(f">{head}" for head in heads))
+        for name, row in zip(rows, confusion, strict=True):
+            shown.add_row(name, *(f"{count:,}" for count in row))
+    else:
+        shown = table("most confused: true", "predicted", ">rows")
+        wrong = [
+            (count, true, predicted)
+            for true, row in enumerate(confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        for count, true, predicted in sorted(wrong, reverse=True)[:10]:
+            shown.add_row(names[true], names[predicted], f"{count:,}")
+    out().print(shown)

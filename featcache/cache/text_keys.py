@@ -14,7 +14,8 @@ import numpy as np
 
 from featcache.errors import CacheError
 from featcache.fingerprint import row_chain
-from featcache.system.durable import read_plain, write_file
+from featcache.plain_file import read_plain
+from featcache.system.durable import write_file
 
 TEXTS = "texts"
 

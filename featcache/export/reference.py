@@ -229,10 +229,20 @@ def model_card(
     shown_metrics = SHOWN if head.costs is None else (*SHOWN, "cost")
     columns = len(shown_metrics) + 1
     lines += ["## Metrics", "", "| split | " + " | ".join(shown_metrics) + " |", "|---" * columns + "|"]
-    for split, metrics in record.metrics.items():
+    clean = record.clean.metrics if record.clean else {}
+    rows = {
+        name: metrics
+        for split, whole in record.metrics.items()
+        for name, metrics in ((split, whole), (f"{split}, clean rows", clean.get(split)))
+        if metrics
+    }
+    for split, metrics in rows.items():
         cells = [f"{metrics[name]:.4f}" if name in metrics else "" for name in shown_metrics]
         lines.append(f"| {markdown_text(split)} | " + " | ".join(cells) + " |")
-    lines += ["", "The head was chosen on validation; test was scored once.", "", "## Labels", ""]
+    lines += ["", "The head was chosen on validation; test was scored once.", ""]
+    if record.about_leaks:
+        lines += [markdown_text(record.about_leaks), ""]
+    lines += ["## Labels", ""]
     thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()
     for name, threshold in zip(head.label_names, thresholds, strict=True):
         limit = "" if threshold is None else f" (predicted from {threshold:.4f} on)"

@@ -145,7 +145,8 @@ class Inspection:
         cosine: float32 `[N]`, with that row: 1 for the same text, -1 for none.
         outliers: int64 `[K]`: one row of each text beyond the fence, the farthest first.
         fence: the distance to train texts above which a text is an outlier; NaN if it is not known.
-        scores: of logistic regression on train, chosen on validation, with and without leaked rows.
+        scores: of logistic regression on train, chosen on validation rows that do not leak, with and without
+            leaked rows.
     """
 
     splits: Mapping[str, InspectedSplit]
@@ -337,23 +338,25 @@ def _label_doubts(
     """Likely label errors, and the scores of a head of train with and without leaked rows."""
     classes = len(splits["train"].features.label_names)
     data = {name: (split.features.x, split.features.y) for name, split in splits.items()}
-    none = np.zeros(0, np.int64)
+    none, held_out = np.zeros(0, np.int64), data.get("validation")
+    if held_out and (clean := match[rows.of_split("validation")] < 0).any():
+        held_out = (held_out[0][clean], held_out[1][clean])
     try:
         on_progress(Progress("fitting a head", total=1))
-        head = fit_reference(data["train"], data.get("validation"), classes)
+        head = fit_reference(data["train"], held_out, classes)
         said = {name: head.probabilities(x) for name, (x, _) in data.items() if name != "train"}
         scores = tuple(
             score_without_leaks(name, found, data[name][1], match[rows.of_split(name)] >= 0)
             for name, found in said.items()
         )
         groups = near.group[rows.text[rows.of_split("train")]]
-        held_out = out_of_fold(
+        apart = out_of_fold(
             *data["train"], classes, head.C, groups, folds=folds, seed=seed, on_progress=on_progress
         )
     except HeadError as error:
         return LabelDoubts(none, np.zeros((len(rows), 0)), reason=error.what), ()
-    probabilities = np.concatenate([held_out.probabilities, *said.values()])
-    judged = np.concatenate([held_out.judged, np.ones(len(rows) - len(held_out.judged), bool)])
+    probabilities = np.concatenate([apart.probabilities, *said.values()])
+    judged = np.concatenate([apart.judged, np.ones(len(rows) - len(apart.judged), bool)])
     numbers = np.flatnonzero(judged)
     try:
         found = numbers[likely_errors(rows.labels[numbers], probabilities[numbers])]

@@ -41,7 +41,7 @@ from featcache.reporting.document import (
 from featcache.runs.compare import Change, compare_runs
 from featcache.runs.learning_curve import SavedCurve
 from featcache.runs.predictions import Predictions
-from featcache.runs.record import CacheReference, FrozenRows, SplitScores
+from featcache.runs.record import CacheReference, CleanScores, FrozenRows, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import read_document, tidied
@@ -262,13 +262,16 @@ def _subject(run: Run, split: str) -> ReportSubject:
         created=record.created,
         calibration=record.calibration,
         split=split,
+        leaks=record.about_leaks,
     )
 
 
 def _headline(run: Run, split: str) -> dict[str, HeadlineMetric]:
     metrics, intervals = run.record.metrics[split], run.record.intervals.get(split, {})
+    clean = run.record.clean or CleanScores("")
+    apart, ends = clean.metrics.get(split, {}), clean.intervals.get(split, {})
     return {
-        name: HeadlineMetric(metrics[name], intervals.get(name))
+        name: HeadlineMetric(metrics[name], intervals.get(name), apart.get(name), ends.get(name))
         for name in (*METRICS, "cost")
         if name in metrics
     }
@@ -284,6 +287,7 @@ def _reported_run(run: Run, split: str) -> ReportedRun:
         seconds=run.record.seconds,
         epochs=run.record.epochs,
         parameters=run.record.parameters,
+        clean_accuracy=run.metric(split, "accuracy", clean=True) if run.record.clean else None,
         **{name: run.metric(split, name) for name in ("accuracy", "macro_f1", "log_loss", "ece")},
     )
 
@@ -301,11 +305,12 @@ def _comparisons(runs: Sequence[Run], split: str, notes: list[str]) -> list[RunC
 
     return [
         RunComparison(
-            made.run.name,
-            made.rows,
-            [made.discordant.only_first, made.discordant.only_second],
-            change(made.accuracy),
-            change(made.macro_f1),
+            run=made.run.name,
+            rows=made.rows,
+            only_right=[made.discordant.only_first, made.discordant.only_second],
+            accuracy=change(made.accuracy),
+            macro_f1=change(made.macro_f1),
+            clean_accuracy=change(made.clean.accuracy) if made.clean else None,
         )
         for made in found.made
     ]
@@ -389,8 +394,7 @@ def _without_leaks(
     """The accuracy of the run without the rows that an earlier split has too."""
     if inspection is None or cached.own is None:
         return None
-    leaked = inspection.leaked(cached.split, SPLITS[: SPLITS.index(cached.split)])
-    head = run.head()
+    leaked, head = inspection.leaked(cached.split, SPLITS[: SPLITS.index(cached.split)]), run.head()
     return score_without_leaks(
         cached.split, predictions.probabilities, predictions.labels, leaked, head.thresholds, head.costs
     )

@@ -22,7 +22,11 @@ Label = str | list[str]  # of a multi-label row a list
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSubject:
-    """The run that a report is about, with its settings as far as run.json has them."""
+    """The run that a report is about, with its settings as far as run.json has them.
+
+    Attributes:
+        leaks: see `CleanScores.about`.
+    """
 
     run: str
     head: str
@@ -43,14 +47,17 @@ class ReportSubject:
     created: str
     calibration: CalibrationRecord | None
     split: str
+    leaks: str = ""
 
 
 @dataclass(frozen=True)
 class HeadlineMetric:
-    """One metric on the reported split."""
+    """One metric on the reported split, and on its clean rows where rows leak."""
 
     value: float | None
     interval: Interval | None
+    clean: float | None = None
+    clean_interval: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,7 @@ class ReportedRun:
     seconds: float
     epochs: int | None
     parameters: int | None
+    clean_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,17 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """A run against the first one; `only_right` counts rows that only the first, only this run has right."""
+    """A run against the first one; `only_right` counts rows that only the first, only this run has right.
+
+    `clean_accuracy` is the change on the rows that leak for neither; None where no row leaks, or every one.
+    """
 
     run: str
     rows: int
     only_right: Sequence[int]
     accuracy: MetricChange
     macro_f1: MetricChange
+    clean_accuracy: MetricChange | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +234,8 @@ class RunReport:
     """Everything that a report shows of the first of its runs, beside the others.
 
     Attributes:
+        without_leaks: accuracy without rows that an inspection found in an earlier split: equal texts, and
+            nearly equal ones.
         notes: what could not be shown, and why.
     """
 
@@ -246,3 +260,10 @@ class RunReport:
     data: Findings | None
     without_leaks: LeakageScore | None
     notes: Sequence[str]
+
+    @property
+    def near_leaks(self) -> LeakageScore | None:
+        """`without_leaks` where the inspection found more, or where the run does not know what leaks."""
+        found = self.without_leaks
+        known = self.about.leaks and self.headline["accuracy"].clean == (found.without if found else None)
+        return None if known or not found or not found.removed else found

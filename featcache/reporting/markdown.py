@@ -28,6 +28,7 @@ def to_markdown(report: RunReport) -> str:
         "spark": lambda values: sparkline(values, 30),
         "ends": _unescaped(words.ends),
         "against": _unescaped(words.against),
+        "clean_against": _unescaped(words.clean_against),
     }
     text = environment.get_template("report.md.jinja").render(**words.template_values(report))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.inspection.document import ListedRow, label_text
-from featcache.reporting.document import HeadlineMetric, Interval, Label, RunComparison, RunReport
+from featcache.reporting.document import (
+    HeadlineMetric,
+    Interval,
+    Label,
+    MetricChange,
+    RunComparison,
+    RunReport,
+)
 from featcache.system.packages import require_extra
 from featcache.system.units import interval_text, percent_text, seconds_text, share_text
 
@@ -45,6 +52,11 @@ def environment_of(*, autoescape: bool) -> Environment:
     )
     made.filters |= {
         "against": against,
+        "clean_against": clean_against,
+        "clean_metric": lambda found, name: metric(replace(found, value=found.clean), name),
+        "clean_interval": lambda found, name: metric_interval(
+            replace(found, interval=found.clean_interval), name
+        ),
         "counts": lambda by_name: ", ".join(f"{count:,} {name}" for name, count in by_name.items()),
         "ends": ends,
         "excerpt": excerpt,
@@ -86,6 +98,9 @@ def template_values(report: RunReport) -> dict[str, Any]:
     shown_settings = [(name.replace("_", " "), value) for name, value in settings.items()]
     return {
         **{field.name: getattr(report, field.name) for field in fields(report)},
+        "leaks": about.leaks,
+        "near_leaks": report.near_leaks,
+        "any_clean": any(each.clean is not None for each in report.headline.values()),
         "metric_names": METRIC_NAMES,
         "most_classes": MOST_CLASSES,
         "map_caption": caption,
@@ -144,9 +159,16 @@ def pick(row: ListedRow, field: str) -> str:
 
 def against(run: str, comparisons: Sequence[RunComparison]) -> str:
     """The difference in accuracy of a run to the first one, and whether it is more than chance."""
-    by_run: Mapping[str, RunComparison] = {made.run: made for made in comparisons}
-    if run not in by_run:
+    return _verdict({made.run: made.accuracy for made in comparisons}.get(run))
+
+
+def clean_against(run: str, comparisons: Sequence[RunComparison]) -> str:
+    """The same on the rows that do not leak."""
+    return _verdict({made.run: made.clean_accuracy for made in comparisons}.get(run))
+
+
+def _verdict(change: MetricChange | None) -> str:
+    if change is None:
         return ""
-    change = by_run[run].accuracy
     verdict = "tie" if change.tie else "better" if change.difference > 0 else "worse"
     return f"{100 * change.difference:+.2f} {ends(change.interval)} {verdict}"

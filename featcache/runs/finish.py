@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +89,7 @@ def save_trained(
         files: what else belongs to the run, by file name.
     """
     head, calibration = heads["head"]
-    scores: dict[str, Scores] = {}
-    intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    predictions: dict[str, Predictions] = {}
-    clean = CleanScores(leaks.rule, {split: int(rows.sum()) for split, rows in leaks.rows.items()})
-    for split, part in features.items():
-        names, thresholds, costs = part.label_names, head.thresholds, head.costs
-        if split == "train":  # may be large: only some of its rows are in memory at a time
-            some = ((head.predict_proba(part.x[rows]), part.y[rows]) for rows in row_parts(len(part.y)))
-            scores[split] = score_parts(some, names, thresholds, costs)
-            continue
-        found = head.predict_proba(part.x)
-        scores[split] = score(found, part.y, names, thresholds, costs)
-        intervals[split] = bootstrap_intervals(found, part.y, thresholds, costs)
-        predictions[split] = Predictions.of(
-            part.row_hash, part.y, found, names, thresholds=thresholds, costs=costs, leaked=leaks.rows.get(split)
-        )
-        if (rows := leaks.clean(split)) is not None:
-            clean.metrics[split] = score(found[rows], part.y[rows], names, thresholds, costs).summary
-            clean.intervals[split] = bootstrap_intervals(found[rows], part.y[rows], thresholds, costs)
+    found = _score_splits(head, features, leaks)
     record = RunRecord(
         **vars(training),
         view=head.view,
@@ -117,17 +99,48 @@ def save_trained(
         seed=settings.seed,
         epochs=len(training.history) or None,
         label_names=head.label_names,
-        metrics={split: each.summary for split, each in scores.items()},
-        scores={split: SplitScores.of(each) for split, each in scores.items()},
-        intervals=intervals,
-        clean=clean,
+        metrics={split: each.summary for split, each in found.scores.items()},
+        scores={split: SplitScores.of(each) for split, each in found.scores.items()},
+        intervals=found.intervals,
+        clean=found.clean,
         calibration=calibration,
         backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
         features=_used(settings.features, head.encoder),
         data=settings.data,
     )
     saved = {name: each for name, (each, _) in heads.items()}
-    return save_run(Path(settings.paths.reports_dir), record, saved, predictions, files)
+    return save_run(Path(settings.paths.reports_dir), record, saved, found.predictions, files)
+
+
+@dataclass(frozen=True)
+class _ScoredSplits:
+    """By split; intervals and predictions of all but train."""
+
+    clean: CleanScores
+    scores: dict[str, Scores] = field(default_factory=dict)
+    intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+
+
+def _score_splits(head: Head, features: Mapping[str, Features], leaks: Leaks) -> _ScoredSplits:
+    counts = {split: int(rows.sum()) for split, rows in leaks.rows.items()}
+    made, limits = _ScoredSplits(CleanScores(leaks.rule, counts)), (head.thresholds, head.costs)
+    for split, part in features.items():
+        names = part.label_names
+        if split == "train":  # may be large: only some of its rows are in memory at a time
+            some = ((head.predict_proba(part.x[rows]), part.y[rows]) for rows in row_parts(len(part.y)))
+            made.scores[split] = score_parts(some, names, *limits)
+            continue
+        found = head.predict_proba(part.x)
+        made.scores[split] = score(found, part.y, names, *limits)
+        made.intervals[split] = bootstrap_intervals(found, part.y, *limits)
+        made.predictions[split] = Predictions.of(
+            part.row_hash, part.y, found, names, *limits, leaked=leaks.rows.get(split)
+        )
+        if (rows := leaks.clean(split)) is not None:
+            made.clean.metrics[split] = score(found[rows], part.y[rows], names, *limits).summary
+            made.clean.intervals[split] = bootstrap_intervals(found[rows], part.y[rows], *limits)
+    return made
 
 
 def _used(features: FeatureSettings, encoder: EncoderDocument) -> FeatureSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from featcache.cache.view_names import cached_views, join_views, short_view
 from featcache.errors import HeadError
+from featcache.evaluation.leaks import EXACT
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
 from featcache.plain_file import read_plain
@@ -65,6 +67,30 @@ class CleanScores:
     leaked: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+
+    def about(self, rows: Mapping[str, int]) -> str:
+        """Sentences: what leaks, what that means, and what to do; empty where no row leaks.
+
+        Args:
+            rows: by split.
+        """
+        counts = {split: count for split, count in self.leaked.items() if count}
+        if not counts:
+            return ""
+        shown = " and ".join(
+            f"{count:,} of {rows.get(split, count):,} {split} rows" for split, count in counts.items()
+        )
+        said = [f"{shown} leak: an earlier split has their text."]
+        if self.metrics:
+            said.append("Clean scores leave them out: trust these for new texts.")
+        said.append("To see the rows: featcache inspect.")
+        if "validation" in self.metrics:
+            said.append("The head was chosen on clean rows.")
+        elif "validation" in counts:
+            said.append("Every validation row leaks, so the head was chosen on all of them.")
+        if self.rule == EXACT:
+            said.append("Texts were compared exactly, as their source is not on this disk.")
+        return " ".join(said)
 
 
 @dataclass(frozen=True)
@@ -239,6 +265,11 @@ class RunRecord(TrainingRecord):
     def cached_view(self) -> str:
         """The view without the words of the texts, which are in no cache; empty for words alone."""
         return join_views(cached_views(self.view))
+
+    @property
+    def about_leaks(self) -> str:
+        """`CleanScores.about`; empty where no row leaks, or that is not known."""
+        return self.clean.about(self.rows) if self.clean else ""
 
     def to_json(self) -> dict[str, Any]:
         """What `json.loads` makes of run.json."""

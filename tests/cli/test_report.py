@@ -116,7 +116,7 @@ def test_inspect_and_report_refuse_invalid_arguments(
 def test_a_report_is_three_files_beside_the_run(cli: Cli) -> None:
     result = cli.ok("report", "logistic-last-cls-1", "linear-last-cls-1")
     assert widest("\n".join(line for line in result.out.splitlines() if "report." not in line)) <= 80
-    assert "\x1b" not in result.out and "are in an earlier split too" in result.out
+    assert "\x1b" not in result.out and "an earlier split has their text" in " ".join(result.out.split())
     folder = Path("reports/logistic-last-cls-1")
     page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
     document = json.loads((folder / "report.json").read_bytes())

@@ -24,7 +24,7 @@ from featcache.runs.run import Run, choose_run, load_run
 from featcache.runs.train import train_head
 from featcache.settings import Settings, load_settings
 from featcache.system.progress import Progress
-from tests.support.cli_tools import Cli, widest, write_rows
+from tests.support.cli_tools import Cli, read_rows, widest, write_rows
 from tests.support.review_files import write_reviews
 from tests.support.stock import one_thread
 from tests.support.tiny import build
@@ -240,6 +240,24 @@ def test_finetune_with_several_labels(tiny: Callable[[str], Path], tmp_path: Pat
     assert run.record.task == "multi-label" and run.head().multi_label
     found = Predictor.from_run(run).predict_proba(["好房间", "坏书"])
     assert found.shape == (2, 3)
+
+
+def test_finetune_chooses_on_validation_rows_that_do_not_leak(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked = settings_in(tmp_path, tiny("bert"))
+    files = {name: Path(path) for name, path in (asked.data.data_files or {}).items()}
+    turned = {"good": "bad", "bad": "good"}
+    leaked = [(f" {row['text']}", turned[row["label"]]) for row in read_rows(files["train"])[:5]]
+    own = [(row["text"], row["label"]) for row in read_rows(files["validation"])]
+    write_rows(files["validation"], [*leaked, *own])
+    one = finetune(asked, "top-blocks:1", QUICK).record
+    write_rows(files["validation"], own)
+    two = finetune(asked, "top-blocks:1", QUICK).record
+    assert one.clean is not None and one.clean.leaked == {"validation": 5, "test": 0}
+    assert (one.history, one.best_epoch) == (two.history, two.best_epoch)
+    assert one.calibration == two.calibration
+    assert one.clean.metrics["validation"] == pytest.approx(two.metrics["validation"])
 
 
 # ---------------------------------------------------------------- pairs of texts

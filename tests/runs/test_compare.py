@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ from tests.support.saved_runs import BINARY, NoHead, hashes, noisy, predictions,
 
 LABELS = np.arange(400) % 2
 THREE = ("a", "b", "c")
+PARTS = ("row_hash", "labels", "predicted", "probabilities")
 
 
 @pytest.fixture
@@ -39,11 +41,10 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def same(one: Predictions, other: Predictions) -> bool:
-    parts = ("row_hash", "labels", "predicted", "probabilities")
     return one.label_names == other.label_names and all(
         np.array_equal(getattr(one, part), getattr(other, part))
         and getattr(one, part).dtype == getattr(other, part).dtype
-        for part in parts
+        for part in PARTS
     )
 
 
@@ -574,3 +575,36 @@ def test_save_run_gives_each_run_its_own_name(runs: list[Run], cli: Cli) -> None
     table: Sequence[str] = text.partition("\n* best")[0].splitlines()
     assert sum(NEAR in line for line in table) == sum(BEST in line for line in table) == 1
     assert load_run(Path("reports"), BEST).name == BEST
+
+
+def test_predictions_keep_which_rows_leak(tmp_path: Path) -> None:
+    found = predictions([0, 1, 1], [0, 1, 0])
+    for leaked in (None, np.array([False, False, False]), np.array([False, True, False])):
+        write_predictions(tmp_path / "p.parquet", replace(found, leaked=leaked))
+        known = leaked is not None and leaked.any()
+        assert ("leaked" in pq.read_schema(tmp_path / "p.parquet").names) == known
+        for probabilities in (True, False):
+            again = read_predictions(tmp_path / "p.parquet", probabilities=probabilities)
+            assert (again.leaked is not None) == known
+            assert not known or again.leaked.tolist() == leaked.tolist()  # type: ignore[union-attr]
+            assert again.label_names == BINARY and len(again) == 3
+
+
+def test_compare_runs_tests_the_rows_that_leak_for_neither_apart(tmp_path: Path) -> None:
+    labels = np.arange(200) % 2
+    early, late = np.arange(200) < 60, (np.arange(200) >= 50) & (np.arange(200) < 80)
+    one = replace(predictions(labels, noisy(labels, 20)), leaked=early)
+    two = replace(predictions(labels, noisy(labels, 60, start=3)), leaked=late)
+    base, other = save(tmp_path, "one", test=one), save(tmp_path, "two", test=two)
+    (made,) = compare_runs([base, other], base).made
+    kept = ~(early | late)
+    assert made.rows == 200 and made.clean is not None and made.clean.rows == kept.sum() == 120
+    apart = [
+        replace(part, leaked=None, **{name: getattr(part, name)[kept] for name in PARTS})
+        for part in (one, two)
+    ]
+    alone = [save(tmp_path / "alone", test=part) for part in apart]
+    (expected,) = compare_runs(alone, alone[0]).made
+    assert expected.clean is None
+    for name in ("discordant", "accuracy", "macro_f1", "tie", "worse"):
+        assert getattr(made.clean, name) == getattr(expected, name)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featcache.data.split import Split, from_texts
 from featcache.evaluation.leaks import EXACT, NORMALISED
 from featcache.evaluation.metrics import score
 from featcache.extraction.api import find_features
+from featcache.fingerprint import row_hashes
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run, list_runs
-from featcache.settings import load_settings
+from featcache.settings import DataSettings, PathSettings, Settings, load_settings
 from tests.support.cli_tools import Cli, read_rows, write_rows
 
 Rows = list[tuple[Any, Any]]
@@ -134,3 +136,23 @@ def test_without_the_texts_rows_are_compared_by_their_hashes(cli: Cli, leaking: 
     with Path("reviews/test.jsonl").open("a") as file:
         file.write(json.dumps({"text": "new", "label": "good"}) + "\n")
     assert find_leaks(settings, hashes).rule == EXACT  # the source has other rows now
+
+
+def test_a_hub_dataset_is_read_on_this_disk_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings(data=DataSettings(dataset="owner/name"), paths=PathSettings(str(tmp_path / "cache")))
+    splits = {name: from_texts(name, texts) for name, texts in (("train", ["A", "b"]), ("test", ["a", "c"]))}
+    hashes = {name: row_hashes(split.texts(slice(None))) for name, split in splits.items()}
+    monkeypatch.setattr("featcache.runs.leaks.commit_on_disk", lambda *_: None)
+    monkeypatch.setattr("featcache.runs.leaks.load_splits", pytest.fail)
+    assert find_leaks(settings, hashes).rule == EXACT
+    asked: list[DataSettings] = []
+
+    def load(data: DataSettings, names: tuple[str, ...], *, seed: int) -> dict[str, Split]:
+        asked.append(data)
+        return {name: splits[name] for name in names}
+
+    monkeypatch.setattr("featcache.runs.leaks.commit_on_disk", lambda *_: "c" * 40)
+    monkeypatch.setattr("featcache.runs.leaks.load_splits", load)
+    leaks = find_leaks(settings, hashes)
+    assert leaks.rule == NORMALISED and leaks.rows["test"].tolist() == [True, False]
+    assert [data.dataset_revision for data in asked] == ["c" * 40]  # no other commit is asked for
