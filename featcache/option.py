@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,30 @@ def coerce(option: Option, value: Any) -> Any:
     return typed
 
 
+def weights_by_name(text: str) -> dict[str, float] | None:
+    """The weights in `good=1,bad=3`, or in a JSON object of them; None for `none` and `balanced`.
+
+    Raises:
+        ValueError: another text, a name twice, or a weight that is not above 0.
+    """
+    if text in ("none", "balanced"):
+        return None
+    try:
+        if text.startswith("{"):  # names with commas
+            pairs = list(json.loads(text, object_pairs_hook=list))
+        else:
+            pairs = [part.rpartition("=")[::2] for part in text.split(",")]
+        found = {str(name).strip(): float(weight) for name, weight in pairs}
+    except (TypeError, ValueError):
+        raise ValueError(f"{text!r}: none, balanced, or weights by name such as good=1,bad=3") from None
+    if len(found) < len(pairs) or "" in found:
+        raise ValueError(f"{text!r} has a name twice, or none")
+    for name, weight in found.items():
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the weight of {name!r} is {weight:g}: a finite number above 0 is needed")
+    return found
+
+
 def _check_limits(option: Option, number: float) -> None:
     """NaN and infinity are outside any limits."""
     limits = [("at least", option.least, ge), ("above", option.above, gt), ("below", option.below, lt)]
@@ -74,6 +99,8 @@ def _check_limits(option: Option, number: float) -> None:
 def _typed(option: Option, value: Any) -> Any:
     if value is None and option.optional:
         return None
+    if option.name == "class_weight" and isinstance(value, str):
+        weights_by_name(value)
     if option.type is tuple:
         return _items(value)
     if option.type is dict:

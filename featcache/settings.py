@@ -177,7 +177,10 @@ class HeadSettings:
         0.0, "share of the target spread evenly over the classes", least=0, below=1
     )
     class_weight: str = setting(
-        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
+        "none", "balanced: rare classes weigh as much as frequent ones; by name: good=1,bad=3 (others: 1)"
+    )
+    weight_column: str | None = setting(
+        None, "column of the data with what each row weighs in training; validation and test rows count alike"
     )
     C: float | None = setting(
         None, "inverse penalty of logistic regression (default: chosen, see --penalty)", above=0

@@ -98,6 +98,9 @@ PATH_VALUES: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
+CLASS_WEIGHTS = ("balanced", "好=1,坏=3", '{"a, b": 0.5}', "none")
+
+
 @st.composite
 def any_settings(draw: st.DrawFn) -> Settings:
     """Settings with some of the values set, each to anything its type allows."""
@@ -105,6 +108,8 @@ def any_settings(draw: st.DrawFn) -> Settings:
     for name, option in options().items():
         of_type = PATH_VALUES if name in PATHS else VALUES
         strategy = st.sampled_from(option.choices) if option.choices else of_type[option.type]
+        if name == "class_weight":
+            strategy = st.sampled_from(CLASS_WEIGHTS)
         if option.least is not None:
             strategy = strategy.filter(lambda value, least=option.least: value is None or value >= least)
         if option.below is not None:
@@ -164,6 +169,8 @@ def test_load_settings_prefers_flags_then_the_file_then_defaults(name: str) -> N
         dict: ({"train": "file"}, {"train": "flag"}),
     }
     in_file, as_flag = samples[option.type]
+    if name == "class_weight":
+        in_file, as_flag = CLASS_WEIGHTS[:2]
     if option.choices:
         in_file, as_flag = option.choices[1], option.choices[0]
     write(to_toml(build_settings({name: in_file})))

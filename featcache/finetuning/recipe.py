@@ -36,7 +36,9 @@ class Recipe:
     )
     patience: int | None = setting_like(HeadSettings, "patience")
     label_smoothing: float = setting_like(HeadSettings, "label_smoothing")
-    class_weight: str = setting_like(HeadSettings, "class_weight")
+    class_weight: str = setting(
+        "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
+    )
 
 
 def load_recipe(

@@ -26,13 +26,16 @@ from featcache.heads.features import (
 from featcache.heads.scorers import METRICS, Linear, Neighbours
 
 
-def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> Linear:
+def ridge(
+    x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0, row_weight: np.ndarray | None = None
+) -> Linear:
     """Least squares on targets -1 and 1 with penalty `alpha |W|^2`, as `RidgeClassifier` has it.
 
     The logits are the fitted targets: a label is predicted above 0. Those of two classes have opposite signs.
 
     Args:
         alpha: above 0; not divided by the number of rows.
+        row_weight: `[N]`, not negative; the squared error of each row counts so many times.
 
     Raises:
         HeadError: rows no head can be trained on, alpha that is not above 0 or too small for such features.
@@ -43,18 +46,26 @@ def ridge(x: np.ndarray, y: np.ndarray, classes: int, *, alpha: float = 1.0) -> 
         raise HeadError(f"--alpha {alpha}: a number above 0 is needed")
     standard, fixed = _begin(x, y, classes)
     seen = np.flatnonzero(fixed == 0)
+    centre, root = np.zeros(x.shape[1]), None
     target_mean = 2 * counts_of(y, classes)[seen] / len(y) - 1
+    if row_weight is not None:
+        counts, _, total = _class_sums(x, y, classes, standard, row_weight)
+        centre, root = total / row_weight.sum(), np.sqrt(row_weight)[:, None]
+        target_mean = 2 * counts[seen] / row_weight.sum() - 1
     gram = np.zeros((x.shape[1], x.shape[1]))
     products = np.zeros((x.shape[1], len(seen)))
     for rows, part in standardised(x, standard):
+        targets = 2 * _hot(y[rows], classes)[:, seen] - 1 - target_mean
+        if root is not None:
+            part, targets = (part - centre) * root[rows], targets * root[rows]
         gram += part.T @ part
-        products += part.T @ (2 * _hot(y[rows], classes)[:, seen] - 1 - target_mean)
+        products += part.T @ targets
     gram[np.diag_indices_from(gram)] += alpha
     try:
         weight = cho_solve(cho_factor(gram, overwrite_a=True), products).T
     except LinAlgError:
         raise HeadError(f"--alpha {alpha} is too small for these features", hint="use a larger one") from None
-    return _linear(weight, target_mean, standard, fixed)
+    return _linear(weight, target_mean - weight @ centre, standard, fixed)
 
 
 def discriminant(x: np.ndarray, y: np.ndarray, classes: int, *, shrinkage: float | str = "auto") -> Linear:
@@ -86,26 +97,29 @@ def discriminant(x: np.ndarray, y: np.ndarray, classes: int, *, shrinkage: float
     return _linear(weight, bias, standard, fixed)
 
 
-def centroid(x: np.ndarray, y: np.ndarray, classes: int) -> Linear:
+def centroid(x: np.ndarray, y: np.ndarray, classes: int, *, row_weight: np.ndarray | None = None) -> Linear:
     """The nearest class mean in standardised space, as `NearestCentroid` has it.
 
     The logits are `-|x - c|^2 / 2` without the part that is the same for all classes. With several labels
     each one asks which is nearer, the mean of the rows that have it or of those that do not.
+
+    Args:
+        row_weight: `[N]`, not negative; the means are weighted by it.
 
     Raises:
         HeadError: rows no head can be trained on.
     """
     standard, fixed = _begin(x, y, classes)
     seen = np.flatnonzero(fixed == 0)
-    counts, sums = counts_of(y, classes)[seen], np.zeros((len(seen), x.shape[1]))
-    total = np.zeros(x.shape[1])
-    for rows, part in standardised(x, standard):
-        sums += _hot(y[rows], classes)[:, seen].T @ part
-        total += part.sum(axis=0)
+    counts, sums, total = _class_sums(x, y, classes, standard, row_weight)
+    counts, sums = counts[seen], sums[seen]
+    if not counts.all():
+        raise HeadError("all rows of a label have weight 0; a centroid needs a row that counts")
+    mass = len(x) if row_weight is None else row_weight.sum()
     weight = sums / counts[:, None]
     bias = -(weight**2).sum(axis=1) / 2
     if y.ndim == 2:
-        others = (total - sums) / (len(x) - counts)[:, None]
+        others = (total - sums) / (mass - counts)[:, None]
         weight, bias = weight - others, bias + (others**2).sum(axis=1) / 2
     return _linear(weight, bias, standard, fixed)
 
@@ -134,6 +148,26 @@ def _begin(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[Standard, np.nda
     """The standard of the train rows, and the logits of labels that cannot be learnt; refuses other rows."""
     check_splits(LabelledFeatures(x, y), None, classes)
     return Standard.of(x), fixed_logits(y, classes)
+
+
+def _class_sums(
+    x: np.ndarray, y: np.ndarray, classes: int, standard: Standard, row_weight: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class the rows, or their weight, `[C]`, and the sum of the standardised rows `[C, D]`.
+
+    Last comes the sum of all rows `[D]`.
+    """
+    counts, sums, total = np.zeros(classes), np.zeros((classes, x.shape[1])), np.zeros(x.shape[1])
+    for rows, part in standardised(x, standard):
+        hot = _hot(y[rows], classes)
+        if row_weight is None:
+            total += part.sum(axis=0)
+        else:
+            hot *= row_weight[rows, None]
+            total += row_weight[rows] @ part
+        counts += hot.sum(axis=0)
+        sums += hot.T @ part
+    return counts, sums, total
 
 
 def _hot(y: np.ndarray, classes: int) -> np.ndarray:

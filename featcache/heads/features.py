@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -31,6 +31,38 @@ class LabelledFeatures(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """How much each row counts in training, float64 `[N]`, not negative; None: all alike."""
+        return None
+
+    def some(self, rows: np.ndarray) -> LabelledFeatures:
+        """The rows of these numbers, in memory."""
+        return LabelledFeatures(np.asarray(self.x[rows]), self.y[rows])
+
+    def of(self, x: np.ndarray) -> LabelledFeatures:
+        """Other features of the same rows."""
+        return LabelledFeatures(x, self.y)
+
+
+class WeightedFeatures(LabelledFeatures):
+    """Features, labels and weights of the same rows; as a tuple the first two."""
+
+    def __new__(cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Self:
+        made = super().__new__(cls, x, y)
+        made._weight = weight  # type: ignore[attr-defined]
+        return made
+
+    @property
+    def weight(self) -> np.ndarray:
+        return self._weight  # type: ignore[attr-defined,no-any-return]
+
+    def some(self, rows: np.ndarray) -> LabelledFeatures:
+        return WeightedFeatures(np.asarray(self.x[rows]), self.y[rows], self.weight[rows])
+
+    def of(self, x: np.ndarray) -> LabelledFeatures:
+        return WeightedFeatures(x, self.y, self.weight)
 
 
 @dataclass(frozen=True)

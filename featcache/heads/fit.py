@@ -147,12 +147,14 @@ def check_settings(settings: HeadSettings | Mapping[str, Any]) -> None:
     Raises:
         HeadError: names the flag.
     """
-    known = _options()
+    known, values = _options(), settings if isinstance(settings, Mapping) else asdict(settings)
     try:
-        for name, value in (settings if isinstance(settings, Mapping) else asdict(settings)).items():
+        for name, value in values.items():
             coerce(known[name], value)
     except UsageError as error:
         raise HeadError(error.what, hint=error.hint) from None
+    if values.get("class_weight", "none") not in ("none", "balanced"):
+        raise HeadError("class weights by name need names: make row weights of them first (row_weights.py)")
 
 
 def steps_of(settings: HeadSettings, rows: int) -> int:

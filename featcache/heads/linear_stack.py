@@ -60,7 +60,8 @@ def fit_stack(
     weights on one machine with one number of threads.
 
     Args:
-        train: by view; all views have the same rows and labels.
+        train: by view; all views have the same rows, labels and weights. A step divides by the weights of
+            its batch.
         validation: likewise; chooses each head's best epoch.
         settings: of all heads `epochs`, `batch_size`, `warmup` and `schedule`; of each `patience`.
         seed: of the order of the rows.
@@ -86,11 +87,8 @@ def fit_stack(
     }
     y_validation = torch.tensor(validation[views[0]].y)
     histories = [TrainingHistory[torch.Tensor](settings.patience) for _ in members]
-    dice = torch.Generator().manual_seed(seed)
-    rows = len(stack.labels)
-    orders = (torch.randperm(rows, generator=dice) for _ in range(settings.epochs))
     operations = 4 * settings.batch_size * sum(part.numel() for part in stack.theta)
-    with BatchLoader(stack.views, stack.labels, orders, settings.batch_size, group.share(rows)) as loader:
+    with stack.loader(settings, seed, train[views[0]].weight) as loader:
         for number in range(1, settings.epochs + 1):
             with one_thread_if(operations < SMALL_STEP):
                 scores = _train_epoch(stack, loader, settings)
@@ -128,10 +126,11 @@ def _train_epoch(stack: _Stack, loader: BatchLoader, settings: HeadSettings) -> 
     warmup, schedule = settings.warmup, settings.schedule
     for part in loader.epoch():
         truths = stack.loss.truths(part.labels, part.sizes)
-        masses = stack.loss.masses(part.all_labels, settings.batch_size)
+        masses = stack.loss.masses(part.all_labels, settings.batch_size, part.all_weights)
+        weights = itertools.repeat(None) if part.weights is None else part.weights.split(part.sizes)
         probabilities = [
-            stack.step(features, truth, mass, schedule_factor(stack.steps, total, warmup, schedule))
-            for features, truth, mass in zip(part.batches(), truths, masses, strict=True)
+            stack.step(features, truth, mass, schedule_factor(stack.steps, total, warmup, schedule), weight)
+            for features, truth, mass, weight in zip(part.batches(), truths, masses, weights, strict=False)
         ]
         sums += stack.loss_and_hits(torch.cat(probabilities, dim=2), part.labels)
     return stack.means(sums, len(stack.labels))
@@ -172,6 +171,14 @@ class _Stack:
         self.labels = torch.tensor(y, dtype=torch.int64 if y.ndim == 1 else torch.uint8)
         self.loss = StackLoss(y, classes, self.members)
 
+    def loader(self, settings: HeadSettings, seed: int, weight: np.ndarray | None) -> BatchLoader:
+        """Batches of all epochs, in an order of the rows that `seed` draws."""
+        dice, rows = torch.Generator().manual_seed(seed), len(self.labels)
+        orders = (torch.randperm(rows, generator=dice) for _ in range(settings.epochs))
+        weights = None if weight is None else torch.tensor(weight, dtype=torch.float32)
+        share = self.group.share(rows)
+        return BatchLoader(self.views, self.labels, orders, settings.batch_size, share=share, weights=weights)
+
     def _first_weights(self, features: PaddedFeatures, heads: Sequence[Member]) -> torch.Tensor:
         weights = [initial_weights(head, self.classes, features.width) / head.lr for head in heads]
         theta = torch.zeros(len(heads) * self.classes, features.padded)
@@ -181,7 +188,12 @@ class _Stack:
         return theta
 
     def step(
-        self, features: list[torch.Tensor], truth: torch.Tensor, mass: float | torch.Tensor, factor: float
+        self,
+        features: list[torch.Tensor],
+        truth: torch.Tensor,
+        mass: float | torch.Tensor,
+        factor: float,
+        weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One update of every head on a batch; the probabilities `[H, C, B]` before it.
 
@@ -190,9 +202,10 @@ class _Stack:
             truth: float32 `[C, B]`, 1 where a row has the label.
             mass: of the whole batch, see `StackLoss.masses`.
             factor: of the learning rates.
+            weight: of the rows, float32 `[B]`.
         """
         probabilities = self._forward(features)
-        error, scale = self.loss.error(probabilities, truth, mass)
+        error, scale = self.loss.error(probabilities, truth, mass, weight)
         error = error.view(len(self.members) * self.classes, -1)
         for part, x, columns in zip(self.gradient, features, self.columns, strict=True):
             own = error if len(features) == 1 else error[columns]

@@ -77,6 +77,7 @@ class BatchSequence:
         views: features by view. A batch of what they keep is gathered when it is used, while it fits the
             cache of the processor.
         gathered: float32 `[M, padded]` of the views that are not kept.
+        weights, all_weights: as `labels` and `all_labels`, float32; None where all rows count alike.
     """
 
     rows: torch.Tensor
@@ -85,6 +86,8 @@ class BatchSequence:
     all_labels: torch.Tensor
     views: Mapping[str, PaddedFeatures]
     gathered: Mapping[str, torch.Tensor]
+    weights: torch.Tensor | None = None
+    all_weights: torch.Tensor | None = None
 
     def batches(self) -> Iterator[list[torch.Tensor]]:
         """Features `[B, padded]` of each view, in the order of `views`, batch after batch."""
@@ -105,6 +108,7 @@ class BatchLoader:
         labels: of all rows, `[N]` or `[N, C]`.
         orders: the rows of each epoch, int64 `[N]`, drawn one epoch ahead.
         share: the rows of every batch that this worker takes.
+        weights: of all rows, float32 `[N]`; None where they count alike.
     """
 
     def __init__(
@@ -114,10 +118,12 @@ class BatchLoader:
         orders: Iterator[torch.Tensor],
         batch_size: int,
         share: slice,
+        weights: torch.Tensor | None = None,
     ) -> None:
         widest = max(view.padded for view in views.values())
         self.size = max(1, NUMBERS_AT_ONCE // widest // batch_size) * batch_size
         self.views, self.labels, self.batch_size, self.share = views, labels, batch_size, share
+        self.weights = weights
         self.thread = ThreadPoolExecutor(1)
         self.sequences = self._gathered_ahead(rows for order in orders for rows in order.split(self.size))
 
@@ -143,12 +149,15 @@ class BatchLoader:
 
     def _gather(self, rows: torch.Tensor) -> BatchSequence:
         all_labels = labels = self.labels.index_select(0, rows)
+        all_weights = weights = None if self.weights is None else self.weights.index_select(0, rows)
         sizes: int | list[int] = self.batch_size
         if self.share.stop - self.share.start < len(self.labels):
             own = (rows >= self.share.start) & (rows < self.share.stop)
             sizes = [int(batch.sum()) for batch in own.split(self.batch_size)]
             rows, labels = rows[own] - self.share.start, labels[own]
+            weights = None if weights is None else weights[own]
         gathered = {name: view[rows] for name, view in self.views.items() if view.kept is None}
         return BatchSequence(
-            rows=rows, labels=labels, sizes=sizes, all_labels=all_labels, views=self.views, gathered=gathered
-        )
+            rows=rows, labels=labels, sizes=sizes, all_labels=all_labels, views=self.views, gathered=gathered,
+            weights=weights, all_weights=all_weights,
+        )  # fmt: skip

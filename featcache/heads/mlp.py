@@ -50,7 +50,8 @@ def fit_mlp(
     class weights.
 
     Args:
-        train: features may be memory-mapped; the rows of one step are standardised at a time.
+        train: features may be memory-mapped; the rows of one step are standardised at a time. A step divides
+            by the weights of its rows.
         validation: chooses the best epoch and, with patience, the last one.
         settings: `hidden`, `dropout` and what the linear head reads. Class weights multiply a row's loss, and
             a step divides by the weights of its rows, as torch's cross_entropy does; with several labels
@@ -70,11 +71,11 @@ def fit_mlp(
     history = TrainingHistory[Mlp](settings.patience)
     for number in range(1, settings.epochs + 1):
         with one_thread_if(settings.batch_size * network.w1.numel() < SMALL_STEP):
-            for x, y in network.batches(train, settings.batch_size):
+            for x, y, weight in network.batches(train, settings.batch_size):
                 factor = schedule_factor(steps, total, settings.warmup, settings.schedule)
                 optimizer.param_groups[0]["lr"] = settings.lr * factor
                 optimizer.zero_grad()
-                loss(network.forward(x, settings.dropout), y).backward()
+                loss(network.forward(x, settings.dropout), y, weight).backward()
                 optimizer.step()
                 steps += 1
         scorer = network.scorer()
@@ -118,8 +119,10 @@ class _Network:
         parameters = [self.w1, self.b1, self.w2, self.b2]
         return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
 
-    def batches(self, train: LabelledFeatures, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch in a new order: float32 features, and labels among those seen."""
+    def batches(
+        self, train: LabelledFeatures, size: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """One epoch in a new order: float32 features, labels among those seen, and weights."""
         import torch
 
         x, y = train
@@ -132,7 +135,9 @@ class _Network:
                 labels = torch.from_numpy(np.searchsorted(self.seen, y[rows]))
             else:
                 labels = torch.from_numpy(y[rows][:, self.seen].astype(np.float32))
-            yield features, labels
+            own = train.weight
+            weight = None if own is None else torch.tensor(own[rows], dtype=torch.float32)
+            yield features, labels, weight
 
     def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
         """Standardised features -> logits of what can be learnt."""
@@ -155,15 +160,28 @@ class _Network:
 
 def _loss(
     y: np.ndarray, seen: np.ndarray, smoothing: float, weights: np.ndarray | None
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Of logits `[B, S]` and labels as `_Network.batches` gives them."""
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """Of logits `[B, S]`, labels and row weights as `_Network.batches` gives them."""
     import torch
 
     weight = None if weights is None else torch.tensor(weights[seen], dtype=torch.float32)
-    if y.ndim == 1:
-        return torch.nn.CrossEntropyLoss(weight, label_smoothing=smoothing)
-    binary = torch.nn.BCEWithLogitsLoss(pos_weight=weight)
-    return lambda logits, labels: binary(logits, labels * (1 - smoothing) + smoothing / 2)
+    binary = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """A mean; with `rows` weighted by them."""
+        how = "mean" if rows is None else "none"
+        if y.ndim == 1:
+            found = torch.nn.functional.cross_entropy(
+                logits, labels, weight, label_smoothing=smoothing, reduction=how
+            )
+            mass = rows if rows is None or weight is None else rows * weight[labels]
+        else:
+            target = labels * (1 - smoothing) + smoothing / 2
+            found, mass = binary(logits, target, pos_weight=weight, reduction=how), rows
+            found = found if rows is None else found.mean(1)
+        return found if rows is None or mass is None else (found * rows).sum() / mass.sum().clamp_min(1e-30)
+
+    return loss
 
 
 def _score(scorer: Mlp, rows: LabelledFeatures) -> tuple[float, float]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from featcache.errors import HeadError, UsageError
+from featcache.errors import UsageError
 from featcache.heads import closed_form
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import (
@@ -15,12 +16,12 @@ from featcache.heads.features import (
     Standard,
     check_rows,
     check_splits,
-    counts_of,
     standardised_rows,
 )
 from featcache.heads.fit import Fit, Member, OnEpoch, check_settings, divergence
 from featcache.heads.lexical.fit import fit_lexical
 from featcache.heads.mlp import fit_mlp
+from featcache.heads.row_weights import all_weights, balanced_weights
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
 
@@ -75,26 +76,35 @@ def fit_logistic(
     """
     check_settings(settings)
     check_splits(train, validation, classes)
-    rows = _Rows(train, classes, settings)
+    # Of several labels a row, `balanced` weighs each by itself; their one C is chosen without it.
+    several = replace(settings, class_weight="none") if train.y.ndim == 2 else settings
+    rows = _Rows(train, classes, several)
     C, about = rows.penalty(validation, settings, seed)
     x, y = rows.standard(train.x), train.y  # scikit-learn wants the whole matrix
     if y.ndim == 1:
-        weight, bias = _logistic(x, y, classes, C, settings)
+        weight, bias = _logistic(x, y, classes, C, settings, train.weight)
     else:
-        parts = [_one_label(x, y[:, label], C, settings) for label in range(classes)]
+        parts = [_one_label(x, y[:, label], C, settings, train.weight) for label in range(classes)]
         weight, bias = np.stack([part[0] for part in parts]), np.array([part[1] for part in parts])
     scorer = Linear(*rows.standard.fold(weight, bias))
     return Fit(best=scorer, last=scorer, about=about)
 
 
 def _logistic(
-    x: np.ndarray, y: np.ndarray, classes: int, C: float, settings: HeadSettings
+    x: np.ndarray,
+    y: np.ndarray,
+    classes: int,
+    C: float,
+    settings: HeadSettings,
+    row_weight: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.linear_model import LogisticRegression
 
     balanced = None if settings.class_weight == "none" else "balanced"
+    if balanced and row_weight is not None:  # versions of scikit-learn differ in what they balance then
+        balanced, row_weight = None, row_weight * balanced_weights(y, classes)
     model = LogisticRegression(C=C, max_iter=1000, class_weight=balanced)
-    model.fit(x, y)
+    model.fit(x, y, sample_weight=row_weight)
     weight = np.zeros((classes, x.shape[1]), dtype=np.float64)
     bias = np.full(classes, -1e4 if len(model.classes_) < classes else 0.0)  # a class never seen
     if len(model.classes_) == 2:  # one row of coefficients: the second class against the first
@@ -105,11 +115,13 @@ def _logistic(
     return weight, bias
 
 
-def _one_label(x: np.ndarray, y: np.ndarray, C: float, settings: HeadSettings) -> tuple[np.ndarray, float]:
+def _one_label(
+    x: np.ndarray, y: np.ndarray, C: float, settings: HeadSettings, row_weight: np.ndarray | None
+) -> tuple[np.ndarray, float]:
     """Weights and bias of one label of several; constant where all rows or none have it."""
     if y.min() == y.max():
         return np.zeros(x.shape[1]), 1e4 if y.max() else -1e4
-    weight, bias = _logistic(x, y.astype(np.int64), 2, C, settings)
+    weight, bias = _logistic(x, y.astype(np.int64), 2, C, settings, row_weight)
     return weight[1], float(bias[1])
 
 
@@ -149,12 +161,16 @@ class _Rows:
     """The standardised train rows of a logistic regression."""
 
     def __init__(
-        self, train: LabelledFeatures, classes: int, settings: HeadSettings, group: ProcessGroup = ALONE
+        self,
+        train: LabelledFeatures,
+        classes: int,
+        settings: HeadSettings,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.y, self.classes, self.group = train.y, classes, group
         self.standard = Standard.of(train.x, group)
         self.x = standardised_rows(group.own_rows(train.x), self.standard)
-        self.weight = _row_weights(train.y, classes, settings)
+        self.weight = all_weights(train, classes, settings)
 
     def penalty(
         self, validation: LabelledFeatures, settings: HeadSettings, seed: int
@@ -174,21 +190,8 @@ class _Rows:
         return found.C, {"C": found.C, "penalties_tried": len(found.penalties)}
 
 
-def _row_weights(y: np.ndarray, classes: int, settings: HeadSettings) -> np.ndarray | None:
-    """Balanced: N / (classes seen * rows of the class), as scikit-learn has it."""
-    if settings.class_weight == "none":
-        return None
-    if y.ndim == 2:
-        raise HeadError(
-            "--class-weight balanced is not for the exact head with several labels a row",
-            hint="use --head linear",
-        )
-    counts = counts_of(y, classes)
-    return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
-
-
 def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
-    """A solver of `featcache.heads.closed_form`, with the settings that it reads."""
+    """A solver of `featcache.heads.closed_form`, with the settings that it reads; see `WEIGHTED`, too."""
 
     def fit(
         train: LabelledFeatures,
@@ -200,7 +203,10 @@ def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
         on_epoch: OnEpoch | None = None,
     ) -> Fit:
         check_rows(*validation, classes, split="validation")
-        scorer = solve(*train, classes, **{name: getattr(settings, name) for name in names})
+        more = {name: getattr(settings, name) for name in names if name not in _WEIGHTS}
+        if "class_weight" in names:
+            more["row_weight"] = all_weights(train, classes, settings)
+        scorer = solve(*train, classes, **more)
         return Fit(best=scorer, last=scorer)
 
     return HeadKind(fit, names)
@@ -218,20 +224,21 @@ class HeadKind(NamedTuple):
     settings: tuple[str, ...]
 
 
+_WEIGHTS = ("class_weight", "weight_column")
 _BY_EPOCHS = (
     "epochs", "lr", "weight_decay", "batch_size", "warmup", "schedule", "patience", "label_smoothing",
-    "class_weight",
+    "class_weight", "weight_column",
 )  # fmt: skip
 
 KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS),
-    "lexical": HeadKind(fit_lexical, ("class_weight",)),
-    "logistic": HeadKind(fit_logistic, ("C", "class_weight", "penalty", "folds")),
-    "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds")),
+    "lexical": HeadKind(fit_lexical, _WEIGHTS),
+    "logistic": HeadKind(fit_logistic, ("C", "class_weight", "penalty", "folds", "weight_column")),
+    "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds", "weight_column")),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
-    "ridge": _closed_form(closed_form.ridge, "alpha"),
+    "ridge": _closed_form(closed_form.ridge, "alpha", *_WEIGHTS),
     "discriminant": _closed_form(closed_form.discriminant),
-    "centroid": _closed_form(closed_form.centroid),
+    "centroid": _closed_form(closed_form.centroid, *_WEIGHTS),
     "neighbours": _closed_form(closed_form.neighbours, "neighbours"),
 }
 

@@ -10,6 +10,8 @@ import torch
 from featcache.heads.features import counts_of
 from featcache.heads.fit import Member
 
+SMALLEST = 1e-30  # that a batch's loss is divided by
+
 
 class StackLoss:
     """The gradient of each head's loss with respect to its logits.
@@ -41,22 +43,48 @@ class StackLoss:
         batches: Sequence[torch.Tensor] = truth.float().split(sizes, 1)
         return batches
 
-    def masses(self, labels: torch.Tensor, size: int) -> Sequence[float | torch.Tensor]:
+    def masses(
+        self, labels: torch.Tensor, size: int, weights: torch.Tensor | None = None
+    ) -> Sequence[float | torch.Tensor]:
         """What each batch's summed loss is divided by: a number, or with class weights `[H, 1, 1]`.
 
         Args:
             labels: of all rows of the batches, whichever worker has them.
+            weights: of the same rows, `[M]`; None where they count alike.
         """
+        if weights is not None:
+            return self._weighted_masses(labels.split(size), weights.split(size))
         if self.plain or self.multi_label:
             terms = self.classes if self.multi_label else 1
             whole, rest = divmod(len(labels), size)
             return [float(size * terms)] * whole + [float(rest * terms)] * (rest > 0)
         return [self.weights.index_select(1, part).sum(1)[:, None, None] for part in labels.split(size)]
 
+    def _weighted_masses(
+        self, labels: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+    ) -> Sequence[float | torch.Tensor]:
+        """As `masses`; a batch of rows that do not count has the smallest, and no gradient."""
+        if self.plain or self.multi_label:
+            terms = self.classes if self.multi_label else 1
+            return [max(terms * float(part.sum()), SMALLEST) for part in weights]
+        both = zip(labels, weights, strict=True)
+        by_row = (self.weights.index_select(1, part) * weight for part, weight in both)
+        return [part.sum(1)[:, None, None].clamp_min(SMALLEST) for part in by_row]
+
     def error(
-        self, probabilities: torch.Tensor, truth: torch.Tensor, mass: float | torch.Tensor
+        self,
+        probabilities: torch.Tensor,
+        truth: torch.Tensor,
+        mass: float | torch.Tensor,
+        weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
         """The gradient `[H, C, B]` of the mean loss, and a factor that it has yet to be multiplied by."""
+        error, scale = self._error_of_equal_rows(probabilities, truth, mass)
+        return (error if weights is None else error * weights), scale
+
+    def _error_of_equal_rows(
+        self, probabilities: torch.Tensor, truth: torch.Tensor, mass: float | torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
         if isinstance(mass, torch.Tensor):
             labels = truth.argmax(0)
             error = probabilities * self.mass.index_select(2, labels) - self.table.index_select(2, labels)

@@ -95,7 +95,7 @@ class SizeFitter:
         part, all_rows = self.train, len(rows) == len(self.train.y)
         if not all_rows:
             rows = np.sort(rows)
-            part = LabelledFeatures(np.asarray(part.x[rows]), part.y[rows])
+            part = part.some(rows)
         try:
             found = [self._candidate(part, head, seed) for head in self.candidates]
         except HeadError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from featcache.heads.registry import KINDS
 from featcache.runs.curve_fits import FinishedFits, OnFit, SizeFitter
 from featcache.runs.run import file_stem
 from featcache.runs.train import CachedSplits, load_data
+from featcache.runs.weighted_rows import weighted_rows
 from featcache.settings import HeadSettings, Settings
 from featcache.system.durable import write_file
 
@@ -28,7 +30,7 @@ CURVE_FILE, FITS_FILE = "curve.json", "fits.npz"
 METRICS = ("accuracy", "macro_f1")
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # of which each fit takes the one best on validation
 MOST_SEEDS = 1000
-_CHOICE = ("C", "penalty", "folds")  # settings that the penalties of the plan replace
+_CHOICE = ("C", "penalty", "folds", "weight_column")  # settings that others of the request replace
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ def learning_curve(
     fitter = _fitter(settings, plan, data, asked, split)
     sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
+    if (weight := fitter.train.weight) is not None:
+        request.settings["weights"] = hashlib.sha256(weight.tobytes()).hexdigest()
     name = f"{file_stem(f'curve-{plan.kind}-{short_view(view)}')}-{fingerprint(request.document)[:8]}"
     folder = Path(settings.paths.reports_dir) / name
     began = time.perf_counter()
@@ -201,11 +205,12 @@ def learning_curve(
 
 
 def _fitter(settings: Settings, plan: Plan, data: CachedSplits, view: str, split: str) -> SizeFitter:
+    train, head = weighted_rows(settings, plan.kind, data.features[view]["train"])
     return SizeFitter(
         kind=plan.kind,
         metric=plan.metric,
-        candidates=plan.candidates(settings.head),
-        train=data.rows(view, "train"),
+        candidates=plan.candidates(head),
+        train=train,
         validation=data.rows(view, "validation"),
         scored=LabelledFeatures(data.features[view][split].x, data.features[view][split].y),
         classes=len(data.features[view]["train"].label_names),

@@ -16,6 +16,7 @@ from featcache.heads.fit import Epoch, Fit, Member
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
 from featcache.runs.train import load_data, read_costs_for, save_fit
+from featcache.runs.weighted_rows import weighted_rows
 from featcache.settings import Settings
 
 RANGE_POINTS = 7  # values of a range by default
@@ -93,13 +94,14 @@ def sweep(
     from featcache.heads.linear_stack import fit_stack
 
     members = _members(grid, settings.seed)
-    train, held_out = (
-        {view: data.rows(view, split) for view in grid.views} for split in ("train", "validation")
-    )
+    head = dataclasses.replace(settings.head, class_weight="none")  # the grid has its own
+    plain = dataclasses.replace(settings, head=head)
+    train = {view: weighted_rows(plain, "linear", data.features[view]["train"])[0] for view in grid.views}
+    held_out = {view: data.rows(view, "validation") for view in grid.views}
     report = None if progress is None else (lambda lines: progress(lines[0].epoch, members, lines))
     began = time.perf_counter()
     fits = fit_stack(
-        train, held_out, len(data.features[grid.views[0]]["train"].label_names), members, settings.head,
+        train, held_out, len(data.features[grid.views[0]]["train"].label_names), members, head,
         seed=settings.seed, on_epoch=report,
     )  # fmt: skip
     seconds = time.perf_counter() - began

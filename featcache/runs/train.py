@@ -26,6 +26,7 @@ from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
+from featcache.runs.weighted_rows import weighted_rows
 from featcache.runs.words import SplitTexts, beside, features_of, read_splits
 from featcache.settings import Settings
 
@@ -98,6 +99,7 @@ def train_head(
     data = load_data(settings, [asked], group)
     _check_agreed(group, settings, kind, asked, data)
     costs = read_costs_for(settings, data.features[asked]["train"])
+    train, head = weighted_rows(settings, kind, data.features[asked]["train"])
     solve = KINDS[kind].fit
     if words and kind != LEXICAL:
         solve = partial(fit_beside, solve)
@@ -105,10 +107,9 @@ def train_head(
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
-    train = data.rows(asked, "train")
     fit = solve(
         train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
-        settings.head, seed=settings.seed, on_epoch=progress, **shared,
+        head, seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None

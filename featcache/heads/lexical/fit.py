@@ -85,7 +85,7 @@ def fit_beside(
     """
     if isinstance(train.x, WordRows) and train.x.dense is None:
         raise UsageError("the view lexical alone is for --head lexical", hint="--view depth,lexical joins it")
-    dense = [part._replace(x=part.x.dense) for part in (train, validation)]  # type: ignore[attr-defined]
+    dense = [part.of(part.x.dense) for part in (train, validation)]  # type: ignore[attr-defined]
     fit = solve(*dense, classes, settings, **options)
     words, about = _fit_words(train, validation, classes, settings)
     of_words = words.logits(WordRows(validation.x.ngrams, validation.x.words))  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ def _fit_words(
     for ratio, penalties in ((True, RATIO), (False, PLAIN)):
         before = np.inf
         for C in penalties:
-            scorer = _one_against_rest(words, train.y, fixed, Weighting(ratio, C), settings)
+            scorer = _one_against_rest(words, train, fixed, Weighting(ratio, C), settings)
             loss = _loss(scorer.logits(held_out.as_array()), validation.y)
             if best is None or loss < best[0]:
                 best = loss, scorer, Weighting(ratio, C)
@@ -151,21 +151,29 @@ def _fit_words(
 
 
 def _one_against_rest(
-    words: csr_matrix, y: np.ndarray, fixed: np.ndarray, weighting: Weighting, settings: HeadSettings
+    words: csr_matrix,
+    train: LabelledFeatures,
+    fixed: np.ndarray,
+    weighting: Weighting,
+    settings: HeadSettings,
 ) -> WordScorer:
     """A scorer of all classes; those that no train row has, or that all have, get a constant."""
-    classes = len(fixed)
+    classes, y = len(fixed), train.y
     weight = np.zeros((classes, words.shape[1]), np.float32)
     bias = fixed.astype(np.float32)
     two = y.ndim == 1 and classes == 2  # the second class against the first
     for label in [1] if two else np.flatnonzero(fixed == 0):
         chosen = y[:, label] == 1 if y.ndim == 2 else y == label
-        weight[label], bias[label] = _one_class(words, chosen, weighting, settings)
+        weight[label], bias[label] = _one_class(words, chosen, train.weight, weighting, settings)
     return WordScorer(weight, bias)
 
 
 def _one_class(
-    words: csr_matrix, chosen: np.ndarray, weighting: Weighting, settings: HeadSettings
+    words: csr_matrix,
+    chosen: np.ndarray,
+    row_weight: np.ndarray | None,
+    weighting: Weighting,
+    settings: HeadSettings,
 ) -> tuple[np.ndarray, float]:
     """Weights `[V]` and bias of a class, of which bool `[N]` are rows."""
     from sklearn.linear_model import LogisticRegression
@@ -179,7 +187,7 @@ def _one_class(
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last steps of weak penalties change no prediction
-        model.fit(scaled, chosen)
+        model.fit(scaled, chosen, sample_weight=row_weight)
     return model.coef_[0] * ratio, float(model.intercept_[0])
 
 
