@@ -146,8 +146,22 @@ def show(run: Run) -> None:
     console.print(shown)
     if about.about_leaks:
         console.print(about.about_leaks)
+    show_shares(about.view_shares)
     show_honesty(run)
     show_history(run)
+
+
+def show_shares(shares: dict[str, float] | None) -> None:
+    """Which views carry the labels, one a line with a bar."""
+    if not shares:
+        return
+    from rich.text import Text
+
+    console, width = out(), max(map(len, shares))
+    console.print("what each view adds to the logits, as a share of their variance:")
+    for name, share in sorted(shares.items(), key=lambda item: -item[1]):
+        bar = Text("█" * round(30 * max(share, 0)), style="cyan")
+        console.print(Text(f"  {name:{width}} {percent_text(share):>6} ") + bar)
 
 
 def _add_scores(shown: Table, what: str, rows: int, metrics: Mapping[str, float]) -> None:

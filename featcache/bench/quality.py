@@ -160,7 +160,7 @@ class _SetBench:
         run, seconds = timed(train)
         record, predictions = run.record, run.predictions("test")
         low, high = record.intervals["test"]["accuracy"]
-        clean = None
+        clean = record.clean.metrics.get("test", {}).get("accuracy") if record.clean else None
         made = QualityRow(
             data=self.name,
             method=method,

@@ -21,7 +21,7 @@ from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
-OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "clean")
+OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "view_shares", "clean")
 MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
@@ -178,6 +178,8 @@ class TrainingRecord:
     Attributes:
         head: kind of the head, or the part that was fine-tuned, e.g. `top-blocks:2`.
         asked_view: the name that joined views were asked for by, e.g. `depth`; None of a single view.
+        view_shares: of each joined view in the variance of the logits, see `heads.view_shares`; None of a
+            single view, and of heads that are not linear.
         seconds: of the training alone.
         settings: of the training, those that its kind uses.
         solver: what the solver reports besides: a chosen penalty, a gradient's norm.
@@ -209,6 +211,7 @@ class TrainingRecord:
     finetune: TuningRecord | None = None
     sweep: SweepRecord | None = None
     asked_view: str | None = None
+    view_shares: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

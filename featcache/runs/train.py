@@ -22,6 +22,7 @@ from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.registry import KINDS, check_parallel
+from featcache.heads.view_shares import view_shares
 from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
@@ -222,6 +223,7 @@ def save_fit(
         bytes_cached=sum(rows.values()) * (x.nbytes // len(x)),
         caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
         sweep=sweep,
+        view_shares=view_shares(fit.best, features["validation"].x, features["validation"].view),
     )
     commit = made["train"].commit if made else None
     return save_trained(settings, training, heads, features, data.leaks, commit=commit)
