@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.errors import HeadError
+from featcache.errors import HeadError, UsageError
 from featcache_cli.console import err, note
-from featcache_cli.options import add_flag, settings_of
+from featcache_cli.options import ONE_LEVEL, add_flag, settings_of
 
 if TYPE_CHECKING:
     from featcache.finetuning.run_backbone import BackboneChoice
     from featcache.prediction.predictor import Predictor
     from featcache.runs.run import Run
+    from featcache.settings import AbstentionSettings
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,31 @@ def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--device", "auto, cpu, cuda, cuda:N or mps", "auto")
     code = "let the model's own Python code run; what the run says of that does not count"
     parser.add_argument("--trust-remote-code", action=argparse.BooleanOptionalAction, default=None, help=code)
+
+
+def add_abstention_flags(parser: argparse.ArgumentParser) -> None:
+    """Another level at which the head of a run gives no answer."""
+    group = parser.add_argument_group("another level of a head that may give no answer")
+    add_flag(group, "--max-error", "at most this share of its answers is wrong", kind=float, metavar="X")
+    add_flag(group, "--coverage", "at least this share of texts is answered; 1: all", kind=float, metavar="X")
+    add_flag(group, "--confidence", "with which that holds (default: 0.95)", kind=float, metavar="X")
+
+
+def abstention_of(args: argparse.Namespace) -> AbstentionSettings | None:
+    """The level that the flags name; None where they name none.
+
+    Raises:
+        UsageError: two levels, a level out of range, or a confidence alone.
+    """
+    from featcache.settings import AbstentionSettings, build_dataclass
+
+    names = ("max_error", "coverage", "confidence")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if not given:
+        return None
+    if len(given.keys() & {"max_error", "coverage"}) != 1:
+        raise UsageError("give one of --max-error and --coverage", hint=ONE_LEVEL)
+    return build_dataclass(AbstentionSettings, given)
 
 
 def named_runs(names: Sequence[str], reports: Path) -> list[Run]:
@@ -71,9 +97,15 @@ def load(args: argparse.Namespace, chosen: Run) -> Predictor:
     """The predictor of a run, with a spinner while it is loaded."""
     from rich.text import Text
 
+    asked = abstention_of(args)
+    if asked:
+        chosen.head().abstaining_at(asked)  # refused before the model is loaded
     console = err()
     console.quiet = args.quiet
     with console.status(Text(f"loading {chosen.record.backbone.model}")):
         from featcache.prediction.predictor import Predictor
 
-        return Predictor.from_run(chosen, **asdict(backbone_of(args, chosen)))
+        predictor = Predictor.from_run(chosen, **asdict(backbone_of(args, chosen)))
+    if asked:
+        predictor.abstain_at(asked)
+    return predictor

@@ -21,9 +21,11 @@ TITLES = {
     "data": "data",
     "features": "features",
     "head": "head",
+    "abstention": "when the head gives no answer",
     "paths": "folders",
 }
 PLACES = ("--cache-dir", "--reports-dir", "--output")  # flags that name where a command writes
+ONE_LEVEL = "--max-error answers as many texts as it allows"
 METAVARS = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
 
 
@@ -136,6 +138,8 @@ def settings_of(
         given["views"] = ",".join(f"last/{name.strip()}" for name in pooling.split(","))
     if "dataset" in given and "data_files" in given:
         raise UsageError("--dataset and --data-files cannot be given together")
+    if "max_error" in given and "coverage" in given:
+        raise UsageError("--max-error and --coverage cannot be given together", hint=ONE_LEVEL)
     if "dataset" in given:
         given["data_files"] = {}  # a dataset on the command line wins over files in the settings file
     settings = load_settings(given, path=args.config) if file else build_settings(given)

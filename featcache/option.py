@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import ge, gt, lt
+from operator import ge, gt, le, lt
 from typing import Any
 
 from featcache.errors import UsageError
@@ -20,7 +20,7 @@ class Option:
         section: the table of the file; empty for settings above all tables.
         type: `str`, `int`, `float`, `bool`, `tuple` or `dict`.
         optional: whether None is a value.
-        least, above, below: limits of a number; `above` and `below` are exclusive.
+        least, above, below, most: limits of a number; `above` and `below` are exclusive.
     """
 
     section: str
@@ -33,6 +33,7 @@ class Option:
     least: float | None
     above: float | None
     below: float | None
+    most: float | None
 
     @property
     def flag(self) -> str:
@@ -87,7 +88,10 @@ def weights_by_name(text: str) -> dict[str, float] | None:
 
 def _check_limits(option: Option, number: float) -> None:
     """NaN and infinity are outside any limits."""
-    limits = [("at least", option.least, ge), ("above", option.above, gt), ("below", option.below, lt)]
+    limits = [
+        ("at least", option.least, ge), ("above", option.above, gt),
+        ("below", option.below, lt), ("at most", option.most, le),
+    ]  # fmt: skip
     known = [(text, limit, holds) for text, limit, holds in limits if limit is not None]
     if isinstance(number, int) and abs(number) >= 1 << 63:
         raise UsageError(f"{option.flag} {number}: beyond 64 bits")

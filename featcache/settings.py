@@ -39,9 +39,10 @@ def setting(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """A dataclass field that carries its own help, choices and limits (`above`, `below`: exclusive)."""
-    limits = {"least": least, "above": above, "below": below}
+    limits = {"least": least, "above": above, "below": below, "most": most}
     return field(default=default, metadata={"help": help, "choices": choices, **limits})
 
 
@@ -218,6 +219,44 @@ class HeadSettings:
 
 
 @dataclass(frozen=True)
+class AbstentionSettings:
+    """When a head gives no answer: always one if neither `max_error` nor `coverage` is given."""
+
+    max_error: float | None = setting(
+        None, "no answer where the head is not sure, so that at most this share of its answers is wrong",
+        above=0, below=1,
+    )  # fmt: skip
+    coverage: float | None = setting(
+        None, "no answer where the head is least sure, so that at least this share of texts has one",
+        above=0, most=1,
+    )  # fmt: skip
+    confidence: float = setting(0.95, "with which --max-error and --coverage hold", above=0, below=1)
+    out_of_scope: float = setting(
+        0.02, "no answer for texts that are as far from the train texts as this share of validation texts",
+        least=0, below=1,
+    )  # fmt: skip
+
+    @property
+    def asked(self) -> bool:
+        """Whether a head with these settings may give no answer."""
+        return self.max_error is not None or self.coverage is not None
+
+    @property
+    def flag(self) -> str:
+        """What was asked for, as on the command line."""
+        if self.coverage is not None:
+            return f"--coverage {self.coverage:g}"
+        return f"--max-error {self.max_error or 0:g}"
+
+    @property
+    def promise(self) -> str:
+        """`at most 2 % errors` or `at least 90 % answers`."""
+        if self.coverage is not None:
+            return f"at least {100 * self.coverage:g} % answers"
+        return f"at most {100 * (self.max_error or 0):g} % errors"
+
+
+@dataclass(frozen=True)
 class PathSettings:
     """Where results are kept."""
 
@@ -234,6 +273,7 @@ class Settings:
     data: DataSettings = DataSettings()
     features: FeatureSettings = FeatureSettings()
     head: HeadSettings = HeadSettings()
+    abstention: AbstentionSettings = AbstentionSettings()
     paths: PathSettings = PathSettings()
     seed: int = setting(0, "seed of every random choice")
 
@@ -266,7 +306,10 @@ def load_settings(overrides: Mapping[str, Any] | None = None, *, path: str | Pat
         UsageError: unknown table or setting, a value of the wrong type, an unreadable file.
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
-    return build_settings(_values_in_file(path) | given)
+    in_file = _values_in_file(path)
+    if "max_error" in given or "coverage" in given:  # one takes the place of the other
+        in_file = {name: value for name, value in in_file.items() if name not in ("max_error", "coverage")}
+    return build_settings(in_file | given)
 
 
 def build_settings(values: Mapping[str, Any]) -> Settings:

@@ -18,6 +18,7 @@ from featcache.errors import UsageError
 from featcache.option import PATHS
 from featcache.settings import (
     CONFIG_FILE,
+    AbstentionSettings,
     BackboneSettings,
     DataSettings,
     FeatureSettings,
@@ -62,7 +63,15 @@ def test_options_have_help_a_flag_and_a_valid_default() -> None:
     found = options()
     fields = [
         field.name
-        for part in (Settings, BackboneSettings, DataSettings, FeatureSettings, HeadSettings, PathSettings)
+        for part in (
+            Settings,
+            BackboneSettings,
+            DataSettings,
+            FeatureSettings,
+            HeadSettings,
+            AbstentionSettings,
+            PathSettings,
+        )
         for field in dataclasses.fields(part)
         if not dataclasses.is_dataclass(field.default)
     ]
@@ -115,7 +124,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
         if option.below is not None:
             strategy = strategy.filter(lambda value, below=option.below: value is None or value < below)
         if draw(st.booleans()):
-            values[name] = draw(st.integers(-(2**63), 2**63 - 1) if name == "seed" else strategy)
+            values[name] = draw(st.integers(1 - 2**63, 2**63 - 1) if name == "seed" else strategy)
     return build_settings(values)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featcache.system.packages import require_extra
-from featcache_cli.chosen_run import add_backbone_flags, choose, load
+from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, choose, load
 from featcache_cli.console import note, print_json
 from featcache_cli.options import Commands, add_command, add_flag, add_settings
 
@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
     hosts = "also answer requests for this host name; needed behind a proxy"
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=hosts)
     add_backbone_flags(parser)
+    add_abstention_flags(parser)
     group = parser.add_argument_group("limits")
     for flag, name, what in LIMITS:
         add_flag(group, flag, what, kind=int, least=1, dest=f"limit_{name}")

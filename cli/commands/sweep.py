@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     add_flag(group, "--class-weight", "none, balanced, or both", "none", metavar="A,...")
     add_flag(group, "--view", "cached views (default: all of --views)", metavar="A,...")
     add_flag(group, "--seeds", "random beginnings of each setting; 1 begins at zero", 1, least=1)
-    add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=GRID)
+    add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "", without=GRID)
 
 
 def run(args: argparse.Namespace) -> int:

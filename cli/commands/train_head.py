@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from featcache.heads.fit import Epoch
+    from featcache.runs.record import AbstentionRecord
     from featcache.runs.run import Run
     from featcache.settings import Settings
 
@@ -54,7 +55,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
     add_flag(parser, "--workers", workers, 1)
-    add_settings(parser, "head", "backbone", "data", "features", "paths", "")
+    add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,7 +126,8 @@ def record(run: Run) -> dict[str, Any]:
         "intervals", "calibration", "solver",
     )  # fmt: skip
     found = run.record.to_json()
-    return {key: found[key] for key in keys} | {"clean": found.get("clean"), "path": str(run.folder)}
+    shown = {key: found[key] for key in keys} | {key: found.get(key) for key in ("clean", "abstention")}
+    return shown | {"path": str(run.folder)}
 
 
 def show(run: Run) -> None:
@@ -148,6 +150,7 @@ def show(run: Run) -> None:
         console.print(about.about_leaks)
     show_shares(about.view_shares)
     show_honesty(run)
+    show_abstention(run)
     show_history(run)
 
 
@@ -188,6 +191,37 @@ def show_honesty(run: Run) -> None:
             f"{percent_text(found.ece_before)} -> {percent_text(found.ece_after)}",
             style="dim",
         )
+
+
+def show_abstention(run: Run) -> None:
+    """When the head gives no answer, on what rows that was found, and what it does on each split."""
+    found, console = run.record.abstention, out()
+    if found is None:
+        return
+    shown = table("split", ">rows", ">answered", ">wrong answers", ">without abstaining", ">out of scope")
+    for split, one in found.splits.items():
+        shown.add_row(
+            split, f"{one.rows:,}", f"{one.coverage:.1%}", percent_text(one.risk),
+            percent_text(one.wrong_in_all / one.rows if one.rows else None), f"{one.out_of_scope:,}",
+        )  # fmt: skip
+    console.print()
+    console.print(f"no answer below probability {found.threshold:.4f}: {found.promise}", style="bold")
+    console.print(shown)
+    console.print(guarantee_text(found), style="dim")
+
+
+def guarantee_text(found: AbstentionRecord) -> str:
+    """What is promised, and on which assumption."""
+    rows, sure = found.splits["validation"].rows, f"{100 * found.confidence:g} %"
+    bound = f"at most {100 * found.highest_risk:.2f} % of the answers are wrong"
+    if found.coverage is not None:
+        bound = f"{found.promise}, and {bound}"
+    else:
+        bound = f"at most {100 * (found.max_error or 0):g} % of the answers are wrong"
+    return (
+        f"with {sure} confidence over the draw of {rows:,} validation rows that chose nothing else: {bound}, "
+        "if new texts come from where the validation rows came from"
+    )
 
 
 def show_history(run: Run) -> None:

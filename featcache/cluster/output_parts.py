@@ -76,6 +76,7 @@ class PartRecord:
     first_bad: tuple[UnlabelledRow, ...] = ()
     bytes: int | None = None
     mostly_unknown: int = 0
+    abstained: int | None = None
 
 
 def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
@@ -242,6 +243,7 @@ class OutputFolder:
             first_bad=made.first_bad,
             bytes=(self.info(part) or {}).get("size"),
             mostly_unknown=made.mostly_unknown,
+            abstained=made.abstained,
         )
         self._write(f"{part.name}.json", record)
         return record

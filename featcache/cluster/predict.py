@@ -23,7 +23,7 @@ from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.prediction.file import LabelledFile, predict_file
 from featcache.prediction.journal import FIRST_BAD
 from featcache.runs.run import Run, load_run
-from featcache.settings import DataSettings
+from featcache.settings import AbstentionSettings, DataSettings
 from featcache.system.downloads import fetched
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.stores import is_remote
@@ -62,11 +62,13 @@ class FilesToLabel:
     Attributes:
         sources: paths or URLs; the ending of each tells its format.
         output: folder or URL; made if it does not exist.
+        abstention: another level than the head's, see `Predictor.abstain_at`.
     """
 
     sources: Sequence[str]
     output: str
     reading: Reading
+    abstention: AbstentionSettings | None = None
 
 
 def predict_with_ray(
@@ -118,6 +120,7 @@ def predict_with_ray(
                     reading=files.reading,
                     backbone=replace(backbone, model=_model(run, backbone.model)),
                     threads=pool.threads,
+                    abstention=files.abstention,
                 )
                 _predict_missing(order, pool, found, on_progress)
     tokens = sum(record.tokens for number, record in found.items() if number not in finished)
@@ -132,6 +135,7 @@ def _key(run: Run, files: FilesToLabel, parts: Sequence[OutputPart]) -> str:
         {
             "head": [file_hash(run.folder / name) for name in ("head.json", "head.safetensors")],
             "reading": files.reading.to_json(),
+            **({"abstention": asdict(files.abstention)} if files.abstention else {}),
             "blocks": [[asdict(part), states[part.source]] for part in parts],
         }
     )
@@ -165,6 +169,7 @@ def _sum(
     for record in records:
         counts.update(record.counts)
     bad = sum(record.bad for record in records)
+    held = [record.abstained for record in records if record.abstained is not None]
     return LabelledFile(
         path=output,
         rows=sum(record.rows for record in records),
@@ -177,6 +182,7 @@ def _sum(
         bad_path=f"{output.rstrip('/')}/part-*.bad.jsonl" if bad else None,
         first_bad=tuple(row for record in records for row in record.first_bad)[:FIRST_BAD],
         mostly_unknown=sum(record.mostly_unknown for record in records),
+        abstained=sum(held) if held else None,
     )
 
 
@@ -192,6 +198,7 @@ class PredictOrder:
         output: folder or URL.
         backbone: its model is a name or an absolute path; None: as in the run.
         threads: threads of torch.
+        abstention: see `FilesToLabel`.
     """
 
     run: Mapping[str, bytes]
@@ -200,6 +207,7 @@ class PredictOrder:
     reading: Reading
     backbone: BackboneChoice
     threads: int
+    abstention: AbstentionSettings | None = None
 
 
 def _content(run: Run) -> dict[str, bytes]:
@@ -238,7 +246,10 @@ class _PredictingActor(Actor[PredictOrder]):
             for name, content in self.order.run.items():
                 (run / name).write_bytes(content)
             found = load_run(run.parent, run.name)
-            return Predictor.from_run(found, **asdict(self.order.backbone))
+            predictor = Predictor.from_run(found, **asdict(self.order.backbone))
+        if self.order.abstention:
+            predictor.abstain_at(self.order.abstention)
+        return predictor
 
     def _label(self, predictor: Predictor, folder: OutputFolder, part: OutputPart) -> PartRecord:
         there = folder.record(part, folder.info(part))

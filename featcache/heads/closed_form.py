@@ -12,6 +12,8 @@ that no train row has is never predicted (weight 0, bias -1e4; the neighbours gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from featcache.errors import HeadError
@@ -189,20 +191,29 @@ def _discriminate(
     """Weights float64 `[G, D]` and biases `[G]` for groups of row numbers, for standardised features."""
     from scipy.linalg import pinvh
 
-    rows = sum(len(group) for group in groups)
-    means = np.empty((len(groups), x.shape[1]))
-    covariance = np.zeros((x.shape[1], x.shape[1]))
-    for place, group in enumerate(groups):
-        means[place] = sum(part.sum(axis=0) for _, part in standardised(x, standard, group)) / len(group)
-        covariance += len(group) / rows * _covariance(x, group, means[place], standard, shrinkage)
+    means, covariance, shares = class_gaussians(x, groups, standard, shrinkage)
     if not np.trace(covariance) > 1e-20 * len(covariance):  # of features with variance 1: rounding
         raise HeadError(
             "no class has two different rows; a discriminant needs some spread within classes",
             hint="use more train rows, or --head centroid",
         )
     weight = (pinvh(covariance) @ means.T).T
-    shares = np.array([len(group) / rows for group in groups])
     return weight, np.log(shares) - (weight * means).sum(axis=1) / 2
+
+
+def class_gaussians(
+    x: np.ndarray, groups: Sequence[np.ndarray], standard: Standard, shrinkage: float | str = "auto"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means `[G, D]` of groups of row numbers, their one covariance `[D, D]`, their shares `[G]`; float64.
+
+    Of standardised features; the covariance is that of each group, shrunk, averaged by its share of the rows.
+    """
+    rows = sum(len(group) for group in groups)
+    means, covariance = np.empty((len(groups), x.shape[1])), np.zeros((x.shape[1], x.shape[1]))
+    for place, group in enumerate(groups):
+        means[place] = sum(part.sum(axis=0) for _, part in standardised(x, standard, group)) / len(group)
+        covariance += len(group) / rows * _covariance(x, group, means[place], standard, shrinkage)
+    return means, covariance, np.array([len(group) / rows for group in groups])
 
 
 def _covariance(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,16 @@ import numpy as np
 
 from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.errors import HeadError
-from featcache.evaluation.costs import check_costs
+from featcache.evaluation.costs import cheapest, check_costs
 from featcache.fingerprint import EncoderDocument, fingerprint
+from featcache.heads.abstention.abstention import Abstention, AbstentionDocument, Judgement
 from featcache.heads.lexical.ngrams import Ngrams, NgramSettings
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
+from featcache.settings import AbstentionSettings
 from featcache.system.documents import parse_document, read_json
 from featcache.system.durable import write_file
 from featcache.system.sharded_array import join_columns
@@ -30,9 +33,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 HEAD_FORMAT = 2
+ABSTENTION = "-abstention.safetensors"  # after the name of a head that may give no answer
 DAMAGED = "train that head again, or use another run: featcache compare lists them"
 ALL_SCORERS: dict[str, type[Scorer]] = {**SCORERS, WordScorer.kind: WordScorer}
-OPTIONAL = ("costs", "ngrams")  # keys that are not in the file where they are None
+OPTIONAL = ("costs", "ngrams", "abstention")  # keys that are not in the file where they are None
 READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
@@ -45,6 +49,7 @@ class HeadDocument:
         fingerprint: of the features that it fits, see `view_fingerprint`.
         costs: by true and predicted label; None, and not in the file, where every error costs the same.
         ngrams: of a head that reads words; other heads are without this key.
+        abstention: None for a head that always answers; the key is then left out.
     """
 
     format: int
@@ -58,6 +63,7 @@ class HeadDocument:
     encoder: dict[str, Any]
     costs: tuple[tuple[float, ...], ...] | None = None
     ngrams: NgramSettings | None = None
+    abstention: AbstentionDocument | None = None
 
     def checked_encoder(self) -> EncoderDocument:
         """The encoder document, after a check that the fields fit each other.
@@ -102,6 +108,7 @@ class Head:
         costs: float64 `[C, C]` of a single-label head, by true and predicted label: it predicts what is
             expected to cost least. None: it predicts the most probable label.
         ngrams: of a head that reads the words of the texts; None for others.
+        abstention: when it gives no answer; None for a head that always answers.
     """
 
     scorer: Scorer
@@ -113,6 +120,7 @@ class Head:
     thresholds: np.ndarray | None = None
     costs: np.ndarray | None = None
     ngrams: Ngrams | None = None
+    abstention: Abstention | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -153,8 +161,29 @@ class Head:
         """Features `[N, D]` -> float64 `[N, C]`; rows add up to 1 unless labels are independent."""
         return probabilities_of(self.logits(x), self.temperature, multi_label=self.multi_label)
 
+    def judge(self, probabilities: np.ndarray, x: np.ndarray) -> Judgement | None:
+        """Which texts have an answer, by probabilities `[N, C]` and features; None: it always answers."""
+        if self.abstention is None:
+            return None
+        predicted = cheapest(probabilities, self.costs)
+        return self.abstention.judge(probabilities[np.arange(len(probabilities)), predicted], x)
+
+    def abstaining_at(self, asked: AbstentionSettings) -> Head:
+        """The head at another level: `max_error` or `coverage`, and `confidence`.
+
+        Raises:
+            HeadError: it was trained without a level, or its validation rows do not support this one.
+        """
+        if self.abstention is None:
+            raise HeadError(
+                f"{asked.flag}: this head was trained to answer always",
+                hint=f"train one that may give no answer: featcache train-head {asked.flag}",
+            )
+        own = replace(asked, out_of_scope=self.abstention.asked.out_of_scope)
+        return replace(self, abstention=self.abstention.at(own))
+
     def save(self, folder: Path, name: str = "head") -> None:
-        """Write `<name>.safetensors` and `<name>.json` into `folder`."""
+        """Write `<name>.safetensors` and `<name>.json` into `folder`, and `<name>-abstention.safetensors`."""
         from safetensors.numpy import save
 
         document = HeadDocument(
@@ -173,6 +202,9 @@ class Head:
         content = dataclasses.asdict(document)
         content = {key: value for key, value in content.items() if key not in OPTIONAL or value is not None}
         tensors = self.scorer.tensors() | (self.ngrams.tensors() if self.ngrams else {})
+        if self.abstention:
+            content["abstention"] = self.abstention.document()
+            write_file(folder / f"{name}{ABSTENTION}", save(self.abstention.tensors()))
         text = json.dumps(content, indent=1, ensure_ascii=False)
         write_file(folder / f"{name}.safetensors", save(tensors))
         write_file(folder / f"{name}.json", text.encode())
@@ -184,20 +216,10 @@ def load_head(folder: Path, name: str = "head") -> Head:
     Raises:
         HeadError: missing, unreadable, of another format, or with contents that do not fit each other.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     path = folder / f"{name}.json"
-    try:
+    with _reading(folder):
         content = read_json(read_plain(path))
-        tensors = load(read_plain(path.with_suffix(".safetensors"), LONGEST_ARRAYS))
-    except FileNotFoundError as error:
-        raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
-    except SafetensorError as error:  # its words are for programmers
-        what = f"{path.with_suffix('.safetensors')} is damaged, or no safetensors file"
-        raise HeadError(what, hint=DAMAGED) from error
-    except (OSError, ValueError, TypeError, KeyError) as error:  # KeyError: a dtype that numpy does not have
-        raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
+    tensors = _read_tensors(path.with_suffix(".safetensors"))
     if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise HeadError(f"{path} has another head format; this is {HEAD_FORMAT}")
     document = parse_document(HeadDocument, content, str(path), partial(HeadError, hint=DAMAGED))
@@ -212,6 +234,11 @@ def load_head(folder: Path, name: str = "head") -> Head:
             f"the head in {folder} does not fit its {len(document.label_names)} labels: "
             f"it has {scorer.classes}"
         )
+    abstention = None
+    if document.abstention:
+        kept = _read_tensors(folder / f"{name}{ABSTENTION}")
+        dense = scorer.dense if isinstance(scorer, WordScorer) else scorer
+        abstention = Abstention.read(document.abstention, kept, dense.width if dense else 0)
     return Head(
         scorer,
         document.label_names,
@@ -222,7 +249,31 @@ def load_head(folder: Path, name: str = "head") -> Head:
         thresholds=None if document.thresholds is None else np.array(document.thresholds, np.float64),
         costs=None if document.costs is None else np.array(document.costs, np.float64),
         ngrams=None if document.ngrams is None else Ngrams.from_tensors(document.ngrams, tensors),
+        abstention=abstention,
     )
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    with _reading(path.parent):
+        try:
+            return load(read_plain(path, LONGEST_ARRAYS))
+        except SafetensorError as error:  # its words are for programmers
+            raise HeadError(f"{path} is damaged, or no safetensors file", hint=DAMAGED) from error
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Errors of reading a file of a head, as `HeadError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:  # KeyError: a dtype that numpy does not have
+        raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
 
 
 def view_fingerprint(encoder: EncoderDocument, view: str) -> str:

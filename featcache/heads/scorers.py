@@ -67,7 +67,7 @@ class _Layers:
         return sum(tensor.size for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return _contiguous(**{name: getattr(self, name) for name in self.shapes})
+        return contiguous(**{name: getattr(self, name) for name in self.shapes})
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> Self:
@@ -256,7 +256,7 @@ class Neighbours:
         return np.asarray(np.log((votes + 1 / self.classes) / (self.neighbours + 1)))
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return _contiguous(
+        return contiguous(
             features=self.features,
             labels=self.labels,
             mean=self.mean,
@@ -326,6 +326,6 @@ def _check_width(scorer: Scorer, x: np.ndarray) -> None:
         raise HeadError(f"this head wants features [N, {scorer.width}], got {list(x.shape)}")
 
 
-def _contiguous(**parts: np.ndarray) -> dict[str, np.ndarray]:
+def contiguous(**parts: np.ndarray) -> dict[str, np.ndarray]:
     """Contiguous arrays, copied only where needed; a memory map stays one."""
     return {name: np.ascontiguousarray(part) for name, part in parts.items()}

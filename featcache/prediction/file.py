@@ -23,7 +23,7 @@ import numpy as np
 from featcache.backbone.tokens.unknown_tokens import MOST
 from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
-from featcache.data.formats.write import OutputForm, RowPredictions, Writer
+from featcache.data.formats.write import OutputForm, RowAbstentions, RowPredictions, Writer
 from featcache.errors import BadRow, SourceError, UsageError
 from featcache.fingerprint import fingerprint
 from featcache.prediction.journal import (
@@ -43,7 +43,7 @@ from featcache.system.output import Target
 from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
-    from featcache.prediction.predictor import Predictor, PreparedTexts
+    from featcache.prediction.predictor import Answers, Predictor, PreparedTexts
 
 AHEAD = 2  # batches tokenised before the model is free for them
 BAD_ROWS = ".bad.jsonl"  # after the output's name
@@ -65,6 +65,7 @@ class LabelledFile:
         first_bad: the first few of these rows.
         changed_cells: written with a `'` in front in this call, see `OutputForm.raw_cells`.
         mostly_unknown: texts of which at least half of the tokens are unknown to the model's vocabulary.
+        abstained: rows without an answer; None for a head that always answers.
     """
 
     path: Path | str
@@ -79,6 +80,7 @@ class LabelledFile:
     first_bad: tuple[UnlabelledRow, ...]
     changed_cells: int = 0
     mostly_unknown: int = 0
+    abstained: int | None = None
 
 
 def predict_file(
@@ -94,8 +96,9 @@ def predict_file(
     """Label every row of `rows` and write them, with all their columns and in their order, to `target`.
 
     Added are `prediction` (of a multi-label head a list), `probability` of it, `probability:NAME` for each
-    label and `truncated`. A row whose text cannot be used stays in the file without them; one that cannot
-    be parsed is in the list of bad rows alone.
+    label and `truncated`; of a head that may give no answer `abstained`, `out_of_scope` and `reason`, and no
+    `prediction` where it gives none. A row whose text cannot be used stays in the file without them; one that
+    cannot be parsed is in the list of bad rows alone.
 
     Args:
         rows: just opened.
@@ -113,16 +116,8 @@ def predict_file(
     began = time.perf_counter()
     place = Target.of(target)
     refuse_target(place, force=force)
-    writer = Writer(form, rows, predictor.label_names, several=predictor.head.multi_label)
-    key = fingerprint(
-        {
-            "format": FORMAT,
-            "head": _head_hash(predictor),
-            "batch_tokens": predictor.encoder.batch_tokens if predictor.encoder else None,
-            "columns": [rows.columns, rows.text, rows.pair, writer.added],
-            "kinds": [rows.kind, form.kind],
-        }
-    )
+    writer = _writer(predictor, rows, form)
+    key = _key(predictor, rows, writer)
     folder = partial_folder(place.path)
     make_own_folder(folder)
     with explained(place.path), locked(folder / ROWS):
@@ -140,7 +135,28 @@ def predict_file(
         seconds=seconds, tokens=tokens, counts=after.counts, bad_path=bad_path,
         first_bad=tuple(journal.first_bad), changed_cells=writer.changed,
         mostly_unknown=after.mostly_unknown,
+        abstained=after.abstained if predictor.head.abstention else None,
     )  # fmt: skip
+
+
+def _writer(predictor: Predictor, rows: RowFile, form: OutputForm) -> Writer:
+    head = predictor.head
+    return Writer(
+        form, rows, head.label_names, several=head.multi_label, abstains=head.abstention is not None
+    )  # fmt: skip
+
+
+def _key(predictor: Predictor, rows: RowFile, writer: Writer) -> str:
+    """A fingerprint of all that decides the output, except for the rows."""
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "head": _head_hash(predictor),
+            "batch_tokens": predictor.encoder.batch_tokens if predictor.encoder else None,
+            "columns": [rows.columns, rows.text, rows.pair, writer.added],
+            "kinds": [rows.kind, writer.kind],
+        }
+    )
 
 
 def refuse_target(target: Target | Path | str, *, force: bool) -> None:
@@ -269,22 +285,31 @@ class _FilePredictor:
                 break
             self.done = done
             try:
-                shares, truncated = self.predictor.answer(tokens, self._step)
+                answers = self.predictor.answer(tokens, self._step)
             except BadRow as error:
                 ready.batch.rows[int(ready.places[error.row])].problem = error.what
                 if attempt == BAD_A_BATCH - 1:
                     raise
                 ready = self._tokenized(ready.batch)
                 continue
-            chosen = [self.predictor.chosen(row) for row in shares]
-            own = [row[one].min() if one else row.max() for row, one in zip(shares, chosen, strict=True)]
-            labels = [[names[number] for number in one] for one in chosen]
-            return RowPredictions(
-                ready.places, labels, np.array(own), shares, truncated,
-                mostly_unknown=int((tokens.unknown_shares >= MOST).sum()),
-            )  # fmt: skip
+            unknown = int((tokens.unknown_shares >= MOST).sum())
+            return self._row_predictions(ready.places, answers, unknown)
         none = np.zeros((0, len(names)))
         return RowPredictions(ready.places, [], none[:, 0], none, np.zeros(0, dtype=bool))
+
+    def _row_predictions(self, places: np.ndarray, answers: Answers, unknown: int) -> RowPredictions:
+        """What is written of some answers."""
+        shares, head, held = answers.probabilities, self.predictor.head, None
+        chosen = [self.predictor.chosen(row) for row in shares]
+        own = [row[one].min() if one else row.max() for row, one in zip(shares, chosen, strict=True)]
+        if answers.judgement and head.abstention:
+            answered, far, _ = answers.judgement
+            held = RowAbstentions(~answered, far, head.abstention.reasons(answers.judgement))
+            chosen = [one if yes else [] for one, yes in zip(chosen, answered, strict=True)]
+        labels = [[head.label_names[number] for number in one] for one in chosen]
+        return RowPredictions(
+            places, labels, np.array(own), shares, answers.truncated, mostly_unknown=unknown, abstentions=held
+        )
 
     def _step(self, texts: int, tokens: int) -> None:
         self.done += texts
@@ -316,6 +341,8 @@ def _head_hash(predictor: Predictor) -> str:
     facts = [head.fingerprint, list(head.label_names), head.temperature, head.scorer.kind]
     facts.append(None if head.thresholds is None else head.thresholds.tolist())
     facts += [] if head.costs is None else [head.costs.tolist()]
+    if head.abstention:
+        facts.append(head.abstention.document())
     digest.update(json.dumps(facts).encode())
     for name, part in sorted(head.scorer.tensors().items()):
         digest.update(name.encode() + np.ascontiguousarray(part).tobytes())

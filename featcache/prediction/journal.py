@@ -57,7 +57,7 @@ class JournalState:
         counts: rows by predicted label.
         quotes: see `RowFile.quotes`; None for other files, and in states of earlier versions.
         raw_cells: see `OutputForm.raw_cells`; an output goes on as it began. Earlier versions wrote them.
-        mostly_unknown: see `LabelledFile`.
+        mostly_unknown, abstained: see `LabelledFile`.
     """
 
     key: str
@@ -72,6 +72,7 @@ class JournalState:
     quotes: QuoteRule | None = None
     raw_cells: bool = True
     mostly_unknown: int = 0
+    abstained: int = 0
 
     def __post_init__(self) -> None:
         if min(self.chunks, self.rows, self.bad, self.truncated, self.bytes, self.bad_bytes) < 0:
@@ -172,7 +173,7 @@ class Journal:
             json.dumps(asdict(one), ensure_ascii=False).encode("utf-8", "replace") + b"\n" for one in found
         )
         written, bad_written = log.write(self.writer.batch(batch, predictions)), bad_log.write(bad)
-        counts = dict(self.state.counts)
+        counts, held = dict(self.state.counts), predictions.abstentions
         for label in itertools.chain.from_iterable(predictions.labels):
             counts[label] = counts.get(label, 0) + 1
         self.state = replace(
@@ -182,6 +183,7 @@ class Journal:
             bad=self.state.bad + len(found),
             truncated=self.state.truncated + int(predictions.truncated.sum()),
             mostly_unknown=self.state.mostly_unknown + predictions.mostly_unknown,
+            abstained=self.state.abstained + (int(held.abstained.sum()) if held else 0),
             digest=batch.digest,
             bytes=self.state.bytes + written,
             bad_bytes=self.state.bad_bytes + bad_written,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from featcache.errors import HeadError, SourceError
 from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 from featcache.fingerprint import differences
+from featcache.heads.abstention.abstention import Judgement
 from featcache.heads.head import Head
 from featcache.heads.lexical.ngrams import joined_texts
 from featcache.runs.run import Run, load_run
+from featcache.settings import AbstentionSettings
 from featcache.system.text import check_text
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ class Prediction:
         truncated: the text was longer than the longest length and was truncated.
         labels: all predicted labels: one for a single label, any number for a multi-label head.
         unknown_tokens: share of the text's tokens that the model's vocabulary does not have.
+        abstained: the head gives no answer; there is no label then, and `probability` is that of the label
+            that there would be.
+        reason: why, as a sentence; None for an answer.
+        out_of_scope: share of the validation texts that are nearer to the train texts; None for a head that
+            always answers.
     """
 
     text: str
@@ -46,6 +53,23 @@ class Prediction:
     truncated: bool
     labels: tuple[str, ...] = ()
     unknown_tokens: float = 0.0
+    abstained: bool = False
+    reason: str | None = None
+    out_of_scope: float | None = None
+
+
+class Answers(NamedTuple):
+    """What a head says of some texts.
+
+    Attributes:
+        probabilities: float64 `[N, C]`.
+        truncated: bool `[N]`.
+        judgement: which of them have an answer; None for a head that always answers.
+    """
+
+    probabilities: np.ndarray
+    truncated: np.ndarray
+    judgement: Judgement | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +154,17 @@ class Predictor:
         predictor.pairs = found.record.pairs
         return predictor
 
+    def abstain_at(self, asked: AbstentionSettings) -> None:
+        """Give no answer at another level than the one that the head was trained for.
+
+        Args:
+            asked: `max_error` or `coverage`, and `confidence`; `out_of_scope` stays as it is.
+
+        Raises:
+            HeadError: the head was trained without a level, or its validation rows do not support this one.
+        """
+        self.head = self.head.abstaining_at(asked)
+
     def check_pairs(self, given: bool) -> None:
         """Refuse pairs for a head of single texts and single texts for a head of pairs, if that is known.
 
@@ -155,17 +190,19 @@ class Predictor:
             SourceError: an empty text, one that is no string or no valid Unicode; names its place.
         """
         prepared = self._prepared(texts, pairs)
-        return np.zeros((0, len(self.label_names))) if prepared is None else self.answer(prepared)[0]
+        if prepared is None:
+            return np.zeros((0, len(self.label_names)))
+        return self.answer(prepared).probabilities
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """The most probable label of each text, with all probabilities."""
         prepared = self._prepared(texts, pairs)
         if prepared is None:
             return []
-        columns = (*self.answer(prepared), prepared.unknown_shares)
+        answers = self.answer(prepared)
         return [
-            self._prediction(text, row, bool(cut), float(unknown))
-            for text, row, cut, unknown in zip(texts, *columns, strict=True)
+            self._prediction(text, number, answers, float(unknown))
+            for number, (text, unknown) in enumerate(zip(texts, prepared.unknown_shares, strict=True))
         ]
 
     def chosen(self, row: np.ndarray) -> list[int]:
@@ -181,10 +218,8 @@ class Predictor:
         words = None if self.head.ngrams is None else self.head.ngrams(joined_texts(texts, pairs))
         return PreparedTexts(len(texts), tokens, words)
 
-    def answer(
-        self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The second half: probabilities float64 `[N, C]`, and bool `[N]`, which texts were truncated.
+    def answer(self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None = None) -> Answers:
+        """The second half: what the head says of N texts.
 
         Args:
             progress: called after each batch with the texts and the tokens done in it.
@@ -196,20 +231,29 @@ class Predictor:
             features, truncated = encoded.views, encoded.truncated
         elif progress is not None:
             progress(prepared.count, 0)
-        return self.head.predict_proba(self.head.rows(features, prepared.words)), truncated
+        x = self.head.rows(features, prepared.words)
+        shares = self.head.predict_proba(x)
+        return Answers(shares, truncated, self.head.judge(shares, x))
 
-    def _prediction(self, text: str, row: np.ndarray, truncated: bool, unknown: float) -> Prediction:
-        """The answer from the probabilities `[C]` of one text."""
+    def _prediction(self, text: str, number: int, answers: Answers, unknown: float) -> Prediction:
+        """The answer for one text, the `number`-th."""
+        row, judged, reason = answers.probabilities[number], answers.judgement, None
         chosen = self.chosen(row)
+        probability = float(row[chosen].min() if chosen else row.max())
+        if judged and self.head.abstention and not judged.answered[number]:
+            chosen, reason = [], self.head.abstention.reason(probability, float(judged.out_of_scope[number]))
         labels = tuple(self.label_names[number] for number in chosen)
         return Prediction(
             text=text,
             label=", ".join(labels),
-            probability=float(row[chosen].min() if chosen else row.max()),
+            probability=probability,
             probabilities=dict(zip(self.label_names, map(float, row), strict=True)),
-            truncated=truncated,
+            truncated=bool(answers.truncated[number]),
             labels=labels,
             unknown_tokens=unknown,
+            abstained=reason is not None,
+            reason=reason,
+            out_of_scope=float(judged.out_of_scope[number]) if judged else None,
         )
 
     def _prepared(self, texts: Sequence[str], pairs: Sequence[str] | None) -> PreparedTexts | None:

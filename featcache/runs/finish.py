@@ -19,6 +19,7 @@ from featcache.heads.head import Head
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
+from featcache.runs.abstain import abstention_record
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import (
     BackboneRecord,
@@ -104,6 +105,7 @@ def save_trained(
         intervals=found.intervals,
         clean=found.clean,
         calibration=calibration,
+        abstention=abstention_record(head, features),
         backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
         features=_used(settings.features, head.encoder),
         data=settings.data,

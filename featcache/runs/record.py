@@ -16,12 +16,12 @@ from featcache.evaluation.leaks import EXACT
 from featcache.evaluation.metrics import ClassScore, Scores
 from featcache.heads.fit import Epoch
 from featcache.plain_file import read_plain
-from featcache.settings import BackboneSettings, DataSettings, FeatureSettings
+from featcache.settings import AbstentionSettings, BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
-OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "view_shares", "clean")
+OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "view_shares", "clean", "abstention")
 MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
@@ -102,6 +102,52 @@ class CalibrationRecord:
     ece_after: float
     log_loss_before: float
     log_loss_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveScores:
+    """What a head that may give no answer does on the rows of one split.
+
+    Attributes:
+        answered, out_of_scope: of `rows`; out of scope are rows that are unlike the train rows.
+        wrong: of the answered rows; `wrong_in_all` if every row were answered.
+        area, curve: see `RiskCoverage`.
+    """
+
+    rows: int
+    answered: int
+    wrong: int
+    wrong_in_all: int
+    out_of_scope: int
+    area: float
+    curve: tuple[tuple[float, float], ...]
+
+    @property
+    def coverage(self) -> float:
+        return self.answered / self.rows if self.rows else 0.0
+
+    @property
+    def risk(self) -> float | None:
+        """The share of wrong answers; None without answers."""
+        return self.wrong / self.answered if self.answered else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstentionRecord(AbstentionSettings):
+    """When the head gives no answer, and what that does; see `Abstention`.
+
+    Attributes:
+        highest_risk: upper bound of the share of wrong answers, from the guarantee rows of validation.
+        choice_rows: validation rows that chose, beside those that guarantee.
+        splits: all splits but train; of validation the rows that guarantee.
+    """
+
+    threshold: float
+    highest_risk: float
+    distance: str
+    areas: dict[str, float]
+    choice_rows: int
+    splits: dict[str, SelectiveScores]
 
 
 @dataclass(frozen=True)
@@ -242,6 +288,7 @@ class RunRecord(TrainingRecord):
     intervals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
     clean: CleanScores | None = None
     calibration: CalibrationRecord | None = None
+    abstention: AbstentionRecord | None = None
     backbone: BackboneRecord = BackboneRecord()
     features: FeatureSettings | None = None
     data: DataSettings | None = None

@@ -23,6 +23,7 @@ from featcache.heads.fit import Epoch, Fit
 from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.heads.view_shares import view_shares
+from featcache.runs.abstain import ValidationParts, divide, rows_of, with_abstention
 from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
@@ -41,16 +42,24 @@ class CachedSplits:
         features: by view as it was asked for, then by split.
         pairs: whether the rows are pairs of texts; None where that is not known.
         leaks: which rows of validation and test leak.
+        parts: of validation, for heads that may give no answer.
     """
 
     files: dict[str, CacheFile]
     features: dict[str, dict[str, Features]]
     pairs: bool | None = None
     leaks: Leaks = NO_LEAKS
+    parts: ValidationParts | None = None
 
     def choosing(self, view: str) -> Features:
-        """The validation rows that everything is chosen on: those that do not leak, see `Leaks.clean`."""
-        return clean_features(self.features[view]["validation"], self.leaks)
+        """The validation rows that everything is chosen on: those that do not leak, see `Leaks.clean`.
+
+        Of them only a part for heads that may give no answer.
+        """
+        found = self.features[view]["validation"]
+        if self.parts is not None:
+            return rows_of(found, self.parts.choice)
+        return clean_features(found, self.leaks)
 
     def rows(self, view: str, split: str) -> LabelledFeatures:
         """The rows of a split for a solver; of validation those of `choosing`."""
@@ -155,7 +164,18 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
     if group.rank == 0:
         leaks = find_leaks(settings, {name: part.row_hash for name, part in features[views[0]].items()})
     pairs = files["train"].record.made.pairs
-    return CachedSplits(files, features, pairs, group.broadcast_object(leaks))
+    leaks = group.broadcast_object(leaks)
+    return CachedSplits(files, features, pairs, leaks, _parts(settings, features, leaks))
+
+
+def _parts(
+    settings: Settings, features: dict[str, dict[str, Features]], leaks: Leaks
+) -> ValidationParts | None:
+    """Which validation rows choose a head that may give no answer; None for heads that always answer."""
+    if not settings.abstention.asked:
+        return None
+    validation = next(iter(features.values()))["validation"]
+    return divide(validation, settings.abstention, leaks.rows.get("validation"))
 
 
 def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
@@ -164,7 +184,8 @@ def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
     rows = SplitTexts.of_splits(splits).rows()
     features = {name: features_of(split, rows[name]) for name, split in splits.items()}
     leaks = find_leaks(settings, {name: part.row_hash for name, part in features.items()}, splits)
-    return CachedSplits({}, dict.fromkeys(views, features), splits["train"].has_pairs, leaks)
+    by_view, pairs = dict.fromkeys(views, features), splits["train"].has_pairs
+    return CachedSplits({}, by_view, pairs, leaks, _parts(settings, by_view, leaks))
 
 
 def read_costs_for(settings: Settings, train: Features) -> np.ndarray | None:
@@ -199,10 +220,15 @@ def save_fit(
         costs: see `Head.costs`.
     """
     features, files = data.features[view], data.files
-    held_out = data.choosing(view)
-    heads = {"head": calibrate(fit.best, held_out, kind, costs)}
+    chosen = data.choosing(view)
+    best, calibration = calibrate(fit.best, chosen, kind, costs)
+    if data.parts:
+        best = with_abstention(
+            best, settings.abstention, features["train"], features["validation"], data.parts, settings.seed
+        )
+    heads = {"head": (best, calibration)}
     if fit.history:
-        heads["last"] = calibrate(fit.last, held_out, kind, costs)
+        heads["last"] = calibrate(fit.last, chosen, kind, costs)
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: len(part.y) for split, part in features.items()}
     x, head = features["train"].x, settings.head.with_choice
@@ -232,7 +258,7 @@ def save_fit(
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:
     """Refuse a worker that was started differently from the first: each would wait for other sums."""
     files = {split: file.fingerprint for split, file in data.files.items()}
-    own = (kind, view, settings.seed, settings.head, files)
+    own = (kind, view, settings.seed, settings.head, settings.abstention, files)
     if group.broadcast_object(own) != own:
         raise HeadError(
             f"worker {group.rank + 1} of {group.size} has other settings or features than the first one",

@@ -105,6 +105,12 @@ class PredictAnswer(BaseModel):
     probabilities: dict[str, float] = Field(description="by label, most probable first")
     truncated: bool = Field(description="the text was longer than the longest length and was truncated")
     unknown_tokens: float = Field(description="share of its tokens that the model's vocabulary does not have")
+    abstained: bool = Field(description="the head gives no answer: there is no label")
+    reason: str | None = Field(description="why there is no answer")
+    out_of_scope: float | None = Field(
+        description="share of the validation texts that are nearer to the train texts; null for a head that "
+        "always answers"
+    )
 
     @classmethod
     def of(cls, prediction: Prediction, top_k: int | None) -> PredictAnswer:
@@ -117,6 +123,9 @@ class PredictAnswer(BaseModel):
             probabilities=dict(ordered[:top_k]),
             truncated=prediction.truncated,
             unknown_tokens=prediction.unknown_tokens,
+            abstained=prediction.abstained,
+            reason=prediction.reason,
+            out_of_scope=prediction.out_of_scope,
         )
 
 
@@ -215,6 +224,7 @@ class Service:
         finally:
             self.requests.labels(str(status)).inc()
             self.seconds.observe(time.monotonic() - began)
+        self.abstained.inc(sum(one.abstained for one in predictions))
         answers = [PredictAnswer.of(one, asked.top_k) for one in predictions]
         answer = answers[0] if asked.text is not None else PredictAnswers(predictions=answers)
         return JSONResponse(answer.model_dump())
@@ -290,7 +300,7 @@ class Service:
 
     async def info(self) -> Response:
         """The run, its labels and the limits of a request."""
-        encoder = self.predictor.encoder
+        encoder, held = self.predictor.encoder, self.predictor.head.abstention
         return JSONResponse(
             {
                 **asdict(self.about),
@@ -300,6 +310,7 @@ class Service:
                 "view": self.predictor.head.view,
                 "model": encoder.backbone.files.name if encoder else None,
                 "max_length": encoder.max_length if encoder else None,
+                "abstention": None if held is None else asdict(held.asked) | {"threshold": held.threshold},
                 "limits": asdict(self.limits),
             }
         )
@@ -317,6 +328,7 @@ class Service:
         self.requests = Counter("featcache_requests", "requests to /predict", ["status"], registry=own)
         self.seconds = Histogram("featcache_request_seconds", "to the answer", buckets=BUCKETS, registry=own)
         self.texts = Counter("featcache_texts", "texts answered", registry=own)
+        self.abstained = Counter("featcache_abstained", "texts without an answer", registry=own)
         self.batches = Histogram("featcache_batch_texts", "texts of a batch", buckets=SIZES, registry=own)
         self.model_seconds = Histogram("featcache_model_seconds", "of a batch", buckets=BUCKETS, registry=own)
         self.waiting = Gauge("featcache_waiting_texts", "texts in the queue", registry=own)

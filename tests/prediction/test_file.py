@@ -22,7 +22,7 @@ from featcache.data.formats.write import OutputForm
 from featcache.errors import BadRow, SourceError, UsageError
 from featcache.prediction.file import BAD_ROWS, predict_file
 from featcache.prediction.journal import partial_folder
-from featcache.prediction.predictor import Predictor
+from featcache.prediction.predictor import Answers, Predictor
 from featcache.settings import DataSettings
 from featcache.system.progress import Progress
 from tests.support.labelled_files import (
@@ -418,7 +418,7 @@ def test_predict_file_in_bounded_memory(
     """The model stands still: what is measured is reading, writing and what waits between them."""
 
     def said(tokens: Any, progress: Any = None) -> Any:
-        return np.full((tokens.count, 3), 1 / 3), np.zeros(tokens.count, dtype=bool)
+        return Answers(np.full((tokens.count, 3), 1 / 3), np.zeros(tokens.count, dtype=bool), None)
 
     def tokenized(texts: list[str], pairs: Any = None) -> Any:
         return SimpleNamespace(texts=texts, count=len(texts), unknown_shares=np.zeros(len(texts)))

@@ -227,7 +227,7 @@ def test_read_state_of_an_earlier_version(
     state = json.loads(path.read_bytes())
     assert list(state) == [
         "key", "chunks", "rows", "bad", "truncated", "digest", "bytes", "bad_bytes", "counts", "quotes",
-        "raw_cells", "mostly_unknown",
+        "raw_cells", "mostly_unknown", "abstained",
     ]  # fmt: skip
     assert state.pop("quotes") is None and state["chunks"] == 2
     path.write_text(json.dumps(state | {"later": 1}))

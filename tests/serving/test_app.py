@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.abstaining import abstaining_predictor
 from tests.support.stock import sentence
 from tests.support.tiny_predictor import NAMES, HeldPredictor, tiny_predictor
 
@@ -46,6 +47,24 @@ def checked(found: Any, one: Prediction) -> None:
     assert found["probability"] == pytest.approx(one.probability, abs=1e-5)
     assert found["truncated"] == one.truncated
     assert found["unknown_tokens"] == one.unknown_tokens
+
+
+def test_predict_without_an_answer(predictor: Predictor) -> None:
+    """Half of the texts; `/info` has the level, `/metrics` the count."""
+    texts = [sentence(length) for length in range(3, 4 + 3 * 4)]
+    held = abstaining_predictor(predictor, texts)
+    expected = held.predict(texts)
+    assert 0 < sum(one.abstained for one in expected) < len(texts)
+    with client_of(held) as client:
+        for text, one in zip(texts, expected, strict=True):
+            found = client.post("/predict", json={"text": text}).json()
+            checked(found, one)
+            assert found["abstained"] == one.abstained and found["reason"] == one.reason
+            assert found["out_of_scope"] == pytest.approx(one.out_of_scope, abs=0.1)
+        about = client.get("/info").json()["abstention"]
+        assert (about["coverage"], about["max_error"]) == (0.5, None) and about["threshold"] > 0
+        count = sum(one.abstained for one in expected)
+        assert f"featcache_abstained_total {count:.1f}" in client.get("/metrics").text
 
 
 def test_predict_one_text_and_several(client: TestClient, predictor: Predictor) -> None:

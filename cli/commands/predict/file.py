@@ -193,6 +193,7 @@ def document(made: LabelledFile) -> dict[str, Any]:
         "first_bad_rows": made.first_bad,
         "truncated": made.truncated,
         "mostly_unknown": made.mostly_unknown,
+        "abstained": made.abstained,
         "resumed": made.resumed,
         "seconds": made.seconds,
         "texts_per_s": (made.rows - made.resumed) / made.seconds if made.seconds else 0.0,
@@ -207,12 +208,12 @@ def show(made: LabelledFile) -> None:
 
     from featcache.backbone.tokens.unknown_tokens import mostly_unknown_text
 
-    labelled = made.rows - made.bad
+    labelled, held = made.rows - made.bad, made.abstained or 0
     console = out()
     rate = (made.rows - made.resumed) / made.seconds if made.seconds else 0.0
     went_on = f", {made.resumed:,} of them in an earlier call" if made.resumed else ""
     console.print(
-        f"{labelled:,} of {made.rows:,} rows labelled{went_on} in {seconds_text(made.seconds)} "
+        f"{labelled - held:,} of {made.rows:,} rows labelled{went_on} in {seconds_text(made.seconds)} "
         f"({short_count_text(rate)} texts/s): {made.path}",
         soft_wrap=True,
     )
@@ -220,6 +221,8 @@ def show(made: LabelledFile) -> None:
     ordered = sorted(made.counts.items(), key=lambda item: -item[1])
     for label, count in ordered[:SHOWN_LABELS]:
         shown.add_row(Text(label), f"{count:,}", f"{count / max(labelled, 1):.1%}")
+    if made.abstained is not None:
+        shown.add_row(Text("no answer", style="italic"), f"{held:,}", f"{held / max(labelled, 1):.1%}")
     console.print(shown)
     if len(ordered) > SHOWN_LABELS:
         console.print(f"and {len(ordered) - SHOWN_LABELS} more labels")

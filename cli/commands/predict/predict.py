@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
-from featcache_cli.chosen_run import add_backbone_flags, choose, load
+from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, choose, load
 from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
@@ -48,6 +48,7 @@ def add(commands: Commands) -> None:
     why = "show the words that decided, of a head that reads words"
     parser.add_argument("--explain", action="store_true", help=why)
     add_backbone_flags(parser)
+    add_abstention_flags(parser)
     add_file_flags(parser)
     group = parser.add_argument_group("many files, into a folder")
     add_engine(group)
@@ -162,7 +163,11 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
         for prediction in predictions:
             label, text = one_line(prediction.label), one_line(prediction.text)
             print(label, f"{prediction.probability:.4f}", text, sep="\t")
+        if held := sum(prediction.abstained for prediction in predictions):
+            note(f"{held} of {len(predictions)} texts have no answer; --json says why", quiet=args.quiet)
     elif alone:
+        if predictions[0].reason:
+            out().print(predictions[0].reason, style="bold yellow")
         _print_bars(_top(predictions[0], args.top_k or BARS))
     else:
         show_table(predictions, args.top_k)
@@ -186,6 +191,9 @@ def record(prediction: Prediction, top_k: int | None) -> dict[str, Any]:
         "probabilities": _top(prediction, top_k),
         "truncated": prediction.truncated,
         "unknown_tokens": prediction.unknown_tokens,
+        "abstained": prediction.abstained,
+        "reason": prediction.reason,
+        "out_of_scope": prediction.out_of_scope,
     }
 
 
@@ -199,7 +207,9 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
         text = Text(prediction.text)
         if 1 < len(others) <= 4:
             text.append("\n" + ", ".join(f"{name} {value:.4f}" for name, value in others), "dim")
-        label = Text(prediction.label, style="bold")
+        if prediction.reason:
+            text.append(f"\n{prediction.reason}", "yellow")
+        label = Text("no answer", "yellow") if prediction.abstained else Text(prediction.label, style="bold")
         shown.add_row(label, f"{prediction.probability:.4f}", text)
     out().print(shown)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import SourceError, UsageError
-from featcache_cli.chosen_run import backbone_of
+from featcache_cli.chosen_run import abstention_of, backbone_of
 from featcache_cli.commands.engine import engine_of
 from featcache_cli.commands.predict.file import document, fetched_source, open_input, read_settings, show
 from featcache_cli.console import print_result
@@ -40,7 +40,7 @@ def run_ray(args: argparse.Namespace, run: Run) -> int:
     reading = Reading(first.text, first.pair, *form, encoding=read_settings(args).encoding)
     with Meter(quiet=args.quiet) as meter:
         made = predict_with_ray(
-            run, FilesToLabel(sources, args.output, reading), engine_of(args),
+            run, FilesToLabel(sources, args.output, reading, abstention_of(args)), engine_of(args),
             backbone=backbone_of(args, run), force=args.force, on_progress=meter,
         )  # fmt: skip
     print_result(args, document(made), lambda: show(made))

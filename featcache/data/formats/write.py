@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DIGITS = 6  # of a probability in a text file
 GROUP_ROWS = 1 << 16  # rows of a parquet row group
+ABSTENTION = ("abstained", "out_of_scope", "reason")  # columns
 ARRAY = b"[\n"  # how a JSON array begins
 _OTHER_NAMES = "name the added columns otherwise, e.g. --prefix new_"
 
@@ -50,16 +51,33 @@ class OutputForm:
 
 
 @dataclass(frozen=True)
+class RowAbstentions:
+    """For which of M rows a head gives no answer.
+
+    Attributes:
+        abstained: bool `[M]`.
+        out_of_scope: float64 `[M]`, see `Prediction.out_of_scope`.
+        reasons: M sentences; None for an answer.
+    """
+
+    abstained: np.ndarray
+    out_of_scope: np.ndarray
+    reasons: list[str | None]
+
+
+@dataclass(frozen=True)
 class RowPredictions:
     """What the head predicts for the usable rows of a batch.
 
     Attributes:
         places: int64 `[M]`, which rows of the batch.
-        labels: M lists of label names; of one name each unless the head is multi-label.
+        labels: M lists of label names; of one name each, or none without an answer, unless the head is
+            multi-label.
         probability: float64 `[M]`, of the label; see `Prediction.probability`.
         probabilities: float64 `[M, C]`.
         truncated: bool `[M]`.
         mostly_unknown: how many of the texts are mostly unknown to the model's vocabulary.
+        abstentions: None for a head that always answers.
     """
 
     places: np.ndarray
@@ -68,6 +86,7 @@ class RowPredictions:
     probabilities: np.ndarray
     truncated: np.ndarray
     mostly_unknown: int = 0
+    abstentions: RowAbstentions | None = None
 
 
 class Writer:
@@ -76,6 +95,7 @@ class Writer:
     Args:
         names: C label names.
         several: multi-label: the prediction is a list of labels.
+        abstains: the head may give no answer; columns say where, and why.
 
     Attributes:
         changed: cells that were not written as they are, see `OutputForm.raw_cells`.
@@ -84,15 +104,20 @@ class Writer:
         UsageError: the file has a column with the name of an added one.
     """
 
-    def __init__(self, form: OutputForm, rows: RowFile, names: Sequence[str], *, several: bool) -> None:
-        self.kind, self.rows, self.several = form.kind, rows, several
+    def __init__(
+        self, form: OutputForm, rows: RowFile, names: Sequence[str], *, several: bool, abstains: bool = False
+    ) -> None:
+        self.kind, self.rows, self.several, self.abstains = form.kind, rows, several, abstains
         self.names, self.raw_cells, self.changed = names, form.raw_cells, 0
         self.array = form.kind == "json" and rows.array
         self._end = b",\n" if self.array else b"\n"  # of a row
         self.added = [
             form.prefix + name
-            for name in ("prediction", "probability", *(f"probability:{name}" for name in names), "truncated")
-        ]
+            for name in (
+                "prediction", "probability", *(f"probability:{name}" for name in names), "truncated",
+                *(ABSTENTION if abstains else ()),
+            )
+        ]  # fmt: skip
         taken = sorted(set(self.added) & set(rows.columns))
         if taken and form.kind != "txt":
             raise UsageError(f"{rows.name} has a column {taken[0]!r} already", hint=_OTHER_NAMES)
@@ -134,18 +159,19 @@ class Writer:
 
     def _added_values(self, predictions: RowPredictions, digits: int) -> dict[int, list[Any]]:
         """The values of the added columns by the row's place."""
-        labels = predictions.labels if self.several else [one for (one,) in predictions.labels]
-        columns = (
-            predictions.places.tolist(),
+        labels: Sequence[Any] = predictions.labels
+        if not self.several:
+            labels = [one[0] if one else None for one in labels]
+        columns = [
             labels,
             predictions.probability.round(digits).tolist(),
-            predictions.probabilities.round(digits).tolist(),
+            *predictions.probabilities.round(digits).T.tolist(),
             predictions.truncated.tolist(),
-        )
-        return {
-            place: [label, own, *shares, truncated]
-            for place, label, own, shares, truncated in zip(*columns, strict=True)
-        }
+        ]
+        if held := predictions.abstentions:
+            columns += [held.abstained.tolist(), held.out_of_scope.round(digits).tolist(), held.reasons]
+        rows = zip(*columns, strict=True)
+        return dict(zip(predictions.places.tolist(), map(list, rows), strict=True))
 
     def _columns(self, batch: RowBatch) -> Sequence[dict[str, Any] | None]:
         """The columns of each row; None for a row that could not be parsed."""
@@ -213,7 +239,8 @@ class Writer:
         own = self.rows.schema or pa.schema([(name, pa.large_string()) for name in self.rows.columns])
         text = pa.large_string()
         kinds = [pa.list_(text) if self.several else text]
-        kinds += [pa.float64()] * (len(self.added) - 2) + [pa.bool_()]
+        kinds += [pa.float64()] * (1 + len(self.names)) + [pa.bool_()]
+        kinds += [pa.bool_(), pa.float64(), text] if self.abstains else []
         fields = [pa.field(name, kind) for name, kind in zip(self.added, kinds, strict=True)]
         return pa.schema([*own, *fields], metadata=own.metadata)
 

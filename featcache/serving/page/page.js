@@ -15,6 +15,10 @@ function show(...parts) {
   byId("answer").replaceChildren(...parts);
 }
 
+function title(found) {
+  return found.abstained ? "No answer" : found.label || "(no label)";
+}
+
 function showAnswer(found) {
   const bars = made("div", undefined, "bars");
   for (const [name, share] of Object.entries(found.probabilities)) {
@@ -24,7 +28,9 @@ function showAnswer(found) {
     bar.setAttribute("aria-label", name);
     bars.append(made("span", name), made("span", share.toFixed(4), "number"), bar);
   }
-  const parts = [made("p", found.label || "(no label)", "label"), bars];
+  const parts = [made("p", title(found), "label")];
+  if (found.abstained) parts.push(made("p", found.reason, "held"));
+  parts.push(bars);
   if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
   if (found.unknown_tokens >= 0.5) parts.push(made("p", "Most of the text is unknown to the model's vocabulary.", "quiet"));
   show(...parts);
@@ -33,7 +39,7 @@ function showAnswer(found) {
 function remember(text, found) {
   byId("earlier-head").hidden = false;
   const line = made("li");
-  line.append(made("b", found.label || "(no label)"), made("span", text));
+  line.append(made("b", title(found)), made("span", text));
   byId("earlier").prepend(line);
   while (byId("earlier").children.length > 20) byId("earlier").lastChild.remove();
 }
@@ -67,7 +73,11 @@ async function ask(event) {
 
 async function introduce() {
   const info = await (await fetch("/info")).json();
-  byId("about").textContent = [info.run, info.model, `${info.labels.length} labels`].filter(Boolean).join(" · ");
+  const parts = [info.run, info.model, `${info.labels.length} labels`];
+  const { max_error: error, coverage } = info.abstention || {};
+  if (error) parts.push(`at most ${+(100 * error).toFixed(4)} % errors among its answers`);
+  if (coverage) parts.push(`at least ${+(100 * coverage).toFixed(4)} % of texts answered`);
+  byId("about").textContent = parts.filter(Boolean).join(" · ");
   byId("pair-field").hidden = info.pairs !== true;
 }
 
