@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import ge, gt, le, lt
 from typing import Any
 
 from featcache.errors import UsageError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A dataclass field that carries its own help, choices and limits (`above`, `below`: exclusive)."""
+    limits = {"least": least, "above": above, "below": below, "most": most}
+    return field(default=default, metadata={"help": help, "choices": choices, **limits})
+
+
+def setting_like(kind: type, name: str) -> Any:
+    """A dataclass field that means the same as the setting `name` of the dataclass `kind`."""
+    (same,) = (item for item in dataclasses.fields(kind) if item.name == name)
+    return field(default=same.default, metadata=same.metadata)
 
 
 @dataclass(frozen=True)

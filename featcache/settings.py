@@ -14,12 +14,12 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from featcache.errors import UsageError
-from featcache.option import Option, coerce
+from featcache.option import Option, coerce, setting
 from featcache.plain_file import read_plain
 
 T = TypeVar("T")
@@ -29,27 +29,6 @@ MOST_BYTES = 1 << 20  # of it
 OTHER_TABLES = ("finetune",)  # read with `load_table`
 DEFAULT_MAX_LENGTH = 512
 DEFAULT_C = 0.1
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> Any:
-    """A dataclass field that carries its own help, choices and limits (`above`, `below`: exclusive)."""
-    limits = {"least": least, "above": above, "below": below, "most": most}
-    return field(default=default, metadata={"help": help, "choices": choices, **limits})
-
-
-def setting_like(kind: type, name: str) -> Any:
-    """A dataclass field that means the same as the setting `name` of the dataclass `kind`."""
-    (same,) = (item for item in dataclasses.fields(kind) if item.name == name)
-    return field(default=same.default, metadata=same.metadata)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.settings import HeadSettings, build_dataclass, load_table, setting, setting_like
+from featcache.option import setting, setting_like
+from featcache.settings import HeadSettings, build_dataclass, load_table
 
 DEFAULT_PART = "top-blocks:2"
 

@@ -304,10 +304,10 @@ def test_predict_file_lists_rows_that_the_model_refuses(
     rows = made_rows(40)
     for n in (3, 20, 21):
         rows[n]["text"] = f"zzz {n}"
-    encode, tokenize, refused = predictor.answer, predictor.tokenize, []
+    encode, tokenize, refused = predictor.answer, predictor.prepare, []
 
     def picky(tokens: Any, progress: Any = None) -> Any:
-        refused.append(len(tokens.lengths))
+        refused.append(tokens.count)
         if len(refused) == 1:
             raise BadRow("its features are NaN", 4)  # the fifth of those handed over: row 5 of the file
         return encode(tokens, progress)
@@ -319,7 +319,7 @@ def test_predict_file_lists_rows_that_the_model_refuses(
         return tokenize(texts, pairs)
 
     monkeypatch.setattr(predictor, "answer", picky)
-    monkeypatch.setattr(predictor, "tokenize", refuse)
+    monkeypatch.setattr(predictor, "prepare", refuse)
     made = label(predictor, write_kind(tmp_path / "in.csv", rows), tmp_path / "out.csv", limits=SMALL)
     assert [n for n, row in enumerate(read_kind(made.path)) if not row["prediction"]] == [3, 5, 20, 21]
     said = [one.problem for one in made.first_bad]
@@ -423,7 +423,7 @@ def test_predict_file_in_bounded_memory(
     def tokenized(texts: list[str], pairs: Any = None) -> Any:
         return SimpleNamespace(texts=texts, count=len(texts), unknown_shares=np.zeros(len(texts)))
 
-    monkeypatch.setattr(predictor, "tokenize", tokenized)
+    monkeypatch.setattr(predictor, "prepare", tokenized)
     monkeypatch.setattr(predictor, "answer", said)
     peaks = []
     for rows in (2_500, 15_000):
