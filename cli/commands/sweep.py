@@ -42,6 +42,8 @@ def add(commands: Commands) -> None:
     add_flag(group, "--class-weight", "none, balanced, or both", "none", metavar="A,...")
     add_flag(group, "--view", "cached views (default: all of --views)", metavar="A,...")
     add_flag(group, "--seeds", "random beginnings of each setting; 1 begins at zero", 1, least=1)
+    blend = "average up to N of the heads into one where validation is better for it"
+    add_flag(group, "--blend", blend, 1, least=1)
     add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "", without=GRID)
 
 
@@ -70,6 +72,7 @@ def _grid(args: argparse.Namespace, settings: Settings) -> Grid:
         class_weight=weights,
         views=tuple(dict.fromkeys(views)),
         seeds=args.seeds,
+        blend=args.blend,
     )
 
 
@@ -138,5 +141,7 @@ def show(made: Sweep) -> None:
         scores = {view: percent_text(best.validation_accuracy) for view, best in views.items()}
         ranking = ", ".join(f"{view} {score}" for view, score in scores.items())
         console.print(f"views by their best validation accuracy: {ranking}", soft_wrap=True)
+    if heads := made.best.record.solver.get("blended_heads"):
+        console.print(f"kept: the mean of {heads:g} of them, as one head")
     console.print()
     show_run(made.best)

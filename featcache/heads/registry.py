@@ -80,7 +80,8 @@ def fit_logistic(
     several = replace(settings, class_weight="none") if train.y.ndim == 2 else settings
     rows = _Rows(train, classes, several)
     C, about = rows.penalty(validation, settings, seed)
-    x, y = rows.standard(train.x), train.y  # scikit-learn wants the whole matrix
+    # scikit-learn wants the whole matrix.
+    x, y = rows.x if isinstance(rows.x, np.ndarray) else rows.standard(train.x), train.y
     if y.ndim == 1:
         weight, bias = _logistic(x, y, classes, C, settings, train.weight)
     else:

@@ -12,7 +12,13 @@ from typing import Any
 
 from featcache.cache.view_names import refuse_words
 from featcache.errors import UsageError
+from featcache.evaluation.calibration import fit_temperature
+from featcache.evaluation.metrics import score
+from featcache.heads.blend import blend_linear
+from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit, Member
+from featcache.heads.probabilities import probabilities_of
+from featcache.heads.scorers import Linear, Scorer
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
 from featcache.runs.train import load_data, read_costs_for, save_fit
@@ -21,6 +27,7 @@ from featcache.settings import Settings
 
 RANGE_POINTS = 7  # values of a range by default
 MOST_HEADS = 4096
+BLENDED = 64  # heads among which those of a blend are chosen
 RECORDED = 100  # trials in run.json
 
 
@@ -32,6 +39,7 @@ class Grid:
         views: as they are asked for.
         seeds: 1: the weights of every head start at zero, as in `train_head`. More: so many random starts
             of each setting, counted from the settings' own seed, to show how much they matter.
+        blend: how many of the heads are averaged at most; 1: the best one is kept alone.
     """
 
     lr: tuple[float, ...]
@@ -40,6 +48,7 @@ class Grid:
     class_weight: tuple[str, ...]
     views: tuple[str, ...]
     seeds: int
+    blend: int = 1
 
     @property
     def size(self) -> int:
@@ -114,8 +123,29 @@ def sweep(
     best, fit = ranked[0]
     own = _settings_of(settings, best)
     record = SweepRecord(len(trials), trials[:RECORDED])
+    if grid.blend > 1:
+        alike = [other for trial, other in ranked if trial.view == best.view]
+        fit = _blended(fit, alike[:BLENDED], held_out[best.view], grid.blend)
+        seconds = time.perf_counter() - began
     saved = save_fit(own, "linear", data, best.view, fit, seconds, record, costs)
     return Sweep(trials, saved, seconds)
+
+
+def _blended(best: Fit, fits: Sequence[Fit], held_out: LabelledFeatures, most: int) -> Fit:
+    """The heads averaged, where validation finds that better than the best of them; else `best`."""
+    scorers = [fit.best for fit in fits if isinstance(fit.best, Linear)]
+    blended, chosen = blend_linear(scorers, held_out, most)
+    names = tuple(map(str, range(blended.classes)))
+
+    def rank(scorer: Scorer) -> tuple[float, float]:
+        logits, y = scorer.logits(held_out.x), held_out.y
+        temperature = fit_temperature(logits, y)  # both as they would be used
+        found = score(probabilities_of(logits, temperature, multi_label=y.ndim == 2), y, names)
+        return found.accuracy, -found.log_loss
+
+    if len(set(chosen)) == 1 or rank(blended) <= rank(best.best):
+        return best
+    return Fit(best=blended, last=blended, about={"blended_heads": len(set(chosen))})
 
 
 def parse_values(text: str, *, least: float = 0.0) -> tuple[float, ...]:

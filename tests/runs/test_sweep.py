@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import featcache
 from featcache.errors import UsageError
+from featcache.heads.scorers import Linear
 from featcache.runs.sweep import parse_values
 from tests.support.cli_tools import Cli
 
@@ -111,3 +113,17 @@ def test_sweep_refuses_an_empty_or_huge_grid(
     flags: tuple[str, ...], words: str, cli: Cli, trained: Path
 ) -> None:
     assert words in cli.refused(2, ["sweep", *flags], words).err
+
+
+def test_a_blend_is_kept_where_validation_is_better_for_it(cli: Cli, trained: Path) -> None:
+    asked = ("sweep", "--lr", "1e-4..1e-1:4", "--seeds", "3", "--epochs", "4", "--view", "last/cls")
+    alone = cli.ok(*asked, "--json").json
+    made = cli.ok(*asked, "--blend", "6", "--json").json
+    assert made["trials"] == alone["trials"]
+    best, other = made["best"]["metrics"]["validation"], alone["best"]["metrics"]["validation"]
+    assert (best["accuracy"], -best["log_loss"]) >= (other["accuracy"], -other["log_loss"])
+    assert 2 <= made["best"]["solver"]["blended_heads"] <= 6
+    run = featcache.load_run(Path("reports"), made["best"]["run"])
+    assert isinstance(run.head().scorer, Linear)
+    assert "kept: the mean of" in cli.ok(*asked, "--blend", "6").out
+    assert "blended_heads" not in cli.ok(*asked, "--blend", "1", "--json").json["best"]["solver"]
