@@ -56,10 +56,12 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings
     from featcache.inspection.document import findings
     from featcache.inspection.inspection import InspectedSplit, inspect_splits
     from featcache.inspection.neighbours import THRESHOLD
+    from featcache.runs.leaks import find_keys
 
     view = args.view or settings.features.views[0]
     refuse_words(view, "inspect")
     parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
+    hashes = {name: part.features.row_hash for name, part in parts.items()}
     with Meter(quiet=args.quiet) as meter:
         inspection = inspect_splits(
             parts,
@@ -67,9 +69,9 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings
             neighbours=args.neighbours,
             folds=args.folds,
             seed=settings.seed,
+            keys=find_keys(settings, hashes)[0],
             on_progress=meter,
         )
-    hashes = {name: part.features.row_hash for name, part in parts.items()}
     return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
 
 

@@ -17,11 +17,14 @@ from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
+from featcache.evaluation.leaks import Leaks
 from featcache.evaluation.metrics import score
-from featcache.evaluation.paired import mcnemar
+from featcache.evaluation.paired import mcnemar, right_rows
 from featcache.extraction.api import extract_splits
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.recipe import Recipe
+from featcache.fingerprint import row_hashes
+from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.runs.train import train_head
 from featcache.settings import DataSettings, Settings
@@ -48,6 +51,7 @@ class QualityRow:
         test_accuracy, low, high: with its 95 % interval by bootstrap.
         clean_accuracy: on test rows whose text no earlier split has; None where no row leaks.
         p: of the exact McNemar test against `BASE` on the same rows; None for `BASE` itself.
+        clean_p: the same on the rows of `clean_accuracy`.
         seconds: from raw text to a head that is ready, extraction included.
         head_seconds: of that the head's, n-grams included.
         megabytes: of the features that are kept.
@@ -64,6 +68,7 @@ class QualityRow:
     seconds: float
     head_seconds: float
     megabytes: float
+    clean_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,22 @@ class QualityBenchmark:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A method's answers on the test rows, bool `[N]` of which are right, and its row without `p`."""
+    """A method's answers on the test rows, bool `[N]` of which are right, and its row without `p`.
+
+    Attributes:
+        clean: numbers of the rows that do not leak; None where no row leaks, or every one.
+    """
 
     row: QualityRow
     right: np.ndarray
+    clean: np.ndarray | None
+
+    def against(self, base: _Measured) -> QualityRow:
+        """The row with its p-values."""
+        p, clean = mcnemar(base.right, self.right).p, None
+        if self.clean is not None:
+            clean = mcnemar(base.right[self.clean], self.right[self.clean]).p
+        return dataclasses.replace(self.row, p=p, clean_p=clean)
 
 
 def bench_quality(
@@ -141,10 +158,7 @@ class _SetBench:
                 measured[method] = found
         base = measured.get(BASE)
         return [
-            each.row
-            if base is None or each is base
-            else dataclasses.replace(each.row, p=mcnemar(base.right, each.right).p)
-            for each in measured.values()
+            each.row if base is None or each is base else each.against(base) for each in measured.values()
         ]
 
     def _measure(self, method: str) -> _Measured | None:
@@ -160,7 +174,7 @@ class _SetBench:
         run, seconds = timed(train)
         record, predictions = run.record, run.predictions("test")
         low, high = record.intervals["test"]["accuracy"]
-        clean = record.clean.metrics.get("test", {}).get("accuracy") if record.clean else None
+        clean = Leaks(rows={} if predictions.leaked is None else {"test": predictions.leaked}).clean("test")
         made = QualityRow(
             data=self.name,
             method=method,
@@ -168,13 +182,13 @@ class _SetBench:
             test_accuracy=record.metrics["test"]["accuracy"],
             low=low,
             high=high,
-            clean_accuracy=clean,
+            clean_accuracy=None if clean is None else run.metric("test", "accuracy", clean=True),
             p=None,
             seconds=record.extraction_seconds + seconds,
             head_seconds=seconds,
             megabytes=(record.bytes_cached or 0) / 1e6,
         )
-        return _Measured(made, np.asarray(predictions.predicted == predictions.labels))
+        return _Measured(made, right_rows(predictions.labels, predictions.predicted), clean)
 
     def _peer(self, method: str) -> _Measured | None:
         """sentence-transformers' vectors of the same model, and logistic regression with C by validation."""
@@ -209,13 +223,20 @@ class _SetBench:
 
         (validation, shares), seconds = timed(fit)
         labels = splits["test"].labels
+        right = shares.argmax(axis=1) == labels
+        hashes = {
+            name: row_hashes(split.texts(slice(None)), split.pairs(slice(None)))
+            for name, split in splits.items()
+        }
+        clean = find_leaks(self.settings, hashes, splits).clean("test")
         low, high = bootstrap_intervals(shares, labels)["accuracy"]
         made = QualityRow(
             data=self.name, method=method, validation_accuracy=float(validation),
             test_accuracy=score(shares, labels, splits["test"].label_names).accuracy, low=low, high=high,
-            clean_accuracy=None, p=None, seconds=seconds, head_seconds=0.0, megabytes=0.0,
+            clean_accuracy=None if clean is None else float(right[clean].mean()), p=None,
+            seconds=seconds, head_seconds=0.0, megabytes=0.0,
         )  # fmt: skip
-        return _Measured(made, shares.argmax(axis=1) == labels)
+        return _Measured(made, right, clean)
 
     def _tell(self, stage: str) -> None:
         self.on_progress(Progress(f"{self.name}: {stage}"))

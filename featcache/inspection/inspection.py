@@ -179,6 +179,7 @@ def inspect_splits(
     neighbours: int = NEIGHBOURS,
     folds: int = FOLDS,
     seed: int = 0,
+    keys: Mapping[str, np.ndarray] | None = None,
     on_progress: OnProgress = ignore,
 ) -> Inspection:
     """Find duplicates, leakage, likely label errors and outliers in the cached features of one view.
@@ -188,6 +189,8 @@ def inspect_splits(
         threshold: cosine of centred features from which on two texts are nearly equal.
         neighbours: how many nearest train texts the distance of a text is a mean over.
         folds: parts of train for out-of-fold probabilities.
+        keys: of normalised texts, see `featcache.runs.leaks.find_keys`: rows with a key of an earlier split
+            leak, whatever their cosine is. By default equal texts are found by row hash alone.
         on_progress: receives the stages `comparing texts`, `fitting a head` and `out-of-fold heads`.
 
     Raises:
@@ -204,6 +207,8 @@ def inspect_splits(
         on_progress=on_progress,
     )
     match, cosine = _matches(rows, near, threshold)
+    if keys:
+        _match_keys(rows, np.concatenate([keys[name] for name in splits]), match, cosine)
     outliers, fence = _outliers(rows, near)
     doubts, scores = _label_doubts(splits, rows, near, match, folds=folds, seed=seed, on_progress=on_progress)
     return Inspection(
@@ -318,6 +323,14 @@ def _matches(rows: InspectedRows, near: Neighbourhood, threshold: float) -> tupl
         match[rows.starts[split] + here] = rows.first[other[here]]
         cosine[rows.starts[split] + here] = value[here]
     return match, cosine
+
+
+def _match_keys(rows: InspectedRows, keys: np.ndarray, match: np.ndarray, cosine: np.ndarray) -> None:
+    """Match the rows that are in no earlier split by hash or cosine, and whose key is."""
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    same = first[number]
+    here = np.flatnonzero((match < 0) & (rows.split_of[same] < rows.split_of))
+    match[here], cosine[here] = same[here], 1
 
 
 def _outliers(rows: InspectedRows, near: Neighbourhood) -> tuple[np.ndarray, float]:

@@ -23,10 +23,17 @@ from featcache.settings import DataSettings, Settings
 def find_leaks(
     settings: Settings, hashes: Mapping[str, np.ndarray], splits: Mapping[str, Split] | None = None
 ) -> Leaks:
-    """The rows whose text an earlier split has, compared by normalised texts.
+    """The rows whose text an earlier split has; arguments as of `find_keys`."""
+    return Leaks.of(*find_keys(settings, hashes, splits))
+
+
+def find_keys(
+    settings: Settings, hashes: Mapping[str, np.ndarray], splits: Mapping[str, Split] | None = None
+) -> tuple[dict[str, np.ndarray], str]:
+    """Keys by which the rows of splits are compared, uint64 `[N]` by split, and the rule that they follow.
 
     The texts are read once, where they are on this disk; their keys are kept in the cache. Where neither is
-    there, rows are compared by the hashes of their exact texts.
+    there, the keys are those of the hashes of the exact texts.
 
     Args:
         hashes: row hashes uint8 `[N, 32]` by split.
@@ -44,8 +51,8 @@ def find_leaks(
             write_text_keys(folder, rows[split], made)
     known = {split: one for split, one in keys.items() if one is not None}
     if len(known) == len(rows):
-        return Leaks.of(known, NORMALISED)
-    return Leaks.of({split: row_keys(one) for split, one in rows.items()}, EXACT)
+        return known, NORMALISED
+    return {split: row_keys(one) for split, one in rows.items()}, EXACT
 
 
 def clean_features(features: Features, leaks: Leaks) -> Features:

@@ -14,7 +14,7 @@ from featcache.bench.quality import HEADS, bench_quality
 from featcache.bench.text_sets import FOLDER, write_text_set
 from featcache.errors import SourceError, UsageError
 from featcache.settings import load_settings
-from tests.support.cli_tools import Cli, make_work, read_rows
+from tests.support.cli_tools import Cli, make_work, read_rows, write_rows
 
 TAB = "Category\tText\nd\tstring\nclass\t\nearn\tprofit rose {}\nacq\tshares were bought {}\nearn\t \n"
 
@@ -58,13 +58,18 @@ def test_quality_of_all_heads_in_one_table(
 ) -> None:
     make_work(tmp_path / "work", tiny("bert"))  # type: ignore[operator]
     monkeypatch.chdir(tmp_path / "work")
+    leaked = [(row["text"], row["label"]) for row in read_rows("reviews/train.jsonl")[:2]]
+    own = [(row["text"], row["label"]) for row in read_rows("reviews/test.jsonl")]
+    write_rows(Path("reviews/test.jsonl"), [*own, *leaked])
     document = cli.ok("bench", "quality", "--json").json
     rows = {row["method"]: row for row in document["rows"]}
     assert set(rows) == set(HEADS)
     for method, row in rows.items():
         assert row["low"] <= row["test_accuracy"] <= row["high"] and row["data"] == "reviews"
         assert 0 < row["head_seconds"] <= row["seconds"]
-        assert (row["p"] is None) == (method == "depth and words")
+        assert (row["p"] is None) == (row["clean_p"] is None) == (method == "depth and words")
+        right = round(row["test_accuracy"] * 22) - round(row["clean_accuracy"] * 20)
+        assert 0 <= right <= 2  # of the two rows that train has, too
     assert rows["no backbone"]["test_accuracy"] == 1.0 and rows["no backbone"]["megabytes"] == 0
     assert rows["no backbone"]["seconds"] == rows["no backbone"]["head_seconds"]
     assert not Path("reports").exists()  # its runs are not among the user's

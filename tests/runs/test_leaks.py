@@ -156,3 +156,13 @@ def test_a_hub_dataset_is_read_on_this_disk_alone(monkeypatch: pytest.MonkeyPatc
     leaks = find_leaks(settings, hashes)
     assert leaks.rule == NORMALISED and leaks.rows["test"].tolist() == [True, False]
     assert [data.dataset_revision for data in asked] == ["c" * 40]  # no other commit is asked for
+
+
+def test_inspect_lists_every_leaked_row(cli: Cli, leaking: Path) -> None:
+    cli.ok("extract", "--all-splits", "--quiet")
+    found = cli.ok("inspect", "--threshold", "1", "--json").json["leakage"]
+    counts = {(pair["split"], pair["in"]): pair["rows"] for pair in found["pairs"]}
+    assert counts[("validation", "train")] == 4
+    assert counts[("test", "train")] + counts[("test", "validation")] == 5
+    listed = {(row["split"], row["row"]) for row in found["list"]}
+    assert listed == {*(("validation", row) for row in range(1, 5)), *(("test", row) for row in range(1, 6))}
