@@ -120,6 +120,20 @@ def test_export_of_a_decoder_pools_the_last_real_token(tiny: Callable[[str], Pat
     assert printed == [list(one.labels) for one in expected]
 
 
+def test_export_of_a_head_with_costs_decides_by_them(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """The third label is the cheapest answer unless one of the others is nearly certain."""
+    costs = np.array([[0.0, 90, 1], [90, 0, 1], [1, 1, 0]])
+    run = made_run(tiny("bert"), tmp_path / "run", costs=costs)
+    folder = export_onnx(run, tmp_path / "model").folder
+    assert json.loads((folder / "featcache.json").read_text(encoding="utf-8"))["costs"] == costs.tolist()
+    expected = [one.label for one in Predictor.from_run(run, device="cpu").predict(SNIPPET_TEXTS)]
+    assert pasted(folder) == expected
+    assert NAMES[2] in expected
+    plain = made_run(tiny("bert"), tmp_path / "plain")
+    noted = export_onnx(plain, tmp_path / "other").folder / "featcache.json"
+    assert "costs" not in json.loads(noted.read_text(encoding="utf-8"))
+
+
 @pytest.mark.slow
 def test_export_with_extended_positions_a_hidden_layer_and_pairs(
     tiny: Callable[[str], Path], tmp_path: Path
