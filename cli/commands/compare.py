@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from featcache.errors import HeadError, UsageError
 from featcache.system.units import percent_text, size_text
 from featcache_cli.chosen_run import named_runs
-from featcache_cli.commands.train_head import record, show_details
+from featcache_cli.commands.train_head import record, show_abstention, show_details
 from featcache_cli.console import note, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     def show_all() -> None:
         show(runs, best, against, args.split)
         if len(runs) == 1:
+            show_abstention(runs[0])
             show_details(runs[0], args.split)
         if against:
             two = len(against.made) == 1 and (args.runs or args.base)
@@ -232,6 +233,11 @@ def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, spl
     if any("cost" in run.record.metrics.get(split, {}) for run in runs):
         cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
         columns.append(RunColumn("cost", [*cells], importance=1))
+    held = [run.record.abstention for run in runs]
+    if any(held):
+        own = [one.splits.get(split) if one else None for one in held]
+        cells = [f"{one.coverage:.0%} ({100 * (one.risk or 0):.1f})" if one else "all" for one in own]
+        columns.append(RunColumn("answered", [*cells]))
     return [
         *columns,
         RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=4),
@@ -307,6 +313,8 @@ def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[
         lines.append("= a tie: the difference may be chance (Holm-corrected p of 0.05 or more)")
         if split == "validation" and name == "*":
             lines.append("the best run was chosen on these rows, so its lead here is too large")
+    if "answered" in headers:
+        lines.append(f"answered: of the {split} rows; in brackets the wrong ones of these, in %")
     if "cached" in headers:
         lines.append("extr., cached: time to make the features or token states, and their size on disk")
     return lines

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from featcache.heads.fit import Epoch
-    from featcache.runs.record import AbstentionRecord
     from featcache.runs.run import Run
     from featcache.settings import Settings
 
@@ -207,21 +206,7 @@ def show_abstention(run: Run) -> None:
     console.print()
     console.print(f"no answer below probability {found.threshold:.4f}: {found.promise}", style="bold")
     console.print(shown)
-    console.print(guarantee_text(found), style="dim")
-
-
-def guarantee_text(found: AbstentionRecord) -> str:
-    """What is promised, and on which assumption."""
-    rows, sure = found.splits["validation"].rows, f"{100 * found.confidence:g} %"
-    bound = f"at most {100 * found.highest_risk:.2f} % of the answers are wrong"
-    if found.coverage is not None:
-        bound = f"{found.promise}, and {bound}"
-    else:
-        bound = f"at most {100 * (found.max_error or 0):g} % of the answers are wrong"
-    return (
-        f"with {sure} confidence over the draw of {rows:,} validation rows that chose nothing else: {bound}, "
-        "if new texts come from where the validation rows came from"
-    )
+    console.print(found.guarantee, style="dim")
 
 
 def show_history(run: Run) -> None:

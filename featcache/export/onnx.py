@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,9 @@ class _OnnxModel:
         config.update(self.source.label_config())
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        note = GraphNote.of(self.source.head, self.inputs, self.source.pairs)
+        note = replace(
+            GraphNote.of(self.source.head, self.inputs, self.source.pairs), abstention=self.source.abstention
+        )
         (folder / NOTE).write_text(json.dumps(note.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
 
 
@@ -216,6 +218,7 @@ class GraphNote:
         tokenize: the call of the tokenizer, as Python.
         costs: by true and predicted label, in the order of `labels`; predicted is the label that is expected
             to cost least. None, and not in the file, where it is the most probable one.
+        abstention: see `RunToExport.abstention`; not in the file where it is None.
     """
 
     format: int = 1
@@ -234,6 +237,7 @@ class GraphNote:
     inputs: tuple[str, ...]
     output: str = OUTPUT
     costs: tuple[tuple[float, ...], ...] | None = None
+    abstention: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, head: Head, inputs: tuple[str, ...], pairs: bool) -> GraphNote:
@@ -254,7 +258,8 @@ class GraphNote:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "costs" or value}
+        optional = ("costs", "abstention")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
 # --- checking what was written ------------------------------------------------------------------

@@ -130,7 +130,20 @@ class RunToExport:
             "id2label": names,
             "label2id": {name: number for number, name in names.items()},
             "problem_type": kind,
+            **({"featcache_abstention": self.abstention} if self.abstention else {}),
         }
+
+    @property
+    def abstention(self) -> dict[str, Any] | None:
+        """When a program that knows no distance gives no answer; None for a head that always answers.
+
+        The threshold is found for the probability alone, so that the same promise holds without it.
+        """
+        found = self.head.abstention
+        if found is None:
+            return None
+        asked = {name: value for name, value in asdict(found.asked).items() if name != "out_of_scope"}
+        return asked | {"threshold": found.fitted_threshold(scope=False), "out_of_scope": "not checked"}
 
 
 def largest_difference(found: np.ndarray, wanted: np.ndarray, tolerance: float, whose: str) -> float:
@@ -247,6 +260,10 @@ def model_card(
     for name, threshold in zip(head.label_names, thresholds, strict=True):
         limit = "" if threshold is None else f" (predicted from {threshold:.4f} on)"
         lines.append(f"- {markdown_text(name)}{limit}")
+    if (held := source.abstention) and head.abstention:
+        limit, promise = f"{held['threshold']:.4f}", head.abstention.asked.promise
+        lines += ["", f"Below a probability of {limit} there is no answer ({promise}). This export does not"]
+        lines += ["find texts that are out of scope."]
     shown = plain_json(json.dumps(_about(source), ensure_ascii=False, indent=1))
     lines += ["", "## Data and settings", "", "```json", shown, "```", ""]
     for note in notes:

@@ -71,8 +71,7 @@ def build_report(
 
     Args:
         split: the split to report on; validation if the first run has no predictions of it.
-        inspect: inspect the cached features too, see `inspect_splits`.
-        projection: of the map: `pca`, `umap`, or `auto`: UMAP if it is installed.
+        inspect, projection: see `inspect_splits`; of the map `pca`, `umap`, or `auto`: UMAP if it is there.
         reports_dir: a folder with learning curves; those of the same features are shown.
         settings: of this user; a URL that the run names is read only where they name it too.
         on_progress: receives a stage for each part of the work.
@@ -105,6 +104,7 @@ def build_report(
         classes=scores.per_class,
         reliability=numbers.reliability(predictions),
         confidence=numbers.confidence_histogram(predictions),
+        risk_curve=numbers.risk_curve(predictions, subject.record.abstention, split),
         mistakes=_mistakes(predictions, cached, texts, inspection),
         lengths=numbers.accuracy_by_length(predictions, own.n_tokens) if own else None,
         truncated=numbers.accuracy_by_truncation(predictions, own.truncated) if own else None,
@@ -395,6 +395,5 @@ def _without_leaks(
     if inspection is None or cached.own is None:
         return None
     leaked, head = inspection.leaked(cached.split, SPLITS[: SPLITS.index(cached.split)]), run.head()
-    return score_without_leaks(
-        cached.split, predictions.probabilities, predictions.labels, leaked, head.thresholds, head.costs
-    )
+    shares, labels = predictions.probabilities, predictions.labels
+    return score_without_leaks(cached.split, shares, labels, leaked, head.thresholds, head.costs)

@@ -12,7 +12,7 @@ from typing import Any
 from featcache.evaluation.metrics import ClassScore
 from featcache.inspection.document import Findings, row_text
 from featcache.inspection.inspection import LeakageScore
-from featcache.runs.record import CalibrationRecord
+from featcache.runs.record import CalibrationRecord, SelectiveScores
 
 REPORT_FORMAT = 1
 
@@ -230,6 +230,24 @@ class ExtractionCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RiskCurve:
+    """The share of wrong answers by the share of rows that are answered, the surest first.
+
+    Attributes:
+        points: (coverage, risk) pairs.
+        area: the mean risk over all coverages (AURC).
+        scores: what a head that may give no answer does on these rows; None for a head that always answers.
+        promise: of that head, as a sentence.
+    """
+
+    points: Sequence[tuple[float, float]]
+    area: float
+    threshold: float | None = None
+    scores: SelectiveScores | None = None
+    promise: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """Everything that a report shows of the first of its runs, beside the others.
 
@@ -260,6 +278,7 @@ class RunReport:
     data: Findings | None
     without_leaks: LeakageScore | None
     notes: Sequence[str]
+    risk_curve: RiskCurve | None = None
 
     @property
     def near_leaks(self) -> LeakageScore | None:

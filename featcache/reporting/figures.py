@@ -24,6 +24,7 @@ from featcache.reporting.document import (
     FeatureMap,
     Interval,
     LengthBin,
+    RiskCurve,
     RunReport,
     ScoreByRows,
     TrainingCurve,
@@ -40,8 +41,8 @@ INK, RULE = "#0a0b0c", "#0d0e0f"
 SERIES = ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17")
 RIGHT, WRONG = SERIES[0], SERIES[1]
 FIGURES = (
-    "loss", "accuracy", "learning", "confusion", "classes", "reliability", "confidence", "lengths",
-    "map_labels", "map_errors",
+    "loss", "accuracy", "learning", "confusion", "classes", "reliability", "confidence", "risk",
+    "lengths", "map_labels", "map_errors",
 )  # fmt: skip
 MOST_CLASSES = 30  # bars, or names along a matrix
 _PLACEHOLDERS = {INK: "currentColor", RULE: "var(--rule)"} | {
@@ -89,6 +90,7 @@ def figures(report: RunReport) -> dict[str, str]:
             "classes": report.classes and _classes(report.classes),
             "reliability": report.reliability and _reliability(report.reliability),
             "confidence": _confidence(report.confidence),
+            "risk": report.risk_curve and _risk(report.risk_curve),
             "lengths": report.lengths and _lengths(report.lengths),
             "map_labels": report.map and _map_by_label(report.map),
             "map_errors": report.map and _map_by_error(report.map),
@@ -286,6 +288,19 @@ def _confidence(counts: ConfidenceHistogram) -> Figure:
     axes.grid(False, axis="x")
     _percent(axes.xaxis)
     _legend(axes, [lower, upper], ["right", "wrong"])
+    return figure
+
+
+def _risk(curve: RiskCurve) -> Figure:
+    """Wrong answers by the share of rows that are answered; a dot where the head stops."""
+    figure, axes = _axes()
+    coverage, risk = zip(*curve.points, strict=True)
+    axes.plot(coverage, risk, color=SERIES[0])
+    if curve.scores and curve.scores.risk is not None:
+        axes.plot([curve.scores.coverage], [curve.scores.risk], "o", color=SERIES[1], ms=6)
+    axes.set(xlim=(0, 1.01), xlabel="rows that are answered, %", ylabel="of these wrong, %")
+    axes.set_ylim(bottom=0)
+    _percent(axes.xaxis, axes.yaxis)
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile
 from featcache.errors import UsageError
+from featcache.evaluation.abstention import ScoredRows, risk_coverage
 from featcache.evaluation.metrics import BINS
 from featcache.evaluation.paired import right_rows
 from featcache.heads.features import Standard
@@ -19,10 +20,12 @@ from featcache.reporting.document import (
     ConfidenceHistogram,
     ExtractionCost,
     LengthBin,
+    RiskCurve,
     ShareRight,
     TruncationEffect,
 )
 from featcache.runs.predictions import Predictions
+from featcache.runs.record import AbstentionRecord
 from featcache.runs.run import Run
 
 MISTAKES = 20
@@ -70,6 +73,23 @@ def confidence_histogram(predictions: Predictions, bins: int = HISTOGRAM_BINS) -
     edges = np.linspace(0, 1, bins + 1)
     counts = [np.histogram(confidence[where], edges)[0].tolist() for where in (right, ~right)]
     return ConfidenceHistogram(edges.tolist(), *counts)
+
+
+def risk_curve(predictions: Predictions, found: AbstentionRecord | None, split: str) -> RiskCurve | None:
+    """Wrong answers by coverage: of a head that may give no answer by its own score, else by its probability.
+
+    None where rows have several labels.
+    """
+    if predictions.multi_label or not len(predictions):
+        return None
+    if found and split in found.splits:
+        own = found.splits[split]
+        return RiskCurve(
+            points=own.curve, area=own.area, threshold=found.threshold, scores=own, promise=found.guarantee
+        )
+    sure = predictions.probabilities[np.arange(len(predictions)), predictions.predicted]
+    curve = risk_coverage(ScoredRows(sure, predictions.predicted != predictions.labels))
+    return RiskCurve(points=curve.points, area=curve.area)
 
 
 def accuracy_by_length(

@@ -149,6 +149,22 @@ class AbstentionRecord(AbstentionSettings):
     choice_rows: int
     splits: dict[str, SelectiveScores]
 
+    @property
+    def guarantee(self) -> str:
+        """What is promised, and on which assumption."""
+        rows, sure = self.splits["validation"].rows, f"{100 * self.confidence:g} %"
+        bound = f"at most {100 * (self.max_error or self.highest_risk):.4g} % of the answers are wrong"
+        if self.coverage is not None:
+            bound = f"{self.promise}, and {bound}"
+        return (
+            f"with {sure} confidence over the draw of {rows:,} validation rows that chose nothing else: "
+            f"{bound}, if new texts come from where the validation rows came from"
+        )
+
+    def __post_init__(self) -> None:
+        if "validation" not in self.splits:
+            raise ValueError("abstention: validation is not among its splits")
+
 
 @dataclass(frozen=True)
 class FrozenRows:

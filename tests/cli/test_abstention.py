@@ -158,6 +158,45 @@ def test_heads_that_read_words_may_give_no_answer_too(
     assert sum(not one["abstained"] for one in answers) == found["splits"]["test"]["answered"]
 
 
+def test_compare_shows_how_much_is_answered(cli: Cli, trained: Path) -> None:
+    cli.ok("train-head", "--head", "exact", "--quiet")
+    shown = cli.ok("compare")
+    assert "answered" in shown.out and "all" in shown.out and widest(shown.out) <= 80
+    own = next(one for one in cli.ok("compare", "--json").json["runs"] if one["run"] == RUN)
+    scores = own["abstention"]["splits"]["test"]
+    assert f"{scores['answered'] / scores['rows']:.0%} (" in shown.out
+    assert "no answer below probability" in cli.ok("compare", RUN).out
+
+
+def test_report_has_the_risk_coverage_curve(cli: Cli, trained: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cli.ok("report", RUN, "--output", "r.html", "--no-inspect", "--quiet")
+    page, text = Path("r.html").read_text(encoding="utf-8"), Path("r.md").read_text(encoding="utf-8")
+    found = json.loads(Path("r.json").read_bytes())["risk_curve"]
+    assert "Wrong answers by coverage" in page and "Dot: where this head stops." in page
+    for shown in (page, text):
+        assert f"No answer below a probability of {found['threshold']:.4f}" in shown or shown is page
+        assert "if new texts come from where the validation rows came from" in shown
+    assert found["scores"]["answered"] < found["scores"]["rows"] and found["points"][-1][0] == 1
+    cli.ok("train-head", "--head", "exact", "--quiet")
+    cli.ok("report", "exact-last-mean-2", "--output", "always.html", "--no-inspect", "--quiet")
+    always = json.loads(Path("always.json").read_bytes())["risk_curve"]
+    assert always["scores"] is None and always["threshold"] is None
+    assert "Dot: where" not in Path("always.html").read_text(encoding="utf-8")
+
+
+def test_exports_carry_a_threshold_of_the_probability_alone(trained: Path) -> None:
+    from featcache.export.reference import RunToExport, model_card
+
+    source = RunToExport(featcache.load_run(Path("reports"), RUN), None)
+    found = source.label_config()["featcache_abstention"]
+    assert found["coverage"] == 0.5 and found["out_of_scope"] == "not checked"
+    guarantee = source.head.abstention.guarantee if source.head.abstention else None
+    assert guarantee is not None and (guarantee.probability >= found["threshold"]).mean() >= 0.5
+    card = model_card(source, "transformers", "it", [], [])
+    assert f"Below a probability of {found['threshold']:.4f} there is no answer" in card
+
+
 def test_sweep_makes_such_a_head_too(cli: Cli, trained: Path) -> None:
     made = cli.ok("sweep", "--lr", "0.01", "--epochs", "3", "--coverage", "0.5", "--json").json
     content = json.loads((Path("reports") / made["best"]["run"] / "head.json").read_bytes())

@@ -71,6 +71,13 @@ def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很
             "mistakes": [
                 row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": True}
             ],
+            "risk_curve": {
+                "points": [[0.5, 0.1], [1.0, 0.2]], "area": 0.12, "threshold": 0.7, "promise": text,
+                "scores": {
+                    "rows": 50, "answered": 40, "wrong": 4, "wrong_in_all": 10, "out_of_scope": 1,
+                    "area": 0.12, "curve": [[0.5, 0.1], [1.0, 0.2]],
+                },
+            },
             "lengths": [{"from_": 1, "to": 9, "rows": 5, "accuracy": 0.5, "interval": (0.3, 0.9)}],
             "truncated": {
                 "cut": {"rows": 2, "accuracy": 0.5, "interval": (0.1, 0.9)},
