@@ -189,7 +189,7 @@ def test_learning_curve_scores_are_those_of_scikit_learn_on_the_same_rows(
     assert curve.points[1].per_doubling == pytest.approx(gain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lexical"])  # it reads no cache
 def test_learning_curve_of_every_kind_grows(kind: str, make_curve: MakeCurve) -> None:
     head = HeadSettings(epochs=15, lr=0.02, hidden=16)
     curve = make_curve(easy(noise=1.0), kind=kind, points=3, seeds=2, head=head)

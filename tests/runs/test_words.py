@@ -93,5 +93,6 @@ def test_words_in_the_terminal(cli: Cli, trained: Path, tmp_path: Path) -> None:
         (one,) = cli.ok("predict", "好喜欢干净", "--run", run, "--json").json
         assert one["label"] == "good"
         cli.ok("report", run, "--output", tmp_path / f"{run}.html")
+    cli.refused(2, ["curve", "--head", "lexical"], "a learning curve reads cached features")
     for command in ("curve", "sweep", "inspect"):
         cli.refused(2, [command, "--view", "lexical"], "lexical")
