@@ -346,7 +346,9 @@ def test_run_extracts_trains_and_compares(cli: Cli, work: Path, monkeypatch: pyt
     document = cli.ok("run", "--epochs", "3", "--json").json
     assert [split["split"] for split in document["splits"]] == SPLITS
     made = [(run["head"], run["view"], set(run["metrics"])) for run in document["runs"]]
+    depth = "-2/cls,-2/mean,-3/cls,-3/mean,last/cls,last/mean"
     kinds = [(kind, view) for view in ("last/cls", "last/mean") for kind in ("linear", "logistic")]
+    kinds = [("lexical", "lexical"), *kinds, ("exact", depth), ("exact", f"{depth},lexical")]
     assert made == [(*kind, set(SPLITS)) for kind in kinds]
     assert {run["run"] for run in cli.ok("compare", "--json").json["runs"]} == {
         run["run"] for run in document["runs"]
@@ -356,7 +358,7 @@ def test_run_extracts_trains_and_compares(cli: Cli, work: Path, monkeypatch: pyt
     again = cli.ok("run", "--epochs", "3")
     for split in SPLITS:
         assert re.search(rf"^ {split} +\d+ +cached ", again.out, re.MULTILINE)
-    for name in ("linear-last-cls-2", "logistic-last-mean-2"):
+    for name in ("no-backbone-2", "linear-last-cls-2", "logistic-last-mean-2", "exact-depth-lexical-2"):
         assert name in again.out
 
 
@@ -400,7 +402,7 @@ def test_commands_work_after_the_demo(cli: Cli, small_demo: Path, monkeypatch: p
     cli.ok("run", "--epochs", "2")
     document = cli.ok("demo", "--rows", "100", "--json").json  # a second time, in the same folder
     assert all(split["cached"] for split in document["splits"])
-    assert len(document["predictions"]) == 3 and len(document["runs"]) == 4
+    assert len(document["predictions"]) == 3 and len(document["runs"]) == 7
 
 
 def test_demo_keeps_an_existing_settings_file(cli: Cli, small_demo: Path) -> None:
