@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import tomllib
 import types
 import typing
@@ -344,6 +345,8 @@ def _sections(kind: type) -> dict[str, Any]:
 
 def _toml_tables(path: str | Path | None) -> dict[str, Any]:
     file = Path(path if path is not None else CONFIG_FILE)
+    if file == Path(os.devnull):  # the usual way to ask for no settings file
+        return {}
     try:
         return tomllib.loads(read_plain(file, MOST_BYTES).decode())
     except FileNotFoundError:
