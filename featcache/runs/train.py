@@ -21,6 +21,7 @@ from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.lexical.fit import fit_beside
+from featcache.heads.lexical.rows import WordRows
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.heads.view_shares import view_shares
 from featcache.runs.abstain import ValidationParts, divide, rows_of, with_abstention
@@ -121,7 +122,7 @@ def train_head(
         train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
         head, seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,14 +55,17 @@ class SplitTexts:
 
     def rows(self) -> dict[str, WordRows]:
         """The n-grams of each split; which ones there are, train alone says."""
+        began = time.perf_counter()
         ngrams, train = Ngrams.fit(self.texts["train"])
-        others = {name: ngrams(texts) for name, texts in self.texts.items() if name != "train"}
-        return {name: WordRows(ngrams, words) for name, words in {"train": train, **others}.items()}
+        others = {
+            name: WordRows(ngrams, ngrams(texts)) for name, texts in self.texts.items() if name != "train"
+        }
+        return {"train": WordRows(ngrams, train, seconds=time.perf_counter() - began), **others}
 
 
 def beside(features: Features, rows: WordRows) -> Features:
     """Cached features with the n-grams of their texts beside them."""
-    joined = WordRows(rows.ngrams, rows.words, features.x)
+    joined = replace(rows, dense=features.x)
     return replace(features, view=f"{features.view},{LEXICAL}", x=joined.as_array())
 
 

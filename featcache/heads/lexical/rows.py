@@ -21,11 +21,13 @@ class WordRows:
         ngrams: whose columns `words` has.
         words: float32 `[N, V]`, TF-IDF.
         dense: `[N, D]`, features of a backbone as they are stored; None without a backbone.
+        seconds: that finding the n-grams of train and counting them in all splits took; of train rows.
     """
 
     ngrams: Ngrams
     words: csr_matrix
     dense: np.ndarray | None = None
+    seconds: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
