@@ -361,14 +361,14 @@ def assert_all_end(processes: list[int], seconds: float = 20.0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blow", "error", "words"),
+    ("blow", "error", "words", "grace"),
     [
-        (signal.SIGKILL, HeadError, "worker 2 of 2 was ended by SIGKILL"),
-        (signal.SIGSTOP, WorkerLost, "another worker"),
+        (signal.SIGKILL, HeadError, "worker 2 of 2 was ended by SIGKILL", 15.0),  # it is heard of within that
+        (signal.SIGSTOP, WorkerLost, "another worker", 1.0),
     ],
 )
 def test_a_killed_worker_ends_the_others(
-    blow: signal.Signals, error: type[HeadError], words: str, work: Path
+    blow: signal.Signals, error: type[HeadError], words: str, grace: float, work: Path
 ) -> None:
     seen: list[int] = []
 
@@ -378,7 +378,7 @@ def test_a_killed_worker_ends_the_others(
             os.kill(seen[1], blow)
 
     with pytest.raises(error, match=words):
-        train_with_workers(load_settings({"epochs": 10**7}), 2, progress=strike, wait=3.0, grace=1.0)
+        train_with_workers(load_settings({"epochs": 10**7}), 2, progress=strike, wait=3.0, grace=grace)
     assert len(seen) == 2 and all(map(gone, seen))
     assert not runs() and not list(Path().glob("reports/*"))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from featcache.errors import HeadError
 from featcache.heads.distributed import ALONE, ProcessGroup
 
-NUMBERS_AT_ONCE = 2**19  # features of one pass that are read at once, 4 MiB in float64
+NUMBERS_AT_ONCE = 2**21  # features of one pass that are read at once, 16 MiB in float64
 GRAM_NUMBERS_AT_ONCE = 2**22  # likewise for the Gram matrix, 16 MiB in float32
 SAMPLE = 4  # rows for each column that make a rough Gram matrix
 GRAM_COLUMNS = 256  # columns of it that are computed at once, from the diagonal downwards
