@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from featcache.cache.view_names import refuse_words, short_view
+from featcache.cache.view_names import require_cached, short_view
 from featcache.errors import CacheMiss
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
@@ -59,7 +59,7 @@ def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings
     from featcache.runs.leaks import find_keys
 
     view = args.view or settings.features.views[0]
-    refuse_words(view, "inspect")
+    require_cached(view, "inspect")
     parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
     hashes = {name: part.features.row_hash for name, part in parts.items()}
     with Meter(quiet=args.quiet) as meter:

@@ -20,7 +20,7 @@ def cached_views(view: str) -> tuple[str, ...]:
     return tuple(name for name in split_view(view) if name != LEXICAL)
 
 
-def refuse_words(view: str, what: str) -> None:
+def require_cached(view: str, what: str) -> None:
     """Refuse the view `lexical` where features of a backbone are needed.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.view_names import LEXICAL, refuse_words, short_view
+from featcache.cache.view_names import LEXICAL, require_cached, short_view
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.fingerprint import fingerprint
@@ -169,7 +169,7 @@ def learning_curve(
     plan = plan or Plan()
     plan.check()
     asked = view or settings.features.views[0]
-    refuse_words(LEXICAL if plan.kind == LEXICAL else asked, "a learning curve")
+    require_cached(LEXICAL if plan.kind == LEXICAL else asked, "a learning curve")
     data = load_data(settings, [asked])
     parts, view = data.features[asked], data.features[asked]["train"].view
     split = "test" if "test" in parts else "validation"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.cache.view_names import refuse_words
+from featcache.cache.view_names import require_cached
 from featcache.errors import UsageError
 from featcache.evaluation.calibration import fit_temperature
 from featcache.evaluation.metrics import score
@@ -97,7 +97,7 @@ def sweep(
     if not 1 <= grid.size <= MOST_HEADS:
         raise UsageError(f"a sweep of {grid.size:,} heads", hint=f"ask for 1 to {MOST_HEADS:,}")
     for view in grid.views:
-        refuse_words(view, "a sweep")
+        require_cached(view, "a sweep")
     data = load_data(settings, grid.views)
     costs = read_costs_for(settings, data.features[grid.views[0]]["train"])
     from featcache.heads.linear_stack import fit_stack
