@@ -19,9 +19,9 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
 from featcache.cache.shards import parse_shard_size
-from featcache.cache.view_names import join_views
+from featcache.cache.view_names import LEXICAL, join_views
 from featcache.data.split import Split, count_labels, describe_source, load_splits, require_same_source
-from featcache.errors import CacheError
+from featcache.errors import CacheError, UsageError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
 from featcache.extraction.make_file import EncodedCounts, FileMaker, NewFile
@@ -132,6 +132,11 @@ class Job:
         self.watched = on_progress is not None
         self.on_progress = on_progress or ignore
         self.force, self.wait, self.worker, self.folder = force, wait, worker, folder
+        if LEXICAL in settings.features.views:
+            raise UsageError(
+                "--views lexical: words are in no cache, so nothing is extracted for them",
+                hint="leave it out here, and train with: featcache train-head --view depth,lexical",
+            )
         self.cache = Cache.open(settings.paths.cache_dir)
         self.model = model or find_model(settings.backbone)
         followed = follow(settings.features, self.model)

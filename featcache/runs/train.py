@@ -136,12 +136,24 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
         CacheMiss: train or validation, or one of the views, is not there.
         HeadError: the splits were made with different settings.
         SourceError: words are wanted, and the texts of the rows are not there.
+        UsageError: a name of a view is missing.
     """
+    for view in views:
+        if "" in split_view(view):
+            raise UsageError(f"--view {view!r}: a name is missing beside a comma")
     wanted = tuple(dict.fromkeys(name for view in views for name in cached_views(view)))
     if not wanted:
         return _words_alone(settings, views)
+    own = settings.features.views
     settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=wanted))
-    files = {split: find_features(settings, split) for split in ("train", "validation")}
+    try:
+        files = {split: find_features(settings, split) for split in ("train", "validation")}
+    except CacheMiss as miss:
+        if set(wanted) <= set(own):
+            raise
+        names = ",".join(dict.fromkeys((*own, *wanted)))
+        hint = f"make them with the same flags: featcache extract --all-splits --views={names}"
+        raise CacheMiss(miss.what, hint=hint) from None
     try:
         files["test"] = find_features(settings, "test")
     except CacheMiss:
