@@ -246,6 +246,7 @@ def _subject(run: Run, split: str) -> ReportSubject:
         run=run.name,
         head=record.head,
         view=record.view,
+        short_view=record.short_view,
         task=record.task,
         model=short_name(record.backbone.model) or None,
         revision=record.backbone.commit,
@@ -281,7 +282,7 @@ def _reported_run(run: Run, split: str) -> ReportedRun:
     return ReportedRun(
         run=run.name,
         head=run.record.head,
-        view=run.record.view,
+        view=run.record.short_view,
         validation_accuracy=run.metric("validation", "accuracy"),
         interval=run.record.intervals.get(split, {}).get("accuracy"),
         seconds=run.record.seconds,

@@ -25,6 +25,7 @@ class ReportSubject:
     """The run that a report is about, with its settings as far as run.json has them.
 
     Attributes:
+        short_view: see `RunRecord.short_view`.
         leaks: see `CleanScores.about`.
     """
 
@@ -48,6 +49,7 @@ class ReportSubject:
     calibration: CalibrationRecord | None
     split: str
     leaks: str = ""
+    short_view: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.cache.view_names import LEXICAL
 from featcache.inspection.document import ListedRow, label_text
 from featcache.reporting.document import (
     HeadlineMetric,
@@ -83,12 +84,16 @@ def template_values(report: RunReport) -> dict[str, Any]:
         how = "UMAP" if features.method == "umap" else "The first two principal components"
         kept = f" ({percent(features.explained)} of the variance)" if features.explained is not None else ""
         caption = f"{how}{kept}; {which}."
-    settings = {
+    words_alone = about.view == LEXICAL  # then no backbone has a part in it
+    backbone = {
         "model": about.model,
         "revision": about.revision,
-        "view": about.view.replace(",", ", "),
         "prompt": repr(about.prompt) if about.prompt else None,
         "longest text, tokens": about.max_length,
+    }
+    settings = {
+        **({} if words_alone else backbone),
+        "view": about.view.replace(",", ", "),
         "head": about.head,
         **about.settings,
         "seed": about.seed,
@@ -101,6 +106,7 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "leaks": about.leaks,
         "near_leaks": report.near_leaks,
         "any_clean": any(each.clean is not None for each in report.headline.values()),
+        "words_alone": words_alone,
         "metric_names": METRIC_NAMES,
         "most_classes": MOST_CLASSES,
         "map_caption": caption,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.errors import CacheMiss
+from featcache.errors import CacheMiss, UsageError
 from featcache.extraction.api import find_features
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS
@@ -66,7 +66,9 @@ def test_views_are_joined_in_the_order_of_the_file_whatever_was_typed(settings: 
 def test_a_view_that_is_not_cached_names_the_command(settings: Settings) -> None:
     with pytest.raises(CacheMiss, match="last/max") as refused:
         train_head(settings, "exact", "last/mean,last/max")
-    assert "featcache extract" in refused.value.hint
+    assert "--views=depth,last/mean,last/max" in refused.value.hint
+    with pytest.raises(UsageError, match="a name is missing"):
+        train_head(settings, "exact", "depth,,last/mean")
 
 
 def test_a_run_over_depth_predicts_and_is_compared(cli: Cli, settings: Settings, tmp_path: Path) -> None:
@@ -86,4 +88,8 @@ def test_a_run_over_depth_predicts_and_is_compared(cli: Cli, settings: Settings,
     np.testing.assert_allclose([answer["probability"] for answer in answers], cached, atol=1e-5)
     shown = cli.ok("compare", *reports).out
     assert "depth" in shown
-    cli.ok("report", "exact-depth-1", "--output", tmp_path / "report.html", *reports)
+    cli.ok("train-head", "--head", "ridge", "--view", "last/mean", "--quiet", *reports)
+    cli.ok("report", "exact-depth-1", "ridge-last-mean-1", "--output", tmp_path / "report.html", *reports)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "exact head on the <code>depth</code> features" in page
+    assert '<td class="left">depth</td>' in page  # eight names would leave no room for the scores

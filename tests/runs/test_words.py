@@ -93,6 +93,12 @@ def test_words_in_the_terminal(cli: Cli, trained: Path, tmp_path: Path) -> None:
         (one,) = cli.ok("predict", "好喜欢干净", "--run", run, "--json").json
         assert one["label"] == "good"
         cli.ok("report", run, "--output", tmp_path / f"{run}.html")
+    page = (tmp_path / "no-backbone-1.html").read_text(encoding="utf-8")
+    assert "lexical head on the words of the texts, without a backbone" in page
+    assert "longest text" not in page
+    cli.refused(
+        2, ["extract", "--all-splits", "--views", "last/cls,lexical"], "nothing is extracted", "--view"
+    )
     cli.refused(2, ["curve", "--head", "lexical"], "a learning curve reads cached features")
     for command in ("curve", "sweep", "inspect"):
         cli.refused(2, [command, "--view", "lexical"], "lexical")
