@@ -92,6 +92,7 @@ def train(
     group: ProcessGroup = ALONE,
 ) -> Run:
     """Train with a progress bar: as one of `group`, or by processes of its own."""
+    from featcache.heads.registry import KINDS
     from featcache.runs.train import train_head
 
     name = kind if kind == LEXICAL else f"{kind} {view or settings.features.views[0]}"
@@ -101,6 +102,8 @@ def train(
             info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
             meter.step(f"train {name}", line.epoch, settings.head.epochs, info)
 
+        if "epochs" not in KINDS[kind].settings:
+            meter.step(f"train {name}", 0, 0)  # how far it is, it cannot say
         if workers == 1:
             made = train_head(settings, kind, view, progress=draw, group=group)
         else:
