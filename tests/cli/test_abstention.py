@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,14 +29,6 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Pat
         assert main(["extract", "--all-splits", "--quiet"]) == 0
         level = ["--coverage", "0.5", "--confidence", "0.9"]
         assert main(["train-head", "--head", "exact", *level, "--quiet"]) == 0
-    return folder
-
-
-@pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(shutil.copytree(template, tmp_path / "work"))
-    monkeypatch.chdir(folder)
-    plain_terminal(monkeypatch)
     return folder
 
 

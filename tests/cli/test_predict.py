@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from tests.support.cli_tools import (
     Terminal,
     environment,
     make_one_run,
-    plain_terminal,
     read_rows,
     shell,
     widest,
@@ -33,14 +31,6 @@ ROWS = "id,text\n1,房间干净，服务好\n2,  \n3,坏电池 失望\n"
 def template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
     """Extracted, with one run."""
     return make_one_run(tmp_path_factory.mktemp("predict"), tiny("bert"))
-
-
-@pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(shutil.copytree(template, tmp_path / "work"))
-    monkeypatch.chdir(folder)
-    plain_terminal(monkeypatch)
-    return folder
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_words_are_refused_where_they_cannot_be(trained: Path, tmp_path: Path) -
         train_head(settings, "lexical", "last/cls")
     several = ProcessGroup.__new__(ProcessGroup)
     object.__setattr__(several, "size", 2)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="one worker"):
         train_head(settings, "exact", "last/cls,lexical", group=several)
 
 
