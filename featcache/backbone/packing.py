@@ -43,6 +43,23 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
+class StateBatch:
+    """Texts end to end, as states at the cut.
+
+    Attributes:
+        states: `[T, H]`, on the CPU.
+        lengths: int64 `[B]`.
+    """
+
+    states: torch.Tensor
+    lengths: np.ndarray
+
+    def part(self, texts: slice) -> StateBatch:
+        """Some neighbouring texts of the batch."""
+        return StateBatch(self.states[tokens_of(self.lengths, texts)], self.lengths[texts])
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Texts of nearly the same length, padded for attention alone to one length; on the batch's device.
 

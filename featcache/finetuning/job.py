@@ -21,11 +21,11 @@ from featcache.cache.catalog import Features
 from featcache.data.split import Split
 from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.job import Job
+from featcache.extraction.states_cache import cache_states
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import TrainedPart
 from featcache.finetuning.recipe import Recipe
-from featcache.finetuning.states_cache import cache_states
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import (
     LabelledTexts,
@@ -94,7 +94,7 @@ class SplitInputs:
     @classmethod
     def _cached(cls, split: Split, hashes: np.ndarray, job: Job, encoder: Encoder, cut: int) -> SplitInputs:
         folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
-        file = cache_states(split, hashes, encoder, cut, folder, job.on_progress, wait=job.wait)
+        (file,) = cache_states(split, hashes, encoder, [cut], folder, job.on_progress, wait=job.wait)
         return cls(
             split,
             hashes,

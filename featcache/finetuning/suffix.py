@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch.nn import functional
 from featcache.backbone.attention.packed import register
 from featcache.backbone.attention.trained import IMPLEMENTATION, trained_attention
 from featcache.backbone.model import DTYPES, Backbone
-from featcache.backbone.packing import PackedLayout, TokenBatch, run_together, tokens_of
+from featcache.backbone.packing import PackedLayout, StateBatch, TokenBatch, run_together
 from featcache.backbone.pooler import Pooler
 from featcache.backbone.position_table import position_table
 from featcache.errors import BackboneError
@@ -29,23 +28,6 @@ from featcache.finetuning.parts import TrainedPart
 
 TOKEN_STEP = 128
 FILLER = 64  # tokens of a made-up text that fills a batch
-
-
-@dataclass(frozen=True)
-class StateBatch:
-    """Texts end to end, as states at the cut.
-
-    Attributes:
-        states: `[T, H]`, on the CPU.
-        lengths: int64 `[B]`.
-    """
-
-    states: torch.Tensor
-    lengths: np.ndarray
-
-    def part(self, texts: slice) -> StateBatch:
-        """Some neighbouring texts of the batch."""
-        return StateBatch(self.states[tokens_of(self.lengths, texts)], self.lengths[texts])
 
 
 class Suffix:

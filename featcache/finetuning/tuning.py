@@ -8,8 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from featcache.backbone.packing import TokenBatch
-from featcache.finetuning.suffix import StateBatch
+from featcache.backbone.packing import StateBatch, TokenBatch
 from featcache.heads.fit import Epoch
 
 

@@ -175,7 +175,7 @@ def test_finetune_keeps_the_last_epoch_beside_the_best(made: Made) -> None:
 
 
 def test_finetune_makes_states_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.finetuning import states_cache as states
+    from featcache.extraction import states_cache as states
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("states were made again")

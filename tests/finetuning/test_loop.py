@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from featcache.backbone.packing import StateBatch
 from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.recipe import Recipe
-from featcache.finetuning.suffix import StateBatch, Suffix
+from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import TrainingStep
 from tests.support.tuning import TextInputs, batch_of, suffix_of, tuner_of
 

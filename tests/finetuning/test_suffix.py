@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from featcache.backbone.packing import StateBatch
 from featcache.errors import BackboneError
 from featcache.finetuning import suffix as suffix_module
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
-from featcache.finetuning.suffix import StateBatch, Suffix
+from featcache.finetuning.suffix import Suffix
 from tests.support.stock import load
 from tests.support.text_families import build_family
 from tests.support.tuning import LENGTHS, TextInputs, batch_of, pooler_of, suffix_of, tuner_of

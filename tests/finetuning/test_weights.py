@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save
 
 from featcache.backbone.model_files.find import find_model
+from featcache.backbone.packing import StateBatch
 from featcache.errors import HeadError
-from featcache.finetuning.suffix import StateBatch
 from featcache.finetuning.weights import load_plain, trained_weights, with_weights
 from featcache.fingerprint import TunedPart
 from tests.support.documents import encoder_document

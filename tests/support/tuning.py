@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from featcache.backbone.model_files.find import find_model
-from featcache.backbone.packing import TokenBatch
+from featcache.backbone.packing import StateBatch, TokenBatch
 from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import parse_view
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
-from featcache.finetuning.suffix import StateBatch, Suffix
+from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import LabelledTexts, TuningData
 from featcache.finetuning.weights import load_plain
 from tests.support.stock import load, settings_of

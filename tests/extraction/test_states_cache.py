@@ -17,8 +17,8 @@ from featcache.backbone.encoder import Encoder
 from featcache.backbone.model import Backbone
 from featcache.data.split import Split, load_splits
 from featcache.errors import BackboneError, CacheError, CorruptCache
-from featcache.finetuning import states_cache as states
-from featcache.finetuning.states_cache import StatesFile, cache_states, states_document, states_path
+from featcache.extraction import states_cache as states
+from featcache.extraction.states_cache import StatesFile, cache_states, states_document, states_path
 from featcache.fingerprint import row_hashes
 from featcache.settings import load_settings
 from featcache.system.lock import locked
@@ -41,7 +41,8 @@ def hashes_of(split: Split) -> np.ndarray:
 
 
 def make(split: Split, made_by: Encoder, folder: Path, on_progress: OnProgress = ignore) -> StatesFile:
-    return cache_states(split, hashes_of(split), made_by, CUT, folder, on_progress)
+    (file,) = cache_states(split, hashes_of(split), made_by, [CUT], folder, on_progress)
+    return file
 
 
 def expected(split: Split, made_by: Encoder) -> list[torch.Tensor]:
@@ -259,3 +260,36 @@ def test_batch_releases_the_pages_of_the_memory_map(
     monkeypatch.setattr(StatesFile, "_release", lambda self: (released.append(self._read), original(self))[1])
     before = file.batch(np.arange(45)).states
     assert released and torch.equal(file.batch(np.arange(45)).states, before)
+
+
+def test_one_pass_makes_the_states_of_several_cuts(
+    tiny: Callable[[str], Path], split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_by = encoder(load(tiny("bert")), "last/mean", batch_tokens=100)
+    alone = make(split, made_by, tmp_path / "alone")
+    ran: list[list[int]] = []
+    original = Backbone.states
+
+    def counting(self: Backbone, batch: object, layers: list[int]) -> object:
+        ran.append(list(layers))
+        return original(self, batch, layers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "states", counting)
+    hashes, folder, told = hashes_of(split), tmp_path / "all", list[str]()
+
+    def cached(cuts: list[int]) -> list[StatesFile]:
+        return cache_states(split, hashes, made_by, cuts, folder, lambda step: told.append(step.text))
+
+    files = cached([1, 2, 3])
+    assert all(layers == [1, 2, 3] for layers in ran)
+    assert files[1].path.read_bytes() == alone.path.read_bytes()
+    assert any("states of train at 3 layers" in text for text in told)
+    tokens = made_by.tokenize(split.texts(slice(None)))
+    with torch.inference_mode():
+        last = original(made_by.backbone, tokens.batch(np.array([4])), [3])[0][3]
+    torch.testing.assert_close(files[2].batch(np.array([4])).states, last, rtol=1e-4, atol=1e-5)
+    files[0].path.unlink()
+    ran.clear()
+    assert cached([1, 2, 3])[0].nbytes == files[0].nbytes
+    assert all(layers == [1] for layers in ran), "what is there is not made again"
+    assert not list(folder.rglob("*.partial"))

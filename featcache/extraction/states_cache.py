@@ -1,9 +1,10 @@
-"""The states cache: the states of every token at the cut, packed, on disk.
+"""The states cache: the states of every token at a cut, packed, on disk.
 
 A sealed file like that of features, in the folder `states` beside them: `values` of all tokens end to end,
 `offsets` of the texts in them, their `row_hash` and whether they were `truncated`. bfloat16, which HDF5
 does not have, is stored as its bytes. The file is named by the fingerprint of encoder document, cut and
-rows; labels do not count. Unfinished work is kept in commit units, as that of an extraction.
+rows; labels do not count. One pass makes the files of several cuts. Unfinished work is kept in commit units,
+as that of an extraction.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import json
 import mmap
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.memory_limit import smaller_batches
+from featcache.backbone.packing import StateBatch
 from featcache.backbone.tokens.unknown_tokens import UnknownTokens
 from featcache.cache.catalog import STATES
 from featcache.cache.description import FileDescription
@@ -29,11 +33,10 @@ from featcache.cache.staging import Staging, unfinished_work
 from featcache.data.split import Split
 from featcache.errors import BackboneError, CorruptCache
 from featcache.extraction.encode_units import Claim, commit_units, tokenize_rows
-from featcache.finetuning.suffix import StateBatch
 from featcache.fingerprint import RowsPart, StatesDocument
 from featcache.plain_file import read_plain
 from featcache.system.documents import read_document
-from featcache.system.durable import require_space, write_file
+from featcache.system.durable import remove_temporaries, require_space, write_file
 from featcache.system.lock import locked
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.units import size_text
@@ -145,7 +148,7 @@ class StatesPlan:
     """What identifies the commit units of a states file: units of another plan cannot be used.
 
     Attributes:
-        document: fingerprint of the states document.
+        document: fingerprint of the states document; of several cuts all, joined by commas.
         block_tokens: about how many tokens a commit unit has.
         batch: token budget of a batch.
     """
@@ -164,56 +167,71 @@ def cache_states(
     split: Split,
     hashes: np.ndarray,
     encoder: Encoder,
-    cut: int,
+    cuts: Sequence[int],
     folder: Path,
     on_progress: OnProgress = ignore,
     *,
     wait: float = 0.0,
-) -> StatesFile:
-    """The states of a split before block `cut`, from the cache or made now.
+) -> list[StatesFile]:
+    """The states of a split before each of some blocks, from the cache or made now, in one pass.
 
     Args:
         hashes: row hashes of the split, uint8 `[N, 32]`.
         encoder: one that does not encode long texts in windows.
+        cuts: each once, in rising order; the number of blocks stands for the states after the last one.
         folder: with the features of the same data and model.
         wait: seconds to wait for another process that makes the same file.
+
+    Returns:
+        A file for each cut, in their order.
 
     Raises:
         CacheError: the disk cannot hold them (checked before anything is computed), or another process
             makes the same file.
         BackboneError: a text that cannot be encoded; a text that does not fit in memory.
     """
-    document = states_document(encoder, cut, hashes)
-    path = states_path(folder, split.name, document)
-    with locked(path, wait, lambda text: on_progress(Progress("note", split.name, text=text))):
-        if not path.exists():
+    documents = [states_document(encoder, cut, hashes) for cut in cuts]
+    paths = {document.cut: states_path(folder, split.name, document) for document in documents}
+
+    def note(text: str) -> None:
+        on_progress(Progress("note", split.name, text=text))
+
+    with ExitStack() as locks:
+        for path in paths.values():
+            locks.enter_context(locked(path, wait, note))
+        if missing := [document for document in documents if not paths[document.cut].exists()]:
             began = time.perf_counter()
-            maker = _StatesMaker(split, hashes, encoder, document, path=path, on_progress=on_progress)
+            maker = _StatesMaker(split, hashes, encoder, missing, paths=paths, on_progress=on_progress)
             unknown = maker.run()
-            record = StatesRecord(document.fingerprint, time.perf_counter() - began, unknown)
-            write_file(path.with_suffix(".json"), json.dumps(asdict(record), sort_keys=True).encode())
-    return StatesFile(path)
+            seconds = (time.perf_counter() - began) / len(missing)
+            for document in missing:
+                record = asdict(StatesRecord(document.fingerprint, seconds, unknown))
+                beside = paths[document.cut].with_suffix(".json")
+                write_file(beside, json.dumps(record, sort_keys=True).encode())
+    return [StatesFile(path) for path in paths.values()]
 
 
 @dataclass
 class _StatesMaker:
-    """Makes one states file: commit units of about COMMIT_TOKENS tokens, then the file out of them."""
+    """Makes the states files of some cuts: commit units of about COMMIT_TOKENS tokens, then the files."""
 
     split: Split
     hashes: np.ndarray
     encoder: Encoder
-    document: StatesDocument
-    path: Path
+    documents: Sequence[StatesDocument]
+    paths: dict[int, Path]
     on_progress: OnProgress
 
     def __post_init__(self) -> None:
-        self.raw = self.document.storage == "bfloat16"  # which HDF5 does not have: stored as its bytes
-        self.dtype: torch.dtype = getattr(torch, self.document.storage)
-        self.width = int(self.encoder.backbone.model.config.hidden_size)
+        storage = self.documents[0].storage
+        self.raw = storage == "bfloat16"  # which HDF5 does not have: stored as its bytes
+        self.dtype: torch.dtype = getattr(torch, storage)
+        self.cuts = [document.cut for document in self.documents]
+        self.width = self.encoder.backbone.width
         self.budget = self.encoder.batch_tokens
 
     def run(self) -> float | None:
-        """Make the file; returns the share of unknown tokens, None where it is not known."""
+        """Make the files; returns the share of unknown tokens, None where it is not known."""
         lengths, truncated, unknown = self._lengths()
         units = _commit_units(lengths)
         self._check_space(int(lengths.sum()))
@@ -221,17 +239,19 @@ class _StatesMaker:
         def on_commit(number: int) -> None:
             self.on_progress(Progress("encode", self.split.name, int(units[number][-1]) + 1, len(self.split)))
 
-        plan = StatesPlan(self.document.fingerprint, COMMIT_TOKENS, self.budget)
-        with unfinished_work(self.path, plan, self._note) as staging:
+        whole = ",".join(document.fingerprint for document in self.documents)
+        plan = StatesPlan(whole, COMMIT_TOKENS, self.budget)
+        with unfinished_work(self.paths[self.cuts[0]], plan, self._note) as staging:
             done = staging.committed()
             commit_units(
                 claims=(Claim(number) for number in range(len(units)) if number not in done),
                 prepare=lambda number: tokenize_rows(self.encoder, self.split, units[number], self.hashes),
-                compute=lambda _, tokens: {"values": self._encode(tokens)},
+                compute=lambda _, tokens: self._encode(tokens),
                 staging=staging,
                 on_commit=on_commit,
             )
-            self._seal(staging, len(units), lengths, truncated)
+            for document in self.documents:
+                self._seal(document, staging, len(units), lengths, truncated)
         return unknown
 
     def _note(self, text: str) -> None:
@@ -253,48 +273,68 @@ class _StatesMaker:
         return np.concatenate(lengths), np.concatenate(truncated), share
 
     def _check_space(self, tokens: int) -> None:
-        """Report the size; refuse what the disk cannot hold: the commit units, then the file beside them."""
-        needed = tokens * self.width * self.dtype.itemsize + 48 * len(self.split) + (1 << 20)
-        what = f"states of {self.split.name} before block {self.document.cut}"
-        require_space(self.path.parent, 2 * needed, what)
+        """Report the size; refuse what the disk cannot hold: the commit units, then the files beside them."""
+        cuts, rows = self.cuts, len(self.split)
+        one = tokens * self.width * self.dtype.itemsize + 48 * rows + (1 << 20)
+        where = f"before block {cuts[0]}" if len(cuts) == 1 else f"at {len(cuts)} layers"
+        what, needed = f"states of {self.split.name} {where}", one * len(cuts)
+        require_space(self.paths[cuts[0]].parent, 2 * needed, what)
         self._note(f"{what}: {tokens:,} tokens, {size_text(needed)} on disk (twice that while they are made)")
 
-    def _encode(self, tokens: Tokens) -> np.ndarray:
-        """The states of texts in their order: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
-        cut = self.document.cut
+    def _name(self, cut: int) -> str:
+        """Of the array of a cut in a commit unit."""
+        return "values" if len(self.cuts) == 1 else f"values-{cut}"
+
+    def _encode(self, tokens: Tokens) -> dict[str, np.ndarray]:
+        """The states of texts in their order by `_name`: `[T, H]`, or uint8 `[T, 2H]` for bfloat16."""
         ends = np.cumsum(tokens.lengths)
-        made = torch.empty(int(ends[-1]), self.width, dtype=self.dtype)
+        made = {cut: torch.empty(int(ends[-1]), self.width, dtype=self.dtype) for cut in self.cuts}
 
         def encode(batch: np.ndarray) -> None:
-            states = self.encoder.backbone.states(tokens.batch(batch), [cut])[0][cut].to("cpu", self.dtype)
-            if not bool(torch.isfinite(states).all()):
-                raise BackboneError(
-                    f"states of {self.split.name} are NaN, infinite or too large for {self.document.storage}",
-                    hint="try --storage float32, or --dtype float32",
-                )
-            for row, part in zip(batch, states.split(tokens.lengths[batch].tolist()), strict=True):
-                made[int(ends[row] - tokens.lengths[row]) : int(ends[row])] = part
+            found, _ = self.encoder.backbone.states(tokens.batch(batch), self.cuts)
+            for cut, whole in made.items():
+                states = found[cut].to("cpu", self.dtype)
+                if not bool(torch.isfinite(states).all()):
+                    raise BackboneError(
+                        f"states of {self.split.name} are NaN, infinite or too large for "
+                        f"{self.documents[0].storage}",
+                        hint="try --storage float32, or --dtype float32",
+                    )
+                for row, part in zip(batch, states.split(tokens.lengths[batch].tolist()), strict=True):
+                    whole[int(ends[row] - tokens.lengths[row]) : int(ends[row])] = part
 
         self.budget = smaller_batches(tokens.lengths, self.budget, encode)
-        return (made.view(torch.uint8) if self.raw else made).numpy()
+        return {
+            self._name(cut): (whole.view(torch.uint8) if self.raw else whole).numpy()
+            for cut, whole in made.items()
+        }
 
-    def _seal(self, staging: Staging, units: int, lengths: np.ndarray, truncated: np.ndarray) -> None:
+    def _seal(
+        self,
+        document: StatesDocument,
+        staging: Staging,
+        units: int,
+        lengths: np.ndarray,
+        truncated: np.ndarray,
+    ) -> None:
         shape = (int(lengths.sum()), self.width * 2 if self.raw else self.width)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        values = (staging.read(number)["values"] for number in range(units))
+        values = (staging.read(number)[self._name(document.cut)] for number in range(units))
         description = FileDescription(
             format="featcache states",
-            fingerprint=self.document.fingerprint,
+            fingerprint=document.fingerprint,
             split=self.split.name,
-            document=self.document.to_json(),
+            document=document.to_json(),
         )
         columns = [
-            Column("values", shape, "uint8" if self.raw else self.document.storage, values),
+            Column("values", shape, "uint8" if self.raw else document.storage, values),
             Column("offsets", offsets.shape, "int64", [offsets]),
             Column("row_hash", self.hashes.shape, "uint8", [self.hashes]),
             Column("truncated", truncated.shape, "uint8", [truncated]),
         ]
-        write_sealed(self.path, description.to_json(), columns)
+        path = self.paths[document.cut]
+        remove_temporaries(path)  # of a process that was killed while it wrote this very file
+        write_sealed(path, description.to_json(), columns)
 
 
 def _commit_units(lengths: np.ndarray) -> list[np.ndarray]:
