@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from featcache.heads.mlp import fit_mlp
 from featcache.heads.row_weights import all_weights, balanced_weights
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
+
+if TYPE_CHECKING:
+    from featcache.heads.logistic.penalty import PenaltyScores
 
 TOLERANCE = 1e-7  # of the exact head: its weights are then right to about 1e-5, however many workers add up
 PENALTIES = tuple(float(f"{10 ** (-4 + 6 * step / 19):.3g}") for step in range(20))  # C from 0.0001 to 100
@@ -79,7 +82,8 @@ def fit_logistic(
     # Of several labels a row, `balanced` weighs each by itself; their one C is chosen without it.
     several = replace(settings, class_weight="none") if train.y.ndim == 2 else settings
     rows = _Rows(train, classes, several)
-    C, about = rows.penalty(validation, settings, seed)
+    chosen = rows.penalty(validation, settings, seed)
+    C, about = (settings.fixed_C, None) if chosen is None else (chosen.C, _about(chosen))
     # scikit-learn wants the whole matrix.
     x, y = rows.x if isinstance(rows.x, np.ndarray) else rows.standard(train.x), train.y
     if y.ndim == 1:
@@ -149,13 +153,20 @@ def fit_exact(
     check_settings(settings)
     check_splits(train, validation, classes, group)
     rows = _Rows(train, classes, settings, group)
-    C, tried = rows.penalty(validation, settings, seed)
-    found = exact.fit(
-        rows.x, train.y, classes, C, sample_weight=rows.weight, tolerance=TOLERANCE, group=group
-    )
+    chosen = rows.penalty(validation, settings, seed)
+    more: dict[str, Any] = {"sample_weight": rows.weight, "tolerance": TOLERANCE, "group": group}
+    if chosen is None:
+        found = exact.fit(rows.x, train.y, classes, settings.fixed_C, **more)
+    else:
+        found = exact.refine(rows.x, train.y, classes, chosen.best, **more)
     scorer = Linear(*rows.standard.fold(found.weight, found.bias))
     about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
-    return Fit(best=scorer, last=scorer, about=about | (tried or {}))
+    return Fit(best=scorer, last=scorer, about=about | ({} if chosen is None else _about(chosen)))
+
+
+def _about(chosen: PenaltyScores) -> dict[str, float]:
+    """What a run says of the choice of its penalty."""
+    return {"C": chosen.C, "penalties_tried": len(chosen.solutions)}
 
 
 class _Rows:
@@ -175,20 +186,18 @@ class _Rows:
 
     def penalty(
         self, validation: LabelledFeatures, settings: HeadSettings, seed: int
-    ) -> tuple[float, dict[str, float] | None]:
-        """C, and what to report of its choice; None where it was given."""
+    ) -> PenaltyScores | None:
+        """The penalties that were tried; None where one was given."""
         from featcache.heads.logistic import penalty
 
         if settings.penalty_choice == "fixed":
-            return settings.fixed_C, None
+            return None
         more: dict[str, Any] = {"sample_weight": self.weight, "group": self.group}
         if settings.penalty_choice == "validation":
             held_out = standardised_rows(self.group.own_rows(validation.x), self.standard), validation.y
-            found = penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
-        else:
-            more |= {"folds": settings.folds, "seed": seed}
-            found = penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, **more)
-        return found.C, {"C": found.C, "penalties_tried": len(found.penalties)}
+            return penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
+        more |= {"folds": settings.folds, "seed": seed}
+        return penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, **more)
 
 
 def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:

@@ -28,21 +28,30 @@ class PenaltyScores:
     """Scores of penalties on rows that were held out.
 
     Attributes:
-        penalties: the values of C that were tried on all parts, ascending.
+        solutions: rough ones of the penalties that were tried on all parts, C ascending; of all train rows,
+            or those of the last fold.
         accuracy: float64 `[penalties, parts]`; parts are folds, or the validation rows alone.
         log_loss: float64 `[penalties, parts]`, as `featcache.evaluation.metrics` defines it.
     """
 
-    penalties: tuple[float, ...]
+    solutions: tuple[Solution, ...]
     accuracy: np.ndarray
     log_loss: np.ndarray
 
     @property
-    def C(self) -> float:
-        """Of the highest mean accuracy, then the lowest mean log loss, then the smallest."""
+    def best(self) -> Solution:
+        """Of the highest mean accuracy, then the lowest mean log loss, then the smallest C."""
         accuracy, loss = self.accuracy.mean(axis=1), self.log_loss.mean(axis=1)
-        best = max(range(len(self.penalties)), key=lambda i: (accuracy[i], -loss[i], -i))
-        return self.penalties[best]
+        numbers = range(len(self.solutions))
+        return self.solutions[max(numbers, key=lambda i: (accuracy[i], -loss[i], -i))]
+
+    @property
+    def C(self) -> float:
+        return self.best.C
+
+    @property
+    def penalties(self) -> tuple[float, ...]:
+        return tuple(solution.C for solution in self.solutions)
 
 
 def choose_penalty(
@@ -70,7 +79,7 @@ def choose_penalty(
         raise HeadError("train and validation rows differ in width or in the kind of their labels")
     path = walk_path(x, y, classes, penalties, sample_weight=sample_weight, group=group)
     everything = np.ones(len(y_val), dtype=bool)
-    return _joined(penalties, [_until_turn(path, x_val, y_val, everything, group)])
+    return _joined([_until_turn(path, x_val, y_val, everything, group)])
 
 
 def cross_validate_penalty(
@@ -105,7 +114,7 @@ def cross_validate_penalty(
         kept = np.where(held_out, 0.0, weight)
         path = walk_path(x, y, classes, penalties, sample_weight=kept, group=group)
         results.append(_until_turn(path, x, y, held_out, group))
-    return _joined(penalties, results)
+    return _joined(results)
 
 
 class Turn:
@@ -141,8 +150,8 @@ def _exceeds(one: np.ndarray, other: np.ndarray, errors: float) -> bool:
 
 def _until_turn(
     path: Iterable[Solution], x: FeatureSlices, y: np.ndarray, rows: np.ndarray, group: ProcessGroup
-) -> np.ndarray:
-    """Accuracy and log loss of each solution until the rows `[N]` of a mask have turned: `[penalties, 2]`.
+) -> list[tuple[Solution, float, float]]:
+    """Each solution with its accuracy and log loss, until the rows `[N]` of a mask have turned.
 
     Args:
         x: this worker's share of the features of all rows.
@@ -152,16 +161,17 @@ def _until_turn(
         outputs = group.gather(logits(x, solution.weight, solution.bias), len(y))[rows].astype(np.float64)
         probabilities = expit(outputs) if y.ndim == 2 else softmax(outputs, axis=1)
         scored = row_statistics(probabilities, y[rows])
-        found.append((scored.correct.mean(), scored.loss.mean()))
+        found.append((solution, float(scored.correct.mean()), float(scored.loss.mean())))
         if turn.reached(scored.correct, scored.loss):
             break
-    return np.array(found)
+    return found
 
 
-def _joined(penalties: Sequence[float], parts: list[np.ndarray]) -> PenaltyScores:
+def _joined(parts: list[list[tuple[Solution, float, float]]]) -> PenaltyScores:
     tried = min(map(len, parts))
-    accuracy, log_loss = np.stack([part[:tried] for part in parts], axis=2).transpose(1, 0, 2)
-    return PenaltyScores(tuple(sorted(set(penalties))[:tried]), accuracy, log_loss)
+    scores = np.array([[row[1:] for row in part[:tried]] for part in parts])  # [parts, penalties, 2]
+    solutions = tuple(solution for solution, _, _ in parts[-1][:tried])
+    return PenaltyScores(solutions, accuracy=scores[..., 0].T, log_loss=scores[..., 1].T)
 
 
 def _folds_of(y: np.ndarray, classes: int, folds: int, seed: int) -> np.ndarray:

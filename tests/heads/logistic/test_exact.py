@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from featcache.errors import HeadError
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.logistic import objective as logistic
-from featcache.heads.logistic.exact import Solution, fit, fit_path
+from featcache.heads.logistic.exact import Solution, fit, fit_path, refine, walk_path
 from featcache.heads.registry import fit_exact
 from featcache.settings import HeadSettings
 from tests.support.logistic import reference, rows
@@ -160,6 +160,30 @@ def test_fit_path_starts_from_earlier_solutions() -> None:
     together = sum(s.iterations for s in fit_path(x, y, 2, penalties))
     alone = sum(fit(x, y, 2, c).iterations for c in penalties)
     assert together < 0.6 * alone
+
+
+@pytest.mark.parametrize("shape", [(600, 40, 2), (600, 40, 5), (90, 200, 3)])
+@pytest.mark.parametrize("known", [1.0, 0.8])  # of the rows
+def test_a_rough_solution_is_refined_in_few_steps(shape: tuple[int, int, int], known: float) -> None:
+    x, y = rows(*shape)
+    part = slice(int(known * len(y)))
+    (rough,) = walk_path(x[part], y[part], shape[2], [0.1])
+    exact = fit(x, y, shape[2], 0.1, tolerance=1e-7)
+    refined = refine(x, y, shape[2], rough, tolerance=1e-7)
+    assert refined.converged and refined.C == rough.C and refined.iterations < exact.iterations
+    np.testing.assert_allclose(refined.weight, exact.weight, atol=1e-5 * np.abs(exact.weight).max())
+    np.testing.assert_allclose(refined.bias, exact.bias, atol=1e-5)
+
+
+def test_a_label_that_the_rough_solution_did_not_see_is_learnt() -> None:
+    x, y = rows(300, 8, 2)
+    hot = np.stack([y, np.ones(300, int), np.r_[np.zeros(200, int), y[200:]]], axis=1)
+    (rough,) = walk_path(x[:200], hot[:200], 3, [1.0])
+    assert rough.bias[2] == -1e4
+    exact, refined = fit(x, hot, 3, 1.0, tolerance=1e-7), refine(x, hot, 3, rough, tolerance=1e-7)
+    np.testing.assert_allclose(refined.weight, exact.weight, atol=1e-4)
+    np.testing.assert_allclose(refined.bias, exact.bias, atol=1e-4)
+    assert refined.bias[1] == 1e4
 
 
 def test_correlated_features_take_few_steps() -> None:
