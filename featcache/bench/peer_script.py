@@ -1,0 +1,113 @@
+"""Other tools on labelled texts, each as in its own documentation. Run by `featcache.bench.peer_process`.
+
+    python peer_script.py job.json answer.json
+
+It imports nothing of featcache, so that it runs in an environment where the peers are installed. The seconds
+begin after the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from typing import Any
+
+PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of logistic regression, chosen on validation
+
+
+def sentence_transformers(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """`encode` with the defaults, and scikit-learn's logistic regression."""
+    models = import_module("sentence_transformers")
+
+    def run() -> dict[str, Any]:
+        model = models.SentenceTransformer(job["model"], device="cpu")
+        model.max_seq_length = job["longest"]
+        return _logistic(job, lambda texts: model.encode([job["prompt"] + text for text in texts]))
+
+    return run
+
+
+def model2vec(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Static embeddings distilled from the same encoder, and scikit-learn's logistic regression."""
+    distill = import_module("model2vec.distill").distill
+
+    def run() -> dict[str, Any]:
+        model = distill(model_name=job["model"])
+        return _logistic(job, model.encode)
+
+    return run
+
+
+def setfit(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """A contrastively trained encoder with its default settings."""
+    package, datasets = import_module("setfit"), import_module("datasets")
+
+    def run() -> dict[str, Any]:
+        model = package.SetFitModel.from_pretrained(job["model"], device="cpu")
+        model.model_body.max_seq_length = job["longest"]
+        labels = job["splits"]["train"]["labels"]
+        train = datasets.Dataset.from_dict({"text": _texts(job, "train"), "label": labels})
+        arguments = package.TrainingArguments(seed=job["seed"], report_to="none", save_strategy="no")
+        trainer = package.Trainer(model=model, args=arguments, train_dataset=train)
+        trainer.train()
+        answer = {}
+        for split in ("validation", "test"):
+            found = model.predict_proba(_texts(job, split), as_numpy=True)
+            answer[split] = _of_all_classes(found, model.model_head.classes_, job["classes"])
+        return answer
+
+    return run
+
+
+PEERS = {"sentence-transformers": sentence_transformers, "model2vec": model2vec, "setfit": setfit}
+
+
+def _logistic(job: dict[str, Any], encode: Callable[[list[str]], Any]) -> dict[str, Any]:
+    """Probabilities of the penalty with the highest validation accuracy."""
+    linear = import_module("sklearn.linear_model")
+    x = {split: encode(part["texts"]) for split, part in job["splits"].items()}
+    labels = {split: part["labels"] for split, part in job["splits"].items()}
+    best: tuple[float, Any] | None = None
+    for penalty in PENALTIES:
+        head = linear.LogisticRegression(C=penalty, max_iter=1000).fit(x["train"], labels["train"])
+        found = head.score(x["validation"], labels["validation"])
+        if best is None or found > best[0]:
+            best = found, head
+    assert best is not None
+    head = best[1]
+    return {
+        split: _of_all_classes(head.predict_proba(x[split]), head.classes_, job["classes"])
+        for split in ("validation", "test")
+    }
+
+
+def _texts(job: dict[str, Any], split: str) -> list[str]:
+    return [job["prompt"] + text for text in job["splits"][split]["texts"]]
+
+
+def _of_all_classes(found: Any, known: Sequence[int], classes: int) -> list[list[float]]:
+    """Probabilities `[N, C]` from those of the classes that train has."""
+    places = {int(label): column for column, label in enumerate(known)}
+    return [
+        [float(row[places[label]]) if label in places else 0.0 for label in range(classes)] for row in found
+    ]
+
+
+def main(job_path: str, answer_path: str) -> None:
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    run = PEERS[job["peer"]](job)
+    began = time.perf_counter()
+    answer = run()
+    answer["seconds"] = time.perf_counter() - began
+    names = (job["peer"], "torch", "transformers", "scikit-learn")
+    answer["versions"] = {name: metadata.version(name) for name in names}
+    with open(answer_path, "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

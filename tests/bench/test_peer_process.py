@@ -1,0 +1,44 @@
+"""Peers in processes of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
+from featcache.bench.peers import Unavailable
+
+TEXTS = [f"good {number}" for number in range(6)] + [f"bad {number}" for number in range(6)]
+SPLIT = PeerTexts(TEXTS, [2] * 6 + [0] * 6)
+
+
+def test_sentence_transformers_trains_and_answers(tiny: object) -> None:
+    pytest.importorskip("sentence_transformers")
+    job = PeerJob(dict.fromkeys(("train", "validation", "test"), SPLIT), 3, str(tiny("bert")), longest=8)  # type: ignore[operator]
+    answer = ask_peer("sentence-transformers", job)
+    assert answer.test.shape == (12, 3) and answer.seconds > 0
+    np.testing.assert_allclose(answer.test.sum(axis=1), 1, atol=1e-6)
+    assert not answer.test[:, 1].any()  # a class that train does not have
+    assert {"sentence-transformers", "torch"} <= set(answer.versions)
+
+
+@pytest.mark.parametrize(
+    ("python", "reason"),
+    [(sys.executable, "No module named 'setfit'"), ("/no/python", "/no/python cannot be started")],
+)
+def test_a_peer_that_cannot_run_is_left_out_with_the_reason(python: str, reason: str, tmp_path: Path) -> None:
+    job = PeerJob({"train": SPLIT, "validation": SPLIT, "test": SPLIT}, 3, str(tmp_path))
+    with pytest.raises(Unavailable, match=reason):
+        ask_peer("setfit", job, python)
+
+
+def test_rows_are_drawn_from_each_class() -> None:
+    drawn = SPLIT.drawn(4, seed=1)
+    assert sorted(drawn.labels) == [0] * 4 + [2] * 4 and len(set(drawn.texts)) == 8
+    right = dict(zip(SPLIT.texts, SPLIT.labels, strict=True))
+    assert [right[text] for text in drawn.texts] == list(drawn.labels)
+    assert SPLIT.drawn(4, seed=2).texts != drawn.texts
+    assert sorted(SPLIT.drawn(100, seed=1).texts) == sorted(TEXTS)
