@@ -16,6 +16,7 @@ from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.evaluation.extrapolation import Forecast
+    from featcache.runs.few_labels.side_by_side import RecipeComparison, RecipeScore
     from featcache.runs.learning_curve import Curve, Plan
     from featcache.settings import Settings
 
@@ -28,7 +29,8 @@ def add(commands: Commands) -> None:
         commands,
         "curve",
         "score against the number of labelled rows, and what more of them would bring",
-        "featcache curve\nfeatcache curve --head linear --sizes 100,1000,5000 --metric macro_f1",
+        "featcache curve\nfeatcache curve --rows-per-class 8,16,32,64\n"
+        "featcache curve --head linear --sizes 100,1000,5000 --metric macro_f1",
         run,
         continues=True,
     )
@@ -40,16 +42,61 @@ def add(commands: Commands) -> None:
     add_flag(group, "--head", ", ".join(HEADS), "exact", choices=HEADS, metavar="KIND", dest="kind")
     penalties = "penalties of exact and logistic; each fit takes the best on validation"
     add_flag(group, "--C", f"{penalties} (default: 1e-4,1e-3,1e-2,0.1,1)", metavar="X,...")
+    recipes = "few labels: the head recipes side by side, at so many rows of each class"
+    add_flag(group, "--rows-per-class", f"{recipes} (e.g. 8,16,32,64)", metavar="N,...")
     add_flag(group, "--view", "which cached view (default: the first of --views)")
     no_settings = ("C", "penalty", "folds", "costs")
     add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=no_settings)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.rows_per_class is not None:
+        return _run_recipes(args)
     curve = measure(settings_of(args), _plan(args), args.view, quiet=args.quiet)
     print_result(args, curve.document, lambda: show(curve))
     note(f"saved in {curve.folder}", quiet=args.quiet or args.json)
     return 0
+
+
+def _run_recipes(args: argparse.Namespace) -> int:
+    for name, default in (("sizes", None), ("points", None), ("C", None), ("kind", "exact")):
+        if getattr(args, name) != default:
+            flag = "head" if name == "kind" else name
+            raise UsageError(f"--{flag} and --rows-per-class cannot be given together")
+    from featcache.runs.few_labels.side_by_side import compare_recipes
+
+    if args.metric != "accuracy":
+        raise UsageError("--rows-per-class scores accuracy", hint="leave --metric out")
+    sizes = whole_numbers(args.rows_per_class, "--rows-per-class")
+    with Meter(quiet=args.quiet) as meter:
+
+        def draw(done: int, total: int) -> None:
+            meter.step("recipes", done, total, "draws")
+
+        made = compare_recipes(settings_of(args), sizes, args.seeds, args.view, on_draw=draw)
+    print_result(args, made.document, lambda: show_recipes(made))
+    note(f"saved in {made.folder}", quiet=args.quiet or args.json)
+    return 0
+
+
+def show_recipes(made: RecipeComparison) -> None:
+    """A line a recipe, a column a number of rows a class."""
+    console = out()
+    sizes = list(dict.fromkeys(one.rows_per_class for one in made.scores))
+    seeds = f"{made.seeds} seed{'s' * (made.seeds > 1)}"
+    console.print(f"{made.split} accuracy by rows a class, {seeds}, {seconds_text(made.seconds)}")
+    shown = table("recipe", *(f">{size} rows" for size in sizes))
+    by_recipe: dict[str, list[RecipeScore]] = {}
+    for one in made.scores:
+        by_recipe.setdefault(one.recipe, []).append(one)
+    for name, scores in by_recipe.items():
+        spreads = ["" if one.deviation is None else f" ±{100 * one.deviation:.1f}" for one in scores]
+        pairs = zip(scores, spreads, strict=True)
+        shown.add_row(name, *(f"{100 * one.accuracy:.1f}{spread}" for one, spread in pairs))
+        if all(one.clean_accuracy is not None for one in scores):
+            shown.add_row("  clean", *(f"{100 * (one.clean_accuracy or 0):.1f}" for one in scores))
+    console.print(shown)
+    console.print("±: standard deviation over the seeds; train it: featcache train-head --head auto")
 
 
 def _plan(args: argparse.Namespace) -> Plan:

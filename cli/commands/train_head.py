@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featcache.runs.run import Run
     from featcache.settings import Settings
 
+AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
     "lexical": "no backbone: logistic regression on the n-grams of the texts",
@@ -46,12 +47,14 @@ def add(commands: Commands) -> None:
         run,
     )
     kinds = "; ".join(f"{kind}: {what}" for kind, what in HEADS.items())
-    add_flag(parser, "--head", kinds, "linear", choices=HEADS, metavar="KIND", dest="kind")
+    kinds += "; auto: for few labels, the best of a few kinds and views by cross-validation on train"
+    add_flag(parser, "--head", kinds, "linear", choices=(*HEADS, AUTO), metavar="KIND", dest="kind")
     add_flag(
         parser, "--view",
         "which cached view, or several joined: A,B; lexical adds the words of the texts (default: the first "
         "of --views)",
     )  # fmt: skip
+    add_flag(parser, "--rows-per-class", "train on so many rows of each class, drawn by --seed", kind=int)
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
     add_flag(parser, "--workers", workers, 1)
     add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "")
@@ -66,7 +69,15 @@ def run(args: argparse.Namespace) -> int:
         )
     with environment_group(settings.backbone.device) as group:
         quiet = args.quiet or group.rank > 0
-        made = train(settings, args.kind, args.view, quiet=quiet, workers=args.workers, group=group)
+        if args.kind == AUTO:
+            if group.size > 1 or args.workers != 1:
+                raise UsageError("--head auto is for few labels, and one worker", hint="leave --workers out")
+            made = train_auto(settings, args.view, args.rows_per_class, quiet=quiet)
+        else:
+            made = train(
+                settings, args.kind, args.view, quiet=quiet, rows_per_class=args.rows_per_class,
+                workers=args.workers, group=group,
+            )  # fmt: skip
     if group.rank > 0:
         return 0
     print_result(args, record(made), lambda: show(made))
@@ -88,6 +99,7 @@ def train(
     view: str | None,
     *,
     quiet: bool,
+    rows_per_class: int | None = None,
     workers: int = 1,
     group: ProcessGroup = ALONE,
 ) -> Run:
@@ -105,11 +117,27 @@ def train(
         if "epochs" not in KINDS[kind].settings:
             meter.step(f"train {name}", 0, 0)  # how far it is, it cannot say
         if workers == 1:
-            made = train_head(settings, kind, view, progress=draw, group=group)
+            made = train_head(settings, kind, view, rows_per_class=rows_per_class, progress=draw, group=group)
         else:
+            if rows_per_class is not None:
+                raise UsageError("--rows-per-class is for one worker", hint="leave --workers out")
             from featcache.runs.train_workers import train_with_workers
 
             made = train_with_workers(settings, workers, kind, view, progress=draw)
+    note_missing_test(made, quiet=quiet)
+    return made
+
+
+def train_auto(settings: Settings, view: str | None, rows_per_class: int | None, *, quiet: bool) -> Run:
+    """Train the recipe that cross-validation chooses, with a bar over its fits."""
+    from featcache.runs.few_labels.train import train_few
+
+    with Meter(quiet=quiet) as meter:
+
+        def draw(done: int, total: int) -> None:
+            meter.step("cross-validation", done, total, "fits")
+
+        made = train_few(settings, view, rows_per_class=rows_per_class, on_fit=draw)
     note_missing_test(made, quiet=quiet)
     return made
 
@@ -138,6 +166,10 @@ def show(run: Run) -> None:
     about = run.record
     reads = "without a backbone" if about.view == LEXICAL else f"on {about.short_view}"
     console.print(f"{run.name}: {about.head} head {reads}, {seconds_text(about.seconds)}")
+    if "recipe" in about.solver:
+        from featcache.runs.few_labels.train import choice_sentence
+
+        console.print(choice_sentence(about.solver, about.rows["train"]))
     costs = ["mean cost"] if any("cost" in metrics for metrics in about.metrics.values()) else []
     shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
     if about.settings.get("penalty", "fixed") != "fixed":

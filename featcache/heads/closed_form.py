@@ -12,7 +12,7 @@ that no train row has is never predicted (weight 0, bias -1e4; the neighbours gi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def ridge(
     Raises:
         HeadError: rows no head can be trained on, alpha that is not above 0 or too small for such features.
     """
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+    from scipy.linalg import LinAlgError
 
     if not (alpha > 0 and np.isfinite(alpha)):
         raise HeadError(f"--alpha {alpha}: a number above 0 is needed")
@@ -54,20 +54,46 @@ def ridge(
         counts, _, total = _class_sums(x, y, classes, standard, row_weight)
         centre, root = total / row_weight.sum(), np.sqrt(row_weight)[:, None]
         target_mean = 2 * counts[seen] / row_weight.sum() - 1
-    gram = np.zeros((x.shape[1], x.shape[1]))
-    products = np.zeros((x.shape[1], len(seen)))
-    for rows, part in standardised(x, standard):
+
+    def centred(rows: slice | np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows and their targets around their means, times the square roots of their weights."""
         targets = 2 * _hot(y[rows], classes)[:, seen] - 1 - target_mean
-        if root is not None:
-            part, targets = (part - centre) * root[rows], targets * root[rows]
-        gram += part.T @ part
-        products += part.T @ targets
-    gram[np.diag_indices_from(gram)] += alpha
+        return (part, targets) if root is None else ((part - centre) * root[rows], targets * root[rows])
+
+    parts = (centred(rows, part) for rows, part in standardised(x, standard))
     try:
-        weight = cho_solve(cho_factor(gram, overwrite_a=True), products).T
+        solve = _ridge_by_rows if len(x) < x.shape[1] else _ridge_by_columns
+        weight = solve(parts, alpha, x.shape[1], len(seen))
     except LinAlgError:
         raise HeadError(f"--alpha {alpha} is too small for these features", hint="use a larger one") from None
     return _linear(weight, target_mean - weight @ centre, standard, fixed)
+
+
+def _ridge_by_columns(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float, width: int, targets: int
+) -> np.ndarray:
+    """`[T, D]` from the Gram matrix of the columns `[D, D]`, added up over parts of the rows."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    gram, products = np.zeros((width, width)), np.zeros((width, targets))
+    for x, y in parts:
+        gram += x.T @ x
+        products += x.T @ y
+    gram[np.diag_indices_from(gram)] += alpha
+    return np.asarray(cho_solve(cho_factor(gram, overwrite_a=True), products).T)
+
+
+def _ridge_by_rows(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], alpha: float, width: int, targets: int
+) -> np.ndarray:
+    """The same from the Gram matrix of the rows `[N, N]`: of fewer rows than columns, much less work."""
+    from scipy.linalg import cho_factor, cho_solve
+
+    some = list(parts)
+    x, y = (np.concatenate([part[place] for part in some]) for place in (0, 1))
+    gram = x @ x.T
+    gram[np.diag_indices_from(gram)] += alpha
+    return np.asarray((x.T @ cho_solve(cho_factor(gram, overwrite_a=True), y)).T)
 
 
 def discriminant(x: np.ndarray, y: np.ndarray, classes: int, *, shrinkage: float | str = "auto") -> Linear:

@@ -29,7 +29,7 @@ from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
-from featcache.runs.weighted_rows import weighted_rows
+from featcache.runs.weighted_rows import draw_per_class, weighted_rows
 from featcache.runs.words import SplitTexts, beside, features_of, read_splits
 from featcache.settings import Settings
 
@@ -73,6 +73,7 @@ def train_head(
     kind: str = "linear",
     view: str | None = None,
     *,
+    rows_per_class: int | None = None,
     progress: Callable[[Epoch], None] | None = None,
     group: ProcessGroup = ALONE,
 ) -> Run:
@@ -84,6 +85,7 @@ def train_head(
         view: which of the cached views, or several of them, joined by commas; `lexical` beside them adds the
             words of the texts. The first of `settings.features.views` by default; of the lexical head
             `lexical`, for which nothing needs to be extracted.
+        rows_per_class: so many train rows of each class, drawn by `settings.seed`; all rows by default.
         progress: called after each epoch.
         group: the worker processes that call this function together; the first one saves the run. See
             `train_with_workers` for an easier way.
@@ -99,28 +101,28 @@ def train_head(
     """
     if kind not in KINDS:
         raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
-    shared: dict[str, Any] = {}
     if group.size > 1:
         check_parallel(kind)
-        shared["group"] = group
+    shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
     asked = view or (LEXICAL if kind == LEXICAL else settings.features.views[0])
     words = LEXICAL in split_view(asked)
     if words and group.size > 1:
         raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
     data = load_data(settings, [asked], group)
     _check_agreed(group, settings, kind, asked, data)
-    costs = read_costs_for(settings, data.features[asked]["train"])
-    train, head = weighted_rows(settings, kind, data.features[asked]["train"])
-    solve = KINDS[kind].fit
-    if words and kind != LEXICAL:
-        solve = partial(fit_beside, solve)
+    whole = data.features[asked]["train"]
+    drawn = None if rows_per_class is None else draw_per_class(whole.y, rows_per_class, settings.seed)
+    costs = read_costs_for(settings, whole)
+    train, head = weighted_rows(settings, kind, whole, drawn)
+    data = data if drawn is None else drawn_rows(data, drawn)
+    solve = partial(fit_beside, KINDS[kind].fit) if words and kind != LEXICAL else KINDS[kind].fit
     # Imported before the clock starts: the import is no part of the training time.
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
     fit = solve(
-        train, data.rows(asked, "validation"), len(data.features[asked]["train"].label_names),
-        head, seed=settings.seed, on_epoch=progress, **shared,
+        train, data.rows(asked, "validation"), len(whole.label_names), head,
+        seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
@@ -179,6 +181,15 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
     pairs = files["train"].record.made.pairs
     leaks = group.broadcast_object(leaks)
     return CachedSplits(files, features, pairs, leaks, _parts(settings, features, leaks))
+
+
+def drawn_rows(data: CachedSplits, rows: np.ndarray) -> CachedSplits:
+    """`data` with some of its train rows alone, in memory."""
+    features = {
+        view: {name: rows_of(part, rows) if name == "train" else part for name, part in parts.items()}
+        for view, parts in data.features.items()
+    }
+    return dataclasses.replace(data, features=features)
 
 
 def _parts(

@@ -67,6 +67,16 @@ def test_ridge_with_more_features_than_rows_equals_scikit_learn() -> None:
     np.testing.assert_allclose(ridge(x, y, 3, alpha=0.1).logits(test), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [12, 200])
+def test_weighted_ridge_equals_scikit_learn_with_more_and_with_fewer_rows_than_features(rows: int) -> None:
+    (x, y), (test, _) = clusters(rows, width=40), clusters(50, width=40, seed=2)
+    weight = np.random.default_rng(1).uniform(0.1, 3, rows)
+    scaled, scaled_test = standardised(x, test)
+    expected = RidgeClassifier(alpha=2.0).fit(scaled, y, sample_weight=weight).decision_function(scaled_test)
+    found = ridge(x, y, 3, alpha=2.0, row_weight=weight).logits(test)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf])
 def test_ridge_refuses_an_alpha_out_of_range(alpha: float) -> None:
     with pytest.raises(HeadError, match=f"--alpha {alpha}"):

@@ -1,0 +1,1 @@
+"""Few labels: head recipes, and the one that cross-validation chooses."""
