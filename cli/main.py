@@ -21,8 +21,8 @@ from featcache_cli.console import err, note, print_error
 from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
-    "init", "extract", "train_head", "sweep", "finetune", "curve", "compare", "report", "inspect", "predict",
-    "serve", "plan", "export", "cache", "run", "bench", "demo",
+    "init", "extract", "train_head", "sweep", "blend", "finetune", "curve", "compare", "report", "inspect",
+    "predict", "serve", "plan", "export", "cache", "run", "bench", "demo",
 )  # fmt: skip
 INTERRUPTED = 130
 CONTINUES = "what is finished is kept, and the same command continues from it"
@@ -35,6 +35,7 @@ train heads in seconds.
   featcache extract --all-splits       features of train, validation and test
   featcache train-head --epochs 100    a linear head on the cached features
   featcache sweep --seeds 5            a hundred heads at once, the best kept
+  featcache blend RUN RUN              the heads of several runs as one
   featcache finetune --epochs 3        the highest blocks as well
   featcache compare                    the runs side by side
   featcache curve                      what more labels would bring

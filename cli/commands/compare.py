@@ -199,7 +199,7 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
     console.print(shown)
     for line in _legend({column.header for column in columns}, against, split):
         console.print(line, style="dim")
-    from featcache.runs.words_verdict import words_verdict
+    from featcache.runs.compare import words_verdict
 
     if best and against and (verdict := words_verdict(best, against)):
         console.print(verdict)

@@ -10,8 +10,8 @@ from featcache.cluster.cluster import Engine
 from featcache.errors import UsageError
 from featcache.system.text import readable
 from featcache.system.units import seconds_text
-from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.console import note, out, print_result, table
+from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import EXTRACTION, Meter
 

@@ -32,7 +32,8 @@ def add(commands: Commands) -> None:
         "sweep",
         "train a grid of heads at once, keep the best by validation",
         "featcache sweep --lr 1e-4..1e-1 --weight-decay 0,0.01 --seeds 5\n"
-        "featcache sweep --view last/cls,last/mean,-4/mean --lr 1e-3,1e-2",
+        "featcache sweep --view last/cls,last/mean,-4/mean --lr 1e-3,1e-2\n"
+        "featcache sweep --view depth,lexical --subsets greedy --blend 8",
         run,
     )
     group = parser.add_argument_group("grid", "lists (0,0.01), or ranges (1e-4..1e-1, log-spaced; :N for N)")
@@ -40,9 +41,14 @@ def add(commands: Commands) -> None:
     add_flag(group, "--weight-decay", "AdamW weight decays", "0,0.01", metavar="X,...")
     add_flag(group, "--label-smoothing", "label smoothings", "0", metavar="X,...")
     add_flag(group, "--class-weight", "none, balanced, or both", "none", metavar="A,...")
-    add_flag(group, "--view", "cached views (default: all of --views)", metavar="A,...")
+    views = "cached views (default: all of --views); lexical adds the words of the texts to the best head"
+    add_flag(group, "--view", views, metavar="A,...")
+    subsets = (
+        "each: heads read one view; greedy: views are added while validation gets better; all: every subset"
+    )
+    add_flag(group, "--subsets", subsets, "each", choices=("each", "greedy", "all"))
     add_flag(group, "--seeds", "random beginnings of each setting; 1 begins at zero", 1, least=1)
-    blend = "average up to N of the heads into one where validation is better for it"
+    blend = "average up to N of the heads, of any views, into one where validation is better for it"
     add_flag(group, "--blend", blend, 1, least=1)
     add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "", without=GRID)
 
@@ -73,6 +79,7 @@ def _grid(args: argparse.Namespace, settings: Settings) -> Grid:
         views=tuple(dict.fromkeys(views)),
         seeds=args.seeds,
         blend=args.blend,
+        subsets=args.subsets,
     )
 
 
@@ -141,7 +148,11 @@ def show(made: Sweep) -> None:
         scores = {view: percent_text(best.validation_accuracy) for view, best in views.items()}
         ranking = ", ".join(f"{view} {score}" for view, score in scores.items())
         console.print(f"views by their best validation accuracy: {ranking}", soft_wrap=True)
-    if heads := made.best.record.solver.get("blended_heads"):
-        console.print(f"kept: the mean of {heads:g} of them, as one head")
+    solver = made.best.record.solver
+    if heads := solver.get("blended_heads"):
+        console.print(f"kept: the mean of {heads:g} of them, as one head on {made.best.record.short_view}")
+    if made.words:
+        says = "are" if "factor_of_words" in solver else "are not: validation is no better for them"
+        console.print(f"the words of the texts {says} beside it")
     console.print()
     show_run(made.best)

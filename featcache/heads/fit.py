@@ -51,7 +51,7 @@ class Fit:
     last: Scorer
     history: tuple[Epoch, ...] = ()
     best_epoch: int = 0
-    about: dict[str, float] | None = None
+    about: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.private_torch import AdamWRates, adamw_
+from featcache.cache.view_names import split_view
 from featcache.errors import HeadError
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures, Standard, check_splits
@@ -61,7 +62,8 @@ def fit_stack(
 
     Args:
         train: by view; all views have the same rows, labels and weights. A step divides by the weights of
-            its batch.
+            its batch. A member's view is one of them, or several joined by commas, which it reads side by
+            side; each view is read once for all members.
         validation: likewise; chooses each head's best epoch.
         settings: of all heads `epochs`, `batch_size`, `warmup` and `schedule`; of each `patience`.
         seed: of the order of the rows.
@@ -76,7 +78,7 @@ def fit_stack(
     Raises:
         HeadError: rows no head can be trained on, settings out of range, a head that diverges at once.
     """
-    views = list(dict.fromkeys(member.view for member in members))
+    views = list(dict.fromkeys(view for member in members for view in parts_of(member, train)))
     _check_settings(members, settings)
     for view in views:
         check_splits(train[view], validation[view], classes, group)
@@ -86,7 +88,7 @@ def fit_stack(
         for view in views
     }
     y_validation = torch.tensor(validation[views[0]].y)
-    histories = [TrainingHistory[torch.Tensor](settings.patience) for _ in members]
+    histories = [TrainingHistory[list[torch.Tensor]](settings.patience) for _ in members]
     operations = 4 * settings.batch_size * sum(part.numel() for part in stack.theta)
     with stack.loader(settings, seed, train[views[0]].weight) as loader:
         for number in range(1, settings.epochs + 1):
@@ -101,6 +103,11 @@ def fit_stack(
             if all(history.stopped for history in histories):
                 break
     return [history.fit(partial(stack.scorer, head)) for head, history in enumerate(histories)]
+
+
+def parts_of(member: Member, views: Views) -> tuple[str, ...]:
+    """The keys of `views` whose features a head reads, in their order."""
+    return (member.view,) if member.view in views else split_view(member.view)
 
 
 def initial_weights(member: Member, classes: int, width: int) -> torch.Tensor:
@@ -137,31 +144,46 @@ def _train_epoch(stack: _Stack, loader: BatchLoader, settings: HeadSettings) -> 
 
 
 class _Stack:
-    """The weights of all heads, sorted by view: `[heads of the view * C, D + 1 padded]` each.
+    """The weights of all heads by view: `[heads that read the view * C, D + 1 padded]` each.
 
-    The last of the D + 1 columns is the bias, whose feature is 1 in every row. Weights are kept divided by
-    the head's learning rate. Features are those of this worker's share, labels those of all rows.
+    The last of the D + 1 columns is the bias, whose feature is 1 in every row; a head of joined views has it
+    in the first of them alone. Weights are kept divided by the head's learning rate. Features are those of
+    this worker's share, labels those of all rows.
     """
 
     def __init__(self, train: Views, classes: int, members: Sequence[Member], group: ProcessGroup) -> None:
         self.classes, self.steps, self.group = classes, 0, group
         names = list(train)
-        order = sorted(range(len(members)), key=lambda number: names.index(members[number].view))
+        order = sorted(
+            range(len(members)), key=lambda number: names.index(parts_of(members[number], train)[0])
+        )
         self.members = [members[number] for number in order]
         self.places = torch.tensor(order).argsort()  # member -> place in the stack
         self.views = {
             view: PaddedFeatures.of(group.own_rows(rows.x), Standard.of(rows.x, group))
             for view, rows in train.items()
         }
-        heads = [[head for head in self.members if head.view == view] for view in names]
-        ends = np.cumsum([0, *(len(part) * classes for part in heads)]).tolist()
-        self.columns = [slice(*pair) for pair in itertools.pairwise(ends)]
+        self.parts = [[names.index(view) for view in parts_of(head, train)] for head in self.members]
+        readers = [
+            [head for head, parts in enumerate(self.parts) if view in parts] for view in range(len(names))
+        ]
+        self.columns = [
+            _columns(heads, classes) for heads in readers
+        ]  # of each view's rows among all [H * C]
+        self.rows = [
+            {head: slice(n * classes, (n + 1) * classes) for n, head in enumerate(heads)} for heads in readers
+        ]
+        self.joined = any(len(parts) > 1 for parts in self.parts)
+        self.unused = [  # the rows of each view's heads whose bias is in another view
+            _rows_of([n for n, head in enumerate(heads) if self.parts[head][0] != view], classes)
+            for view, heads in enumerate(readers)
+        ]
         rates = torch.tensor([head.lr for head in self.members])
         self.rates = rates.repeat_interleave(classes)[:, None]  # [H * C, 1]
         decays = rates * torch.tensor([head.weight_decay for head in self.members])
         self.decays = decays.repeat_interleave(classes)[:, None]
         self.shared_decay = self.decays[0].item() if (self.decays == self.decays[0]).all() else None
-        self.theta = [self._first_weights(*pair) for pair in zip(self.views.values(), heads, strict=True)]
+        self.theta = self._first_weights()
         self.gradients = torch.zeros(sum(part.numel() for part in self.theta))  # one piece: one exchange
         pieces = self.gradients.split([part.numel() for part in self.theta])
         self.gradient = [piece.view_as(part) for piece, part in zip(pieces, self.theta, strict=True)]
@@ -179,12 +201,21 @@ class _Stack:
         share = self.group.share(rows)
         return BatchLoader(self.views, self.labels, orders, settings.batch_size, share=share, weights=weights)
 
-    def _first_weights(self, features: PaddedFeatures, heads: Sequence[Member]) -> torch.Tensor:
-        weights = [initial_weights(head, self.classes, features.width) / head.lr for head in heads]
-        theta = torch.zeros(len(heads) * self.classes, features.padded)
-        theta[:, : features.width + 1] = torch.cat(weights)
-        # A constant feature (scale 1, see Standard) has no gradient and keeps its first weights: zero them.
-        theta[:, : features.width] *= torch.from_numpy(features.standard.scale != 1.0)
+    def _first_weights(self) -> list[torch.Tensor]:
+        views = list(self.views.values())
+        theta = [
+            torch.zeros(len(heads) * self.classes, features.padded)
+            for heads, features in zip(self.rows, views, strict=True)
+        ]
+        for head, (member, parts) in enumerate(zip(self.members, self.parts, strict=True)):
+            widths = [views[view].width for view in parts]
+            weights = initial_weights(member, self.classes, sum(widths)) / member.lr
+            for view, width, part in zip(parts, widths, weights.split([*widths, 1], dim=1), strict=False):
+                theta[view][self.rows[view][head], :width] = part
+            theta[parts[0]][self.rows[parts[0]][head], widths[0]] = weights[:, -1]
+        for part, features in zip(theta, views, strict=True):
+            # A constant feature (scale 1, see Standard) has no gradient and keeps its weights: zero them.
+            part[:, : features.width] *= torch.from_numpy(features.standard.scale != 1.0)
         return theta
 
     def step(
@@ -210,6 +241,9 @@ class _Stack:
         for part, x, columns in zip(self.gradient, features, self.columns, strict=True):
             own = error if len(features) == 1 else error[columns]
             torch.addmm(part, own, x, beta=0, alpha=scale, out=part)
+        if self.joined:
+            for part, view, rows in zip(self.gradient, self.views.values(), self.unused, strict=True):
+                part[rows, view.width] = 0
         self.group.sum_(self.gradients)
         self._update(factor)
         return probabilities
@@ -220,8 +254,13 @@ class _Stack:
         Rows come last: classes are few, and kernels are fast along the last dimension only.
         """
         logits = [torch.mm(part, x.T) for x, part in zip(features, self.theta, strict=True)]
-        joined = (logits[0] if len(logits) == 1 else torch.cat(logits)).mul_(self.rates)
-        joined = joined.view(len(self.members), self.classes, -1)
+        if self.joined:
+            joined = torch.zeros(len(self.rates), logits[0].shape[1])
+            for columns, part in zip(self.columns, logits, strict=True):
+                joined[columns] += part
+        else:
+            joined = logits[0] if len(logits) == 1 else torch.cat(logits)
+        joined = joined.mul_(self.rates).view(len(self.members), self.classes, -1)
         return joined.sigmoid_() if self.loss.multi_label else torch.softmax(joined, 1)
 
     def _update(self, factor: float) -> None:
@@ -260,16 +299,29 @@ class _Stack:
             sums += self.loss_and_hits(self._forward(features), labels[rows])
         return self.means(sums, len(y))
 
-    def weights(self, number: int) -> torch.Tensor:
-        """A copy of the weights of member `number` as they are now, `[C, D + 1 padded]`."""
-        place = int(self.places[number])
-        view = list(self.views).index(self.members[place].view)
-        first = place * self.classes - self.columns[view].start
-        return self.theta[view][first : first + self.classes].clone()
+    def weights(self, number: int) -> list[torch.Tensor]:
+        """A copy of the weights of member `number` now, `[C, D + 1 padded]` of each of its views."""
+        head = int(self.places[number])
+        return [self.theta[view][self.rows[view][head]].clone() for view in self.parts[head]]
 
-    def scorer(self, number: int, weights: torch.Tensor) -> Linear:
+    def scorer(self, number: int, weights: list[torch.Tensor]) -> Linear:
         """Member `number` with these weights, for features as they are stored."""
-        member = self.members[int(self.places[number])]
-        features = self.views[member.view]
-        theta = weights.double().numpy() * member.lr
-        return Linear(*features.standard.fold(theta[:, : features.width], theta[:, features.width]))
+        head = int(self.places[number])
+        views, lr = list(self.views.values()), self.members[head].lr
+        parts = []
+        for view, part in zip(self.parts[head], weights, strict=True):
+            theta, width = part.double().numpy() * lr, views[view].width
+            parts.append(views[view].standard.fold(theta[:, :width], theta[:, width]))
+        weight = np.concatenate([weight for weight, _ in parts], axis=1)
+        return Linear(weight, np.stack([bias for _, bias in parts]).sum(axis=0, dtype=np.float32))
+
+
+def _columns(heads: list[int], classes: int) -> slice | torch.Tensor:
+    """The rows of these heads among those of all, `[H * C]`; a slice where they are neighbours."""
+    if heads == list(range(heads[0], heads[-1] + 1)):
+        return slice(heads[0] * classes, (heads[-1] + 1) * classes)
+    return _rows_of(heads, classes)
+
+
+def _rows_of(heads: list[int], classes: int) -> torch.Tensor:
+    return (torch.tensor(heads, dtype=torch.int64)[:, None] * classes + torch.arange(classes)).flatten()

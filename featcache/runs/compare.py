@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.cache.view_names import LEXICAL
 from featcache.errors import HeadError
 from featcache.evaluation.paired import (
     Bootstrap,
@@ -181,6 +182,26 @@ def compare_runs(
         for run, matched in raw
     )
     return Comparisons(base, split, made, tuple(refused))
+
+
+def words_verdict(best: Run, against: Comparisons) -> str:
+    """One sentence: whether the backbone adds anything to the words alone; empty where no run has none.
+
+    Args:
+        against: runs compared with `best`; another base says nothing of that.
+    """
+    if best.record.view == LEXICAL:
+        return f"no backbone is needed here: the words alone ({best.name}) are best on validation"
+    made = next((one for one in against.made if one.run.record.view == LEXICAL), None)
+    if made is None or against.base.folder != best.folder:
+        return ""
+    name, change = made.run.name, made.accuracy
+    points = f"{100 * abs(change.difference.value):.1f} points"
+    if change.tie:
+        return f"the words alone ({name}) tie with the best run: what the backbone adds may be chance"
+    if change.worse:
+        return f"the backbone adds {points} to what the words alone ({name}) say"
+    return f"the words alone ({name}) are {points} better than the best run: no backbone is needed here"
 
 
 def match(base: Predictions, run: Predictions) -> MatchedRows:

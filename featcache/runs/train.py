@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -30,7 +30,7 @@ from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
-from featcache.runs.words import SplitTexts, beside, features_of, read_splits
+from featcache.runs.words import SplitTexts, beside, features_of, read_splits, words_of
 from featcache.settings import Settings
 
 
@@ -61,6 +61,13 @@ class CachedSplits:
         if self.parts is not None:
             return rows_of(found, self.parts.choice)
         return clean_features(found, self.leaks)
+
+    def with_view(self, settings: Settings, view: str) -> CachedSplits:
+        """Also the features of `view`: of several cached views side by side, or with words beside them."""
+        if view in self.features:
+            return self
+        found = _read_view(settings, self.files, view)
+        return dataclasses.replace(self, features={**self.features, view: found})
 
     def rows(self, view: str, split: str) -> LabelledFeatures:
         """The rows of a split for a solver; of validation those of `choosing`."""
@@ -160,21 +167,10 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
         files["test"] = find_features(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
-    features = {
-        view: {
-            split: file.features(file.stored_view(join_views(cached_views(view))))
-            for split, file in files.items()
-        }
-        for view in views
-        if cached_views(view)
-    }
+    features = {view: _read_view(settings, files, view) for view in views if cached_views(view)}
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
-    if with_words := [view for view in views if LEXICAL in split_view(view)]:
-        rows = SplitTexts.of_files(settings, files).rows()
-        for view in with_words:
-            features[view] = {name: beside(part, rows[name]) for name, part in features[view].items()}
     leaks = None
     if group.rank == 0:
         leaks = find_leaks(settings, {name: part.row_hash for name, part in features[views[0]].items()})
@@ -190,6 +186,20 @@ def drawn_rows(data: CachedSplits, rows: np.ndarray) -> CachedSplits:
         for view, parts in data.features.items()
     }
     return dataclasses.replace(data, features=features)
+
+
+def _read_view(settings: Settings, files: Mapping[str, CacheFile], view: str) -> dict[str, Features]:
+    """The features of one view, or of several side by side, by split."""
+    cached = cached_views(view)
+    found = {
+        split: file.features(file.stored_view(join_views(cached or file.views[:1])))
+        for split, file in files.items()
+    }
+    if LEXICAL not in split_view(view):
+        return found
+    rows = SplitTexts.of_files(settings, files).rows()
+    join = beside if cached else words_of
+    return {split: join(part, rows[split]) for split, part in found.items()}
 
 
 def _parts(
@@ -261,7 +271,7 @@ def save_fit(
         asked_view=view if len(split_view(features["train"].view)) > 1 else None,
         seconds=seconds,
         history=fit.history,
-        settings={name: getattr(head, name) for name in KINDS[kind].settings},
+        settings={name: getattr(head, name) for name in KINDS[kind].settings} if kind in KINDS else {},
         solver=dict(fit.about or {}),
         best_epoch=fit.best_epoch or None,
         parameters=fit.best.parameters,

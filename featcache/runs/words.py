@@ -69,6 +69,13 @@ def beside(features: Features, rows: WordRows) -> Features:
     return replace(features, view=f"{features.view},{LEXICAL}", x=joined.as_array())
 
 
+def words_of(features: Features, rows: WordRows) -> Features:
+    """The n-grams of the texts of cached features in their place."""
+    return replace(
+        features, view=LEXICAL, x=rows.as_array(), encoder=NO_BACKBONE, fingerprint="", path=Path()
+    )
+
+
 def read_splits(settings: Settings) -> dict[str, Split]:
     """Train, validation and, where there is one, test of the source.
 

@@ -116,6 +116,26 @@ def test_fit_stack_equals_torch(make: Any, shared: HeadSettings) -> None:
 
 
 @pytest.mark.parametrize("make", [rows, several])
+def test_heads_of_joined_views_equal_torch_on_the_matrix_of_both(make: Any) -> None:
+    train, validation = make(90, 0), make(40, 1)
+    joined = {}
+    for name in ("a,b", "b,a"):
+        both = np.concatenate([train[view].x.astype(np.float32) for view in name.split(",")], axis=1)
+        joined[name] = LabelledFeatures(both, train["a"].y)
+    members = [
+        *MEMBERS,
+        Member("a,b", lr=0.02, weight_decay=0.1, seed=6),
+        Member("b,a", lr=0.05, class_weight="balanced", label_smoothing=0.1, seed=7),
+        Member("a,b", seed=None),
+    ]
+    shared = HeadSettings(epochs=5, batch_size=16)
+    fits = fit_stack(train, validation, 3, members, shared, seed=SEED)
+    for member, fit in zip(members, fits, strict=True):
+        views = train | joined
+        assert_is(fit.last, torchs(views, member, shared), views[member.view].x)
+
+
+@pytest.mark.parametrize("make", [rows, several])
 def test_head_of_a_stack_equals_the_head_alone(make: Any) -> None:
     train, validation = make(80, 0), make(30, 1)
     shared = HeadSettings(epochs=8, batch_size=8)

@@ -11,7 +11,8 @@ import pytest
 import featcache
 from featcache.errors import UsageError
 from featcache.heads.scorers import Linear
-from featcache.runs.sweep import parse_values
+from featcache.runs.record import Trial
+from featcache.runs.sweep import Grid, _Search, parse_values
 from tests.support.cli_tools import Cli
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
@@ -127,3 +128,57 @@ def test_a_blend_is_kept_where_validation_is_better_for_it(cli: Cli, trained: Pa
     assert isinstance(run.head().scorer, Linear)
     assert "kept: the mean of" in cli.ok(*asked, "--blend", "6").out
     assert "blended_heads" not in cli.ok(*asked, "--blend", "1", "--json").json["best"]["solver"]
+
+
+def test_subsets_of_the_views_are_swept(cli: Cli, trained: Path) -> None:
+    asked = ("sweep", "--lr", "1e-3,1e-2", "--weight-decay", "0", "--epochs", "2", "--json")
+    every = cli.ok(*asked, "--subsets", "all").json
+    views = {"last/cls", "last/mean", "last/cls,last/mean"}
+    assert {trial["view"] for trial in every["trials"]} == set(every["best_by_view"]) == views
+    assert every["heads"] == 6
+    greedy = cli.ok(*asked, "--subsets", "greedy").json
+    assert greedy["trials"] == every["trials"]  # of two views they are the same
+    both = every["best_by_view"]["last/cls,last/mean"]
+    alone = cli.ok(
+        "train-head", "--view", "last/cls,last/mean", "--epochs", "2", "--lr", str(both["lr"]),
+        "--weight-decay", str(both["weight_decay"]), "--json",
+    ).json  # fmt: skip
+    assert alone["metrics"]["validation"]["accuracy"] == pytest.approx(both["validation_accuracy"])
+
+
+def test_greedy_adds_views_while_validation_gets_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up scores: a and b together are best; c is worth nothing, and all three are worse."""
+    worth = {"a": 3, "b": 2, "c": 1, "a,b,c": 4, "a,b": 6, "a,c": 3, "b,c": 2}
+    rounds: list[list[str]] = []
+    search = _Search.__new__(_Search)
+    search.grid, search.cached = (
+        Grid((0.1,), (0.0,), (0.0,), ("none",), ("a", "b", "c"), 1, subsets="greedy"),
+        [*"abc"],
+    )
+
+    def trained(self: _Search, views: list[str]) -> list[tuple[Trial, None]]:
+        rounds.append(views)
+        trials = [Trial(view, 0.1, 0.0, 0.0, "none", None, 1, worth[view] / 10, 1.0) for view in views]
+        return sorted(((trial, None) for trial in trials), key=lambda pair: pair[0].rank, reverse=True)
+
+    monkeypatch.setattr(_Search, "round", trained)
+    assert search.run()[0][0].view == "a,b"
+    assert rounds == [["a", "b", "c", "a,b,c"], ["a,b", "a,c"]]  # all three were tried at once
+    rounds.clear()
+    worth["a,b"] = 3
+    assert search.run()[0][0].view == "a,b,c" and len(rounds) == 2
+
+
+def test_words_are_added_to_the_best_head_of_a_sweep(cli: Cli, trained: Path) -> None:
+    asked = ("sweep", "--lr", "1e-4", "--weight-decay", "0", "--epochs", "1", "--view", "last/cls,lexical")
+    made = cli.ok(*asked, "--json").json
+    assert made["best"]["view"] == "last/cls,lexical" and made["heads"] == 1
+    assert "factor_of_words" in made["best"]["solver"]
+    assert {trial["view"] for trial in made["trials"]} == {"last/cls"}
+    assert "the words of the texts are beside it" in cli.ok(*asked).out
+
+
+def test_too_many_subsets_are_refused(cli: Cli, trained: Path) -> None:
+    with pytest.raises(UsageError, match="a sweep of 1,048,575 heads"):
+        Grid((0.1,), (0.0,), (0.0,), ("none",), ("a",), 1, subsets="all").check(20)
+    cli.refused(2, ["sweep", "--subsets", "some"], "--subsets")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
 from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, choose, load
-from featcache_cli.commands.engine import add_engine, engine_of
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
 from featcache_cli.console import note, out, print_error, print_json, table
+from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 HISTORY_FILE = ".predict-history"  # in the folder of the runs

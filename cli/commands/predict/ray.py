@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import SourceError, UsageError
 from featcache_cli.chosen_run import abstention_of, backbone_of
-from featcache_cli.commands.engine import engine_of
 from featcache_cli.commands.predict.file import document, fetched_source, open_input, read_settings, show
 from featcache_cli.console import print_result
+from featcache_cli.engine import engine_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:

@@ -110,6 +110,11 @@ class Ngrams:
         """V, the number of columns."""
         return len(self.idf)
 
+    def equals(self, other: Ngrams) -> bool:
+        """Whether the same n-grams weigh the same."""
+        same = (self.settings, self.vocabulary) == (other.settings, other.vocabulary)
+        return same and np.array_equal(self.idf, other.idf)
+
     def columns_of(self, text: str) -> dict[str, int]:
         """The column of each n-gram of `text` that has one."""
         grams = dict.fromkeys(self._counter.build_analyzer()(text))
