@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from featcache.errors import UsageError
 from featcache.heads.lexical.ngrams import joined_texts, normalise
 from featcache.heads.lexical.scorer import WordScorer
+from featcache.heads.lexical.stored_rows import parts_of
 
 if TYPE_CHECKING:
     from featcache.heads.head import Head
@@ -67,7 +68,8 @@ def explain(
     whole = joined_texts(texts, pairs)
     weights = (head.scorer.weight - head.scorer.weight.mean(axis=0)) / np.float32(head.temperature)
     found = []
-    for text, row, label in zip(whole, head.ngrams(whole), labels, strict=True):
+    rows = chain.from_iterable(part for _, part in parts_of(head.ngrams(whole)))
+    for text, row, label in zip(whole, rows, labels, strict=True):
         values = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
         columns = head.ngrams.columns_of(text)
         parts = [

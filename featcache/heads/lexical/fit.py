@@ -12,10 +12,12 @@ import numpy as np
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.calibration import fit_temperature
 from featcache.evaluation.metrics import score
-from featcache.heads.features import NEVER, LabelledFeatures, fixed_logits
+from featcache.heads.features import NEVER, LabelledFeatures, WeightedFeatures, fixed_logits
 from featcache.heads.fit import Fit, OnEpoch, check_settings
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
+from featcache.heads.lexical.stored_rows import SparseRows, StoredRows, parts_of
+from featcache.heads.lexical.streamed_fit import fit_streamed
 from featcache.heads.probabilities import probabilities_of
 from featcache.settings import HeadSettings
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 PLAIN = (3.0, 10.0, 30.0)  # values of scikit-learn's C that are tried, with plain TF-IDF
 RATIO = (10.0, 30.0, 100.0)  # and with log-count ratios
 CERTAIN = 50.0  # logits beyond this are certain: more changes no loss
+CHOOSING = 50_000  # rows that choose how words are weighted, of more than memory should hold
+NUMBERS_AT_ONCE = 1 << 22  # weights of classes that are learnt in the same passes
 PRIOR = 1.0  # pseudo-rows that hold the two factors of a blend near 1
 
 
@@ -134,6 +138,8 @@ def _fit_words(
     if (train.y == train.y[0]).all():
         raise HeadError("the train labels hold a single class; there is nothing to learn")
     words, held_out = train.x.words, WordRows(validation.x.ngrams, validation.x.words)
+    if isinstance(words, StoredRows):
+        return _fit_stored(train, validation, classes, settings)
     best: tuple[float, WordScorer, Weighting] | None = None
     for ratio, penalties in ((True, RATIO), (False, PLAIN)):
         before = np.inf
@@ -150,6 +156,46 @@ def _fit_words(
     return scorer, {"C_words": chosen.C, "log_count_ratio": float(chosen.ratio), "ngrams": words.shape[1]}
 
 
+def _fit_stored(
+    train: LabelledFeatures, validation: LabelledFeatures, classes: int, settings: HeadSettings
+) -> tuple[WordScorer, dict[str, float]]:
+    """As `_fit_words`, of more rows than memory should hold: how words are weighted, some rows say."""
+    words: SparseRows = train.x.words  # type: ignore[attr-defined]
+    rows = np.unique(np.linspace(0, len(train.y) - 1, CHOOSING).astype(np.int64))
+    picked, weight = train.x[rows], train.weight
+    some = LabelledFeatures(picked, train.y[rows])
+    if weight is not None:
+        some = WeightedFeatures(picked, train.y[rows], weight[rows])
+    _, about = _fit_words(some, validation, classes, settings)
+    fixed = fixed_logits(train.y, classes)
+    found_weight, bias = np.zeros((classes, words.shape[1]), np.float32), fixed.astype(np.float32)
+    two = train.y.ndim == 1 and classes == 2
+    learnt = np.array([1]) if two else np.flatnonzero(fixed == 0)
+    for some_labels in np.array_split(learnt, -(-len(learnt) * words.shape[1] // NUMBERS_AT_ONCE)):
+        chosen = np.stack([_rows_of(train.y, label) for label in some_labels], axis=1)
+        weights = [_row_weight(of_class, train.weight, settings) for of_class in chosen.T]
+        ratios = np.ones((len(some_labels), words.shape[1]), np.float32)
+        if about["log_count_ratio"]:
+            ratios = np.stack([_log_count_ratio(words, of_class) for of_class in chosen.T])
+        found = fit_streamed(words, chosen, ratios, np.stack(weights, axis=1), about["C_words"])
+        found_weight[some_labels], bias[some_labels] = found
+    return WordScorer(found_weight, bias), about
+
+
+def _rows_of(y: np.ndarray, label: Any) -> np.ndarray:
+    """bool `[N]`: the rows with a label."""
+    return np.asarray(y[:, label] == 1 if y.ndim == 2 else y == label)
+
+
+def _row_weight(chosen: np.ndarray, given: np.ndarray | None, settings: HeadSettings) -> np.ndarray:
+    """float64 `[N]`, with scikit-learn's `balanced` where it is asked for."""
+    weight = np.ones(len(chosen)) if given is None else given.astype(np.float64)
+    if settings.class_weight == "none":
+        return weight
+    share = max(1, int(chosen.sum())), max(1, int((~chosen).sum()))
+    return weight * np.where(chosen, len(chosen) / (2 * share[0]), len(chosen) / (2 * share[1]))
+
+
 def _one_against_rest(
     words: csr_matrix,
     train: LabelledFeatures,
@@ -163,7 +209,7 @@ def _one_against_rest(
     bias = fixed.astype(np.float32)
     two = y.ndim == 1 and classes == 2  # the second class against the first
     for label in [1] if two else np.flatnonzero(fixed == 0):
-        chosen = y[:, label] == 1 if y.ndim == 2 else y == label
+        chosen = _rows_of(y, label)
         weight[label], bias[label] = _one_class(words, chosen, train.weight, weighting, settings)
     return WordScorer(weight, bias)
 
@@ -191,12 +237,13 @@ def _one_class(
     return model.coef_[0] * ratio, float(model.intercept_[0])
 
 
-def _log_count_ratio(words: csr_matrix, chosen: np.ndarray) -> np.ndarray:
+def _log_count_ratio(words: SparseRows, chosen: np.ndarray) -> np.ndarray:
     """float32 `[V]`: the log ratio of the shares that an n-gram has of all n-grams in and outside a class."""
-    shares = []
-    for rows in (chosen, ~chosen):
-        counts = 1.0 + np.bincount(words[rows].indices, minlength=words.shape[1])
-        shares.append(counts / counts.sum())
+    counts = np.ones((2, words.shape[1]))
+    for rows, part in parts_of(words):
+        for number, wanted in enumerate((chosen[rows], ~chosen[rows])):
+            counts[number] += np.bincount(part[wanted].indices, minlength=words.shape[1])
+    shares = counts / counts.sum(axis=1, keepdims=True)
     return np.asarray(np.log(shares[0] / shares[1]), np.float32)
 
 

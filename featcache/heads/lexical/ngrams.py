@@ -10,11 +10,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from featcache.errors import HeadError
+from featcache.heads.lexical.stored_rows import AT_ONCE, SparseRows, StoredRows, parts_of
 from featcache.system.sharded_array import slices_of
 
 if TYPE_CHECKING:
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
 CHARACTERS, WITHIN_WORDS = "char", "char_wb"  # scikit-learn's names
 LENGTHS = {CHARACTERS: (1, 3), WITHIN_WORDS: (1, 5)}  # of n-grams, shortest and longest
 MOST_NGRAMS = 200_000  # the most frequent ones are kept
-MOST_COUNTED = 200_000  # train texts; of more, n-grams are hashed instead of listed
+MOST_COUNTED = 200_000  # texts; of more, n-grams are hashed instead of listed, and rows are stored
 HASHED = 1 << 18  # columns of hashed n-grams
-AT_ONCE = 8192  # texts
 NO_SPACES = 0.2  # share of Chinese, Japanese or Thai letters from which words have no spaces around them
 _SAMPLE = 2000  # texts that are looked at for that
 
@@ -74,7 +75,7 @@ class Ngrams:
     idf: np.ndarray
 
     @classmethod
-    def fit(cls, texts: Sequence[str], settings: NgramSettings | None = None) -> tuple[Self, csr_matrix]:
+    def fit(cls, texts: Sequence[str], settings: NgramSettings | None = None) -> tuple[Self, SparseRows]:
         """The n-grams of train texts, and the features `[N, V]` of these texts.
 
         Raises:
@@ -96,12 +97,14 @@ class Ngrams:
                     hint="train on more texts, or without the view lexical",
                 ) from error
             names = tuple(map(str, counter.get_feature_names_out()))
-        found = np.bincount(counts.indices, minlength=counts.shape[1])
+        found = np.zeros(counts.shape[1], np.int64)
+        for _, part in parts_of(counts):
+            found += np.bincount(part.indices, minlength=len(found))
         idf = (np.log((1 + counts.shape[0]) / (1 + found)) + 1).astype(np.float32)
         made = cls(settings, names, idf)
         return made, made._weigh(counts)
 
-    def __call__(self, texts: Sequence[str]) -> csr_matrix:
+    def __call__(self, texts: Sequence[str]) -> SparseRows:
         """float32 features `[N, V]` of texts; a text without a known n-gram is a row of zeros."""
         return self._weigh(_counted(self._counter, texts))
 
@@ -173,15 +176,21 @@ class Ngrams:
 
         return CountVectorizer(vocabulary=self._places, **_options(self.settings))
 
-    def _weigh(self, counts: csr_matrix) -> csr_matrix:
+    def _weigh(self, counts: SparseRows) -> SparseRows:
         """TF-IDF of counts `[N, V]`, in place."""
-        counts.sort_indices()
+        if isinstance(counts, StoredRows):
+            counts.change(self._weighed)
+        else:
+            counts.sort_indices()
+            counts.data = self._weighed(counts)
+        return counts
+
+    def _weighed(self, counts: csr_matrix) -> np.ndarray:
         values = np.log(counts.data) + 1
         values *= self.idf[counts.indices]
         rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
         lengths = np.sqrt(np.bincount(rows, values.astype(np.float64) ** 2, minlength=counts.shape[0]))
-        counts.data = (values / lengths[rows]).astype(np.float32)
-        return counts
+        return np.asarray(values / lengths[rows], np.float32)
 
 
 def joined_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
@@ -213,14 +222,17 @@ def _hasher(settings: NgramSettings) -> Any:
     )
 
 
-def _counted(counter: Any, texts: Sequence[str]) -> csr_matrix:
+def _counted(counter: Any, texts: Sequence[str]) -> SparseRows:
     """float32 counts `[N, V]`, some texts at a time."""
     from scipy.sparse import csr_matrix, vstack
 
     if not texts:
         return csr_matrix(counter.transform([""])[:0])
-    parts = [counter.transform(texts[rows]) for rows in slices_of(len(texts), AT_ONCE)]
-    return csr_matrix(parts[0] if len(parts) == 1 else vstack(parts, format="csr"))
+    parts = (counter.transform(texts[rows]) for rows in slices_of(len(texts), AT_ONCE))
+    if len(texts) > MOST_COUNTED:
+        first = next(parts)
+        return StoredRows(chain([first], parts), first.shape[1])
+    return csr_matrix(vstack(list(parts), format="csr"))
 
 
 def _is_written_without_spaces(letter: str) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from featcache.heads.lexical.ngrams import Ngrams
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
+from featcache.heads.lexical.stored_rows import SparseRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +23,7 @@ class WordRows:
     """
 
     ngrams: Ngrams
-    words: csr_matrix
+    words: SparseRows
     dense: np.ndarray | None = None
     seconds: float = 0.0
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.errors import HeadError
 from featcache.heads.lexical.rows import WordRows
+from featcache.heads.lexical.stored_rows import parts_of
 from featcache.heads.scorers import SCORERS, Scorer, TensorReader, Tensors
 from featcache.system.sharded_array import slices_of
 
@@ -52,7 +53,9 @@ class WordScorer:
         """
         if not isinstance(x, WordRows) or x.shape[1] != self.width:
             raise HeadError(f"this head wants the n-grams of texts [N, {self.width}], got {list(x.shape)}")
-        found: np.ndarray = np.asarray(x.words @ self.weight.T, np.float32) + self.bias
+        found = np.empty((len(x), self.classes), np.float32)
+        for rows, part in parts_of(x.words):
+            found[rows] = part @ self.weight.T + self.bias
         if self.dense is not None and x.dense is not None:
             for rows in slices_of(len(x), 65536):
                 found[rows] += np.float32(self.share) * self.dense.logits(x.dense[rows])
