@@ -20,6 +20,8 @@ import numpy as np
 from featcache.settings import FeatureSettings
 
 FEATURE_FORMAT = 1  # raised when the same document would give other features
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single-label", "multi-label", "regression"  # tasks
+_STORED = {SINGLE_LABEL: "<i8", MULTI_LABEL: "u1", REGRESSION: "<f8"}  # types of labels in a file
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ class RowsPart(JsonDocument):
 
 @dataclass(frozen=True)
 class LabelsPart(JsonDocument):
-    """The labels of a cache document; only those of multi-label data have a `kind`."""
+    """The labels of a cache document; those of one class a row have no `kind`, numbers have no names."""
 
     chain: str
     names: tuple[str, ...]
@@ -217,11 +219,11 @@ class LabelsPart(JsonDocument):
 
     @classmethod
     def of(cls, labels: np.ndarray, names: Sequence[str]) -> LabelsPart:
-        """From labels int64 `[N]`, indexes into `names`; or multi-hot uint8 `[N, C]`."""
-        several = labels.ndim == 2
-        content = np.ascontiguousarray(labels, dtype="u1" if several else "<i8")
+        """From labels int64 `[N]`, indexes into `names`; multi-hot uint8 `[N, C]`; or float64 `[N]`."""
+        task = task_of(labels)
+        content = np.ascontiguousarray(labels, dtype=_STORED[task])
         chain = hashlib.sha256(content.data).hexdigest()
-        return cls(chain, tuple(names), "multi-label" if several else None)
+        return cls(chain, tuple(names), None if task == SINGLE_LABEL else task)
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,13 @@ class Request(JsonDocument):
     def key(self) -> dict[str, Any]:
         """The JSON object of the request without its views: what a repeated request must be equal to."""
         return {name: value for name, value in self.to_json().items() if name != "views"}
+
+
+def task_of(labels: np.ndarray) -> str:
+    """What labels ask of a head: `regression` of floats, `multi-label` of `[N, C]`, else `single-label`."""
+    if labels.dtype.kind == "f":
+        return REGRESSION
+    return SINGLE_LABEL if labels.ndim == 1 else MULTI_LABEL
 
 
 def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import tomllib
 import types
@@ -79,6 +78,10 @@ class DataSettings:
         choices=("ask", "merge", "keep"),
     )  # fmt: skip
     label_names: tuple[str, ...] | None = setting(None, "names of labels 0,1,... separated by commas")
+    task: str | None = setting(
+        None, "regression: the labels are numbers to be predicted (default: classification)",
+        choices=("classification", "regression"),
+    )  # fmt: skip
     test_split: str | None = setting(
         None, "split of the source to test on, e.g. validation (default: test); another is held out then"
     )
@@ -174,7 +177,13 @@ class HeadSettings:
     folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
     hidden: int = setting(256, "units of the mlp head's hidden layer", least=1, below=1 << 24)
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
-    alpha: float = setting(1.0, "penalty of the ridge head", above=0)
+    alpha: float | None = setting(
+        None, "penalty of the ridge head (default: 1; with --task regression chosen, see --penalty)", above=0
+    )
+    interval: float | None = setting(
+        None, "share of new numbers that the intervals of --task regression contain (default: 0.9)",
+        above=0, below=1,
+    )  # fmt: skip
     neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
     costs: str | None = setting(
         None, "json or csv file: what each predicted label costs by the true one; the head then predicts the "
@@ -188,9 +197,19 @@ class HeadSettings:
 
     @property
     def with_choice(self) -> HeadSettings:
-        """The same, with `penalty` told, and C where it is fixed."""
-        fixed = self.penalty_choice == "fixed"
-        return replace(self, penalty=self.penalty_choice, C=self.fixed_C if fixed else self.C)
+        """The same, with `penalty` and `alpha` told, and C where it is fixed."""
+        C = self.fixed_C if self.penalty_choice == "fixed" else self.C
+        return replace(self, penalty=self.penalty_choice, C=C, alpha=self.fixed_alpha)
+
+    @property
+    def alpha_choice(self) -> str:
+        """As `penalty_choice`, where alpha of a ridge regression comes from."""
+        return self.penalty or ("validation" if self.alpha is None else "fixed")
+
+    @property
+    def fixed_alpha(self) -> float:
+        """alpha where it is not chosen."""
+        return 1.0 if self.alpha is None else self.alpha
 
     @property
     def fixed_C(self) -> float:
@@ -322,20 +341,6 @@ def load_table(name: str, path: str | Path | None = None) -> dict[str, Any]:
     return table
 
 
-def to_toml(settings: Settings) -> str:
-    """`settings` as the text of a `featcache.toml`: all of them, those without a value as comments."""
-    about = "# Settings of featcache; a flag on the command line wins over this file."
-    lines = [about, "", f"seed = {settings.seed}"]
-    for section in [name for name in _sections(Settings) if name]:
-        lines += ["", f"[{section}]"]
-        for option in options().values():
-            if option.section == section:
-                value = getattr(getattr(settings, section), option.name)
-                text = f"# {option.name} =" if value is None else f"{option.name} = {_toml_value(value)}"
-                lines.append(f"{text}  # {option.help}")
-    return "\n".join(lines) + "\n"
-
-
 def _sections(kind: type) -> dict[str, Any]:
     """The dataclasses of the settings by table; `kind` itself under the empty name."""
     items = dataclasses.fields(kind)
@@ -386,10 +391,3 @@ def _closest(name: str, known: list[str]) -> str:
         return f"{name} belongs {f'below [{option.section}]' if option.section else 'above all tables'}"
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-
-
-def _toml_value(value: Any) -> str:
-    """As JSON, which has the same texts, numbers and lists as TOML, but for U+007F and tables."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -18,6 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal
 from tests.support.hostile_counts import name_harm
+from tests.support.rated_reviews import make_rated
 from tests.support.review_files import write_reviews
 from tests.support.stock import lively
 from tests.support.tiny import build
@@ -79,6 +80,22 @@ def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(template, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture(scope="session")
+def rated_template(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Path:
+    """Reviews with numbers, extracted, with two runs; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain_terminal(patch)
+        return make_rated(tmp_path_factory.mktemp("rated"), tiny("bert"))
+
+
+@pytest.fixture
+def rated(rated_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a copy of `rated_template` for each test."""
+    shutil.copytree(rated_template, tmp_path / "rated")
+    monkeypatch.chdir(tmp_path / "rated")
+    return tmp_path / "rated"
 
 
 @pytest.fixture

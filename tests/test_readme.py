@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.settings import load_settings, to_toml
+from featcache.settings import load_settings
+from featcache.settings_file import to_toml
 from featcache_cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"

@@ -28,8 +28,8 @@ from featcache.settings import (
     build_settings,
     load_settings,
     options,
-    to_toml,
 )
+from featcache.settings_file import to_toml
 
 EVERY_OPTION = sorted(options())
 

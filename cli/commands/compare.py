@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from featcache.errors import HeadError, UsageError
 from featcache.system.units import percent_text, size_text
 from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import record, show_abstention, show_details
 from featcache_cli.console import note, out, print_result, table
+from featcache_cli.number_runs import compared_numbers
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
+from featcache_cli.run_columns import RunColumn, fitting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from featcache.runs.run import Run
 
 CLEAN = "clean: the same without rows whose text an earlier split has: featcache inspect"
+_Compared = tuple[dict[str, Any], Callable[[], None], bool]  # see `compared_numbers`
 WORSE = 7  # exit code of --fail-if-worse where a run is worse
 
 
@@ -51,9 +55,39 @@ def compared_with(best: Run | None, runs: list[Run]) -> Comparisons | None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from featcache.runs.run import best_run
+    from featcache.runs.run import ranked
 
     runs, base = _asked(args)
+    numbers = (base or ranked(runs)[0]).record.numbers
+    own, others = ([one for one in runs if one.record.numbers is kind] for kind in (numbers, not numbers))
+    if others and args.fail_if_worse:
+        raise HeadError(
+            f"{others[0].name} and {args.fail_if_worse} cannot be compared: one predicts numbers, the other "
+            "labels",
+            hint="name the runs to check",
+        )
+    found = [(_compared_numbers if numbers else _compared_labels)(own, base, args)]
+    if others:
+        found.append((_compared_labels if numbers else _compared_numbers)(others, None, args))
+
+    def show_all() -> None:
+        for _, show_runs, _ in found:
+            show_runs()
+
+    document, _, worse = found[0]
+    print_result(args, document | ({"other_task": found[1][0]} if others else {}), show_all)
+    return WORSE if worse and args.fail_if_worse else 0
+
+
+def _compared_numbers(runs: list[Run], base: Run | None, args: argparse.Namespace) -> _Compared:
+    document, show_runs, worse = compared_numbers(runs, base, args)
+    return {"runs": [record(run) for run in runs], **document}, show_runs, worse
+
+
+def _compared_labels(runs: list[Run], base: Run | None, args: argparse.Namespace) -> _Compared:
+    """As `compared_numbers`, of runs that predict labels."""
+    from featcache.runs.run import best_run
+
     best = best_run(runs)
     against = _compare(runs, base or best, args)
     worse = against.worse if against and args.fail_if_worse else []
@@ -70,8 +104,7 @@ def run(args: argparse.Namespace) -> int:
         if args.fail_if_worse:
             _show_verdict(worse, len(against.made) if against else 0, args.fail_if_worse)
 
-    print_result(args, _document(runs, best, against, args.split), show_all)
-    return WORSE if worse else 0
+    return _document(runs, best, against, args.split), show_all, bool(worse)
 
 
 def _asked(args: argparse.Namespace) -> tuple[list[Run], Run | None]:
@@ -171,28 +204,13 @@ def _tests_document(made: PairedTests) -> dict[str, Any]:
     }
 
 
-class RunColumn(NamedTuple):
-    """One column of the table; those of importance 0 are always shown, the others as far as they fit."""
-
-    header: str
-    cells: list[str | Text]
-    importance: int = 0
-    right: bool = True
-
-    @property
-    def width(self) -> int:
-        from rich.cells import cell_len
-
-        return max(cell_len(str(cell)) for cell in (self.header, *self.cells))
-
-
 def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, split: str = "test") -> None:
     """The table of runs, the best by validation first; `against` marks the differences that may be chance."""
     from featcache.runs.run import ranked
 
     console = out()
     ordered = ranked(runs)
-    columns = _fitting(_columns(ordered, best, against, split), console.width)
+    columns = fitting(_columns(ordered, best, against, split), console.width)
     shown = table(*(">" * column.right + column.header for column in columns))
     for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):
         shown.add_row(*cells, style="bold green" if run is best else None)
@@ -263,16 +281,6 @@ def _count(count: int | None) -> str:
 def _bytes(count: int | None) -> str:
     """The size of a run's features or token states; runs of older versions do not have it."""
     return "-" if count is None else size_text(count)
-
-
-def _fitting(columns: list[RunColumn], width: int) -> list[RunColumn]:
-    """The most important columns, as many as fit, in their order, with a blank around each."""
-    kept = {0}
-    for level in sorted({column.importance for column in columns}):
-        tried = [column for column in columns if column.importance in {*kept, level}]
-        if sum(column.width + 1 for column in tried) + 1 <= width:
-            kept.add(level)
-    return [column for column in columns if column.importance in kept]
 
 
 def _interval(run: Run, split: str) -> str:

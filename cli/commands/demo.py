@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import UsageError
-from featcache.settings import CONFIG_FILE, Settings, to_toml
+from featcache.settings import CONFIG_FILE, Settings
+from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache.system.units import seconds_text
 from featcache_cli.commands.predict import predict

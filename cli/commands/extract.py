@@ -118,7 +118,10 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
         )
     out().print(shown)
     for result in results:
-        text = f"labels of {result.split}: {_counts(result.labels)}"
+        counts = _counts(result.labels)
+        if result.numbers is not None:
+            counts = "numbers from {:g} to {:g}".format(*result.numbers)
+        text = f"labels of {result.split}: {counts}"
         out().print(text, soft_wrap=True, markup=False, highlight=False)
     for result in results:
         if result.truncated:

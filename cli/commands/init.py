@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from featcache.errors import UsageError
-from featcache.settings import CONFIG_FILE, to_toml
+from featcache.settings import CONFIG_FILE
+from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache_cli.console import note, print_result
 from featcache_cli.options import Commands, add_command, add_settings, settings_of

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from featcache.backbone.model_files.depth_views import DEPTH
 from featcache.cache.view_names import LEXICAL
 from featcache.errors import NoInnerLayers
+from featcache.fingerprint import REGRESSION
 from featcache_cli.commands import compare, extract, train_head
 from featcache_cli.console import note, print_json
+from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     """Extract, train and compare; prints the tables on stdout if `show`.
 
     Trained are the words alone, a linear head and scikit-learn's logistic regression on each view, and
-    logistic regression over depth, without and with the words.
+    logistic regression over depth, without and with the words. Where labels are numbers, a linear head and
+    ridge regression on each view, and ridge regression over depth.
     """
     from featcache.runs.run import best_run
 
@@ -58,11 +61,18 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     settings, results = _extract(settings, quiet=quiet)
     if show:
         extract.show(results, quiet=quiet)
-    wanted = [(LEXICAL, LEXICAL), *((kind, view) for view in asked for kind in ("linear", "logistic"))]
+    numbers = settings.data.task == REGRESSION
+    kinds = ("linear", "ridge") if numbers else ("linear", "logistic")
+    wanted = [(kind, view) for view in asked for kind in kinds]
+    if not numbers:
+        wanted.insert(0, (LEXICAL, LEXICAL))
     if DEPTH in settings.features.views:
-        wanted += [("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")]
+        deep = [("ridge", DEPTH)] if numbers else [("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")]
+        wanted += deep
     runs = [train_head.train(settings, kind, view, quiet=quiet) for kind, view in wanted]
-    if show:
+    if show and numbers:
+        show_number_runs(runs)
+    elif show:
         best = best_run(runs)
         compare.show(runs, best, compare.compared_with(best, runs))
     return results, runs

@@ -13,6 +13,7 @@ from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
 from featcache_cli.console import note, out, print_result, table
+from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
@@ -30,7 +31,7 @@ HEADS = {
     "logistic": "scikit-learn's LogisticRegression, its penalty chosen on validation",
     "exact": "the same to its optimum, faster",
     "mlp": "one hidden layer by AdamW",
-    "ridge": "least squares",
+    "ridge": "least squares; with --task regression its penalty is chosen on validation",
     "discriminant": "linear discriminant analysis",
     "centroid": "nearest centroid",
     "neighbours": "k nearest neighbours",
@@ -156,12 +157,19 @@ def record(run: Run) -> dict[str, Any]:
         "intervals", "calibration", "solver",
     )  # fmt: skip
     found = run.record.to_json()
-    shown = {key: found[key] for key in keys} | {key: found.get(key) for key in ("clean", "abstention")}
+    shown = {key: found[key] for key in keys} | {
+        key: found.get(key) for key in ("clean", "abstention", "interval", "interval_covered")
+    }
     return shown | {"path": str(run.folder)}
 
 
 def show(run: Run) -> None:
     """Scores by split, and the course of the training."""
+    if run.record.numbers:
+        show_number_run(run)
+        show_shares(run.record.view_shares)
+        show_history(run)
+        return
     console = out()
     about = run.record
     reads = "without a backbone" if about.view == LEXICAL else f"on {about.short_view}"
@@ -253,7 +261,8 @@ def show_history(run: Run) -> None:
     shown = table("", ">first", f"epochs 1 to {len(lines)}", ">last")
     for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
         values = [getattr(line, name) for line in lines]
-        shown.add_row(name.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
+        said = name.replace("accuracy", "explained variance") if run.record.numbers else name
+        shown.add_row(said.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
     console.print(shown)
     console.print(
         f"best epoch by validation: {run.record.best_epoch} (kept as head; the last is kept as last)",

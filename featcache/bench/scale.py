@@ -24,7 +24,8 @@ from featcache.bench.plan_check import PlanCheck, check_plan, write_rows
 from featcache.bench.timing import DIGITS, Machine, run_module, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import UsageError
-from featcache.settings import DataSettings, Settings, load_settings, to_toml
+from featcache.settings import DataSettings, Settings, load_settings
+from featcache.settings_file import to_toml
 from featcache.system.documents import json_document, tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 

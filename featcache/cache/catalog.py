@@ -18,7 +18,14 @@ from featcache.cache.seal import HINT
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.view_names import join_views, split_view
 from featcache.errors import CacheError, CacheMiss, CorruptCache
-from featcache.fingerprint import CacheDocument, EncoderDocument, Request
+from featcache.fingerprint import (
+    REGRESSION,
+    SINGLE_LABEL,
+    CacheDocument,
+    EncoderDocument,
+    Request,
+    task_of,
+)
 from featcache.system.lock import locked
 from featcache.system.sharded_array import join_columns
 
@@ -36,7 +43,8 @@ class Features:
         x: `[N, D]` in the storage dtype, memory-mapped, checksums verified; of a cache of several shards
             a `ShardedColumn`, and of several views `JoinedColumns`, which are read like an array, some
             rows at a time.
-        y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`.
+        y: int64 `[N]`, indexes into `label_names`; multi-label: multi-hot uint8 `[N, C]`; numbers: float64
+            `[N]`, without names.
         row_hash: uint8 `[N, 32]`, likewise.
         encoder: the encoder document the features were made with.
     """
@@ -147,7 +155,12 @@ class CacheFile:
                 hint=f"make them with the same flags: featcache extract --all-splits --views={views}",
             )
         labels, names = np.asarray(self.sealed.column("labels")), self.document.labels.names
-        if labels.ndim == 1 and labels.size and not -1 <= labels.min() <= labels.max() < len(names):
+        if task_of(labels) != (self.document.labels.kind or SINGLE_LABEL):
+            raise CorruptCache(f"{self.path} has labels of another type than it says", hint=HINT)
+        if task_of(labels) == REGRESSION:
+            if not np.isfinite(labels).all():
+                raise CorruptCache(f"{self.path} has labels that are no finite numbers", hint=HINT)
+        elif labels.ndim == 1 and labels.size and not -1 <= labels.min() <= labels.max() < len(names):
             raise CorruptCache(f"{self.path} has labels that are none of its {len(names)} names", hint=HINT)
         return Features(
             split=self.split,

@@ -2,7 +2,8 @@
 
 `x.npy` is the matrix `[N, D]` as it is stored; beside it are `x.labels.npy`, `x.row_hash.npy` and
 `x.about.json`, which describes them. `x.parquet` is one table: `row_hash` (hex), `label` (its name;
-for multi-label data a list of names), `features` (a fixed-size list of float32: few tools read 16 bits).
+for multi-label data a list of names, for regression a number), `features` (a fixed-size list of float32, as
+few tools read 16 bits).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.errors import CacheError, UsageError
-from featcache.fingerprint import EncoderDocument
+from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL, EncoderDocument, task_of
 from featcache.system.documents import json_document
 from featcache.system.durable import explained, publish, temporary_beside
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -160,7 +161,8 @@ def _export_parquet(features: Features, output: Path, force: bool, on_progress: 
     import pyarrow.parquet as pq
 
     width = features.x.shape[1]
-    label = pa.list_(pa.string()) if features.y.ndim == 2 else pa.string()
+    types = {SINGLE_LABEL: pa.string(), MULTI_LABEL: pa.list_(pa.string()), REGRESSION: pa.float64()}
+    label = types[task_of(features.y)]
     fields = [("row_hash", pa.string()), ("label", label), ("features", pa.list_(pa.float32(), width))]
     schema = pa.schema(fields, metadata={"featcache": _about(features)})
     with _written([output], force) as (file,):
@@ -178,15 +180,17 @@ def _record_batch(features: Features, rows: slice, schema: pa.Schema) -> pa.Reco
     hashes = [one.tobytes().hex() for one in features.row_hash[rows]]
     columns = [
         pa.array(hashes, pa.string()),
-        pa.array(_names(features, rows), schema.field("label").type),
+        pa.array(_labels(features, rows), schema.field("label").type),
         pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), x.shape[1]),
     ]
     return pa.record_batch(columns, schema=schema)
 
 
-def _names(features: Features, rows: slice) -> list[Any]:
-    """Label names of each row; None where a row has no label."""
+def _labels(features: Features, rows: slice) -> list[Any]:
+    """Label names of each row, or its number; None where a row has no label."""
     names, y = features.label_names, features.y[rows]
+    if task_of(y) == REGRESSION:
+        return list(y.tolist())
     if y.ndim == 2:
         return [[names[number] for number in np.flatnonzero(row)] for row in y]
     return [names[number] if number >= 0 else None for number in y]

@@ -21,7 +21,9 @@ from featcache.errors import CacheError, CorruptCache
 MAGIC = b"featcache cache "
 VERSION = 1
 CHUNK = 1 << 20  # bytes under one checksum
-DTYPES = {"float16": "<f2", "float32": "<f4", "int64": "<i8", "int32": "<i4", "uint8": "|u1"}
+DTYPES = {
+    "float16": "<f2", "float32": "<f4", "float64": "<f8", "int64": "<i8", "int32": "<i4", "uint8": "|u1",
+}  # fmt: skip
 LONGEST_SEAL = 1 << 22
 HINT = "remove it with featcache cache rm, then run featcache extract again (for token states: finetune)"
 

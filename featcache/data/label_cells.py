@@ -78,7 +78,7 @@ def read_cells(
         SourceError: naming the first row that mixes lists with single labels, nests lists, holds
             something that is no label, or looks multi-hot.
     """
-    of_row, cells = _distinct(name, column, encoded)
+    of_row, cells = distinct_cells(name, column, encoded)
 
     def row(code: int) -> str:
         return f"row {int(np.argmax(of_row == code)) + 1} of {name}"
@@ -109,7 +109,7 @@ def read_cells(
     )
 
 
-def _distinct(name: str, column: pa.ChunkedArray, encoded: bool) -> tuple[NDArray[np.int64], list[Any]]:
+def distinct_cells(name: str, column: pa.ChunkedArray, encoded: bool) -> tuple[NDArray[np.int64], list[Any]]:
     """Codes int64 [N] (-1: null) into the distinct cells, and these in order of appearance."""
     import pyarrow as pa
 

@@ -16,7 +16,7 @@ from featcache.data.label_cells import LabelCells, LabelValue, read_cells
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SHOWN = 20  # names in an error message
 
 
@@ -59,7 +59,7 @@ def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTab
         encoded=table.encoded,
         separator=data.label_separator,
     )
-    values, lookup, declared = _label_values(name, cells, table.class_names)
+    values, lookup, declared = _label_values(name, cells, table.class_names, data.task)
     codes = lookup[cells.codes]
     unlabelled = cells.unlabelled.copy()
     unlabelled[cells.rows[codes < 0]] = True
@@ -203,9 +203,11 @@ def _known(split: str, one: LabelledTable, known: set[str], data: DataSettings) 
         return one
     if not data.skip_bad_rows:
         code = int(one.codes[np.argmax(strange)])
+        amounts = len(known) > _SHOWN and all(isinstance(value, int) for value in one.values)
         raise SourceError(
             f"label {one.names[code]!r} in row {one.row_of(code)} of {split} never occurs in train",
-            hint=f"labels of train: {_listed(sorted(known))}; leave such rows out with --skip-bad-rows",
+            hint=f"labels of train: {_listed(sorted(known))}; leave such rows out with --skip-bad-rows"
+            + ("; if the labels are amounts and no classes: --task regression" if amounts else ""),
         )
     good = np.ones(len(one.rows), bool)
     good[one.places[strange]] = False
@@ -252,13 +254,13 @@ def _list_note(name: str, one: LabelledTable) -> tuple[str, ...]:
 
 
 def _label_values(
-    name: str, cells: LabelCells, class_names: tuple[str, ...] | None
+    name: str, cells: LabelCells, class_names: tuple[str, ...] | None, task: str | None
 ) -> tuple[list[int | str], NDArray[np.int64], tuple[str, ...] | None]:
     """The distinct labels, the code of each item (int64; -1: no label), and declared names."""
     declared = class_names
     if cells.items and all(isinstance(item, bool) for item in cells.items):
         declared = declared or ("False", "True")
-    typed = _typed_labels(name, cells)
+    typed = _typed_labels(name, cells, task)
     # In hub datasets -1 stands for a hidden label; together with other numbers it is an ordinary label.
     hides = not cells.several and (declared is not None or set(typed) == {-1})
     values = [value for value in dict.fromkeys(typed) if not (hides and value == -1)]
@@ -266,18 +268,25 @@ def _label_values(
     return values, np.array([index.get(value, -1) for value in typed], np.int64), declared
 
 
-def _typed_labels(name: str, cells: LabelCells) -> list[int | str]:
-    """The items as integers if all of them can be, else as strings."""
+def _typed_labels(name: str, cells: LabelCells, task: str | None) -> list[int | str]:
+    """The items as integers if all of them can be, else as strings.
+
+    Raises:
+        SourceError: they are numbers that are not whole, and nobody said that these are names of classes.
+    """
     if not all(_is_number(item) for item in cells.items):
         return _one_spelling([str(item) for item in cells.items])
     typed: list[int | str] = []
     for code, item in enumerate(cells.items):
         number = _integer(item)
+        if number is None and task == "classification":
+            return _one_spelling([str(item) for item in cells.items])
         if number is None:
             raise SourceError(
-                f"label {item} in row {cells.row_of(code)} of {name} is not a whole number:"
-                " that is regression, not classification",
-                hint="use --label-column to name a column of classes",
+                f"label {item} in row {cells.row_of(code)} of {name} is not a whole number: "
+                "these labels look like numbers",
+                hint="--task regression predicts numbers; --task classification makes each number a class; "
+                "--label-column names another column",
             )
         typed.append(number)
     return typed
@@ -292,7 +301,7 @@ def _one_spelling(texts: list[str]) -> list[int | str]:
 
 def _is_number(value: LabelValue) -> bool:
     # Longer digits are a name: as a float they would lose their last digits.
-    return not isinstance(value, str) or (len(value) < 19 and _NUMBER.fullmatch(value) is not None)
+    return not isinstance(value, str) or (len(value) < 19 and NUMBER.fullmatch(value) is not None)
 
 
 def _integer(value: LabelValue) -> int | None:

@@ -24,7 +24,14 @@ from featcache.data.labels import (
     read_labels,
 )
 from featcache.data.locate import SPLITS, file_facts, folder_hashes, locate, require_unchanged, used_as
+from featcache.data.number_labels import (
+    NumberedTable,
+    check_number_settings,
+    check_numbers_differ,
+    read_numbers,
+)
 from featcache.errors import SourceError, UsageError
+from featcache.fingerprint import REGRESSION, task_of
 from featcache.settings import DataSettings
 
 __all__ = ["SPLITS", "RowSelection", "Split", "count_labels", "describe_source", "from_texts", "load_splits"]
@@ -37,9 +44,10 @@ class Split:
     """One split, in file order; its texts stay on disk until they are read."""
 
     name: str  #: "train", "validation" or "test"
-    #: int64 [N], indexes into `label_names`, -1 where there are none; multi-label: multi-hot uint8 [N, C]
-    labels: NDArray[np.int64] | NDArray[np.uint8]
-    label_names: tuple[str, ...]  #: the same for all splits of one source
+    #: int64 [N], indexes into `label_names`, -1 where there are none; multi-label: multi-hot uint8 [N, C];
+    #: numbers: float64 [N]
+    labels: NDArray[np.int64] | NDArray[np.uint8] | NDArray[np.float64]
+    label_names: tuple[str, ...]  #: the same for all splits of one source; numbers have none
     row_numbers: NDArray[np.int64]  #: int64 [N], rows of the source, counted from 0
     notes: tuple[str, ...] = ()  #: what was held out or left out, as sentences
     read_as: tuple[str, ...] = ()  #: which columns are read, and in which encoding, as sentences
@@ -86,11 +94,13 @@ class Split:
 
 
 def count_labels(labels: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
-    """Rows by label name.
+    """Rows by label name; empty for numbers, which have no names.
 
     Args:
         labels: int64 [N], indexes into `names`, -1 for none; or multi-hot uint8 [N, C].
     """
+    if task_of(labels) == REGRESSION:
+        return {}
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels[labels >= 0], minlength=len(names))
     return dict(zip(names, counts.tolist(), strict=True))
 
@@ -121,13 +131,8 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
                 raise SourceError(f"no {name} split in {where}; its splits are: {found}")
         reference = ["train"] if "train" in tables else list(tables)
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
-        read = {name: read_labels(name, tables[name](), data) for name in wanted}
-    check_one_kind(read)
-    read = with_one_spelling(read, data)
-    order = label_order({name: read[name] for name in reference}, data)
-    if "train" in read:
-        read = known_to_train(read, data)
-    splits = {name: _split(name, one, order) for name, one in read.items()}
+        opened = {name: tables[name]() for name in wanted}
+        splits = (_of_numbers if data.task == REGRESSION else _of_classes)(opened, reference, data)
     if hold_out and {"train", "validation"} & set(names):
         splits |= _held_out(splits["train"], data.validation_share, seed)
     return {name: splits[name] for name in names}
@@ -155,7 +160,7 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "skip_bad_rows": data.skip_bad_rows,
     }
     # Left out where they are not set, so that requests of earlier versions still match.
-    added = ("label_separator", "encoding", "sheet", "label_columns", "test_split")
+    added = ("label_separator", "encoding", "sheet", "label_columns", "test_split", "task")
     document |= {name: _plain(getattr(data, name)) for name in added if getattr(data, name) is not None}
     if data.similar_labels == "merge":
         document["similar_labels"] = data.similar_labels
@@ -204,6 +209,7 @@ def from_texts(
     labels: Iterable[object] | NDArray[Any] | None = None,
     label_names: Sequence[str] | None = None,
     pairs: Iterable[str] | None = None,
+    task: str | None = None,
 ) -> Split:
     """A split from values in memory.
 
@@ -215,6 +221,7 @@ def from_texts(
         label_names: names of labels 0, 1, ..., or the order of string labels; those of a multi-hot
             array's columns are by default their numbers.
         pairs: N second texts.
+        task: see `--task`; with `regression` the labels are N numbers.
 
     Raises:
         SourceError: a text is empty or unusable, a label is not in `label_names`, or lengths differ.
@@ -222,11 +229,13 @@ def from_texts(
     if isinstance(labels, np.ndarray) and labels.ndim == 2:
         labels, label_names = _lists_of(labels, label_names)
     table = table_in_memory(name, texts, labels, pairs)
-    data = DataSettings(label_names=tuple(label_names) if label_names is not None else None)
+    data = DataSettings(label_names=tuple(label_names) if label_names is not None else None, task=task)
     if labels is None:
         bad_rows_note(name, {"no usable text": bad_texts(table)}, data)
         rows, unlabelled = np.arange(len(table.dataset)), np.full(len(table.dataset), -1, np.int64)
         return Split(name, unlabelled, data.label_names or (), rows, _table=table)
+    if task == REGRESSION:
+        return _numbered(name, read_numbers(name, table, data))
     read = read_labels(name, table, data)
     return _split(name, read, label_order({name: read}, data))
 
@@ -243,8 +252,40 @@ def _check_settings(data: DataSettings, names: Sequence[str]) -> None:
         raise UsageError(f"--validation-share must be between 0 and 1, got {data.validation_share}")
     if data.label_separator == "":
         raise UsageError("--label-separator is empty", hint="e.g. --label-separator ';'")
+    if data.task == REGRESSION:
+        check_number_settings(data)
     if data.label_names and len(set(data.label_names)) < len(data.label_names):
         raise UsageError(f"--label-names has a name twice: {', '.join(data.label_names)}")
+
+
+def _of_classes(
+    tables: Mapping[str, SplitTable], reference: Sequence[str], data: DataSettings
+) -> dict[str, Split]:
+    """Splits whose labels are classes; the splits of `reference` say which there are."""
+    read = {name: read_labels(name, table, data) for name, table in tables.items()}
+    check_one_kind(read)
+    read = with_one_spelling(read, data)
+    order = label_order({name: read[name] for name in reference}, data)
+    if "train" in read:
+        read = known_to_train(read, data)
+    return {name: _split(name, one, order) for name, one in read.items()}
+
+
+def _of_numbers(
+    tables: Mapping[str, SplitTable], reference: Sequence[str], data: DataSettings
+) -> dict[str, Split]:
+    """Splits whose labels are numbers."""
+    read = {name: read_numbers(name, table, data) for name, table in tables.items()}
+    if "train" in read:
+        check_numbers_differ(read["train"])
+    return {name: _numbered(name, one) for name, one in read.items()}
+
+
+def _numbered(name: str, read: NumberedTable) -> Split:
+    return Split(
+        name=name, labels=read.numbers, label_names=(), row_numbers=read.rows,
+        notes=read.notes, read_as=read.table.read_as, skipped=read.skipped, _table=read.table,
+    )  # fmt: skip
 
 
 def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
@@ -256,18 +297,22 @@ def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
 
 def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:
     """`train` without the rows held out of it, and those rows as the validation split."""
-    keep, held = stratified_share(train.labels, share, seed)
+    numbers = task_of(train.labels) == REGRESSION
+    # Numbers are one class: rows drawn at random are what the guarantee of an interval assumes.
+    classes = np.zeros(len(train), np.int64) if numbers else train.labels
+    keep, held = stratified_share(cast("NDArray[np.int64]", classes), share, seed)
     if len(held) == 0:
         raise SourceError(
-            "no validation split, and train has too few rows of any class to hold one out",
+            f"no validation split, and train has too few rows{'' if numbers else ' of any class'} to hold "
+            "one out",
             hint="add a validation file, or more train rows",
         )
     note = f"no validation split: {len(held)} of {len(train)} train rows held out"
-    notes = (*train.notes, f"{note} (stratified, seed {seed})")
+    notes = (*train.notes, f"{note} ({'at random' if numbers else 'stratified'}, seed {seed})")
 
     def part(rows: NDArray[np.int64], **changes: Any) -> Split:
-        labels, numbers = train.labels[rows], train.row_numbers[rows]
-        return replace(train, labels=labels, row_numbers=numbers, notes=notes, **changes)
+        labels, places = train.labels[rows], train.row_numbers[rows]
+        return replace(train, labels=labels, row_numbers=places, notes=notes, **changes)
 
     # The rows left out are counted once, with train.
     return {"train": part(keep), "validation": part(held, name="validation", skipped=0)}

@@ -75,6 +75,24 @@ def bootstrap_metrics(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def drawn_counts(count: int, resamples: int, seed: int, width: int = 0) -> Iterator[np.ndarray]:
+    """How often each of `count` rows is drawn in each resample, float64 `[R, count]`, some at a time.
+
+    Args:
+        width: columns of what is made of a resample, where they are more than rows.
+
+    Raises:
+        UsageError: no resamples.
+    """
+    if resamples < 1:
+        raise UsageError(f"{resamples} bootstrap resamples: at least 1 is needed")
+    draw = np.random.default_rng(seed)
+    size = max(1, _CHUNK // max(count, width))
+    for start in range(0, resamples, size):
+        picked = draw.integers(count, size=(min(size, resamples - start), count), dtype=np.uint32)
+        yield np.stack([np.bincount(one, minlength=count) for one in picked]).astype(np.float64)
+
+
 def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[Sums]:
     """The sums of all resamples, some at a time: how often each row is drawn, times what it adds."""
     from scipy.sparse import csr_array
@@ -85,11 +103,7 @@ def _resampled_sums(rows: RowStatistics, resamples: int, seed: int) -> Iterator[
     row = np.concatenate([entries[0] for entries in rows.entries])
     column = np.concatenate([entries[1] + i * rows.classes for i, entries in enumerate(rows.entries)])
     counts = csr_array((np.ones(len(row)), (row, column)), shape=(count, 3 * rows.classes))
-    draw = np.random.default_rng(seed)
-    size = max(1, _CHUNK // max(count, 3 * rows.classes))
-    for start in range(0, resamples, size):
-        picked = draw.integers(count, size=(min(size, resamples - start), count), dtype=np.uint32)
-        weights = np.stack([np.bincount(one, minlength=count) for one in picked]).astype(np.float64)
+    for weights in drawn_counts(count, resamples, seed, 3 * rows.classes):
         correct, loss, spent, gaps = np.split(weights @ numbers, [1, 2, 3], axis=1)
         true, predicted, hits = np.split(weights @ counts, 3, axis=1)
         yield Sums(

@@ -118,7 +118,8 @@ def paired_bootstrap(
     found = np.concatenate([scorer(drawn) for drawn in _draw(counts, resamples, seed, scorer.width)])
     disagreed = counts[~right_rows(first, second)].sum()
     lowest_p = min(1.0, 2.0 ** (1 - disagreed))
-    accuracy, macro_f1 = (_difference(observed[i : i + 2], found[:, i : i + 2], lowest_p) for i in (0, 2))
+    pairs = (slice(0, 2), slice(2, 4))
+    accuracy, macro_f1 = (score_difference(observed[pair], found[:, pair], lowest_p) for pair in pairs)
     return Bootstrap(accuracy, macro_f1, resamples)
 
 
@@ -194,8 +195,12 @@ def _indicator(values: np.ndarray, classes: int) -> csr_array:
     return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(values), classes))
 
 
-def _difference(observed: np.ndarray, resampled: np.ndarray, lowest_p: float) -> ScoreDifference:
-    """Observed scores `[2]` and those of the resamples `[R, 2]` -> their difference."""
+def score_difference(observed: np.ndarray, resampled: np.ndarray, lowest_p: float) -> ScoreDifference:
+    """Observed scores `[2]` and those of the resamples `[R, 2]` -> their difference.
+
+    Args:
+        lowest_p: no p-value is below it.
+    """
     value, found = observed[1] - observed[0], resampled[:, 1] - resampled[:, 0]
     low, high = np.quantile(found, (0.025, 0.975))
     # Equal distances count, also where rounding has made them unequal.

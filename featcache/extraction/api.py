@@ -76,6 +76,7 @@ def find_features(settings: Settings, split: str) -> CacheFile:
         also = "".join(f"; {error.what}" for error in damaged)
         raise CacheMiss(
             f"no features of the {split} split for these settings{differs}{also}",
-            hint=f"make them with the same flags: featcache extract --split {split}",
+            hint=f"make them with the same flags: featcache extract --split {split}"
+            + ("; the cached labels are of another --task" if "source.task (" in differs else ""),
         )
     return found

@@ -25,7 +25,16 @@ from featcache.errors import CacheError, UsageError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
 from featcache.extraction.make_file import EncodedCounts, FileMaker, NewFile
-from featcache.fingerprint import CacheDocument, LabelsPart, Request, RequestedEncoder, RowsPart, row_hashes
+from featcache.fingerprint import (
+    REGRESSION,
+    CacheDocument,
+    LabelsPart,
+    Request,
+    RequestedEncoder,
+    RowsPart,
+    row_hashes,
+    task_of,
+)
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import require_space
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -48,7 +57,8 @@ class Extracted:
         unknown_tokens: share of the tokens that the model's vocabulary does not have; None where it is not
             known, as of files of earlier versions.
         notes: what is good to know about the data.
-        labels: rows by label name.
+        labels: rows by label name; empty for numbers.
+        numbers: the smallest and the largest label where these are numbers.
     """
 
     split: str
@@ -66,6 +76,7 @@ class Extracted:
     notes: tuple[str, ...] = ()
     unknown_tokens: float | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
+    numbers: tuple[float, float] | None = None
 
     @classmethod
     def of(
@@ -79,6 +90,7 @@ class Extracted:
         notes: tuple[str, ...] = (),
     ) -> Extracted:
         """The result for a split whose features are in `file`."""
+        labels = np.asarray(file.sealed.column("labels"))
         return cls(
             split=split,
             rows=file.rows,
@@ -92,7 +104,8 @@ class Extracted:
             path=file.path,
             views=file.views,
             max_length=file.max_length,
-            labels=count_labels(np.asarray(file.sealed.column("labels")), file.document.labels.names),
+            labels=count_labels(labels, file.document.labels.names),
+            numbers=(float(labels.min()), float(labels.max())) if task_of(labels) == REGRESSION else None,
             notes=notes,
             unknown_tokens=file.record.made.unknown_tokens,
         )

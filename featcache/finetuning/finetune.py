@@ -13,6 +13,7 @@ from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.settings import Settings
@@ -61,6 +62,7 @@ def finetune(
     from featcache.finetuning.checkpoint import CheckpointFolder
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
+    refuse_numbers(settings.data.task, "finetune")
     view = view or settings.features.views[0]
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)

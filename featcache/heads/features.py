@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from featcache.errors import HeadError
+from featcache.fingerprint import REGRESSION, task_of
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.system.sharded_array import slices_of
 
@@ -26,7 +27,7 @@ class LabelledFeatures(NamedTuple):
 
     Attributes:
         x: `[N, D]` as stored: float16 or float32, memory-mapped or not.
-        y: int `[N]`, or uint8 multi-hot `[N, C]`.
+        y: int `[N]`, uint8 multi-hot `[N, C]`, or float64 `[N]` of numbers.
     """
 
     x: np.ndarray
@@ -44,6 +45,10 @@ class LabelledFeatures(NamedTuple):
     def of(self, x: np.ndarray) -> LabelledFeatures:
         """Other features of the same rows."""
         return LabelledFeatures(x, self.y)
+
+    def labelled(self, y: np.ndarray) -> LabelledFeatures:
+        """Other labels of the same rows."""
+        return LabelledFeatures(self.x, y)
 
 
 class WeightedFeatures(LabelledFeatures):
@@ -63,6 +68,9 @@ class WeightedFeatures(LabelledFeatures):
 
     def of(self, x: np.ndarray) -> LabelledFeatures:
         return WeightedFeatures(x, self.y, self.weight)
+
+    def labelled(self, y: np.ndarray) -> LabelledFeatures:
+        return WeightedFeatures(self.x, y, self.weight)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,8 @@ def check_splits(
         check_rows(*validation, classes, split="validation", group=group)
     x, y = train
     if y.ndim == 1 and (y == y[0]).all():
-        raise HeadError("the train labels hold a single class; there is nothing to learn")
+        one = "number" if task_of(y) == REGRESSION else "class"
+        raise HeadError(f"the train labels hold a single {one}; there is nothing to learn")
     if y.ndim == 2 and fixed_logits(y, classes).all():
         raise HeadError("every label is in all train rows or in none; there is nothing to learn")
     if all((x[rows] == x[0]).all() for rows in row_slices(x)):
@@ -134,7 +143,8 @@ def check_rows(
 
     Args:
         x: features `[N, D]`.
-        y: int `[N]` below `classes`, or uint8 or bool multi-hot `[N, classes]`.
+        y: int `[N]` below `classes`; uint8 or bool multi-hot `[N, classes]`; finite numbers `[N]`, of which
+            `classes` is 0.
         split: named in the message.
         group: workers that read a share of the features each.
 
@@ -145,7 +155,9 @@ def check_rows(
         raise HeadError(
             f"{split} features {list(x.shape)} and labels {list(y.shape)}: rows [N, D] are needed"
         )
-    if y.ndim == 1:
+    if task_of(y) == REGRESSION and not classes:
+        fine = y.ndim == 1 and bool(np.isfinite(y).all())
+    elif y.ndim == 1:
         fine = y.dtype.kind in "iu" and y.min() >= 0 and y.max() < classes
     else:
         fine = y.shape == (len(x), classes) and y.dtype in (np.uint8, np.bool_) and bool(y.max() <= 1)

@@ -16,11 +16,12 @@ import numpy as np
 from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.errors import HeadError
 from featcache.evaluation.costs import cheapest, check_costs
-from featcache.fingerprint import EncoderDocument, fingerprint
+from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL, EncoderDocument, fingerprint
 from featcache.heads.abstention.abstention import Abstention, AbstentionDocument, Judgement
 from featcache.heads.lexical.ngrams import Ngrams, NgramSettings
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
+from featcache.heads.numbers.scale import NumberScale
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import SCORERS, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
@@ -36,7 +37,7 @@ HEAD_FORMAT = 2
 ABSTENTION = "-abstention.safetensors"  # after the name of a head that may give no answer
 DAMAGED = "train that head again, or use another run: featcache compare lists them"
 ALL_SCORERS: dict[str, type[Scorer]] = {**SCORERS, WordScorer.kind: WordScorer}
-OPTIONAL = ("costs", "ngrams", "abstention")  # keys that are not in the file where they are None
+OPTIONAL = ("costs", "ngrams", "abstention", "numbers")  # keys that are not in the file where they are None
 READABLE = (1, 2)  # format 1: linear heads without temperature
 
 
@@ -50,6 +51,7 @@ class HeadDocument:
         costs: by true and predicted label; None, and not in the file, where every error costs the same.
         ngrams: of a head that reads words; other heads are without this key.
         abstention: None for a head that always answers; the key is then left out.
+        numbers: of a head that predicts numbers, which has no labels; others are without this key.
     """
 
     format: int
@@ -64,6 +66,7 @@ class HeadDocument:
     costs: tuple[tuple[float, ...], ...] | None = None
     ngrams: NgramSettings | None = None
     abstention: AbstentionDocument | None = None
+    numbers: NumberScale | None = None
 
     def checked_encoder(self) -> EncoderDocument:
         """The encoder document, after a check that the fields fit each other.
@@ -76,7 +79,8 @@ class HeadDocument:
         thresholds = (0.5,) * len(self.label_names) if self.thresholds is None else self.thresholds
         checks = {
             "scorer": self.scorer in ALL_SCORERS,
-            "label_names": len(set(self.label_names)) == len(self.label_names) > 0,
+            "label_names": len(set(self.label_names)) == len(self.label_names),
+            "numbers": (self.numbers is not None) == (not self.label_names),
             "temperature": 0 < self.temperature < 1e6,
             "thresholds": len(thresholds) == len(self.label_names)
             and all(0 <= threshold <= 1 for threshold in thresholds),
@@ -109,6 +113,7 @@ class Head:
             expected to cost least. None: it predicts the most probable label.
         ngrams: of a head that reads the words of the texts; None for others.
         abstention: when it gives no answer; None for a head that always answers.
+        numbers: the scale of a head that predicts numbers: it has one logit, no labels and no probabilities.
     """
 
     scorer: Scorer
@@ -121,6 +126,7 @@ class Head:
     costs: np.ndarray | None = None
     ngrams: Ngrams | None = None
     abstention: Abstention | None = None
+    numbers: NumberScale | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -153,13 +159,36 @@ class Head:
     def multi_label(self) -> bool:
         return self.thresholds is not None
 
+    @property
+    def task(self) -> str:
+        """`single-label`, `multi-label` or `regression`."""
+        if self.numbers is not None:
+            return REGRESSION
+        return MULTI_LABEL if self.multi_label else SINGLE_LABEL
+
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Features `[N, D]` -> float32 `[N, C]`, some rows at a time so that `x` may be mapped."""
         return self.scorer.logits(x)
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
-        """Features `[N, D]` -> float64 `[N, C]`; rows add up to 1 unless labels are independent."""
+        """Features `[N, D]` -> float64 `[N, C]`; rows add up to 1 unless labels are independent.
+
+        Raises:
+            HeadError: it predicts numbers.
+        """
+        if self.numbers is not None:
+            raise HeadError("this head predicts numbers, and no probabilities", hint="use predict_numbers")
         return probabilities_of(self.logits(x), self.temperature, multi_label=self.multi_label)
+
+    def predict_numbers(self, x: np.ndarray) -> np.ndarray:
+        """Features `[N, D]` -> float64 `[N]`, in the unit of the labels it was trained on.
+
+        Raises:
+            HeadError: it predicts labels.
+        """
+        if self.numbers is None:
+            raise HeadError("this head predicts labels, and no numbers", hint="use predict_proba")
+        return self.numbers.numbers(self.logits(x))
 
     def judge(self, probabilities: np.ndarray, x: np.ndarray) -> Judgement | None:
         """Which texts have an answer, by probabilities `[N, C]` and features; None: it always answers."""
@@ -198,6 +227,7 @@ class Head:
             encoder=self.encoder.to_json(),
             costs=None if self.costs is None else tuple(map(tuple, self.costs.tolist())),
             ngrams=self.ngrams.settings if self.ngrams else None,
+            numbers=self.numbers,
         )
         content = dataclasses.asdict(document)
         content = {key: value for key, value in content.items() if key not in OPTIONAL or value is not None}
@@ -229,9 +259,10 @@ def load_head(folder: Path, name: str = "head") -> Head:
         what = f"{path} is incomplete or was changed by hand: {error}"
         raise HeadError(what, hint=DAMAGED) from error
     scorer = ALL_SCORERS[document.scorer].from_tensors(tensors)
-    if scorer.classes != len(document.label_names):
+    outputs = 1 if document.numbers else len(document.label_names)
+    if scorer.classes != outputs:
         raise HeadError(
-            f"the head in {folder} does not fit its {len(document.label_names)} labels: "
+            f"the head in {folder} does not fit its {outputs} {'number' if document.numbers else 'labels'}: "
             f"it has {scorer.classes}"
         )
     abstention = None
@@ -250,6 +281,7 @@ def load_head(folder: Path, name: str = "head") -> Head:
         costs=None if document.costs is None else np.array(document.costs, np.float64),
         ngrams=None if document.ngrams is None else Ngrams.from_tensors(document.ngrams, tensors),
         abstention=abstention,
+        numbers=document.numbers,
     )
 
 

@@ -33,7 +33,7 @@ from featcache.heads.fit import (
 )
 from featcache.heads.minibatches import BatchLoader, PaddedFeatures
 from featcache.heads.scorers import Linear
-from featcache.heads.stack_loss import StackLoss, loss_and_hits
+from featcache.heads.stack_loss import stack_loss
 from featcache.settings import HeadSettings
 from featcache.system.sharded_array import slices_of
 
@@ -57,7 +57,8 @@ def fit_stack(
 ) -> list[Fit]:
     """Train all `members` by AdamW (Loshchilov & Hutter, arXiv:1711.05101) on standardised features.
 
-    Losses are mean cross-entropy, or mean binary cross-entropy for multi-label. Equal arguments give equal
+    Losses are mean cross-entropy, mean binary cross-entropy for multi-label, or mean squared error of numbers
+    (of which `classes` is 0, and a head has one logit). Equal arguments give equal
     weights on one machine with one number of threads.
 
     Args:
@@ -87,7 +88,7 @@ def fit_stack(
         view: PaddedFeatures.of(group.own_rows(validation[view].x), stack.views[view].standard)
         for view in views
     }
-    y_validation = torch.tensor(validation[views[0]].y)
+    y_validation = torch.tensor(validation[views[0]].y).to(stack.labels.dtype)
     histories = [TrainingHistory[list[torch.Tensor]](settings.patience) for _ in members]
     operations = 4 * settings.batch_size * sum(part.numel() for part in stack.theta)
     with stack.loader(settings, seed, train[views[0]].weight) as loader:
@@ -152,12 +153,14 @@ class _Stack:
     """
 
     def __init__(self, train: Views, classes: int, members: Sequence[Member], group: ProcessGroup) -> None:
-        self.classes, self.steps, self.group = classes, 0, group
+        self.steps, self.group = 0, group
         names = list(train)
         order = sorted(
             range(len(members)), key=lambda number: names.index(parts_of(members[number], train)[0])
         )
         self.members = [members[number] for number in order]
+        self.loss = stack_loss(train[names[0]].y, classes, self.members)
+        classes = self.classes = self.loss.classes
         self.places = torch.tensor(order).argsort()  # member -> place in the stack
         self.views = {
             view: PaddedFeatures.of(group.own_rows(rows.x), Standard.of(rows.x, group))
@@ -189,9 +192,7 @@ class _Stack:
         self.gradient = [piece.view_as(part) for piece, part in zip(pieces, self.theta, strict=True)]
         self.mean = [torch.zeros_like(part) for part in self.theta]
         self.square = [torch.zeros_like(part) for part in self.theta]
-        y = train[names[0]].y
-        self.labels = torch.tensor(y, dtype=torch.int64 if y.ndim == 1 else torch.uint8)
-        self.loss = StackLoss(y, classes, self.members)
+        self.labels = self.loss.labels
 
     def loader(self, settings: HeadSettings, seed: int, weight: np.ndarray | None) -> BatchLoader:
         """Batches of all epochs, in an order of the rows that `seed` draws."""
@@ -260,8 +261,7 @@ class _Stack:
                 joined[columns] += part
         else:
             joined = logits[0] if len(logits) == 1 else torch.cat(logits)
-        joined = joined.mul_(self.rates).view(len(self.members), self.classes, -1)
-        return joined.sigmoid_() if self.loss.multi_label else torch.softmax(joined, 1)
+        return self.loss.outputs(joined.mul_(self.rates).view(len(self.members), self.classes, -1))
 
     def _update(self, factor: float) -> None:
         """AdamW with the learning rate at `factor` of its highest.
@@ -282,7 +282,7 @@ class _Stack:
 
     def loss_and_hits(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Summed loss and right answers of `[H, C, B]`, float64 `[2, H]`, in the members' order."""
-        return torch.stack(loss_and_hits(probabilities, labels))[:, self.places]
+        return self.loss.loss_and_hits(probabilities, labels)[:, self.places]
 
     def means(self, sums: torch.Tensor, rows: int) -> list[tuple[float, float]]:
         """Loss and accuracy of each head from what every worker summed over its share of `rows`."""

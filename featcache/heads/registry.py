@@ -213,7 +213,8 @@ def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
         on_epoch: OnEpoch | None = None,
     ) -> Fit:
         check_rows(*validation, classes, split="validation")
-        more = {name: getattr(settings, name) for name in names if name not in _WEIGHTS}
+        known = replace(settings, alpha=settings.fixed_alpha)
+        more = {name: getattr(known, name) for name in names if name not in _WEIGHTS}
         if "class_weight" in names:
             more["row_weight"] = all_weights(train, classes, settings)
         scorer = solve(*train, classes, **more)

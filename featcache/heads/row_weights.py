@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
+from featcache.fingerprint import REGRESSION, task_of
 from featcache.heads.features import LabelledFeatures, counts_of
 from featcache.option import weights_by_name
 from featcache.settings import HeadSettings
@@ -53,12 +54,14 @@ def weights_of_rows(
     """What each train row counts, float64 `[N]`; None where all count alike or `balanced` says it all.
 
     Args:
-        y: int `[N]`, or multi-hot `[N, C]`.
+        y: int `[N]`, multi-hot `[N, C]`, or numbers float64 `[N]`, which have no class weights.
         own: of the rows themselves; multiplied with the weight of their class.
 
     Raises:
         UsageError: class weights by name where rows have several labels; an unknown name.
     """
+    if task_of(y) == REGRESSION:
+        return own
     by_class = named_class_weights(class_weight, label_names)
     if by_class is not None and y.ndim == 2:
         raise UsageError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from featcache.fingerprint import REGRESSION, task_of
 from featcache.heads.features import counts_of
 from featcache.heads.fit import Member
 
@@ -23,10 +24,14 @@ class StackLoss:
     Args:
         y: labels of all rows, int `[N]` or multi-hot `[N, C]`.
         members: H heads.
+
+    Attributes:
+        labels: the same as a tensor.
     """
 
     def __init__(self, y: np.ndarray, classes: int, members: Sequence[Member]) -> None:
         self.multi_label, self.classes = y.ndim == 2, classes
+        self.labels = torch.tensor(y, dtype=torch.uint8 if self.multi_label else torch.int64)
         smoothing = torch.tensor([member.label_smoothing for member in members])[:, None]  # [H, 1]
         weights = torch.stack([class_weights(y, classes, member.class_weight) for member in members])
         self.plain = bool((smoothing == 0).all() and (weights == 1).all())
@@ -36,6 +41,14 @@ class StackLoss:
         # T: [H, C of the logit, C of the row's label]
         self.table = table.transpose(1, 2).contiguous()
         self.mass = self.table.sum(1, keepdim=True)
+
+    def outputs(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities of logits `[H, C, B]`, which may be changed in place."""
+        return logits.sigmoid_() if self.multi_label else torch.softmax(logits, 1)
+
+    def loss_and_hits(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Summed loss and right answers of probabilities `[H, C, B]`, float64 `[2, H]`."""
+        return torch.stack(loss_and_hits(probabilities, labels))
 
     def truths(self, labels: torch.Tensor, sizes: int | list[int]) -> Sequence[torch.Tensor]:
         """Batches of these sizes, of rows with labels `[M]` or multi-hot `[M, C]`, as float32 `[C, B]`."""
@@ -95,6 +108,38 @@ class StackLoss:
         smoothed = truth * (1 - self.smoothing[:, :, None]) + self.smoothing[:, :, None] / 2
         pulled = self.weights[:, :, None] * smoothed
         return probabilities * (1 - smoothed + pulled) - pulled, scale
+
+
+class SquaredLoss(StackLoss):
+    """The mean squared error of numbers, of which a head has one logit.
+
+    The gradient is that of half of it, as that of cross-entropy has no factor 2 either. What counts as right
+    of a row is 1 minus its squared error: the share of the variance that is explained, where the labels have
+    a variance of 1.
+
+    Args:
+        y: numbers of all rows, float `[N]`.
+    """
+
+    def __init__(self, y: np.ndarray, members: Sequence[Member]) -> None:
+        self.multi_label, self.classes, self.plain = False, 1, True
+        self.labels = torch.tensor(y, dtype=torch.float32)
+
+    def outputs(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def loss_and_hits(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        squares = (outputs[:, 0] - labels).double().square()
+        return torch.stack([squares.sum(1), (1 - squares).sum(1)])
+
+    def truths(self, labels: torch.Tensor, sizes: int | list[int]) -> Sequence[torch.Tensor]:
+        batches: Sequence[torch.Tensor] = labels[None].split(sizes, 1)
+        return batches
+
+
+def stack_loss(y: np.ndarray, classes: int, members: Sequence[Member]) -> StackLoss:
+    """The loss for labels: of classes a cross-entropy, of numbers the squared error."""
+    return SquaredLoss(y, members) if task_of(y) == REGRESSION else StackLoss(y, classes, members)
 
 
 def class_weights(y: np.ndarray, classes: int, kind: str | tuple[float, ...]) -> torch.Tensor:

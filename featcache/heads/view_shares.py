@@ -36,8 +36,9 @@ def view_shares(scorer: Scorer, x: Any, view: str) -> dict[str, float] | None:
     parts = _parts(scorer, x, rows, cached_views(view))
     if parts is None:
         return None
-    centred = {name: part - part.mean(axis=1, keepdims=True) for name, part in parts.items()}
-    centred = {name: part - part.mean(axis=0) for name, part in centred.items()}
+    if scorer.classes > 1:  # what all classes have in common decides nothing
+        parts = {name: part - part.mean(axis=1, keepdims=True) for name, part in parts.items()}
+    centred = {name: part - part.mean(axis=0) for name, part in parts.items()}
     whole = np.sum(list(centred.values()), axis=0)
     total = float((whole * whole).sum())
     if not total > 0:

@@ -14,7 +14,9 @@ from featcache.errors import HeadError, UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.metrics import score
 from featcache.extraction.partition import first_occurrence
+from featcache.fingerprint import task_of
 from featcache.heads.features import check_rows, counts_of
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.inspection.label_errors import FOLDS, fit_reference, likely_errors, out_of_fold
 from featcache.inspection.neighbours import NEIGHBOURS, THRESHOLD, Neighbourhood, neighbourhood
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -299,6 +301,7 @@ def _check(splits: Mapping[str, InspectedSplit], threshold: float, neighbours: i
     if folds < 2:
         raise UsageError(f"--folds {folds}: at least 2")
     train = splits["train"].features
+    refuse_numbers(task_of(train.y), "inspect")
     for name, split in splits.items():
         if (split.features.encoder, split.features.label_names) != (train.encoder, train.label_names):
             raise HeadError(

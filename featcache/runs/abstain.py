@@ -56,13 +56,18 @@ def divide(
             f"{asked.flag}: a head for several labels a row has no single answer to hold back",
             hint="leave it away; each label has a threshold of its own",
         )
-    choice = np.asarray(validation.row_hash)[:, 0] % 3 == 0
-    new = np.ones(len(choice), bool) if leaked is None else ~leaked
-    parts = ValidationParts(np.flatnonzero(new & choice), np.flatnonzero(new & ~choice))
+    parts = choice_and_guarantee(validation, leaked)
     check_rows(asked, len(parts.guarantee))
     if not len(parts.choice):
         raise HeadError(f"{asked.flag}: no validation row is left to choose by", hint="use more of them")
     return parts
+
+
+def choice_and_guarantee(validation: Features, leaked: np.ndarray | None) -> ValidationParts:
+    """As `divide`, whatever the parts are for."""
+    choice = np.asarray(validation.row_hash)[:, 0] % 3 == 0
+    new = np.ones(len(choice), bool) if leaked is None else ~leaked
+    return ValidationParts(np.flatnonzero(new & choice), np.flatnonzero(new & ~choice))
 
 
 def rows_of(features: Features, rows: np.ndarray) -> Features:

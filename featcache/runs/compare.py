@@ -216,10 +216,7 @@ def match(base: Predictions, run: Predictions) -> MatchedRows:
         raise HeadError(f"they have other labels: {_other_names(base, run)}")
     names = tuple(dict.fromkeys((*base.label_names, *run.label_names)))
     labels, predicted = (_renumbered(part, run.label_names, names) for part in (run.labels, run.predicted))
-    if np.array_equal(base.row_hash, run.row_hash) and np.array_equal(base.labels, labels):
-        here = there = np.arange(len(labels))  # the usual case, without sorting
-    else:
-        here, there = _same_rows(_keys(base.row_hash, base.labels), _keys(run.row_hash, labels))
+    here, there = same_rows(base.row_hash, base.labels, run.row_hash, labels)
     _check_labels(base, run, here, there)
     if not len(here):
         raise HeadError("they have no row in common", hint="runs on the same data can be compared")
@@ -231,6 +228,16 @@ def match(base: Predictions, run: Predictions) -> MatchedRows:
     return MatchedRows(
         base.labels[here], base.predicted[here], predicted[there], names, *left_out, leaked=leaked
     )
+
+
+def same_rows(
+    base_hash: np.ndarray, base_labels: np.ndarray, run_hash: np.ndarray, run_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the rows that two runs have, by row hash and label, equal rows in their order."""
+    if np.array_equal(base_hash, run_hash) and np.array_equal(base_labels, run_labels):
+        every = np.arange(len(base_labels))  # the usual case, without sorting
+        return every, every
+    return _same_rows(_keys(base_hash, base_labels), _keys(run_hash, run_labels))
 
 
 def _paired_tests(pairs: Mapping[Path, MatchedRows], resamples: int, seed: int) -> dict[Path, PairedTests]:
@@ -266,7 +273,8 @@ def _renumbered(values: np.ndarray, old: tuple[str, ...], new: tuple[str, ...]) 
 
 def _keys(row_hash: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Row hash and label(s) as one item for each row `[N]`, compared by its bytes."""
-    label_bytes = labels.astype(">i8").view(np.uint8).reshape(-1, 8) if labels.ndim == 1 else labels
+    wide = labels.astype(">f8" if labels.dtype.kind == "f" else ">i8") if labels.ndim == 1 else labels
+    label_bytes = wide.view(np.uint8).reshape(len(labels), -1)
     return _items(np.concatenate([row_hash, label_bytes], axis=1))
 
 

@@ -17,6 +17,7 @@ from featcache.errors import HeadError, UsageError
 from featcache.evaluation.extrapolation import Extrapolation, MeasuredScores, extrapolate
 from featcache.fingerprint import fingerprint
 from featcache.heads.features import LabelledFeatures, counts_of
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.registry import KINDS
 from featcache.runs.curve_fits import FinishedFits, OnFit, SizeFitter
 from featcache.runs.run import file_stem
@@ -166,8 +167,8 @@ def learning_curve(
         UsageError: a plan that cannot be meant, sizes that train does not have.
         HeadError: rows no head can be trained on.
     """
-    plan = plan or Plan()
-    plan.check()
+    refuse_numbers(settings.data.task, "curve")
+    (plan := plan or Plan()).check()
     asked = view or settings.features.views[0]
     require_cached(LEXICAL if plan.kind == LEXICAL else asked, "a learning curve")
     data = load_data(settings, [asked])

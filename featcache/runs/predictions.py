@@ -70,6 +70,10 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def write(self, path: Path) -> None:
+        """Write them as `write_predictions` does."""
+        write_predictions(path, self)
+
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Columns row_hash (hex), label and prediction (a text, or a list of texts), `probability:<label>`.
@@ -113,10 +117,11 @@ def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
             columns = columns[: len(columns) - known]
             names = _label_names(columns, path)
             table = file.read(columns=None if probabilities else [*TEXTS, *[LEAKED] * known])
-        hashes = _hashes(table["row_hash"])
+        hashes = read_hashes(table["row_hash"])
         labels, predicted = (_as_numbers(table[column], names) for column in ("label", "prediction"))
-        numbers = [_numbers(table[column]) for column in columns[3:]] if probabilities else []
-        leaked = _flags(table[LEAKED]) if known else None
+        shares = columns[3:] if probabilities else []
+        numbers = [read_numbers(table[column], "a probability") for column in shares]
+        leaked = read_flags(table[LEAKED]) if known else None
     except FileNotFoundError:
         raise HeadError(f"there is no {path}", hint="train with that split extracted") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -178,7 +183,7 @@ def _numbers_of(texts: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
     return np.asarray(found.to_numpy(), np.int64)
 
 
-def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+def read_hashes(column: pa.ChunkedArray) -> np.ndarray:
     """Hex texts -> uint8 `[N, 32]`."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -190,17 +195,24 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(len(column), 32)
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Finite float64 `[N]`."""
+def read_numbers(column: pa.ChunkedArray, what: str) -> np.ndarray:
+    """Finite float64 `[N]`.
+
+    Args:
+        what: one of them, for the message.
+
+    Raises:
+        ValueError: one is missing or not finite.
+    """
     import pyarrow as pa
 
     values = np.asarray(column.cast(pa.float64()).to_numpy(), np.float64)
     if column.null_count or not np.isfinite(values).all():
-        raise ValueError("a probability is missing, NaN or infinite")
+        raise ValueError(f"{what} is missing, NaN or infinite")
     return values
 
 
-def _flags(column: pa.ChunkedArray) -> np.ndarray:
+def read_flags(column: pa.ChunkedArray) -> np.ndarray:
     """bool `[N]`."""
     import pyarrow as pa
 

@@ -14,14 +14,19 @@ from featcache.cache.view_names import cached_views, join_views, short_view
 from featcache.errors import HeadError
 from featcache.evaluation.leaks import EXACT
 from featcache.evaluation.metrics import ClassScore, Scores
+from featcache.fingerprint import REGRESSION
 from featcache.heads.fit import Epoch
+from featcache.heads.numbers.scale import PredictionInterval
 from featcache.plain_file import read_plain
 from featcache.settings import AbstentionSettings, BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document, read_json
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
-OPTIONAL = ("frozen", "finetune", "sweep", "asked_view", "view_shares", "clean", "abstention")
+OPTIONAL = (
+    "frozen", "finetune", "sweep", "asked_view", "view_shares", "clean", "abstention", "interval",
+    "interval_covered",
+)  # fmt: skip
 MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 
@@ -285,9 +290,13 @@ class RunRecord(TrainingRecord):
         fingerprint: of the features the head fits, see `Head.fingerprint`.
         created: local time with its offset, `%Y-%m-%dT%H:%M:%S%z`.
         epochs: None for solvers without epochs.
-        metrics: by split, then by name, see `featcache.evaluation.metrics.METRICS`.
+        task: `single-label`, `multi-label` or `regression`.
+        metrics: by split, then by name: `METRICS` of `featcache.evaluation.metrics`, or `NUMBER_METRICS`.
         intervals: 95 % bootstrap intervals, by split and metric.
         clean: the same without leaked rows; None in runs of earlier versions.
+        interval: of a head that predicts numbers; None where validation had too few rows.
+        interval_covered: share of rows whose label is within it, by split, without rows that leak, and
+            without train and validation.
     """
 
     format: int = RUN_FORMAT
@@ -305,6 +314,8 @@ class RunRecord(TrainingRecord):
     clean: CleanScores | None = None
     calibration: CalibrationRecord | None = None
     abstention: AbstentionRecord | None = None
+    interval: PredictionInterval | None = None
+    interval_covered: dict[str, float] = field(default_factory=dict)
     backbone: BackboneRecord = BackboneRecord()
     features: FeatureSettings | None = None
     data: DataSettings | None = None
@@ -321,6 +332,11 @@ class RunRecord(TrainingRecord):
         paths += [self.data.dataset, *(self.data.data_files or {}).values()] if self.data else []
         if odd := [path for path in paths if "\0" in path]:
             raise ValueError(f"{odd[0]!r} is no path")
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the head predicts numbers."""
+        return self.task == REGRESSION
 
     @property
     def short_view(self) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from featcache.cache.view_names import LEXICAL
 from featcache.errors import HeadError
 from featcache.heads.fit import Epoch
 from featcache.heads.head import Head, load_head
-from featcache.runs.predictions import Predictions, read_predictions, write_predictions
+from featcache.runs.predictions import Predictions, read_predictions
 from featcache.runs.record import RUN_FILE, RunRecord, read_run_record
 from featcache.system.durable import explained, fsync_folder, temporary_beside, write_file
 
@@ -57,13 +59,30 @@ class Run:
         Raises:
             HeadError: that split was not scored, or the file is damaged.
         """
+        if self.record.numbers:
+            raise HeadError(f"run {self.name} predicts numbers, and no labels")
+        return read_predictions(self.predictions_path(split), probabilities=probabilities)
+
+    def predictions_path(self, split: str) -> Path:
+        """The file of the predictions for `split`.
+
+        Raises:
+            HeadError: that split was not scored.
+        """
         path = self.folder / f"predictions-{split}.parquet"
         if not path.is_file():
             raise HeadError(
                 f"run {self.name} has no predictions of {split}",
                 hint=f"train again with it in the cache: featcache extract --split {split}",
             )
-        return read_predictions(path, probabilities=probabilities)
+        return path
+
+
+class SavedPredictions(Protocol):
+    """What a head predicts for every row of a split, labels or numbers."""
+
+    def write(self, path: Path) -> None:
+        """Write them as a parquet file."""
 
 
 def file_stem(name: str) -> str:
@@ -75,7 +94,7 @@ def save_run(
     reports_dir: Path,
     record: RunRecord,
     heads: Mapping[str, Head],
-    predictions: Mapping[str, Predictions],
+    predictions: Mapping[str, SavedPredictions],
     files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Write a run into a new folder, which appears whole or not at all.
@@ -95,7 +114,7 @@ def save_run(
             for name, head in heads.items():
                 head.save(temporary, name)
             for split, found in predictions.items():
-                write_predictions(temporary / f"predictions-{split}.parquet", found)
+                found.write(temporary / f"predictions-{split}.parquet")
             for name, content in (files or {}).items():
                 write_file(temporary / name, content)
             return _take_name(reports_dir, stem, temporary, record)
@@ -152,7 +171,9 @@ def best_run(runs: list[Run]) -> Run | None:
 def ranked(runs: Sequence[Run]) -> list[Run]:
     """Best first: validation accuracy, then validation loss, then the newest; never test.
 
-    The accuracy is that of the clean rows, unless one of the runs is of an earlier version and has none.
+    Of runs that predict numbers the lowest validation RMSE; they come after those that classify, as the two
+    cannot be compared. Scores are those of the clean rows, unless a run is of an earlier version and
+    has none.
     """
     clean = all(run.record.clean for run in runs)
     return sorted(runs, key=lambda run: _rank(run, clean=clean), reverse=True)
@@ -160,13 +181,16 @@ def ranked(runs: Sequence[Run]) -> list[Run]:
 
 def _rank(run: Run, *, clean: bool) -> tuple[float, float, str, str]:
     """Higher is better."""
+    if run.record.numbers:
+        error = run.metric("validation", "rmse", clean=clean)
+        return (-1.0, -error if error == error else -math.inf, run.record.created, run.name)
     accuracy, loss = (run.metric("validation", name, clean=clean) for name in ("accuracy", "log_loss"))
     known = accuracy == accuracy and loss == loss  # NaN sorts nowhere
     return (accuracy if known else -1.0, -loss if known else 0.0, run.record.created, run.name)
 
 
 def choose_run(reports_dir: Path, name: str | None) -> Run:
-    """The run of that name; without one, the best by validation accuracy.
+    """The run of that name; without one, the best by validation, see `ranked`.
 
     Raises:
         HeadError: no such run, or none at all.

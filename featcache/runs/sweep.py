@@ -19,6 +19,7 @@ from featcache.evaluation.metrics import score
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit, Member
 from featcache.heads.lexical.fit import fit_beside
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.blend import Part, blend_parts
@@ -135,6 +136,7 @@ def sweep(
     for view in dense or grid.views:
         require_cached(view, "a sweep")
     grid.check(len(dense))
+    refuse_numbers(settings.data.task, "sweep")
     data = load_data(settings, dense)
     costs = read_costs_for(settings, data.features[dense[0]]["train"])
     names = {view: data.features[view]["train"].view for view in dense}

@@ -17,17 +17,22 @@ from featcache.errors import CacheMiss, HeadError, UsageError
 from featcache.evaluation.costs import read_costs
 from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.api import find_features
+from featcache.fingerprint import REGRESSION, task_of
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
+from featcache.heads.head import Head
 from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.lexical.rows import WordRows
+from featcache.heads.numbers.registry import check_number_head, kinds_for, number_settings
+from featcache.heads.numbers.scale import NumberScale
 from featcache.heads.registry import KINDS, check_parallel
 from featcache.heads.view_shares import view_shares
 from featcache.runs.abstain import ValidationParts, divide, rows_of, with_abstention
-from featcache.runs.finish import calibrate, save_trained
+from featcache.runs.finish import calibrate, number_head, save_trained
 from featcache.runs.leaks import clean_features, find_leaks
-from featcache.runs.record import CacheReference, SweepRecord, TrainingRecord
+from featcache.runs.numbers.interval import interval_parts, with_interval
+from featcache.runs.record import CacheReference, CalibrationRecord, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
 from featcache.runs.words import SplitTexts, beside, features_of, read_splits, words_of
@@ -43,7 +48,7 @@ class CachedSplits:
         features: by view as it was asked for, then by split.
         pairs: whether the rows are pairs of texts; None where that is not known.
         leaks: which rows of validation and test leak.
-        parts: of validation, for heads that may give no answer.
+        parts: of validation, for heads that may give no answer, and for intervals of numbers.
     """
 
     files: dict[str, CacheFile]
@@ -55,7 +60,7 @@ class CachedSplits:
     def choosing(self, view: str) -> Features:
         """The validation rows that everything is chosen on: those that do not leak, see `Leaks.clean`.
 
-        Of them only a part for heads that may give no answer.
+        Of them only a part for heads that may give no answer, and where numbers have an interval.
         """
         found = self.features[view]["validation"]
         if self.parts is not None:
@@ -68,6 +73,16 @@ class CachedSplits:
             return self
         found = _read_view(settings, self.files, view)
         return dataclasses.replace(self, features={**self.features, view: found})
+
+    def scale(self, view: str) -> NumberScale | None:
+        """Of the train labels, where these are numbers."""
+        y = self.features[view]["train"].y
+        return NumberScale.of(y) if task_of(y) == REGRESSION else None
+
+    def scaled(self, view: str, *parts: LabelledFeatures) -> tuple[LabelledFeatures, ...]:
+        """Rows with labels as solvers learn them: numbers in units of their deviation."""
+        scale = self.scale(view)
+        return parts if scale is None else tuple(rows.labelled(scale.logits(rows.y)) for rows in parts)
 
     def rows(self, view: str, split: str) -> LabelledFeatures:
         """The rows of a split for a solver; of validation those of `choosing`."""
@@ -108,6 +123,8 @@ def train_head(
     """
     if kind not in KINDS:
         raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
+    if settings.data.task == REGRESSION:
+        check_number_head(settings, kind, view, rows_per_class)
     if group.size > 1:
         check_parallel(kind)
     shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
@@ -122,13 +139,15 @@ def train_head(
     costs = read_costs_for(settings, whole)
     train, head = weighted_rows(settings, kind, whole, drawn)
     data = data if drawn is None else drawn_rows(data, drawn)
-    solve = partial(fit_beside, KINDS[kind].fit) if words and kind != LEXICAL else KINDS[kind].fit
+    train, validation = data.scaled(asked, train, data.rows(asked, "validation"))
+    solve = kinds_for(task_of(train.y))[kind].fit
+    solve = partial(fit_beside, solve) if words and kind != LEXICAL else solve
     # Imported before the clock starts: the import is no part of the training time.
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
     fit = solve(
-        train, data.rows(asked, "validation"), len(whole.label_names), head,
+        train, validation, len(whole.label_names), head,
         seed=settings.seed, on_epoch=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
@@ -205,11 +224,14 @@ def _read_view(settings: Settings, files: Mapping[str, CacheFile], view: str) ->
 def _parts(
     settings: Settings, features: dict[str, dict[str, Features]], leaks: Leaks
 ) -> ValidationParts | None:
-    """Which validation rows choose a head that may give no answer; None for heads that always answer."""
+    """Which validation rows choose and which guarantee; None for heads that guarantee nothing."""
+    validation = next(iter(features.values()))["validation"]
+    leaked = leaks.rows.get("validation")
+    if task_of(validation.y) == REGRESSION:
+        return interval_parts(validation, leaked, settings.head)
     if not settings.abstention.asked:
         return None
-    validation = next(iter(features.values()))["validation"]
-    return divide(validation, settings.abstention, leaks.rows.get("validation"))
+    return divide(validation, settings.abstention, leaked)
 
 
 def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
@@ -254,24 +276,18 @@ def save_fit(
         costs: see `Head.costs`.
     """
     features, files = data.features[view], data.files
-    chosen = data.choosing(view)
-    best, calibration = calibrate(fit.best, chosen, kind, costs)
-    if data.parts:
-        best = with_abstention(
-            best, settings.abstention, features["train"], features["validation"], data.parts, settings.seed
-        )
-    heads = {"head": (best, calibration)}
-    if fit.history:
-        heads["last"] = calibrate(fit.last, chosen, kind, costs)
+    heads = _finished_heads(settings, kind, data, view, fit, costs)
     made = {split: file.record.made for split, file in files.items()}
     rows = {split: len(part.y) for split, part in features.items()}
-    x, head = features["train"].x, settings.head.with_choice
+    x, task = features["train"].x, task_of(features["train"].y)
+    head = number_settings(settings.head) if task == REGRESSION else settings.head.with_choice
+    known = kinds_for(task)
     training = TrainingRecord(
         head=kind,
         asked_view=view if len(split_view(features["train"].view)) > 1 else None,
         seconds=seconds,
         history=fit.history,
-        settings={name: getattr(head, name) for name in KINDS[kind].settings} if kind in KINDS else {},
+        settings={name: getattr(head, name) for name in known[kind].settings} if kind in known else {},
         solver=dict(fit.about or {}),
         best_epoch=fit.best_epoch or None,
         parameters=fit.best.parameters,
@@ -287,6 +303,30 @@ def save_fit(
     )
     commit = made["train"].commit if made else None
     return save_trained(settings, training, heads, features, data.leaks, commit=commit)
+
+
+def _finished_heads(
+    settings: Settings, kind: str, data: CachedSplits, view: str, fit: Fit, costs: np.ndarray | None
+) -> dict[str, tuple[Head, CalibrationRecord | None]]:
+    """By file name the best head, calibrated or with its interval, and the last one if there were epochs."""
+    features, chosen, scale = data.features[view], data.choosing(view), data.scale(view)
+    scorers = {"head": fit.best} | ({"last": fit.last} if fit.history else {})
+    if scale is not None:
+        made = {name: number_head(scorer, scale, chosen, kind) for name, scorer in scorers.items()}
+        if data.parts:
+            made = {
+                name: with_interval(head, features["validation"], data.parts, settings.head)
+                for name, head in made.items()
+            }
+        return {name: (head, None) for name, head in made.items()}
+    heads = {name: calibrate(scorer, chosen, kind, costs) for name, scorer in scorers.items()}
+    if data.parts:
+        best, calibration = heads["head"]
+        best = with_abstention(
+            best, settings.abstention, features["train"], features["validation"], data.parts, settings.seed
+        )
+        heads["head"] = (best, calibration)
+    return {**heads}
 
 
 def _check_agreed(group: ProcessGroup, settings: Settings, kind: str, view: str, data: CachedSplits) -> None:

@@ -81,8 +81,8 @@ def test_label_names(tmp_path: Path, labels: list[Any], names: Any, expected: An
 @pytest.mark.parametrize(
     ("labels", "names", "says"),
     [
-        ([0.5, 1.0], None, "label 0.5 in row 1 .* regression"),
-        (["1", "0.25"], None, "label 0.25 in row 2 .* regression"),
+        ([0.5, 1.0], None, "label 0.5 in row 1 .* look like numbers"),
+        (["1", "0.25"], None, "label 0.25 in row 2 .* look like numbers"),
         ([1, [1, 2]], None, "row 2 of validation is a list, that in row 1 of validation is not"),
         ([1, {"a": 1}], None, "label in row 2 of validation is a dict: {'a': 1}"),
         ([-1, -1], None, "has no labels"),

@@ -18,6 +18,7 @@ const half = (bits) => {
 const types = {
   float16: [2, (at) => half(content.readUInt16LE(at))],
   float32: [4, (at) => content.readFloatLE(at)],
+  float64: [8, (at) => content.readDoubleLE(at)],
   int64: [8, (at) => String(content.readBigInt64LE(at))],
   int32: [4, (at) => content.readInt32LE(at)],
   uint8: [1, (at) => content.readUInt8(at)],

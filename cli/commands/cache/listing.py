@@ -149,7 +149,7 @@ def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
     commit = f" at {made.commit}" if made.commit else ""
     facts = [
         ("views", ", ".join(about.views)),
-        ("labels", ", ".join(about.label_names) or "none"),
+        ("labels", ", ".join(about.label_names) or "none, or numbers"),
         ("dataset", made.dataset or lost),
         ("model", (made.model or lost) + commit),
         ("prompt", repr(encoder.prompt) if encoder.prompt else "none"),

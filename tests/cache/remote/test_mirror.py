@@ -23,7 +23,7 @@ from featcache.cache.shards import shard_paths
 from featcache.cache.verify import verify
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.extraction.api import Extracted, extract_splits, find_features
-from featcache.settings import to_toml
+from featcache.settings_file import to_toml
 from featcache.system import downloads
 from featcache.system.durable import write_file
 from featcache.system.lock import locked

@@ -1,0 +1,1 @@
+"""Heads that predict numbers: their scale, their intervals, their solvers."""

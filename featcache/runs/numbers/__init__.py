@@ -1,0 +1,1 @@
+"""Runs of heads that predict numbers: scores, intervals, predictions, comparisons."""
