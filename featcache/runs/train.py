@@ -121,10 +121,7 @@ def train_head(
         UsageError: several workers for a kind that one process fits.
         WorkerLost: another worker has ended.
     """
-    if kind not in KINDS:
-        raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
-    if settings.data.task == REGRESSION:
-        check_number_head(settings, kind, view, rows_per_class)
+    _check_asked(settings, kind, view, rows_per_class)
     if group.size > 1:
         check_parallel(kind)
     shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
@@ -153,6 +150,14 @@ def train_head(
     seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
+
+
+def _check_asked(settings: Settings, kind: str, view: str | None, rows_per_class: int | None) -> None:
+    """Refuse a head that is not there, or not for the labels' task, before anything is read."""
+    if kind not in KINDS:
+        raise HeadError(f"unknown head {kind!r}", hint=f"there are: {', '.join(KINDS)}")
+    if settings.data.task == REGRESSION:
+        check_number_head(settings, kind, view, rows_per_class)
 
 
 def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = ALONE) -> CachedSplits:

@@ -12,8 +12,10 @@ import numpy as np
 
 from featcache.cache.view_names import require_cached
 from featcache.extraction.api import find_features
+from featcache.fingerprint import REGRESSION
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Fit
+from featcache.heads.numbers.registry import check_number_head
 from featcache.runs.few_labels.recipes import (
     HeadRecipe,
     RecipeChoice,
@@ -50,6 +52,8 @@ class FewLabels:
             CacheMiss: train or validation is not extracted for these settings.
             UsageError: the view `lexical`.
         """
+        if settings.data.task == REGRESSION:
+            check_number_head(settings, "auto", view)
         found = find_features(settings, "train")
         if view is not None:
             require_cached(view, "--head auto")
