@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.finetuning.tuning import TrainingStep
     from featcache.runs.run import Run
 
-OWN = ("head_lr", "layer_decay", "clip")  # settings that a head alone does not have
+OWN = ("objective", "steps", "head_lr", "layer_decay", "clip")  # settings that a head alone does not have
 
 
 def add(commands: Commands) -> None:
@@ -28,7 +28,8 @@ def add(commands: Commands) -> None:
         "finetune",
         "train the highest blocks with a head; the blocks below run once",
         "featcache finetune --train top-blocks:2 --epochs 3\n"
-        "featcache finetune --train all --lr 5e-5 --dropout 0.1",
+        "featcache finetune --train all --lr 5e-5 --dropout 0.1\n"
+        "featcache finetune --objective contrastive --rows-per-class 16",
         run,
         continues=True,
     )
@@ -48,7 +49,10 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in options(Recipe)}
     part, recipe = load_recipe(given, args.train, path=args.config)
-    made = _train_head(args, given) if part == "head" else _finetune(args, part, recipe)
+    if part == "head":
+        made = _train_head(args, given, recipe.rows_per_class)
+    else:
+        made = _finetune(args, part, recipe)
     found = made.record.to_json()
     more = {name: found.get(name) for name in ("bytes_cached", "finetune", "settings")}
     print_result(args, train_head.record(made) | more, lambda: show(made))
@@ -76,11 +80,13 @@ def show(run: Run) -> None:
     console.print(f"{below}{about.steps:,} steps, {rate:,.0f} tokens/s", style="dim")
 
 
-def _train_head(args: argparse.Namespace, given: dict[str, Any]) -> Run:
+def _train_head(args: argparse.Namespace, given: dict[str, Any], drawn: int | None) -> Run:
     for name in OWN:
         if given.pop(name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for blocks, not for a head alone")
-    return train_head.train(settings_of(args, given), "linear", args.view, quiet=args.quiet)
+    del given["rows_per_class"]
+    settings = settings_of(args, given)
+    return train_head.train(settings, "linear", args.view, quiet=args.quiet, rows_per_class=drawn)
 
 
 def _finetune(args: argparse.Namespace, part: str, recipe: Recipe) -> Run:

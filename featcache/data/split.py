@@ -57,6 +57,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def some(self, rows: NDArray[np.int64]) -> Split:
+        """The rows of these numbers as a split of their own."""
+        return replace(self, labels=self.labels[rows], row_numbers=self.row_numbers[rows])
+
     def texts(self, rows: RowSelection) -> list[str]:
         """The texts of these rows of the split (0..N-1, a slice or a mask); only they are read."""
         return self._read(self._table.columns.text, rows)

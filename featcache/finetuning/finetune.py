@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.data.arrow_table import open_tables
-from featcache.data.split import load_splits
+from featcache.data.split import Split, load_splits
 from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
@@ -16,6 +16,7 @@ from featcache.finetuning.recipe import Recipe
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
+from featcache.runs.weighted_rows import draw_per_class
 from featcache.settings import Settings
 from featcache.system.progress import Progress
 
@@ -67,15 +68,14 @@ def finetune(
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
     settings = job.settings
-    tables, _ = open_tables(settings.data)
-    names = ["train", "validation", *(["test"] if "test" in tables else [])]
-    splits = load_splits(settings.data, names, seed=settings.seed)
+    recipe = recipe or Recipe()
+    splits = _load(settings, recipe.rows_per_class)
     encoder = job.encoder("train")
     part = parse_part(train, encoder.backbone.num_blocks)
     _check_encoder(encoder, view)
     inputs = {name: SplitInputs.of(split, job, encoder, part.cut) for name, split in splits.items()}
     leaks = find_leaks(settings, {name: each.hashes for name, each in inputs.items()}, splits)
-    tuning = TuningJob(settings, recipe or Recipe(), part, FrozenBackbone.of(encoder), inputs, leaks=leaks)
+    tuning = TuningJob(settings, recipe, part, FrozenBackbone.of(encoder), inputs, leaks=leaks)
     del encoder
     job.release()  # its memory is for the trained part
     checkpoints = CheckpointFolder(Path(settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")
@@ -83,6 +83,17 @@ def finetune(
     run = tuning.save(tuner, tuner.run(resume=resume), job.model.commit)
     checkpoints.discard()
     return run
+
+
+def _load(settings: Settings, rows_per_class: int | None) -> dict[str, Split]:
+    """The splits of the source; of train as many rows of each class as are asked for."""
+    tables, _ = open_tables(settings.data)
+    names = ["train", "validation", *(["test"] if "test" in tables else [])]
+    splits = load_splits(settings.data, names, seed=settings.seed)
+    if rows_per_class is not None:
+        drawn = draw_per_class(splits["train"].labels, rows_per_class, settings.seed)
+        splits["train"] = splits["train"].some(drawn)
+    return splits
 
 
 def _check_encoder(encoder: Encoder, view: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,9 +23,10 @@ from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.job import Job
 from featcache.extraction.states_cache import cache_states
 from featcache.finetuning.checkpoint import CheckpointFolder
+from featcache.finetuning.contrastive import ContrastiveTuner
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.parts import TrainedPart
-from featcache.finetuning.recipe import Recipe
+from featcache.finetuning.recipe import CONTRASTIVE, Recipe
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import (
     LabelledTexts,
@@ -166,7 +167,7 @@ class TuningJob:
             rows["clean"] = [digest(clean)]
         return fingerprint(
             {
-                "part": self.part.name, "view": self.frozen.view, "recipe": asdict(self.recipe),
+                "part": self.part.name, "view": self.frozen.view, "recipe": self.recipe.identity,
                 "encoder": self.frozen.document.to_json(), "seed": self.settings.seed, "rows": rows,
             }
         )  # fmt: skip
@@ -194,7 +195,8 @@ class TuningJob:
         if clean is not None:
             held_out = LabelledTexts(SomeTexts(held_out.texts, clean), held_out.labels[clean])
         data = TuningData(train.labelled, held_out, classes=len(train.split.label_names))
-        return Tuner(
+        kind = ContrastiveTuner if self.recipe.objective == CONTRASTIVE else Tuner
+        return kind(
             suffix,
             pooler,
             data,
@@ -253,7 +255,7 @@ class TuningJob:
             head=self.part.name,
             seconds=state.seconds,
             history=tuple(state.history),
-            settings=asdict(self.recipe) | {"train": self.part.name},
+            settings=self.recipe.identity | {"train": self.part.name},
             best_epoch=state.best_epoch or None,
             parameters=head_parameters + sum(value.numel() for value in tuned.best.part.values()),
             rows={split: len(each.split) for split, each in inputs.items()},

@@ -75,7 +75,7 @@ class Tuner:
         self.head = _head(data.classes, pooler.width, seed).to(suffix.device)
         self.class_weight = class_weights(labels, data.classes, recipe.class_weight).to(suffix.device)
         self.per_epoch = math.ceil(len(labels) / recipe.batch_size)
-        self.steps = self.per_epoch * recipe.epochs
+        self.steps, self.epoch_rows = self.per_epoch * recipe.epochs, len(labels)
         self.named = {**suffix.masters, **{f"head.{name}": p for name, p in self.head.named_parameters()}}
         self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.lr, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -239,7 +239,7 @@ class Tuner:
 
     def _end_epoch(self) -> str:
         """Score validation, keep the weights if they are the best; why to stop, or nothing."""
-        state, rows = self.state, len(self.data.train.labels)
+        state, rows = self.state, self.epoch_rows
         loss, accuracy = self._validate()
         number = state.step // self.per_epoch
         line = Epoch(number, state.loss / rows, state.right / rows, loss, accuracy)

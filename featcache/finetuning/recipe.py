@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featcache.errors import UsageError
 from featcache.option import setting, setting_like
 from featcache.settings import HeadSettings, build_dataclass, load_table
 
 DEFAULT_PART = "top-blocks:2"
+LABELS, CONTRASTIVE = "labels", "contrastive"
+PARTS = {CONTRASTIVE: "top-blocks:4"}  # the default part of an objective, where it is another
+DEFAULTS = {CONTRASTIVE: {"lr": 1e-4, "batch_size": 64}}  # and other defaults
+NOT_CONTRASTIVE = ("epochs", "head_lr", "dropout", "patience", "label_smoothing", "class_weight")
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,15 @@ class Recipe:
     2018, arXiv:1801.06146). Biases and norms do not decay.
     """
 
+    objective: str = setting(
+        LABELS, "labels: a head and blocks by the labels; contrastive: for few labels, vectors of one class "
+        "together, then a closed-form head (top-blocks:4, --lr 1e-4 and --batch-size 64 by default)",
+        choices=(LABELS, CONTRASTIVE),
+    )  # fmt: skip
+    rows_per_class: int | None = setting(
+        None, "train on so many rows of each class, drawn by --seed (default: all)", least=1
+    )
+    steps: int = setting(20, "training steps of --objective contrastive", least=1)
     epochs: int = setting(3, "passes over the train split", least=1)
     lr: float = setting(2e-4, "learning rate of the highest trained block", above=0)
     head_lr: float = setting(1e-3, "learning rate of the head", above=0)
@@ -41,6 +55,21 @@ class Recipe:
         "none", "balanced: rare classes weigh as much as frequent ones", choices=("none", "balanced")
     )
 
+    def __post_init__(self) -> None:
+        other = Recipe.__dataclass_fields__
+        unused = NOT_CONTRASTIVE if self.objective == CONTRASTIVE else ("steps",)
+        for name in unused:
+            if getattr(self, name) != other[name].default:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is not for --objective {self.objective}", hint=f"leave {flag} out")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that count for the objective; for `labels` as before there were objectives."""
+        unused = NOT_CONTRASTIVE if self.objective == CONTRASTIVE else ("objective", "steps")
+        unused = unused if self.rows_per_class else (*unused, "rows_per_class")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
 
 def load_recipe(
     given: Mapping[str, Any], part: str | None = None, *, path: str | Path | None = None
@@ -49,13 +78,14 @@ def load_recipe(
 
     Args:
         given: values by name; None counts as not given.
-        part: what is trained; the table calls it `train`; `top-blocks:2` by default.
+        part: what is trained; the table calls it `train`; `top-blocks:2` by default (contrastive: 4).
         path: the settings file, as for `load_settings`.
     """
     table = load_table("finetune", path)
-    asked = str(table.pop("train", DEFAULT_PART))
+    asked = table.pop("train", None)
     table |= {name: value for name, value in given.items() if value is not None}
-    return part or asked, build_recipe(table)
+    recipe = build_recipe(table)
+    return part or str(asked or PARTS.get(recipe.objective, DEFAULT_PART)), recipe
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -64,4 +94,5 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: an unknown name, or a value that cannot be meant.
     """
-    return build_dataclass(Recipe, {name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    return build_dataclass(Recipe, DEFAULTS.get(str(given.get("objective")), {}) | given)
