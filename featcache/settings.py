@@ -185,6 +185,8 @@ class HeadSettings:
         above=0, below=1,
     )  # fmt: skip
     neighbours: int = setting(15, "rows that vote in the neighbours head", least=1)
+    queries: int = setting(16, "learned queries of the attentive head at each layer", least=1, below=1 << 12)
+    passes: int = setting(6, "passes of the attentive head over the token states, its epochs", least=1)
     costs: str | None = setting(
         None, "json or csv file: what each predicted label costs by the true one; the head then predicts the "
         "label that is expected to cost least (default: the most probable one)",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.view_names import LEXICAL
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from featcache.runs.run import Run
     from featcache.settings import Settings
 
+STAGES = {"encode": "states", "download": "download"}  # that have a bar before the training
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
@@ -35,6 +37,7 @@ HEADS = {
     "discriminant": "linear discriminant analysis",
     "centroid": "nearest centroid",
     "neighbours": "k nearest neighbours",
+    "attentive": "learned queries over the token states of several layers",
 }
 
 
@@ -53,7 +56,7 @@ def add(commands: Commands) -> None:
     add_flag(
         parser, "--view",
         "which cached view, or several joined: A,B; lexical adds the words of the texts (default: the first "
-        "of --views)",
+        "of --views); of the attentive head layers: last,-3 (default: those of depth)",
     )  # fmt: skip
     add_flag(parser, "--rows-per-class", "train on so many rows of each class, drawn by --seed", kind=int)
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
@@ -108,17 +111,21 @@ def train(
     from featcache.heads.registry import KINDS
     from featcache.runs.train import train_head
 
-    name = kind if kind == LEXICAL else f"{kind} {view or settings.features.views[0]}"
-    with Meter(quiet=quiet) as meter:
+    alone = kind in (LEXICAL, ATTENTIVE) and view is None
+    name = kind if alone else f"{kind} {view or settings.features.views[0]}"
+    epochs = settings.head.passes if kind == ATTENTIVE else settings.head.epochs
+    with Meter(quiet=quiet, names=STAGES) as meter:
 
         def draw(line: Epoch) -> None:
             info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
-            meter.step(f"train {name}", line.epoch, settings.head.epochs, info)
+            meter.step(f"train {name}", line.epoch, epochs, info)
 
-        if "epochs" not in KINDS[kind].settings:
+        if not {"epochs", "passes"} & set(KINDS[kind].settings):
             meter.step(f"train {name}", 0, 0)  # how far it is, it cannot say
         if workers == 1:
-            made = train_head(settings, kind, view, rows_per_class=rows_per_class, progress=draw, group=group)
+            made = train_head(
+                settings, kind, view, rows_per_class=rows_per_class, progress=draw, report=meter, group=group
+            )
         else:
             if rows_per_class is not None:
                 raise UsageError("--rows-per-class is for one worker", hint="leave --workers out")

@@ -7,7 +7,7 @@ pooled, and written into one preallocated matrix for each view, by row number.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from featcache.backbone import load as loading
+from featcache.backbone.attentive import Attention
 from featcache.backbone.device_copies import IN_FLIGHT, HostCopy, copier_of
 from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone
@@ -25,8 +26,9 @@ from featcache.backbone.packing import TokenBatch
 from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
+from featcache.backbone.token_rows import ATTENTIVE
 from featcache.backbone.tokens.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
-from featcache.errors import BackboneError, BadRow, NoInnerLayers, UsageError
+from featcache.errors import BackboneError, BadRow, HeadError, NoInnerLayers, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import DEFAULT_MAX_LENGTH, BackboneSettings, FeatureSettings
 
@@ -63,6 +65,7 @@ class Encoder:
             the model's sentence-transformers settings say. The backbone's positions are extended where they
             ask for it.
         batch_tokens: token budget of a batch; by default chosen by device.
+        attention: by view, what was learnt of those that pool by it.
 
     Raises:
         UsageError: a view, a length or a prompt that the backbone does not have.
@@ -71,7 +74,11 @@ class Encoder:
     """
 
     def __init__(
-        self, backbone: Backbone, features: FeatureSettings, batch_tokens: int | None = None
+        self,
+        backbone: Backbone,
+        features: FeatureSettings,
+        batch_tokens: int | None = None,
+        attention: Mapping[str, Attention] | None = None,
     ) -> None:
         followed = follow(features, backbone.files)
         self.backbone, features = backbone, followed.features
@@ -95,27 +102,32 @@ class Encoder:
         )  # fmt: skip
         self.notes = [*filter(None, [followed.note]), *self._notes(features)]
         self.files = backbone.files.hashes_of([view.name for view in self.views])
-        self.poolers = self._make_poolers()
+        self.poolers = self._make_poolers(attention or {})
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
 
     @classmethod
     def load(
-        cls, backbone: BackboneSettings, features: FeatureSettings, files: ModelFiles | None = None
+        cls,
+        backbone: BackboneSettings,
+        features: FeatureSettings,
+        files: ModelFiles | None = None,
+        attention: Mapping[str, Attention] | None = None,
     ) -> Encoder:
         """The encoder that the settings ask for.
 
         Args:
             files: of the backbone; by default found (and downloaded if need be) by its settings.
+            attention: see `Encoder`.
 
         Raises:
             BackboneError: the model cannot be found or loaded, or its positions cannot be extended.
             UsageError: a device, a view or a length that there is not.
         """
         loaded = loading.load_backbone(backbone, files or find_model(backbone))
-        return cls(loaded, features, backbone.batch_tokens)
+        return cls(loaded, features, backbone.batch_tokens, attention)
 
-    def _make_poolers(self) -> dict[str, Pooler]:
+    def _make_poolers(self, attention: Mapping[str, Attention]) -> dict[str, Pooler]:
         """One for each view, by its name."""
         backbone = self.backbone
         skipped = 0 if self.pool_prompt else prompt_tokens(backbone.tokenizer, self.prompt)
@@ -124,12 +136,34 @@ class Encoder:
                 f"--max-length {self.max_length} leaves no room for text beside the prompt",
                 hint="use a larger --max-length or a shorter --prompt",
             )
+        for view in self.views:
+            if view.pooling == ATTENTIVE:
+                self._check_attention(view.name, attention.get(view.name))
         return {
             view.name: Pooler(
-                view, backbone.files.folder, self.files, backbone.width, backbone.device, skipped=skipped
+                view, backbone.files.folder, self.files, backbone.width, backbone.device,
+                skipped=skipped, attention=attention.get(view.name),
             )
             for view in self.views
-        }
+        }  # fmt: skip
+
+    def _check_attention(self, view: str, learned: Attention | None) -> None:
+        """Refuse a view whose pooling was not learnt, or of other states than those of this backbone."""
+        if learned is None:
+            raise UsageError(
+                f"{view} is pooled by what a head has learnt, so it is in no cache",
+                hint="train that head: featcache train-head --head attentive",
+            )
+        if learned.queries.shape[1] != self.backbone.width:
+            raise HeadError(
+                f"the head's queries are for states of {learned.queries.shape[1]} numbers, and those of "
+                f"{self.backbone.files.name} have {self.backbone.width}"
+            )
+        if self.long_text == "chunks":
+            raise UsageError(
+                f"{view} is pooled over whole texts, not over windows of long ones",
+                hint="use --long-text truncate or head-tail",
+            )
 
     @property
     def width(self) -> int:

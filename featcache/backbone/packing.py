@@ -198,3 +198,14 @@ def split_runs(states: torch.Tensor, packed: PackedLayout) -> Iterator[torch.Ten
     """`[T, H]` as one view `[texts, length, H]` for each run of equally long texts."""
     for start, count, length in packed.runs:
         yield states[start : start + count * length].unflatten(0, (count, length))
+
+
+def without_first(
+    states: torch.Tensor, layout: PackedLayout, count: int
+) -> tuple[torch.Tensor, PackedLayout]:
+    """States `[T', H]` and layout of the texts without their first `count` tokens, but with their last."""
+    lengths = layout.lengths
+    gone = np.minimum(count, lengths - 1)
+    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = copier_of(states.device).to_device(np.flatnonzero(place >= np.repeat(gone, lengths)))
+    return states.index_select(0, kept), PackedLayout.of(lengths - gone, states.device)

@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from featcache.backbone.device_copies import copier_of
+from featcache.backbone.attentive import Attention
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.model_files.json_file import read_object
 from featcache.backbone.model_files.modules_json import CONFIG, module_folders, root_of
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.model_files.weight_files import SAFETENSORS
-from featcache.backbone.packing import PackedLayout
+from featcache.backbone.packing import PackedLayout, without_first
 from featcache.backbone.pooling import POOLINGS, View
 from featcache.errors import BackboneError
 from featcache.system.hashes import changed_files, current_hash
@@ -37,6 +36,7 @@ class Pooler:
         width: H, the numbers in a token's state.
         skipped: tokens at the beginning of each text that are not pooled: those of the prompt, and what the
             tokenizer puts before it. The last token is pooled in any case.
+        attention: of a view whose pooling was learnt.
 
     Attributes:
         width: D, the numbers in a vector.
@@ -55,13 +55,14 @@ class Pooler:
         device: torch.device,
         *,
         skipped: int = 0,
+        attention: Attention | None = None,
     ) -> None:
         if skipped and "weightedmean" in view.joined:
             raise BackboneError(
                 f"{view.name} with a prompt that is not pooled is not supported",
                 hint="use --pool-prompt, another pooling, or no prompt",
             )
-        self.view, self.skipped = view, skipped
+        self.view, self.skipped, self.attention = view, skipped, attention
         self.width = width * len(view.joined)
         modules, root = iter(module_folders(folder, view.steps)), root_of(folder)
         self.steps: list[nn.Module] = []
@@ -74,7 +75,9 @@ class Pooler:
         self.to(device)
 
     def to(self, device: torch.device) -> None:
-        """Move the steps to `device`."""
+        """Move the steps, and what was learnt, to `device`."""
+        if self.attention is not None:
+            self.attention = self.attention.to(device)
         for step in self.steps:
             step.to(device)
 
@@ -87,7 +90,9 @@ class Pooler:
             picked: the vectors `[B, H]` of poolings that are known already.
         """
         if self.skipped:
-            states, layout = _without_first(states, layout, self.skipped)
+            states, layout = without_first(states, layout, self.skipped)
+        if self.attention is not None:
+            return self.attention.pool(states, layout)
         known = picked or {}
         parts = [
             known[name] if name in known else POOLINGS[name](states, layout) for name in self.view.joined
@@ -192,14 +197,3 @@ class _Module:
             )
         activation: nn.Module = getattr(nn, kind)()
         return activation
-
-
-def _without_first(
-    states: torch.Tensor, layout: PackedLayout, count: int
-) -> tuple[torch.Tensor, PackedLayout]:
-    """States `[T', H]` and layout of the texts without their first `count` tokens, but with their last."""
-    lengths = layout.lengths
-    gone = np.minimum(count, lengths - 1)
-    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept = copier_of(states.device).to_device(np.flatnonzero(place >= np.repeat(gone, lengths)))
-    return states.index_select(0, kept), PackedLayout.of(lengths - gone, states.device)

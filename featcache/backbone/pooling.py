@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from featcache.backbone.packing import PackedLayout, split_runs
+from featcache.backbone.token_rows import ATTENTIVE
 from featcache.errors import UsageError
 
 
@@ -77,7 +78,8 @@ class View:
 
     Attributes:
         layer: 0 for the embeddings, i for the output of block i, up to the number of blocks.
-        pooling: keys of `POOLINGS` joined by `+`, then the steps that follow, each after a `-`.
+        pooling: keys of `POOLINGS` joined by `+`, then the steps that follow, each after a `-`; or
+            `attentive`, which was learnt and is that of one head.
         name: canonical, e.g. `last/mean` or `-4/cls+mean-normalized`: the same pair always has the same name.
     """
 
@@ -103,7 +105,8 @@ def parse_view(text: str, blocks: int) -> View:
         UsageError: not layer/pooling, an unknown pooling, or a layer outside the backbone.
     """
     match = VIEW.fullmatch(text.strip())
-    if not match or not set(match[2].split("+")) <= set(POOLINGS):
+    learned = match is not None and match[2] + match[3] == ATTENTIVE
+    if not match or not (learned or set(match[2].split("+")) <= set(POOLINGS)):
         raise UsageError(
             f"{text!r} is no view",
             hint=f"a view is layer/pooling, e.g. last/cls or -4/mean; poolings: {', '.join(POOLINGS)}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from featcache.backbone.attentive import Attention
 from featcache.backbone.encoder import Encoder, document_settings
 from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.errors import BackboneError, HeadError
@@ -89,7 +90,8 @@ class RunBackbone:
         if self.exact:
             features = replace(features, storage="float32")
         if document.tuned is None:
-            return Encoder.load(self.settings, features, self.files)
+            attention = {view: Attention.of(*parts) for view, parts in self.head.attention.items()}
+            return Encoder.load(self.settings, features, self.files, attention)
         from featcache.finetuning.weights import load_plain, trained_weights, with_weights
 
         weights = trained_weights(self.run.folder, document)

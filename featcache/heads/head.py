@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.errors import HeadError
 from featcache.evaluation.costs import cheapest, check_costs
@@ -23,7 +24,7 @@ from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.numbers.scale import NumberScale
 from featcache.heads.probabilities import probabilities_of
-from featcache.heads.scorers import SCORERS, Scorer
+from featcache.heads.scorers import SCORERS, Attentive, Scorer
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
 from featcache.settings import AbstentionSettings
 from featcache.system.documents import parse_document, read_json
@@ -32,6 +33,8 @@ from featcache.system.sharded_array import join_columns
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+    from featcache.cache.catalog import Features
 
 HEAD_FORMAT = 2
 ABSTENTION = "-abstention.safetensors"  # after the name of a head that may give no answer
@@ -141,6 +144,28 @@ class Head:
     def views(self) -> tuple[str, ...]:
         """The cached views whose features it reads side by side, in their order; none for words alone."""
         return cached_views(self.view)
+
+    @property
+    def attention(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Of a head that was trained on token states, by view: its queries and centers, see `Attentive`."""
+        scorer = self._dense
+        if not isinstance(scorer, Attentive):
+            return {}
+        return dict(zip(self.views, zip(scorer.queries, scorer.centers, strict=True), strict=True))
+
+    @property
+    def _dense(self) -> Scorer | None:
+        """What scores the features of a backbone; None for words alone."""
+        return self.scorer.dense if isinstance(self.scorer, WordScorer) else self.scorer
+
+    def pooled_features(self, features: Features) -> Features:
+        """With the vectors that the head pools of token states in their place; others as they are."""
+        scorer, x = self._dense, features.x
+        if not isinstance(scorer, Attentive):
+            return features
+        if isinstance(x, WordRows) and x.dense is not None:
+            return replace(features, x=replace(x, dense=scorer.pooled(x.dense)).as_array())
+        return replace(features, x=scorer.pooled(x))
 
     def rows(self, features: Mapping[str, np.ndarray], words: csr_matrix | None = None) -> np.ndarray:
         """The features `[N, D]` that it reads.
@@ -265,10 +290,16 @@ def load_head(folder: Path, name: str = "head") -> Head:
             f"the head in {folder} does not fit its {outputs} {'number' if document.numbers else 'labels'}: "
             f"it has {scorer.classes}"
         )
+    dense = scorer.dense if isinstance(scorer, WordScorer) else scorer
+    views = cached_views(document.view)
+    learned = [view.endswith(f"/{ATTENTIVE}") for view in views]
+    if any(learned) != isinstance(dense, Attentive) or (
+        isinstance(dense, Attentive) and not (all(learned) and len(learned) == len(dense.queries))
+    ):
+        raise HeadError(f"the head in {folder} does not fit its view {document.view}", hint=DAMAGED)
     abstention = None
     if document.abstention:
         kept = _read_tensors(folder / f"{name}{ABSTENTION}")
-        dense = scorer.dense if isinstance(scorer, WordScorer) else scorer
         abstention = Abstention.read(document.abstention, kept, dense.width if dense else 0)
     return Head(
         scorer,

@@ -22,7 +22,7 @@ from featcache.heads.fit import (
     steps_of,
 )
 from featcache.heads.probabilities import softmax
-from featcache.heads.scorers import Mlp
+from featcache.heads.scorers import Mlp, Scorer
 from featcache.settings import HeadSettings
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def fit_mlp(
     check_splits(train, validation, classes)
     network = _Network(train, classes, settings.hidden, seed)
     weights = _class_weights(train.y, classes, settings) if class_weight is None else class_weight
-    loss = _loss(train.y, network.seen, settings.label_smoothing, _checked_weights(weights, network))
+    loss = loss_of_rows(train.y, network.seen, settings.label_smoothing, _checked_weights(weights, network))
     optimizer = network.optimizer(settings.weight_decay)
     steps, total = 0, steps_of(settings, len(train.x))
     history = TrainingHistory[Mlp](settings.patience)
@@ -81,7 +81,7 @@ def fit_mlp(
         scorer = network.scorer()
         if not all(np.isfinite(part).all() for part in scorer.tensors().values()):
             raise divergence(number)
-        line = Epoch(number, *_score(scorer, train), *_score(scorer, validation))
+        line = Epoch(number, *score_rows(scorer, train), *score_rows(scorer, validation))
         history.add(line, lambda scorer=scorer: scorer)  # type: ignore[misc]
         if history.diverged:
             raise divergence(number)
@@ -158,10 +158,15 @@ class _Network:
         return Mlp(*self.standard.fold(w1, b1), all_w2, all_b2)
 
 
-def _loss(
+def loss_of_rows(
     y: np.ndarray, seen: np.ndarray, smoothing: float, weights: np.ndarray | None
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """Of logits `[B, S]`, labels and row weights as `_Network.batches` gives them."""
+    """The loss of logits `[B, S]` of the labels `seen`, by their labels and the weights of the rows.
+
+    Args:
+        y: all labels, which say whether a row has one or several.
+        weights: `[C]`, of the classes.
+    """
     import torch
 
     weight = None if weights is None else torch.tensor(weights[seen], dtype=torch.float32)
@@ -184,7 +189,7 @@ def _loss(
     return loss
 
 
-def _score(scorer: Mlp, rows: LabelledFeatures) -> tuple[float, float]:
+def score_rows(scorer: Scorer, rows: LabelledFeatures) -> tuple[float, float]:
     """Loss and accuracy, some rows at a time; no probability counts as less than 1e-15."""
     lost, right = 0.0, 0
     for part in row_slices(rows.x):

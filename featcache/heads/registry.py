@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.heads import closed_form
+from featcache.heads.attentive.fit import fit_attentive
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import (
     LabelledFeatures,
@@ -251,6 +252,7 @@ KINDS = {
     "discriminant": _closed_form(closed_form.discriminant),
     "centroid": _closed_form(closed_form.centroid, *_WEIGHTS),
     "neighbours": _closed_form(closed_form.neighbours, "neighbours"),
+    "attentive": HeadKind(fit_attentive, ("queries", "passes", *_BY_EPOCHS[1:])),
 }
 
 PARALLEL = ("linear", "exact")  # kinds whose rows can be shared by several workers

@@ -12,7 +12,8 @@ from featcache.heads.features import LabelledFeatures, counts_of
 from featcache.option import weights_by_name
 from featcache.settings import HeadSettings
 
-WEIGHTED = ("linear", "lexical", "logistic", "exact", "mlp", "ridge", "centroid")  # kinds that can weigh rows
+# Kinds that can weigh rows.
+WEIGHTED = ("linear", "lexical", "logistic", "exact", "mlp", "ridge", "centroid", "attentive")
 
 
 def check_weighted(kind: str, what: str) -> None:

@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
+from featcache.backbone.token_rows import TokenRows
 from featcache.errors import HeadError
 from featcache.system.sharded_array import slices_of
 
@@ -143,6 +144,49 @@ class Mlp(_Layers):
             np.maximum(units, 0, out=units)
             found[rows] = units @ self.w2.T + self.b2
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Attentive(_Layers):
+    """A linear layer on vectors that learned queries pool out of token states, one of each of L layers.
+
+    Attributes:
+        queries: float32 `[L, M, H]`, centers: float32 `[L, H]`; see `featcache.backbone.attentive.Attention`.
+        weight: float32 `[C, D]` with D = L H; bias: float32 `[C]`.
+    """
+
+    kind: ClassVar[str] = "attentive"
+    shapes: ClassVar[dict[str, str]] = {
+        "queries": "L M H", "centers": "L H", "weight": "C D", "bias": "C",
+    }  # fmt: skip
+    queries: np.ndarray
+    centers: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.centers.size != self.width:
+            raise HeadError(f"the attentive head pools {self.centers.size} numbers and reads {self.width}")
+
+    @property
+    def width(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def classes(self) -> int:
+        return len(self.bias)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Pooled vectors, or the `TokenRows` that they are pooled of."""
+        return Linear(self.weight, self.bias).logits(self.pooled(x))
+
+    def pooled(self, x: np.ndarray) -> np.ndarray:
+        """`[N, D]` of `TokenRows`; other features as they are."""
+        if not isinstance(x, TokenRows):
+            return x
+        from featcache.backbone.attentive import Attention
+
+        return x.pooled([Attention.of(*parts) for parts in zip(self.queries, self.centers, strict=True)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +332,7 @@ class Neighbours:
 
 
 # Of features of a backbone. Files of word heads hold the position here: append only.
-SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (Linear, Mlp, Neighbours)}
+SCORERS: dict[str, type[Scorer]] = {scorer.kind: scorer for scorer in (Linear, Mlp, Neighbours, Attentive)}
 
 
 class TensorReader:

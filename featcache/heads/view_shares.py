@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
-from featcache.heads.scorers import Linear, Scorer
+from featcache.heads.scorers import Attentive, Linear, Scorer
 from featcache.system.sharded_array import JoinedColumns
 
 ROWS = 5000  # that are looked at
@@ -54,9 +55,14 @@ def _parts(scorer: Scorer, x: Any, rows: np.ndarray, cached: tuple[str, ...]) ->
             return words
         dense = _parts(scorer.dense, x.dense, rows, cached)
         return None if dense is None else {name: scorer.share * z for name, z in dense.items()} | words
-    if not isinstance(scorer, Linear):
+    matrices: Sequence[np.ndarray]
+    if isinstance(scorer, Attentive):
+        pooled = scorer.pooled(x[rows])
+        matrices, rows = np.split(pooled, len(scorer.queries), axis=1), np.arange(len(pooled))
+    elif isinstance(scorer, Linear):
+        matrices = x.parts if isinstance(x, JoinedColumns) else (x,)
+    else:
         return None
-    matrices = x.parts if isinstance(x, JoinedColumns) else (x,)
     found, begin = {}, 0
     for name, matrix in zip(cached, matrices, strict=True):
         end = begin + matrix.shape[1]

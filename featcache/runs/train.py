@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from featcache.backbone.model_files.depth_views import DEPTH
+from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
 from featcache.errors import CacheMiss, HeadError, UsageError
@@ -30,13 +32,16 @@ from featcache.heads.registry import KINDS, check_parallel
 from featcache.heads.view_shares import view_shares
 from featcache.runs.abstain import ValidationParts, divide, rows_of, with_abstention
 from featcache.runs.finish import calibrate, number_head, save_trained
+from featcache.runs.inputs.sources import SplitSource
+from featcache.runs.inputs.token_states import read_states
 from featcache.runs.leaks import clean_features, find_leaks
 from featcache.runs.numbers.interval import interval_parts, with_interval
-from featcache.runs.record import CacheReference, CalibrationRecord, SweepRecord, TrainingRecord
+from featcache.runs.record import CalibrationRecord, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
 from featcache.runs.words import SplitTexts, beside, features_of, read_splits, words_of
 from featcache.settings import Settings
+from featcache.system.progress import OnProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class CachedSplits:
         pairs: whether the rows are pairs of texts; None where that is not known.
         leaks: which rows of validation and test leak.
         parts: of validation, for heads that may give no answer, and for intervals of numbers.
+        states: how the token states of each split were made, for a head that pools them.
     """
 
     files: dict[str, CacheFile]
@@ -56,6 +62,12 @@ class CachedSplits:
     pairs: bool | None = None
     leaks: Leaks = NO_LEAKS
     parts: ValidationParts | None = None
+    states: dict[str, SplitSource] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sources(self) -> dict[str, SplitSource]:
+        """How the features or token states of each split were made; empty for words alone."""
+        return self.states or {split: SplitSource.of(file) for split, file in self.files.items()}
 
     def choosing(self, view: str) -> Features:
         """The validation rows that everything is chosen on: those that do not leak, see `Leaks.clean`.
@@ -97,6 +109,7 @@ def train_head(
     *,
     rows_per_class: int | None = None,
     progress: Callable[[Epoch], None] | None = None,
+    report: OnProgress | None = None,
     group: ProcessGroup = ALONE,
 ) -> Run:
     """Train one head on the cached train features and save it as a run.
@@ -106,9 +119,10 @@ def train_head(
         kind: one of `featcache.heads.registry.KINDS`: `linear` (AdamW), `logistic` (scikit-learn's), ...
         view: which of the cached views, or several of them, joined by commas; `lexical` beside them adds the
             words of the texts. The first of `settings.features.views` by default; of the lexical head
-            `lexical`, for which nothing needs to be extracted.
+            `lexical`, for which nothing is extracted, of the attentive head `depth`: see `read_states`.
         rows_per_class: so many train rows of each class, drawn by `settings.seed`; all rows by default.
         progress: called after each epoch.
+        report: called while token states are made.
         group: the worker processes that call this function together; the first one saves the run. See
             `train_with_workers` for an easier way.
 
@@ -125,11 +139,11 @@ def train_head(
     if group.size > 1:
         check_parallel(kind)
     shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
-    asked = view or (LEXICAL if kind == LEXICAL else settings.features.views[0])
+    asked = view or {LEXICAL: LEXICAL, ATTENTIVE: DEPTH}.get(kind, settings.features.views[0])
     words = LEXICAL in split_view(asked)
     if words and group.size > 1:
         raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
-    data = load_data(settings, [asked], group)
+    data = _load_states(settings, asked, report) if kind == ATTENTIVE else load_data(settings, [asked], group)
     _check_agreed(group, settings, kind, asked, data)
     whole = data.features[asked]["train"]
     drawn = None if rows_per_class is None else draw_per_class(whole.y, rows_per_class, settings.seed)
@@ -143,10 +157,8 @@ def train_head(
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
-    fit = solve(
-        train, validation, len(whole.label_names), head,
-        seed=settings.seed, on_epoch=progress, **shared,
-    )  # fmt: skip
+    classes, options = len(whole.label_names), {"seed": settings.seed, "on_epoch": progress, **shared}
+    fit = solve(train, validation, classes, head, **options)
     seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
@@ -239,6 +251,14 @@ def _parts(
     return divide(validation, settings.abstention, leaked)
 
 
+def _load_states(settings: Settings, view: str, report: OnProgress | None) -> CachedSplits:
+    """The splits as token states; see `read_states`."""
+    found = read_states(settings, view, report)
+    by_view, leaks = {view: found.features}, find_leaks(settings, found.hashes, found.splits)
+    pairs, parts = found.splits["train"].has_pairs, _parts(settings, by_view, leaks)
+    return CachedSplits({}, by_view, pairs=pairs, leaks=leaks, parts=parts, states=found.sources)
+
+
 def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
     """The words of the source's texts; no backbone runs, and nothing is cached."""
     splits = read_splits(settings)
@@ -280,9 +300,8 @@ def save_fit(
         sweep: the sweep that the head is the best of.
         costs: see `Head.costs`.
     """
-    features, files = data.features[view], data.files
+    features, sources = data.features[view], data.sources
     heads = _finished_heads(settings, kind, data, view, fit, costs)
-    made = {split: file.record.made for split, file in files.items()}
     rows = {split: len(part.y) for split, part in features.items()}
     x, task = features["train"].x, task_of(features["train"].y)
     head = number_settings(settings.head) if task == REGRESSION else settings.head.with_choice
@@ -298,15 +317,18 @@ def save_fit(
         parameters=fit.best.parameters,
         rows=rows,
         pairs=data.pairs,
-        truncated={split: file.truncated for split, file in files.items()},
-        unknown_tokens={split: each.unknown_tokens for split, each in made.items()},
-        extraction_seconds=sum(part.seconds or 0.0 for part in made.values()),
+        truncated={split: each.truncated for split, each in sources.items()},
+        unknown_tokens={split: each.unknown_tokens for split, each in sources.items()},
+        extraction_seconds=sum(each.seconds for each in sources.values()),
         bytes_cached=sum(rows.values()) * (x.nbytes // len(x)),
-        caches={split: CacheReference(str(file.path), file.fingerprint) for split, file in files.items()},
+        caches={split: each.cache for split, each in sources.items() if each.cache},
         sweep=sweep,
         view_shares=view_shares(fit.best, features["validation"].x, features["validation"].view),
     )
-    commit = made["train"].commit if made else None
+    best, _ = heads["head"]
+    if best.abstention:  # a distance is of vectors
+        features = {name: best.pooled_features(part) for name, part in features.items()}
+    commit = sources["train"].commit if sources else None
     return save_trained(settings, training, heads, features, data.leaks, commit=commit)
 
 
@@ -327,9 +349,8 @@ def _finished_heads(
     heads = {name: calibrate(scorer, chosen, kind, costs) for name, scorer in scorers.items()}
     if data.parts:
         best, calibration = heads["head"]
-        best = with_abstention(
-            best, settings.abstention, features["train"], features["validation"], data.parts, settings.seed
-        )
+        train, validation = (best.pooled_features(features[name]) for name in ("train", "validation"))
+        best = with_abstention(best, settings.abstention, train, validation, data.parts, settings.seed)
         heads["head"] = (best, calibration)
     return {**heads}
 

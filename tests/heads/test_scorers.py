@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import featcache.heads.scorers
 from featcache.errors import HeadError
-from featcache.heads.scorers import METRICS, SCORERS, Linear, Mlp, Neighbours, Scorer
+from featcache.heads.scorers import METRICS, SCORERS, Attentive, Linear, Mlp, Neighbours, Scorer
 from tests.support.feature_rows import clusters, standardised, tagged
 
 draw = np.random.default_rng(7)
@@ -270,7 +270,7 @@ def test_from_tensors_ignores_other_tensors() -> None:
 
 
 def test_scorers_has_each_kind_by_its_name() -> None:
-    assert dict(SCORERS) == {"linear": Linear, "mlp": Mlp, "neighbours": Neighbours}
+    assert list(SCORERS.values()) == [Linear, Mlp, Neighbours, Attentive]  # files have their places
 
 
 @pytest.mark.parametrize(

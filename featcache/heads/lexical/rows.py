@@ -38,7 +38,7 @@ class WordRows:
     @property
     def nbytes(self) -> int:
         """Of the features of a backbone: words are counted when they are needed."""
-        return 0 if self.dense is None else self.dense.size * self.dense.dtype.itemsize
+        return 0 if self.dense is None else self.dense.nbytes
 
     def __len__(self) -> int:
         return int(self.words.shape[0])

@@ -1,0 +1,222 @@
+"""Training of the attentive head: AdamW over packed batches, the best epoch by validation kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from featcache.backbone.token_rows import TokenRows
+from featcache.errors import HeadError, UsageError
+from featcache.heads.features import LabelledFeatures, fixed_logits
+from featcache.heads.fit import (
+    Epoch,
+    Fit,
+    OnEpoch,
+    TrainingHistory,
+    check_settings,
+    divergence,
+    schedule_factor,
+)
+from featcache.heads.mlp import loss_of_rows, score_rows
+from featcache.heads.scorers import Attentive
+from featcache.settings import HeadSettings
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLED = 1000  # train texts whose tokens the states are standardised by
+FIRST = 0.02  # deviation of the first queries, of standardised states
+
+
+def fit_attentive(
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    seed: int = 0,
+    on_epoch: OnEpoch | None = None,
+) -> Fit:
+    """Queries and a linear layer on what they pool, trained together by AdamW (arXiv:1711.05101).
+
+    States are standardised by the tokens of some train texts; that is folded into queries and weights. As in
+    the mlp head, only labels that train rows can teach are trained. torch's own random state is neither
+    read nor changed.
+
+    Args:
+        train, validation: `TokenRows` with labels.
+        settings: `queries`, `passes`, and of what the mlp head reads all but its layer.
+
+    Raises:
+        HeadError: rows no head can be trained on, more queries than numbers in a state, a loss that diverges.
+        UsageError: features that are no token states.
+    """
+    check_settings(settings)
+    _check(train, validation, settings)
+    training = _AttentiveTraining(train, classes, settings, seed)
+    history = TrainingHistory[Attentive](settings.patience)
+    for number in range(1, settings.passes + 1):
+        seen = training.epoch()
+        scorer = training.network.scorer()
+        if not all(np.isfinite(part).all() for part in scorer.tensors().values()):
+            raise divergence(number)
+        line = Epoch(number, *seen, *score_rows(scorer, validation))
+        history.add(line, lambda scorer=scorer: scorer)  # type: ignore[misc]
+        if history.diverged:
+            raise divergence(number)
+        if on_epoch:
+            on_epoch(line)
+        if history.stopped:
+            break
+    return history.fit(lambda scorer: scorer)
+
+
+def _check(train: LabelledFeatures, validation: LabelledFeatures, settings: HeadSettings) -> None:
+    if not isinstance(train.x, TokenRows) or not isinstance(validation.x, TokenRows):
+        raise UsageError(
+            "the attentive head reads token states, not features",
+            hint="featcache train-head --head attentive",
+        )
+    if settings.queries > train.x.width:
+        raise HeadError(
+            f"{settings.queries} queries for states of {train.x.width} numbers: each averages some of them",
+            hint=f"use --queries {train.x.width} or fewer",
+        )
+    if (train.y == train.y[0]).all():
+        raise HeadError("the train labels hold a single class; there is nothing to learn")
+
+
+class _AttentiveTraining:
+    """The network with its optimizer and loss."""
+
+    def __init__(self, train: LabelledFeatures, classes: int, settings: HeadSettings, seed: int) -> None:
+        import torch
+
+        from featcache.heads.stack_loss import class_weights
+
+        self.train, self.settings, self.done = train, settings, 0
+        self.network = _LearnedPooling(train.x, fixed_logits(train.y, classes), settings.queries, seed)
+        balanced = settings.class_weight != "none"
+        weights = class_weights(train.y, classes, settings.class_weight).numpy() if balanced else None
+        self.loss = loss_of_rows(train.y, self.network.seen, settings.label_smoothing, weights)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters, weight_decay=settings.weight_decay, fused=True
+        )
+
+    def epoch(self) -> tuple[float, float]:
+        """All rows once; their mean loss and accuracy, each row before its own step."""
+        settings, count = self.settings, len(self.train.y)
+        total = settings.passes * -(-count // settings.batch_size)
+        lost, right = 0.0, 0
+        for step in self.network.steps(self.train, settings.batch_size):
+            factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
+            self.optimizer.param_groups[0]["lr"] = settings.lr * factor
+            self.optimizer.zero_grad()
+            logits = self.network.logits(self.train.x, step.rows)
+            loss = self.loss(logits, step.labels, step.weights)
+            loss.backward()
+            self.optimizer.step()
+            self.done += 1
+            lost += float(loss.detach()) * len(step.rows)
+            right += step.right(logits.detach())
+        return lost / count, right / count
+
+
+class _TextStep(NamedTuple):
+    """The texts of a step, longest first: their rows, labels among those seen, and weights."""
+
+    rows: np.ndarray
+    labels: torch.Tensor
+    weights: torch.Tensor | None
+
+    def right(self, logits: torch.Tensor) -> int:
+        """How many rows have all their labels right."""
+        if self.labels.dim() == 1:
+            return int((logits.argmax(1) == self.labels).sum())
+        return int(((logits >= 0) == self.labels.bool()).all(1).sum())
+
+
+class _LearnedPooling:
+    """What is learnt, while it is trained: of standardised states, for labels that can be learnt."""
+
+    def __init__(self, x: Any, fixed: np.ndarray, queries: int, seed: int) -> None:
+        import torch
+
+        self.fixed, self.seen = fixed, np.flatnonzero(fixed == 0)
+        self.dice = np.random.default_rng(seed % 2**64)
+        self.device = torch.device(x.device)
+        layers, width = len(x.layers), x.width
+        self.mean, self.scale = self._standard(x)  # float32 `[L, H]`
+
+        def parameter(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values.astype(np.float32)).to(self.device).requires_grad_()
+
+        self.queries = parameter(self.dice.normal(0, FIRST, (layers, queries, width)))
+        self.weight = parameter(np.zeros((len(self.seen), layers * width)))
+        self.bias = parameter(np.zeros(len(self.seen)))
+
+    def _standard(self, x: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the states of some texts at each layer, one text at a time."""
+        import torch
+
+        rows = self.dice.permutation(len(x))[:SAMPLED]
+        count, sums, squares = 0, *torch.zeros(2, len(x.layers), x.width, dtype=torch.float64)
+        for row in rows:
+            states = torch.stack([part.cpu().double() for part in x.batch(np.array([row]))[0]])
+            count, sums, squares = count + states.shape[1], sums + states.sum(1), squares + (states**2).sum(1)
+        mean = sums / count
+        deviation = (squares / count - mean**2).clamp_min(0).sqrt()
+        constant = deviation <= 1e-6 * mean.abs()
+        scale = torch.where(constant, 1.0, deviation)
+        return mean.float().to(self.device), scale.float().to(self.device)
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        return [self.queries, self.weight, self.bias]
+
+    def steps(self, train: LabelledFeatures, size: int) -> Iterator[_TextStep]:
+        """One epoch in a new order."""
+        import torch
+
+        y, lengths = train.y, train.x.lengths  # type: ignore[attr-defined]
+        order = self.dice.permutation(len(y))
+        for first in range(0, len(y), size):
+            rows = order[first : first + size]
+            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+            if y.ndim == 1:
+                labels = torch.from_numpy(np.searchsorted(self.seen, y[rows]))
+            else:
+                labels = torch.from_numpy(y[rows][:, self.seen].astype(np.float32))
+            weights = None
+            if train.weight is not None:
+                weights = torch.tensor(train.weight[rows], dtype=torch.float32)
+            yield _TextStep(rows, labels, weights)
+
+    def logits(self, x: Any, rows: np.ndarray) -> torch.Tensor:
+        """Of some texts, for the labels that can be learnt; on the CPU."""
+        import torch
+
+        from featcache.backbone.attentive import Attention
+
+        states, layout = x.batch(rows)
+        queries = self.queries / self.scale[:, None]
+        parts = [
+            Attention(*learned).pool(part, layout)
+            for learned, part in zip(zip(queries, self.mean, strict=True), states, strict=True)
+        ]
+        pooled = torch.cat(parts, 1) / self.scale.flatten()
+        return torch.nn.functional.linear(pooled, self.weight, self.bias).cpu()
+
+    def scorer(self) -> Attentive:
+        """A copy, for states as they are and all labels."""
+        import torch
+
+        with torch.no_grad():
+            queries = (self.queries / self.scale[:, None]).cpu().numpy()
+            weight = (self.weight / self.scale.flatten()).cpu().numpy()
+        every = np.zeros((len(self.fixed), weight.shape[1]), np.float32)
+        bias = self.fixed.astype(np.float32)
+        every[self.seen], bias[self.seen] = weight, self.bias.detach().cpu().numpy()
+        return Attentive(queries, self.mean.cpu().numpy(), every, bias)
