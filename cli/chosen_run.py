@@ -72,8 +72,9 @@ def choose(args: argparse.Namespace) -> Run:
 
     chosen = choose_run(Path(settings_of(args).paths.reports_dir), args.run_name)
     if args.run_name is None:
-        accuracy = chosen.metric("validation", "accuracy", clean=True)
-        note(f"using {chosen.name} (best by validation: accuracy {accuracy:.4f})", quiet=args.quiet)
+        by, name = ("RMSE", "rmse") if chosen.record.numbers else ("accuracy", "accuracy")
+        found = chosen.metric("validation", name, clean=True)
+        note(f"using {chosen.name} (best by validation: {by} {found:.4f})", quiet=args.quiet)
     return chosen
 
 

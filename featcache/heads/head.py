@@ -228,6 +228,8 @@ class Head:
         Raises:
             HeadError: it was trained without a level, or its validation rows do not support this one.
         """
+        if self.numbers is not None:
+            raise HeadError(f"{asked.flag} is about classes, and this head predicts numbers")
         if self.abstention is None:
             raise HeadError(
                 f"{asked.flag}: this head was trained to answer always",

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,14 @@ import numpy as np
 from featcache.backbone.tokens.unknown_tokens import MOST
 from featcache.data.formats.encodings import NAME_IT
 from featcache.data.formats.open import RowBatch, RowFile
-from featcache.data.formats.write import OutputForm, RowAbstentions, RowPredictions, Writer
+from featcache.data.formats.write import (
+    NumberWriter,
+    OutputForm,
+    RowAbstentions,
+    RowNumbers,
+    RowPredictions,
+    Writer,
+)
 from featcache.errors import BadRow, SourceError, UsageError
 from featcache.fingerprint import fingerprint
 from featcache.prediction.journal import (
@@ -60,7 +67,7 @@ class LabelledFile:
         truncated: texts that were longer than the longest length and were truncated.
         resumed: rows that an earlier call had done.
         tokens: encoded in this call.
-        counts: rows by predicted label; a row of a multi-label head counts for each.
+        counts: rows by predicted label; a row of a multi-label head counts for each. Empty for numbers.
         bad_path: JSON lines, an `UnlabelledRow` each; None where every row has a label.
         first_bad: the first few of these rows.
         changed_cells: written with a `'` in front in this call, see `OutputForm.raw_cells`.
@@ -97,8 +104,9 @@ def predict_file(
 
     Added are `prediction` (of a multi-label head a list), `probability` of it, `probability:NAME` for each
     label and `truncated`; of a head that may give no answer `abstained`, `out_of_scope` and `reason`, and no
-    `prediction` where it gives none. A row whose text cannot be used stays in the file without them; one that
-    cannot be parsed is in the list of bad rows alone.
+    `prediction` where it gives none. Of a head that predicts numbers `prediction`, the ends of its interval
+    `prediction_low` and `prediction_high` (empty for a head without one), and `truncated`. A row whose text
+    cannot be used stays in the file without them; one that cannot be parsed is in the list of bad rows alone.
 
     Args:
         rows: just opened.
@@ -141,6 +149,8 @@ def predict_file(
 
 def _writer(predictor: Predictor, rows: RowFile, form: OutputForm) -> Writer:
     head = predictor.head
+    if head.numbers is not None:
+        return NumberWriter(form, rows)
     return Writer(
         form, rows, head.label_names, several=head.multi_label, abstains=head.abstention is not None
     )  # fmt: skip
@@ -299,6 +309,12 @@ class _FilePredictor:
 
     def _row_predictions(self, places: np.ndarray, answers: Answers, unknown: int) -> RowPredictions:
         """What is written of some answers."""
+        if (scale := self.predictor.head.numbers) is not None and answers.numbers is not None:
+            found = RowNumbers(answers.numbers, *scale.ends(answers.numbers))
+            return RowPredictions(
+                places, [[repr(one)] for one in answers.numbers.tolist()], np.zeros(len(places)),
+                answers.probabilities, answers.truncated, mostly_unknown=unknown, numbers=found,
+            )  # fmt: skip
         shares, head, held = answers.probabilities, self.predictor.head, None
         chosen = [self.predictor.chosen(row) for row in shares]
         own = [row[one].min() if one else row.max() for row, one in zip(shares, chosen, strict=True)]
@@ -343,6 +359,7 @@ def _head_hash(predictor: Predictor) -> str:
     facts += [] if head.costs is None else [head.costs.tolist()]
     if head.abstention:
         facts.append(head.abstention.document())
+    facts += [] if head.numbers is None else [asdict(head.numbers)]
     digest.update(json.dumps(facts).encode())
     for name, part in sorted(head.scorer.tensors().items()):
         digest.update(name.encode() + np.ascontiguousarray(part).tobytes())

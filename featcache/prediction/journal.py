@@ -174,7 +174,8 @@ class Journal:
         )
         written, bad_written = log.write(self.writer.batch(batch, predictions)), bad_log.write(bad)
         counts, held = dict(self.state.counts), predictions.abstentions
-        for label in itertools.chain.from_iterable(predictions.labels):
+        labels = predictions.labels if predictions.numbers is None else []
+        for label in itertools.chain.from_iterable(labels):
             counts[label] = counts.get(label, 0) + 1
         self.state = replace(
             self.state,

@@ -58,18 +58,37 @@ class Prediction:
     out_of_scope: float | None = None
 
 
+@dataclass(frozen=True)
+class NumberPrediction:
+    """The number that a head predicts for one text.
+
+    Attributes:
+        low, high: ends of the interval around it, see `PredictionInterval`; None for a head without one.
+        truncated, unknown_tokens: see `Prediction`.
+    """
+
+    text: str
+    number: float
+    low: float | None = None
+    high: float | None = None
+    truncated: bool = False
+    unknown_tokens: float = 0.0
+
+
 class Answers(NamedTuple):
     """What a head says of some texts.
 
     Attributes:
-        probabilities: float64 `[N, C]`.
+        probabilities: float64 `[N, C]`; `[N, 0]` of numbers.
         truncated: bool `[N]`.
         judgement: which of them have an answer; None for a head that always answers.
+        numbers: float64 `[N]`; None of labels.
     """
 
     probabilities: np.ndarray
     truncated: np.ndarray
     judgement: Judgement | None
+    numbers: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,15 +206,23 @@ class Predictor:
         """float64 `[N, C]`, columns in the order of `label_names`.
 
         Raises:
+            HeadError: the head predicts numbers.
             SourceError: an empty text, one that is no string or no valid Unicode; names its place.
         """
+        self._check_labels()
         prepared = self._prepared(texts, pairs)
         if prepared is None:
             return np.zeros((0, len(self.label_names)))
         return self.answer(prepared).probabilities
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """The most probable label of each text, with all probabilities."""
+        """The most probable label of each text, with all probabilities.
+
+        Raises:
+            HeadError: the head predicts numbers.
+            SourceError: as `predict_proba`.
+        """
+        self._check_labels()
         prepared = self._prepared(texts, pairs)
         if prepared is None:
             return []
@@ -204,6 +231,34 @@ class Predictor:
             self._prediction(text, number, answers, float(unknown))
             for number, (text, unknown) in enumerate(zip(texts, prepared.unknown_shares, strict=True))
         ]
+
+    def predict_numbers(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[NumberPrediction]:
+        """The number of each text, with its interval.
+
+        Raises:
+            HeadError: the head predicts labels.
+            SourceError: as `predict_proba`.
+        """
+        if self.head.numbers is None:
+            raise HeadError("this head predicts labels, and no numbers", hint="use predict")
+        prepared = self._prepared(texts, pairs)
+        if prepared is None:
+            return []
+        answers = self.answer(prepared)
+        assert answers.numbers is not None
+        low, high = self.head.numbers.ends(answers.numbers)
+        columns = [
+            each.tolist() for each in (answers.numbers, low, high, answers.truncated, prepared.unknown_shares)
+        ]
+        return [NumberPrediction(text, *row) for text, *row in zip(texts, *columns, strict=True)]
+
+    def predict_any(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[Prediction] | list[NumberPrediction]:
+        """What the head predicts, labels or numbers."""
+        return (self.predict if self.head.numbers is None else self.predict_numbers)(texts, pairs)
 
     def chosen(self, row: np.ndarray) -> list[int]:
         """Numbers of the labels that are predicted at the probabilities `[C]` of one text."""
@@ -232,8 +287,15 @@ class Predictor:
         elif progress is not None:
             progress(prepared.count, 0)
         x = self.head.rows(features, prepared.words)
+        if self.head.numbers is not None:
+            none = np.zeros((prepared.count, 0))
+            return Answers(none, truncated, None, self.head.predict_numbers(x))
         shares = self.head.predict_proba(x)
         return Answers(shares, truncated, self.head.judge(shares, x))
+
+    def _check_labels(self) -> None:
+        if self.head.numbers is not None:
+            raise HeadError("this head predicts numbers, and no labels", hint="use predict_numbers")
 
     def _prediction(self, text: str, number: int, answers: Answers, unknown: float) -> Prediction:
         """The answer for one text, the `number`-th."""

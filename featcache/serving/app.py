@@ -30,7 +30,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from featcache.errors import FeatcacheError, HeadError, SourceError
-from featcache.prediction.predictor import Prediction, Predictor
+from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
+from featcache.serving.answers import Answer, PredictAnswer, PredictAnswers, answer_of
 from featcache.serving.batcher import Batcher, DeadlinePassed, QueueFull, QueueStopping
 from featcache.system.text import check_text
 
@@ -96,45 +97,6 @@ class PredictRequest(BaseModel):
         return self.texts or [], self.pairs
 
 
-class PredictAnswer(BaseModel):
-    """The prediction for one text."""
-
-    label: str = Field(description="the most probable one; of a multi-label head all predicted ones")
-    labels: list[str]
-    probability: float
-    probabilities: dict[str, float] = Field(description="by label, most probable first")
-    truncated: bool = Field(description="the text was longer than the longest length and was truncated")
-    unknown_tokens: float = Field(description="share of its tokens that the model's vocabulary does not have")
-    abstained: bool = Field(description="the head gives no answer: there is no label")
-    reason: str | None = Field(description="why there is no answer")
-    out_of_scope: float | None = Field(
-        description="share of the validation texts that are nearer to the train texts; null for a head that "
-        "always answers"
-    )
-
-    @classmethod
-    def of(cls, prediction: Prediction, top_k: int | None) -> PredictAnswer:
-        """One prediction, with the `top_k` most probable labels."""
-        ordered = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
-        return cls(
-            label=prediction.label,
-            labels=list(prediction.labels),
-            probability=prediction.probability,
-            probabilities=dict(ordered[:top_k]),
-            truncated=prediction.truncated,
-            unknown_tokens=prediction.unknown_tokens,
-            abstained=prediction.abstained,
-            reason=prediction.reason,
-            out_of_scope=prediction.out_of_scope,
-        )
-
-
-class PredictAnswers(BaseModel):
-    """The predictions for several texts, in their order."""
-
-    predictions: list[PredictAnswer]
-
-
 class Refused(Exception):
     """A request that is answered with an error status and a message."""
 
@@ -172,7 +134,7 @@ class Service:
             title="featcache", summary="labels for texts", docs_url=None, redoc_url=None,
             lifespan=self._lifespan,
         )  # fmt: skip
-        responses: dict[int | str, dict[str, Any]] = {200: {"model": PredictAnswer | PredictAnswers}}
+        responses: dict[int | str, dict[str, Any]] = {200: {"model": Answer | PredictAnswers}}
         responses |= {code: {"description": text} for code, text in STATUSES.items()}
         content = {"application/json": {"schema": PredictRequest.model_json_schema()}}
         app.add_api_route(
@@ -224,8 +186,8 @@ class Service:
         finally:
             self.requests.labels(str(status)).inc()
             self.seconds.observe(time.monotonic() - began)
-        self.abstained.inc(sum(one.abstained for one in predictions))
-        answers = [PredictAnswer.of(one, asked.top_k) for one in predictions]
+        answers = [answer_of(one, asked.top_k) for one in predictions]
+        self.abstained.inc(sum(isinstance(one, PredictAnswer) and one.abstained for one in answers))
         answer = answers[0] if asked.text is not None else PredictAnswers(predictions=answers)
         return JSONResponse(answer.model_dump())
 
@@ -280,7 +242,9 @@ class Service:
             raise Refused(422, error.what, error.hint) from None
         return asked
 
-    async def _answers(self, asked: PredictRequest, deadline: float) -> list[Prediction]:
+    async def _answers(
+        self, asked: PredictRequest, deadline: float
+    ) -> list[Prediction] | list[NumberPrediction]:
         try:
             return await asyncio.wrap_future(self.batcher.submit(*asked.all_texts, deadline))
         except QueueFull as full:
@@ -301,11 +265,14 @@ class Service:
     async def info(self) -> Response:
         """The run, its labels and the limits of a request."""
         encoder, held = self.predictor.encoder, self.predictor.head.abstention
+        numbers = self.predictor.head.numbers
         return JSONResponse(
             {
                 **asdict(self.about),
                 "labels": list(self.predictor.label_names),
                 "multi_label": self.predictor.head.multi_label,
+                "task": self.predictor.head.task,
+                "interval": asdict(numbers.interval) if numbers and numbers.interval else None,
                 "pairs": self.predictor.pairs,
                 "view": self.predictor.head.view,
                 "model": encoder.backbone.files.name if encoder else None,

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from featcache.errors import FeatcacheError
-from featcache.prediction.predictor import Prediction, Predictor
+from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
 
 BATCH_TEXTS = 256  # in one call of the model, unless one request has more
 
@@ -42,7 +42,7 @@ class _QueuedRequest:
     texts: Sequence[str]
     pairs: Sequence[str] | None
     deadline: float
-    answer: Future[list[Prediction]] = field(default_factory=Future)
+    answer: Future[list[Prediction] | list[NumberPrediction]] = field(default_factory=Future)
 
 
 class Batcher:
@@ -71,7 +71,7 @@ class Batcher:
 
     def submit(
         self, texts: Sequence[str], pairs: Sequence[str] | None, deadline: float
-    ) -> Future[list[Prediction]]:
+    ) -> Future[list[Prediction] | list[NumberPrediction]]:
         """Queue N checked texts; the future gets N predictions, or the error that these texts cause.
 
         Args:
@@ -139,7 +139,8 @@ class Batcher:
         if requests[0].pairs is not None:
             pairs = [pair for request in requests for pair in request.pairs or ()]
         try:
-            found = self.predictor.predict([text for request in requests for text in request.texts], pairs)
+            texts = [text for request in requests for text in request.texts]
+            found = self.predictor.predict_any(texts, pairs)
         except Exception as error:
             for request in requests:
                 if len(requests) > 1 and isinstance(error, FeatcacheError):

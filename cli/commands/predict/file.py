@@ -223,7 +223,8 @@ def show(made: LabelledFile) -> None:
         shown.add_row(Text(label), f"{count:,}", f"{count / max(labelled, 1):.1%}")
     if made.abstained is not None:
         shown.add_row(Text("no answer", style="italic"), f"{held:,}", f"{held / max(labelled, 1):.1%}")
-    console.print(shown)
+    if shown.row_count:  # numbers are not counted
+        console.print(shown)
     if len(ordered) > SHOWN_LABELS:
         console.print(f"and {len(ordered) - SHOWN_LABELS} more labels")
     if not made.rows:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ HISTORY_LINES = 1000
 BARS = 10  # labels shown for a text typed
 
 if TYPE_CHECKING:
-    from featcache.prediction.predictor import Prediction, Predictor
+    from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
 
 
 def add(commands: Commands) -> None:
@@ -72,22 +73,23 @@ def run(args: argparse.Namespace) -> int:
         check_text(text, f"text {number}")
     predictor = load(args, choose(args))
     predictor.check_pairs(bool(args.pair))
+    if predictor.head.numbers is not None and (args.explain or args.top_k):
+        flag = "--explain" if args.explain else "--top-k"
+        raise UsageError(f"{flag} is about labels, and this head predicts numbers", hint="leave it away")
     if args.texts and args.explain:
         _explain(predictor, args)
     elif args.texts:
-        _show(predictor.predict(args.texts, args.pair), args)
+        _show(predictor.predict_any(args.texts, args.pair), args)
     elif sys.stdin.isatty():
         _interactive(predictor, args)
     else:
         lines = [line.rstrip("\r\n") for line in sys.stdin]
-        _show(predictor.predict([line for line in lines if line.strip()]), args)
+        _show(predictor.predict_any([line for line in lines if line.strip()]), args)
     return 0
 
 
 def _explain(predictor: Predictor, args: argparse.Namespace) -> None:
     """Label the texts given, and show the words that decided."""
-    from dataclasses import asdict
-
     predictions = predictor.predict(args.texts, args.pair)
     found = explain.explanations(predictor, predictions, args.pair)
     if args.json:
@@ -104,7 +106,7 @@ def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
         while (text := _ask()).strip() not in ("q", "Q"):
             if text.strip():
                 try:
-                    _show(predictor.predict([text]), args, alone=True)
+                    _show(predictor.predict_any([text]), args, alone=True)
                 except FeatcacheError as error:
                     print_error(error)
 
@@ -152,25 +154,32 @@ def _ask() -> str:
         return "q"
 
 
-def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: bool = False) -> None:
+def _show(
+    predictions: list[Prediction] | list[NumberPrediction], args: argparse.Namespace, *, alone: bool = False
+) -> None:
     """JSON, a line a text off a terminal, bars for a text typed, else a table."""
     from featcache.backbone.tokens.unknown_tokens import MOST, mostly_unknown_text
+    from featcache.prediction.predictor import Prediction
 
+    labels = [one for one in predictions if isinstance(one, Prediction)]
+    numbers = [one for one in predictions if not isinstance(one, Prediction)]
     if args.json:
-        print_json([record(prediction, args.top_k) for prediction in predictions])
+        print_json([*(record(one, args.top_k) for one in labels), *map(asdict, numbers)])
         return
-    if not out().is_terminal:
-        for prediction in predictions:
+    if numbers:
+        _show_numbers(numbers)
+    elif not out().is_terminal:
+        for prediction in labels:
             label, text = one_line(prediction.label), one_line(prediction.text)
             print(label, f"{prediction.probability:.4f}", text, sep="\t")
-        if held := sum(prediction.abstained for prediction in predictions):
+        if held := sum(prediction.abstained for prediction in labels):
             note(f"{held} of {len(predictions)} texts have no answer; --json says why", quiet=args.quiet)
     elif alone:
-        if predictions[0].reason:
-            out().print(predictions[0].reason, style="bold yellow")
-        _print_bars(_top(predictions[0], args.top_k or BARS))
+        if labels[0].reason:
+            out().print(labels[0].reason, style="bold yellow")
+        _print_bars(_top(labels[0], args.top_k or BARS))
     else:
-        show_table(predictions, args.top_k)
+        show_table(labels, args.top_k)
     truncated = sum(prediction.truncated for prediction in predictions)
     if truncated:
         note(
@@ -180,6 +189,22 @@ def _show(predictions: list[Prediction], args: argparse.Namespace, *, alone: boo
     unknown = sum(prediction.unknown_tokens >= MOST for prediction in predictions)
     if unknown:
         note(mostly_unknown_text(unknown, len(predictions)), quiet=args.quiet)
+
+
+def _show_numbers(predictions: list[NumberPrediction]) -> None:
+    """A table on a terminal, else a line a text: number, ends of its interval (or nothing), text."""
+    rows = [
+        [f"{one.number:.6g}", *("" if end is None else f"{end:.6g}" for end in (one.low, one.high))]
+        for one in predictions
+    ]
+    if not out().is_terminal:
+        for one, cells in zip(predictions, rows, strict=True):
+            print(*cells, one_line(one.text), sep="\t")
+        return
+    shown = table(">number", ">from", ">to", "text")
+    for one, cells in zip(predictions, rows, strict=True):
+        shown.add_row(*cells, one.text)
+    out().print(shown)
 
 
 def record(prediction: Prediction, top_k: int | None) -> dict[str, Any]:

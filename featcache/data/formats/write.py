@@ -66,6 +66,20 @@ class RowAbstentions:
 
 
 @dataclass(frozen=True)
+class RowNumbers:
+    """The numbers that a head predicts for M rows.
+
+    Attributes:
+        values: float64 `[M]`.
+        low, high: ends of their intervals, `[M]`; of None for a head without intervals.
+    """
+
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
 class RowPredictions:
     """What the head predicts for the usable rows of a batch.
 
@@ -78,6 +92,8 @@ class RowPredictions:
         truncated: bool `[M]`.
         mostly_unknown: how many of the texts are mostly unknown to the model's vocabulary.
         abstentions: None for a head that always answers.
+        numbers: predicted numbers and the ends of their intervals; None of labels. `labels` then has the
+            number of each row as a text, and there are no probabilities.
     """
 
     places: np.ndarray
@@ -87,6 +103,7 @@ class RowPredictions:
     truncated: np.ndarray
     mostly_unknown: int = 0
     abstentions: RowAbstentions | None = None
+    numbers: RowNumbers | None = None
 
 
 class Writer:
@@ -111,16 +128,24 @@ class Writer:
         self.names, self.raw_cells, self.changed = names, form.raw_cells, 0
         self.array = form.kind == "json" and rows.array
         self._end = b",\n" if self.array else b"\n"  # of a row
-        self.added = [
-            form.prefix + name
-            for name in (
-                "prediction", "probability", *(f"probability:{name}" for name in names), "truncated",
-                *(ABSTENTION if abstains else ()),
-            )
-        ]  # fmt: skip
+        self.added = [form.prefix + name for name in self._added_names()]
         taken = sorted(set(self.added) & set(rows.columns))
         if taken and form.kind != "txt":
             raise UsageError(f"{rows.name} has a column {taken[0]!r} already", hint=_OTHER_NAMES)
+
+    def _added_names(self) -> list[str]:
+        """Names of the added columns."""
+        shares = (f"probability:{name}" for name in self.names)
+        return ["prediction", "probability", *shares, "truncated", *(ABSTENTION if self.abstains else ())]
+
+    def _added_types(self) -> list[pa.DataType]:
+        """Types of the added columns in a parquet file."""
+        import pyarrow as pa
+
+        text = pa.large_string()
+        types = [pa.list_(text) if self.several else text]
+        types += [pa.float64()] * (1 + len(self.names)) + [pa.bool_()]
+        return types + ([pa.bool_(), pa.float64(), text] if self.abstains else [])
 
     def head(self) -> bytes:
         """What comes before the first row."""
@@ -237,11 +262,7 @@ class Writer:
         import pyarrow as pa
 
         own = self.rows.schema or pa.schema([(name, pa.large_string()) for name in self.rows.columns])
-        text = pa.large_string()
-        kinds = [pa.list_(text) if self.several else text]
-        kinds += [pa.float64()] * (1 + len(self.names)) + [pa.bool_()]
-        kinds += [pa.bool_(), pa.float64(), text] if self.abstains else []
-        fields = [pa.field(name, kind) for name, kind in zip(self.added, kinds, strict=True)]
+        fields = [pa.field(name, kind) for name, kind in zip(self.added, self._added_types(), strict=True)]
         return pa.schema([*own, *fields], metadata=own.metadata)
 
     def _message(self, batch: RowBatch, predictions: RowPredictions) -> bytes:
@@ -286,6 +307,28 @@ class Writer:
             if held:
                 writer.write_table(pa.concat_tables(held), row_group_size=max(rows, 1))
         return target
+
+
+class NumberWriter(Writer):
+    """As `Writer`, of a head that predicts numbers."""
+
+    def __init__(self, form: OutputForm, rows: RowFile) -> None:
+        super().__init__(form, rows, (), several=False)
+
+    def _added_names(self) -> list[str]:
+        return ["prediction", "prediction_low", "prediction_high", "truncated"]
+
+    def _added_types(self) -> list[pa.DataType]:
+        import pyarrow as pa
+
+        return [pa.float64()] * 3 + [pa.bool_()]
+
+    def _added_values(self, predictions: RowPredictions, digits: int) -> dict[int, list[Any]]:
+        if (found := predictions.numbers) is None:  # no row of the batch can be used
+            return {}
+        columns = (found.values, found.low, found.high, predictions.truncated)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return dict(zip(predictions.places.tolist(), map(list, rows), strict=True))
 
 
 def _labels(batch: RowBatch, predictions: RowPredictions) -> bytes:

@@ -104,6 +104,13 @@ class NumberScale:
         """Logits `[N, 1]` -> float64 `[N]`."""
         return self.mean + self.deviation * logits[:, 0].astype(np.float64)
 
+    def ends(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the interval around numbers `[N]`; of Nones for a head without an interval."""
+        if self.interval is None:
+            none = np.full(len(numbers), None)
+            return none, none
+        return numbers - self.interval.half_width, numbers + self.interval.half_width
+
     def logits(self, y: np.ndarray) -> np.ndarray:
         """Labels float64 `[N]` as a solver learns them: mean 0 and deviation 1 over train."""
         return np.asarray((y - self.mean) / self.deviation)

@@ -15,13 +15,16 @@ function show(...parts) {
   byId("answer").replaceChildren(...parts);
 }
 
+const isNumber = (found) => found.number !== undefined;
+
 function title(found) {
+  if (isNumber(found)) return String(+found.number.toPrecision(6));
   return found.abstained ? "No answer" : found.label || "(no label)";
 }
 
 function showAnswer(found) {
   const bars = made("div", undefined, "bars");
-  for (const [name, share] of Object.entries(found.probabilities)) {
+  for (const [name, share] of Object.entries(found.probabilities || {})) {
     const bar = made("progress");
     bar.max = 1;
     bar.value = share;
@@ -30,6 +33,9 @@ function showAnswer(found) {
   }
   const parts = [made("p", title(found), "label")];
   if (found.abstained) parts.push(made("p", found.reason, "held"));
+  if (isNumber(found) && found.low !== null) {
+    parts.push(made("p", `${+found.low.toPrecision(6)} to ${+found.high.toPrecision(6)}`, "held"));
+  }
   parts.push(bars);
   if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
   if (found.unknown_tokens >= 0.5) parts.push(made("p", "Most of the text is unknown to the model's vocabulary.", "quiet"));
@@ -73,7 +79,8 @@ async function ask(event) {
 
 async function introduce() {
   const info = await (await fetch("/info")).json();
-  const parts = [info.run, info.model, `${info.labels.length} labels`];
+  const parts = [info.run, info.model, info.task === "regression" ? "numbers" : `${info.labels.length} labels`];
+  if (info.interval) parts.push(`intervals contain ${+(100 * info.interval.level).toFixed(4)} % of numbers`);
   const { max_error: error, coverage } = info.abstention || {};
   if (error) parts.push(`at most ${+(100 * error).toFixed(4)} % errors among its answers`);
   if (coverage) parts.push(`at least ${+(100 * coverage).toFixed(4)} % of texts answered`);
