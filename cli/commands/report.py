@@ -14,11 +14,13 @@ from featcache.system.units import interval_text, percent_text, seconds_text
 from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import show_history
 from featcache_cli.console import note, out, print_result, table
+from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
     from featcache.reporting.document import RunReport
+    from featcache.reporting.number_report import NumberReport
     from featcache.runs.run import Run
 
 SUFFIXES = (".html", ".md", ".json")
@@ -50,12 +52,14 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from featcache.reporting.document import RunReport
     from featcache.runs.run import ranked
 
     reports = Path(settings_of(args).paths.reports_dir)
     runs = named_runs(args.runs, reports)
     if not args.runs:
         runs = ranked(runs)
+    runs = [one for one in runs if one.record.numbers == runs[0].record.numbers]
     page = Path(args.output) if args.output else runs[0].folder / "report.html"
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {page}: a name that ends in .html is needed")
@@ -66,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
 
     def show_all() -> None:
-        show(report, runs[0])
+        if isinstance(report, RunReport):
+            show(report, runs[0])
+        else:
+            show_number_run(runs[0])
         for path in files:
             out().print(str(path), soft_wrap=True)
         note(f"written in {seconds_text(seconds)}; open {files[0]} in a browser", quiet=args.quiet)
@@ -78,27 +85,17 @@ def run(args: argparse.Namespace) -> int:
 
 def write(
     runs: list[Run], page: Path, reports: Path, args: argparse.Namespace
-) -> tuple[RunReport, list[Path]]:
+) -> tuple[RunReport | NumberReport, list[Path]]:
     """Make the report, with a bar for each part of the work, and write its three files."""
-    from featcache.reporting.build import build_report
-    from featcache.reporting.html import to_html
-    from featcache.reporting.markdown import to_markdown
     from featcache.system.documents import json_document
     from featcache.system.durable import write_file
 
     with Meter(quiet=args.quiet) as meter:
-        report = build_report(
-            runs,
-            args.split,
-            inspect=args.inspect,
-            projection=args.map,
-            reports_dir=reports,
-            settings=settings_of(args),
-            on_progress=meter,
+        report, html, markdown = (_about_numbers if runs[0].record.numbers else _about_labels)(
+            runs, reports, args, meter
         )
-        meter.step("drawing", 0, 1)
         json_text = json.dumps(json_document(report), ensure_ascii=False, allow_nan=False, indent=1)
-        texts = {".html": to_html(report), ".md": to_markdown(report), ".json": json_text + "\n"}
+        texts = {".html": html, ".md": markdown, ".json": json_text + "\n"}
         meter.step("drawing", 1, 1)
     files = []
     for suffix, text in texts.items():
@@ -106,6 +103,38 @@ def write(
         write_file(path, text.encode("utf-8"))
         files.append(path)
     return report, files
+
+
+def _about_labels(
+    runs: list[Run], reports: Path, args: argparse.Namespace, meter: Meter
+) -> tuple[RunReport, str, str]:
+    """The report on runs that predict labels, as HTML and as Markdown."""
+    from featcache.reporting.build import build_report
+    from featcache.reporting.html import to_html
+    from featcache.reporting.markdown import to_markdown
+
+    report = build_report(
+        runs,
+        args.split,
+        inspect=args.inspect,
+        projection=args.map,
+        reports_dir=reports,
+        settings=settings_of(args),
+        on_progress=meter,
+    )
+    meter.step("drawing", 0, 1)
+    return report, to_html(report), to_markdown(report)
+
+
+def _about_numbers(
+    runs: list[Run], reports: Path, args: argparse.Namespace, meter: Meter
+) -> tuple[NumberReport, str, str]:
+    """The report on runs that predict numbers, as HTML and as Markdown."""
+    from featcache.reporting.number_report import build_number_report, number_html, number_markdown
+
+    report = build_number_report(runs, args.split, settings=settings_of(args))
+    meter.step("drawing", 0, 1)
+    return report, number_html(report), number_markdown(report)
 
 
 def show(report: RunReport, subject: Run) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.errors import HeadError
 from featcache.export.reference import (
@@ -22,11 +20,13 @@ from featcache.export.reference import (
     largest_difference,
     model_card,
     new_folder,
+    refuse_far_numbers,
     refuse_folder,
     refuse_words,
 )
 from featcache.export.stock_heads import ONNX, classifies_last_token, put_head
 from featcache.export.stock_logits import TOLERANCE, logits_of, set_padding
+from featcache.fingerprint import SINGLE_LABEL
 from featcache.heads.scorers import Linear
 from featcache.runs.run import Run
 
@@ -61,8 +61,9 @@ def export_huggingface(
         notes = [set_padding(made, tokenizer, texts, second)]
     found = logits_of(made, tokenizer, texts, second)
     wanted = source.logits(source.encoder(), texts)
-    if classifies_last_token(made) and not source.head.multi_label:  # by a constant, which softmax ignores
+    if classifies_last_token(made) and source.head.task == SINGLE_LABEL:  # up to what softmax ignores
         found, wanted = (logits - logits.mean(1, keepdims=True) for logits in (found, wanted))
+    found, wanted = map(source.comparable, (found, wanted))
     difference = largest_difference(found, wanted, TOLERANCE, "the run")
     name = type(made).__name__
     with new_folder(folder, force=force) as temporary, quiet_transformers():
@@ -74,13 +75,14 @@ def export_huggingface(
 
 
 def _exportable(run: Run) -> Linear:
-    """The scorer, with the temperature in it.
+    """The scorer, with `Head.last_step` in it.
 
     Raises:
         HeadError: no stock class can hold the head, or no stock tokenizer its texts.
     """
     head = run.head()
     refuse_words(head)
+    refuse_far_numbers(head)
     if not isinstance(head.scorer, Linear):
         raise HeadError(
             f"a {head.scorer.kind} head has no place in a stock classification model",
@@ -108,8 +110,8 @@ def _exportable(run: Run) -> Linear:
             "a stock tokenizer would put the prompt before both texts of a pair",
             hint=ONNX,
         )
-    scale = np.float32(1 / head.temperature)
-    return Linear(head.scorer.weight * scale, head.scorer.bias * scale)
+    scale, offset = head.last_step
+    return Linear(head.scorer.weight * scale, head.scorer.bias * scale + offset)
 
 
 def _build(source: RunToExport, scorer: Linear) -> tuple[Any, Any]:
@@ -117,16 +119,18 @@ def _build(source: RunToExport, scorer: Linear) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    head = source.head
+    head, config = source.head, source.label_config()
+    own = {name: config.pop(name) for name in tuple(config) if name.startswith("featcache_")}
     model = AutoModelForSequenceClassification.from_pretrained(
         loadable_folder(source.files),
         dtype=torch.float32,
         local_files_only=True,
-        num_labels=len(head.label_names),
-        **source.label_config(),
+        num_labels=scorer.classes,
+        **config,
     ).eval()
+    model.config.update(own)  # what no stock config has would be an argument of the model
     source.put_trained(model.base_model)
-    put_head(model, scorer, head.view, multi_label=head.multi_label)
+    put_head(model, scorer, head.view, exact=head.task != SINGLE_LABEL)
     tokenizer = source.tokenizer()
     if head.encoder.prompt:
         _prepend(tokenizer, head.encoder.prompt)
@@ -147,10 +151,11 @@ def _prepend(tokenizer: Any, prompt: str) -> None:
 def _card(
     source: RunToExport, model_class: str, difference: float, compared: int, more: Sequence[str]
 ) -> str:
+    how = "top_k=None" if source.head.numbers is None else 'function_to_apply="none"'
     usage = [
         "from transformers import pipeline", "",
         'classify = pipeline("text-classification", model="THIS_FOLDER")',
-        'classify("...", truncation=True, top_k=None)',
+        f'classify("...", truncation=True, {how})',
     ]  # fmt: skip
     notes = [
         "The temperature is in the weights, the prompt in the tokenizer. Texts longer than"

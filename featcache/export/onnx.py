@@ -31,9 +31,11 @@ from featcache.export.reference import (
     largest_difference,
     model_card,
     new_folder,
+    refuse_far_numbers,
     refuse_folder,
     refuse_words,
 )
+from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.heads.head import Head
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
@@ -82,7 +84,8 @@ def export_onnx(
         with quiet_transformers():
             made.save(temporary)
         found = _logits(temporary, source, texts)
-        difference = largest_difference(found, made.logits, TOLERANCE, "the run in float32")
+        found, wanted, rounded = map(source.comparable, (found, made.logits, rounded))
+        difference = largest_difference(found, wanted, TOLERANCE, "the run in float32")
         own_difference = largest_difference(found, rounded, OWN_TOLERANCE[rounding], "the run's predictor")
         written = ExportedModel(folder, made.model_class, difference, len(texts), own_difference)
         (temporary / "README.md").write_text(_card(source, written, rounding), encoding="utf-8")
@@ -100,6 +103,7 @@ def require_packages() -> None:
 
 def _require_exportable(head: Head) -> None:
     refuse_words(head)
+    refuse_far_numbers(head)
     if not isinstance(head.scorer, (Linear, Mlp)):
         raise HeadError(
             f"a {head.scorer.kind} head holds rows, not weights, and cannot be exported",
@@ -176,7 +180,9 @@ class _OnnxModel:
         config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         note = replace(
-            GraphNote.of(self.source.head, self.inputs, self.source.pairs), abstention=self.source.abstention
+            GraphNote.of(self.source.head, self.inputs, self.source.pairs),
+            abstention=self.source.abstention,
+            interval=self.source.interval,
         )
         (folder / NOTE).write_text(json.dumps(note.to_json(), ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -219,6 +225,8 @@ class GraphNote:
         costs: by true and predicted label, in the order of `labels`; predicted is the label that is expected
             to cost least. None, and not in the file, where it is the most probable one.
         abstention: see `RunToExport.abstention`; not in the file where it is None.
+        task: `regression` where the output is a number; not in the file for labels.
+        interval: see `RunToExport.interval`; likewise.
     """
 
     format: int = 1
@@ -238,6 +246,8 @@ class GraphNote:
     output: str = OUTPUT
     costs: tuple[tuple[float, ...], ...] | None = None
     abstention: dict[str, Any] | None = None
+    task: str | None = None
+    interval: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, head: Head, inputs: tuple[str, ...], pairs: bool) -> GraphNote:
@@ -255,10 +265,11 @@ class GraphNote:
             view=head.view,
             inputs=inputs,
             costs=None if head.costs is None else tuple(map(tuple, head.costs.tolist())),
+            task=None if head.numbers is None else head.task,
         )
 
     def to_json(self) -> dict[str, Any]:
-        optional = ("costs", "abstention")
+        optional = ("costs", "abstention", "task", "interval")
         return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
@@ -304,7 +315,7 @@ def _card(source: RunToExport, made: ExportedModel, rounding: str) -> str:
         '                   max_length=note["max_length"], return_tensors="np")',
         f'logits = session.run(["{OUTPUT}"], '
         '{name: tokens[name].astype("int64") for name in note["inputs"]})[0]',
-        *(_SAYING[source.head.multi_label] if source.head.costs is None else _CHEAPEST),
+        *(_SAYING[source.head.task] if source.head.costs is None else _CHEAPEST),
     ]  # fmt: skip
     notes = [
         f"Inputs: int64 `[batch, tokens]`, padded on the right. Output: `{OUTPUT}`, float32"
@@ -326,11 +337,12 @@ _CHEAPEST = [
     'print([note["labels"][row.argmin()] for row in shares @ np.array(note["costs"])])',
 ]
 _SAYING = {
-    False: [
+    REGRESSION: ["print(logits[:, 0])"],
+    SINGLE_LABEL: [
         *_SHARES,
         'print([(note["labels"][row.argmax()], round(float(row.max()), 4)) for row in shares])',
     ],
-    True: [
+    MULTI_LABEL: [
         "shares = 1 / (1 + np.exp(-logits))",
         'said = shares >= np.array(note["thresholds"])',
         'print([[name for name, yes in zip(note["labels"], row) if yes] for row in said])',

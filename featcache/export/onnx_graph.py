@@ -110,12 +110,12 @@ class Classifier(nn.Module):
 
 
 def _head_module(head: Head) -> nn.Sequential:
-    """The scorer as layers, the temperature in the last one."""
-    parts, scale = head.scorer.tensors(), np.float32(1 / head.temperature)
+    """The scorer as layers, `Head.last_step` in the last one."""
+    parts, (scale, offset) = head.scorer.tensors(), head.last_step
     if isinstance(head.scorer, Mlp):
         first = _linear(parts["w1"], parts["b1"])
-        return nn.Sequential(first, nn.ReLU(), _linear(parts["w2"] * scale, parts["b2"] * scale))
-    return nn.Sequential(_linear(parts["weight"] * scale, parts["bias"] * scale))
+        return nn.Sequential(first, nn.ReLU(), _linear(parts["w2"] * scale, parts["b2"] * scale + offset))
+    return nn.Sequential(_linear(parts["weight"] * scale, parts["bias"] * scale + offset))
 
 
 def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.errors import BackboneError, HeadError, UsageError
+from featcache.evaluation.numbers import NUMBER_METRICS
+from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.runs.run import Run
 from featcache.system.durable import disk_error, fsync_file, fsync_folder, temporary_beside
 from featcache.system.text import last_part, markdown_text, plain_json, short_name
@@ -29,6 +31,12 @@ SAMPLES = (
     "酒店位置不错，离地铁很近，早餐种类也多，" * 8, "very good, " * 200, "差评" * 700,
 )  # fmt: skip
 SHOWN = ("accuracy", "macro_f1", "log_loss", "ece")
+PROBLEM_TYPES = {
+    SINGLE_LABEL: "single_label_classification",
+    MULTI_LABEL: "multi_label_classification",
+    REGRESSION: "regression",
+}
+FAR = 1000  # deviations from 0 beyond which float32 rounds numbers visibly
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,21 @@ def refuse_words(head: Head) -> None:
             "the n-grams of a text are counted outside of the model, so no graph or stock model can hold "
             "this head",
             hint="predict with featcache, or export a run whose view is not lexical",
+        )
+
+
+def refuse_far_numbers(head: Head) -> None:
+    """Refuse numbers of which float32, in which exported models compute, loses what they differ by.
+
+    Raises:
+        HeadError
+    """
+    scale = head.numbers
+    if scale is not None and abs(scale.mean) > FAR * scale.deviation:
+        raise HeadError(
+            f"these numbers differ little for their size (mean {scale.mean:g}, deviation "
+            f"{scale.deviation:g}), and exported models compute in float32, which rounds the difference away",
+            hint="predict with featcache, or train on the labels without a constant, e.g. minus their mean",
         )
 
 
@@ -98,9 +121,18 @@ class RunToExport:
         return self._backbone.encoder()
 
     def logits(self, encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-        """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts."""
+        """float32 `[N, C]`, divided by the temperature, of what `encoder` makes of the texts.
+
+        Of a head that predicts numbers, these: `[N, 1]`.
+        """
         features = self.head.rows(encoder(list(texts), self.second(texts)).views)
+        if self.head.numbers is not None:
+            return self.head.predict_numbers(features).astype(np.float32)[:, None]
         return np.asarray(self.head.logits(features) / np.float32(self.head.temperature))
+
+    def comparable(self, found: np.ndarray) -> np.ndarray:
+        """Outputs `[N, C]` in units in which differences can be judged: numbers in their deviation."""
+        return found if self.head.numbers is None else self.head.numbers.logits(found)
 
     def put_trained(self, model: torch.nn.Module) -> None:
         """Give a stock backbone the weights that `featcache finetune` trained, if it did."""
@@ -124,14 +156,21 @@ class RunToExport:
 
     def label_config(self) -> dict[str, Any]:
         """What the `config.json` of a stock classification model says about labels."""
-        names = dict(enumerate(self.head.label_names))
-        kind = "multi_label_classification" if self.head.multi_label else "single_label_classification"
+        names = dict(enumerate(self.head.label_names or ("number",)))
+        kind = PROBLEM_TYPES[self.head.task]
         return {
             "id2label": names,
             "label2id": {name: number for number, name in names.items()},
             "problem_type": kind,
             **({"featcache_abstention": self.abstention} if self.abstention else {}),
+            **({"featcache_interval": self.interval} if self.interval else {}),
         }
+
+    @property
+    def interval(self) -> dict[str, Any] | None:
+        """The interval around the numbers of the head; None where it predicts labels, or has none."""
+        numbers = self.head.numbers
+        return asdict(numbers.interval) if numbers and numbers.interval else None
 
     @property
     def abstention(self) -> dict[str, Any] | None:
@@ -240,6 +279,7 @@ def model_card(
     lines += [f"A {markdown_text(head.kind)} head on {made}: {model}, as {what}.", ""]
     lines += ["```python", *usage, "```", ""]
     shown_metrics = SHOWN if head.costs is None else (*SHOWN, "cost")
+    shown_metrics = shown_metrics if head.numbers is None else NUMBER_METRICS
     columns = len(shown_metrics) + 1
     lines += ["## Metrics", "", "| split | " + " | ".join(shown_metrics) + " |", "|---" * columns + "|"]
     clean = record.clean.metrics if record.clean else {}
@@ -255,7 +295,11 @@ def model_card(
     lines += ["", "The head was chosen on validation; test was scored once.", ""]
     if record.about_leaks:
         lines += [markdown_text(record.about_leaks), ""]
-    lines += ["## Labels", ""]
+    lines += ["## Labels", ""] if head.numbers is None else ["## Numbers", ""]
+    if head.numbers is not None:
+        interval = head.numbers.interval
+        width = "" if interval is None else f" ± {interval.half_width:.6g}: {interval.guarantee}"
+        lines.append(f"The output is a number in the unit of the labels{width}.")
     thresholds = [None] * len(head.label_names) if head.thresholds is None else head.thresholds.tolist()
     for name, threshold in zip(head.label_names, thresholds, strict=True):
         limit = "" if threshold is None else f" (predicted from {threshold:.4f} on)"

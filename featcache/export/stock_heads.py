@@ -26,11 +26,12 @@ DEPENDENT = 1e-4  # rows with a combination smaller than this share of the large
 ONNX = "export it with --format onnx"
 
 
-def put_head(model: Any, scorer: Linear, view: str, *, multi_label: bool) -> None:
+def put_head(model: Any, scorer: Linear, view: str, *, exact: bool) -> None:
     """Set the weights of a stock model so that its logits are the scorer's.
 
     Args:
         view: what the scorer reads, `last/cls` or `last/last`.
+        exact: a constant that is added to all logits of a text matters; it does not for a softmax.
 
     Raises:
         HeadError: the model has no place for it; names the part.
@@ -55,7 +56,7 @@ def put_head(model: Any, scorer: Linear, view: str, *, multi_label: bool) -> Non
         if put:
             put(model, weight, bias)
         else:
-            _fold_bias(model, scorer, multi_label)
+            _fold_bias(model, scorer, exact)
             model.score.weight.copy_(weight)
 
 
@@ -65,8 +66,8 @@ def classifies_last_token(model: Any) -> bool:
     return score is not None and getattr(score, "bias", 0) is None
 
 
-def _fold_bias(model: Any, scorer: Linear, multi_label: bool) -> None:
-    """Let the final norm add the shortest c with W c = b; for a softmax, if need be, up to a constant.
+def _fold_bias(model: Any, scorer: Linear, exact: bool) -> None:
+    """Let the final norm add the shortest c with W c = b; for a softmax (not `exact`) up to a constant.
 
     Raises:
         HeadError: the norm has no bias, or there is no such c.
@@ -74,7 +75,7 @@ def _fold_bias(model: Any, scorer: Linear, multi_label: bool) -> None:
     import torch
 
     bias = scorer.bias.astype(np.float64)
-    needed = bias if multi_label else bias - bias.mean()
+    needed = bias if exact else bias - bias.mean()
     if np.abs(needed).max() <= NO_BIAS:
         return
     norm = _final_norm(model.base_model)
@@ -86,7 +87,7 @@ def _fold_bias(model: Any, scorer: Linear, multi_label: bool) -> None:
         )
     columns = scorer.weight.astype(np.float64)
     found = _solution(columns, bias)
-    if found is None and not multi_label:
+    if found is None and not exact:
         found = _solution(np.hstack([columns, np.ones((len(bias), 1))]), bias)
     if found is None:
         raise HeadError(

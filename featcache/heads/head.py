@@ -195,6 +195,14 @@ class Head:
         """Features `[N, D]` -> float32 `[N, C]`, some rows at a time so that `x` may be mapped."""
         return self.scorer.logits(x)
 
+    @property
+    def last_step(self) -> tuple[np.float32, np.float32]:
+        """What logits are multiplied by and what is added then, for models that end with a linear layer: by
+        the temperature divided, or numbers in the labels' unit."""
+        if self.numbers is not None:
+            return np.float32(self.numbers.deviation), np.float32(self.numbers.mean)
+        return np.float32(1 / self.temperature), np.float32(0)
+
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
         """Features `[N, D]` -> float64 `[N, C]`; rows add up to 1 unless labels are independent.
 

@@ -13,7 +13,6 @@ from featcache.cache.catalog import CacheFile
 from featcache.data.locate import SPLITS
 from featcache.data.text_lookup import RowTexts, find_texts
 from featcache.errors import CacheMiss, FeatcacheError, HeadError
-from featcache.evaluation.metrics import METRICS
 from featcache.evaluation.paired import right_rows
 from featcache.fingerprint import fingerprint
 from featcache.inspection.document import findings, label_of
@@ -83,18 +82,18 @@ def build_report(
     if not runs:
         raise HeadError("no run to report on", hint="train one with: featcache train-head --epochs 100")
     subject, notes, method = runs[0], list[str](), numbers.choose_projection(projection)
-    split = _scored_split(subject, split, notes)
+    split = scored_split(subject, split, notes)
     predictions = subject.predictions(split)
     cached = _cached_features(subject, predictions, split, settings, notes)
     on_progress(Progress("reading texts", total=1))
-    texts = _texts(subject, cached, settings, notes)
+    texts = texts_of_rows(subject, cached.hashes, settings, notes)
     inspection = _inspect(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, scores = cached.own, subject.record.scores.get(split, SplitScores())
     report = RunReport(
         split=split,
-        about=_subject(subject, split),
-        headline=_headline(subject, split),
+        about=subject_of(subject, split),
+        headline=headline_of(subject, split),
         runs=[_reported_run(run, split) for run in runs],
         base=runs[0].name if len(runs) > 1 else None,
         comparisons=_comparisons(runs, split, notes),
@@ -117,12 +116,12 @@ def build_report(
     return tidied(report, text=readable)
 
 
-def _scored_split(run: Run, split: str, notes: list[str]) -> str:
+def scored_split(run: Run, split: str, notes: list[str]) -> str:
     """`split`, or validation if the run was not scored on it; HeadError without scores of either."""
     if split not in run.record.metrics:
         notes.append(f"{run.name} was not scored on {split}; this report is about validation")
         split = "validation"
-    if "accuracy" not in run.record.metrics.get(split, {}):
+    if not {"accuracy", "mae"} & run.record.metrics.get(split, {}).keys():
         what = f"{run.name} has no scores of {split} in its run.json"
         raise HeadError(what, hint="train that head again, or name other runs")
     return split
@@ -205,8 +204,8 @@ def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
     raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
 
 
-def _texts(run: Run, cached: _CachedFeatures, mine: Settings, notes: list[str]) -> RowTexts:
-    """The texts of the cached rows and of the predictions."""
+def texts_of_rows(run: Run, hashes: Mapping[str, np.ndarray], mine: Settings, notes: list[str]) -> RowTexts:
+    """The texts of rows by their hashes uint8 `[N, 32]`, by split."""
     data = run.record.data or DataSettings()
     places = (data.data_files or {"": data.dataset}).values()
     own = (mine.data.data_files or {"": mine.data.dataset}).values()
@@ -214,7 +213,7 @@ def _texts(run: Run, cached: _CachedFeatures, mine: Settings, notes: list[str]) 
     if foreign:
         texts = RowTexts({}, {}, _not_mine(foreign[0], "dataset or data_files"))
     else:
-        texts = find_texts(data, cached.hashes, run.record.seed)
+        texts = find_texts(data, hashes, run.record.seed)
     if texts.reason:
         notes.append(f"texts are not shown: {texts.reason}")
     return texts
@@ -237,7 +236,7 @@ def _inspect(
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def _subject(run: Run, split: str) -> ReportSubject:
+def subject_of(run: Run, split: str) -> ReportSubject:
     """The settings, as far as run.json has them (runs of earlier versions have fewer)."""
     record, features = run.record, run.record.features
     data = record.data or DataSettings()
@@ -267,14 +266,13 @@ def _subject(run: Run, split: str) -> ReportSubject:
     )
 
 
-def _headline(run: Run, split: str) -> dict[str, HeadlineMetric]:
+def headline_of(run: Run, split: str) -> dict[str, HeadlineMetric]:
     metrics, intervals = run.record.metrics[split], run.record.intervals.get(split, {})
     clean = run.record.clean or CleanScores("")
     apart, ends = clean.metrics.get(split, {}), clean.intervals.get(split, {})
     return {
-        name: HeadlineMetric(metrics[name], intervals.get(name), apart.get(name), ends.get(name))
-        for name in (*METRICS, "cost")
-        if name in metrics
+        name: HeadlineMetric(value, intervals.get(name), apart.get(name), ends.get(name))
+        for name, value in metrics.items()
     }
 
 

@@ -81,7 +81,7 @@ def figures(report: RunReport) -> dict[str, str]:
     Raises:
         UsageError: matplotlib is not installed.
     """
-    with _style():
+    with drawing_style():
         drawn: dict[str, Any] = {
             "loss": report.curves and _training_curves(report.curves, "loss"),
             "accuracy": report.curves and _training_curves(report.curves, "accuracy"),
@@ -95,11 +95,12 @@ def figures(report: RunReport) -> dict[str, str]:
             "map_labels": report.map and _map_by_label(report.map),
             "map_errors": report.map and _map_by_error(report.map),
         }
-        return {name: _svg(figure, name) for name, figure in drawn.items() if figure}
+        return {name: to_svg(figure, name) for name, figure in drawn.items() if figure}
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def drawing_style() -> Iterator[None]:
+    """The style in which all figures are drawn; UsageError without matplotlib."""
     require_extra("a report with figures", "report", ["matplotlib"])
     import matplotlib as mpl
 
@@ -109,7 +110,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """The figure for a page: without prologue and metadata, with unique ids and the colours of the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -135,7 +136,7 @@ def _svg(figure: Figure, name: str) -> str:
     return re.sub(r"<svg[^>]*>", head, text, count=1).strip()
 
 
-def _axes(height: float = HEIGHT, left: float = 0.62, bottom: float = 0.5) -> tuple[Figure, Axes]:
+def new_axes(height: float = HEIGHT, left: float = 0.62, bottom: float = 0.5) -> tuple[Figure, Axes]:
     """One pair of axes with margins in inches: text is measured in another font than that of the page."""
     from matplotlib.figure import Figure
 
@@ -174,7 +175,7 @@ def _points_with_intervals(
 
 def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
     """Train and validation of one run, or validation of several, with a dot at the epoch that was kept."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     handles, labels = [], []
     one = len(curves) == 1
     for number, curve in enumerate(curves[: len(SERIES)]):
@@ -197,7 +198,7 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
 def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
     from matplotlib.ticker import NullLocator
 
-    figure, axes = _axes()
+    figure, axes = new_axes()
     handles = []
     for curve, colour in zip(curves, SERIES, strict=False):
         rows, score, low, high = zip(*curve.points, strict=True)
@@ -224,7 +225,7 @@ def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     labels = [_short(name, 14) for name in names] if named else []
     margin = 0.45 + _width(labels, 2)
     height = HEIGHT if classes <= 4 else min(HEIGHT + 0.18 * (classes - 4), 6.0)
-    figure, axes = _axes(height, left=margin, bottom=min(margin, 1.5) + 0.1 if classes > 4 else 0.55)
+    figure, axes = new_axes(height, left=margin, bottom=min(margin, 1.5) + 0.1 if classes > 4 else 0.55)
     order = np.argsort(-shares, axis=None, kind="stable")[:MOST_CELLS]
     for i, j in zip(*np.unravel_index(order, shares.shape), strict=True):
         if not shares[i, j]:
@@ -249,7 +250,7 @@ def _classes(lines: Sequence[ClassScore]) -> Figure:
     labels = [_short(line.label, 16) for line in shown]
     margin = 0.3 + _width(labels)
     height = max(1.6, 0.95 + 0.42 * len(shown)) if len(shown) <= 8 else 0.95 + 0.24 * len(shown)
-    figure, axes = _axes(height, left=margin, bottom=0.45)
+    figure, axes = new_axes(height, left=margin, bottom=0.45)
     places, bars = np.arange(len(shown)), []
     for number, name in enumerate(("precision", "recall", "f1")):
         values = [getattr(line, name) for line in shown]
@@ -264,7 +265,7 @@ def _classes(lines: Sequence[ClassScore]) -> Figure:
 
 def _reliability(bins: Sequence[ConfidenceBin]) -> Figure:
     """Accuracy against confidence; on the diagonal they are equal."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     intervals = [one.interval for one in bins]
     confidence, accuracy = [one.confidence for one in bins], [one.accuracy for one in bins]
@@ -277,7 +278,7 @@ def _reliability(bins: Sequence[ConfidenceBin]) -> Figure:
 
 
 def _confidence(counts: ConfidenceHistogram) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     edges, right, wrong = np.array(counts.edges), np.array(counts.right), np.array(counts.wrong)
     widths = np.diff(edges) * 0.92
     middle = (edges[1:] + edges[:-1]) / 2
@@ -293,7 +294,7 @@ def _confidence(counts: ConfidenceHistogram) -> Figure:
 
 def _risk(curve: RiskCurve) -> Figure:
     """Wrong answers by the share of rows that are answered; a dot where the head stops."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     coverage, risk = zip(*curve.points, strict=True)
     axes.plot(coverage, risk, color=SERIES[0])
     if curve.scores and curve.scores.risk is not None:
@@ -305,7 +306,7 @@ def _risk(curve: RiskCurve) -> Figure:
 
 
 def _lengths(bins: Sequence[LengthBin]) -> Figure:
-    figure, axes = _axes()
+    figure, axes = new_axes()
     places, accuracy = np.arange(len(bins)), [one.accuracy for one in bins]
     intervals = [one.interval for one in bins]
     _points_with_intervals(axes, places, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
@@ -334,7 +335,7 @@ def _map_by_error(points: FeatureMap) -> Figure:
 
 def _map(points: FeatureMap, kinds: np.ndarray, series: dict[str, str]) -> Figure:
     x, y = np.array(points.x), np.array(points.y)
-    figure, axes = _axes(3.3, left=0.2, bottom=0.25)
+    figure, axes = new_axes(3.3, left=0.2, bottom=0.25)
     handles = [
         axes.plot(x[kinds == kind], y[kinds == kind], "o", ms=2.6, alpha=0.65, color=colour, mec="none")[0]
         for kind, colour in series.items()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.reporting import words
 from featcache.reporting.document import RunReport
 from featcache.system.text import markdown_text, sparkline
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 class Markdown(str):
@@ -21,8 +24,7 @@ def to_markdown(report: RunReport) -> str:
     Raises:
         UsageError: Jinja2 is not installed.
     """
-    environment = words.environment_of(autoescape=False)
-    environment.finalize = escape
+    environment = markdown_environment()
     environment.filters |= {
         "plain": Markdown,
         "spark": lambda values: sparkline(values, 30),
@@ -32,6 +34,17 @@ def to_markdown(report: RunReport) -> str:
     }
     text = environment.get_template("report.md.jinja").render(**words.template_values(report))
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def markdown_environment() -> Environment:
+    """The templates, with every expression escaped for Markdown.
+
+    Raises:
+        UsageError: Jinja2 is not installed.
+    """
+    environment = words.environment_of(autoescape=False)
+    environment.finalize = escape
+    return environment
 
 
 def escape(value: Any) -> str:

@@ -91,7 +91,7 @@ def test_batcher_stop_answers_queued_requests(held: tuple[HeldPredictor, Batcher
 
 def test_batcher_continues_after_an_error_of_the_model(predictor: Predictor) -> None:
     class Broken:
-        def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
+        def predict_any(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
             if texts == ["break"]:
                 raise ZeroDivisionError
             return predictor.predict(texts, pairs)
@@ -108,7 +108,7 @@ def test_batcher_gives_the_error_of_a_text_only_to_its_request(predictor: Predic
     predict = predictor.predict
 
     class Picky:
-        def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
+        def predict_any(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
             if "bad" in texts:
                 raise BadRow("its features are NaN", texts.index("bad"))
             return predict(texts, pairs)

@@ -37,10 +37,10 @@ class HeldPredictor:
         self.predictor, self.calls = predictor, []
         self.inside, self.go_on = threading.Event(), threading.Event()
 
-    def predict(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
+    def predict_any(self, texts: list[str], pairs: Any = None) -> list[Prediction]:
         """Wait for `go_on`, then predict."""
         self.inside.set()
         assert self.go_on.wait(60)
         self.calls.append((len(texts), pairs is not None))
-        found: list[Prediction] = self.predictor.predict(texts, pairs)
+        found: list[Prediction] = self.predictor.predict_any(texts, pairs)
         return found
