@@ -19,7 +19,7 @@ from featcache.reporting.build import (
     texts_of_rows,
 )
 from featcache.reporting.document import REPORT_FORMAT, HeadlineMetric, ReportSubject
-from featcache.reporting.figures import drawing_style, new_axes, to_svg
+from featcache.reporting.figures import INK, SERIES, drawing_style, new_axes, to_svg
 from featcache.reporting.markdown import markdown_environment
 from featcache.reporting.words import TEMPLATES, environment_of
 from featcache.runs.numbers.compare import compare_number_runs
@@ -193,11 +193,11 @@ def _scatter(report: NumberReport) -> Figure:
     figure, axes = new_axes()
     true, predicted = np.array(report.points).T
     ends = np.array([min(true.min(), predicted.min()), max(true.max(), predicted.max())])
-    axes.plot(true, predicted, "o", ms=2.6, alpha=0.65, mec="none")
-    axes.plot(ends, ends, "-", lw=1)
+    axes.plot(true, predicted, "o", ms=2.6, alpha=0.65, mec="none", color=SERIES[0])
+    axes.plot(ends, ends, "-", lw=1, color=INK)
     if report.interval:
         for side in (-1, 1):
-            axes.plot(ends, ends + side * report.interval.half_width, "--", lw=1)
+            axes.plot(ends, ends + side * report.interval.half_width, "--", lw=1, color=INK)
     axes.set_xlabel("label")
     axes.set_ylabel("predicted")
     return figure
@@ -207,7 +207,7 @@ def _errors(report: NumberReport) -> Figure:
     """How many rows have which error."""
     figure, axes = new_axes()
     true, predicted = np.array(report.points).T
-    axes.hist(predicted - true, bins=30)
+    axes.hist(predicted - true, bins=30, color=SERIES[0])
     axes.set_xlabel("predicted minus label")
     axes.set_ylabel("rows")
     return figure
