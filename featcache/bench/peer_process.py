@@ -41,6 +41,7 @@ class PeerJob:
         model: folder of the encoder.
         prompt: put before every text.
         longest: tokens of a text.
+        steps: of the training, for peers that have some; -1: their own number.
     """
 
     splits: Mapping[str, PeerTexts]
@@ -49,6 +50,7 @@ class PeerJob:
     prompt: str = ""
     longest: int = 512
     seed: int = 0
+    steps: int = -1
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class PeerAnswer:
 
     Attributes:
         seconds: from raw text to these, without imports.
+        learning_seconds: of these the training alone, where the peer tells them.
         versions: of the peer and of the packages that it uses.
     """
 
@@ -64,6 +67,7 @@ class PeerAnswer:
     test: np.ndarray
     seconds: float
     versions: Mapping[str, str]
+    learning_seconds: float | None = None
 
 
 def ask_peer(name: str, job: PeerJob, python: str = sys.executable) -> PeerAnswer:
@@ -93,4 +97,9 @@ def ask_peer(name: str, job: PeerJob, python: str = sys.executable) -> PeerAnswe
             raise Unavailable(last)
         found = json.loads(answer.read_text(encoding="utf-8"))
     shares = {split: np.asarray(found[split], np.float64) for split in ("validation", "test")}
-    return PeerAnswer(**shares, seconds=found["seconds"], versions=found["versions"])
+    return PeerAnswer(
+        **shares,
+        seconds=found["seconds"],
+        versions=found["versions"],
+        learning_seconds=found.get("learning_seconds"),
+    )

