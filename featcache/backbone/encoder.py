@@ -27,7 +27,13 @@ from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.backbone.token_rows import ATTENTIVE
-from featcache.backbone.tokens.tokenization import Tokenization, Tokens, lower_case_texts, prompt_tokens
+from featcache.backbone.tokens.tokenization import (
+    Place,
+    Tokenization,
+    Tokens,
+    lower_case_texts,
+    prompt_tokens,
+)
 from featcache.errors import BackboneError, BadRow, HeadError, NoInnerLayers, UsageError
 from featcache.fingerprint import Dtypes, EncoderDocument
 from featcache.settings import DEFAULT_MAX_LENGTH, BackboneSettings, FeatureSettings
@@ -213,6 +219,10 @@ class Encoder:
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
         """See `Tokenization.__call__`."""
         return self._tokenization(texts, pairs)
+
+    def token_places(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[Place]]:
+        """See `Tokenization.places`."""
+        return self._tokenization.places(texts, pairs)
 
     def encode(self, tokens: Tokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """Features of tokenised texts, in their order.

@@ -85,7 +85,7 @@ def _exportable(run: Run) -> Linear:
     refuse_far_numbers(head)
     if not isinstance(head.scorer, Linear):
         raise HeadError(
-            f"a {head.scorer.kind} head has no place in a stock classification model",
+            f"the {head.scorer.kind} head has no place in a stock classification model",
             hint="train a linear one: featcache train-head --head linear",
         )
     if head.costs is not None:

@@ -37,7 +37,7 @@ from featcache.export.reference import (
 )
 from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.heads.head import Head
-from featcache.heads.scorers import Linear, Mlp
+from featcache.heads.scorers import Attentive, Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from featcache.runs.run import Run
 from featcache.system.documents import read_document
@@ -104,7 +104,7 @@ def require_packages() -> None:
 def _require_exportable(head: Head) -> None:
     refuse_words(head)
     refuse_far_numbers(head)
-    if not isinstance(head.scorer, (Linear, Mlp)):
+    if not isinstance(head.scorer, (Attentive, Linear, Mlp)):
         raise HeadError(
             f"a {head.scorer.kind} head holds rows, not weights, and cannot be exported",
             hint="train another one, e.g. featcache train-head --head linear",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.backbone.attentive import Attention
 from featcache.backbone.model import capture_states, find_blocks
 from featcache.backbone.pooler import Pooler
 from featcache.heads.head import Head
@@ -58,13 +59,28 @@ POOLINGS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
+class _AttentivePool(nn.Module):
+    """As `Attention.pool`, of a padded batch."""
+
+    def __init__(self, learned: Attention) -> None:
+        super().__init__()
+        self.queries, self.center = (nn.Parameter(part, False) for part in (learned.queries, learned.center))
+        self.register_buffer("query_of", learned.query_of)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """States `[B, T, H]` and mask `[B, T]` -> `[B, H]`."""
+        scores = (states @ self.queries.T).masked_fill(mask.unsqueeze(-1) == 0, torch.finfo(states.dtype).min)
+        counted = scores.softmax(1).index_select(2, self.get_buffer("query_of"))
+        return (counted * states).sum(1) - self.center
+
+
 class Classifier(nn.Module):
     """Token ids of a padded batch to logits: stock model, states of layers, poolings, their steps, head.
 
     Args:
         model: a stock `AutoModel` in float32.
         poolers: of the head's views, in their order.
-        head: linear or with one hidden layer; its temperature is folded in.
+        head: linear, attentive or with one hidden layer; its temperature is folded in.
     """
 
     def __init__(self, model: Any, poolers: Sequence[Pooler], head: Head) -> None:
@@ -72,6 +88,9 @@ class Classifier(nn.Module):
         self.model, self.views = model, [pooler.view for pooler in poolers]
         self.final = int(model.config.num_hidden_layers)
         self.blocks = (find_blocks(model, self.final),)  # in a tuple: they are the model's, not ours
+        self.learned = nn.ModuleList(
+            _AttentivePool(pooler.attention) if pooler.attention else nn.Identity() for pooler in poolers
+        )
         self.steps = nn.ModuleList(nn.Sequential(*pooler.steps) for pooler in poolers)
         self.head = _head_module(head)
         known = inspect.signature(inspect.unwrap(type(model).forward)).parameters
@@ -89,7 +108,10 @@ class Classifier(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         states = self._states(inputs)
         features = []
-        for view, steps in zip(self.views, self.steps, strict=True):
+        for view, learned, steps in zip(self.views, self.learned, self.steps, strict=True):
+            if isinstance(learned, _AttentivePool):
+                features.append(learned(states[view.layer], attention_mask))
+                continue
             pooled = [POOLINGS[name](states[view.layer], attention_mask) for name in view.joined]
             features.append(steps(torch.cat(pooled, dim=1)))
         logits: torch.Tensor = self.head(torch.cat(features, dim=1))

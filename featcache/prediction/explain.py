@@ -1,20 +1,22 @@
-"""Which n-grams of a text decided, for heads that read words."""
+"""Which n-grams and tokens of a text decided, for heads that read words or token states."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads.lexical.ngrams import joined_texts, normalise
+from featcache.heads.lexical.ngrams import Ngrams, joined_texts, normalise
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.lexical.stored_rows import parts_of
+from featcache.prediction.attended import TokenWeight, attended
 
 if TYPE_CHECKING:
+    from featcache.backbone.encoder import Encoder
     from featcache.heads.head import Head
 
 SHOWN = 12  # n-grams of a text
@@ -40,38 +42,64 @@ class Explanation:
         words: sum of the weights of all n-grams.
         ngrams: those of the largest weights, largest first by size.
         spans: for and against: `[begin, end)` of characters of the text that one of `ngrams` covers, and the
-            sum of their weights.
+            sum of their weights; of a head without words, its tokens.
+        tokens: those that count most for a head that reads token states, in their order; none for others.
     """
 
     label: str
     words: float
     ngrams: tuple[NgramWeight, ...]
     spans: tuple[tuple[int, int, float], ...]
+    tokens: tuple[TokenWeight, ...] = ()
 
 
 def explain(
-    head: Head, texts: Sequence[str], labels: Sequence[int], pairs: Sequence[str] | None = None
+    head: Head,
+    texts: Sequence[str],
+    labels: Sequence[int],
+    pairs: Sequence[str] | None = None,
+    *,
+    encoder: Encoder | None = None,
 ) -> list[Explanation]:
-    """What the words of each text say for its predicted label.
+    """What the words, or the tokens, of each text say for its predicted label.
 
     Args:
         labels: number of the predicted label of each text.
+        encoder: of the head; needed for one that reads token states.
 
     Raises:
-        UsageError: the head reads no words.
+        UsageError: the head reads neither, or the tokenizer does not say where its tokens are.
     """
-    if head.ngrams is None or not isinstance(head.scorer, WordScorer):
+    if head.ngrams is None and not head.attention:
         raise UsageError(
-            "this head reads no words, so there are none to show",
-            hint="train one that does: featcache train-head --head exact --view depth,lexical",
+            "this head reads no words and no token states, so there are none to show",
+            hint="train one that does: featcache train-head --head exact --view depth,lexical, or "
+            "--head attentive",
         )
-    whole = joined_texts(texts, pairs)
+    if head.ngrams is None:
+        found = [Explanation(head.label_names[label], 0.0, (), ()) for label in labels]
+    else:
+        found = _of_words(head, head.ngrams, joined_texts(texts, pairs), labels)
+    if not head.attention or encoder is None:
+        return found
+    tokens = attended(head, encoder, texts, labels, pairs)
+    return [_with_tokens(one, marked) for one, marked in zip(found, tokens, strict=True)]
+
+
+def _with_tokens(explanation: Explanation, tokens: tuple[TokenWeight, ...]) -> Explanation:
+    own = tuple((token.begin, token.end, token.weight) for token in tokens)
+    return replace(explanation, tokens=tokens, spans=explanation.spans or own)
+
+
+def _of_words(head: Head, ngrams: Ngrams, whole: Sequence[str], labels: Sequence[int]) -> list[Explanation]:
+    """What the words of each text say for its label."""
+    assert isinstance(head.scorer, WordScorer)
     weights = (head.scorer.weight - head.scorer.weight.mean(axis=0)) / np.float32(head.temperature)
     found = []
-    rows = chain.from_iterable(part for _, part in parts_of(head.ngrams(whole)))
+    rows = chain.from_iterable(part for _, part in parts_of(ngrams(whole)))
     for text, row, label in zip(whole, rows, labels, strict=True):
         values = dict(zip(row.indices.tolist(), row.data.tolist(), strict=True))
-        columns = head.ngrams.columns_of(text)
+        columns = ngrams.columns_of(text)
         parts = [
             NgramWeight(gram, float(values.get(column, 0.0) * weights[label, column]))
             for gram, column in columns.items()

@@ -1,4 +1,4 @@
-"""`featcache predict --explain`: the words of a text that decided."""
+"""`featcache predict --explain`: the words or tokens of a text that decided."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def explanations(predictor: Predictor, predictions: list[Prediction], pairs: lis
 
     names = predictor.label_names
     labels = [names.index(max(one.probabilities, key=one.probabilities.__getitem__)) for one in predictions]
-    return explain(predictor.head, [one.text for one in predictions], labels, pairs)
+    texts = [one.text for one in predictions]
+    return explain(predictor.head, texts, labels, pairs, encoder=predictor.encoder)
 
 
 def show(predictions: list[Prediction], found: list[Explanation]) -> None:
@@ -29,7 +30,16 @@ def show(predictions: list[Prediction], found: list[Explanation]) -> None:
         text = Text(prediction.text)
         for begin, end, weight in explanation.spans:
             text.stylize("bold green" if weight > 0 else "red", begin, end)
+        for token in explanation.tokens:
+            text.stylize("underline", token.begin, token.end)
         console.print(Text.assemble((explanation.label, "bold"), f" {prediction.probability:.4f}  ", text))
+        if explanation.tokens:
+            looked = table("token", ">looked at", f">for {explanation.label}")
+            for token in explanation.tokens:
+                looked.add_row(f"{token.token!r}", f"{token.share:.1%}", f"{token.weight:+.2f}")
+            console.print(looked)
+        if not explanation.ngrams:
+            continue
         shown = table("n-gram", f">for {explanation.label}")
         for part in explanation.ngrams:
             shown.add_row(f"{part.ngram!r}", f"{part.weight:+.2f}")

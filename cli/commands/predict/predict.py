@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--run", "run to use (default: best by validation)", dest="run_name", metavar="RUN")
     top = "show the K most probable labels (default: all)"
     add_flag(parser, "--top-k", top, kind=int, least=1, metavar="K")
-    why = "show the words that decided, of a head that reads words"
+    why = "show the words that decided, or the tokens looked at, of a head that reads words or token states"
     parser.add_argument("--explain", action="store_true", help=why)
     add_backbone_flags(parser)
     add_abstention_flags(parser)

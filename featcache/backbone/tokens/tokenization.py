@@ -16,6 +16,7 @@ from featcache.backbone.tokens.long_texts import Frame, Windows, check_overlap, 
 from featcache.backbone.tokens.unknown_tokens import UnknownCounter, UnknownTokens
 from featcache.errors import BackboneError, BadRow, UsageError
 
+Place = tuple[int, int]  # characters `[begin, end)` of a text; (0, 0) for a token that is not of the text
 BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"
 
 
@@ -124,6 +125,29 @@ class Tokenization:
             self._truncated(coded, prompted, pairs, lengths),
             unknown=self._unknown.count(coded["input_ids"], pairs=pairs is not None),
         )
+
+    def places(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[Place]]:
+        """Where the kept tokens of each text are in it; of a pair in its first text. Not for windows.
+
+        Raises:
+            UsageError: a tokenizer that does not say it.
+        """
+        options: dict[str, Any] = {} if self._split else {"truncation": True, "max_length": self.max_length}
+        coded = self._coded([self.prompt + text for text in texts], pairs, **options)
+        if not coded.is_fast:
+            raise UsageError(
+                f"the tokenizer of {self.backbone.files.name} is written in Python and does not say where "
+                "its tokens are, so none can be marked"
+            )
+        before, found = len(self.prompt), []
+        for encoding in coded.encodings:
+            own = [
+                (max(begin - before, 0), max(end - before, 0)) if sequence == 0 else (0, 0)
+                for (begin, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+            ]
+            kept = self._split(np.array(encoding.ids))[0] if self._split else range(len(own))
+            found.append([own[number] for number in kept])
+        return found
 
     def _coded(
         self, texts: list[str], pairs: Sequence[str] | None = None, *, first: int = 0, **options: Any
