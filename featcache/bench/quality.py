@@ -28,6 +28,7 @@ from featcache.extraction.api import extract_splits
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.recipe import Recipe
 from featcache.fingerprint import row_hashes
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.runs.blend import blend_runs
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
@@ -136,6 +137,7 @@ def bench_quality(
     rows: list[QualityRow] = []
     left_out: dict[str, str] = {}
     for name, data in sets.items():
+        refuse_numbers(data.task, "bench quality")
         with tempfile.TemporaryDirectory(prefix="featcache-quality-") as reports:
             bench = _SetBench(name, _within(settings, data, reports), on_progress, peer_python)
             rows += bench.run(methods)
