@@ -88,6 +88,10 @@ class DataSettings:
     validation_share: float = setting(
         0.1, "share of train held out where there is no validation split", above=0, below=1
     )
+    test_share: float | None = setting(
+        None, "share of train held out for test where there is no test split, by a hash of each text "
+        "(run: 0.1)", above=0, below=1,
+    )  # fmt: skip
     skip_bad_rows: bool = setting(
         False, "leave out rows without text or label, or with a label unknown to train, and count them"
     )

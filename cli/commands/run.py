@@ -1,15 +1,20 @@
-"""`featcache run`: extract all splits, train heads of rising depth and their baselines, compare."""
+"""`featcache run SOURCE`: extract all splits, train heads of rising depth and their baselines, compare."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.model_files.depth_views import DEPTH
 from featcache.cache.view_names import LEXICAL
-from featcache.errors import NoInnerLayers
+from featcache.data.split import with_test_split
+from featcache.errors import NoInnerLayers, UsageError
 from featcache.fingerprint import REGRESSION
+from featcache.settings import CONFIG_FILE, load_settings
+from featcache.settings_file import to_toml
+from featcache.system.durable import write_file
 from featcache_cli.commands import compare, extract, train_head
 from featcache_cli.console import note, print_json
 from featcache_cli.number_runs import show_number_runs
@@ -26,18 +31,40 @@ def add(commands: Commands) -> None:
         commands,
         "run",
         "extract all splits, train heads and their baselines, compare",
-        "featcache run --model bert-base-chinese --dataset lansinuote/ChnSentiCorp",
+        "featcache run reviews.csv\nfeatcache run lansinuote/ChnSentiCorp --model bert-base-chinese",
         run,
         continues=True,
     )
+    about = "file, folder, URL or hub id, as --dataset; featcache.toml is then written for the other commands"
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help=about)
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:
-    results, runs = run_all(settings_of(args), quiet=args.quiet, show=not args.json)
+    settings = _settings(args)
+    results, runs = run_all(settings, quiet=args.quiet, show=not args.json)
     if args.json:
         print_json(document(results, runs))
     return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """Those of the command, with a test split where files have none; SOURCE has them written down."""
+    if args.source is not None and (args.dataset is not None or args.data_files is not None):
+        raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
+    settings = settings_of(args, {} if args.source is None else {"dataset": args.source})
+    data, decided = with_test_split(settings.data)
+    settings = replace(settings, data=data)
+    if decided is not None:
+        note(decided, quiet=args.quiet)
+    file = Path(args.config or CONFIG_FILE)
+    if args.source is not None and not file.exists():
+        write_file(file, to_toml(settings).encode("utf-8"))
+        note(f"wrote {file}: the other commands work here as typed", quiet=args.quiet)
+    elif decided is not None and load_settings(path=args.config) != settings:
+        flag = f"--test-share {data.test_share:g}" if data.test_share else f"--test-split {data.test_split}"
+        note(f"the other commands need {flag}, too, or a line of it in {file}", quiet=args.quiet)
+    return settings
 
 
 def document(results: list[Extracted], runs: list[Run]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The stratified share of train that is held out where there is no validation split."""
+"""Rows of train that are held out where there is no validation or test split."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -82,3 +83,47 @@ def _give_back(held: NDArray[np.bool_], rows: NDArray[np.int64], columns: NDArra
         having = rows[columns == label]
         if held[having].all():  # a row moved before may have this label too
             held[having[0]] = False
+
+
+def parts_by_key(
+    labels: NDArray[np.int64] | NDArray[np.uint8],
+    keys: NDArray[np.uint64],
+    shares: Sequence[float],
+    seed: int,
+) -> NDArray[np.int64]:
+    """Number of the part that each row is in, int64 [N]: 0 to keep, i + 1 for `shares[i]`.
+
+    A row's key and the seed decide alone: rows of one key are in one part, and rows that are added move no
+    others. Where a class would be missing in a part, one of its keys is moved there; the rows that are kept
+    come first.
+
+    Args:
+        labels: int64 [N]; or multi-hot uint8 [N, C].
+        keys: of the texts, equal for equal ones.
+        shares: of the parts, together below 1.
+        seed: any integer.
+    """
+    mixed = _mixed(keys, seed)
+    edges = np.cumsum(shares) * 2.0**64
+    places = np.searchsorted(edges, mixed.astype(np.float64), side="right") + 1
+    part = np.where(places > len(shares), 0, places)
+    for label in range(labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1):
+        rows = np.flatnonzero(labels[:, label] if labels.ndim == 2 else labels == label)
+        own, first = np.unique(mixed[rows], return_index=True)
+        where = part[rows[first]]
+        wanted_parts = min(len(own), len(shares) + 1)
+        for wanted in range(wanted_parts):
+            if wanted not in where:
+                spare = np.bincount(where, minlength=len(shares) + 1)
+                spare[:wanted_parts] -= 1
+                giver = np.flatnonzero(where == spare.argmax())[0]
+                where[giver] = part[mixed == own[giver]] = wanted
+    return part
+
+
+def _mixed(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Keys as random numbers of the seed: one step of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    x = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

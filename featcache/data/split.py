@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.data.arrow_table import SplitTable, open_tables, quiet_datasets, table_in_memory
-from featcache.data.holdout import stratified_share
+from featcache.data.holdout import parts_by_key, stratified_share
 from featcache.data.hub_dataset import hub_commit
 from featcache.data.label_spelling import with_one_spelling
 from featcache.data.labels import (
@@ -31,10 +31,16 @@ from featcache.data.number_labels import (
     read_numbers,
 )
 from featcache.errors import SourceError, UsageError
-from featcache.fingerprint import REGRESSION, task_of
+from featcache.fingerprint import REGRESSION, row_hashes, row_keys, task_of
 from featcache.settings import DataSettings
+from featcache.system.text import normalised
 
-__all__ = ["SPLITS", "RowSelection", "Split", "count_labels", "describe_source", "from_texts", "load_splits"]
+__all__ = [
+    "SPLITS", "RowSelection", "Split", "count_labels", "describe_source", "from_texts", "load_splits",
+    "splits_for_training", "with_test_split",
+]  # fmt: skip
+
+TEST_SHARE = 0.1  # of train, where a test split is to be held out
 
 RowSelection = Sequence[int] | NDArray[Any] | slice
 
@@ -113,7 +119,8 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
     """The splits called `names`; every row of them is checked.
 
     Without a validation split, a stratified share of train is held out for it, which depends only on the
-    seed and the rows; "train" is then the rest.
+    seed and the rows; "train" is then the rest. With `test_share`, a test split that is missing is held out,
+    too: then a hash of each text decides, so that equal texts stay together and added rows move none.
 
     Args:
         data: where the texts are, and which columns to take.
@@ -127,19 +134,57 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
     _check_settings(data, names)
     with quiet_datasets():
         tables, others = open_tables(data)
-        hold_out = "validation" not in tables and "train" in tables
-        for name in names:
-            if name not in tables and not (name == "validation" and hold_out):
-                where = "--data-files" if data.data_files else data.dataset
-                found = ", ".join([*tables, *others]) or "none"
-                raise SourceError(f"no {name} split in {where}; its splits are: {found}")
+        available = _available(tables, data)
+        if missing := [name for name in names if name not in available]:
+            where = "--data-files" if data.data_files else data.dataset
+            found = ", ".join([*tables, *others]) or "none"
+            hint = "hold one out of train: --test-share 0.1" if missing == ["test"] else None
+            raise SourceError(f"no {missing[0]} split in {where}; its splits are: {found}", hint=hint)
         reference = ["train"] if "train" in tables else list(tables)
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
         opened = {name: tables[name]() for name in wanted}
         splits = (_of_numbers if data.task == REGRESSION else _of_classes)(opened, reference, data)
-    if hold_out and {"train", "validation"} & set(names):
-        splits |= _held_out(splits["train"], data.validation_share, seed)
+    drawn = [name for name in available if name not in tables]
+    if drawn and {"train", *drawn} & set(names):
+        splits |= _drawn(splits["train"], drawn, data, seed)
     return {name: splits[name] for name in names}
+
+
+def splits_for_training(data: DataSettings) -> tuple[str, ...]:
+    """Train, validation and, where the source has one or one is held out, test.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    with quiet_datasets():
+        found = _available(open_tables(data)[0], data)
+    return ("train", "validation", *(["test"] if "test" in found else []))
+
+
+def with_test_split(data: DataSettings) -> tuple[DataSettings, str | None]:
+    """`data` with a test split where the files have none, and what was decided as a sentence.
+
+    Validation becomes the test split; where there is none either, a tenth of train does (`test_share`). A hub
+    dataset is left as it is, because its splits are not known before it is loaded.
+
+    Raises:
+        SourceError: files that do not exist, or that belong to no split.
+    """
+    if data.test_split is not None or data.test_share is not None:
+        return data, None
+    known = {used_as(name, data) for name in locate(data).splits}
+    if "train" not in known or "test" in known:
+        return data, None
+    if "validation" in known:
+        said = "no test split: the validation split is the test split, and a part of train is held out for "
+        return replace(data, test_split="validation"), said + "validation"
+    said = "one labelled split: a tenth of it is held out for test, and a part for validation"
+    return replace(data, test_share=TEST_SHARE), said
+
+
+def _available(tables: Collection[str], data: DataSettings) -> tuple[str, ...]:
+    held_out = {"validation", *(["test"] if data.test_share else [])} if "train" in tables else set()
+    return tuple(name for name in SPLITS if name in tables or name in held_out)
 
 
 def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | None:
@@ -164,7 +209,7 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         "skip_bad_rows": data.skip_bad_rows,
     }
     # Left out where they are not set, so that requests of earlier versions still match.
-    added = ("label_separator", "encoding", "sheet", "label_columns", "test_split", "task")
+    added = ("label_separator", "encoding", "sheet", "label_columns", "test_split", "task", "test_share")
     document |= {name: _plain(getattr(data, name)) for name in added if getattr(data, name) is not None}
     if data.similar_labels == "merge":
         document["similar_labels"] = data.similar_labels
@@ -180,7 +225,8 @@ def describe_source(data: DataSettings, *, seed: int) -> dict[str, object] | Non
         document |= {"dataset": location.hub_id, "config": location.config, "commit": commit}
     # The splits of a hub dataset are not known before it is loaded: then seed and share count.
     known = {used_as(name, data) for name in location.splits}
-    if "validation" not in known and ("train" in known or not known):
+    drawn = "validation" not in known or ("test" not in known and data.test_share is not None)
+    if drawn and ("train" in known or not known):
         document |= {"validation_share": data.validation_share, "seed": seed}
     return document
 
@@ -297,6 +343,34 @@ def _split(name: str, read: LabelledTable, order: tuple[str, ...]) -> Split:
         name=name, labels=label_indexes(read, order), label_names=order, row_numbers=read.rows,
         notes=read.notes, read_as=read.table.read_as, skipped=read.skipped, _table=read.table,
     )  # fmt: skip
+
+
+def _drawn(train: Split, names: Sequence[str], data: DataSettings, seed: int) -> dict[str, Split]:
+    """Train and the splits that are held out of it."""
+    if "test" not in names:
+        return _held_out(train, data.validation_share, seed)
+    shares = [data.test_share if name == "test" else data.validation_share for name in names]
+    keys = [
+        row_keys(row_hashes(list(map(normalised, texts)), pairs and list(map(normalised, pairs))))
+        for texts, pairs in train.batches()
+    ]
+    numbers = task_of(train.labels) == REGRESSION
+    classes = np.zeros(len(train), np.int64) if numbers else cast("NDArray[np.int64]", train.labels)
+    parts = parts_by_key(classes, np.concatenate(keys), cast("list[float]", shares), seed)
+    rows = {name: np.flatnonzero(parts == number) for number, name in enumerate(["train", *names])}
+    if short := [name for name, places in rows.items() if not len(places)]:
+        raise SourceError(
+            f"no {' and no '.join(names)} split, and train has too few different texts to hold "
+            f"{'them' if len(names) > 1 else 'one'} out: none is left for {short[0]}",
+            hint="add rows, or a file of each split",
+        )
+    counts = " and ".join(f"{len(rows[name])} for {name}" for name in names)
+    note = f"of {len(train)} train rows {counts} are held out by a hash of each text (seed {seed})"
+    notes = (*train.notes, f"{note}: equal texts stay together, added rows move none")
+    return {
+        name: replace(train.some(places), name=name, notes=notes, skipped=train.skipped * (name == "train"))
+        for name, places in rows.items()
+    }
 
 
 def _held_out(train: Split, share: float, seed: int) -> dict[str, Split]:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.data.arrow_table import open_tables
-from featcache.data.split import Split, load_splits
+from featcache.data.split import Split, load_splits, splits_for_training
 from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
@@ -87,9 +86,7 @@ def finetune(
 
 def _load(settings: Settings, rows_per_class: int | None) -> dict[str, Split]:
     """The splits of the source; of train as many rows of each class as are asked for."""
-    tables, _ = open_tables(settings.data)
-    names = ["train", "validation", *(["test"] if "test" in tables else [])]
-    splits = load_splits(settings.data, names, seed=settings.seed)
+    splits = load_splits(settings.data, splits_for_training(settings.data), seed=settings.seed)
     if rows_per_class is not None:
         drawn = draw_per_class(splits["train"].labels, rows_per_class, settings.seed)
         splits["train"] = splits["train"].some(drawn)

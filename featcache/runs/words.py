@@ -11,8 +11,7 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import LEXICAL
-from featcache.data.arrow_table import open_tables
-from featcache.data.split import Split, load_splits
+from featcache.data.split import Split, load_splits, splits_for_training
 from featcache.data.text_lookup import RowTexts, find_texts
 from featcache.errors import SourceError
 from featcache.fingerprint import Dtypes, EncoderDocument, row_hashes
@@ -82,9 +81,7 @@ def read_splits(settings: Settings) -> dict[str, Split]:
     Raises:
         SourceError: it cannot be read.
     """
-    tables, _ = open_tables(settings.data)
-    names = ["train", "validation", *(["test"] if "test" in tables else [])]
-    return load_splits(settings.data, names, seed=settings.seed)
+    return load_splits(settings.data, splits_for_training(settings.data), seed=settings.seed)
 
 
 def features_of(split: Split, rows: WordRows) -> Features:
