@@ -163,7 +163,10 @@ def _document(runs: list[Run], best: Run | None, against: Comparisons | None, sp
         "base": against.base.name if against else None,
         "comparisons": [_comparison_document(made) for made in against.made] if against else [],
         "not_compared": [],
+        "majority": None,
     }
+    if found := _majority(best, split):
+        document["majority"] = {"label": found[0], "accuracy": found[1]}
     if against:
         document["not_compared"] = [
             {"run": run.name, "path": str(run.folder), "reason": why} for run, why in against.refused
@@ -217,10 +220,18 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
     console.print(shown)
     for line in _legend({column.header for column in columns}, against, split):
         console.print(line, style="dim")
+    if found := _majority(best, split):
+        console.print(f"always {found[0]}, the most frequent label of {split}: {percent_text(found[1])}")
     from featcache.runs.compare import words_verdict
 
     if best and against and (verdict := words_verdict(best, against)):
         console.print(verdict)
+
+
+def _majority(best: Run | None, split: str) -> tuple[str, float] | None:
+    """The most frequent label of a split, and the share of its rows."""
+    scores = best.record.scores.get(split) if best else None
+    return scores.majority if scores else None
 
 
 def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[RunColumn]:

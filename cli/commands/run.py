@@ -102,6 +102,7 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     elif show:
         best = best_run(runs)
         compare.show(runs, best, compare.compared_with(best, runs))
+        note('next: featcache predict "TEXT", featcache report', quiet=quiet)
     return results, runs
 
 

@@ -30,7 +30,10 @@ def test_one_file_becomes_three_splits_that_other_commands_know(here: str, cli: 
     assert "held out by a hash of each text" in found.err and "wrote featcache.toml" in found.err
     settings = Path("featcache.toml").read_text(encoding="utf-8")
     assert 'dataset = "all.jsonl"' in settings and "test_share = 0.1" in settings
-    runs = cli.ok("compare", "--json").json["runs"]
+    assert "most frequent label of test" in found.out and "featcache predict" in found.err
+    document = cli.ok("compare", "--json").json
+    runs, majority = document["runs"], document["majority"]
+    assert majority["label"] in ("good", "bad") and 0.4 < majority["accuracy"] < 0.8
     assert all("test" in run["metrics"] for run in runs) and len(runs) >= 3
     again = cli.ok("train-head", "--view", "last/mean", "--epochs", "1", "--json")  # reads what is cached
     assert "test" in again.json["metrics"]
