@@ -156,6 +156,8 @@ def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Com
 
 def _document(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> dict[str, Any]:
     """What `--json` prints; shares of 1, not percent."""
+    from featcache.runs.compare import most_frequent
+
     document: dict[str, Any] = {
         "runs": [record(run) | {"intervals": run.record.intervals} for run in runs],
         "best": best.name if best else None,
@@ -165,7 +167,7 @@ def _document(runs: list[Run], best: Run | None, against: Comparisons | None, sp
         "not_compared": [],
         "majority": None,
     }
-    if found := _majority(best, split):
+    if best and (found := most_frequent(best, split)):
         document["majority"] = {"label": found[0], "accuracy": found[1]}
     if against:
         document["not_compared"] = [
@@ -220,18 +222,12 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
     console.print(shown)
     for line in _legend({column.header for column in columns}, against, split):
         console.print(line, style="dim")
-    if found := _majority(best, split):
-        console.print(f"always {found[0]}, the most frequent label of {split}: {percent_text(found[1])}")
-    from featcache.runs.compare import words_verdict
+    from featcache.runs.compare import most_frequent, words_verdict
 
+    if best and (found := most_frequent(best, split)):
+        console.print(f"always {found[0]}, the most frequent label of {split}: {percent_text(found[1])}")
     if best and against and (verdict := words_verdict(best, against)):
         console.print(verdict)
-
-
-def _majority(best: Run | None, split: str) -> tuple[str, float] | None:
-    """The most frequent label of a split, and the share of its rows."""
-    scores = best.record.scores.get(split) if best else None
-    return scores.majority if scores else None
 
 
 def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[RunColumn]:

@@ -283,6 +283,18 @@ def _items(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1]))).ravel()
 
 
+def most_frequent(run: Run, split: str) -> tuple[str, float] | None:
+    """The most frequent label of a split, and the share of its rows: the accuracy of always predicting it.
+
+    None for multi-label, for no rows, and where `run.json` has no scores by class.
+    """
+    scores = run.record.scores.get(split)
+    if scores is None or scores.confusion is None or not any(line.support for line in scores.per_class):
+        return None
+    most = max(scores.per_class, key=lambda line: line.support)
+    return most.label, most.support / sum(line.support for line in scores.per_class)
+
+
 def _same_rows(base: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Places of equal items in both: the first with the first, the second with the second, and so on."""
     numbers = np.unique(np.concatenate([base, run]), return_inverse=True)[1]

@@ -53,15 +53,6 @@ class SplitScores:
     per_class: tuple[ClassScore, ...] = ()
     confusion: list[list[int]] | None = None
 
-    @property
-    def majority(self) -> tuple[str, float] | None:
-        """The most frequent label, and the share of its rows; None for multi-label, and for no rows."""
-        rows = sum(line.support for line in self.per_class)
-        if self.confusion is None or not rows:
-            return None
-        most = max(self.per_class, key=lambda line: line.support)
-        return most.label, most.support / rows
-
     @classmethod
     def of(cls, scores: Scores) -> SplitScores:
         return cls(scores.per_class, None if scores.confusion is None else scores.confusion.tolist())
