@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.model_files.depth_views import DEPTH
 from featcache.cache.view_names import LEXICAL
-from featcache.data.split import with_test_split
+from featcache.data.test_split import with_test_split
 from featcache.errors import NoInnerLayers, UsageError
 from featcache.fingerprint import REGRESSION
 from featcache.settings import CONFIG_FILE, load_settings

@@ -37,10 +37,7 @@ from featcache.system.text import normalised
 
 __all__ = [
     "SPLITS", "RowSelection", "Split", "count_labels", "describe_source", "from_texts", "load_splits",
-    "splits_for_training", "with_test_split",
 ]  # fmt: skip
-
-TEST_SHARE = 0.1  # of train, where a test split is to be held out
 
 RowSelection = Sequence[int] | NDArray[Any] | slice
 
@@ -134,8 +131,8 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
     _check_settings(data, names)
     with quiet_datasets():
         tables, others = open_tables(data)
-        available = _available(tables, data)
-        if missing := [name for name in names if name not in available]:
+        there = available(tables, data)
+        if missing := [name for name in names if name not in there]:
             where = "--data-files" if data.data_files else data.dataset
             found = ", ".join([*tables, *others]) or "none"
             hint = "hold one out of train: --test-share 0.1" if missing == ["test"] else None
@@ -144,45 +141,14 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         wanted = [name for name in SPLITS if name in tables and (name in names or name in reference)]
         opened = {name: tables[name]() for name in wanted}
         splits = (_of_numbers if data.task == REGRESSION else _of_classes)(opened, reference, data)
-    drawn = [name for name in available if name not in tables]
+    drawn = [name for name in there if name not in tables]
     if drawn and {"train", *drawn} & set(names):
         splits |= _drawn(splits["train"], drawn, data, seed)
     return {name: splits[name] for name in names}
 
 
-def splits_for_training(data: DataSettings) -> tuple[str, ...]:
-    """Train, validation and, where the source has one or one is held out, test.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
-    with quiet_datasets():
-        found = _available(open_tables(data)[0], data)
-    return ("train", "validation", *(["test"] if "test" in found else []))
-
-
-def with_test_split(data: DataSettings) -> tuple[DataSettings, str | None]:
-    """`data` with a test split where the files have none, and what was decided as a sentence.
-
-    Validation becomes the test split; where there is none either, a tenth of train does (`test_share`). A hub
-    dataset is left as it is, because its splits are not known before it is loaded.
-
-    Raises:
-        SourceError: files that do not exist, or that belong to no split.
-    """
-    if data.test_split is not None or data.test_share is not None:
-        return data, None
-    known = {used_as(name, data) for name in locate(data).splits}
-    if "train" not in known or "test" in known:
-        return data, None
-    if "validation" in known:
-        said = "no test split: the validation split is the test split, and a part of train is held out for "
-        return replace(data, test_split="validation"), said + "validation"
-    said = "one labelled split: a tenth of it is held out for test, and a part for validation"
-    return replace(data, test_share=TEST_SHARE), said
-
-
-def _available(tables: Collection[str], data: DataSettings) -> tuple[str, ...]:
+def available(tables: Collection[str], data: DataSettings) -> tuple[str, ...]:
+    """Those of `SPLITS` that the source has as `tables`, and those that are held out of train."""
     held_out = {"validation", *(["test"] if data.test_share else [])} if "train" in tables else set()
     return tuple(name for name in SPLITS if name in tables or name in held_out)
 

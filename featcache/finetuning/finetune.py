@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.data.split import Split, load_splits, splits_for_training
+from featcache.data.split import Split, load_splits
+from featcache.data.test_split import splits_for_training
 from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part

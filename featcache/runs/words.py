@@ -11,7 +11,8 @@ import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import LEXICAL
-from featcache.data.split import Split, load_splits, splits_for_training
+from featcache.data.split import Split, load_splits
+from featcache.data.test_split import splits_for_training
 from featcache.data.text_lookup import RowTexts, find_texts
 from featcache.errors import SourceError
 from featcache.fingerprint import Dtypes, EncoderDocument, row_hashes

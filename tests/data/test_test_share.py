@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.data.holdout import parts_by_key
-from featcache.data.split import describe_source, load_splits, splits_for_training
+from featcache.data.split import describe_source, load_splits
+from featcache.data.test_split import splits_for_training
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
 from tests.support.cli_tools import write_rows
