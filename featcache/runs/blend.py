@@ -17,6 +17,7 @@ from featcache.heads.blend import check_foldable, choose_blend, part_read_by, we
 from featcache.heads.fit import Fit
 from featcache.heads.head import Head
 from featcache.heads.lexical.rows import WordRows
+from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.scorers import Scorer
 from featcache.runs.run import Run
 from featcache.runs.train import CachedSplits, load_data, read_costs_for, save_fit
@@ -98,6 +99,8 @@ def blend_runs(settings: Settings, runs: Sequence[Run], most: int = MOST) -> Run
     """
     if len(runs) < 2:
         raise UsageError("a blend is of two runs at least", hint="featcache compare lists the runs there are")
+    for run in runs:
+        refuse_numbers(run.record.task, "blend")
     heads = {run.name: run.head() for run in runs}
     for run in runs:
         _check_alone(run, heads[run.name], settings)

@@ -154,6 +154,7 @@ def test_heads_that_only_classify_are_refused(kind: str, rated: Path, cli: Cli) 
         (("sweep",), ("featcache sweep is about classes", "train-head")),
         (("curve",), ("featcache curve is about classes",)),
         (("inspect",), ("featcache inspect is about classes",)),
+        (("blend", RIDGE, LINEAR), ("featcache blend is about classes",)),
         (("finetune", "--train", "top-blocks:1"), ("featcache finetune is about classes",)),
         (("extract", "--all-splits", "--label-names", "a,b"), ("--label-names is about classes",)),
     ],
