@@ -51,7 +51,7 @@ def add(commands: Commands) -> None:
         run,
     )
     kinds = "; ".join(f"{kind}: {what}" for kind, what in HEADS.items())
-    kinds += "; auto: for few labels, the best of a few kinds and views by cross-validation on train"
+    kinds += "; auto: for few labels, ridge, its views and penalty chosen by cross-validation on train"
     add_flag(parser, "--head", kinds, "linear", choices=(*HEADS, AUTO), metavar="KIND", dest="kind")
     add_flag(
         parser, "--view",

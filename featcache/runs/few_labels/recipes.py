@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,29 +18,31 @@ from featcache.settings import HeadSettings
 FOLDS = 5
 PREDICTIONS = 1000  # held-out predictions wanted of each recipe: few rows are divided several times
 MOST_REPEATS = 10
-STRONG_C = 0.01  # a strong penalty for the exact head
+WEAKER = 0.1  # of the alpha that is otherwise the number of features
 
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """A kind of head on a view, with settings for few rows.
+    """Ridge on a view, with a penalty for few rows.
 
     Attributes:
         view: stored name, or several joined.
         reads: the view in words.
+        strength: alpha over the number of features.
     """
 
-    kind: str
     view: str
     reads: str
+    strength: float = 1.0
+    kind: ClassVar[str] = "ridge"
 
     @property
     def name(self) -> str:
-        return f"{self.kind} on {self.reads}"
+        return f"{'weaker ' if self.strength < 1 else ''}{self.kind} on {self.reads}"
 
     def settings(self, head: HeadSettings, width: int) -> HeadSettings:
         """`head` with this recipe's penalty: the wider the features, the stronger the ridge."""
-        return replace(head, alpha=float(width), C=STRONG_C, penalty="fixed")
+        return replace(head, alpha=self.strength * width, penalty="fixed")
 
     def fit(self, train: LabelledFeatures, classes: int, head: HeadSettings, seed: int) -> Scorer:
         """The scorer of some rows; nothing is chosen on others, so the rows stand for validation, too."""
@@ -50,7 +53,7 @@ class HeadRecipe:
 def recipes_of(views: Sequence[str]) -> tuple[HeadRecipe, ...]:
     """The recipes for some cached views, the simplest first.
 
-    Two kinds read one view of the highest layer; ridge also reads the means of all layers, and all views.
+    They read one view of the highest layer, the means of all layers, or all views.
 
     Args:
         views: stored names, `LAYER/POOLING`.
@@ -60,15 +63,15 @@ def recipes_of(views: Sequence[str]) -> tuple[HeadRecipe, ...]:
     one = next((name for name in highest if name in means), highest[0])
     found = list(recipes_on(one))
     if 1 < len(means) < len(views):
-        found.append(HeadRecipe("ridge", join_views(means), f"{len(means)} means"))
+        found.append(HeadRecipe(join_views(means), f"{len(means)} means"))
     if len(views) > 1:
-        found.append(HeadRecipe("ridge", join_views(views), f"{len(views)} views"))
+        found.append(HeadRecipe(join_views(views), f"{len(views)} views"))
     return tuple(found)
 
 
 def recipes_on(view: str) -> tuple[HeadRecipe, ...]:
     """The recipes for one view, or one set of joined views, that was asked for."""
-    return tuple(HeadRecipe(kind, view, short_view(view)) for kind in ("ridge", "exact"))
+    return tuple(HeadRecipe(view, short_view(view), strength) for strength in (1.0, WEAKER))
 
 
 @dataclass(frozen=True)

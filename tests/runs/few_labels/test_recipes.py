@@ -17,10 +17,9 @@ DEPTH = ("-3/cls", "-3/mean", "last/cls", "last/mean")
 
 
 def test_recipes_read_the_highest_mean_then_all_means_then_all_views() -> None:
-    found = [(one.kind, one.view) for one in recipes_of(DEPTH)]
+    found = [(one.strength, one.view) for one in recipes_of(DEPTH)]
     assert found == [
-        ("ridge", "last/mean"), ("exact", "last/mean"), ("ridge", "-3/mean,last/mean"),
-        ("ridge", ",".join(DEPTH)),
+        (1.0, "last/mean"), (0.1, "last/mean"), (1.0, "-3/mean,last/mean"), (1.0, ",".join(DEPTH)),
     ]  # fmt: skip
     assert [one.view for one in recipes_of(["last/cls"])] == ["last/cls"] * 2
     both = recipes_of(["-3/mean", "last/mean"])
@@ -30,7 +29,7 @@ def test_recipes_read_the_highest_mean_then_all_means_then_all_views() -> None:
 
 def test_a_wider_view_has_a_stronger_penalty() -> None:
     recipe = recipes_on("last/mean")[0]
-    assert recipe.settings(HeadSettings(), 40).alpha == 40
+    assert [one.settings(HeadSettings(), 40).alpha for one in recipes_on("v")] == [40, 4]
     x, y = clusters(12, width=40)
     weak, strong = (replace(HeadSettings(), alpha=alpha) for alpha in (1e-3, 1e3))
     found = [recipe.fit(LabelledFeatures(x, y), 3, head, 0).logits(x) for head in (weak, strong)]
