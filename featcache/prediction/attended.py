@@ -92,7 +92,7 @@ def _contributions(
         if pooler.skipped:
             own, _ = without_first(own, layout, pooler.skipped)
         own = own.float()
-        counted = learned.weights(own[None])[0][:, learned.query_of]  # [t, H]
+        counted = learned.weights(own)[:, learned.query_of]  # [t, H]
         shares.append(counted.mean(1))
         sums.append((counted * (own - learned.center)) @ part.to(own.device))
     share, weight = torch.stack(shares).mean(0), torch.stack(sums).sum(0)

@@ -25,6 +25,8 @@ from featcache.system.text import check_text
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+    from featcache.prediction.explain import Explanation
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -44,6 +46,7 @@ class Prediction:
         reason: why, as a sentence; None for an answer.
         out_of_scope: share of the validation texts that are nearer to the train texts; None for a head that
             always answers.
+        explanation: what speaks for the label; None where it was not asked for.
     """
 
     text: str
@@ -56,6 +59,7 @@ class Prediction:
     abstained: bool = False
     reason: str | None = None
     out_of_scope: float | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,23 @@ class Predictor:
     ) -> list[Prediction] | list[NumberPrediction]:
         """What the head predicts, labels or numbers."""
         return (self.predict if self.head.numbers is None else self.predict_numbers)(texts, pairs)
+
+    @property
+    def explains(self) -> bool:
+        """Whether `explain` can say something: of heads that read words or token states."""
+        words, looks = self.head.ngrams is not None, bool(self.head.attention)
+        fast = self.encoder is None or not looks or self.encoder.backbone.tokenizer.is_fast
+        return (words or looks) and bool(fast) and self.head.numbers is None
+
+    def explain(
+        self, predictions: Sequence[Prediction], pairs: Sequence[str] | None = None
+    ) -> list[Explanation]:
+        """What speaks for the most probable label of each text; see `featcache.prediction.explain`."""
+        from featcache.prediction.explain import explain
+
+        likely = (max(one.probabilities, key=one.probabilities.__getitem__) for one in predictions)
+        labels = [self.label_names.index(name) for name in likely]
+        return explain(self.head, [one.text for one in predictions], labels, pairs, encoder=self.encoder)
 
     def chosen(self, row: np.ndarray) -> list[int]:
         """Numbers of the labels that are predicted at the probabilities `[C]` of one text."""

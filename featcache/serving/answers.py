@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from featcache.prediction.explain import Explanation
 from featcache.prediction.predictor import NumberPrediction, Prediction
+
+
+class TextMark(BaseModel):
+    """Characters of the text that speak for the label, or against it."""
+
+    begin: int = Field(description="of the first character, counted in code points")
+    end: int
+    weight: float = Field(description="added to the logit of the label over the mean of all labels")
+    share: float | None = Field(description="how much a head of token states looked at it; else null")
+
+    @classmethod
+    def all_of(cls, explanation: Explanation) -> list[TextMark]:
+        """The tokens that were looked at; of a head without token states the n-grams that decided."""
+        if explanation.tokens:
+            return [
+                cls(begin=one.begin, end=one.end, weight=one.weight, share=one.share)
+                for one in explanation.tokens
+            ]
+        return [cls(begin=a, end=b, weight=weight, share=None) for a, b, weight in explanation.spans]
 
 
 class PredictAnswer(BaseModel):
@@ -22,6 +42,7 @@ class PredictAnswer(BaseModel):
         description="share of the validation texts that are nearer to the train texts; null for a head that "
         "always answers"
     )
+    marks: list[TextMark] | None = Field(description="what decided; null unless `explain` was asked for")
 
     @classmethod
     def of(cls, prediction: Prediction, top_k: int | None) -> PredictAnswer:
@@ -37,6 +58,7 @@ class PredictAnswer(BaseModel):
             abstained=prediction.abstained,
             reason=prediction.reason,
             out_of_scope=prediction.out_of_scope,
+            marks=None if prediction.explanation is None else TextMark.all_of(prediction.explanation),
         )
 
 

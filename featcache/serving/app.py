@@ -88,6 +88,7 @@ class PredictRequest(BaseModel):
     pair: str | None = Field(None, description="second text of `text`")
     pairs: list[str] | None = Field(None, description="second texts of `texts`")
     top_k: int | None = Field(None, ge=1, description="only the most probable labels; all by default")
+    explain: bool = Field(False, description="mark what decided, of heads that read words or token states")
 
     @property
     def all_texts(self) -> tuple[list[str], list[str] | None]:
@@ -228,6 +229,8 @@ class Service:
         texts, pairs = asked.all_texts
         if pairs is not None and len(pairs) != len(texts):
             raise Refused(422, f"{len(texts)} texts but {len(pairs)} pairs; each needs one")
+        if asked.explain and not self.predictor.explains:
+            raise Refused(422, "this head cannot explain: it reads no words and no token states")
         if len(texts) > self.limits.texts:
             raise Refused(413, f"{len(texts)} texts; at most {self.limits.texts} in one request")
         characters = sum(map(len, texts)) + sum(map(len, pairs or []))
@@ -246,7 +249,8 @@ class Service:
         self, asked: PredictRequest, deadline: float
     ) -> list[Prediction] | list[NumberPrediction]:
         try:
-            return await asyncio.wrap_future(self.batcher.submit(*asked.all_texts, deadline))
+            queued = self.batcher.submit(*asked.all_texts, deadline, explain=asked.explain)
+            return await asyncio.wrap_future(queued)
         except QueueFull as full:
             raise Refused(429, str(full), retry_after=full.retry_after) from None
         except QueueStopping:
@@ -274,6 +278,7 @@ class Service:
                 "task": self.predictor.head.task,
                 "interval": asdict(numbers.interval) if numbers and numbers.interval else None,
                 "pairs": self.predictor.pairs,
+                "explains": self.predictor.explains,
                 "view": self.predictor.head.view,
                 "model": encoder.backbone.files.name if encoder else None,
                 "max_length": encoder.max_length if encoder else None,

@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from featcache.errors import FeatcacheError
 from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
@@ -42,6 +43,7 @@ class _QueuedRequest:
     texts: Sequence[str]
     pairs: Sequence[str] | None
     deadline: float
+    explain: bool = False
     answer: Future[list[Prediction] | list[NumberPrediction]] = field(default_factory=Future)
 
 
@@ -70,18 +72,19 @@ class Batcher:
         self._thread.start()
 
     def submit(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, deadline: float
+        self, texts: Sequence[str], pairs: Sequence[str] | None, deadline: float, *, explain: bool = False
     ) -> Future[list[Prediction] | list[NumberPrediction]]:
         """Queue N checked texts; the future gets N predictions, or the error that these texts cause.
 
         Args:
             deadline: by `time.monotonic`; after it, the texts are not encoded any more.
+            explain: each prediction gets its explanation.
 
         Raises:
             QueueFull: too many texts wait.
             QueueStopping: `stop` was called.
         """
-        request = _QueuedRequest(texts, pairs, deadline)
+        request = _QueuedRequest(texts, pairs, deadline, explain)
         with self._changed:
             if self._stopping:
                 raise QueueStopping
@@ -150,5 +153,14 @@ class Batcher:
             return
         start = 0
         for request in requests:
-            request.answer.set_result(found[start : start + len(request.texts)])
+            own = found[start : start + len(request.texts)]
+            try:
+                request.answer.set_result(self._explained(own, request.pairs) if request.explain else own)
+            except Exception as error:
+                request.answer.set_exception(error)
             start += len(request.texts)
+
+    def _explained(self, found: Any, pairs: Sequence[str] | None) -> list[Prediction]:
+        """Predictions with their explanations; the model runs here, in the one thread that may use it."""
+        whys = self.predictor.explain(found, pairs)
+        return [replace(one, explanation=why) for one, why in zip(found, whys, strict=True)]

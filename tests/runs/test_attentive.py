@@ -225,3 +225,22 @@ def test_the_exported_graph_gives_the_logits_of_the_run(work: Work, tmp_path: Pa
     assert made.difference < 1e-4 and (made.own_difference or 0) < 0.01
     note = json.loads((tmp_path / "graph/featcache.json").read_text(encoding="utf-8"))
     assert note["view"] == "-2/attentive,last/attentive"
+
+
+def test_the_server_marks_what_was_looked_at(work: Work) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("prometheus_client")
+    from starlette.testclient import TestClient
+
+    from featcache.serving.app import Service
+
+    predictor, text = Predictor.from_run(work.run), "好喜欢房间"
+    with TestClient(Service(predictor).app, base_url="http://127.0.0.1") as client:
+        assert client.get("/info").json()["explains"] is True
+        found = client.post("/predict", json={"text": text, "explain": True}).json()
+        plain = client.post("/predict", json={"text": text}).json()
+    assert plain["marks"] is None and plain["label"] == found["label"]
+    (why,) = predictor.explain(predictor.predict([text]))
+    assert [text[one["begin"] : one["end"]] for one in found["marks"]] == [one.token for one in why.tokens]
+    shares = [one["share"] for one in found["marks"]]
+    assert shares == pytest.approx([one.share for one in why.tokens], abs=1e-5)

@@ -118,7 +118,7 @@ def test_info_health_and_openapi(client: TestClient) -> None:
     operation = described["paths"]["/predict"]["post"]
     assert {"200", "400", "413", "422", "429", "503"} <= set(operation["responses"])
     asked = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(asked["properties"]) == {"text", "texts", "pair", "pairs", "top_k"}
+    assert set(asked["properties"]) == {"text", "texts", "pair", "pairs", "top_k", "explain"}
     for path in ("/docs", "/redoc"):  # pages that would load scripts from elsewhere
         assert client.get(path).status_code == 404
 
@@ -256,3 +256,9 @@ def test_predict_answers_429_for_a_full_queue_and_503_for_a_late_answer(predicto
         assert waiting.result(30)
         assert client.post("/predict", json={"text": "好"}).status_code == 200
     assert client.post("/predict", json={"text": "好"}).status_code == 503  # stopped
+
+
+def test_a_head_that_reads_features_cannot_explain(client: TestClient) -> None:
+    assert client.get("/info").json()["explains"] is False
+    refused = client.post("/predict", json={"text": "好", "explain": True})
+    assert refused.status_code == 422 and "cannot explain" in refused.json()["error"]

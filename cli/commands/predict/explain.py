@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache_cli.console import out, table
 
 if TYPE_CHECKING:
     from featcache.prediction.explain import Explanation
-    from featcache.prediction.predictor import Prediction, Predictor
-
-
-def explanations(predictor: Predictor, predictions: list[Prediction], pairs: list[str] | None) -> list[Any]:
-    """An `Explanation` for each text."""
-    from featcache.prediction.explain import explain
-
-    names = predictor.label_names
-    labels = [names.index(max(one.probabilities, key=one.probabilities.__getitem__)) for one in predictions]
-    texts = [one.text for one in predictions]
-    return explain(predictor.head, texts, labels, pairs, encoder=predictor.encoder)
+    from featcache.prediction.predictor import Prediction
 
 
 def show(predictions: list[Prediction], found: list[Explanation]) -> None:

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 def _explain(predictor: Predictor, args: argparse.Namespace) -> None:
     """Label the texts given, and show the words that decided."""
     predictions = predictor.predict(args.texts, args.pair)
-    found = explain.explanations(predictor, predictions, args.pair)
+    found = predictor.explain(predictions, args.pair)
     if args.json:
         pairs = zip(predictions, found, strict=True)
         print_json([record(one, args.top_k) | {"explanation": asdict(why)} for one, why in pairs])

@@ -17,6 +17,7 @@ from featcache.heads.fit import (
     TrainingHistory,
     check_settings,
     divergence,
+    one_thread_if,
     schedule_factor,
 )
 from featcache.heads.mlp import loss_of_rows, score_rows
@@ -26,6 +27,9 @@ from featcache.settings import HeadSettings
 if TYPE_CHECKING:
     import torch
 
+    from featcache.backbone.packing import PackedLayout
+
+SMALL_STEP = 1 << 23  # numbers in the states of one step: about 30 ms
 SAMPLED = 1000  # train texts whose tokens the states are standardised by
 FIRST = 0.02  # deviation of the first queries, of standardised states
 
@@ -110,24 +114,26 @@ class _AttentiveTraining:
         settings, count = self.settings, len(self.train.y)
         total = settings.passes * -(-count // settings.batch_size)
         lost, right = 0.0, 0
-        for step in self.network.steps(self.train, settings.batch_size):
-            factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
-            self.optimizer.param_groups[0]["lr"] = settings.lr * factor
-            self.optimizer.zero_grad()
-            logits = self.network.logits(self.train.x, step.rows)
-            loss = self.loss(logits, step.labels, step.weights)
-            loss.backward()
-            self.optimizer.step()
-            self.done += 1
-            lost += float(loss.detach()) * len(step.rows)
-            right += step.right(logits.detach())
+        numbers = settings.batch_size * self.train.x.shape[1] * float(self.train.x.lengths.mean())  # type: ignore[attr-defined]
+        with one_thread_if(numbers < SMALL_STEP):
+            for step in self.network.steps(self.train, settings.batch_size):
+                factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
+                self.optimizer.param_groups[0]["lr"] = settings.lr * factor
+                self.optimizer.zero_grad()
+                logits = self.network.logits(*step.batch)
+                loss = self.loss(logits, step.labels, step.weights)
+                loss.backward()
+                self.optimizer.step()
+                self.done += 1
+                lost += float(loss.detach()) * len(step.labels)
+                right += step.right(logits.detach())
         return lost / count, right / count
 
 
 class _TextStep(NamedTuple):
-    """The texts of a step, longest first: their rows, labels among those seen, and weights."""
+    """The texts of a step, longest first: see `TokenRows.batch`, labels among those seen, and weights."""
 
-    rows: np.ndarray
+    batch: tuple[list[torch.Tensor], PackedLayout]
     labels: torch.Tensor
     weights: torch.Tensor | None
 
@@ -192,22 +198,18 @@ class _LearnedPooling:
             weights = None
             if train.weight is not None:
                 weights = torch.tensor(train.weight[rows], dtype=torch.float32)
-            yield _TextStep(rows, labels, weights)
+            yield _TextStep(train.x.batch(rows), labels, weights)  # type: ignore[attr-defined]
 
-    def logits(self, x: Any, rows: np.ndarray) -> torch.Tensor:
+    def logits(self, states: list[torch.Tensor], layout: PackedLayout) -> torch.Tensor:
         """Of some texts, for the labels that can be learnt; on the CPU."""
         import torch
 
-        from featcache.backbone.attentive import Attention
+        from featcache.backbone.attentive import pool_layers
 
-        states, layout = x.batch(rows)
-        queries = self.queries / self.scale[:, None]
-        parts = [
-            Attention(*learned).pool(part, layout)
-            for learned, part in zip(zip(queries, self.mean, strict=True), states, strict=True)
-        ]
-        pooled = torch.cat(parts, 1) / self.scale.flatten()
-        return torch.nn.functional.linear(pooled, self.weight, self.bias).cpu()
+        pooled = pool_layers(states, layout, self.queries / self.scale[:, None])
+        standard = (pooled - self.mean[:, None]) / self.scale[:, None]
+        features = standard.transpose(0, 1).flatten(1)
+        return torch.nn.functional.linear(features, self.weight, self.bias).cpu()
 
     def scorer(self) -> Attentive:
         """A copy, for states as they are and all labels."""

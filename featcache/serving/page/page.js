@@ -2,6 +2,7 @@
 
 const byId = (id) => document.getElementById(id);
 const BARS = 10;
+let explains = false;
 
 /** An element with text in it; texts are never parsed as markup. */
 function made(tag, text, className) {
@@ -22,7 +23,25 @@ function title(found) {
   return found.abstained ? "No answer" : found.label || "(no label)";
 }
 
-function showAnswer(found) {
+/** The text with what decided in marks; places are counted in code points. */
+function marked(text, marks) {
+  const letters = Array.from(text);
+  const line = made("p", undefined, "marked");
+  let place = 0;
+  for (const { begin, end, weight, share } of [...marks].sort((a, b) => a.begin - b.begin)) {
+    if (begin < place) continue;
+    line.append(letters.slice(place, begin).join(""));
+    const mark = made("mark", letters.slice(begin, end).join(""), weight > 0 ? "for" : "against");
+    const looked = share === null ? "" : `looked at ${(100 * share).toFixed(1)} %, `;
+    mark.title = `${looked}${weight > 0 ? "+" : ""}${weight.toFixed(2)}`;
+    line.append(mark);
+    place = end;
+  }
+  line.append(letters.slice(place).join(""));
+  return line;
+}
+
+function showAnswer(found, text) {
   const bars = made("div", undefined, "bars");
   for (const [name, share] of Object.entries(found.probabilities || {})) {
     const bar = made("progress");
@@ -37,6 +56,7 @@ function showAnswer(found) {
     parts.push(made("p", `${+found.low.toPrecision(6)} to ${+found.high.toPrecision(6)}`, "held"));
   }
   parts.push(bars);
+  if (found.marks) parts.push(marked(text, found.marks));
   if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
   if (found.unknown_tokens >= 0.5) parts.push(made("p", "Most of the text is unknown to the model's vocabulary.", "quiet"));
   show(...parts);
@@ -54,7 +74,7 @@ async function ask(event) {
   event.preventDefault();
   const text = byId("text").value;
   if (!text.trim() || byId("send").disabled) return;
-  const asked = { text, top_k: BARS };
+  const asked = { text, top_k: BARS, explain: explains };
   if (!byId("pair-field").hidden) asked.pair = byId("pair").value;
   byId("send").disabled = true;
   try {
@@ -65,7 +85,7 @@ async function ask(event) {
     });
     const found = await reply.json();
     if (reply.ok) {
-      showAnswer(found);
+      showAnswer(found, text);
       remember(text, found);
     } else {
       show(made("p", found.error, "wrong"), made("p", found.hint || "", "quiet"));
@@ -86,6 +106,7 @@ async function introduce() {
   if (coverage) parts.push(`at least ${+(100 * coverage).toFixed(4)} % of texts answered`);
   byId("about").textContent = parts.filter(Boolean).join(" · ");
   byId("pair-field").hidden = info.pairs !== true;
+  explains = info.explains === true;
 }
 
 byId("ask").addEventListener("submit", ask);
