@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from featcache.system.progress import Progress
 
-LINE_EVERY = 10.0  # seconds between lines off a terminal
+FIRST_LINE = 2.0  # seconds before the first line off a terminal
+LINE_EVERY = 10.0  # seconds between lines
 DOWNLOAD = {"download": "download"}
 EXTRACTION = {"encode": "extract", **DOWNLOAD}  # stages of an extraction that have a bar
 
@@ -36,7 +37,7 @@ class Meter:
         self.names = names
         self.bars: Bars | None = None
         self._tasks: dict[str, int] = {}
-        self._last_line = time.monotonic()
+        self._last_line = time.monotonic() - max(0.0, LINE_EVERY - FIRST_LINE)
         self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:

@@ -83,6 +83,7 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     ridge regression on each view, and ridge regression over depth.
     """
     from featcache.runs.run import best_run
+    from featcache.runs.words import CountedWords
 
     asked = [view for view in settings.features.views if view != DEPTH] or ["last/cls"]
     settings, results = _extract(settings, quiet=quiet)
@@ -96,7 +97,8 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     if DEPTH in settings.features.views:
         deep = [("ridge", DEPTH)] if numbers else [("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")]
         wanted += deep
-    runs = [train_head.train(settings, kind, view, quiet=quiet) for kind, view in wanted]
+    words = CountedWords()  # counted and fitted once for both heads that read them
+    runs = [train_head.train(settings, kind, view, quiet=quiet, words=words) for kind, view in wanted]
     if show and numbers:
         show_number_runs(runs)
     elif show:

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
     from featcache.heads.fit import Epoch
     from featcache.runs.run import Run
+    from featcache.runs.words import CountedWords
     from featcache.settings import Settings
 
-STAGES = {"encode": "states", "download": "download"}  # that have a bar before the training
+STAGES = {  # that have a bar, before the training or instead of epochs
+    "encode": "states", "download": "download", "count": "count n-grams", "words": "fit words",
+    "penalties": "penalties", "solve": "solve",
+}  # fmt: skip
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
@@ -106,9 +110,13 @@ def train(
     rows_per_class: int | None = None,
     workers: int = 1,
     group: ProcessGroup = ALONE,
+    words: CountedWords | None = None,
 ) -> Run:
-    """Train with a progress bar: as one of `group`, or by processes of its own."""
-    from featcache.heads.registry import KINDS
+    """Train with a progress bar: as one of `group`, or by processes of its own.
+
+    Args:
+        words: n-grams that several heads share.
+    """
     from featcache.runs.train import train_head
 
     alone = kind in (LEXICAL, ATTENTIVE) and view is None
@@ -120,12 +128,13 @@ def train(
             info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
             meter.step(f"train {name}", line.epoch, epochs, info)
 
-        if not {"epochs", "passes"} & set(KINDS[kind].settings):
-            meter.step(f"train {name}", 0, 0)  # how far it is, it cannot say
         if workers == 1:
+            if words is not None:
+                words.on_progress = meter
             made = train_head(
-                settings, kind, view, rows_per_class=rows_per_class, progress=draw, report=meter, group=group
-            )
+                settings, kind, view, rows_per_class=rows_per_class, progress=draw, report=meter, group=group,
+                words=words,
+            )  # fmt: skip
         else:
             if rows_per_class is not None:
                 raise UsageError("--rows-per-class is for one worker", hint="leave --workers out")

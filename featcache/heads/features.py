@@ -6,9 +6,9 @@ functions, holds more than `NUMBERS_AT_ONCE` of them in a wider dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -235,6 +235,25 @@ class Standardised:
     def __getitem__(self, rows: slice) -> np.ndarray:
         """float32 `[B, D]`."""
         return self.standard(self.x[rows])
+
+
+class WatchedRows:
+    """Features that are read slice by slice, pass after pass; it says how often they were.
+
+    Args:
+        x: an array, or anything with a shape that gives rows for a slice.
+        on_pass: called at the beginning of each pass with its number.
+    """
+
+    def __init__(self, x: Any, on_pass: Callable[[int], None]) -> None:
+        self.x, self.on_pass, self.shape, self.passes = x, on_pass, x.shape, 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if not rows.start:
+            self.passes += 1
+            self.on_pass(self.passes)
+        found: np.ndarray = self.x[rows]
+        return found
 
 
 def is_kept(numbers: int) -> bool:

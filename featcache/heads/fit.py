@@ -47,6 +47,8 @@ class Fit:
         history: one entry an epoch; empty for solvers without epochs.
         best_epoch: 1-based; 0 for solvers without epochs.
         about: further results of the solver, JSON-able: a chosen penalty, the norm of a gradient.
+        ngrams: of several kinds the `Ngrams` that a head of words reads; None for other heads.
+        seconds_before: of work that an earlier fit had done already.
     """
 
     best: Scorer
@@ -54,6 +56,8 @@ class Fit:
     history: tuple[Epoch, ...] = ()
     best_epoch: int = 0
     about: dict[str, Any] | None = None
+    ngrams: Any = None
+    seconds_before: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import (
     LabelledFeatures,
     Standard,
+    WatchedRows,
     check_rows,
     check_splits,
     standardised_rows,
@@ -25,6 +26,7 @@ from featcache.heads.mlp import fit_mlp
 from featcache.heads.row_weights import all_weights, balanced_weights
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
+from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
     from featcache.heads.logistic.penalty import PenaltyScores
@@ -69,6 +71,7 @@ def fit_logistic(
     *,
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress = ignore,
 ) -> Fit:
     """scikit-learn's `LogisticRegression` (lbfgs) with its default tolerance: the baseline.
 
@@ -83,7 +86,8 @@ def fit_logistic(
     # Of several labels a row, `balanced` weighs each by itself; their one C is chosen without it.
     several = replace(settings, class_weight="none") if train.y.ndim == 2 else settings
     rows = _Rows(train, classes, several)
-    chosen = rows.penalty(validation, settings, seed)
+    chosen = rows.penalty(validation, settings, seed, on_progress)
+    on_progress(Progress("solve"))
     C, about = (settings.fixed_C, None) if chosen is None else (chosen.C, _about(chosen))
     # scikit-learn wants the whole matrix.
     x, y = rows.x if isinstance(rows.x, np.ndarray) else rows.standard(train.x), train.y
@@ -140,6 +144,7 @@ def fit_exact(
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup = ALONE,
+    on_progress: OnProgress = ignore,
 ) -> Fit:
     """The same objective to its optimum by `featcache.heads.logistic.exact`, faster, in bounded memory.
 
@@ -154,12 +159,13 @@ def fit_exact(
     check_settings(settings)
     check_splits(train, validation, classes, group)
     rows = _Rows(train, classes, settings, group)
-    chosen = rows.penalty(validation, settings, seed)
+    chosen = rows.penalty(validation, settings, seed, on_progress)
+    x = WatchedRows(rows.x, lambda passes: on_progress(Progress("solve", done=passes)))
     more: dict[str, Any] = {"sample_weight": rows.weight, "tolerance": TOLERANCE, "group": group}
     if chosen is None:
-        found = exact.fit(rows.x, train.y, classes, settings.fixed_C, **more)
+        found = exact.fit(x, train.y, classes, settings.fixed_C, **more)
     else:
-        found = exact.refine(rows.x, train.y, classes, chosen.best, **more)
+        found = exact.refine(x, train.y, classes, chosen.best, **more)
     scorer = Linear(*rows.standard.fold(found.weight, found.bias))
     about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
     return Fit(best=scorer, last=scorer, about=about | ({} if chosen is None else _about(chosen)))
@@ -186,19 +192,19 @@ class _Rows:
         self.weight = all_weights(train, classes, settings)
 
     def penalty(
-        self, validation: LabelledFeatures, settings: HeadSettings, seed: int
+        self, validation: LabelledFeatures, settings: HeadSettings, seed: int, on_progress: OnProgress
     ) -> PenaltyScores | None:
         """The penalties that were tried; None where one was given."""
         from featcache.heads.logistic import penalty
 
         if settings.penalty_choice == "fixed":
             return None
-        more: dict[str, Any] = {"sample_weight": self.weight, "group": self.group}
+        more: dict[str, Any] = {"sample_weight": self.weight, "group": self.group, "on_progress": on_progress}
         if settings.penalty_choice == "validation":
             held_out = standardised_rows(self.group.own_rows(validation.x), self.standard), validation.y
             return penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
-        more |= {"folds": settings.folds, "seed": seed}
-        return penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, **more)
+        fold_of = penalty.folds_of(self.y, self.classes, settings.folds, seed)
+        return penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, fold_of, **more)
 
 
 def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
@@ -230,13 +236,16 @@ class HeadKind(NamedTuple):
     Attributes:
         fit: fits it: train, validation, classes, settings, and by keyword seed and on_epoch.
         settings: names of the `HeadSettings` that it reads.
+        reports: whether `fit` takes `on_progress`, too.
     """
 
     fit: Callable[..., Fit]
     settings: tuple[str, ...]
+    reports: bool = False
 
 
 _WEIGHTS = ("class_weight", "weight_column")
+_LOGISTIC = ("C", "class_weight", "penalty", "folds", "weight_column")
 _BY_EPOCHS = (
     "epochs", "lr", "weight_decay", "batch_size", "warmup", "schedule", "patience", "label_smoothing",
     "class_weight", "weight_column",
@@ -244,9 +253,9 @@ _BY_EPOCHS = (
 
 KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS),
-    "lexical": HeadKind(fit_lexical, _WEIGHTS),
-    "logistic": HeadKind(fit_logistic, ("C", "class_weight", "penalty", "folds", "weight_column")),
-    "exact": HeadKind(fit_exact, ("C", "class_weight", "penalty", "folds", "weight_column")),
+    "lexical": HeadKind(fit_lexical, _WEIGHTS, reports=True),
+    "logistic": HeadKind(fit_logistic, _LOGISTIC, reports=True),
+    "exact": HeadKind(fit_exact, _LOGISTIC, reports=True),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
     "ridge": _closed_form(closed_form.ridge, "alpha", *_WEIGHTS),
     "discriminant": _closed_form(closed_form.discriminant),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads.lexical.ngrams import Ngrams, joined_texts, normalise
+from featcache.heads.lexical.ngrams import WORDS, Ngrams, joined_texts, normalise
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.lexical.stored_rows import parts_of
 from featcache.prediction.attended import TokenWeight, attended
@@ -107,25 +108,29 @@ def _of_words(head: Head, ngrams: Ngrams, whole: Sequence[str], labels: Sequence
         parts.sort(key=lambda part: -abs(part.weight))
         top = tuple(part for part in parts[:SHOWN] if part.weight)
         total = sum(part.weight for part in parts)
-        found.append(Explanation(head.label_names[label], total, top, spans_of(text, top)))
+        whole_words = ngrams.settings.analyzer == WORDS
+        spans = spans_of(text, top, whole_words=whole_words)
+        found.append(Explanation(head.label_names[label], total, top, spans))
     return found
 
 
-def spans_of(text: str, ngrams: Sequence[NgramWeight]) -> tuple[tuple[int, int, float], ...]:
+def spans_of(
+    text: str, ngrams: Sequence[NgramWeight], *, whole_words: bool = False
+) -> tuple[tuple[int, int, float], ...]:
     """Neighbouring characters of `text` that n-grams cover with the same sign, and the sum of their weights.
 
     Characters are compared after `normalise`, one by one.
+
+    Args:
+        whole_words: the n-grams are of words, with any white space between them.
     """
     letters = [normalise(letter) for letter in text]
     places = [place for place, letter in enumerate(letters) for _ in letter]  # of each normalised character
     flat, weight = "".join(letters), np.zeros(len(text))
     for part in ngrams:
-        wanted = part.ngram.strip() or part.ngram
-        begin = flat.find(wanted)
-        while begin >= 0:
-            covered = sorted({places[place] for place in range(begin, begin + len(wanted))})
+        for found in re.finditer(_pattern(part.ngram, whole_words), flat):
+            covered = sorted({places[place] for place in range(*found.span(1))})
             weight[covered] += part.weight / len(covered)
-            begin = flat.find(wanted, begin + 1)
     signs = np.sign(weight)
     edges = [0, *(np.flatnonzero(np.diff(signs)) + 1).tolist(), len(text)]
     return tuple(
@@ -133,3 +138,13 @@ def spans_of(text: str, ngrams: Sequence[NgramWeight]) -> tuple[tuple[int, int, 
         for begin, end in pairwise(edges)
         if end > begin and signs[begin]
     )
+
+
+def _pattern(ngram: str, whole_words: bool) -> str:
+    """Its places, which may overlap, as group 1."""
+    if not whole_words:
+        return f"(?=({re.escape(ngram.strip() or ngram)}))"
+    words = r"\s*".join(map(re.escape, ngram.split(" ")))
+    before = r"(?<!\w)" if ngram[0].isalnum() else ""
+    after = r"(?!\w)" if ngram[-1].isalnum() else ""
+    return f"{before}(?=({words}){after})"

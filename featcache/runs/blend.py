@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from featcache.fingerprint import differences
 from featcache.heads.blend import check_foldable, choose_blend, part_read_by, weighted_sum, widened
 from featcache.heads.fit import Fit
 from featcache.heads.head import Head
+from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.scorers import Scorer
@@ -54,11 +55,18 @@ class Blend:
     data: CachedSplits
 
 
-def blend_parts(settings: Settings, data: CachedSplits, parts: Sequence[Part], most: int = MOST) -> Blend:
+def blend_parts(
+    settings: Settings,
+    data: CachedSplits,
+    parts: Sequence[Part],
+    most: int = MOST,
+    ngrams: Ngrams | None = None,
+) -> Blend:
     """The mean of some heads, chosen on the validation rows that choose; see `choose_blend`.
 
     Args:
         parts: the best first.
+        ngrams: that those which read words read.
     """
 
     def wide(scorer: Scorer, view: str, joined: str) -> Scorer:
@@ -68,7 +76,7 @@ def blend_parts(settings: Settings, data: CachedSplits, parts: Sequence[Part], m
         return widened(scorer, np.concatenate(own), width) if own else scorer
 
     joined = _joined(parts, data)
-    data = data.with_view(settings, joined)
+    data = data.with_view(settings, joined).reading(joined, ngrams)
     rows = data.rows(joined, "validation")
     scorers = [wide(*part, joined) for part in parts]
     logits = [scorer.logits(part_read_by(scorer, rows.x)) for scorer in scorers]
@@ -76,7 +84,9 @@ def blend_parts(settings: Settings, data: CachedSplits, parts: Sequence[Part], m
     taken: list[int] = np.flatnonzero(shares).tolist()
     chosen = [parts[number] for number in taken]
     joined = _joined(chosen, data)
-    data = data.with_view(settings, joined)
+    if joined not in data.features:
+        words = ngrams if LEXICAL in split_view(joined) else None
+        data = data.with_view(settings, joined).reading(joined, words)
     scorer = weighted_sum([wide(*part, joined) for part in chosen], factors[taken])
     return Blend(scorer, joined, shares, data)
 
@@ -114,7 +124,7 @@ def blend_runs(settings: Settings, runs: Sequence[Run], most: int = MOST) -> Run
     began = time.perf_counter()
     ranked = sorted(runs, key=lambda run: run.metric("validation", "log_loss", clean=True))
     parts = [Part(heads[run.name].scorer, heads[run.name].view) for run in ranked]
-    made = blend_parts(settings, data, parts, most)
+    made = blend_parts(settings, data, parts, most, _ngrams_of(runs, heads, data.features[wanted]["train"]))
     shares = {run.name: float(share) for run, share in zip(ranked, made.shares, strict=True) if share}
     if len(shares) == 1:
         raise HeadError(
@@ -157,17 +167,32 @@ def _check_together(run: Run, head: Head, features: dict[str, Features]) -> None
             hint="blend runs of one backbone, with the flags that they were trained with",
         )
     scored = run.predictions("validation", probabilities=False).row_hash
-    same_words = head.ngrams is None or head.ngrams.equals(train.x.ngrams)  # type: ignore[attr-defined]
     if run.record.rows.get("train") != len(train.y) or not np.array_equal(scored, validation.row_hash):
         raise HeadError(
             f"{run.name} was trained or chosen on other rows than those that are there now",
             hint="train it again, and blend runs of the same rows",
         )
-    if not same_words:
-        raise HeadError(
-            f"{run.name} reads other n-grams than the train texts have now",
-            hint="train it again, and blend runs of the same rows",
-        )
+
+
+def _ngrams_of(runs: Sequence[Run], heads: Mapping[str, Head], train: Features) -> Ngrams | None:
+    """The n-grams that the heads of words read; None where no head does."""
+    found: tuple[Run, Ngrams] | None = None
+    for run in runs:
+        ngrams = heads[run.name].ngrams
+        if ngrams is None:
+            continue
+        if train.x.read_by(ngrams) is None:  # type: ignore[attr-defined]
+            raise HeadError(
+                f"{run.name} reads other n-grams than the train texts have now",
+                hint="train it again, and blend runs of the same rows",
+            )
+        if found and not ngrams.equals(found[1]):
+            raise HeadError(
+                f"{run.name} and {found[0].name} read n-grams of other kinds, and a head reads one",
+                hint="leave one of the two out",
+            )
+        found = run, ngrams
+    return found and found[1]
 
 
 def _joined(parts: Sequence[Part], data: CachedSplits) -> str:

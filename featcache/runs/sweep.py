@@ -258,7 +258,8 @@ def _with_words(settings: Settings, view: str, fit: Fit, data: CachedSplits) -> 
     train, head = weighted_rows(settings, "lexical", more.features[wide]["train"])
     classes, rows = len(more.features[wide]["train"].label_names), more.rows(wide, "validation")
     made = fit_beside(lambda *_, **__: fit, train, rows, classes, head)
-    if _rank(made.best, rows) <= _rank(fit.best, data.rows(view, "validation")):
+    more = more.reading(wide, made.ngrams)
+    if _rank(made.best, more.rows(wide, "validation")) <= _rank(fit.best, data.rows(view, "validation")):
         return view, fit, data
     return wide, made, more
 

@@ -25,6 +25,7 @@ from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit
 from featcache.heads.head import Head
 from featcache.heads.lexical.fit import fit_beside
+from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.numbers.registry import check_number_head, kinds_for, number_settings
 from featcache.heads.numbers.scale import NumberScale
@@ -39,9 +40,9 @@ from featcache.runs.numbers.interval import interval_parts, with_interval
 from featcache.runs.record import CalibrationRecord, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
-from featcache.runs.words import SplitTexts, beside, features_of, read_splits, words_of
+from featcache.runs.words import CountedWords, SplitTexts, beside, features_of, read_splits, words_of
 from featcache.settings import Settings
-from featcache.system.progress import OnProgress
+from featcache.system.progress import OnProgress, ignore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class CachedSplits:
         leaks: which rows of validation and test leak.
         parts: of validation, for heads that may give no answer, and for intervals of numbers.
         states: how the token states of each split were made, for a head that pools them.
+        words: the n-grams of the texts, where they were counted.
     """
 
     files: dict[str, CacheFile]
@@ -63,6 +65,7 @@ class CachedSplits:
     leaks: Leaks = NO_LEAKS
     parts: ValidationParts | None = None
     states: dict[str, SplitSource] = dataclasses.field(default_factory=dict)
+    words: CountedWords = dataclasses.field(default_factory=CountedWords)
 
     @property
     def sources(self) -> dict[str, SplitSource]:
@@ -83,7 +86,17 @@ class CachedSplits:
         """Also the features of `view`: of several cached views side by side, or with words beside them."""
         if view in self.features:
             return self
-        found = _read_view(settings, self.files, view)
+        found = _read_view(settings, self.files, view, self.words)
+        return dataclasses.replace(self, features={**self.features, view: found})
+
+    def reading(self, view: str, ngrams: Ngrams | None) -> CachedSplits:
+        """The words of `view` by these n-grams alone, which one of their kinds has."""
+        if ngrams is None:
+            return self
+        found = {
+            split: dataclasses.replace(part, x=part.x.read_by(ngrams))  # type: ignore[attr-defined]
+            for split, part in self.features[view].items()
+        }
         return dataclasses.replace(self, features={**self.features, view: found})
 
     def scale(self, view: str) -> NumberScale | None:
@@ -111,6 +124,7 @@ def train_head(
     progress: Callable[[Epoch], None] | None = None,
     report: OnProgress | None = None,
     group: ProcessGroup = ALONE,
+    words: CountedWords | None = None,
 ) -> Run:
     """Train one head on the cached train features and save it as a run.
 
@@ -122,9 +136,11 @@ def train_head(
             `lexical`, for which nothing is extracted, of the attentive head `depth`: see `read_states`.
         rows_per_class: so many train rows of each class, drawn by `settings.seed`; all rows by default.
         progress: called after each epoch.
-        report: called while token states are made.
+        report: called while token states are made, and by heads without epochs: the stages `count` (texts
+            whose n-grams are counted), `words`, `penalties` and `scales` (tried) and `solve` (passes).
         group: the worker processes that call this function together; the first one saves the run. See
             `train_with_workers` for an easier way.
+        words: n-grams that several heads share; each head counts its own by default.
 
     Returns:
         The saved run, to every worker. It has test scores if a test split is cached.
@@ -140,10 +156,13 @@ def train_head(
         check_parallel(kind)
     shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
     asked = view or {LEXICAL: LEXICAL, ATTENTIVE: DEPTH}.get(kind, settings.features.views[0])
-    words = LEXICAL in split_view(asked)
-    if words and group.size > 1:
+    lexical = LEXICAL in split_view(asked)
+    if lexical and group.size > 1:
         raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
-    data = _load_states(settings, asked, report) if kind == ATTENTIVE else load_data(settings, [asked], group)
+    if kind == ATTENTIVE:
+        data = _load_states(settings, asked, report)
+    else:
+        data = load_data(settings, [asked], group, words or CountedWords(report or ignore))
     _check_agreed(group, settings, kind, asked, data)
     whole = data.features[asked]["train"]
     drawn = None if rows_per_class is None else draw_per_class(whole.y, rows_per_class, settings.seed)
@@ -151,15 +170,19 @@ def train_head(
     train, head = weighted_rows(settings, kind, whole, drawn)
     data = data if drawn is None else drawn_rows(data, drawn)
     train, validation = data.scaled(asked, train, data.rows(asked, "validation"))
-    solve = kinds_for(task_of(train.y))[kind].fit
-    solve = partial(fit_beside, solve) if words and kind != LEXICAL else solve
+    solve, told = kinds_for(task_of(train.y))[kind].fit, report or ignore
+    if KINDS[kind].reports:
+        solve = partial(solve, on_progress=told)
+    if lexical and kind != LEXICAL:
+        solve = partial(fit_beside, solve, on_progress=told)
     # Imported before the clock starts: the import is no part of the training time.
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
     began = time.perf_counter()
     classes, options = len(whole.label_names), {"seed": settings.seed, "on_epoch": progress, **shared}
     fit = solve(train, validation, classes, head, **options)
-    seconds = time.perf_counter() - began + (train.x.seconds if isinstance(train.x, WordRows) else 0.0)
+    seconds = time.perf_counter() - began + fit.seconds_before
+    seconds += train.x.seconds if isinstance(train.x, WordRows) else 0.0
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
 
@@ -172,10 +195,18 @@ def _check_asked(settings: Settings, kind: str, view: str | None, rows_per_class
         check_number_head(settings, kind, view, rows_per_class)
 
 
-def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = ALONE) -> CachedSplits:
+def load_data(
+    settings: Settings,
+    views: Sequence[str],
+    group: ProcessGroup = ALONE,
+    words: CountedWords | None = None,
+) -> CachedSplits:
     """The splits for `settings`, with these views: cached ones, the words of the texts, or both.
 
     The first worker of `group` looks for leaked rows.
+
+    Args:
+        words: n-grams that are counted already.
 
     Raises:
         CacheMiss: train or validation, or one of the views, is not there.
@@ -187,8 +218,9 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
         if "" in split_view(view):
             raise UsageError(f"--view {view!r}: a name is missing beside a comma")
     wanted = tuple(dict.fromkeys(name for view in views for name in cached_views(view)))
+    words = words or CountedWords()
     if not wanted:
-        return _words_alone(settings, views)
+        return _words_alone(settings, views, words)
     own = settings.features.views
     settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=wanted))
     try:
@@ -203,7 +235,7 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
         files["test"] = find_features(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
-    features = {view: _read_view(settings, files, view) for view in views if cached_views(view)}
+    features = {view: _read_view(settings, files, view, words) for view in views if cached_views(view)}
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
@@ -212,7 +244,7 @@ def load_data(settings: Settings, views: Sequence[str], group: ProcessGroup = AL
         leaks = find_leaks(settings, {name: part.row_hash for name, part in features[views[0]].items()})
     pairs = files["train"].record.made.pairs
     leaks = group.broadcast_object(leaks)
-    return CachedSplits(files, features, pairs, leaks, _parts(settings, features, leaks))
+    return CachedSplits(files, features, pairs, leaks, _parts(settings, features, leaks), words=words)
 
 
 def drawn_rows(data: CachedSplits, rows: np.ndarray) -> CachedSplits:
@@ -224,7 +256,9 @@ def drawn_rows(data: CachedSplits, rows: np.ndarray) -> CachedSplits:
     return dataclasses.replace(data, features=features)
 
 
-def _read_view(settings: Settings, files: Mapping[str, CacheFile], view: str) -> dict[str, Features]:
+def _read_view(
+    settings: Settings, files: Mapping[str, CacheFile], view: str, words: CountedWords
+) -> dict[str, Features]:
     """The features of one view, or of several side by side, by split."""
     cached = cached_views(view)
     found = {
@@ -233,7 +267,7 @@ def _read_view(settings: Settings, files: Mapping[str, CacheFile], view: str) ->
     }
     if LEXICAL not in split_view(view):
         return found
-    rows = SplitTexts.of_files(settings, files).rows()
+    rows = words.of(SplitTexts.of_files(settings, files))
     join = beside if cached else words_of
     return {split: join(part, rows[split]) for split, part in found.items()}
 
@@ -259,14 +293,14 @@ def _load_states(settings: Settings, view: str, report: OnProgress | None) -> Ca
     return CachedSplits({}, by_view, pairs=pairs, leaks=leaks, parts=parts, states=found.sources)
 
 
-def _words_alone(settings: Settings, views: Sequence[str]) -> CachedSplits:
+def _words_alone(settings: Settings, views: Sequence[str], words: CountedWords) -> CachedSplits:
     """The words of the source's texts; no backbone runs, and nothing is cached."""
     splits = read_splits(settings)
-    rows = SplitTexts.of_splits(splits).rows()
+    rows = words.of(SplitTexts.of_splits(splits))
     features = {name: features_of(split, rows[name]) for name, split in splits.items()}
     leaks = find_leaks(settings, {name: part.row_hash for name, part in features.items()}, splits)
     by_view, pairs = dict.fromkeys(views, features), splits["train"].has_pairs
-    return CachedSplits({}, by_view, pairs, leaks, _parts(settings, by_view, leaks))
+    return CachedSplits({}, by_view, pairs, leaks, _parts(settings, by_view, leaks), words=words)
 
 
 def read_costs_for(settings: Settings, train: Features) -> np.ndarray | None:
@@ -300,6 +334,7 @@ def save_fit(
         sweep: the sweep that the head is the best of.
         costs: see `Head.costs`.
     """
+    data = data.reading(view, fit.ngrams)
     features, sources = data.features[view], data.sources
     heads = _finished_heads(settings, kind, data, view, fit, costs)
     rows = {split: len(part.y) for split, part in features.items()}

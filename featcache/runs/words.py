@@ -16,9 +16,12 @@ from featcache.data.test_split import splits_for_training
 from featcache.data.text_lookup import RowTexts, find_texts
 from featcache.errors import SourceError
 from featcache.fingerprint import Dtypes, EncoderDocument, row_hashes
-from featcache.heads.lexical.ngrams import Ngrams, joined_texts
+from featcache.heads.lexical.ngrams import Ngrams, NgramSettings, joined_texts
 from featcache.heads.lexical.rows import WordRows
 from featcache.settings import Settings
+from featcache.system.progress import OnProgress, Progress, ignore
+
+REPORTED = 500  # texts between two reports of progress
 
 NO_BACKBONE = EncoderDocument(
     files={}, prompt="", max_length=1, truncation_side="right", dtype=Dtypes("float32", "float32")
@@ -53,14 +56,48 @@ class SplitTexts:
             }
         )
 
-    def rows(self) -> dict[str, WordRows]:
-        """The n-grams of each split; which ones there are, train alone says."""
-        began = time.perf_counter()
-        ngrams, train = Ngrams.fit(self.texts["train"])
-        others = {
-            name: WordRows(ngrams, ngrams(texts)) for name, texts in self.texts.items() if name != "train"
+    def rows(self, on_progress: OnProgress = ignore) -> dict[str, WordRows]:
+        """The n-grams of each split, by each kind that suits the texts; which ones there are, train says."""
+        began, train = time.perf_counter(), self.texts["train"]
+        kinds = NgramSettings.candidates(train)
+        total, done = len(kinds) * sum(map(len, self.texts.values())), 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            if done % REPORTED == 0 or done == total:
+                on_progress(Progress("count", done=done, total=total))
+
+        by_kind: list[dict[str, WordRows]] = []
+        for kind in kinds:
+            ngrams, words = Ngrams.fit(train, kind, count)
+            others = {name: texts for name, texts in self.texts.items() if name != "train"}
+            counted = {name: WordRows(ngrams, ngrams(texts, count)) for name, texts in others.items()}
+            by_kind.append({"train": WordRows(ngrams, words), **counted})
+        seconds, (first, *rest) = time.perf_counter() - began, by_kind
+        return {
+            name: replace(rows, others=tuple(kind[name] for kind in rest), seconds=seconds)
+            for name, rows in first.items()
         }
-        return {"train": WordRows(ngrams, train, seconds=time.perf_counter() - began), **others}
+
+
+class CountedWords:
+    """The n-grams of the texts of splits, for several heads: equal texts are counted once.
+
+    Args:
+        on_progress: receives the stage `count`, in texts.
+    """
+
+    def __init__(self, on_progress: OnProgress = ignore) -> None:
+        self.on_progress = on_progress
+        self._texts: Mapping[str, Sequence[str]] | None = None
+        self._rows: dict[str, WordRows] = {}
+
+    def of(self, texts: SplitTexts) -> dict[str, WordRows]:
+        """`SplitTexts.rows`, those that were counted before if the texts are the same."""
+        if self._texts != texts.texts:
+            self._texts, self._rows = texts.texts, texts.rows(self.on_progress)
+        return self._rows
 
 
 def beside(features: Features, rows: WordRows) -> Features:

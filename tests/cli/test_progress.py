@@ -18,6 +18,8 @@ from featcache.backbone import throughput as speed
 from featcache.backbone.throughput import Speedometer, useful_flops
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.extraction.api import extract_splits
+from featcache.runs.train import train_head
+from featcache.settings import load_settings
 from featcache.system.progress import Progress
 from featcache.system.units import short_count_text
 from featcache_cli.progress import EXTRACTION, Meter
@@ -100,7 +102,7 @@ def test_extract_measures_no_peak_without_progress(case: Case, monkeypatch: pyte
 def test_meter_prints_lines_off_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One every ten seconds, with the rates since the first step."""
+    """The first after two seconds, then one every ten, with the rates since the first step."""
     plain_terminal(monkeypatch, columns=200)
     clock = Clock()
     monkeypatch.setattr(drawing, "time", clock)
@@ -110,8 +112,9 @@ def test_meter_prints_lines_off_a_terminal(
             meter(Progress("encode", "train", 600 + 312 * second, 9600, 16_023 * second, share=share))
             clock.now += 1.0
     assert capsys.readouterr().err.splitlines() == [
-        "extract train 3,720/9,600 312 texts/s 16,023 tokens/s, 18.8 s left",
-        "extract train 6,840/9,600 312 texts/s 16,023 tokens/s 34% of peak, 8.85 s left",
+        "extract train 1,224/9,600 312 texts/s 16,023 tokens/s, 26.8 s left",
+        "extract train 4,344/9,600 312 texts/s 16,023 tokens/s, 16.8 s left",
+        "extract train 7,464/9,600 312 texts/s 16,023 tokens/s 34% of peak, 6.85 s left",
     ]
 
 
@@ -232,3 +235,26 @@ def test_cache_info_of_an_old_record(cli: Cli, work: Path) -> None:
     add_request(file, file.record.requests[0], replace(file.record.made, dtype=None, fused=None))
     about = info(cli)
     assert about["computed"] == LOST and about["made"]["packing"] == "packed"
+
+
+def test_heads_without_epochs_say_how_far_they_are(trained: Path) -> None:
+    events: list[Progress] = []
+    train_head(load_settings(), "exact", "last/mean,lexical", report=events.append)
+    stages = {event.stage: event for event in events}  # the last one of each
+    assert (stages["count"].done, stages["count"].total) == (100, 100)  # texts of all splits
+    assert 1 < stages["penalties"].done <= stages["penalties"].total == 20
+    assert stages["solve"].done >= 2 and stages["words"].total == 6
+    events.clear()
+    settings = load_settings({"penalty": "folds", "folds": "2"})
+    train_head(settings, "logistic", "last/mean", report=events.append)
+    done = [event.done for event in events if event.stage == "penalties"]
+    assert events[0].total == 40 and done == sorted(set(done)) and done[-1] > 20
+
+
+def test_an_exact_head_prints_lines_off_a_terminal(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "LINE_EVERY", 0.0)
+    shown = cli.ok("train-head", "--head", "exact", "--view", "last/mean,lexical").err
+    for line in ("count n-grams 100/100", "penalties 1/20", "solve"):
+        assert line in shown

@@ -60,3 +60,14 @@ def test_explain_in_the_terminal(cli: Cli, run: Run) -> None:
     (first, second) = cli.ok("predict", *TEXTS, "--explain", "--json").json
     assert first["explanation"]["label"] == first["label"] == "good"
     assert second["explanation"]["ngrams"][0]["weight"] > 0
+
+
+def test_ngrams_of_words_cover_whole_words_with_any_space_between() -> None:
+    def marked(text: str, ngram: str) -> list[str]:
+        spans = spans_of(text, [NgramWeight(ngram, 1.0)], whole_words=True)
+        return [text[begin:end] for begin, end, _ in spans]
+
+    assert marked("A bad room, a cat", "a") == ["A", "a"]
+    assert marked("not  good, not good!", "not good") == ["not  good", "not good"]
+    assert marked("knot good", "not good") == []
+    assert marked("good! Really good !", "good !") == ["good!", "good !"]

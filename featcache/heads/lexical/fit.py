@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from featcache.evaluation.calibration import fit_temperature
 from featcache.evaluation.metrics import score
 from featcache.heads.features import NEVER, LabelledFeatures, WeightedFeatures, fixed_logits
 from featcache.heads.fit import Fit, OnEpoch, check_settings
-from featcache.heads.lexical.rows import WordRows
+from featcache.heads.lexical.ngrams import Ngrams
+from featcache.heads.lexical.rows import WordFit, WordRows
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.lexical.stored_rows import SparseRows, StoredRows, parts_of
 from featcache.heads.lexical.streamed_fit import fit_streamed
 from featcache.heads.probabilities import probabilities_of
 from featcache.settings import HeadSettings
+from featcache.system.progress import OnProgress, Progress, ignore
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -54,18 +57,24 @@ def fit_lexical(
     *,
     seed: int = 0,
     on_epoch: OnEpoch | None = None,
+    on_progress: OnProgress = ignore,
 ) -> Fit:
     """Logistic regression (scikit-learn's liblinear) on n-grams, one class against the rest.
 
     TF-IDF weights are taken plain or multiplied by log-count ratios, with the penalty whose log loss on
-    validation is lowest after temperature scaling.
+    validation is lowest after temperature scaling; so is the kind of n-grams, where there are several.
 
     Raises:
         HeadError: rows no head can be trained on.
     """
     check_settings(settings)
-    scorer, about = _fit_words(train, validation, classes, settings)
-    return Fit(best=scorer, last=scorer, about=about)
+    found = [
+        (ngrams, _fit_words(rows, held_out, classes, settings, on_progress))
+        for ngrams, rows, held_out in _kinds(train, validation)
+    ]
+    ngrams, best = min(found, key=lambda pair: pair[1].loss)
+    reused = sum(fit.seconds for _, fit in found)
+    return Fit(best.scorer, best.scorer, about=best.about, ngrams=ngrams, seconds_before=reused)
 
 
 def fit_beside(
@@ -74,6 +83,8 @@ def fit_beside(
     validation: LabelledFeatures,
     classes: int,
     settings: HeadSettings,
+    *,
+    on_progress: OnProgress = ignore,
     **options: Any,
 ) -> Fit:
     """A head of features and one of words, added up: each is fitted alone, then both get a factor.
@@ -91,18 +102,27 @@ def fit_beside(
         raise UsageError("the view lexical alone is for --head lexical", hint="--view depth,lexical joins it")
     dense = [part.of(part.x.dense) for part in (train, validation)]  # type: ignore[attr-defined]
     fit = solve(*dense, classes, settings, **options)
-    words, about = _fit_words(train, validation, classes, settings)
-    of_words = words.logits(WordRows(validation.x.ngrams, validation.x.words))  # type: ignore[attr-defined]
-    factors = blend(fit.best.logits(dense[1].x), of_words, validation.y)
+    logits, found = fit.best.logits(dense[1].x), []
+    for ngrams, rows, held_out in _kinds(train, validation):
+        words = _fit_words(rows, held_out, classes, settings, on_progress)
+        of_words = words.scorer.logits(held_out.x)
+        factors = blend(logits, of_words, validation.y)
+        found.append(
+            (_loss(factors[0] * logits + factors[1] * of_words, validation.y), ngrams, words, factors)
+        )
+    _, ngrams, words, factors = min(found, key=lambda one: one[0])
+    of_words = words.scorer.weight * factors[1], words.scorer.bias * factors[1]
+    weight, bias = (part.astype(np.float32) for part in of_words)
 
     def joined(scorer: Any) -> WordScorer:
-        weight, bias = words.weight * factors[1], words.bias * factors[1]
-        return WordScorer(weight.astype(np.float32), bias.astype(np.float32), scorer, factors[0])
+        return WordScorer(weight, bias, scorer, factors[0])
 
+    about = (fit.about or {}) | words.about
     about |= {"factor_of_features": factors[0], "factor_of_words": factors[1]}
-    return Fit(
-        joined(fit.best), joined(fit.last), fit.history, fit.best_epoch, about=(fit.about or {}) | about
-    )
+    return replace(
+        fit, best=joined(fit.best), last=joined(fit.last), about=about, ngrams=ngrams,
+        seconds_before=sum(words.seconds for _, _, words, _ in found),
+    )  # fmt: skip
 
 
 def blend(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -128,37 +148,70 @@ def blend(first: np.ndarray, second: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(found[0]), float(found[1])
 
 
-def _fit_words(
-    train: LabelledFeatures, validation: LabelledFeatures, classes: int, settings: HeadSettings
-) -> tuple[WordScorer, dict[str, float]]:
-    """The scorer with the lowest validation loss, and how its words are weighted."""
+def _kinds(
+    train: LabelledFeatures, validation: LabelledFeatures
+) -> Iterator[tuple[Ngrams, LabelledFeatures, LabelledFeatures]]:
+    """Train and validation by each kind of n-grams."""
     if not isinstance(train.x, WordRows) or not isinstance(validation.x, WordRows):
         raise UsageError("the lexical head reads n-grams: --view lexical")
+    for rows, held_out in zip(train.x.kinds, validation.x.kinds, strict=True):
+        yield rows.ngrams, train.of(rows.as_array()), validation.of(held_out.as_array())
+
+
+def _fit_words(
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    on_progress: OnProgress,
+) -> WordFit:
+    """The scorer with the lowest validation loss; one that was fitted before, where all is the same.
+
+    `seconds` of the result are those that were saved.
+    """
+    began, rows = time.perf_counter(), cast(WordRows, train.x)
+    held_out, made_of = cast(WordRows, validation.x).words, cast(tuple[Any, ...], ())
+    if isinstance(rows.words, StoredRows):
+        return _fit_stored(train, validation, classes, settings, on_progress)
+    if not isinstance(held_out, StoredRows):
+        made_of = (
+            train.y, train.weight, validation.y, held_out.indptr, held_out.indices, held_out.data,
+            classes, settings.class_weight,
+        )  # fmt: skip
+    for known in rows.fits:
+        if made_of and all(map(np.array_equal, known.made_of, made_of)):
+            return known
+    best: tuple[float, WordScorer, Weighting] | None = None
     fixed = fixed_logits(train.y, classes)
     if (train.y == train.y[0]).all():
         raise HeadError("the train labels hold a single class; there is nothing to learn")
-    words, held_out = train.x.words, WordRows(validation.x.ngrams, validation.x.words)
-    if isinstance(words, StoredRows):
-        return _fit_stored(train, validation, classes, settings)
-    best: tuple[float, WordScorer, Weighting] | None = None
-    for ratio, penalties in ((True, RATIO), (False, PLAIN)):
+    for tried, (ratio, penalties) in enumerate(((True, RATIO), (False, PLAIN))):
         before = np.inf
-        for C in penalties:
-            scorer = _one_against_rest(words, train, fixed, Weighting(ratio, C), settings)
-            loss = _loss(scorer.logits(held_out.as_array()), validation.y)
+        for number, C in enumerate(penalties):
+            on_progress(Progress("words", done=tried * len(RATIO) + number, total=len(RATIO) + len(PLAIN)))
+            scorer = _one_against_rest(rows.words, train, fixed, Weighting(ratio, C), settings)
+            loss = _loss(scorer.logits(validation.x), validation.y)
             if best is None or loss < best[0]:
                 best = loss, scorer, Weighting(ratio, C)
             if loss >= before:  # weaker penalties are worse still
                 break
             before = loss
     assert best is not None
-    _, scorer, chosen = best
-    return scorer, {"C_words": chosen.C, "log_count_ratio": float(chosen.ratio), "ngrams": words.shape[1]}
+    loss, scorer, chosen = best
+    about = {"C_words": chosen.C, "log_count_ratio": float(chosen.ratio), "ngrams": rows.words.shape[1]}
+    made = WordFit(scorer, loss, about, time.perf_counter() - began, made_of)
+    if made_of:
+        rows.fits.append(made)
+    return replace(made, seconds=0.0)
 
 
 def _fit_stored(
-    train: LabelledFeatures, validation: LabelledFeatures, classes: int, settings: HeadSettings
-) -> tuple[WordScorer, dict[str, float]]:
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    on_progress: OnProgress,
+) -> WordFit:
     """As `_fit_words`, of more rows than memory should hold: how words are weighted, some rows say."""
     words: SparseRows = train.x.words  # type: ignore[attr-defined]
     rows = np.unique(np.linspace(0, len(train.y) - 1, CHOOSING).astype(np.int64))
@@ -166,7 +219,8 @@ def _fit_stored(
     some = LabelledFeatures(picked, train.y[rows])
     if weight is not None:
         some = WeightedFeatures(picked, train.y[rows], weight[rows])
-    _, about = _fit_words(some, validation, classes, settings)
+    chosen_by = _fit_words(some, validation, classes, settings, on_progress)
+    about = chosen_by.about
     fixed = fixed_logits(train.y, classes)
     found_weight, bias = np.zeros((classes, words.shape[1]), np.float32), fixed.astype(np.float32)
     two = train.y.ndim == 1 and classes == 2
@@ -179,7 +233,7 @@ def _fit_stored(
             ratios = np.stack([_log_count_ratio(words, of_class) for of_class in chosen.T])
         found = fit_streamed(words, chosen, ratios, np.stack(weights, axis=1), about["C_words"])
         found_weight[some_labels], bias[some_labels] = found
-    return WordScorer(found_weight, bias), about
+    return replace(chosen_by, scorer=WordScorer(found_weight, bias), seconds=0.0)
 
 
 def _rows_of(y: np.ndarray, label: Any) -> np.ndarray:

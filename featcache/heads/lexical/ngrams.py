@@ -7,7 +7,7 @@ Counts are those of scikit-learn's vectorizers. A text's vector is `(1 + log cou
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -22,13 +22,20 @@ from featcache.system.sharded_array import slices_of
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-CHARACTERS, WITHIN_WORDS = "char", "char_wb"  # scikit-learn's names
-LENGTHS = {CHARACTERS: (1, 3), WITHIN_WORDS: (1, 5)}  # of n-grams, shortest and longest
+CHARACTERS, WITHIN_WORDS, WORDS = "char", "char_wb", "word"  # scikit-learn's names
+LENGTHS = {CHARACTERS: (1, 3), WITHIN_WORDS: (1, 5), WORDS: (1, 2)}  # of n-grams, shortest and longest
+TOKENS = r"\w+|[^\w\s]"  # words, and signs one by one
 MOST_NGRAMS = 200_000  # the most frequent ones are kept
 MOST_COUNTED = 200_000  # texts; of more, n-grams are hashed instead of listed, and rows are stored
 HASHED = 1 << 18  # columns of hashed n-grams
 NO_SPACES = 0.2  # share of Chinese, Japanese or Thai letters from which words have no spaces around them
 _SAMPLE = 2000  # texts that are looked at for that
+
+OnText = Callable[[int], None]
+
+
+def ignore_text(count: int) -> None:
+    """The callback that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ class NgramSettings:
     """Which n-grams are counted.
 
     Attributes:
-        analyzer: `char`, or `char_wb`: within words, with a space at each end.
-        shortest, longest: characters of an n-gram.
+        analyzer: `char`; `char_wb`: within words, with a space at each end; or `word`.
+        shortest, longest: characters of an n-gram, or words.
         hashed: number of columns of hashed n-grams; None where the vocabulary is listed.
     """
 
@@ -60,6 +67,13 @@ class NgramSettings:
         analyzer = CHARACTERS if dense > NO_SPACES * len(letters) else WITHIN_WORDS
         return cls(analyzer, *LENGTHS[analyzer], hashed=HASHED if len(texts) > MOST_COUNTED else None)
 
+    @classmethod
+    def candidates(cls, texts: Sequence[str]) -> tuple[NgramSettings, ...]:
+        """Those of `of`, and where words have spaces around them n-grams of words: validation chooses."""
+        first = cls.of(texts)
+        words = first.analyzer == WITHIN_WORDS and first.hashed is None
+        return (first, cls(WORDS, *LENGTHS[WORDS])) if words else (first,)
+
 
 @dataclass(frozen=True, eq=False)
 class Ngrams:
@@ -75,8 +89,13 @@ class Ngrams:
     idf: np.ndarray
 
     @classmethod
-    def fit(cls, texts: Sequence[str], settings: NgramSettings | None = None) -> tuple[Self, SparseRows]:
+    def fit(
+        cls, texts: Sequence[str], settings: NgramSettings | None = None, on_text: OnText = ignore_text
+    ) -> tuple[Self, SparseRows]:
         """The n-grams of train texts, and the features `[N, V]` of these texts.
+
+        Args:
+            on_text: called with how many texts more were counted.
 
         Raises:
             HeadError: no n-gram is in two texts.
@@ -84,13 +103,13 @@ class Ngrams:
         settings = settings or NgramSettings.of(texts)
         names: tuple[str, ...] = ()
         if settings.hashed:
-            counts = _counted(_hasher(settings), texts)
+            counts = _counted(_hasher(settings), texts, on_text)
         else:
             from sklearn.feature_extraction.text import CountVectorizer
 
             counter = CountVectorizer(min_df=2, max_features=MOST_NGRAMS, **_options(settings))
             try:
-                counts = counter.fit_transform(texts)
+                counts = counter.fit_transform(_watched(texts, on_text))
             except ValueError as error:  # nothing is left
                 raise HeadError(
                     "no n-gram is in two train texts: there are no words to learn from",
@@ -104,9 +123,9 @@ class Ngrams:
         made = cls(settings, names, idf)
         return made, made._weigh(counts)
 
-    def __call__(self, texts: Sequence[str]) -> SparseRows:
+    def __call__(self, texts: Sequence[str], on_text: OnText = ignore_text) -> SparseRows:
         """float32 features `[N, V]` of texts; a text without a known n-gram is a row of zeros."""
-        return self._weigh(_counted(self._counter, texts))
+        return self._weigh(_counted(self._counter, texts, on_text))
 
     @property
     def count(self) -> int:
@@ -211,6 +230,7 @@ def _options(settings: NgramSettings) -> dict[str, Any]:
         "ngram_range": (settings.shortest, settings.longest),
         "preprocessor": normalise,
         "dtype": np.float32,
+        **({"token_pattern": TOKENS} if settings.analyzer == WORDS else {}),
     }
 
 
@@ -222,13 +242,19 @@ def _hasher(settings: NgramSettings) -> Any:
     )
 
 
-def _counted(counter: Any, texts: Sequence[str]) -> SparseRows:
+def _watched(texts: Iterable[str], on_text: OnText) -> Iterator[str]:
+    for text in texts:
+        yield text
+        on_text(1)
+
+
+def _counted(counter: Any, texts: Sequence[str], on_text: OnText = ignore_text) -> SparseRows:
     """float32 counts `[N, V]`, some texts at a time."""
     from scipy.sparse import csr_matrix, vstack
 
     if not texts:
         return csr_matrix(counter.transform([""])[:0])
-    parts = (counter.transform(texts[rows]) for rows in slices_of(len(texts), AT_ONCE))
+    parts = (counter.transform(_watched(texts[rows], on_text)) for rows in slices_of(len(texts), AT_ONCE))
     if len(texts) > MOST_COUNTED:
         first = next(parts)
         return StoredRows(chain([first], parts), first.shape[1])

@@ -6,7 +6,7 @@ turned against weaker ones are not tried: nearly all time would go there, and no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import counts_of, rarest_labels
 from featcache.heads.logistic.exact import Solution, checked_rows, walk_path
 from featcache.heads.logistic.objective import FeatureSlices, logits
+from featcache.system.progress import OnProgress, Progress, ignore
 
 IN_A_ROW = 3  # penalties that are clearly worse than the best before a path ends
 LOSS_ERRORS, ACCURACY_ERRORS = 2.0, 1.0  # standard errors that make a difference clear
@@ -63,12 +64,14 @@ def choose_penalty(
     *,
     sample_weight: np.ndarray | None = None,
     group: ProcessGroup = ALONE,
+    on_progress: OnProgress = ignore,
 ) -> PenaltyScores:
     """Score each penalty on validation rows, up to where these have clearly turned.
 
     Args:
         held_out: validation features `[M, D]`, standardised as `x` was, and their labels, of the same kind as
             `y`.
+        on_progress: receives the stage `penalties`: how many were tried.
 
     Raises:
         HeadError: as `featcache.heads.logistic.exact.fit_path`; validation rows that do not fit, or none.
@@ -78,6 +81,7 @@ def choose_penalty(
     if y_val.ndim != np.ndim(y) or x_val.shape[1] != x.shape[1]:
         raise HeadError("train and validation rows differ in width or in the kind of their labels")
     path = walk_path(x, y, classes, penalties, sample_weight=sample_weight, group=group)
+    path = _watched(path, on_progress, 0, len(penalties))
     everything = np.ones(len(y_val), dtype=bool)
     return _joined([_until_turn(path, x_val, y_val, everything, group)])
 
@@ -87,11 +91,11 @@ def cross_validate_penalty(
     y: np.ndarray,
     classes: int,
     penalties: Sequence[float],
+    fold_of: np.ndarray,
     *,
-    folds: int = 5,
-    seed: int = 0,
     sample_weight: np.ndarray | None = None,
     group: ProcessGroup = ALONE,
+    on_progress: OnProgress = ignore,
 ) -> PenaltyScores:
     """Score each penalty by stratified k-fold cross-validation, up to where a fold has clearly turned.
 
@@ -100,19 +104,19 @@ def cross_validate_penalty(
     scores of a fold count its rows equally.
 
     Args:
-        folds: k, at least 2.
-        seed: of the shuffle of the rows.
+        fold_of: of each row, int `[N]`, see `folds_of`.
+        on_progress: receives the stage `penalties`: how many were tried, of those of all folds.
 
     Raises:
-        HeadError: as `featcache.heads.logistic.exact.fit_path`; a class with fewer rows than folds.
+        HeadError: as `featcache.heads.logistic.exact.fit_path`.
     """
     y, weight = checked_rows(x, y, classes, sample_weight, group)
-    fold_of = _folds_of(y, classes, folds, seed)
-    results = []
+    results, folds = [], int(fold_of.max()) + 1
     for fold in range(folds):
         held_out = fold_of == fold
         kept = np.where(held_out, 0.0, weight)
         path = walk_path(x, y, classes, penalties, sample_weight=kept, group=group)
+        path = _watched(path, on_progress, fold * len(penalties), folds * len(penalties))
         results.append(_until_turn(path, x, y, held_out, group))
     return _joined(results)
 
@@ -167,6 +171,13 @@ def _until_turn(
     return found
 
 
+def _watched(path: Iterable[Solution], on_progress: OnProgress, done: int, total: int) -> Iterator[Solution]:
+    """`path`, with a report of each penalty that was tried after `done` others."""
+    for number, solution in enumerate(path, start=done + 1):
+        on_progress(Progress("penalties", done=number, total=total))
+        yield solution
+
+
 def _joined(parts: list[list[tuple[Solution, float, float]]]) -> PenaltyScores:
     tried = min(map(len, parts))
     scores = np.array([[row[1:] for row in part[:tried]] for part in parts])  # [parts, penalties, 2]
@@ -174,8 +185,18 @@ def _joined(parts: list[list[tuple[Solution, float, float]]]) -> PenaltyScores:
     return PenaltyScores(solutions, accuracy=scores[..., 0].T, log_loss=scores[..., 1].T)
 
 
-def _folds_of(y: np.ndarray, classes: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each row, int `[N]`."""
+def folds_of(y: np.ndarray, classes: int, folds: int = 5, seed: int = 0) -> np.ndarray:
+    """The fold of each row, int `[N]`.
+
+    Every fold gets its share of each class; of multi-label rows, of each row's rarest label.
+
+    Args:
+        folds: k, at least 2.
+        seed: of the shuffle of the rows.
+
+    Raises:
+        HeadError: a class with fewer rows than folds.
+    """
     if not 2 <= folds <= len(y):
         raise HeadError(f"{folds} folds of {len(y)} rows: from 2 to the number of rows are possible")
     counts = counts_of(y, classes)

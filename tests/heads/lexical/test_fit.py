@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.registry import KINDS
+from featcache.runs.words import SplitTexts
 from featcache.settings import HeadSettings
 
 WORDS = (("干净", "喜欢", "便宜"), ("失望", "太差", "退货"), ("一般", "还行", "凑合"))
@@ -140,3 +142,48 @@ def test_a_scorer_that_does_not_fit_is_refused(change: dict[str, np.ndarray]) ->
     tensors = solve(train, validation, 3, HeadSettings(), seed=0).best.tensors()
     with pytest.raises(FeatcacheError):
         WordScorer.from_tensors(tensors | change)
+
+
+def english(count: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Labels that two words side by side tell, and no letters within words do."""
+    draw = np.random.default_rng(seed)
+    y = draw.integers(0, 2, count)
+    pairs = (("not good", "was bad"), ("was good", "not bad"))
+    texts = [f"{draw.choice(['room', 'staff', 'food'])} {draw.choice(pairs[label])} today" for label in y]
+    return texts, y
+
+
+def test_validation_chooses_the_kind_of_ngrams_and_fits_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    (train, y), (held_out, z) = english(200, 0), english(100, 1)
+    letters, words = SplitTexts({"train": train, "validation": held_out}).rows()["train"].kinds
+    assert (letters.ngrams.settings.analyzer, words.ngrams.settings.analyzer) == ("char_wb", "word")
+    rows = SplitTexts({"train": train, "validation": held_out}).rows()
+    parts = [
+        LabelledFeatures(rows[name].as_array(), labels) for name, labels in (("train", y), ("validation", z))
+    ]
+    fit = fit_lexical(*parts, 2, HeadSettings())
+    assert fit.ngrams.settings.analyzer == "word"
+    read = rows["validation"].read_by(fit.ngrams)
+    assert read is not None
+    assert accuracy(fit.best, LabelledFeatures(read.as_array(), z)) == 1.0  # type: ignore[arg-type]
+    assert fit.seconds_before == 0
+    monkeypatch.setattr(
+        "featcache.heads.lexical.fit._one_against_rest", lambda *_: pytest.fail("fitted again")
+    )
+    again = fit_lexical(*parts, 2, HeadSettings())
+    assert again.best is fit.best and again.seconds_before > 0
+    monkeypatch.undo()
+    other = fit_lexical(parts[0], parts[1]._replace(y=1 - z), 2, HeadSettings())
+    assert other.best is not fit.best  # other labels, another fit
+
+
+def test_words_beside_features_are_of_the_kind_that_is_better_beside_them() -> None:
+    (train, y), (held_out, z) = english(200, 0), english(100, 1)
+    rows = SplitTexts({"train": train, "validation": held_out}).rows()
+    noise = np.random.default_rng(0)
+    parts = [
+        LabelledFeatures(replace(rows[name], dense=noise.normal(size=(len(labels), 3))).as_array(), labels)
+        for name, labels in (("train", y), ("validation", z))
+    ]
+    fit = fit_beside(KINDS["ridge"].fit, *parts, 2, HeadSettings(), seed=0)
+    assert fit.ngrams.settings.analyzer == "word" and fit.best.width == 3 + fit.ngrams.count

@@ -13,7 +13,7 @@ from featcache.errors import HeadError
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Fit
 from featcache.heads.logistic.exact import fit_path
-from featcache.heads.logistic.penalty import Turn, _folds_of, choose_penalty, cross_validate_penalty
+from featcache.heads.logistic.penalty import Turn, choose_penalty, cross_validate_penalty, folds_of
 from featcache.heads.registry import PENALTIES as PATH
 from featcache.heads.registry import fit_exact, fit_logistic
 from featcache.heads.scorers import Linear
@@ -61,8 +61,8 @@ class TestCrossValidation:
         """Every fold's accuracy, from fits on rows cut out; the deal itself is checked below."""
         x, y = rows(150, 20, 3)
         penalties = [0.01, 1.0]
-        result = cross_validate_penalty(x, y, 3, penalties, folds=4, seed=3)
-        fold_of = _folds_of(y, 3, 4, 3)
+        result = cross_validate_penalty(x, y, 3, penalties, folds_of(y, 3, 4, 3))
+        fold_of = folds_of(y, 3, 4, 3)
         assert result.accuracy.shape == result.log_loss.shape == (2, 4)
         for i, c in enumerate(penalties):
             for fold in range(4):
@@ -76,44 +76,42 @@ class TestCrossValidation:
 
     def test_every_fold_has_its_share_of_each_class(self) -> None:
         y = np.array([0] * 53 + [1] * 31 + [2] * 5)
-        fold_of = _folds_of(y, 3, 5, 0)
+        fold_of = folds_of(y, 3, 5, 0)
         theirs = [np.bincount(y[test], minlength=3) for _, test in StratifiedKFold(5).split(y, y)]
         ours = [np.bincount(y[fold_of == fold], minlength=3) for fold in range(5)]
         assert sorted(map(sum, ours)) == sorted(map(sum, theirs))
         for label in range(3):
             assert sorted(c[label] for c in ours) == sorted(c[label] for c in theirs)
-        assert (fold_of != _folds_of(y, 3, 5, 1)).any()
+        assert (fold_of != folds_of(y, 3, 5, 1)).any()
 
     def test_rare_labels_are_spread_evenly_over_the_folds(self) -> None:
         r = np.random.default_rng(0)
         y = (r.random((200, 3)) < 0.5).astype(np.uint8)
         y[:, 2] = 0
         y[:10, 2] = 1
-        fold_of = _folds_of(y, 3, 5, 0)
+        fold_of = folds_of(y, 3, 5, 0)
         assert [int(y[fold_of == fold, 2].sum()) for fold in range(5)] == [2] * 5
-        result = cross_validate_penalty(np.float32(r.normal(size=(200, 4))), y, 3, [0.1, 1.0])
+        result = cross_validate_penalty(np.float32(r.normal(size=(200, 4))), y, 3, [0.1, 1.0], fold_of)
         assert np.isfinite(result.log_loss).all()
 
     def test_equal_seeds_give_equal_scores(self) -> None:
         x, y = rows(100, 10, 2)
-        first, second = (cross_validate_penalty(x, y, 2, [0.1, 1.0], seed=4) for _ in range(2))
+        first, second = (cross_validate_penalty(x, y, 2, [0.1, 1.0], folds_of(y, 2, 5, 4)) for _ in range(2))
         np.testing.assert_array_equal(first.log_loss, second.log_loss)
 
     def test_class_with_fewer_rows_than_folds_is_refused(self) -> None:
-        x, y = rows(100, 5, 2)
-        y = y.copy()
+        y = rows(100, 5, 2)[1].copy()
         y[:3] = 2
         with pytest.raises(HeadError, match=r"class 2 has 3 rows, fewer than the 5 folds\nuse at most 3"):
-            cross_validate_penalty(x, y, 3, [1.0])
+            folds_of(y, 3)
         y[1:3] = 0
         with pytest.raises(HeadError, match="class 2 has 1 rows, fewer than the 5 folds\nchoose on"):
-            cross_validate_penalty(x, y, 3, [1.0])
+            folds_of(y, 3)
 
     @pytest.mark.parametrize("folds", [0, 1, 101])
     def test_number_of_folds_out_of_range_is_refused(self, folds: int) -> None:
-        x, y = rows(100, 5, 2)
         with pytest.raises(HeadError, match="folds of 100 rows"):
-            cross_validate_penalty(x, y, 2, [1.0], folds=folds)
+            folds_of(rows(100, 5, 2)[1], 2, folds)
 
 
 def _overlapping(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +146,7 @@ def test_fit_exact_by_folds_does_not_use_validation() -> None:
         assert fit.about is not None
         chosen.append(fit.about["C"])
     standard = Standard.of(x)
-    expected = cross_validate_penalty(standard(x), y, 2, PATH, folds=4, seed=3)
+    expected = cross_validate_penalty(standard(x), y, 2, PATH, folds_of(y, 2, 4, 3))
     assert chosen == [expected.C, expected.C]
 
 
