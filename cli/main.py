@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import featcache
-from featcache.errors import DiskError, FeatcacheError, UsageError
+from featcache.errors import DiskError, FeatcacheError, UsageError, closest
 from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
 from featcache.system.packages import version_notes
@@ -111,14 +110,24 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see: {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Say which command or choice may be meant."""
+        known = [str(choice) for choice in action.choices or ()]
+        if action.choices is None or value in action.choices:
+            return
+        close, name = closest(str(value), known), action.option_strings[-1:] or ["command"]
+        there = f"did you mean {close}?" if close else f"there are: {', '.join(known)};"
+        what = f"{self.prog}: unknown {name[0]} {str(value)!r}"
+        raise UsageError(what, hint=f"{there} see: {self.prog} --help")
+
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     args, unknown = _parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:
         parser: argparse.ArgumentParser = args.parser
         known = list(parser._option_string_actions)
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1, cutoff=0.5)
-        ask = f"did you mean {close[0]}? " if close else ""
+        close = closest(unknown[0].partition("=")[0], known)
+        ask = f"did you mean {close}? " if close else ""
         raise UsageError(
             f"{parser.prog}: unknown argument {unknown[0]!r}", hint=f"{ask}see: {parser.prog} --help"
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FeatcacheError(Exception):
     """Base class of all errors that featcache raises on purpose.
@@ -86,3 +89,9 @@ def restored(kind: str, what: str, hint: str | None) -> FeatcacheError:
         known += one.__subclasses__()
     found = next((one for one in known if one.__name__ == kind), FeatcacheError)
     return found(what, hint=hint)
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that somebody who typed `name` most likely meant; None if there is none like it."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None

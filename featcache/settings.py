@@ -8,7 +8,6 @@ format are derived from them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import tomllib
 import types
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featcache.errors import UsageError
+from featcache.errors import UsageError, closest
 from featcache.option import Option, coerce, setting
 from featcache.plain_file import read_plain
 
@@ -179,6 +178,9 @@ class HeadSettings:
         choices=("fixed", "validation", "folds"),
     )  # fmt: skip
     folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
+    view_scales: bool = setting(
+        False, "exact head of joined views: choose on validation how much each view counts, 20 times as long"
+    )
     hidden: int = setting(256, "units of the mlp head's hidden layer", least=1, below=1 << 24)
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float | None = setting(
@@ -395,5 +397,5 @@ def _values_in_file(path: str | Path | None) -> dict[str, Any]:
 def _closest(name: str, known: list[str]) -> str:
     if (option := options().get(name)) is not None:
         return f"{name} belongs {f'below [{option.section}]' if option.section else 'above all tables'}"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    close = closest(name, known)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"

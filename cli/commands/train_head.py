@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.token_rows import ATTENTIVE
-from featcache.cache.view_names import LEXICAL
+from featcache.cache.view_names import LEXICAL, cached_views
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STAGES = {  # that have a bar, before the training or instead of epochs
     "encode": "states", "download": "download", "count": "count n-grams", "words": "fit words",
-    "penalties": "penalties", "solve": "solve",
+    "penalties": "penalties", "scales": "view scales", "solve": "solve",
 }  # fmt: skip
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
@@ -206,14 +206,19 @@ def show(run: Run) -> None:
     console.print(shown)
     if about.about_leaks:
         console.print(about.about_leaks)
-    show_shares(about.view_shares)
+    chosen = about.solver.get("view_scales", ())
+    show_shares(about.view_shares, dict(zip(cached_views(about.view), chosen, strict=False)))
     show_honesty(run)
     show_abstention(run)
     show_history(run)
 
 
-def show_shares(shares: dict[str, float] | None) -> None:
-    """Which views carry the labels, one a line with a bar."""
+def show_shares(shares: dict[str, float] | None, scales: Mapping[str, float]) -> None:
+    """Which views carry the labels, one a line with a bar.
+
+    Args:
+        scales: how much each view counts, where validation chose that.
+    """
     if not shares:
         return
     from rich.text import Text
@@ -222,7 +227,8 @@ def show_shares(shares: dict[str, float] | None) -> None:
     console.print("what each view adds to the logits, as a share of their variance:")
     for name, share in sorted(shares.items(), key=lambda item: -item[1]):
         bar = Text("█" * round(30 * max(share, 0)), style="cyan")
-        console.print(Text(f"  {name:{width}} {percent_text(share):>6} ") + bar)
+        scale = f" (counts {scales[name]:g})" if name in scales else ""
+        console.print(Text(f"  {name:{width}} {percent_text(share):>6} ") + bar + Text(scale, style="dim"))
 
 
 def _add_scores(shown: Table, what: str, rows: int, metrics: Mapping[str, float]) -> None:

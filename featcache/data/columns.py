@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from featcache.errors import SourceError
+from featcache.errors import SourceError, closest
 from featcache.settings import DataSettings
 
 # A column of an earlier rank is taken before those of later ones.
@@ -178,7 +178,9 @@ def _named(columns: Sequence[str], wanted: str, role: str, where: str) -> str:
     same = [column for column in columns if column.lower() == wanted.lower()]
     if wanted in columns or len(same) == 1:
         return wanted if wanted in columns else same[0]
-    raise _column_error(f"no column {wanted!r}", columns, role, where)
+    close = closest(wanted, columns)
+    ask = f" (did you mean {close!r}?)" if close else ""
+    raise _column_error(f"no column {wanted!r}{ask}", columns, role, where)
 
 
 def _column_error(what: str, columns: Sequence[str], role: str, where: str) -> SourceError:

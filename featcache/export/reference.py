@@ -306,8 +306,10 @@ def model_card(
         lines.append(f"- {markdown_text(name)}{limit}")
     if (held := source.abstention) and head.abstention:
         limit, promise = f"{held['threshold']:.4f}", head.abstention.asked.promise
-        lines += ["", f"Below a probability of {limit} there is no answer ({promise}). This export does not"]
-        lines += ["find texts that are out of scope."]
+        lines += ["", f"Below a probability of {limit} there is no answer ({promise}). The model gives"]
+        lines += ["logits alone: compare the softmax probability of the predicted label with this number."]
+        lines += ["This export does not find texts that are out of scope: their distance from the train rows"]
+        lines += ["is not in it, and the number keeps the promise without it. `featcache predict` has both."]
     shown = plain_json(json.dumps(_about(source), ensure_ascii=False, indent=1))
     lines += ["", "## Data and settings", "", "```json", shown, "```", ""]
     for note in notes:

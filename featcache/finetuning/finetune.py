@@ -64,6 +64,11 @@ def finetune(
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
     refuse_numbers(settings.data.task, "finetune")
+    if settings.abstention.asked:
+        raise UsageError(
+            f"{settings.abstention.flag}: a fine-tuned head always answers",
+            hint="leave it out, in featcache.toml below [abstention], too; frozen heads can: train-head",
+        )
     view = view or settings.features.views[0]
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from featcache.heads.row_weights import all_weights, balanced_weights
 from featcache.heads.scorers import Linear, Scorer
 from featcache.settings import HeadSettings
 from featcache.system.progress import OnProgress, Progress, ignore
+from featcache.system.sharded_array import JoinedColumns
 
 if TYPE_CHECKING:
     from featcache.heads.logistic.penalty import PenaltyScores
@@ -160,6 +161,12 @@ def fit_exact(
     check_splits(train, validation, classes, group)
     rows = _Rows(train, classes, settings, group)
     chosen = rows.penalty(validation, settings, seed, on_progress)
+    scales: dict[str, Any] = {}
+    if settings.view_scales and isinstance(train.x, JoinedColumns):
+        C = settings.fixed_C if chosen is None else chosen.C
+        widths = [part.shape[1] for part in train.x.parts]
+        found_scales, chosen = rows.scale_views(widths, train, validation, C, on_progress)
+        scales = {"view_scales": found_scales.tolist()}
     x = WatchedRows(rows.x, lambda passes: on_progress(Progress("solve", done=passes)))
     more: dict[str, Any] = {"sample_weight": rows.weight, "tolerance": TOLERANCE, "group": group}
     if chosen is None:
@@ -167,7 +174,7 @@ def fit_exact(
     else:
         found = exact.refine(x, train.y, classes, chosen.best, **more)
     scorer = Linear(*rows.standard.fold(found.weight, found.bias))
-    about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations}
+    about = {"C": found.C, "gradient_norm": found.gradient_norm, "iterations": found.iterations} | scales
     return Fit(best=scorer, last=scorer, about=about | ({} if chosen is None else _about(chosen)))
 
 
@@ -205,6 +212,40 @@ class _Rows:
             return penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
         fold_of = penalty.folds_of(self.y, self.classes, settings.folds, seed)
         return penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, fold_of, **more)
+
+    def scale_views(
+        self,
+        widths: Sequence[int],
+        train: LabelledFeatures,
+        validation: LabelledFeatures,
+        C: float,
+        on_progress: OnProgress,
+    ) -> tuple[np.ndarray, PenaltyScores]:
+        """Choose by validation how much each view counts, and scale the rows so.
+
+        Returns:
+            The scales `[V]`, and the penalties near `C` that were tried with them.
+        """
+        from featcache.heads.logistic.penalty import choose_penalty
+        from featcache.heads.logistic.view_scales import NEARBY, choose_view_scales, columns_scales
+
+        before = self.standard
+
+        def tried(columns: np.ndarray) -> PenaltyScores:
+            self.standard = Standard(before.mean, before.scale / columns)
+            own, held_out = (self.group.own_rows(part.x) for part in (train, validation))
+            self.x = standardised_rows(own, self.standard)
+            rows = standardised_rows(held_out, self.standard), validation.y
+            return choose_penalty(
+                self.x, self.y, self.classes, [C / NEARBY, C, C * NEARBY], rows,
+                sample_weight=self.weight, group=self.group,
+            )  # fmt: skip
+
+        def report(done: int, total: int) -> None:
+            on_progress(Progress("scales", done=done, total=total))
+
+        scales = choose_view_scales(widths, lambda columns: float(tried(columns).log_loss.min()), report)
+        return scales, tried(columns_scales(scales, widths))
 
 
 def _closed_form(solve: Callable[..., Scorer], *names: str) -> HeadKind:
@@ -255,7 +296,7 @@ KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS),
     "lexical": HeadKind(fit_lexical, _WEIGHTS, reports=True),
     "logistic": HeadKind(fit_logistic, _LOGISTIC, reports=True),
-    "exact": HeadKind(fit_exact, _LOGISTIC, reports=True),
+    "exact": HeadKind(fit_exact, (*_LOGISTIC, "view_scales"), reports=True),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
     "ridge": _closed_form(closed_form.ridge, "alpha", *_WEIGHTS),
     "discriminant": _closed_form(closed_form.discriminant),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from featcache.cache.view_names import LEXICAL
-from featcache.errors import HeadError
+from featcache.errors import HeadError, closest
 from featcache.heads.fit import Epoch
 from featcache.heads.head import Head, load_head
 from featcache.runs.predictions import Predictions, read_predictions
@@ -150,7 +150,9 @@ def load_run(reports_dir: Path, name: str) -> Run:
         known = [run.name for run in reversed(list_runs(reports_dir))]
         more = f" and {len(known) - 20} more" if len(known) > 20 else ""
         there = f"runs there: {', '.join(known[:20]) or 'none yet'}{more}"
-        raise HeadError(f"no run {name!r} in {reports_dir}", hint=there)
+        close = closest(name, known)
+        ask = f"did you mean {close}? " if close else ""
+        raise HeadError(f"no run {name!r} in {reports_dir}", hint=ask + there)
     return Run(folder, read_run_record(folder))
 
 

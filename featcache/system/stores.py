@@ -6,7 +6,6 @@ A file that is written appears under its name completely or not at all.
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import posixpath
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError
+from featcache.errors import CacheError, FeatcacheError, SourceError, UsageError, closest
 from featcache.system.durable import TEMPORARY
 from featcache.system.hub.errors import hub_error
 from featcache.system.hub.timeouts import answer_timeout
@@ -53,8 +52,8 @@ def is_remote(text: str) -> bool:
 
     known = [*available_protocols(), *registry]
     if found[1].lower() not in known:
-        close = difflib.get_close_matches(found[1].lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}://?" if close else "known: s3, gs, az, hdfs, oss, sftp, file, ..."
+        close = closest(found[1].lower(), known)
+        hint = f"did you mean {close}://?" if close else "known: s3, gs, az, hdfs, oss, sftp, file, ..."
         raise UsageError(f"{shown(text)}: {found[1]}:// is not a known kind of store", hint=hint)
     return True
 

@@ -525,3 +525,26 @@ def test_an_unexpected_error_is_reported_as_a_defect(
     assert result.code == 1 and contents(trained) == before
     for words in ("ZeroDivisionError", "made up [/red]", "defect of featcache", "--debug"):
         assert words in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["trainhead"], 2, "did you mean train-head?"),
+        (["swep"], 2, "did you mean sweep?"),
+        (["xyzzy"], 2, "there are: init, extract, train-head"),
+        (["train-head", "--head", "exakt"], 2, "did you mean exact?"),
+        (["train-head", "--epoch", "3"], 2, "did you mean --epochs?"),
+        (["predict", "x", "--run", "linear-last-cls"], 6, "did you mean linear-last-cls-1?"),
+        (["extract", "--all-splits", "--text-column", "txt"], 3, "(did you mean 'text'?)"),
+        (["finetune", "--max-length", "8"], 2, "a fine-tuned head always answers"),
+    ],
+)
+def test_a_mistyped_name_gets_the_one_that_may_be_meant(
+    argv: list[str], code: int, words: str, cli: Cli, trained: Path
+) -> None:
+    if argv[0] == "finetune":
+        path = Path("featcache.toml")
+        text = path.read_text(encoding="utf-8").replace("# coverage =", "coverage = 0.9 #")
+        path.write_text(text, encoding="utf-8")
+    cli.refused(code, argv, words)
