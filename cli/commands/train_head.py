@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from featcache.heads.fit import Epoch
+    from featcache.runs.record import RunRecord
     from featcache.runs.run import Run
     from featcache.runs.words import CountedWords
     from featcache.settings import Settings
@@ -183,7 +184,7 @@ def show(run: Run) -> None:
     """Scores by split, and the course of the training."""
     if run.record.numbers:
         show_number_run(run)
-        show_shares(run.record.view_shares)
+        show_shares(run.record)
         show_history(run)
         return
     console = out()
@@ -206,19 +207,16 @@ def show(run: Run) -> None:
     console.print(shown)
     if about.about_leaks:
         console.print(about.about_leaks)
-    chosen = about.solver.get("view_scales", ())
-    show_shares(about.view_shares, dict(zip(cached_views(about.view), chosen, strict=False)))
+    show_shares(about)
     show_honesty(run)
     show_abstention(run)
     show_history(run)
 
 
-def show_shares(shares: dict[str, float] | None, scales: Mapping[str, float]) -> None:
-    """Which views carry the labels, one a line with a bar.
-
-    Args:
-        scales: how much each view counts, where validation chose that.
-    """
+def show_shares(about: RunRecord) -> None:
+    """Which views carry the labels, one a line with a bar, and how much each counts where that was chosen."""
+    shares, chosen = about.view_shares, about.solver.get("view_scales", ())
+    scales = dict(zip(cached_views(about.view), chosen, strict=False))
     if not shares:
         return
     from rich.text import Text

@@ -29,7 +29,7 @@ from featcache.finetuning.finetune import finetune
 from featcache.finetuning.recipe import Recipe
 from featcache.fingerprint import row_hashes
 from featcache.heads.numbers.registry import refuse_numbers
-from featcache.runs.blend import blend_runs
+from featcache.runs.blend import blend_runs, blendable
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.runs.train import train_head
@@ -193,7 +193,7 @@ class _SetBench:
 
     def _train(self, method: str) -> Run:
         if method == BLEND:
-            return blend_runs(self.settings, [run for run, _ in self.heads])
+            return blend_runs(self.settings, blendable(self.settings, [run for run, _ in self.heads]))
         if method in TUNED:
             return finetune(self.settings, method, TUNED[method], "last/mean")
         kind, view = (HEADS | MORE_HEADS)[method]

@@ -136,6 +136,26 @@ def blend_runs(settings: Settings, runs: Sequence[Run], most: int = MOST) -> Run
     return save_fit(settings, KIND, made.data, made.view, fit, time.perf_counter() - began, costs=costs)
 
 
+def blendable(settings: Settings, runs: Sequence[Run]) -> list[Run]:
+    """Those of some runs of the same rows that one blend can have, the best by validation first.
+
+    Left out are heads that are not made of layers, those of a fine-tuned backbone, and those that read
+    n-grams of another kind than the best head of words.
+    """
+    found: list[Run] = []
+    ngrams: Ngrams | None = None
+    for run in sorted(runs, key=lambda run: run.metric("validation", "log_loss", clean=True)):
+        head = run.head()
+        try:
+            _check_alone(run, head, settings)
+        except HeadError:
+            continue
+        if head.ngrams is None or ngrams is None or head.ngrams.equals(ngrams):
+            ngrams = ngrams or head.ngrams
+            found.append(run)
+    return found
+
+
 def _check_alone(run: Run, head: Head, settings: Settings) -> None:
     check_foldable(head.scorer, run.name)
     if head.encoder.tuned:

@@ -15,7 +15,7 @@ from featcache.evaluation.calibration import fit_temperature
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
-from featcache.runs.blend import Part, blend_parts
+from featcache.runs.blend import Part, blend_parts, blendable
 from featcache.runs.run import Run
 from featcache.runs.train import load_data
 from featcache.settings import load_settings
@@ -149,3 +149,10 @@ def test_a_blend_that_is_no_better_is_not_saved(cli: Cli, here: Path) -> None:
     """The same head twice: no mean of both has a lower loss."""
     shutil.copytree("reports/linear-last-mean-1", "reports/again")
     cli.refused(6, ["blend", "linear-last-mean-1", "again"], "no blend of these runs has a lower log loss")
+
+
+def test_runs_that_one_blend_can_have_are_picked_out(here: Path) -> None:
+    names = ("neighbours-last-mean-1", "linear-last-mean-1", "no-backbone-1")
+    runs = [featcache.load_run(Path("reports"), name) for name in names]
+    picked = [run.name for run in blendable(load_settings(), runs)]
+    assert sorted(picked) == ["linear-last-mean-1", "no-backbone-1"]
