@@ -63,12 +63,7 @@ def finetune(
     from featcache.finetuning.checkpoint import CheckpointFolder
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
-    refuse_numbers(settings.data.task, "finetune")
-    if settings.abstention.asked:
-        raise UsageError(
-            f"{settings.abstention.flag}: a fine-tuned head always answers",
-            hint="leave it out, in featcache.toml below [abstention], too; frozen heads can: train-head",
-        )
+    _check_settings(settings)
     view = view or settings.features.views[0]
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
@@ -97,6 +92,16 @@ def _load(settings: Settings, rows_per_class: int | None) -> dict[str, Split]:
         drawn = draw_per_class(splits["train"].labels, rows_per_class, settings.seed)
         splits["train"] = splits["train"].some(drawn)
     return splits
+
+
+def _check_settings(settings: Settings) -> None:
+    """Refuse what only heads of frozen backbones can do."""
+    refuse_numbers(settings.data.task, "finetune")
+    if settings.abstention.asked:
+        raise UsageError(
+            f"{settings.abstention.flag}: a fine-tuned head always answers",
+            hint="leave it out, in featcache.toml below [abstention], too; frozen heads can: train-head",
+        )
 
 
 def _check_encoder(encoder: Encoder, view: str) -> None:

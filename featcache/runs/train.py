@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from featcache.backbone.model_files.depth_views import DEPTH
 from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.catalog import CacheFile, Features
-from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
+from featcache.cache.view_names import LEXICAL, cached_views, split_view
 from featcache.errors import CacheMiss, HeadError, UsageError
 from featcache.evaluation.costs import read_costs
 from featcache.evaluation.leaks import NO_LEAKS, Leaks
@@ -40,7 +40,7 @@ from featcache.runs.numbers.interval import interval_parts, with_interval
 from featcache.runs.record import CalibrationRecord, SweepRecord, TrainingRecord
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
-from featcache.runs.words import CountedWords, SplitTexts, beside, features_of, read_splits, words_of
+from featcache.runs.words import CountedWords, SplitTexts, features_of, read_splits, read_view
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress, ignore
 
@@ -86,7 +86,7 @@ class CachedSplits:
         """Also the features of `view`: of several cached views side by side, or with words beside them."""
         if view in self.features:
             return self
-        found = _read_view(settings, self.files, view, self.words)
+        found = read_view(settings, self.files, view, self.words)
         return dataclasses.replace(self, features={**self.features, view: found})
 
     def reading(self, view: str, ngrams: Ngrams | None) -> CachedSplits:
@@ -146,23 +146,17 @@ def train_head(
         The saved run, to every worker. It has test scores if a test split is cached.
 
     Raises:
-        CacheMiss: train or validation is not extracted for these settings.
-        HeadError: data no head can be trained on.
-        UsageError: several workers for a kind that one process fits.
-        WorkerLost: another worker has ended.
+        CacheMiss, HeadError, UsageError, WorkerLost: each says what to do.
     """
     _check_asked(settings, kind, view, rows_per_class)
     if group.size > 1:
         check_parallel(kind)
-    shared: dict[str, Any] = {"group": group} if group.size > 1 else {}
     asked = view or {LEXICAL: LEXICAL, ATTENTIVE: DEPTH}.get(kind, settings.features.views[0])
     lexical = LEXICAL in split_view(asked)
     if lexical and group.size > 1:
         raise UsageError("words are for one worker", hint="leave --workers out, or lexical out of --view")
-    if kind == ATTENTIVE:
-        data = _load_states(settings, asked, report)
-    else:
-        data = load_data(settings, [asked], group, words or CountedWords(report or ignore))
+    found, states = words or CountedWords(report or ignore), kind == ATTENTIVE
+    data = _load_states(settings, asked, report) if states else load_data(settings, [asked], group, found)
     _check_agreed(group, settings, kind, asked, data)
     whole = data.features[asked]["train"]
     drawn = None if rows_per_class is None else draw_per_class(whole.y, rows_per_class, settings.seed)
@@ -170,21 +164,24 @@ def train_head(
     train, head = weighted_rows(settings, kind, whole, drawn)
     data = data if drawn is None else drawn_rows(data, drawn)
     train, validation = data.scaled(asked, train, data.rows(asked, "validation"))
-    solve, told = kinds_for(task_of(train.y))[kind].fit, report or ignore
-    if KINDS[kind].reports:
-        solve = partial(solve, on_progress=told)
-    if lexical and kind != LEXICAL:
-        solve = partial(fit_beside, solve, on_progress=told)
-    # Imported before the clock starts: the import is no part of the training time.
-    import_module("torch")
-    import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
-    began = time.perf_counter()
-    classes, options = len(whole.label_names), {"seed": settings.seed, "on_epoch": progress, **shared}
-    fit = solve(train, validation, classes, head, **options)
+    solve = _solver(kind, task_of(train.y), report or ignore, lexical=lexical)
+    began, classes = time.perf_counter(), len(whole.label_names)
+    more: dict[str, Any] = {"group": group} if group.size > 1 else {}
+    fit = solve(train, validation, classes, head, seed=settings.seed, on_epoch=progress, **more)
     seconds = time.perf_counter() - began + fit.seconds_before
     seconds += train.x.seconds if isinstance(train.x, WordRows) else 0.0
     run = save_fit(settings, kind, data, asked, fit, seconds, costs=costs) if group.rank == 0 else None
     return group.broadcast_object(run)
+
+
+def _solver(kind: str, task: str, report: OnProgress, *, lexical: bool) -> Callable[..., Fit]:
+    """What fits a head of this kind, with what it imports: that is no part of the training time."""
+    import_module("torch")
+    import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
+    solve = kinds_for(task)[kind].fit
+    if KINDS[kind].reports:
+        solve = partial(solve, on_progress=report)
+    return partial(fit_beside, solve, on_progress=report) if lexical and kind != LEXICAL else solve
 
 
 def _check_asked(settings: Settings, kind: str, view: str | None, rows_per_class: int | None) -> None:
@@ -235,7 +232,7 @@ def load_data(
         files["test"] = find_features(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
-    features = {view: _read_view(settings, files, view, words) for view in views if cached_views(view)}
+    features = {view: read_view(settings, files, view, words) for view in views if cached_views(view)}
     for by_split in features.values():
         for cached in by_split.values():
             _check_same(by_split["train"], cached)
@@ -254,22 +251,6 @@ def drawn_rows(data: CachedSplits, rows: np.ndarray) -> CachedSplits:
         for view, parts in data.features.items()
     }
     return dataclasses.replace(data, features=features)
-
-
-def _read_view(
-    settings: Settings, files: Mapping[str, CacheFile], view: str, words: CountedWords
-) -> dict[str, Features]:
-    """The features of one view, or of several side by side, by split."""
-    cached = cached_views(view)
-    found = {
-        split: file.features(file.stored_view(join_views(cached or file.views[:1])))
-        for split, file in files.items()
-    }
-    if LEXICAL not in split_view(view):
-        return found
-    rows = words.of(SplitTexts.of_files(settings, files))
-    join = beside if cached else words_of
-    return {split: join(part, rows[split]) for split, part in found.items()}
 
 
 def _parts(

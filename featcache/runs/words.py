@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache.catalog import CacheFile, Features
-from featcache.cache.view_names import LEXICAL
+from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
 from featcache.data.split import Split, load_splits
 from featcache.data.test_split import splits_for_training
 from featcache.data.text_lookup import RowTexts, find_texts
@@ -111,6 +111,22 @@ def words_of(features: Features, rows: WordRows) -> Features:
     return replace(
         features, view=LEXICAL, x=rows.as_array(), encoder=NO_BACKBONE, fingerprint="", path=Path()
     )
+
+
+def read_view(
+    settings: Settings, files: Mapping[str, CacheFile], view: str, words: CountedWords
+) -> dict[str, Features]:
+    """The features of one view, or of several side by side, by split."""
+    cached = cached_views(view)
+    found = {
+        split: file.features(file.stored_view(join_views(cached or file.views[:1])))
+        for split, file in files.items()
+    }
+    if LEXICAL not in split_view(view):
+        return found
+    rows = words.of(SplitTexts.of_files(settings, files))
+    join = beside if cached else words_of
+    return {split: join(part, rows[split]) for split, part in found.items()}
 
 
 def read_splits(settings: Settings) -> dict[str, Split]:
