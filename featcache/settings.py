@@ -178,9 +178,7 @@ class HeadSettings:
         choices=("fixed", "validation", "folds"),
     )  # fmt: skip
     folds: int = setting(5, "parts of the train rows for --penalty folds", least=2)
-    view_scales: bool = setting(
-        False, "exact head of joined views: choose on validation how much each view counts, 20 times as long"
-    )
+    view_scales: bool = setting(False, "exact head: validation chooses how much each view counts; slow")
     hidden: int = setting(256, "units of the mlp head's hidden layer", least=1, below=1 << 24)
     dropout: float = setting(0.0, "share of hidden units left out in a training step", least=0, below=1)
     alpha: float | None = setting(
