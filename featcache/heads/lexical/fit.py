@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PLAIN = (3.0, 10.0, 30.0)  # values of scikit-learn's C that are tried, with plain TF-IDF
 RATIO = (10.0, 30.0, 100.0)  # and with log-count ratios
+FEW_CLASSES = 10  # of more, one penalty is tried: each class costs as much as the whole of two classes
 CERTAIN = 50.0  # logits beyond this are certain: more changes no loss
 CHOOSING = 50_000  # rows that choose how words are weighted, of more than memory should hold
 NUMBERS_AT_ONCE = 1 << 22  # weights of classes that are learnt in the same passes
@@ -185,10 +186,12 @@ def _fit_words(
     fixed = fixed_logits(train.y, classes)
     if (train.y == train.y[0]).all():
         raise HeadError("the train labels hold a single class; there is nothing to learn")
-    for tried, (ratio, penalties) in enumerate(((True, RATIO), (False, PLAIN))):
+    some = slice(None) if classes <= FEW_CLASSES else slice(1, 2)
+    tries = ((True, RATIO[some]), (False, PLAIN[some]))
+    for tried, (ratio, penalties) in enumerate(tries):
         before = np.inf
         for number, C in enumerate(penalties):
-            on_progress(Progress("words", done=tried * len(RATIO) + number, total=len(RATIO) + len(PLAIN)))
+            on_progress(Progress("words", done=tried * len(penalties) + number, total=2 * len(penalties)))
             scorer = _one_against_rest(rows.words, train, fixed, Weighting(ratio, C), settings)
             loss = _loss(scorer.logits(validation.x), validation.y)
             if best is None or loss < best[0]:
