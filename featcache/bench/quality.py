@@ -43,7 +43,7 @@ HEADS = {  # method -> kind of head, view
     "depth": ("exact", "depth"),
     "depth and words": ("exact", "depth,lexical"),
 }
-MORE_HEADS = {"hidden layer": ("mlp", "depth")}
+MORE_HEADS = {"hidden layer": ("mlp", "depth"), "attentive": ("attentive", "depth")}
 BLEND = "blend"  # of all heads that were trained before it
 TUNED = {"top-blocks:4": Recipe(epochs=3, lr=1e-4)}  # trained only where they are asked for
 PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all

@@ -26,8 +26,9 @@ def add(benches: Commands) -> None:
     example = "featcache bench quality\nfeatcache bench quality --sets r8,r52,reviews=my/reviews"
     parser = add_command(benches, "quality", about, example, run)
     add_flag(parser, "--sets", SETS_HELP, metavar="A,B,...")
-    methods = "which methods (default: those of frozen features); also hidden layer, blend, top-blocks:4, "
-    add_flag(parser, "--methods", methods + "sentence-transformers, model2vec, setfit", metavar="A,B,...")
+    methods = "which methods (default: those of frozen features); also hidden layer, attentive, blend, "
+    more = "top-blocks:4, sentence-transformers, model2vec, setfit"
+    add_flag(parser, "--methods", methods + more, metavar="A,B,...")
     python = "the Python of an environment with the peers (default: this one)"
     add_flag(parser, "--peer-python", python, metavar="FILE")
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")

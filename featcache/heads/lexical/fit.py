@@ -186,8 +186,8 @@ def _fit_words(
     fixed = fixed_logits(train.y, classes)
     if (train.y == train.y[0]).all():
         raise HeadError("the train labels hold a single class; there is nothing to learn")
-    some = slice(None) if classes <= FEW_CLASSES else slice(1, 2)
-    tries = ((True, RATIO[some]), (False, PLAIN[some]))
+    begin, end = (0, None) if classes <= FEW_CLASSES else (1, 2)
+    tries = ((True, RATIO[begin:end]), (False, PLAIN[begin:end]))
     for tried, (ratio, penalties) in enumerate(tries):
         before = np.inf
         for number, C in enumerate(penalties):
