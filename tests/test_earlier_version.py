@@ -108,7 +108,7 @@ def test_a_run_on_pairs_predicts_what_it_predicted(earlier: Path, cli: Cli) -> N
 
 def test_compare_says_the_same_of_the_runs(earlier: Path, cli: Cli) -> None:
     found, wanted = cli.ok("compare", "--json").json, expected("answers.json")["compare"]
-    assert found.keys() == wanted.keys()
+    assert found.keys() >= wanted.keys()  # new keys may come
     assert [run["run"] for run in found["runs"]] == [run["run"] for run in wanted["runs"]]
     for run, other in zip(found["runs"], wanted["runs"], strict=True):
         assert run.keys() >= other.keys()  # new keys may come

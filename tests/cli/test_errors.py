@@ -91,7 +91,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ("predict --top-k x 好", ("--top-k", "'x'")),
         ("predict 好 --pair 甲 --pair 乙", ("1 texts", "2 --pair")),
         ("cache rm", ("no files are named", "--all")),
-        ("cache lss", ("'lss'", "rm")),
+        ("cache lss", ("'lss'", "did you mean ls?")),
         ("compare --config gone.toml", ("gone.toml", "featcache init")),
         ("demo --rows 3", ("--rows 3", "100")),
     ],

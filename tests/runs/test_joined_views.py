@@ -42,7 +42,7 @@ def settings(deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set
     return load_settings({"reports_dir": str(tmp_path / "reports"), "epochs": 3})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lexical"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("lexical", "attentive")])
 def test_joined_views_train_the_head_of_the_concatenated_features(settings: Settings, kind: str) -> None:
     run = train_head(settings, kind, "depth")
     data = load_data(settings, ["depth"])
