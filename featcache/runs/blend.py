@@ -20,8 +20,9 @@ from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.lexical.rows import WordRows
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.scorers import Scorer
+from featcache.runs.inputs.splits import CachedSplits, load_data
 from featcache.runs.run import Run
-from featcache.runs.train import CachedSplits, load_data, read_costs_for, save_fit
+from featcache.runs.train import read_costs_for, save_fit
 from featcache.settings import Settings
 from featcache.system.sharded_array import JoinedColumns
 

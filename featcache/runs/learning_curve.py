@@ -20,8 +20,8 @@ from featcache.heads.features import LabelledFeatures, counts_of
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.registry import KINDS
 from featcache.runs.curve_fits import FinishedFits, OnFit, SizeFitter
+from featcache.runs.inputs.splits import CachedSplits, load_data
 from featcache.runs.run import file_stem
-from featcache.runs.train import CachedSplits, load_data
 from featcache.runs.weighted_rows import weighted_rows
 from featcache.settings import HeadSettings, Settings
 from featcache.system.durable import write_file

@@ -23,9 +23,10 @@ from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.blend import Part, blend_parts
+from featcache.runs.inputs.splits import CachedSplits, load_data
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
-from featcache.runs.train import CachedSplits, load_data, read_costs_for, save_fit
+from featcache.runs.train import read_costs_for, save_fit
 from featcache.runs.weighted_rows import weighted_rows
 from featcache.settings import Settings
 

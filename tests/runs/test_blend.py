@@ -16,8 +16,8 @@ from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.scorers import Linear, Mlp
 from featcache.prediction.predictor import Predictor
 from featcache.runs.blend import Part, blend_parts, blendable
+from featcache.runs.inputs.splits import load_data
 from featcache.runs.run import Run
-from featcache.runs.train import load_data
 from featcache.settings import load_settings
 from featcache_cli.main import main
 from tests.support.cli_tools import Cli, arrow_in, plain_terminal, read_rows, write_rows

@@ -12,8 +12,9 @@ from featcache.errors import CacheMiss, UsageError
 from featcache.extraction.api import find_features
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS
+from featcache.runs.inputs.splits import load_data
 from featcache.runs.run import load_run
-from featcache.runs.train import load_data, train_head
+from featcache.runs.train import train_head
 from featcache.settings import Settings, load_settings
 from tests.support.cli_tools import Cli, arrow_in, make_work
 

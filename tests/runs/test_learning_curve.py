@@ -23,8 +23,8 @@ from featcache.heads.features import LabelledFeatures
 from featcache.heads.registry import KINDS
 from featcache.runs import learning_curve as module
 from featcache.runs.curve_fits import nested_order
+from featcache.runs.inputs.splits import CachedSplits
 from featcache.runs.learning_curve import Curve, Plan, learning_curve, sizes_of
-from featcache.runs.train import CachedSplits
 from featcache.settings import FeatureSettings, HeadSettings, PathSettings, Settings
 from tests.support.documents import encoder_document
 from tests.support.feature_rows import clusters, tagged

@@ -23,8 +23,9 @@ from featcache.runs.few_labels.recipes import (
     recipes_of,
     recipes_on,
 )
+from featcache.runs.inputs.splits import CachedSplits, drawn_rows, load_data
 from featcache.runs.run import Run
-from featcache.runs.train import CachedSplits, drawn_rows, load_data, read_costs_for, save_fit
+from featcache.runs.train import read_costs_for, save_fit
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
 from featcache.settings import HeadSettings, Settings
 
