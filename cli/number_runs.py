@@ -164,7 +164,7 @@ def _columns(runs: list[Run], against: NumberComparisons | None, split: str) -> 
         RunColumn("interval", [f"±{one.half_width:.3g}" if one else "-" for one in widths], 4),
     ]
     if against:
-        tests = {one.run.folder: one.whole for one in against.made}
+        tests = {one.run.folder: one for one in against.made}
         own = [tests.get(run.folder) for run in runs]
         columns.insert(4, RunColumn("vs base", [_change(one.mae) if one else "" for one in own]))
         after = [column.header for column in columns].index("RMSE") + 1
@@ -175,10 +175,9 @@ def _columns(runs: list[Run], against: NumberComparisons | None, split: str) -> 
 def _show_verdict(against: NumberComparisons) -> None:
     """Which runs are worse than the base."""
     for one in against.worse:
-        tests = one.whole
         out().print(
-            f"{one.run.name} is worse than {against.base.name}: MAE {_change(tests.mae)}, "
-            f"RMSE {_change(tests.rmse)} on {tests.rows:,} rows",
+            f"{one.run.name} is worse than {against.base.name}: MAE {_change(one.mae)}, "
+            f"RMSE {_change(one.rmse)} on {one.rows:,} rows",
             style="red",
         )
     if not against.worse:
@@ -191,7 +190,7 @@ def _comparison_document(made: NumberComparison) -> dict[str, Any]:
         "run": made.run.name,
         "path": str(made.run.folder),
         "left_out": {"base": made.only_base, "run": made.only_run},
-        **_tests_document(made.whole),
+        **_tests_document(made),
         "clean": _tests_document(made.clean) if made.clean else None,
     }
 

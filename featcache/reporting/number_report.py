@@ -154,7 +154,7 @@ def _reported(runs: Sequence[Run], split: str, notes: list[str]) -> list[Reporte
     if len(runs) > 1:
         compared = compare_number_runs(list(runs), runs[0], split, skip=True)
         notes += [f"{run.name} is not compared: {why}" for run, why in compared.refused]
-        made = {one.run.folder: one.whole.mae for one in compared.made}
+        made = {one.run.folder: one.mae for one in compared.made}
     return [
         ReportedNumberRun(
             run=run.name,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -30,9 +31,9 @@ class MatchedRows:
     """The predictions of two runs for the rows both have.
 
     Attributes:
-        labels: int64 `[N]`, or uint8 multi-hot `[N, C]`.
+        labels: int64 `[N]`, or uint8 multi-hot `[N, C]`; numbers float64 `[N]`.
         base, run: predictions, like `labels`.
-        label_names: C names: those of the base, then those that only the run has.
+        label_names: C names: those of the base, then those that only the run has; numbers have none.
         only_base, only_run: rows left out because the other one does not have them.
         leaked: bool `[N]`: rows that leak for one of the two.
     """
@@ -113,18 +114,30 @@ class Comparison(PairedTests):
     clean: PairedTests | None
 
 
+class _Tested(Protocol):
+    @property
+    def worse(self) -> bool: ...
+
+
+T = TypeVar("T", bound=_Tested)
+Rows = TypeVar("Rows")
+
+
 @dataclass(frozen=True)
-class Comparisons:
+class ComparedRuns(Generic[T]):
     """Runs compared with one base on one split; `refused`: those that cannot be compared, and why."""
 
     base: Run
     split: str
-    made: tuple[Comparison, ...]
+    made: tuple[T, ...]
     refused: tuple[tuple[Run, str], ...] = ()
 
     @property
-    def worse(self) -> list[Comparison]:
+    def worse(self) -> list[T]:
         return [comparison for comparison in self.made if comparison.worse]
+
+
+Comparisons: TypeAlias = ComparedRuns[Comparison]
 
 
 def compare_runs(
@@ -154,20 +167,9 @@ def compare_runs(
     if base is None:
         raise HeadError("no runs to compare", hint="train one with: featcache train-head --epochs 100")
     own = base.predictions(split, probabilities=False)
-    raw: list[tuple[Run, MatchedRows]] = []
-    refused: list[tuple[Run, str]] = []
-    for run in runs:
-        if run.folder.resolve() == base.folder.resolve():
-            continue
-        try:
-            matched = match(own, run.predictions(split, probabilities=False))
-        except HeadError as error:
-            if not skip:
-                what = f"{run.name} cannot be compared with {base.name} on {split}: {error.what}"
-                raise HeadError(what, hint=error.hint) from error
-            refused.append((run, error.what))
-            continue
-        raw.append((run, matched))
+    raw, refused = matched_runs(
+        base, runs, split, lambda run: match(own, run.predictions(split, probabilities=False)), skip=skip
+    )
     whole = _paired_tests({run.folder: matched for run, matched in raw}, resamples, seed)
     some = {run.folder: rows for run, matched in raw if (rows := matched.clean())}
     clean = _paired_tests(some, resamples, seed)
@@ -181,7 +183,34 @@ def compare_runs(
         )
         for run, matched in raw
     )
-    return Comparisons(base, split, made, tuple(refused))
+    return ComparedRuns(base, split, made, refused)
+
+
+def matched_runs(
+    base: Run, runs: Sequence[Run], split: str, match: Callable[[Run], Rows], *, skip: bool
+) -> tuple[list[tuple[Run, Rows]], tuple[tuple[Run, str], ...]]:
+    """The rows that each run has with the base, and the runs that cannot be compared with it, and why.
+
+    Args:
+        match: finds the rows of a run; the base is left out.
+        skip: see `compare_runs`.
+
+    Raises:
+        HeadError: without `skip`, a run that cannot be compared.
+    """
+    found: list[tuple[Run, Rows]] = []
+    refused: list[tuple[Run, str]] = []
+    for run in runs:
+        if run.folder.resolve() == base.folder.resolve():
+            continue
+        try:
+            found.append((run, match(run)))
+        except HeadError as error:
+            if not skip:
+                what = f"{run.name} cannot be compared with {base.name} on {split}: {error.what}"
+                raise HeadError(what, hint=error.hint) from error
+            refused.append((run, error.what))
+    return found, tuple(refused)
 
 
 def words_verdict(best: Run, against: Comparisons) -> str:

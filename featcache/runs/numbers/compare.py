@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from featcache.errors import HeadError
 from featcache.evaluation.numbers import paired_errors
 from featcache.evaluation.paired import ScoreDifference, holm
-from featcache.runs.compare import ALPHA, same_rows
+from featcache.runs.compare import ALPHA, ComparedRuns, MatchedRows, matched_runs, same_rows
 from featcache.runs.numbers.predictions import NumberPredictions, number_predictions
 from featcache.runs.run import Run, best_run
 
@@ -33,7 +34,7 @@ class ErrorChange:
         return not self.tie and self.difference.value > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorTests:
     """One run against the base on some rows: MAE and RMSE by paired bootstrap."""
 
@@ -53,7 +54,7 @@ class ErrorTests:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NumberComparison:
+class NumberComparison(ErrorTests):
     """One run against the base on the rows both have.
 
     Attributes:
@@ -62,42 +63,12 @@ class NumberComparison:
     """
 
     run: Run
-    whole: ErrorTests
     only_base: int
     only_run: int
     clean: ErrorTests | None
 
 
-@dataclass(frozen=True)
-class NumberComparisons:
-    """Runs compared with one base on one split; `refused`: those that cannot be compared, and why."""
-
-    base: Run
-    split: str
-    made: tuple[NumberComparison, ...]
-    refused: tuple[tuple[Run, str], ...] = ()
-
-    @property
-    def worse(self) -> list[NumberComparison]:
-        return [one for one in self.made if one.whole.worse]
-
-
-@dataclass(frozen=True)
-class _MatchedNumbers:
-    labels: np.ndarray
-    base: np.ndarray
-    run: np.ndarray
-    leaked: np.ndarray
-    only_base: int
-    only_run: int
-
-    def clean(self) -> _MatchedNumbers | None:
-        """The rows that do not leak; None where no row leaks, or every one."""
-        rows = ~self.leaked
-        if rows.all() or not rows.any():
-            return None
-        parts = {name: getattr(self, name)[rows] for name in ("labels", "base", "run", "leaked")}
-        return replace(self, **parts)
+NumberComparisons: TypeAlias = ComparedRuns[NumberComparison]
 
 
 def compare_number_runs(
@@ -118,31 +89,25 @@ def compare_number_runs(
     if base is None:
         raise HeadError("no runs to compare", hint="train one with: featcache train-head --head ridge")
     own = number_predictions(base, split)
-    raw: list[tuple[Run, _MatchedNumbers]] = []
-    refused: list[tuple[Run, str]] = []
-    for run in runs:
-        if run.folder.resolve() == base.folder.resolve():
-            continue
-        try:
-            raw.append((run, _matched(own, number_predictions(run, split))))
-        except HeadError as error:
-            if not skip:
-                what = f"{run.name} cannot be compared with {base.name} on {split}: {error.what}"
-                raise HeadError(what, hint=error.hint) from error
-            refused.append((run, error.what))
+    raw, refused = matched_runs(
+        base, runs, split, lambda run: _matched(own, number_predictions(run, split)), skip=skip
+    )
     whole = _tests({run.folder: rows for run, rows in raw}, resamples, seed)
     clean = _tests({run.folder: some for run, rows in raw if (some := rows.clean())}, resamples, seed)
     made = tuple(
         NumberComparison(
-            run=run, whole=whole[run.folder], only_base=rows.only_base, only_run=rows.only_run,
+            **vars(whole[run.folder]),
+            run=run,
+            only_base=rows.only_base,
+            only_run=rows.only_run,
             clean=clean.get(run.folder),
         )
         for run, rows in raw
-    )  # fmt: skip
-    return NumberComparisons(base, split, made, tuple(refused))
+    )
+    return ComparedRuns(base, split, made, refused)
 
 
-def _matched(base: NumberPredictions, run: NumberPredictions) -> _MatchedNumbers:
+def _matched(base: NumberPredictions, run: NumberPredictions) -> MatchedRows:
     """The rows both have, found by row hash and label."""
     here, there = same_rows(base.row_hash, base.labels, run.row_hash, run.labels)
     left, right = (
@@ -160,13 +125,18 @@ def _matched(base: NumberPredictions, run: NumberPredictions) -> _MatchedNumbers
     for part, rows in ((base, here), (run, there)):
         if part.leaked is not None:
             leaked |= part.leaked[rows]
-    return _MatchedNumbers(
-        base.labels[here], base.predicted[here], run.predicted[there], leaked,
-        only_base=len(base) - len(here), only_run=len(run) - len(here),
-    )  # fmt: skip
+    return MatchedRows(
+        labels=base.labels[here],
+        base=base.predicted[here],
+        run=run.predicted[there],
+        label_names=(),
+        only_base=len(base) - len(here),
+        only_run=len(run) - len(here),
+        leaked=leaked,
+    )
 
 
-def _tests(pairs: Mapping[Path, _MatchedNumbers], resamples: int, seed: int) -> dict[Path, ErrorTests]:
+def _tests(pairs: Mapping[Path, MatchedRows], resamples: int, seed: int) -> dict[Path, ErrorTests]:
     """All pairs, with p-values that are corrected together."""
     found = {
         folder: paired_errors(rows.labels, rows.base, rows.run, resamples=resamples, seed=seed)
