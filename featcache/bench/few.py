@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.model_files.find import find_model
-from featcache.backbone.model_files.modules_json import root_of
-from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
+from featcache.bench.peer_process import PeerJob, ask_peer
 from featcache.bench.peers import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.cache.view_names import split_view
@@ -196,21 +194,9 @@ class _Draws:
 
     def _setfit(self, train: Split, seed: int) -> tuple[float, float, str]:
         """SetFit with its defaults, in a process of its own."""
-        features = self.settings.features
-        own = PeerTexts(train.texts(slice(None)), train.labels.tolist())
-        job = PeerJob(
-            splits={
-                "train": own,
-                "validation": own,
-                "test": PeerTexts(self.test.texts(slice(None)), self.test.labels.tolist()),
-            },
-            classes=self.classes,
-            model=str(root_of(find_model(self.settings.backbone).folder)),
-            prompt="" if features.prompt == "auto" else features.prompt,
-            longest=features.longest,
-            seed=seed,
-            steps=self.plan.peer_steps,
-        )
+        settings = dataclasses.replace(self.settings, seed=seed)
+        splits = {"train": train, "validation": train, "test": self.test}
+        job = PeerJob.of(settings, splits, steps=self.plan.peer_steps)
         answer = ask_peer("setfit", job, self.plan.peer_python)
         accuracy = float((answer.test.argmax(axis=1) == self.test.labels).mean())
         return accuracy, answer.learning_seconds or answer.seconds, f"setfit {answer.versions['setfit']}"

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.backbone.model_files.find import find_model
+from featcache.backbone.model_files.modules_json import root_of
 from featcache.bench import peer_script
 from featcache.bench.peers import Unavailable
+from featcache.data.split import Split
+from featcache.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,6 @@ class PeerTexts:
 
     texts: Sequence[str]
     labels: Sequence[int]
-
-    def drawn(self, rows: int, seed: int) -> PeerTexts:
-        """`rows` of each class by chance, or all that it has."""
-        order, labels = np.random.default_rng(seed).permutation(len(self.labels)), np.asarray(self.labels)
-        places = np.concatenate([order[labels[order] == label][:rows] for label in np.unique(labels)])
-        return PeerTexts([self.texts[place] for place in places], labels[places].tolist())
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,19 @@ class PeerJob:
     longest: int = 512
     seed: int = 0
     steps: int = -1
+
+    @classmethod
+    def of(cls, settings: Settings, splits: Mapping[str, Split], *, steps: int = -1) -> PeerJob:
+        """The texts of `splits`, with the encoder, the prompt and the longest text of `settings`."""
+        return cls(
+            splits={name: PeerTexts(s.texts(slice(None)), s.labels.tolist()) for name, s in splits.items()},
+            classes=len(splits["train"].label_names),
+            model=str(root_of(find_model(settings.backbone).folder)),
+            prompt="" if settings.features.prompt == "auto" else settings.features.prompt,
+            longest=settings.features.longest,
+            seed=settings.seed,
+            steps=steps,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.backbone.model_files.find import find_model
-from featcache.backbone.model_files.modules_json import root_of
-from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
+from featcache.bench.peer_process import PeerJob, ask_peer
 from featcache.bench.peers import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
-from featcache.data.split import Split, load_splits
+from featcache.data.split import load_splits
 from featcache.errors import HeadError, UsageError
 from featcache.evaluation.bootstrap import bootstrap_intervals
 from featcache.evaluation.leaks import Leaks
@@ -33,6 +31,7 @@ from featcache.runs.blend import blend_runs, blendable
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.runs.train import train_head
+from featcache.runs.weighted_rows import draw_per_class
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -221,9 +220,11 @@ class _SetBench:
     def _peer(self, method: str) -> _Measured | None:
         """A tool of `peer_script`, in a process of its own."""
         splits = load_splits(self.settings.data, ["train", "validation", "test"], seed=self.settings.seed)
-        given = PEERS[method]
+        given, train, seed = PEERS[method], splits["train"], self.settings.seed
+        if given:
+            train = train.some(draw_per_class(train.labels, given, seed))
         try:
-            answer = ask_peer(method, self._job(splits, given), self.python)
+            answer = ask_peer(method, PeerJob.of(self.settings, {**splits, "train": train}), self.python)
         except Unavailable as error:
             self.left_out[f"{self.name}: {method}"] = str(error)
             return None
@@ -250,23 +251,6 @@ class _SetBench:
             megabytes=0.0,
         )
         return _Measured(made, right, clean)
-
-    def _job(self, splits: Mapping[str, Split], rows_per_class: int | None) -> PeerJob:
-        settings = self.settings
-        texts = {
-            name: PeerTexts(list(split.texts(slice(None))), split.labels.tolist())
-            for name, split in splits.items()
-        }
-        if rows_per_class:
-            texts["train"] = texts["train"].drawn(rows_per_class, settings.seed)
-        return PeerJob(
-            splits=texts,
-            classes=len(splits["train"].label_names),
-            model=str(root_of(find_model(settings.backbone).folder)),
-            prompt="" if settings.features.prompt == "auto" else settings.features.prompt,
-            longest=settings.features.longest,
-            seed=settings.seed,
-        )
 
     def _tell(self, stage: str) -> None:
         self.on_progress(Progress(f"{self.name}: {stage}"))

@@ -33,12 +33,3 @@ def test_a_peer_that_cannot_run_is_left_out_with_the_reason(python: str, reason:
     job = PeerJob({"train": SPLIT, "validation": SPLIT, "test": SPLIT}, 3, str(tmp_path))
     with pytest.raises(Unavailable, match=reason):
         ask_peer("setfit", job, python)
-
-
-def test_rows_are_drawn_from_each_class() -> None:
-    drawn = SPLIT.drawn(4, seed=1)
-    assert sorted(drawn.labels) == [0] * 4 + [2] * 4 and len(set(drawn.texts)) == 8
-    right = dict(zip(SPLIT.texts, SPLIT.labels, strict=True))
-    assert [right[text] for text in drawn.texts] == list(drawn.labels)
-    assert SPLIT.drawn(4, seed=2).texts != drawn.texts
-    assert sorted(SPLIT.drawn(100, seed=1).texts) == sorted(TEXTS)
