@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
+from featcache.system.packages import require_extra
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, seconds_text
 from featcache_cli.chosen_run import named_runs
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--output {page}: a name that ends in .html is needed")
     if page.is_dir():
         raise UsageError(f"--output {page} is a folder")
+    require_extra("a report", "report", ["jinja2", "matplotlib"])  # before the work, not after it
     began = time.perf_counter()
     report, files = write(runs, page, reports, args)
     seconds = time.perf_counter() - began

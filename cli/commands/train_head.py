@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from featcache.runs.words import CountedWords
     from featcache.settings import Settings
 
-STAGES = {  # that have a bar, before the training or instead of epochs
-    "encode": "states", "download": "download", "count": "count n-grams", "words": "fit words",
-    "penalties": "penalties", "scales": "view scales", "solve": "solve",
-}  # fmt: skip
+BEFORE = {"encode": "states", "download": "download", "count": "count n-grams"}  # stages with a bar
+INSTEAD = {"words": "words", "penalties": "penalties", "scales": "view scales", "solve": "solve"}  # of epochs
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
@@ -123,7 +121,8 @@ def train(
     alone = kind in (LEXICAL, ATTENTIVE) and view is None
     name = kind if alone else f"{kind} {view or settings.features.views[0]}"
     epochs = settings.head.passes if kind == ATTENTIVE else settings.head.epochs
-    with Meter(quiet=quiet, names=STAGES) as meter:
+    stages = BEFORE | {stage: f"train {name}, {said}" for stage, said in INSTEAD.items()}
+    with Meter(quiet=quiet, names=stages) as meter:
 
         def draw(line: Epoch) -> None:
             info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,16 @@ def test_a_report_needs_neither_texts_nor_cache(cli: Cli, tmp_path: Path) -> Non
         os.rename("moved", "cache")
     assert "note: texts are not shown" in result.out and "note: train features are not shown" in result.out
     assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_report_without_its_extra_says_so_before_any_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("featcache.reporting.build.build_report", lambda *args, **more: pytest.fail("work"))
+    page = tmp_path / "page.html"
+    cli.refused(2, ["report", "--output", str(page)], "matplotlib", "featcache[report]")
+    assert not page.exists()
 
 
 def test_report_of_a_damaged_run_writes_nothing(cli: Cli, tmp_path: Path) -> None:
