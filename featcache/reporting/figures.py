@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 4.6, 2.9  # inches; on a page 1 inch is 96 px, so that 9 pt letters are 12 px
+LEGEND_ROW = 0.19  # inches
 INK, RULE = "#0a0b0c", "#0d0e0f"
 SERIES = ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17")
 RIGHT, WRONG = SERIES[0], SERIES[1]
@@ -136,14 +137,22 @@ def to_svg(figure: Figure, name: str) -> str:
     return re.sub(r"<svg[^>]*>", head, text, count=1).strip()
 
 
-def new_axes(height: float = HEIGHT, left: float = 0.62, bottom: float = 0.5) -> tuple[Figure, Axes]:
-    """One pair of axes with margins in inches: text is measured in another font than that of the page."""
+def new_axes(
+    height: float = HEIGHT, left: float = 0.62, bottom: float = 0.5, legend_rows: int = 1
+) -> tuple[Figure, Axes]:
+    """One pair of axes with margins in inches: text is measured in another font than that of the page.
+
+    Args:
+        height: with a legend of one row above the axes; more rows are added to it.
+    """
     from matplotlib.figure import Figure
 
+    more = LEGEND_ROW * (legend_rows - 1)
+    height, top = height + more, 0.35 + more
     figure = Figure(figsize=(WIDTH, height))
     figure.patch.set_visible(False)
     axes = figure.add_axes(
-        (left / WIDTH, bottom / height, 1 - (left + 0.15) / WIDTH, 1 - (bottom + 0.35) / height)
+        (left / WIDTH, bottom / height, 1 - (left + 0.15) / WIDTH, 1 - (bottom + top) / height)
     )
     axes.patch.set_visible(False)
     return figure, axes
@@ -175,10 +184,10 @@ def _points_with_intervals(
 
 def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
     """Train and validation of one run, or validation of several, with a dot at the epoch that was kept."""
-    figure, axes = new_axes()
+    one, shown = len(curves) == 1, curves[: len(SERIES)]
+    figure, axes = new_axes(legend_rows=len(shown) if len(shown) > 2 else 1)
     handles, labels = [], []
-    one = len(curves) == 1
-    for number, curve in enumerate(curves[: len(SERIES)]):
+    for number, curve in enumerate(shown):
         parts = ("train", "validation") if one else ("validation",)
         for place, part in enumerate(parts, start=number):
             values = getattr(curve, f"{part}_{metric}")
@@ -198,7 +207,7 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
 def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
     from matplotlib.ticker import NullLocator
 
-    figure, axes = new_axes()
+    figure, axes = new_axes(legend_rows=max(1, min(len(curves), len(SERIES))))
     handles = []
     for curve, colour in zip(curves, SERIES, strict=False):
         rows, score, low, high = zip(*curve.points, strict=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from featcache.errors import UsageError
-from featcache.reporting.figures import figures
+from featcache.reporting.figures import LEGEND_ROW, figures
 from tests.support.reports import report
 
 
@@ -42,6 +42,19 @@ def test_figures_draw_as_many_runs_as_there_are_colours() -> None:
     svg = figures(replace(report(), curves=curves))["loss"]
     assert "run-0" in svg and "run-7" in svg and "run-8" not in svg  # as many as there are colours
     assert "validation</text>" not in svg
+
+
+def test_the_names_of_many_runs_have_room_above_the_curves() -> None:
+    (curve,) = report().curves
+    few, many = (
+        figures(replace(report(), curves=[replace(curve, run=f"run-{number}") for number in range(count)]))
+        for count in (2, 8)
+    )
+    for name in ("loss", "accuracy"):
+        parts = (ElementTree.fromstring(svg[name]).attrib["viewBox"].split() for svg in (few, many))
+        heights = [float(part[3]) for part in parts]
+        rows = (heights[1] - heights[0]) / 72 / LEGEND_ROW
+        assert round(rows) == 7, name
 
 
 def test_figures_leave_matplotlibs_settings_unchanged() -> None:
