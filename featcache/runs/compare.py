@@ -120,7 +120,7 @@ class _Tested(Protocol):
 
 
 T = TypeVar("T", bound=_Tested)
-Rows = TypeVar("Rows")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ def compare_runs(
 
 
 def matched_runs(
-    base: Run, runs: Sequence[Run], split: str, match: Callable[[Run], Rows], *, skip: bool
-) -> tuple[list[tuple[Run, Rows]], tuple[tuple[Run, str], ...]]:
+    base: Run, runs: Sequence[Run], split: str, match: Callable[[Run], M], *, skip: bool
+) -> tuple[list[tuple[Run, M]], tuple[tuple[Run, str], ...]]:
     """The rows that each run has with the base, and the runs that cannot be compared with it, and why.
 
     Args:
@@ -198,7 +198,7 @@ def matched_runs(
     Raises:
         HeadError: without `skip`, a run that cannot be compared.
     """
-    found: list[tuple[Run, Rows]] = []
+    found: list[tuple[Run, M]] = []
     refused: list[tuple[Run, str]] = []
     for run in runs:
         if run.folder.resolve() == base.folder.resolve():
