@@ -50,11 +50,8 @@ def calibrate(
     """
     logits, y, names = scorer.logits(validation.x), validation.y, validation.label_names
     several = y.ndim == 2
-    before = score(probabilities_of(logits, 1.0, multi_label=several), y, names)
-    # If all rows are right, the loss falls without end towards temperature 0: nothing can be fitted.
-    temperature = fit_temperature(logits, y) if before.accuracy < 1 else 1.0
+    temperature, before, after = choose_temperature(logits, y, names)
     scaled = probabilities_of(logits, temperature, multi_label=several)
-    after = score(scaled, y, names)
     head = Head(
         scorer,
         label_names=names,
@@ -73,6 +70,26 @@ def calibrate(
         log_loss_before=before.log_loss,
         log_loss_after=after.log_loss,
     )
+
+
+def choose_temperature(
+    logits: np.ndarray, y: np.ndarray, names: tuple[str, ...]
+) -> tuple[float, Scores, Scores]:
+    """The temperature that a head gets on validation, and the scores of these rows without and with it.
+
+    It is 1 where the fitted one, which has the lowest log loss, makes the calibration error larger, and where
+    all rows are right: then the loss falls without end towards temperature 0.
+
+    Args:
+        logits, y: see `fit_temperature`.
+    """
+    several = y.ndim == 2
+    before = score(probabilities_of(logits, 1.0, multi_label=several), y, names)
+    if before.accuracy == 1:
+        return 1.0, before, before
+    temperature = fit_temperature(logits, y)
+    after = score(probabilities_of(logits, temperature, multi_label=several), y, names)
+    return (1.0, before, before) if after.ece > before.ece else (temperature, before, after)
 
 
 def number_head(scorer: Scorer, scale: NumberScale, validation: Features, kind: str) -> Head:

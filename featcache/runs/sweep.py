@@ -14,15 +14,13 @@ import numpy as np
 
 from featcache.cache.view_names import LEXICAL, require_cached, split_view
 from featcache.errors import UsageError
-from featcache.evaluation.calibration import fit_temperature
-from featcache.evaluation.metrics import score
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit, Member
 from featcache.heads.lexical.fit import fit_beside
 from featcache.heads.numbers.registry import refuse_numbers
-from featcache.heads.probabilities import probabilities_of
 from featcache.heads.scorers import Scorer
 from featcache.runs.blend import Part, blend_parts
+from featcache.runs.finish import choose_temperature
 from featcache.runs.inputs.splits import CachedSplits, load_data
 from featcache.runs.record import SweepRecord, Trial
 from featcache.runs.run import Run
@@ -269,7 +267,7 @@ def _rank(scorer: Scorer, rows: LabelledFeatures) -> tuple[float, float]:
     """Accuracy and log loss, as the head would be used: with its temperature. Higher is better."""
     logits, y = scorer.logits(rows.x), rows.y
     names = tuple(map(str, range(scorer.classes)))
-    found = score(probabilities_of(logits, fit_temperature(logits, y), multi_label=y.ndim == 2), y, names)
+    _, _, found = choose_temperature(logits, y, names)
     return found.accuracy, -found.log_loss
 
 
