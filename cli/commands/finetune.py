@@ -28,14 +28,15 @@ def add(commands: Commands) -> None:
         "finetune",
         "train the highest blocks with a head; the blocks below run once",
         "featcache finetune --train top-blocks:2 --epochs 3\n"
-        "featcache finetune --train all --lr 5e-5 --dropout 0.1\n"
+        "featcache finetune --train top-blocks:4 --lr 1e-4 --view last/mean,lexical\n"
         "featcache finetune --objective contrastive --rows-per-class 16",
         run,
         continues=True,
     )
     parts = "head (as train-head), top-blocks:N, positions, or all (default: top-blocks:2)"
     add_flag(parser, "--train", parts, metavar="PART")
-    add_flag(parser, "--view", "last/POOLING (default: the first of --views)")
+    view = "last/POOLING, or last/POOLING,lexical with the words (default: the first of --views)"
+    add_flag(parser, "--view", view)
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

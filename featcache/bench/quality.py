@@ -44,7 +44,12 @@ HEADS = {  # method -> kind of head, view
 }
 MORE_HEADS = {"hidden layer": ("mlp", "depth"), "attentive": ("attentive", "depth")}
 BLEND = "blend"  # of all heads that were trained before it
-TUNED = {"top-blocks:4": Recipe(epochs=3, lr=1e-4)}  # trained only where they are asked for
+RECIPE = Recipe(epochs=3, lr=1e-4)
+TUNED = {  # trained only where they are asked for: method -> part, view
+    "top-blocks:4": ("top-blocks:4", "last/mean"),
+    "top-blocks:4 and words": ("top-blocks:4", "last/mean,lexical"),
+    "all blocks": ("all", "last/mean"),
+}
 PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all
     "sentence-transformers": None,
     "model2vec": None,
@@ -194,7 +199,8 @@ class _SetBench:
         if method == BLEND:
             return blend_runs(self.settings, blendable(self.settings, [run for run, _ in self.heads]))
         if method in TUNED:
-            return finetune(self.settings, method, TUNED[method], "last/mean")
+            part, view = TUNED[method]
+            return finetune(self.settings, part, RECIPE, view)
         kind, view = (HEADS | MORE_HEADS)[method]
         return train_head(self.settings, kind, view)
 

@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.cache.view_names import LEXICAL, cached_views, join_views, split_view
 from featcache.data.split import Split, load_splits
 from featcache.data.test_split import splits_for_training
 from featcache.errors import UsageError
 from featcache.extraction.job import Job
 from featcache.finetuning.parts import parse_part
 from featcache.finetuning.recipe import Recipe
+from featcache.heads.lexical.rows import WordRows
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.runs.leaks import find_leaks
 from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class
+from featcache.runs.words import SplitTexts
 from featcache.settings import Settings
-from featcache.system.progress import Progress
+from featcache.system.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
@@ -47,7 +50,8 @@ def finetune(
         settings: which model, data and features (prompt, longest text, seed, folders).
         train: `top-blocks:N`, `positions` or `all`; for the head alone there is `train_head`.
         recipe: rates, epochs and so on; `Recipe()` by default.
-        view: `last/POOLING`; the first of `settings.features.views` by default.
+        view: `last/POOLING`, with `,lexical` the words of the texts beside it; the first of
+            `settings.features.views` by default.
         resume: go on from the checkpoint of exactly this training, where one was left.
         wait: seconds to wait for another process that makes the same states.
         report: called while states are made.
@@ -64,7 +68,8 @@ def finetune(
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
     _check_settings(settings)
-    view = view or settings.features.views[0]
+    asked = view or settings.features.views[0]
+    view = _backbone_view(asked)
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
     settings = job.settings
@@ -75,7 +80,9 @@ def finetune(
     _check_encoder(encoder, view)
     inputs = {name: SplitInputs.of(split, job, encoder, part.cut) for name, split in splits.items()}
     leaks = find_leaks(settings, {name: each.hashes for name, each in inputs.items()}, splits)
-    tuning = TuningJob(settings, recipe, part, FrozenBackbone.of(encoder), inputs, leaks=leaks)
+    words = _count_words(asked, splits, job.on_progress)
+    frozen = FrozenBackbone.of(encoder)
+    tuning = TuningJob(settings, recipe, part, frozen, inputs, leaks=leaks, words=words)
     del encoder
     job.release()  # its memory is for the trained part
     checkpoints = CheckpointFolder(Path(settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")
@@ -92,6 +99,24 @@ def _load(settings: Settings, rows_per_class: int | None) -> dict[str, Split]:
         drawn = draw_per_class(splits["train"].labels, rows_per_class, settings.seed)
         splits["train"] = splits["train"].some(drawn)
     return splits
+
+
+def _backbone_view(asked: str) -> str:
+    """The view of the backbone in what was asked for, without the words.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if views := cached_views(asked):
+        return join_views(views)
+    raise UsageError("the view lexical alone has no blocks", hint="e.g. --view last/mean,lexical")
+
+
+def _count_words(view: str, splits: dict[str, Split], on_progress: OnProgress) -> dict[str, WordRows] | None:
+    """The n-grams of the splits, where `view` asks for them."""
+    if LEXICAL not in split_view(view):
+        return None
+    return SplitTexts.of_splits(splits).rows(on_progress)
 
 
 def _check_settings(settings: Settings) -> None:

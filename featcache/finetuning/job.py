@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -39,12 +40,18 @@ from featcache.finetuning.tuning import (
 )
 from featcache.finetuning.weights import TRAINED, load_plain
 from featcache.fingerprint import EncoderDocument, TunedPart, fingerprint, row_chain
+from featcache.heads.features import LabelledFeatures
+from featcache.heads.fit import Fit
 from featcache.heads.head import Head
+from featcache.heads.lexical.fit import add_words
+from featcache.heads.lexical.ngrams import Ngrams
+from featcache.heads.lexical.rows import WordRows
 from featcache.heads.scorers import Linear
 from featcache.runs.finish import calibrate, save_trained
 from featcache.runs.leaks import clean_features
 from featcache.runs.record import CacheReference, CalibrationRecord, FrozenRows, TrainingRecord, TuningRecord
 from featcache.runs.run import Run
+from featcache.runs.words import beside
 from featcache.settings import Settings
 from featcache.system.progress import Progress
 
@@ -142,6 +149,7 @@ class TuningJob:
 
     Attributes:
         leaks: which rows leak; those of validation are not chosen by.
+        words: n-grams of the texts by split, for a head of words beside the trained one.
     """
 
     settings: Settings
@@ -150,6 +158,7 @@ class TuningJob:
     frozen: FrozenBackbone
     inputs: dict[str, SplitInputs]
     leaks: Leaks = NO_LEAKS
+    words: Mapping[str, WordRows] | None = None
 
     @property
     def key(self) -> str:
@@ -217,19 +226,23 @@ class TuningJob:
         files: dict[str, bytes] = {}
         heads: dict[str, tuple[Head, CalibrationRecord]] = {}
         features: dict[str, Features] = {}
+        seconds = self.words["train"].seconds if self.words else 0.0
         for name, weights in (("last", tuned.last), ("head", tuned.best)):
             content = save({key: value.contiguous() for key, value in weights.part.items()})
             files[f"{TRAINED}{'' if name == 'head' else '-last'}.safetensors"] = content
             trained = TunedPart(self.part.name, self.part.cut, hashlib.sha256(content).hexdigest())
             document = replace(self.frozen.document, tuned=trained)
-            features["validation"] = self._features(tuner, "validation", document, weights)
             scorer = Linear(weights.head["weight"].float().numpy(), weights.head["bias"].float().numpy())
+            found, began = self._features(tuner, "validation", document, weights), time.perf_counter()
+            fit = self._with_words(Fit(scorer, scorer), found)
+            seconds += time.perf_counter() - began
+            features["validation"] = self._beside(found, fit.ngrams)
             held_out = clean_features(features["validation"], self.leaks)
-            heads[name] = calibrate(scorer, held_out, self.part.name)
+            heads[name] = calibrate(fit.best, held_out, self.part.name)
         files[f"{TRAINED}.json"] = json.dumps(document.to_json()["tuned"], indent=1).encode()
         if "test" in self.inputs:
-            features["test"] = self._features(tuner, "test", document)
-        training = self._training_record(tuned, scorer.parameters)
+            features["test"] = self._beside(self._features(tuner, "test", document), fit.ngrams)
+        training = self._training_record(tuned, fit, seconds)
         return save_trained(self.settings, training, heads, features, self.leaks, commit=commit, files=files)
 
     def _features(
@@ -249,15 +262,37 @@ class TuningJob:
             path=Path(),
         )
 
-    def _training_record(self, tuned: Tuned, head_parameters: int) -> TrainingRecord:
+    def _with_words(self, fit: Fit, validation: Features) -> Fit:
+        """The trained head with one of words beside it, where words are counted."""
+        if self.words is None:
+            return fit
+        train, held_out = self.inputs["train"].split, clean_features(self._beside(validation), self.leaks)
+        return add_words(
+            fit,
+            LabelledFeatures(self.words["train"].as_array(), train.labels),
+            LabelledFeatures(held_out.x, held_out.y),
+            len(train.label_names),
+            self.settings.head,
+        )
+
+    def _beside(self, features: Features, ngrams: Ngrams | None = None) -> Features:
+        """Features with the words of their texts, where they are counted: by all kinds of n-grams, or one."""
+        if self.words is None:
+            return features
+        rows = self.words[features.split]
+        return beside(features, rows if ngrams is None else rows.read_by(ngrams) or rows)
+
+    def _training_record(self, tuned: Tuned, fit: Fit, seconds: float) -> TrainingRecord:
+        """The record of the training; `seconds`: of its words."""
         state, inputs, frozen = tuned.state, self.inputs, self.frozen
         return TrainingRecord(
             head=self.part.name,
-            seconds=state.seconds,
+            seconds=state.seconds + seconds,
             history=tuple(state.history),
             settings=self.recipe.identity | {"train": self.part.name},
+            solver=dict(fit.about or {}),
             best_epoch=state.best_epoch or None,
-            parameters=head_parameters + sum(value.numel() for value in tuned.best.part.values()),
+            parameters=fit.best.parameters + sum(value.numel() for value in tuned.best.part.values()),
             rows={split: len(each.split) for split, each in inputs.items()},
             pairs=inputs["train"].split.has_pairs,
             truncated={split: each.truncated for split, each in inputs.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featcache.errors import FeatcacheError, HeadError
+from featcache.errors import FeatcacheError, HeadError, UsageError
 from featcache.export.huggingface import export_huggingface
 from featcache.extraction.api import extract_splits
 from featcache.finetuning.finetune import finetune
@@ -120,6 +120,33 @@ def finetune_free(made: Made) -> Predictor:
     """The predictor of a plain head on the same frozen features."""
     extract_splits(made.settings, ["train", "validation", "test"])
     return Predictor.from_run(train_head(made.settings, "logistic"))
+
+
+def test_words_stand_beside_a_fine_tuned_head(made: Made) -> None:
+    recipe = dataclasses.replace(QUICK, epochs=3)
+    run = finetune(made.settings, "top-blocks:2", recipe, "last/mean,lexical")
+    about = run.record
+    assert about.view == "last/mean,lexical" and about.finetune is not None
+    assert about.solver["ngrams"] > 0 and {"factor_of_features", "factor_of_words"} <= set(about.solver)
+    assert about.seconds > 0 and [line.train_loss for line in about.history] == [
+        line.train_loss
+        for line in made.run.record.history  # words do not change what is trained
+    ]
+    predictor = Predictor.from_run(load_run(run.folder.parent, run.name))
+    found, said = predictor.predict_proba(made.texts()), run.predictions("test").probabilities
+    np.testing.assert_allclose(found, said, atol=2e-4)
+    assert np.abs(said - made.run.predictions("test").probabilities).max() > 1e-3
+    (why,) = predictor.explain(predictor.predict(made.texts()[:1]))
+    assert why.ngrams
+    report = build_report([run, made.run])
+    assert report.map and any("before fine-tuning" in note for note in report.notes)
+    assert run.head("last").ngrams is not None
+
+
+def test_blocks_are_not_trained_on_words_alone(made: Made) -> None:
+    with pytest.raises(UsageError, match="lexical alone has no blocks") as caught:
+        finetune(made.settings, "top-blocks:2", QUICK, "lexical")
+    assert caught.value.hint == "e.g. --view last/mean,lexical"
 
 
 def test_build_report_inspects_the_features_of_the_frozen_backbone(made: Made) -> None:

@@ -103,7 +103,25 @@ def fit_beside(
         raise UsageError("the view lexical alone is for --head lexical", hint="--view depth,lexical joins it")
     dense = [part.of(part.x.dense) for part in (train, validation)]  # type: ignore[attr-defined]
     fit = solve(*dense, classes, settings, **options)
-    logits, found = fit.best.logits(dense[1].x), []
+    return add_words(fit, train, validation, classes, settings, on_progress=on_progress)
+
+
+def add_words(
+    fit: Fit,
+    train: LabelledFeatures,
+    validation: LabelledFeatures,
+    classes: int,
+    settings: HeadSettings,
+    *,
+    on_progress: OnProgress = ignore,
+) -> Fit:
+    """A fitted head of features with a head of words beside it; see `fit_beside`.
+
+    Args:
+        train: `WordRows` with labels, of which the words alone are read.
+        validation: `WordRows` with labels.
+    """
+    logits, found = fit.best.logits(validation.x.dense), []  # type: ignore[attr-defined]
     for ngrams, rows, held_out in _kinds(train, validation):
         words = _fit_words(rows, held_out, classes, settings, on_progress)
         of_words = words.scorer.logits(held_out.x)
