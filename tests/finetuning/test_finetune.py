@@ -138,6 +138,7 @@ def test_words_stand_beside_a_fine_tuned_head(made: Made) -> None:
     assert np.abs(said - made.run.predictions("test").probabilities).max() > 1e-3
     (why,) = predictor.explain(predictor.predict(made.texts()[:1]))
     assert why.ngrams
+    finetune_free(made)
     report = build_report([run, made.run])
     assert report.map and any("before fine-tuning" in note for note in report.notes)
     assert run.head("last").ngrams is not None
