@@ -209,8 +209,19 @@ def _tests_document(made: PairedTests) -> dict[str, Any]:
     }
 
 
-def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, split: str = "test") -> None:
-    """The table of runs, the best by validation first; `against` marks the differences that may be chance."""
+def show(
+    runs: list[Run],
+    best: Run | None,
+    against: Comparisons | None = None,
+    split: str = "test",
+    *,
+    words: bool = True,
+) -> None:
+    """The table of runs, the best by validation first; `against` marks the differences that may be chance.
+
+    Args:
+        words: say whether the words alone are enough.
+    """
     from featcache.runs.run import ranked
 
     console = out()
@@ -226,7 +237,7 @@ def show(runs: list[Run], best: Run | None, against: Comparisons | None = None, 
 
     if best and (found := most_frequent(best, split)):
         console.print(f"always {found[0]}, the most frequent label of {split}: {percent_text(found[1])}")
-    if best and against and (verdict := words_verdict(best, against)):
+    if words and best and against and (verdict := words_verdict(best, against)):
         console.print(verdict)
 
 

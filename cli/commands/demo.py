@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     settings = _demo_settings(args)
     _write_settings(settings)
     _prepare(settings, args)
-    results, runs = run_all(settings, quiet=args.quiet, show=not args.json)
+    everything = run_all(settings, quiet=args.quiet, show=not args.json)
     predictions = _predict(settings, args)
     seconds = time.perf_counter() - began
     if args.json:
-        made = {"seconds": round(seconds, 2), **document(results, runs), "predictions": predictions}
+        made = {"seconds": round(seconds, 2), **document(everything), "predictions": predictions}
         print_json(made)
     note(f"the demo took {seconds_text(seconds)}", quiet=args.quiet)
     note(f"{CONFIG_FILE} is written: every featcache command works here as typed", quiet=args.quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,22 @@ from featcache.settings import CONFIG_FILE, load_settings
 from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache_cli.commands import compare, extract, train_head
-from featcache_cli.console import note, print_json
+from featcache_cli.console import note, out, print_json
 from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
     from featcache.extraction.job import Extracted
+    from featcache.inspection.data_checks import DataCheck
+    from featcache.reporting.verdict import RunVerdict
     from featcache.runs.run import Run
     from featcache.settings import Settings
+
+NEXT = {
+    'featcache predict "TEXT"': "the labels of new texts, by the best run",
+    "featcache report": "a page about the runs and the data, to show",
+    "featcache curve": "what more labels would bring",
+}  # commands that work as typed after a run
 
 
 def add(commands: Commands) -> None:
@@ -42,9 +50,9 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    results, runs = run_all(settings, quiet=args.quiet, show=not args.json)
+    made = run_all(settings, quiet=args.quiet, show=not args.json)
     if args.json:
-        print_json(document(results, runs))
+        print_json(document(made))
     return 0
 
 
@@ -67,22 +75,35 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def document(results: list[Extracted], runs: list[Run]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class AllRuns:
+    """What `run_all` has done; without a verdict where labels are numbers, or nothing was tested."""
+
+    extracted: list[Extracted]
+    runs: list[Run]
+    checks: tuple[DataCheck, ...]
+    verdict: RunVerdict | None
+
+
+def document(made: AllRuns) -> dict[str, Any]:
     """What `--json` prints of `run_all`."""
     return {
-        "splits": [extract.record(result) for result in results],
-        "runs": [train_head.record(run) for run in runs],
+        "splits": [extract.record(result) for result in made.extracted],
+        "runs": [train_head.record(run) for run in made.runs],
+        "checks": list(made.checks),
+        "verdict": made.verdict,
     }
 
 
-def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extracted], list[Run]]:
-    """Extract, train and compare; prints the tables on stdout if `show`.
+def run_all(settings: Settings, *, quiet: bool, show: bool) -> AllRuns:
+    """Extract, train, compare and check the data; prints the tables and the verdict on stdout if `show`.
 
     Trained are the words alone, a linear head and scikit-learn's logistic regression on each view, and
     logistic regression over depth, without and with the words. Where labels are numbers, a linear head and
     ridge regression on each view, and ridge regression over depth.
     """
-    from featcache.runs.run import best_run
+    from featcache.reporting.verdict import verdict
+    from featcache.runs.run import ranked
     from featcache.runs.words import CountedWords
 
     asked = [view for view in settings.features.views if view != DEPTH] or ["last/cls"]
@@ -90,22 +111,68 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> tuple[list[Extrac
     if show:
         extract.show(results, quiet=quiet)
     numbers = settings.data.task == REGRESSION
-    kinds = ("linear", "ridge") if numbers else ("linear", "logistic")
-    wanted = [(kind, view) for view in asked for kind in kinds]
-    if not numbers:
-        wanted.insert(0, (LEXICAL, LEXICAL))
-    if DEPTH in settings.features.views:
-        deep = [("ridge", DEPTH)] if numbers else [("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")]
-        wanted += deep
     words = CountedWords()  # counted and fitted once for both heads that read them
-    runs = [train_head.train(settings, kind, view, quiet=quiet, words=words) for kind, view in wanted]
+    runs = [
+        train_head.train(settings, kind, view, quiet=quiet, words=words)
+        for kind, view in _heads(asked, numbers=numbers, deep=DEPTH in settings.features.views)
+    ]
+    best = ranked(runs)[0]
+    against = None if numbers else compare.compared_with(best, runs)
+    found = verdict(best, against) if against else None
+    made = AllRuns(extracted=results, runs=runs, checks=_checks(settings, best), verdict=found)
     if show and numbers:
         show_number_runs(runs)
     elif show:
-        best = best_run(runs)
-        compare.show(runs, best, compare.compared_with(best, runs))
-        note('next: featcache predict "TEXT", featcache report', quiet=quiet)
-    return results, runs
+        compare.show(runs, best, against, words=False)
+    if show:
+        _conclude(made, quiet=quiet)
+    return made
+
+
+def _heads(views: list[str], *, numbers: bool, deep: bool) -> list[tuple[str, str]]:
+    """Kind and view of each head to train."""
+    kinds = ("linear", "ridge") if numbers else ("linear", "logistic")
+    wanted = [(kind, view) for view in views for kind in kinds]
+    if numbers:
+        return wanted + ([("ridge", DEPTH)] if deep else [])
+    wanted.insert(0, (LEXICAL, LEXICAL))
+    return wanted + ([("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")] if deep else [])
+
+
+def _checks(settings: Settings, best: Run) -> tuple[DataCheck, ...]:
+    from featcache.extraction.api import find_features
+    from featcache.inspection.data_checks import data_checks, rows_to_check
+
+    files = {split: find_features(settings, split) for split in extract.SPLITS}
+    rows, names, rule = rows_to_check(settings, files)
+    return data_checks(rows, names, rule=rule, record=best.record)
+
+
+def _conclude(made: AllRuns, *, quiet: bool) -> None:
+    """What each data check found, the verdict, and the next commands."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = out()
+    good = [check.name for check in made.checks if check.state == "good"]
+    console.print("\ndata checks", style="bold")
+    lines = Table.grid(padding=(0, 1))
+    if good:
+        lines.add_row(Text("  good", style="green"), ", ".join(good))
+    for check in made.checks:
+        if check.state != "good":
+            state = Text(f"  {check.state}", style="bold red" if check.state == "bad" else "yellow")
+            lines.add_row(state, Text(f"{check.sentence}: ") + Text(check.hint, style="dim"))
+    console.print(lines)
+    if made.verdict:
+        console.print("\nverdict", style="bold")
+        lines = Table.grid(padding=(0, 1))
+        for sentence in made.verdict.sentences:
+            lines.add_row("  -", sentence)
+        console.print(lines)
+    note("next:", quiet=quiet)
+    for command, what in NEXT.items():
+        note(f"  {command:24} {what}", quiet=quiet)
 
 
 def _extract(settings: Settings, *, quiet: bool) -> tuple[Settings, list[Extracted]]:

@@ -31,6 +31,7 @@ def test_one_file_becomes_three_splits_that_other_commands_know(here: str, cli: 
     settings = Path("featcache.toml").read_text(encoding="utf-8")
     assert 'dataset = "all.jsonl"' in settings and "test_share = 0.1" in settings
     assert "most frequent label of test" in found.out and "featcache predict" in found.err
+    assert "verdict\n  - use " in found.out and "always saying" in found.out and "data checks\n" in found.out
     document = cli.ok("compare", "--json").json
     runs, majority = document["runs"], document["majority"]
     assert majority["label"] in ("good", "bad") and 0.4 < majority["accuracy"] < 0.8
@@ -38,6 +39,8 @@ def test_one_file_becomes_three_splits_that_other_commands_know(here: str, cli: 
     again = cli.ok("train-head", "--view", "last/mean", "--epochs", "1", "--json")  # reads what is cached
     assert "test" in again.json["metrics"]
     later = cli.ok("run", "all.jsonl", "--json")
+    assert {check["name"]: check["state"] for check in later.json["checks"]}["leaked rows"] == "good"
+    assert later.json["verdict"]["rows"] == later.json["runs"][0]["rows"]["test"]
     assert "wrote" not in later.err and {each["cached"] for each in later.json["splits"]} == {True}
 
 
@@ -48,6 +51,13 @@ def test_validation_is_the_test_split_where_there_is_none(here: str, cli: Cli) -
     assert not Path("featcache.toml").exists()
     (run,) = [run for run in cli.ok("compare", "--json").json["runs"] if run["head"] == "logistic"]
     assert run["rows"]["test"] == len(read_rows("two/validation.jsonl"))
+
+
+def test_one_file_as_train_and_test_is_said(here: str, cli: Cli) -> None:
+    found = cli.ok("run", "--data-files", "train=all.jsonl,test=all.jsonl", "--model", here, *RUN)
+    out = " ".join(found.out.split())
+    assert "bad every test row has a text that an earlier split has" in out
+    assert "is one file two splits?" in out and "this does not measure new texts" in out
 
 
 def test_a_source_is_given_once(here: str, cli: Cli) -> None:

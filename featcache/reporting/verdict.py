@@ -1,0 +1,108 @@
+"""What a comparison of runs comes to: which run to use, how good it is, and how certain that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.evaluation.paired import ScoreDifference, mcnemar, paired_bootstrap, right_rows
+from featcache.runs.compare import ALPHA, Comparisons, words_verdict
+from featcache.runs.run import Run
+from featcache.system.units import share_text
+
+WIDE = 0.1  # an interval of an accuracy from this width on: a few more test rows would say more
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunVerdict:
+    """What is said of the best run, on the clean rows of `split` where some rows leak.
+
+    Attributes:
+        run: its name.
+        rows: that the scores are of.
+        accuracy, interval: of these rows, the interval 95 % by bootstrap, None where it is not known.
+        majority: the most frequent label of the split; None for multi-label.
+        gain: accuracy above always predicting that label, on the same rows; None without a majority.
+        gain_p: of the same, McNemar's exact test.
+        sentences: all of it, and how the other runs and the words alone compare.
+    """
+
+    run: str
+    split: str
+    rows: int
+    accuracy: float
+    interval: tuple[float, float] | None
+    majority: str | None
+    gain: ScoreDifference | None
+    gain_p: float | None
+    sentences: tuple[str, ...]
+
+
+def verdict(best: Run, against: Comparisons | None, split: str = "test") -> RunVerdict:
+    """The verdict on the best of some runs that predict labels.
+
+    Args:
+        against: the other runs compared with `best`; None where there is none.
+
+    Raises:
+        HeadError: `split` was not scored.
+    """
+    about, known = best.record, best.record.clean
+    found = best.predictions(split, probabilities=False)
+    leaked = found.leaked if found.leaked is not None else np.zeros(len(found), bool)
+    kept = ~leaked if 0 < leaked.sum() < len(leaked) else np.ones(len(leaked), bool)
+    intervals = known.intervals if known and split in known.intervals else about.intervals
+    labels, predicted = found.labels[kept], found.predicted[kept]
+    majority = gain = gain_p = None
+    if not found.multi_label:
+        most = int(np.bincount(labels).argmax())
+        majority, always = found.label_names[most], np.full_like(labels, most)
+        gain = paired_bootstrap(labels, always, predicted, len(found.label_names)).accuracy
+        gain_p = mcnemar(right_rows(labels, always), right_rows(labels, predicted)).p
+    made = RunVerdict(
+        run=best.name,
+        split=split,
+        rows=int(kept.sum()),
+        accuracy=float(right_rows(labels, predicted).mean()),
+        interval=intervals.get(split, {}).get("accuracy"),
+        majority=majority,
+        gain=gain,
+        gain_p=gain_p,
+        sentences=(),
+    )
+    said = (*_own(made, clean=not kept.all()), *_others(best, against))
+    if leaked.all() and len(leaked):
+        said += (f"every {split} row has its text in an earlier split: this does not measure new texts",)
+    return RunVerdict(**(vars(made) | {"sentences": said}))
+
+
+def _own(made: RunVerdict, *, clean: bool) -> Iterator[str]:
+    which = f"{made.rows:,} {made.split} rows" + (" that do not leak" if clean else "")
+    said = f"use {made.run}: best on validation, right on {share_text(made.accuracy, 1)} of {which}"
+    low, high = made.interval or (0.0, 0.0)
+    yield f"{said} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)" if made.interval else said
+    if made.gain is not None and made.gain_p is not None:
+        better = made.gain.value >= 0
+        said = f"{100 * abs(made.gain.value):.1f} points {'above' if better else 'below'}"
+        said += f" always saying {made.majority} ({share_text(made.gain.first, 1)})"
+        ends = f"95 % interval {100 * made.gain.low:+.1f} to {100 * made.gain.high:+.1f}"
+        certain = "more than chance" if made.gain_p < ALPHA else "the difference may be chance"
+        yield f"{said}, {ends}: {certain}"
+    if made.interval and high - low >= WIDE:
+        yield f"{made.rows:,} {made.split} rows are few: with more of them the intervals are narrower"
+
+
+def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
+    """The words alone, and how many other runs tie with the best, are worse or better."""
+    if against is None or not against.made:
+        return
+    if said := words_verdict(best, against):
+        yield said
+    ties = sum(one.accuracy.tie for one in against.made)
+    worse = sum(one.accuracy.worse for one in against.made)
+    better = len(against.made) - ties - worse
+    counts = {"tied with it": ties, "worse": worse, "better": better}
+    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
+    yield f"of {len(against.made):,} other runs, by accuracy: {', '.join(parts)}"
