@@ -18,12 +18,14 @@ HERE = Path(__file__).parent
 HEADER = """# How good, at what price
 
 `featcache bench quality`: every method is chosen on validation and scored on test. *Clean* are the test rows
-whose text no earlier split has. *p*: McNemar's test against "depth and words"; *clean p*: on the clean rows.
-*Head* are the seconds of the head, *all* those from raw text on, extraction included (imports are not).
+whose text no earlier split has. *p*: McNemar's test against "depth and words"; *clean p*: on the clean rows;
+*last p*: there against "last". *Head* are the seconds of the head, *all* those from raw text on, extraction
+included (imports are not).
 
 ![Accuracy against seconds](quality.svg)
 """
-COLUMNS = "| method | test | 95 % | clean | p | clean p | head | all |\n|---|---|---|---|---|---|---|---|"
+NAMES = ("method", "test", "95 %", "clean", "p", "clean p", "last p", "head", "all")
+COLUMNS = f"| {' | '.join(NAMES)} |\n{'|---' * len(NAMES)}|"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -37,6 +39,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             number(row["clean_accuracy"], ".4f"),
             number(row["p"], ".2g"),
             number(row["clean_p"], ".2g"),
+            number(row["last_p"], ".2g"),
             f"{row['head_seconds']:.1f} s" if row["head_seconds"] else "",
             f"{row['seconds']:.0f} s",
         ]

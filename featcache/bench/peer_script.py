@@ -65,7 +65,43 @@ def setfit(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     return run
 
 
-PEERS = {"sentence-transformers": sentence_transformers, "model2vec": model2vec, "setfit": setfit}
+def autointent(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Heads on embeddings of the same encoder: the preset `classic-light`, which tries 20."""
+    package, configs = import_module("autointent"), import_module("autointent.configs")
+
+    def run() -> dict[str, Any]:
+        pipeline = package.Pipeline.from_preset("classic-light", seed=job["seed"] + 1)  # above 0
+        embedder = configs.SentenceTransformerEmbeddingConfig(
+            model_name=job["model"],
+            default_prompt=job["prompt"] or None,
+            tokenizer_config={"max_length": job["longest"]},
+            device="cpu",
+        )
+        pipeline.set_config(embedder)
+        rows = {
+            split: [
+                {"utterance": text, "label": label}
+                for text, label in zip(part["texts"], part["labels"], strict=True)
+            ]
+            for split, part in job["splits"].items()
+            if split != "test"
+        }
+        pipeline.fit(package.Dataset.from_dict(rows))
+        answer: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            found = pipeline.predict_with_metadata(job["splits"][split]["texts"])
+            answer[split] = [row.score for row in found.utterances]
+        return answer
+
+    return run
+
+
+PEERS = {
+    "sentence-transformers": sentence_transformers,
+    "model2vec": model2vec,
+    "setfit": setfit,
+    "autointent": autointent,
+}
 
 
 def _logistic(job: dict[str, Any], encode: Callable[[list[str]], Any]) -> dict[str, Any]:

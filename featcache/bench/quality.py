@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +37,10 @@ from featcache.settings import DataSettings, Settings
 from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 
+LAST = "last"
 HEADS = {  # method -> kind of head, view
     "no backbone": ("lexical", "lexical"),
-    "last": ("exact", "last/mean"),
+    LAST: ("exact", "last/mean"),
     "depth": ("exact", "depth"),
     "depth and words": ("exact", "depth,lexical"),
 }
@@ -53,6 +55,7 @@ TUNED = {  # trained only where they are asked for: method -> part, view
 PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all
     "sentence-transformers": None,
     "model2vec": None,
+    "autointent": None,
     "setfit": 64,  # made for few labels: it trains on pairs of texts
 }
 METHODS = (*HEADS, *MORE_HEADS, BLEND, *TUNED, *PEERS)
@@ -68,6 +71,7 @@ class QualityRow:
         clean_accuracy: on test rows whose text no earlier split has; None where no row leaks.
         p: of the exact McNemar test against `BASE` on the same rows; None for `BASE` itself.
         clean_p: the same on the rows of `clean_accuracy`.
+        last_p: the same against the method `last`, on these rows, or on all where no row leaks.
         seconds: from raw text to a head that is ready, extraction included.
         head_seconds: of that the head's, n-grams included; of a blend those of all its heads.
         megabytes: of the features that are kept.
@@ -85,6 +89,7 @@ class QualityRow:
     head_seconds: float
     megabytes: float
     clean_p: float | None = None
+    last_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class QualityBenchmark:
     machine: Machine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Measured:
     """A method's answers on the test rows, bool `[N]` of which are right, and its row without `p`.
 
@@ -108,12 +113,17 @@ class _Measured:
     right: np.ndarray
     clean: np.ndarray | None
 
-    def against(self, base: _Measured) -> QualityRow:
-        """The row with its p-values."""
-        p, clean = mcnemar(base.right, self.right).p, None
-        if self.clean is not None:
-            clean = mcnemar(base.right[self.clean], self.right[self.clean]).p
-        return dataclasses.replace(self.row, p=p, clean_p=clean)
+    def compared(self, base: _Measured | None, last: _Measured | None) -> QualityRow:
+        """The row with its p-values against methods that were measured."""
+        found: dict[str, Any] = {}
+        if base is not None and base is not self:
+            found["p"] = mcnemar(base.right, self.right).p
+            if self.clean is not None:
+                found["clean_p"] = mcnemar(base.right[self.clean], self.right[self.clean]).p
+        if last is not None and last is not self:
+            rows = slice(None) if self.clean is None else self.clean
+            found["last_p"] = mcnemar(last.right[rows], self.right[rows]).p
+        return dataclasses.replace(self.row, **found)
 
 
 def bench_quality(
@@ -176,10 +186,8 @@ class _SetBench:
             self._tell(method)
             if (found := self._measure(method)) is not None:
                 measured[method] = found
-        base = measured.get(BASE)
-        return [
-            each.row if base is None or each is base else each.against(base) for each in measured.values()
-        ]
+        base, last = measured.get(BASE), measured.get(LAST)
+        return [each.compared(base, last) for each in measured.values()]
 
     def _measure(self, method: str) -> _Measured | None:
         if method in PEERS:

@@ -17,6 +17,7 @@ from featcache.cache.catalog import STATES
 from featcache.cache.seal import MAGIC
 from featcache.cache.shards import shards_in_use
 from featcache.cache.staging import discard_work
+from featcache.cache.text_keys import TEXTS
 from featcache.errors import CacheError
 from featcache.system.durable import TEMPORARY, explained
 from featcache.system.lock import discard_lock, is_locked, locked
@@ -38,6 +39,7 @@ _OURS = re.compile(
     rf"(?P<tmp>{re.escape(TEMPORARY)}[0-9a-f]{{12}}-)?(?P<stem>.+-[0-9a-f]{{12}})"
     r"(?P<shard>\.shard-[0-9]{5,}b?(?=\.h5$))?(?P<end>\.[a-z0-9]+)"
 )
+_KEYS = re.compile(rf"(?P<tmp>{re.escape(TEMPORARY)}[0-9a-f]{{12}}-)?(?P<name>[0-9a-f]{{16}}\.keys)")
 
 
 # -- what there is --------------------------------------------------------------------------------
@@ -48,8 +50,8 @@ class CachePart:
     """One file or folder that belongs to a cache file.
 
     Attributes:
-        kind: `features`, `shard` (one that the features consist of), `record`, `unfinished`, `temporary`,
-            `lock` or `holder`.
+        kind: `features`, `shard` (one that the features consist of), `keys` (of texts), `record`,
+            `unfinished`, `temporary`, `lock` or `holder`.
         modified: seconds since the epoch; of a folder, of the newest file in it.
     """
 
@@ -70,13 +72,18 @@ class CacheGroup:
         return [part for part in self.parts if part.kind == kind]
 
     @property
+    def whole(self) -> list[CachePart]:
+        """What can be read: features, or keys of texts."""
+        return self.of("features") or self.of("keys")
+
+    @property
     def bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
     @property
     def made(self) -> float:
         """When features were sealed, else when something was last written."""
-        parts = self.of("features") or self.parts
+        parts = self.whole or self.parts
         return max(part.modified for part in parts)
 
 
@@ -118,6 +125,10 @@ def survey(cache_dir: Path) -> list[CacheGroup]:
                 foreign.add(target)
         else:
             groups.setdefault(target, []).append(part)
+    for path in cache_dir.glob(f"{TEXTS}/*"):
+        named = _KEYS.fullmatch(path.name)
+        if named and (part := _part(path, "temporary" if named["tmp"] else "keys")):
+            groups.setdefault(path.with_name(named["name"]), []).append(part)
     return [
         CacheGroup(target, tuple(sorted(parts, key=lambda part: (part.kind != "features", part.path))))
         for target, parts in sorted(groups.items())
@@ -178,7 +189,7 @@ def plan_removals(
         litter = _litter(group, now, STALE if older_than is None else older_than) if free else {}
         removals += [Removal(group.target, tuple(parts), why) for why, parts in litter.items()]
         rest = CacheGroup(group.target, tuple(_without(group.parts, litter)))
-        if not rest.of("features") and not rest.of("unfinished"):
+        if not rest.whole and not rest.of("unfinished"):
             continue
         if free and older_than is not None and now - rest.made > older_than:
             removals.append(Removal(rest.target, rest.parts, "older than asked"))

@@ -68,6 +68,7 @@ def test_quality_of_all_heads_in_one_table(
         assert row["low"] <= row["test_accuracy"] <= row["high"] and row["data"] == "reviews"
         assert 0 < row["head_seconds"] <= row["seconds"]
         assert (row["p"] is None) == (row["clean_p"] is None) == (method == "depth and words")
+        assert (row["last_p"] is None) == (method == "last")
         right = round(row["test_accuracy"] * 22) - round(row["clean_accuracy"] * 20)
         assert 0 <= right <= 2  # of the two rows that train has, too
     assert rows["no backbone"]["test_accuracy"] == 1.0 and rows["no backbone"]["megabytes"] == 0

@@ -27,8 +27,9 @@ def add(benches: Commands) -> None:
     parser = add_command(benches, "quality", about, example, run)
     add_flag(parser, "--sets", SETS_HELP, metavar="A,B,...")
     methods = "which methods (default: those of frozen features); also hidden layer, attentive, blend, "
-    more = "top-blocks:4, top-blocks:4 and words, all blocks, sentence-transformers, model2vec, setfit"
-    add_flag(parser, "--methods", methods + more, metavar="A,B,...")
+    tuned = "top-blocks:4, top-blocks:4 and words, all blocks, "
+    peers = "sentence-transformers, model2vec, autointent, setfit"
+    add_flag(parser, "--methods", methods + tuned + peers, metavar="A,B,...")
     python = "the Python of an environment with the peers (default: this one)"
     add_flag(parser, "--peer-python", python, metavar="FILE")
     add_settings(parser, "backbone", "data", "features", "head", "paths", "")
