@@ -36,6 +36,7 @@ class Meter:
         self.quiet = quiet
         self.names = names
         self.bars: Bars | None = None
+        self.noted: set[str] = set()
         self._tasks: dict[str, int] = {}
         self._last_line = time.monotonic() - max(0.0, LINE_EVERY - FIRST_LINE)
         self._began: dict[str, tuple[float, int]] = {}
@@ -64,6 +65,7 @@ class Meter:
             self.step(name, event.done, event.total, self._rates(name, event))
 
     def note(self, text: str) -> None:
+        self.noted.add(text)
         if not self.quiet:
             self.console.print(text, style="dim", soft_wrap=True)
 

@@ -80,7 +80,8 @@ def extract_splits(
             engine or Engine(), settings, splits, None if quiet else meter, force=force, wait=wait
         )
     for text in dict.fromkeys(text for result in results for text in result.notes):
-        note(text, quiet=quiet)
+        if text not in meter.noted:  # said before the work began
+            note(text, quiet=quiet)
     return results
 
 

@@ -85,6 +85,14 @@ def locate(data: DataSettings) -> SourceLocation:
     return SourceLocation(hub_id=hub_id, config=config or None)
 
 
+def source_name(data: DataSettings) -> str:
+    """The name of a source for people, and of its folder in the cache."""
+    if data.data_files:
+        return Path(next(iter(data.data_files.values()))).resolve().parent.name or "files"
+    path = Path(data.dataset)
+    return path.resolve().name if path.exists() else data.dataset
+
+
 def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
     files: dict[str, list[DataPath]] = {}
     for key, value in data_files.items():

@@ -20,11 +20,13 @@ from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
 from featcache.cache.shards import parse_shard_size
 from featcache.cache.view_names import LEXICAL, join_views
+from featcache.data.locate import source_name
 from featcache.data.split import Split, count_labels, describe_source, load_splits, require_same_source
 from featcache.errors import CacheError, UsageError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
 from featcache.extraction.make_file import EncodedCounts, FileMaker, NewFile
+from featcache.extraction.outlook import Announced, announce
 from featcache.fingerprint import (
     REGRESSION,
     CacheDocument,
@@ -127,7 +129,7 @@ class Job:
     Attributes:
         settings: nothing in their features is `auto`.
         asked: of each view as it was asked for, those in these settings that it stands for.
-        followed_note: which sentence-transformers settings of the model they follow, for the user.
+        followed: what of the model's sentence-transformers settings they follow.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Job:
         self.cache = Cache.open(settings.paths.cache_dir)
         self.model = model or find_model(settings.backbone)
         followed = follow(settings.features, self.model)
-        self.settings, self.followed_note = replace(settings, features=followed.features), followed.note
+        self.settings, self.followed = replace(settings, features=followed.features), followed
         self.asked = followed.views
         self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
         self._encoder: Encoder | None = None
@@ -173,6 +175,9 @@ class Job:
             data = replace(data, dataset_revision=str(self.source["commit"]))
         loaded = load_splits(data, splits, seed=self.settings.seed)
         require_same_source(self.settings.data, self.source or {}, seed=self.settings.seed)
+        if self.worker is None:  # each of several workers would speak for itself
+            about = Announced(loaded, self.model, self.followed, self._row_bytes(), lambda: self._encoder)
+            self.on_progress = announce(about, self.on_progress)
         return {name: self.extract(split) for name, split in loaded.items()}
 
     def extract(self, split: Split) -> Extracted:
@@ -310,7 +315,7 @@ class Job:
 
     def note_encoder(self, split: str, notes: Sequence[str]) -> None:
         """Tell the user what the settings follow, then the notes of an encoder."""
-        for text in filter(None, [self.followed_note, *notes]):
+        for text in filter(None, [self.followed.note, *notes]):
             self.note(split, text)
 
     def note(self, split: str, text: str) -> None:
@@ -327,19 +332,22 @@ class Job:
 
     def _check_space(self, split: Split) -> None:
         """Refuse what can never fit before the model is loaded; `FileMaker` looks again, exactly."""
+        needed = len(split) * (self._row_bytes() or 0) + split.labels.nbytes
+        require_space(self.cache.folder, needed, f"the cache of {split.name}")
+
+    def _row_bytes(self) -> int | None:
+        """Of one row on disk, without its label; None where the width of the model is not known."""
         features = self.settings.features
         width = self.model.width_of(features.views)
-        if width is not None:
-            row_bytes = width * np.dtype(features.storage).itemsize
-            needed = len(split) * (row_bytes + 64) + split.labels.nbytes
-            require_space(self.cache.folder, needed, f"the cache of {split.name}")
+        return width and width * np.dtype(features.storage).itemsize + 64
 
     def _new_file(
         self, split: Split, hashes: np.ndarray, sizes: np.ndarray, spec: EncoderSpec, shard_size: int
     ) -> NewFile:
         rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         document = CacheDocument(spec.document, tuple(spec.stored_views), rows, labels)
-        path = self.cache.path(self.dataset_name(), self.model.name, split.name, document.fingerprint)
+        name = source_name(self.settings.data)
+        path = self.cache.path(name, self.model.name, split.name, document.fingerprint)
         return NewFile(
             split=split,
             hashes=hashes,
@@ -377,7 +385,7 @@ class Job:
             tokens=counts.tokens,
             unknown_tokens=counts.unknown_tokens,
             created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            dataset=self.dataset_name(),
+            dataset=source_name(self.settings.data),
             model=self.settings.backbone.model,
             commit=self.model.commit,
             hub=None if self.settings.backbone.hub == BackboneSettings().hub else self.settings.backbone.hub,
@@ -390,11 +398,3 @@ class Job:
             versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         )
         self._record_request(file, split.name, made)
-
-    def dataset_name(self) -> str:
-        """Of the folder in the cache."""
-        data = self.settings.data
-        if data.data_files:
-            return Path(next(iter(data.data_files.values()))).resolve().parent.name or "files"
-        path = Path(data.dataset)
-        return path.resolve().name if path.exists() else data.dataset

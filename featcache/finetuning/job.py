@@ -19,6 +19,7 @@ from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
+from featcache.data.locate import source_name
 from featcache.data.split import Split
 from featcache.evaluation.leaks import NO_LEAKS, Leaks
 from featcache.extraction.job import Job
@@ -101,7 +102,7 @@ class SplitInputs:
 
     @classmethod
     def _cached(cls, split: Split, hashes: np.ndarray, job: Job, encoder: Encoder, cut: int) -> SplitInputs:
-        folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
+        folder = job.cache.folder / slug(source_name(job.settings.data)) / slug(job.settings.backbone.model)
         (file,) = cache_states(split, hashes, encoder, [cut], folder, job.on_progress, wait=job.wait)
         return cls(
             split,

@@ -88,11 +88,13 @@ class Followed:
     Attributes:
         views: of each view as it was asked for, those that it stands for.
         note: for the user, empty if there is no need.
+        by_model: whether the model's sentence-transformers settings say what `auto` is.
     """
 
     features: FeatureSettings
     views: Mapping[str, tuple[str, ...]]
     note: str = ""
+    by_model: bool = False
 
 
 def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
@@ -124,7 +126,8 @@ def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
     if not prompt:
         made = replace(made, pool_prompt=None)  # there are no tokens of it, so no vector differs
     if found:
-        return Followed(made, views, _in_words(made, auto[0].partition("/")[0], found, about))
+        said = _in_words(made, auto[0].partition("/")[0], found, about)
+        return Followed(made, views, said, by_model=True)
     note = f"its sentence-transformers settings are those of a {foreign} and are not followed: cls is pooled"
     return Followed(made, views, note if auto and foreign != KIND else "")
 

@@ -13,6 +13,7 @@ from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import slug
 from featcache.cache.catalog import Features
 from featcache.cache.view_names import LEXICAL, join_views, split_view
+from featcache.data.locate import source_name
 from featcache.data.split import Split
 from featcache.errors import UsageError
 from featcache.extraction.job import Job
@@ -113,7 +114,7 @@ def _states_of(split: Split, job: Job, encoder: Encoder) -> tuple[Features, Spli
     for text in split.notes:
         note(text)
     hashes, _ = job.hash_rows(split)
-    folder = job.cache.folder / slug(job.dataset_name()) / slug(job.settings.backbone.model)
+    folder = job.cache.folder / slug(source_name(job.settings.data)) / slug(job.settings.backbone.model)
     layers = [view.layer for view in encoder.views]
     files = cache_states(split, hashes, encoder, layers, folder, job.on_progress, wait=job.wait)
     if (share := files[0].record.unknown_tokens or 0.0) > MANY:
