@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads.lexical.ngrams import WORDS, Ngrams, joined_texts, normalise
+from featcache.heads.lexical.letters import WORDS, normalise
+from featcache.heads.lexical.ngrams import Ngrams, joined_texts
 from featcache.heads.lexical.scorer import WordScorer
 from featcache.heads.lexical.stored_rows import parts_of
 from featcache.prediction.attended import TokenWeight, attended

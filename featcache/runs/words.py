@@ -21,8 +21,6 @@ from featcache.heads.lexical.rows import WordRows
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress, Progress, ignore
 
-REPORTED = 500  # texts between two reports of progress
-
 NO_BACKBONE = EncoderDocument(
     files={}, prompt="", max_length=1, truncation_side="right", dtype=Dtypes("float32", "float32")
 )
@@ -65,8 +63,7 @@ class SplitTexts:
         def count(more: int) -> None:
             nonlocal done
             done += more
-            if done % REPORTED == 0 or done == total:
-                on_progress(Progress("count", done=done, total=total))
+            on_progress(Progress("count", done=done, total=total))
 
         by_kind: list[dict[str, WordRows]] = []
         for kind in kinds:

@@ -1,13 +1,12 @@
 """From texts to TF-IDF features of their n-grams: a sparse matrix.
 
-Counts are those of scikit-learn's vectorizers. A text's vector is `(1 + log count) * idf`, of length 1, with
+A text's vector is `(1 + log count) * idf`, of length 1, with
 `idf = log((1 + N) / (1 + texts with the n-gram)) + 1`, as `TfidfVectorizer(sublinear_tf=True)` has it.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,15 +15,22 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.heads.lexical.stored_rows import AT_ONCE, SparseRows, StoredRows, parts_of
-from featcache.system.sharded_array import slices_of
+from featcache.heads.lexical.counting import NgramCounter
+from featcache.heads.lexical.letters import (
+    CHARACTERS,
+    TOKENS,
+    WITHIN_WORDS,
+    WORDS,
+    normalise,
+    parts_of_texts,
+)
+from featcache.heads.lexical.stored_rows import SparseRows, StoredRows, parts_of
+from featcache.heads.lexical.vocabulary import find_vocabulary
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-CHARACTERS, WITHIN_WORDS, WORDS = "char", "char_wb", "word"  # scikit-learn's names
 LENGTHS = {CHARACTERS: (1, 3), WITHIN_WORDS: (1, 5), WORDS: (1, 2)}  # of n-grams, shortest and longest
-TOKENS = r"\w+|[^\w\s]"  # words, and signs one by one
 MOST_NGRAMS = 200_000  # the most frequent ones are kept
 MOST_COUNTED = 200_000  # texts; of more, n-grams are hashed instead of listed, and rows are stored
 HASHED = 1 << 18  # columns of hashed n-grams
@@ -103,19 +109,15 @@ class Ngrams:
         settings = settings or NgramSettings.of(texts)
         names: tuple[str, ...] = ()
         if settings.hashed:
-            counts = _counted(_hasher(settings), texts, on_text)
+            counts = _counted(_hasher(settings).transform, texts, on_text)
         else:
-            from sklearn.feature_extraction.text import CountVectorizer
-
-            counter = CountVectorizer(min_df=2, max_features=MOST_NGRAMS, **_options(settings))
-            try:
-                counts = counter.fit_transform(_watched(texts, on_text))
-            except ValueError as error:  # nothing is left
+            lengths = settings.shortest, settings.longest
+            names, counts = find_vocabulary(texts, settings.analyzer, lengths, MOST_NGRAMS, on_text)
+            if not names:
                 raise HeadError(
                     "no n-gram is in two train texts: there are no words to learn from",
                     hint="train on more texts, or without the view lexical",
-                ) from error
-            names = tuple(map(str, counter.get_feature_names_out()))
+                )
         found = np.zeros(counts.shape[1], np.int64)
         for _, part in parts_of(counts):
             found += np.bincount(part.indices, minlength=len(found))
@@ -125,7 +127,8 @@ class Ngrams:
 
     def __call__(self, texts: Sequence[str], on_text: OnText = ignore_text) -> SparseRows:
         """float32 features `[N, V]` of texts; a text without a known n-gram is a row of zeros."""
-        return self._weigh(_counted(self._counter, texts, on_text))
+        count = _hasher(self.settings).transform if self.settings.hashed else self._counter
+        return self._weigh(_counted(count, texts, on_text))
 
     @property
     def count(self) -> int:
@@ -139,15 +142,13 @@ class Ngrams:
 
     def columns_of(self, text: str) -> dict[str, int]:
         """The column of each n-gram of `text` that has one."""
-        grams = dict.fromkeys(self._counter.build_analyzer()(text))
-        if self.settings.hashed:
-            from sklearn.feature_extraction import FeatureHasher
+        if not self.settings.hashed:
+            return {self.vocabulary[column]: column for column in self._counter.columns_of(text)}
+        from sklearn.feature_extraction import FeatureHasher
 
-            hasher = FeatureHasher(self.settings.hashed, input_type="string", alternate_sign=False)
-            return dict(
-                zip(grams, hasher.transform([[gram] for gram in grams]).indices.tolist(), strict=True)
-            )
-        return {gram: self._places[gram] for gram in grams if gram in self._places}
+        grams = dict.fromkeys(_hasher(self.settings).build_analyzer()(text))
+        hasher = FeatureHasher(self.settings.hashed, input_type="string", alternate_sign=False)
+        return dict(zip(grams, hasher.transform([[gram] for gram in grams]).indices.tolist(), strict=True))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Its arrays for safetensors: idf, and the vocabulary as UTF-8 bytes and their ends."""
@@ -176,24 +177,18 @@ class Ngrams:
                 content[start:end].decode("utf-8", "surrogatepass")
                 for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
             )
-            columns = settings.hashed or len(set(names))
+            columns = settings.hashed or len(names)
             if idf.dtype != np.float32 or idf.shape != (columns,) or not np.isfinite(idf).all():
                 raise ValueError(f"idf is {idf.dtype} {list(idf.shape)} for {columns} columns")
+            made = cls(settings, names, idf)
+            _ = made._counter  # which checks the vocabulary
         except (KeyError, ValueError) as error:
             raise HeadError(f"the n-grams of the head cannot be read: {error}") from error
-        return cls(settings, names, idf)
+        return made
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {gram: place for place, gram in enumerate(self.vocabulary)}
-
-    @cached_property
-    def _counter(self) -> Any:
-        if self.settings.hashed:
-            return _hasher(self.settings)
-        from sklearn.feature_extraction.text import CountVectorizer
-
-        return CountVectorizer(vocabulary=self._places, **_options(self.settings))
+    def _counter(self) -> NgramCounter:
+        return NgramCounter(self.vocabulary, self.settings.analyzer)
 
     def _weigh(self, counts: SparseRows) -> SparseRows:
         """TF-IDF of counts `[N, V]`, in place."""
@@ -219,46 +214,38 @@ def joined_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]
     return [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)]
 
 
-def normalise(text: str) -> str:
-    """NFKC, which makes full-width letters ordinary ones, and lower case."""
-    return unicodedata.normalize("NFKC", text).lower()
-
-
-def _options(settings: NgramSettings) -> dict[str, Any]:
-    return {
-        "analyzer": settings.analyzer,
-        "ngram_range": (settings.shortest, settings.longest),
-        "preprocessor": normalise,
-        "dtype": np.float32,
-        **({"token_pattern": TOKENS} if settings.analyzer == WORDS else {}),
-    }
-
-
 def _hasher(settings: NgramSettings) -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(
-        n_features=settings.hashed, alternate_sign=False, norm=None, **_options(settings)
+        n_features=settings.hashed,
+        alternate_sign=False,
+        norm=None,
+        analyzer=settings.analyzer,
+        ngram_range=(settings.shortest, settings.longest),
+        preprocessor=normalise,
+        dtype=np.float32,
+        **({"token_pattern": TOKENS} if settings.analyzer == WORDS else {}),
     )
 
 
-def _watched(texts: Iterable[str], on_text: OnText) -> Iterator[str]:
-    for text in texts:
-        yield text
-        on_text(1)
-
-
-def _counted(counter: Any, texts: Sequence[str], on_text: OnText = ignore_text) -> SparseRows:
+def _counted(
+    count: Callable[[Sequence[str]], csr_matrix], texts: Sequence[str], on_text: OnText
+) -> SparseRows:
     """float32 counts `[N, V]`, some texts at a time."""
     from scipy.sparse import csr_matrix, vstack
 
+    def parts() -> Iterator[csr_matrix]:
+        for rows in parts_of_texts(texts):
+            yield count(texts[rows])
+            on_text(rows.stop - rows.start)
+
     if not texts:
-        return csr_matrix(counter.transform([""])[:0])
-    parts = (counter.transform(_watched(texts[rows], on_text)) for rows in slices_of(len(texts), AT_ONCE))
+        return csr_matrix(count([""])[:0])
     if len(texts) > MOST_COUNTED:
-        first = next(parts)
-        return StoredRows(chain([first], parts), first.shape[1])
-    return csr_matrix(vstack(list(parts), format="csr"))
+        first = next(counted := parts())
+        return StoredRows(chain([first], counted), first.shape[1])
+    return csr_matrix(vstack(list(parts()), format="csr"))
 
 
 def _is_written_without_spaces(letter: str) -> bool:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featcache.errors import HeadError
 from featcache.heads.features import LabelledFeatures
-from featcache.heads.lexical import ngrams, stored_rows, streamed_fit
+from featcache.heads.lexical import letters, ngrams, stored_rows, streamed_fit
 from featcache.heads.lexical.fit import fit_lexical
 from featcache.heads.lexical.ngrams import Ngrams, NgramSettings
 from featcache.heads.lexical.rows import WordRows
@@ -26,7 +26,7 @@ SPARSE = csr_matrix(random(300, 50, 0.1, random_state=0, dtype=np.float32))
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few texts are many."""
     monkeypatch.setattr(stored_rows, "AT_ONCE", 64)
-    monkeypatch.setattr(ngrams, "AT_ONCE", 64)
+    monkeypatch.setattr(letters, "AT_ONCE", 640)
     monkeypatch.setattr(ngrams, "MOST_COUNTED", 100)
 
 
