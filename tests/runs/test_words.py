@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from featcache.prediction.predictor import Predictor
 from featcache.runs.run import load_run
 from featcache.runs.train import train_head
 from featcache.settings import load_settings
-from tests.support.cli_tools import Cli, read_rows
+from tests.support.cli_tools import Cli, environment, read_rows
 from tests.support.review_files import write_reviews
 
 
@@ -48,6 +50,17 @@ def test_words_beside_features_are_predicted_as_they_were_scored(trained: Path) 
     texts = [row["text"] for row in read_rows("reviews/test.jsonl")]
     scored = run.predictions("test", probabilities=True).probabilities
     np.testing.assert_allclose(Predictor.from_run(run).predict_proba(texts), scored, atol=1e-4)
+
+
+def test_a_head_with_words_predicts_without_scikit_learn(trained: Path) -> None:
+    run = train_head(load_settings(), "exact", "last/mean,lexical")
+    code = (
+        "import sys\n"
+        "from featcache_cli.main import main\n"
+        f"assert main(['predict', '好喜欢', '--explain', '--run', {run.name!r}]) == 0\n"
+        "assert 'torch' in sys.modules and 'sklearn' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
 
 
 def test_the_texts_of_cached_rows_must_be_there(trained: Path) -> None:
