@@ -72,8 +72,7 @@ class NgramCounter:
             number = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
             known = keys[number] == wanted
             at, number = at[known], number[known]
-            found = columns[number]
-            yield at[found >= 0], found[found >= 0]
+            yield with_columns(at, columns[number])
 
 
 def keys_at(letters: Letters, left: np.ndarray, at: np.ndarray, number: np.ndarray, length: int) -> Found:
@@ -87,6 +86,12 @@ def keys_at(letters: Letters, left: np.ndarray, at: np.ndarray, number: np.ndarr
     fits = left[at] >= length
     at = at[fits]
     return at, number[fits].astype(np.int64) << 32 | letters.codes[at + (length - 1)]
+
+
+def with_columns(at: np.ndarray, columns: np.ndarray) -> Found:
+    """The places of n-grams that have a column, which is not -1, and these columns."""
+    listed = columns >= 0
+    return at[listed], columns[listed]
 
 
 def count_matrix(letters: Letters, found: Iterable[Found], width: int) -> csr_matrix:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.heads.lexical.counting import LAST, Found, count_matrix, keys_at
+from featcache.heads.lexical.counting import LAST, Found, count_matrix, keys_at, with_columns
 from featcache.heads.lexical.letters import (
     WITHIN_WORDS,
     WORDS,
@@ -52,8 +52,8 @@ class _Level:
     times: np.ndarray
 
 
-class _Part:
-    """Some texts, of which n-grams are found one letter longer each time."""
+class _NgramSearch:
+    """The search for the n-grams of some texts, one letter longer each time."""
 
     def __init__(self, letters: Letters) -> None:
         self.letters = letters
@@ -79,6 +79,12 @@ class _Part:
         self._at, self._number = self._at[kept], numbers[kept].astype(np.int32)
         self.found.append((self._at, self._number))
 
+    def counts(self, columns: Sequence[np.ndarray], width: int) -> csr_matrix:
+        """float32 counts `[N, width]`; the columns of the n-grams of each length are -1 where not chosen."""
+        places = zip(columns, self.found, strict=True)
+        listed = (with_columns(at, of_length[number]) for of_length, (at, number) in places)
+        return count_matrix(self.letters, listed, width)
+
 
 def find_vocabulary(
     texts: Sequence[str],
@@ -96,7 +102,7 @@ def find_vocabulary(
     """
     from scipy.sparse import csr_matrix, vstack
 
-    numbers, shortest, longest = _Numbered(), *lengths
+    numbers, (shortest, longest) = _Numbered(), lengths
     slices = list(parts_of_texts(texts)) or [slice(0)]
     read = [read_letters(texts[rows], analyzer, numbers) for rows in slices]
     words = sorted(numbers)
@@ -104,34 +110,35 @@ def find_vocabulary(
         rank = np.empty(len(words), np.int32)
         rank[[numbers[word] for word in words]] = np.arange(len(words))
         read = [replace(letters, codes=rank[letters.codes]) for letters in read]
-    parts = [_Part(letters) for letters in read]
-    levels = [_next_level(parts) for _ in range(longest)]
+    searches = [_NgramSearch(letters) for letters in read]
+    levels = [_next_level(searches) for _ in range(longest)]
     ngrams, columns = _choose(levels, analyzer, shortest, most)
     counts = []
-    for part in parts:
-        found = ((at, of_length[number]) for of_length, (at, number) in zip(columns, part.found, strict=True))
-        known = ((at[column >= 0], column[column >= 0]) for at, column in found)
-        counts.append(count_matrix(part.letters, known, len(ngrams)))
-        part.found.clear()
-        on_text(part.letters.texts)
-    if analyzer == WORDS:
-        names = [" ".join([words[code] for code in codes if code >= 0]) for codes in ngrams.tolist()]
-    else:
-        ends = np.cumsum((ngrams >= 0).sum(axis=1)).tolist()
-        whole = text_of(ngrams[ngrams >= 0])
-        names = [whole[begin:end] for begin, end in pairwise([0, *ends])]
-    return tuple(names), csr_matrix(vstack(counts, format="csr"))
+    for search in searches:
+        counts.append(search.counts(columns, len(ngrams)))
+        search.found.clear()  # the memory that the counts take
+        on_text(search.letters.texts)
+    return _names(ngrams, words), csr_matrix(vstack(counts, format="csr"))
 
 
-def _next_level(parts: Sequence[_Part]) -> _Level:
-    """The n-grams of all parts that are one letter longer."""
-    distinct, times, texts = zip(*(part.next_length() for part in parts), strict=True)
+def _names(ngrams: np.ndarray, words: Sequence[str]) -> tuple[str, ...]:
+    """N-grams as text, of letters `[V, longest]` with -1 behind the last one."""
+    if words:
+        return tuple(" ".join([words[code] for code in codes if code >= 0]) for codes in ngrams.tolist())
+    ends = np.cumsum((ngrams >= 0).sum(axis=1)).tolist()
+    whole = text_of(ngrams[ngrams >= 0])
+    return tuple(whole[begin:end] for begin, end in pairwise([0, *ends]))
+
+
+def _next_level(searches: Sequence[_NgramSearch]) -> _Level:
+    """The n-grams of all texts that are one letter longer."""
+    distinct, times, texts = zip(*(search.next_length() for search in searches), strict=True)
     keys, number = np.unique(np.concatenate(distinct), return_inverse=True)
     kept = np.bincount(number, np.concatenate(texts)) >= LEAST
     numbers = np.where(kept, np.cumsum(kept) - 1, -1)[number]
     ends = np.cumsum([len(some) for some in distinct])
-    for part, own in zip(parts, np.split(numbers, ends[:-1]), strict=True):
-        part.keep(own)
+    for search, own in zip(searches, np.split(numbers, ends[:-1]), strict=True):
+        search.keep(own)
     return _Level(keys[kept], np.bincount(number, np.concatenate(times))[kept])
 
 
