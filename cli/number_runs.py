@@ -136,8 +136,8 @@ def _show(runs: list[Run], against: NumberComparisons | None, split: str) -> Non
     console.print(f"* best by validation RMSE; {unit}", style="dim")
     if against:
         console.print(
-            f"vs base: more or less error than {against.base.name} on the same rows; = a tie: the difference "
-            "may be chance (Holm-corrected p of 0.05 or more)",
+            f"vs base: more or less error than {against.base.name} on the same rows, with its 95 % interval; "
+            "tie: may be chance",
             style="dim",
         )
     if len(runs) == 1:
@@ -210,4 +210,5 @@ def _tests_document(tests: ErrorTests) -> dict[str, Any]:
 
 
 def _change(change: ErrorChange) -> str:
-    return f"{'= ' if change.tie else ''}{change.difference.value:+.3g}"
+    found = change.difference
+    return f"{'tie ' if change.tie else ''}{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"

@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import HeadError, UsageError
-from featcache.system.units import percent_text, size_text
 from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import record, show_abstention, show_details
-from featcache_cli.console import note, out, print_result, table
+from featcache_cli.console import note, out, print_result
 from featcache_cli.number_runs import compared_numbers
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
-from featcache_cli.run_columns import RunColumn, fitting
+from featcache_cli.run_table import METRICS, SORTS, TableOrder, points_text, run_names, show
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from featcache.runs.compare import Change, Comparison, Comparisons, PairedTests
     from featcache.runs.run import Run
 
-CLEAN = "clean: the same without rows whose text an earlier split has: featcache inspect"
 _Compared = tuple[dict[str, Any], Callable[[], None], bool]  # see `compared_numbers`
 WORSE = 7  # exit code of --fail-if-worse where a run is worse
 
@@ -40,6 +36,10 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--base", "compare with this run (default: the best)", metavar="RUN")
     split = "compare the predictions on this split; the best run is the best on validation in any case"
     add_flag(parser, "--split", split, "test", choices=("test", "validation"))
+    shown = "show the intervals and differences of this score"
+    add_flag(parser, "--metric", shown, "accuracy", choices=tuple(METRICS))
+    order = "order of the runs, the best, fastest or newest first"
+    add_flag(parser, "--sort", order, "validation", choices=SORTS)
     worse = f"exit with {WORSE} if another run is significantly worse than BASE in accuracy or macro F1"
     add_flag(parser, "--fail-if-worse", worse, metavar="BASE")
     add_settings(parser, "paths")
@@ -93,7 +93,7 @@ def _compared_labels(runs: list[Run], base: Run | None, args: argparse.Namespace
     worse = against.worse if against and args.fail_if_worse else []
 
     def show_all() -> None:
-        show(runs, best, against, args.split)
+        show(runs, best, against, TableOrder(args.split, args.metric, args.sort))
         if len(runs) == 1:
             show_abstention(runs[0])
             show_details(runs[0], args.split)
@@ -143,7 +143,7 @@ def _compare(runs: list[Run], base: Run | None, args: argparse.Namespace) -> Com
         if args.split in base.record.metrics:  # else the table shows that it has no scores
             note(f"not compared with the best: {error.what}", quiet=args.quiet)
         return None
-    names = _names(runs)
+    names = run_names(runs)
     reasons: dict[str, list[str]] = {}
     for run, reason in against.refused:
         if args.split in run.record.metrics:
@@ -209,147 +209,10 @@ def _tests_document(made: PairedTests) -> dict[str, Any]:
     }
 
 
-def show(
-    runs: list[Run],
-    best: Run | None,
-    against: Comparisons | None = None,
-    split: str = "test",
-    *,
-    words: bool = True,
-) -> None:
-    """The table of runs, the best by validation first; `against` marks the differences that may be chance.
-
-    Args:
-        words: say whether the words alone are enough.
-    """
-    from featcache.runs.run import ranked
-
-    console = out()
-    ordered = ranked(runs)
-    columns = fitting(_columns(ordered, best, against, split), console.width)
-    shown = table(*(">" * column.right + column.header for column in columns))
-    for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):
-        shown.add_row(*cells, style="bold green" if run is best else None)
-    console.print(shown)
-    for line in _legend({column.header for column in columns}, against, split):
-        console.print(line, style="dim")
-    from featcache.runs.compare import most_frequent, words_verdict
-
-    if best and (found := most_frequent(best, split)):
-        console.print(f"always {found[0]}, the most frequent label of {split}: {percent_text(found[1])}")
-    if words and best and against and (verdict := words_verdict(best, against)):
-        console.print(verdict)
-
-
-def _columns(runs: list[Run], best: Run | None, against: Comparisons | None, split: str) -> list[RunColumn]:
-    about, names = [run.record for run in runs], _names(runs)
-    validation, test, f1 = (
-        [percent_text(run.metric(*which)) for run in runs]
-        for which in (("validation", "accuracy"), ("test", "accuracy"), (split, "macro_f1"))
-    )
-    intervals = [_interval(run, split) for run in runs]
-    columns = [
-        RunColumn("", ["*" if run is best else "" for run in runs], right=False),
-        RunColumn("run", [names[run.folder] for run in runs], right=False),
-        RunColumn("head", [line.head for line in about], 8, right=False),
-        RunColumn("view", [line.short_view for line in about], 7, right=False),
-        RunColumn("val.", [*validation]),
-        *_clean(runs, "validation"),
-        *([RunColumn("test", [*test]), *_clean(runs, "test")] if split == "test" else []),
-        RunColumn("95 %", [*intervals]),
-    ]
-    name = "*" if against and against.base is best else "base"
-    if against:
-        columns.append(RunColumn(f"vs {name}", _changes(runs, against, "accuracy")))
-        if any(made.clean for made in against.made):
-            columns.append(RunColumn("clean", _changes(runs, against, "accuracy", clean=True), importance=1))
-    columns.append(RunColumn("F1", [*f1]))
-    if against:
-        columns.append(RunColumn(f"F1 vs {name}", _changes(runs, against, "macro_f1"), importance=2))
-    if any("cost" in run.record.metrics.get(split, {}) for run in runs):
-        cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
-        columns.append(RunColumn("cost", [*cells], importance=1))
-    held = [run.record.abstention for run in runs]
-    if any(held):
-        own = [one.splits.get(split) if one else None for one in held]
-        cells = [f"{one.coverage:.0%} ({100 * (one.risk or 0):.1f})" if one else "all" for one in own]
-        columns.append(RunColumn("answered", [*cells]))
-    return [
-        *columns,
-        RunColumn("ep.", [str(line.epochs or "-") for line in about], importance=4),
-        RunColumn("train", [f"{line.seconds:.1f}s" for line in about], importance=3),
-        RunColumn("extr.", [f"{line.extraction_seconds:.0f}s" for line in about], importance=5),
-        RunColumn("cached", [_bytes(line.bytes_cached) for line in about], importance=6),
-        RunColumn("params", [_count(line.parameters) for line in about], importance=7),
-    ]
-
-
-def _clean(runs: list[Run], split: str) -> list[RunColumn]:
-    """The accuracy on clean rows, where rows of one of the runs leak."""
-    if not any(run.record.clean and split in run.record.clean.metrics for run in runs):
-        return []
-    known = (run.metric(split, "accuracy", clean=True) if run.record.clean else None for run in runs)
-    return [RunColumn("clean", [percent_text(accuracy) for accuracy in known])]
-
-
-def _count(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"
-
-
-def _bytes(count: int | None) -> str:
-    """The size of a run's features or token states; runs of older versions do not have it."""
-    return "-" if count is None else size_text(count)
-
-
-def _interval(run: Run, split: str) -> str:
-    """95 % interval of the accuracy, as 89.1-92.3; runs of older versions have none."""
-    low, high = run.record.intervals.get(split, {}).get("accuracy", (None, None))
-    return "-" if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
-
-
-def _changes(runs: list[Run], against: Comparisons, metric: str, *, clean: bool = False) -> list[str | Text]:
-    """Points against the base, ties marked, for each of `runs`; with `clean` on clean rows alone."""
-    from rich.text import Text
-
-    tests = {each.run.folder: each.clean if clean else each for each in against.made}
-    made = {folder: getattr(each, metric) for folder, each in tests.items() if each}
-    cells: list[str | Text] = []
-    for run in runs:
-        change: Change | None = made.get(run.folder)
-        if change is None:
-            cells.append("" if run.folder == against.base.folder else "-")
-        elif change.tie:
-            cells.append(f"= {_points(change.difference.value)}")
-        else:
-            cells.append(Text(_points(change.difference.value), style="red" if change.worse else "green"))
-    return cells
-
-
-def _legend(headers: set[str], against: Comparisons | None, split: str) -> list[str]:
-    scores = "test, F1: accuracy, macro F1 on test" if split == "test" else "F1: macro F1 on validation"
-    lines = [
-        f"* best by {'clean ' * ('clean' in headers)}validation accuracy; {scores}, in %",
-        f"95 %: interval of the {split} accuracy",
-    ]
-    if "clean" in headers:
-        lines.append(CLEAN)
-    if against:
-        name = "*" if "vs *" in headers else against.base.name
-        lines[1] += f"; vs {name}: points more or less on the same rows"
-        lines.append("= a tie: the difference may be chance (Holm-corrected p of 0.05 or more)")
-        if split == "validation" and name == "*":
-            lines.append("the best run was chosen on these rows, so its lead here is too large")
-    if "answered" in headers:
-        lines.append(f"answered: of the {split} rows; in brackets the wrong ones of these, in %")
-    if "cached" in headers:
-        lines.append("extr., cached: time to make the features or token states, and their size on disk")
-    return lines
-
-
 def _show_comparison(against: Comparisons, made: Comparison) -> None:
     """Both metrics of a run against the base, in detail."""
     console, test = out(), made.discordant
-    names = _names([against.base, made.run])
+    names = run_names([against.base, made.run])
     base, run = names[against.base.folder], names[made.run.folder]
     left_out = f" ({made.only_base + made.only_run:,} left out)" if made.only_base or made.only_run else ""
     console.print(f"\n{run} against {base}, {made.rows:,} shared {against.split} rows{left_out}")
@@ -364,8 +227,9 @@ def _show_tests(made: PairedTests) -> None:
     for name, change in (("accuracy", made.accuracy), ("macro F1", made.macro_f1)):
         found = change.difference
         verdict = "tie" if change.tie else "worse" if change.worse else "better"
+        ends = f"{points_text(found.low)} to {points_text(found.high)}"
         out().print(
-            f"  {name} {_points(found.value):>7}  95 % {_points(found.low)} to {_points(found.high)}"
+            f"  {name} {points_text(found.value):>7}  95 % {ends}"
             f"  p {_p(change.p)}, corrected {_p(change.corrected_p)}  {verdict}"
         )
 
@@ -380,18 +244,6 @@ def _show_verdict(worse: list[Comparison], compared: int, base: str) -> None:
     else:
         line, style = f"{base} is not worse than itself", "bold green"
     out().print(f"\n{line}", style=style)
-
-
-def _names(runs: list[Run]) -> dict[Path, str]:
-    """A name for each folder: its own, or the path where two have the same."""
-    names = [run.name for run in runs]
-    return {run.folder: run.name if names.count(run.name) == 1 else str(run.folder) for run in runs}
-
-
-def _points(share: float) -> str:
-    """0.0123 -> '+1.23'; a difference that rounds to 0 has no sign."""
-    text = f"{100 * share:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def _p(p: float) -> str:

@@ -19,6 +19,7 @@ from featcache_cli.commands import compare, extract, train_head
 from featcache_cli.console import note, out, print_json
 from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
+from featcache_cli.run_table import show as show_runs
 
 if TYPE_CHECKING:
     from featcache.extraction.job import Extracted
@@ -123,7 +124,7 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> AllRuns:
     if show and numbers:
         show_number_runs(runs)
     elif show:
-        compare.show(runs, best, against, words=False)
+        show_runs(runs, best, against, words=False)
     if show:
         _conclude(made, quiet=quiet)
     return made

@@ -404,14 +404,42 @@ def test_compare_table_marks_ties_and_fits_the_terminal(
     text = cli.ok("compare").out
     assert widest(text) <= columns and "…" not in text
     table = text.partition("\n* best")[0]
-    assert re.search(r"\brun\b.* val\. +test +95 % +vs \* +F1 +F1 vs \*", table)
+    assert re.search(r"\brun\b.* val\. +test +95 % +vs \* +F1", table)
     assert re.match(r" \* best-last-mean-1 .*97\.50 +90\.00 81\.2-92\.5 +90\.00 ", row(table, BEST))
-    assert re.search(r" 95\.00 +89\.00 81\.2-92\.5 = -1\.00 +89\.00 = -1\.00", row(table, NEAR))
-    assert re.search(r" 77\.50 81\.2-92\.5 +-12\.50 ", row(table, BAD)) and "=" not in row(table, BAD)
-    assert re.search(r" 99\.00 81\.2-92\.5 +\+9\.00 ", row(table, STAR))
+    near = r" 95\.00 +89\.00 81\.2-92\.5 +tie -1\.0 \[-\d\.\d, \+?\d\.\d\] +89\.00"
+    assert re.search(near, row(table, NEAR))
+    assert re.search(r" 77\.50 81\.2-92\.5 +-12\.5 \[-1\d\.\d, -\d\.\d\] ", row(table, BAD))
+    assert "tie" not in row(table, BAD)
+    assert re.search(r" 99\.00 81\.2-92\.5 +\+9\.0 \[\+\d\.\d, \+1\d\.\d\] ", row(table, STAR))
+    assert "best by validation accuracy (97.50)" in text and "tie: the difference may be chance" in text
     assert ("params" in table, "1,538" in table, "last/mean" in table) == (columns == 120,) * 3
     narrow = cli.ok("compare", "--split", "validation").out
     assert " test " not in narrow.partition("\n* best")[0] and "its lead here is too large" in narrow
+
+
+def test_compare_sorts_and_shows_another_metric(runs: list[Run], cli: Cli) -> None:
+    def names(*flags: str) -> list[str]:
+        lines = cli.ok("compare", *flags).out.partition("\n* best")[0].splitlines()
+        return [name for line in lines for name in line.split() if name in (BEST, NEAR, BAD, STAR)]
+
+    assert names("--sort", "test")[:2] == [STAR, BEST] and names()[0] == BEST
+    assert names("--sort", "name") == sorted([BEST, NEAR, BAD, STAR])
+    text = cli.ok("compare", "--metric", "macro_f1").out
+    assert "val., test: macro F1" in text and "acc.: accuracy on test" in text and " * best-" in text
+    cli.refused(2, ["compare", "--sort", "tset"], "did you mean test")
+
+
+def test_compare_says_in_which_settings_runs_differ(
+    runs: list[Run], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "differs in" not in cli.ok("compare").out
+    edit_run(NEAR, settings={"lr": 0.01, "batch_size": 32}, seed=3)
+    edit_run(BAD, settings={"lr": 0.1, "batch_size": 32})
+    edit_run(STAR, epochs=20, best_epoch=9)
+    text = cli.ok("compare").out
+    assert "seed 3, epochs 100, lr 0.01" in row(text, NEAR) and "seed 0, epochs 100, lr 0.1" in row(text, BAD)
+    assert "batch_size" not in text and "9/20" in row(text, STAR) and "7/100" in row(text, BAD)
 
 
 def test_compare_shows_a_dash_for_old_runs_and_runs_without_test(runs: list[Run], cli: Cli) -> None:
@@ -421,9 +449,9 @@ def test_compare_shows_a_dash_for_old_runs_and_runs_without_test(runs: list[Run]
     Path("reports", BAD, "run.json").write_text(json.dumps(record))
     save(Path("reports"), "bare", validation=binary(50))
     result = cli.ok("compare")
-    assert re.search(r" 89\.00 +- = -1\.00", row(result.out, NEAR))
-    assert re.search(r" 77\.50 +- +-12\.50", row(result.out, BAD))
-    assert re.search(r" 87\.50 +- +- +- +- +-", row(result.out, "bare-last-mean-1"))
+    assert re.search(r" 89\.00 +- +tie -1\.0 ", row(result.out, NEAR))
+    assert re.search(r" 77\.50 +- +-12\.5 ", row(result.out, BAD))
+    assert re.search(r" 87\.50 +- +- +- +-", row(result.out, "bare-last-mean-1"))
     assert result.err == ""
     alone = cli.ok("compare", "bare-last-mean-1")
     assert " - " in alone.out and alone.err == ""
@@ -478,7 +506,7 @@ def test_compare_json_has_all_numbers(runs: list[Run], cli: Cli) -> None:
 def test_compare_with_another_base(runs: list[Run], cli: Cli, tmp_path: Path) -> None:
     text = cli.ok("compare", "--base", BAD).out
     assert " vs base " in text and f"vs {BAD}" in text
-    assert row(text, BEST).startswith(" * ") and "+12.50" in row(text, BEST)
+    assert row(text, BEST).startswith(" * ") and "+12.5 [" in row(text, BEST)
     text = cli.ok("compare", NEAR, "--base", BAD).out
     assert BEST not in text and "400 shared test rows" in text
     assert re.search(r"accuracy +\+11\.50 +95 % \+\d+\.\d\d to \+\d+\.\d\d +p <0\.0001, .* better", text)
@@ -487,7 +515,7 @@ def test_compare_with_another_base(runs: list[Run], cli: Cli, tmp_path: Path) ->
     document = cli.ok("compare", BEST, "--base", kept, "--json").json
     assert [line["path"] for line in document["comparisons"]] == [f"reports/{BEST}"]
     shown = cli.ok("compare", BEST, "--base", kept).out
-    assert f"reports/{BEST}" in shown and "= 0.00" in shown
+    assert f"reports/{BEST}" in shown and "tie 0.0 [0.0, 0.0]" in shown
     cli.refused(6, ["compare", "--base", "nope"], "'nope'", BEST)
     cli.refused(2, ["compare", "--base", BEST, "--fail-if-worse", BAD], "--fail-if-worse")
     cli.refused(2, ["compare", "--split", "train"], "train")
@@ -545,7 +573,7 @@ def test_compare_with_many_classes_and_long_names(
         found = predictions(labels, noisy(labels, wrong, 150), names=names)
         save(Path("reports"), "logistic", "-4/mean+last/cls+first/max+-2/mean", test=found, validation=found)
     text = cli.ok("compare").out
-    assert widest(text) <= columns and "-11.67" in text and "…" not in text
+    assert widest(text) <= columns and "-11.7 [" in text and "…" not in text
     document = cli.ok("compare", "--json").json
     assert document["comparisons"][0]["worse"]
 
@@ -556,7 +584,7 @@ def test_compare_with_two_hundred_runs(cli: Cli) -> None:
     for number in range(198):
         shutil.copytree(second.folder if number == 0 else first.folder, f"reports/copy-{number}")
     text = cli.ok("compare").out
-    assert len(re.findall(r" = 0\.00 ", text)) >= 197
+    assert len(re.findall(r" tie 0\.0 \[0\.0, 0\.0\] ", text)) >= 197
     document = cli.ok("compare", "--json").json
     worse = [line["run"] for line in document["comparisons"] if line["worse"]]
     assert sorted(worse) == ["copy-0", second.name]  # so many comparisons hide no clear difference
