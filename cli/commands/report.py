@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,21 +12,22 @@ from typing import TYPE_CHECKING
 from featcache.errors import UsageError
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
-from featcache.system.units import interval_text, percent_text, seconds_text
+from featcache.system.units import percent_text, seconds_text
 from featcache_cli.chosen_run import named_runs
-from featcache_cli.commands.train_head import show_history
 from featcache_cli.console import note, out, print_result, table
 from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
 if TYPE_CHECKING:
-    from featcache.reporting.document import RunReport
+    from featcache.reporting.document import ReportOrigin, RunReport
     from featcache.reporting.number_report import NumberReport
     from featcache.runs.run import Run
 
 SUFFIXES = (".html", ".md", ".json")
 SHOWN = 5  # mistakes on a terminal
+LIGHTS = {"look": "look", "bad": "act"}
+STYLES = {"look": "yellow", "bad": "red"}
 
 
 def add(commands: Commands) -> None:
@@ -72,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
 
     def show_all() -> None:
-        if isinstance(report, RunReport):
-            show(report, runs[0])
+        if args.quiet:
+            pass  # the files alone
+        elif isinstance(report, RunReport):
+            show(report)
         else:
             show_number_run(runs[0])
         for path in files:
@@ -89,26 +93,35 @@ def write(
     runs: list[Run], page: Path, reports: Path, args: argparse.Namespace
 ) -> tuple[RunReport | NumberReport, list[Path]]:
     """Make the report, with a bar for each part of the work, and write its three files."""
+    from featcache.reporting.build import origin_of
     from featcache.system.documents import json_document
     from featcache.system.durable import write_file
 
+    files = [page if suffix == ".html" else page.with_suffix(suffix) for suffix in SUFFIXES]
+    origin = origin_of(_command(runs, args), [file.name for file in files])
     with Meter(quiet=args.quiet) as meter:
         report, html, markdown = (_about_numbers if runs[0].record.numbers else _about_labels)(
-            runs, reports, args, meter
+            runs, reports, args, origin, meter
         )
         json_text = json.dumps(json_document(report), ensure_ascii=False, allow_nan=False, indent=1)
-        texts = {".html": html, ".md": markdown, ".json": json_text + "\n"}
         meter.step("drawing", 1, 1)
-    files = []
-    for suffix, text in texts.items():
-        path = page if suffix == ".html" else page.with_suffix(suffix)
+    for path, text in zip(files, (html, markdown, json_text + "\n"), strict=True):
         write_file(path, text.encode("utf-8"))
-        files.append(path)
     return report, files
 
 
+def _command(runs: list[Run], args: argparse.Namespace) -> str:
+    """The command that makes the report again, without folders of this machine."""
+    words = ["featcache", "report", *(run.name for run in runs)]
+    words += ["--split", args.split] if args.split != "test" else []
+    words += [] if args.inspect else ["--no-inspect"]
+    words += ["--map", args.map] if args.map != "auto" else []
+    words += ["--output", Path(args.output).name] if args.output else []
+    return shlex.join(words)
+
+
 def _about_labels(
-    runs: list[Run], reports: Path, args: argparse.Namespace, meter: Meter
+    runs: list[Run], reports: Path, args: argparse.Namespace, origin: ReportOrigin, meter: Meter
 ) -> tuple[RunReport, str, str]:
     """The report on runs that predict labels, as HTML and as Markdown."""
     from featcache.reporting.build import build_report
@@ -122,6 +135,7 @@ def _about_labels(
         projection=args.map,
         reports_dir=reports,
         settings=settings_of(args),
+        origin=origin,
         on_progress=meter,
     )
     meter.step("drawing", 0, 1)
@@ -129,34 +143,26 @@ def _about_labels(
 
 
 def _about_numbers(
-    runs: list[Run], reports: Path, args: argparse.Namespace, meter: Meter
+    runs: list[Run], reports: Path, args: argparse.Namespace, origin: ReportOrigin, meter: Meter
 ) -> tuple[NumberReport, str, str]:
     """The report on runs that predict numbers, as HTML and as Markdown."""
     from featcache.reporting.number_report import build_number_report, number_html, number_markdown
 
-    report = build_number_report(runs, args.split, settings=settings_of(args))
+    report = build_number_report(runs, args.split, settings=settings_of(args), origin=origin)
     meter.step("drawing", 0, 1)
     return report, number_html(report), number_markdown(report)
 
 
-def show(report: RunReport, subject: Run) -> None:
-    """A summary: headline, leakage, training curves, runs, the most confident mistakes."""
-    console, best = out(), report.headline["accuracy"]
-    interval = interval_text(*best.interval or (None, None))
-    line = f"{report.about.run}: {report.split} accuracy {percent_text(best.value)} {interval}".rstrip()
-    if best.clean is not None:
-        line += f", clean {percent_text(best.clean)} {interval_text(*best.clean_interval or (None, None))}"
-    console.print(line, style="bold")
+def show(report: RunReport) -> None:
+    """A summary: the verdict, data checks that found something, runs, the most confident mistakes."""
+    console = out()
+    console.print(" ".join(report.verdict), style="bold")
+    for check in report.checks:
+        if check.state != "good":
+            said = f"{LIGHTS[check.state]}: {check.name}: {check.sentence}"
+            console.print(f"{said}; {check.hint}" if check.hint else said, style=STYLES[check.state])
     if report.about.leaks:
-        console.print(report.about.leaks, style="bold red")
-    if found := report.near_leaks:
-        near = ", nearly equal texts included" if report.about.leaks else ""
-        console.print(
-            f"{found.removed:,} of {found.rows:,} {report.split} rows are in an earlier split too{near};"
-            f" without them {percent_text(found.without)} {interval_text(*found.without_interval)}",
-            style="bold red",
-        )
-    show_history(subject)
+        console.print(report.about.leaks)
     _show_runs(report)
     _show_mistakes(report, console.width)
     for line in report.notes:
@@ -165,17 +171,21 @@ def show(report: RunReport, subject: Run) -> None:
 
 
 def _show_runs(report: RunReport) -> None:
-    from featcache.reporting.words import against
+    from featcache.reporting.parts import change_text
 
     if len(report.runs) < 2:
         return
     clean = [">clean"] if report.headline["accuracy"].clean is not None else []
     shown = table("run", f">{report.split}", *clean, ">F1", ">against the first")
+    changes = {
+        made.run: change_text(made.accuracy.difference, made.accuracy.interval, made.accuracy.tie)
+        for made in report.comparisons
+    }
     for run in report.runs:
         without = [percent_text(run.clean_accuracy)] if clean else []
         shown.add_row(
             clip(run.run, 30), percent_text(run.accuracy), *without, percent_text(run.macro_f1),
-            against(run.run, report.comparisons),
+            changes.get(run.run, ""),
         )  # fmt: skip
     out().print(shown)
 

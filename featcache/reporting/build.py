@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.cache import Cache
-from featcache.cache.catalog import CacheFile
+from featcache import __version__
 from featcache.data.locate import SPLITS
-from featcache.data.text_lookup import RowTexts, find_texts
-from featcache.errors import CacheMiss, FeatcacheError, HeadError
+from featcache.errors import HeadError
 from featcache.evaluation.paired import right_rows
-from featcache.fingerprint import fingerprint
 from featcache.inspection.document import findings, label_of
 from featcache.inspection.inspection import (
     InspectedSplit,
     Inspection,
     LeakageScore,
-    inspect_splits,
     score_without_leaks,
 )
 from featcache.plain_file import read_plain
-from featcache.reporting import numbers
+from featcache.reporting import confusion, numbers
+from featcache.reporting.cached import CachedFeatures, cached_features, inspected, texts_of_rows
+from featcache.reporting.checks import report_checks
 from featcache.reporting.document import (
     FeatureMap,
     HeadlineMetric,
     MetricChange,
-    Mistake,
     ReportedRun,
+    ReportOrigin,
     ReportSubject,
     RunComparison,
     RunReport,
     ScoreByRows,
     TrainingCurve,
 )
+from featcache.reporting.mistakes import list_mistakes
+from featcache.reporting.verdict import verdict
 from featcache.runs.compare import Change, compare_runs
 from featcache.runs.learning_curve import SavedCurve
 from featcache.runs.predictions import Predictions
-from featcache.runs.record import CacheReference, CleanScores, FrozenRows, SplitScores
+from featcache.runs.record import CleanScores, SplitScores
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import read_document, tidied
 from featcache.system.progress import OnProgress, Progress, ignore
-from featcache.system.stores import is_remote, shown
 from featcache.system.text import last_part, readable, short_name, without_folders
 
 LISTED = 20  # rows of each list of the inspection
@@ -62,6 +62,7 @@ def build_report(
     projection: str = "auto",
     reports_dir: Path | None = None,
     settings: Settings = DEFAULT_SETTINGS,
+    origin: ReportOrigin | None = None,
     on_progress: OnProgress = ignore,
 ) -> RunReport:
     """Everything that a report shows of the first of `runs`, beside the others.
@@ -73,6 +74,7 @@ def build_report(
         inspect, projection: see `inspect_splits`; of the map `pca`, `umap`, or `auto`: UMAP if it is there.
         reports_dir: a folder with learning curves; those of the same features are shown.
         settings: of this user; a URL that the run names is read only where they name it too.
+        origin: what the page says of itself; by default today and this version.
         on_progress: receives a stage for each part of the work.
 
     Raises:
@@ -84,12 +86,15 @@ def build_report(
     subject, notes, method = runs[0], list[str](), numbers.choose_projection(projection)
     split = scored_split(subject, split, notes)
     predictions = subject.predictions(split)
-    cached = _cached_features(subject, predictions, split, settings, notes)
+    cached = cached_features(subject, predictions.row_hash, split, settings, notes)
     on_progress(Progress("reading texts", total=1))
     texts = texts_of_rows(subject, cached.hashes, settings, notes)
-    inspection = _inspect(cached, subject, notes, on_progress) if inspect else None
+    inspection = inspected(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, scores = cached.own, subject.record.scores.get(split, SplitScores())
+    confused = confusion.most_confused(scores.confusion) if scores.confusion else []
+    mistakes = list_mistakes(predictions, cached, texts, inspection)
+    without_leaks = _without_leaks(subject, predictions, cached, inspection)
     report = RunReport(
         split=split,
         about=subject_of(subject, split),
@@ -101,19 +106,31 @@ def build_report(
         learning_curves=_learning_curves(subject, reports_dir),
         confusion=scores.confusion,
         classes=scores.per_class,
+        matrix=confusion.matrix_cells(predictions, split, confused, texts),
+        matrix_labels=confused,
+        majority=numbers.majority(predictions),
         reliability=numbers.reliability(predictions),
         confidence=numbers.confidence_histogram(predictions),
         risk_curve=numbers.risk_curve(predictions, subject.record.abstention, split),
-        mistakes=_mistakes(predictions, cached, texts, inspection),
+        mistakes=mistakes.rows,
+        wrong=mistakes.wrong,
+        wrong_and_doubted=mistakes.doubted,
         lengths=numbers.accuracy_by_length(predictions, own.n_tokens) if own else None,
         truncated=numbers.accuracy_by_truncation(predictions, own.truncated) if own else None,
         map=_feature_map(predictions, own, method, on_progress) if own else None,
         cost=None if subject.record.finetune else numbers.extraction_cost(runs, cached.splits, cached.files),
         data=findings(inspection, texts, LISTED) if inspection else None,
-        without_leaks=_without_leaks(subject, predictions, cached, inspection),
+        without_leaks=without_leaks,
+        checks=report_checks(subject, cached, texts, inspection, without_leaks, settings),
         notes=list(map(without_folders, notes)),
+        origin=origin or origin_of(),
     )
-    return tidied(report, text=readable)
+    return tidied(replace(report, verdict=verdict(report)), text=readable)
+
+
+def origin_of(command: str = "", files: Sequence[str] = ()) -> ReportOrigin:
+    """A report that is made today, by this version."""
+    return ReportOrigin(time.strftime("%Y-%m-%d"), __version__, command, list(files))
 
 
 def scored_split(run: Run, split: str, notes: list[str]) -> str:
@@ -125,112 +142,6 @@ def scored_split(run: Run, split: str, notes: list[str]) -> str:
         what = f"{run.name} has no scores of {split} in its run.json"
         raise HeadError(what, hint="train that head again, or name other runs")
     return split
-
-
-# --- the cached features -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _CachedFeatures:
-    """What the cache still has of the features that a run was trained on.
-
-    Attributes:
-        split: the split that is reported on.
-        own: that split, its rows in the order of the predictions; None if it is not cached.
-        hashes: row hashes uint8 `[N, 32]` by split, also of the predictions.
-    """
-
-    files: Mapping[str, CacheFile]
-    splits: Mapping[str, InspectedSplit]
-    split: str
-    own: InspectedSplit | None
-    hashes: Mapping[str, np.ndarray]
-
-
-def _cached_features(
-    run: Run, predictions: Predictions, split: str, mine: Settings, notes: list[str]
-) -> _CachedFeatures:
-    files = _files(run, mine, notes)
-    splits = {name: InspectedSplit.of(file, run.record.cached_view) for name, file in files.items()}
-    own = splits.get(split)
-    if own and not np.array_equal(own.features.row_hash, predictions.row_hash):
-        notes.append(f"{files.pop(split).path.name} has other rows than the run's predictions")
-        own = None
-        del splits[split]
-    if files and run.record.finetune:
-        notes.append("the map and the inspection are of the features before fine-tuning")
-    hashes = {name: one.features.row_hash for name, one in splits.items()}
-    return _CachedFeatures(files, splits, split, own, {**hashes, split: predictions.row_hash})
-
-
-def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
-    """The cache files that the run was trained on, as far as they are there unchanged.
-
-    For a fine-tuned run, those of its frozen backbone: the features of the tuned one were never cached.
-    """
-    caches, frozen = run.record.caches, run.record.frozen
-    found = dict[str, CacheFile]()
-    for split in (name for name in SPLITS if name in (frozen.rows if frozen else caches)):
-        try:
-            if frozen:
-                if is_remote(frozen.cache_dir) and frozen.cache_dir != mine.paths.cache_dir:
-                    raise CacheMiss(_not_mine(frozen.cache_dir, "cache_dir"))
-                found[split] = _frozen_features(frozen, split, run.record.cached_view)
-            else:
-                found[split] = _unchanged(caches[split])
-        except FeatcacheError as error:
-            notes.append(f"{split} features are not shown: {error.what}")
-    return found
-
-
-def _not_mine(url: str, setting: str) -> str:
-    return f"the run names {shown(url)}, which is read only if {setting} in featcache.toml names it too"
-
-
-def _unchanged(cache: CacheReference) -> CacheFile:
-    file = CacheFile(Path(cache.path))
-    if file.fingerprint != cache.fingerprint:
-        raise HeadError(f"{file.path} is another file than the one the run was trained on")
-    return file
-
-
-def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
-    """The features of the rows of a fine-tuned run from its frozen backbone; CacheMiss if not cached."""
-    for file in Cache.open(frozen.cache_dir).files(split):
-        same_rows = file.document.rows.chain == frozen.rows[split]
-        same_encoder = fingerprint(file.document.encoder.to_json()) == frozen.encoder
-        if same_rows and same_encoder and view in file.views:
-            return file
-    raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
-
-
-def texts_of_rows(run: Run, hashes: Mapping[str, np.ndarray], mine: Settings, notes: list[str]) -> RowTexts:
-    """The texts of rows by their hashes uint8 `[N, 32]`, by split."""
-    data = run.record.data or DataSettings()
-    places = (data.data_files or {"": data.dataset}).values()
-    own = (mine.data.data_files or {"": mine.data.dataset}).values()
-    foreign = [place for place in places if is_remote(place) and place not in own]
-    if foreign:
-        texts = RowTexts({}, {}, _not_mine(foreign[0], "dataset or data_files"))
-    else:
-        texts = find_texts(data, hashes, run.record.seed)
-    if texts.reason:
-        notes.append(f"texts are not shown: {texts.reason}")
-    return texts
-
-
-def _inspect(
-    cached: _CachedFeatures, run: Run, notes: list[str], on_progress: OnProgress
-) -> Inspection | None:
-    """The inspection; None, with a note, if it cannot be made."""
-    if "train" not in cached.splits:
-        notes.append("the data were not inspected: the train features are not in the cache")
-        return None
-    try:
-        return inspect_splits(cached.splits, seed=run.record.seed, on_progress=on_progress)
-    except HeadError as error:
-        notes.append(f"the data were not inspected: {error.what}")
-        return None
 
 
 # --- the runs ------------------------------------------------------------------------------------
@@ -263,6 +174,8 @@ def subject_of(run: Run, split: str) -> ReportSubject:
         calibration=record.calibration,
         split=split,
         leaks=record.about_leaks,
+        seconds=record.seconds,
+        extraction_seconds=record.extraction_seconds,
     )
 
 
@@ -287,7 +200,7 @@ def _reported_run(run: Run, split: str) -> ReportedRun:
         epochs=run.record.epochs,
         parameters=run.record.parameters,
         clean_accuracy=run.metric(split, "accuracy", clean=True) if run.record.clean else None,
-        **{name: run.metric(split, name) for name in ("accuracy", "macro_f1", "log_loss", "ece")},
+        **{name: run.metric(split, name) for name in ("accuracy", "macro_f1", "micro_f1", "log_loss", "ece")},
     )
 
 
@@ -342,31 +255,6 @@ def _learning_curves(run: Run, reports_dir: Path | None) -> list[ScoreByRows]:
 # --- the predictions -----------------------------------------------------------------------------
 
 
-def _mistakes(
-    predictions: Predictions, cached: _CachedFeatures, texts: RowTexts, inspection: Inspection | None
-) -> list[Mistake]:
-    rows, confidence = numbers.confident_mistakes(predictions)
-    own, names = cached.own, predictions.label_names
-    doubted: set[int] | None = None
-    if own and inspection and not inspection.doubts.reason:
-        doubted = set((inspection.doubts.rows - inspection.rows.of_split(cached.split).start).tolist())
-    shown = texts.texts_of(cached.split, rows.tolist())
-    return [
-        Mistake(
-            row=texts.number(cached.split, row),
-            row_hash=predictions.row_hash[row].tobytes().hex(),
-            label=label_of(predictions.labels[row], names),
-            predicted=label_of(predictions.predicted[row], names),
-            confidence=sure,
-            tokens=int(own.n_tokens[row]) if own else None,
-            cut=bool(own.truncated[row]) if own else None,
-            label_doubted=None if doubted is None else row in doubted,
-            text=text,
-        )
-        for row, sure, text in zip(rows.tolist(), confidence.tolist(), shown, strict=True)
-    ]
-
-
 def _feature_map(
     predictions: Predictions, own: InspectedSplit, method: str, on_progress: OnProgress
 ) -> FeatureMap | None:
@@ -388,7 +276,7 @@ def _feature_map(
 
 
 def _without_leaks(
-    run: Run, predictions: Predictions, cached: _CachedFeatures, inspection: Inspection | None
+    run: Run, predictions: Predictions, cached: CachedFeatures, inspection: Inspection | None
 ) -> LeakageScore | None:
     """The accuracy of the run without the rows that an earlier split has too."""
     if inspection is None or cached.own is None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from featcache.evaluation.metrics import ClassScore
+from featcache.fingerprint import MULTI_LABEL
+from featcache.inspection.data_checks import DataCheck
 from featcache.inspection.document import Findings, row_text
 from featcache.inspection.inspection import LeakageScore
 from featcache.runs.record import CalibrationRecord, SelectiveScores
@@ -25,6 +27,7 @@ class ReportSubject:
     """The run that a report is about, with its settings as far as run.json has them.
 
     Attributes:
+        seconds, extraction_seconds: of the training, and of the features that it used.
         short_view: see `RunRecord.short_view`.
         leaks: see `CleanScores.about`.
     """
@@ -50,6 +53,17 @@ class ReportSubject:
     split: str
     leaks: str = ""
     short_view: str = ""
+    seconds: float | None = None
+    extraction_seconds: float | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        return self.task == MULTI_LABEL
+
+    @property
+    def score_name(self) -> str:
+        """What the share of rows whose labels are all right is called."""
+        return "exact match" if self.multi_label else "accuracy"
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,32 @@ class ReportedRun:
     epochs: int | None
     parameters: int | None
     clean_accuracy: float | None = None
+    micro_f1: float | None = None
+
+
+@dataclass(frozen=True)
+class MajorityBaseline:
+    """The most frequent label (or label set) of the reported rows, and its share of them."""
+
+    label: Label
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class ReportOrigin:
+    """When and how a report was made.
+
+    Attributes:
+        made: date, `YYYY-MM-DD`.
+        version: of featcache.
+        command: makes the report again; empty where it was not made on a command line.
+        files: names of the files that the report is in.
+    """
+
+    made: str = ""
+    version: str = ""
+    command: str = ""
+    files: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -140,7 +180,10 @@ class ShareRight:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceBin:
-    """Rows with a confidence from `from_` to `to`."""
+    """Rows with a confidence from `from_` to `to`.
+
+    Multi-label: labels of rows, by their probability; `accuracy` is the share that the rows have.
+    """
 
     from_: float
     to: float
@@ -152,7 +195,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True)
 class ConfidenceHistogram:
-    """Right and wrong rows by confidence."""
+    """Right and wrong rows by confidence; multi-label: labels of rows, given or not."""
 
     edges: Sequence[float]
     right: Sequence[int]
@@ -180,7 +223,11 @@ class TruncationEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A row that was predicted wrong; see `featcache.inspection.document.ListedRow`."""
+    """A row that was predicted wrong; see `featcache.inspection.document.ListedRow`.
+
+    Attributes:
+        reason: what may explain it, as sentences; empty if nothing is known.
+    """
 
     row: int | None
     row_hash: str
@@ -191,11 +238,41 @@ class Mistake:
     cut: bool | None
     label_doubted: bool | None
     text: str | None
+    reason: str = ""
 
     @property
     def where(self) -> str:
         """The row of the source, or the beginning of the row hash."""
         return row_text(self.row, self.row_hash)
+
+
+@dataclass(frozen=True)
+class MatrixExample:
+    """A row of one cell of the confusion matrix."""
+
+    row: int | None
+    row_hash: str
+    confidence: float
+    text: str | None
+
+    @property
+    def where(self) -> str:
+        """The row of the source, or the beginning of the row hash."""
+        return row_text(self.row, self.row_hash)
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """Rows of label number `true` that were predicted as label number `predicted`.
+
+    Attributes:
+        examples: wrong ones with the most confident first, right ones with the least confident first.
+    """
+
+    true: int
+    predicted: int
+    rows: int
+    examples: Sequence[MatrixExample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +334,11 @@ class RunReport:
         without_leaks: accuracy without rows that an inspection found in an earlier split: equal texts, and
             nearly equal ones.
         notes: what could not be shown, and why.
+        verdict: the report in a few sentences.
+        mistakes: the most confident ones, and the most confident ones whose label is not in doubt.
+        wrong, wrong_and_doubted: mistakes in all, and those whose label is in doubt (None if not looked for).
+        matrix: cells of the confusion matrix with some of their texts, of the labels that are confused most.
+        matrix_labels: numbers of these labels, the most confused first.
     """
 
     format: int = REPORT_FORMAT
@@ -281,6 +363,14 @@ class RunReport:
     without_leaks: LeakageScore | None
     notes: Sequence[str]
     risk_curve: RiskCurve | None = None
+    verdict: Sequence[str] = ()
+    majority: MajorityBaseline | None = None
+    checks: Sequence[DataCheck] = ()
+    matrix: Sequence[MatrixCell] = ()
+    matrix_labels: Sequence[int] = ()
+    wrong: int | None = None
+    wrong_and_doubted: int | None = None
+    origin: ReportOrigin = ReportOrigin()
 
     @property
     def near_leaks(self) -> LeakageScore | None:

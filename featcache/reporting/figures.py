@@ -12,11 +12,11 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.evaluation.metrics import ClassScore
 from featcache.inspection.document import label_text
 from featcache.reporting.document import (
     ConfidenceBin,
@@ -29,6 +29,7 @@ from featcache.reporting.document import (
     ScoreByRows,
     TrainingCurve,
 )
+from featcache.reporting.words import figure_words
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
 
@@ -41,11 +42,7 @@ LEGEND_ROW = 0.19  # inches
 INK, RULE = "#0a0b0c", "#0d0e0f"
 SERIES = ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17")
 RIGHT, WRONG = SERIES[0], SERIES[1]
-FIGURES = (
-    "loss", "accuracy", "learning", "confusion", "classes", "reliability", "confidence", "risk",
-    "lengths", "map_labels", "map_errors",
-)  # fmt: skip
-MOST_CLASSES = 30  # bars, or names along a matrix
+_SURE = ("confidence, %", "accuracy, %")
 _PLACEHOLDERS = {INK: "currentColor", RULE: "var(--rule)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(SERIES)
 }
@@ -73,7 +70,6 @@ _STYLE: Any = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
 }
-MOST_CELLS = 1500  # of a matrix, those with the largest shares
 
 
 def figures(report: RunReport) -> dict[str, str]:
@@ -82,21 +78,25 @@ def figures(report: RunReport) -> dict[str, str]:
     Raises:
         UsageError: matplotlib is not installed.
     """
+    own = [curve for curve in report.curves if curve.run == report.about.run]
+    several = report.curves if list(report.curves) != own else ()
+    multi_label, words, score = report.about.multi_label, figure_words(report), report.about.score_name
+    unit = f"{score}, %"
     with drawing_style():
         drawn: dict[str, Any] = {
-            "loss": report.curves and _training_curves(report.curves, "loss"),
-            "accuracy": report.curves and _training_curves(report.curves, "accuracy"),
-            "learning": report.learning_curves and _learning_curves(report.learning_curves),
-            "confusion": report.confusion and _confusion(report.confusion, report.about.label_names),
-            "classes": report.classes and _classes(report.classes),
-            "reliability": report.reliability and _reliability(report.reliability),
-            "confidence": _confidence(report.confidence),
+            "loss": own and _training_curves(own, "loss", "loss, nats a row"),
+            "accuracy": own and _training_curves(own, "accuracy", unit),
+            "runs_loss": several and _training_curves(several, "loss", "loss, nats a row"),
+            "runs_accuracy": several and _training_curves(several, "accuracy", unit),
+            "learning": report.learning_curves and _learning_curves(report.learning_curves, score),
+            "reliability": report.reliability and _reliability(report.reliability, multi_label=multi_label),
+            "confidence": _confidence(report.confidence, "labels of rows" if multi_label else "rows"),
             "risk": report.risk_curve and _risk(report.risk_curve),
-            "lengths": report.lengths and _lengths(report.lengths),
+            "lengths": report.lengths and _lengths(report.lengths, unit),
             "map_labels": report.map and _map_by_label(report.map),
             "map_errors": report.map and _map_by_error(report.map),
         }
-        return {name: to_svg(figure, name) for name, figure in drawn.items() if figure}
+        return {name: to_svg(figure, name, *words[name]) for name, figure in drawn.items() if figure}
 
 
 @contextmanager
@@ -111,8 +111,12 @@ def drawing_style() -> Iterator[None]:
         yield
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure for a page: without prologue and metadata, with unique ids and the colours of the page."""
+def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure for a page: without prologue and metadata, with unique ids and the colours of the page.
+
+    Args:
+        title, description: read aloud instead of the drawing.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -133,7 +137,8 @@ def to_svg(figure: Figure, name: str) -> str:
     size = re.search(r'<svg[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
     head = f'<svg viewBox="0 0 {size[1]} {size[2]}" xmlns="http://www.w3.org/2000/svg"'
-    head += ' xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true">'
+    head += f' xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-labelledby="{name}-t {name}-d">'
+    head += f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
     return re.sub(r"<svg[^>]*>", head, text, count=1).strip()
 
 
@@ -182,7 +187,7 @@ def _points_with_intervals(
     return axes.errorbar(x, y, gaps, **{"marker": "o", "elinewidth": 1, **how})
 
 
-def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
+def _training_curves(curves: Sequence[TrainingCurve], metric: str, unit: str) -> Figure:
     """Train and validation of one run, or validation of several, with a dot at the epoch that was kept."""
     one, shown = len(curves) == 1, curves[: len(SERIES)]
     figure, axes = new_axes(legend_rows=len(shown) if len(shown) > 2 else 1)
@@ -196,7 +201,6 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
         if curve.best_epoch is not None and curve.best_epoch in curve.epoch:
             best = values[curve.epoch.index(curve.best_epoch)]
             axes.plot([curve.best_epoch], [best], "o", color=handles[-1].get_color(), ms=5)
-    unit = "loss, nats a row" if metric == "loss" else "accuracy, %"
     axes.set(xlabel="epoch (dot: the one kept)", ylabel=unit)
     if metric == "accuracy":
         _percent(axes.yaxis)
@@ -204,16 +208,20 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str) -> Figure:
     return figure
 
 
-def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
+def _learning_curves(curves: Sequence[ScoreByRows], score: str) -> Figure:
     from matplotlib.ticker import NullLocator
 
     figure, axes = new_axes(legend_rows=max(1, min(len(curves), len(SERIES))))
     handles = []
     for curve, colour in zip(curves, SERIES, strict=False):
-        rows, score, low, high = zip(*curve.points, strict=True)
+        rows, values, low, high = zip(*curve.points, strict=True)
         intervals = list(zip(low, high, strict=True))
-        handles.append(_points_with_intervals(axes, rows, score, intervals, color=colour, ms=4))
-    labels = [f"{curve.head}, {curve.split} {curve.metric}" for curve in curves[: len(SERIES)]]
+        handles.append(_points_with_intervals(axes, rows, values, intervals, color=colour, ms=4))
+    names = {"accuracy": score, "macro_f1": "macro F1"}
+    labels = [
+        f"{curve.head}, {curve.split} {names.get(curve.metric, curve.metric)}"
+        for curve in curves[: len(SERIES)]
+    ]
     axes.set(xscale="log", xlabel="labelled train rows", ylabel="score, %")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
@@ -222,57 +230,7 @@ def _learning_curves(curves: Sequence[ScoreByRows]) -> Figure:
     return figure
 
 
-def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
-    """Shares of each true class as shades; counts as numbers for up to 12 classes."""
-    from matplotlib.colors import to_rgba
-    from matplotlib.patches import Rectangle
-
-    table = np.array(counts)
-    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    classes = len(table)
-    named = classes <= MOST_CLASSES
-    labels = [_short(name, 14) for name in names] if named else []
-    margin = 0.45 + _width(labels, 2)
-    height = HEIGHT if classes <= 4 else min(HEIGHT + 0.18 * (classes - 4), 6.0)
-    figure, axes = new_axes(height, left=margin, bottom=min(margin, 1.5) + 0.1 if classes > 4 else 0.55)
-    order = np.argsort(-shares, axis=None, kind="stable")[:MOST_CELLS]
-    for i, j in zip(*np.unravel_index(order, shares.shape), strict=True):
-        if not shares[i, j]:
-            break
-        colour = to_rgba(SERIES[0], 0.08 + 0.62 * float(shares[i, j]))
-        axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, facecolor=colour, linewidth=0))
-    if classes <= 12:
-        for (i, j), count in np.ndenumerate(table):
-            axes.text(j, i, f"{count:,}", ha="center", va="center", fontsize=9 if classes <= 6 else 7)
-    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
-    axes.grid(False)
-    ticks = range(classes) if named else []
-    size = 9 if classes <= 12 else 7
-    axes.set_xticks(ticks, labels, rotation=0 if classes <= 4 else 90, fontsize=size)
-    axes.set_yticks(ticks, labels, fontsize=size)
-    return figure
-
-
-def _classes(lines: Sequence[ClassScore]) -> Figure:
-    """Precision, recall and F1; of many classes those with the lowest F1."""
-    shown = sorted(lines, key=lambda line: line.f1)[:MOST_CLASSES] if len(lines) > MOST_CLASSES else lines
-    labels = [_short(line.label, 16) for line in shown]
-    margin = 0.3 + _width(labels)
-    height = max(1.6, 0.95 + 0.42 * len(shown)) if len(shown) <= 8 else 0.95 + 0.24 * len(shown)
-    figure, axes = new_axes(height, left=margin, bottom=0.45)
-    places, bars = np.arange(len(shown)), []
-    for number, name in enumerate(("precision", "recall", "f1")):
-        values = [getattr(line, name) for line in shown]
-        bars.append(axes.barh(places + 0.27 * (number - 1), values, 0.25, color=SERIES[number]))
-    axes.set_yticks(places, labels)
-    axes.set(xlim=(0, 1), ylim=(len(shown) - 0.5, -0.5), xlabel="%")
-    axes.grid(False, axis="y")
-    _percent(axes.xaxis)
-    _legend(axes, bars, ["precision", "recall", "F1"], 3)
-    return figure
-
-
-def _reliability(bins: Sequence[ConfidenceBin]) -> Figure:
+def _reliability(bins: Sequence[ConfidenceBin], *, multi_label: bool) -> Figure:
     """Accuracy against confidence; on the diagonal they are equal."""
     figure, axes = new_axes()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -281,12 +239,13 @@ def _reliability(bins: Sequence[ConfidenceBin]) -> Figure:
     _points_with_intervals(axes, confidence, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     start = 0.0 if min(one.from_ for one in bins) < 0.4 else 0.4
     lowest = min(start, *(low for low, _ in intervals if low is not None))
-    axes.set(xlim=(start, 1.01), ylim=(lowest, 1.02), xlabel="confidence, %", ylabel="accuracy, %")
+    x, y = ("probability of a label, %", "rows that have it, %") if multi_label else _SURE
+    axes.set(xlim=(start, 1.01), ylim=(lowest, 1.02), xlabel=x, ylabel=y)
     _percent(axes.xaxis, axes.yaxis)
     return figure
 
 
-def _confidence(counts: ConfidenceHistogram) -> Figure:
+def _confidence(counts: ConfidenceHistogram, unit: str) -> Figure:
     figure, axes = new_axes()
     edges, right, wrong = np.array(counts.edges), np.array(counts.right), np.array(counts.wrong)
     widths = np.diff(edges) * 0.92
@@ -294,7 +253,7 @@ def _confidence(counts: ConfidenceHistogram) -> Figure:
     lower = axes.bar(middle, right, widths, color=RIGHT)
     upper = axes.bar(middle, wrong, widths, bottom=right, color=WRONG)
     there = np.flatnonzero(right + wrong)
-    axes.set(xlim=(float(edges[there[0]]) if len(there) else 0, 1), xlabel="confidence, %", ylabel="rows")
+    axes.set(xlim=(float(edges[there[0]]) if len(there) else 0, 1), xlabel=_SURE[0], ylabel=unit)
     axes.grid(False, axis="x")
     _percent(axes.xaxis)
     _legend(axes, [lower, upper], ["right", "wrong"])
@@ -314,14 +273,14 @@ def _risk(curve: RiskCurve) -> Figure:
     return figure
 
 
-def _lengths(bins: Sequence[LengthBin]) -> Figure:
+def _lengths(bins: Sequence[LengthBin], unit: str) -> Figure:
     figure, axes = new_axes()
     places, accuracy = np.arange(len(bins)), [one.accuracy for one in bins]
     intervals = [one.interval for one in bins]
     _points_with_intervals(axes, places, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     names = [f"{one.from_}" if one.from_ == one.to else f"{one.from_}-{one.to}" for one in bins]
     axes.set_xticks(places, names, fontsize=7.5)
-    axes.set(xlabel="tokens of the text", ylabel="accuracy, %")
+    axes.set(xlabel="tokens of the text", ylabel=unit)
     _percent(axes.yaxis)
     return figure
 
@@ -357,10 +316,3 @@ def _map(points: FeatureMap, kinds: np.ndarray, series: dict[str, str]) -> Figur
 def _short(text: str, most: int) -> str:
     """`text` on one line in at most `most` cells."""
     return clip(" ".join(text.split()), most)
-
-
-def _width(labels: Sequence[str], default: int = 0) -> float:
-    """Inches that the widest label takes."""
-    from rich.cells import cell_len
-
-    return max(map(cell_len, labels), default=default) * 0.075

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from featcache.reporting.document import RunReport
-from featcache.reporting.figures import FIGURES, figures
-from featcache.reporting.words import TEMPLATES, environment_of, template_values
+from featcache.reporting.figures import figures
+from featcache.reporting.words import TEMPLATES, environment_of, figure_words, template_values
 
 
 def to_html(report: RunReport) -> str:
@@ -13,7 +16,13 @@ def to_html(report: RunReport) -> str:
     Raises:
         UsageError: matplotlib or Jinja2 is not installed.
     """
-    drawn = dict.fromkeys(FIGURES) | figures(report)
-    template = environment_of(autoescape=True).get_template("report.html.jinja")
+    return render(
+        "report.html.jinja", figures(report), template_values(report) | {"words": figure_words(report)}
+    )
+
+
+def render(template: str, drawn: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """A page from its template, its figures by name, and its variables."""
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return template.render(**template_values(report), figures=drawn, css=css)
+    made = environment_of(autoescape=True).get_template(template)
+    return made.render(**values, figures=drawn, css=css)

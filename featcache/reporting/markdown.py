@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from featcache.reporting import words
 from featcache.reporting.document import RunReport
 from featcache.system.text import markdown_text, sparkline
+from featcache.system.units import interval_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,15 +24,12 @@ def to_markdown(report: RunReport) -> str:
     Raises:
         UsageError: Jinja2 is not installed.
     """
-    environment = markdown_environment()
-    environment.filters |= {
-        "plain": Markdown,
-        "spark": lambda values: sparkline(values, 30),
-        "ends": _unescaped(words.ends),
-        "against": _unescaped(words.against),
-        "clean_against": _unescaped(words.clean_against),
-    }
-    text = environment.get_template("report.md.jinja").render(**words.template_values(report))
+    template = markdown_environment().get_template("report.md.jinja")
+    return tidy(template.render(**words.template_values(report)))
+
+
+def tidy(text: str) -> str:
+    """One empty line at most between parts, and one line break at the end."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -44,6 +41,11 @@ def markdown_environment() -> Environment:
     """
     environment = words.environment_of(autoescape=False)
     environment.finalize = escape
+    environment.filters |= {
+        "ends": lambda interval: Markdown(interval_text(*interval) if interval else ""),
+        "plain": Markdown,
+        "spark": lambda values: sparkline(values, 30),
+    }
     return environment
 
 
@@ -52,7 +54,3 @@ def escape(value: Any) -> str:
     if isinstance(value, Markdown):
         return value
     return markdown_text(str(value))
-
-
-def _unescaped(filter: Callable[..., str]) -> Callable[..., Markdown]:
-    return lambda *values: Markdown(filter(*values))

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.data.text_lookup import RowTexts
 from featcache.evaluation.numbers import NUMBER_METRICS
 from featcache.heads.numbers.scale import PredictionInterval
+from featcache.inspection.data_checks import DataCheck
 from featcache.inspection.document import row_text
+from featcache.reporting import parts
 from featcache.reporting.build import (
     DEFAULT_SETTINGS,
     headline_of,
+    origin_of,
     scored_split,
     subject_of,
-    texts_of_rows,
 )
-from featcache.reporting.document import REPORT_FORMAT, HeadlineMetric, ReportSubject
+from featcache.reporting.cached import cached_features, texts_of_rows
+from featcache.reporting.checks import report_checks
+from featcache.reporting.document import (
+    REPORT_FORMAT,
+    HeadlineMetric,
+    Interval,
+    ReportOrigin,
+    ReportSubject,
+)
 from featcache.reporting.figures import INK, SERIES, drawing_style, new_axes, to_svg
-from featcache.reporting.markdown import markdown_environment
-from featcache.reporting.words import TEMPLATES, environment_of
+from featcache.reporting.html import render
+from featcache.reporting.markdown import markdown_environment, tidy
+from featcache.reporting.verdict import beside_others, checks_verdict
 from featcache.runs.numbers.compare import compare_number_runs
 from featcache.runs.numbers.predictions import NumberPredictions, number_predictions
 from featcache.runs.run import Run
@@ -52,6 +64,8 @@ class ReportedNumberRun:
     metrics: Mapping[str, float]
     mae_change: float | None = None
     tie: bool | None = None
+    interval: Interval | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +106,22 @@ class NumberReport:
     points: Sequence[tuple[float, float]]
     errors: Sequence[LargeError]
     notes: Sequence[str]
+    verdict: Sequence[str] = ()
+    checks: Sequence[DataCheck] = ()
+    origin: ReportOrigin = field(default_factory=ReportOrigin)
 
 
 def build_number_report(
-    runs: Sequence[Run], split: str = "test", *, settings: Settings = DEFAULT_SETTINGS
+    runs: Sequence[Run],
+    split: str = "test",
+    *,
+    settings: Settings = DEFAULT_SETTINGS,
+    origin: ReportOrigin | None = None,
 ) -> NumberReport:
     """The report on the first of `runs`, all of which predict numbers.
 
     Args:
-        split, settings: as in `build_report`.
+        split, settings, origin: as in `build_report`.
 
     Raises:
         HeadError: the first run has no predictions.
@@ -109,6 +130,8 @@ def build_number_report(
     split = scored_split(subject, split, notes)
     found = number_predictions(subject, split)
     drawn = np.sort(np.random.default_rng(0).permutation(len(found))[:DRAWN])
+    cached = cached_features(subject, found.row_hash, split, settings, notes)
+    texts = texts_of_rows(subject, cached.hashes, settings, notes)
     report = NumberReport(
         split=split,
         about=subject_of(subject, split),
@@ -117,10 +140,12 @@ def build_number_report(
         covered=subject.record.interval_covered,
         runs=_reported(runs, split, notes),
         points=list(zip(found.labels[drawn].tolist(), found.predicted[drawn].tolist(), strict=True)),
-        errors=_largest(subject, found, split, settings, notes),
+        errors=_largest(found, split, texts),
+        checks=report_checks(subject, cached, texts, None, None, settings),
         notes=list(map(without_folders, notes)),
+        origin=origin or origin_of(),
     )
-    return tidied(report, text=readable)
+    return tidied(replace(report, verdict=_verdict(report)), text=readable)
 
 
 def number_html(report: NumberReport) -> str:
@@ -129,24 +154,101 @@ def number_html(report: NumberReport) -> str:
     Raises:
         UsageError: matplotlib or Jinja2 is not installed.
     """
+    words = _figure_words(report)
     with drawing_style():
-        figures = {
-            "scatter": to_svg(_scatter(report), "scatter"),
-            "errors": to_svg(_errors(report), "errors"),
-        }
-    template = environment_of(autoescape=True).get_template("number_report.html.jinja")
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return template.render(**_values(report), figures=figures, css=css)
+        drawn = {"scatter": _scatter(report), "errors": _errors(report)}
+        figures = {name: to_svg(figure, name, *words[name]) for name, figure in drawn.items()}
+    return render("number_report.html.jinja", figures, _values(report) | {"words": words})
 
 
 def number_markdown(report: NumberReport) -> str:
     """The same as Markdown, without figures."""
-    return markdown_environment().get_template("number_report.md.jinja").render(**_values(report))
+    return tidy(markdown_environment().get_template("number_report.md.jinja").render(**_values(report)))
 
 
 def _values(report: NumberReport) -> dict[str, Any]:
-    values = vars(report) | {"titles": TITLES, "leaks": report.about.leaks}
-    return values | {"digits": lambda value: "-" if value is None else f"{value:.4g}"}
+    about = report.about
+    cost = parts.cost_card(about.seconds, about.extraction_seconds)
+    return vars(report) | {
+        "axis": _axis(report), "cards": [*_cards(report), cost], "digits": _digits, "leaks": about.leaks,
+        "interval_words": _interval_words(report),
+    }  # fmt: skip
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _ends(interval: Interval | None) -> str:
+    low, high = interval or (None, None)
+    return "" if low is None else f"{_digits(low)} to {_digits(high)}"
+
+
+def _cards(report: NumberReport) -> Iterator[parts.Card]:
+    for name, title in TITLES.items():
+        if found := report.headline.get(name):
+            notes = [f"95 %: {ends}"] if (ends := _ends(found.interval)) else []
+            notes += [f"clean {_digits(found.clean)}"] if found.clean is not None else []
+            yield parts.Card(f"{report.split} {title}", _digits(found.value), notes)
+
+
+def _axis(report: NumberReport) -> parts.RunAxis:
+    """Every run with its MAE, on one axis."""
+    place, low, high = parts.axis([(run.metrics["mae"], run.interval) for run in report.runs])
+    lines = []
+    for run in report.runs:
+        ends, change, mae = run.interval or (None, None), "", run.metrics["mae"]
+        about = [f"{run.head} on {run.view}", f"RMSE {_digits(run.metrics['rmse'])}"]
+        about += [f"R² {_digits(run.metrics['r2'])}", f"validation RMSE {_digits(run.validation_rmse)}"]
+        if run.mae_change is not None:
+            change = "tie" if run.tie else "worse" if run.mae_change > 0 else "better"
+            change += f" {run.mae_change:+.3g}"
+        lines.append(
+            parts.RunLine(
+                run.run, ", ".join(about), _digits(mae), _ends(run.interval),
+                low=place(ends[0]), high=place(ends[1]), dot=place(mae), against=change,
+            )
+        )  # fmt: skip
+    return parts.RunAxis(f"{report.split} MAE", _digits(low), _digits(high), lines)
+
+
+def _verdict(report: NumberReport) -> list[str]:
+    """How far off the run is, whether it beats the mean of the labels, and the other runs."""
+    mae, r2 = report.headline["mae"], report.headline["r2"]
+    value, ends = (mae.value, mae.interval) if mae.clean is None else (mae.clean, mae.clean_interval)
+    texts = f"{'clean ' * (mae.clean is not None)}{report.split} texts"
+    said = [f"{report.about.run} is off by {_digits(value)} on average on {texts} (95 %: {_ends(ends)})."]
+    share, low = (r2.value, r2.interval) if r2.clean is None else (r2.clean, r2.clean_interval)
+    if share is not None and share > 0:
+        sure = low is not None and low[0] is not None and low[0] > 0
+        chance = "more than chance explains" if sure else "which chance may explain"
+        said.append(f"It explains {parts.percent(share)} of the variance of the labels, {chance}.")
+    else:
+        said.append("It is no better than always answering the mean of the labels: do not use it.")
+    better = [run.run for run in report.runs if run.tie is False and (run.mae_change or 0) < 0]
+    ties = [run.run for run in report.runs if run.tie]
+    said += beside_others(f"mean error on {report.split}", better, ties, len(report.runs) - 1)
+    said += checks_verdict(report.checks)
+    return said
+
+
+def _interval_words(report: NumberReport) -> list[str]:
+    """The interval around each predicted number, what it contains, and what is promised."""
+    if (found := report.interval) is None:
+        return []
+    held = "".join(
+        f"; it contains {_digits(100 * share)} % of the {split} numbers"
+        for split, share in report.covered.items()
+    )
+    level, width = f"{_digits(100 * found.level)} % interval", _digits(found.half_width)
+    return [f"{level}: the predicted number ± {width}{held}.", f"What is promised: {found.guarantee}."]
+
+
+def _figure_words(report: NumberReport) -> dict[str, tuple[str, str]]:
+    """Title and description of each figure, by its name."""
+    dashed = "; between the dashed lines the label is within the interval" if report.interval else ""
+    shown = f"{len(report.points):,} rows. On the line both are equal{dashed}."
+    return {"scatter": ("Predicted against true", shown), "errors": ("Errors", "Predicted minus label.")}
 
 
 def _reported(runs: Sequence[Run], split: str, notes: list[str]) -> list[ReportedNumberRun]:
@@ -162,6 +264,8 @@ def _reported(runs: Sequence[Run], split: str, notes: list[str]) -> list[Reporte
             view=run.record.short_view,
             validation_rmse=run.metric("validation", "rmse"),
             metrics={name: run.metric(split, name) for name in NUMBER_METRICS},
+            interval=run.record.intervals.get(split, {}).get("mae"),
+            seconds=run.record.seconds,
             mae_change=made[run.folder].difference.value if run.folder in made else None,
             tie=made[run.folder].tie if run.folder in made else None,
         )
@@ -169,11 +273,8 @@ def _reported(runs: Sequence[Run], split: str, notes: list[str]) -> list[Reporte
     ]
 
 
-def _largest(
-    run: Run, found: NumberPredictions, split: str, settings: Settings, notes: list[str]
-) -> list[LargeError]:
+def _largest(found: NumberPredictions, split: str, texts: RowTexts) -> list[LargeError]:
     rows = np.argsort(-np.abs(found.errors), kind="stable")[:LARGEST]
-    texts = texts_of_rows(run, {split: found.row_hash}, settings, notes)
     shown = texts.texts_of(split, rows.tolist())
     return [
         LargeError(

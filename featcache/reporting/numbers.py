@@ -14,12 +14,14 @@ from featcache.evaluation.abstention import ScoredRows, risk_coverage
 from featcache.evaluation.metrics import BINS
 from featcache.evaluation.paired import right_rows
 from featcache.heads.features import Standard
+from featcache.inspection.document import label_of
 from featcache.inspection.inspection import InspectedSplit
 from featcache.reporting.document import (
     ConfidenceBin,
     ConfidenceHistogram,
     ExtractionCost,
     LengthBin,
+    MajorityBaseline,
     RiskCurve,
     ShareRight,
     TruncationEffect,
@@ -28,7 +30,6 @@ from featcache.runs.predictions import Predictions
 from featcache.runs.record import AbstentionRecord
 from featcache.runs.run import Run
 
-MISTAKES = 20
 HISTOGRAM_BINS = 20
 LENGTH_BINS = 8
 PROJECTIONS = ("auto", "pca", "umap")
@@ -36,19 +37,36 @@ TUTORIAL_EPOCHS, TUTORIAL_BATCH = 100, 50  # of the ChnSentiCorp tutorials, for 
 
 
 def confidences(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence, and whether it was right: of each row `[N]`; multi-label: of each of the N*C entries.
+    """Confidence in what was predicted, and whether it was right: of each row `[N]`.
 
-    Multi-label: the probability of the label, and whether the row has it, as the calibration error counts.
+    Multi-label: of each of the N*C entries, the confidence in giving the label or not.
     """
     probabilities, labels = predictions.probabilities, predictions.labels
     if predictions.multi_label:
-        return probabilities.ravel(), labels.ravel().astype(bool)
+        given = predictions.predicted.astype(bool)
+        sure = np.where(given, probabilities, 1 - probabilities)
+        return sure.ravel(), (given == labels.astype(bool)).ravel()
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
 
 
+def majority(predictions: Predictions) -> MajorityBaseline | None:
+    """The most frequent label, or label set, and its share of the rows; None without rows."""
+    if not len(predictions):
+        return None
+    values, counts = np.unique(predictions.labels, axis=0, return_counts=True)
+    most = int(counts.argmax())
+    return MajorityBaseline(label_of(values[most], predictions.label_names), counts[most] / len(predictions))
+
+
 def reliability(predictions: Predictions, bins: int = BINS) -> list[ConfidenceBin]:
-    """Confidence against accuracy in the bins of the calibration error; empty bins are left out."""
+    """Confidence against accuracy in the bins of the calibration error; empty bins are left out.
+
+    Multi-label, as the calibration error counts: of each entry the probability of the label, and whether the
+    row has it.
+    """
     confidence, right = confidences(predictions)
+    if predictions.multi_label:
+        confidence, right = predictions.probabilities.ravel(), predictions.labels.ravel().astype(bool)
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
     found = []
     for number in np.unique(bin_of).tolist():
@@ -126,7 +144,7 @@ def wilson_interval(hits: int, rows: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> tuple[np.ndarray, np.ndarray]:
+def confident_mistakes(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Wrong rows and the confidence in them, int64 and float64 `[K]`, the most confident first.
 
     Multi-label: the highest confidence in a wrong entry of the row.
@@ -139,7 +157,7 @@ def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> tuple[
         confidence = np.where(labels[wrong] != predicted[wrong], confidence, 0).max(axis=1, initial=0)
     else:
         confidence = predictions.probabilities[wrong, predicted[wrong]]
-    order = np.argsort(-confidence, kind="stable")[:most]
+    order = np.argsort(-confidence, kind="stable")
     return wrong[order], confidence[order]
 
 

@@ -117,7 +117,9 @@ def test_inspect_and_report_refuse_invalid_arguments(
 def test_a_report_is_three_files_beside_the_run(cli: Cli) -> None:
     result = cli.ok("report", "logistic-last-cls-1", "linear-last-cls-1")
     assert widest("\n".join(line for line in result.out.splitlines() if "report." not in line)) <= 80
-    assert "\x1b" not in result.out and "an earlier split has their text" in " ".join(result.out.split())
+    assert "\x1b" not in result.out and "have a text that an earlier split has" in " ".join(
+        result.out.split()
+    )
     folder = Path("reports/logistic-last-cls-1")
     page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
     document = json.loads((folder / "report.json").read_bytes())
@@ -125,7 +127,7 @@ def test_a_report_is_three_files_beside_the_run(cli: Cli) -> None:
     assert document["about"]["run"] == "logistic-last-cls-1" and len(document["runs"]) == 2
     metrics = json.loads((folder / "run.json").read_bytes())["metrics"]["test"]
     assert document["headline"]["accuracy"]["value"] == metrics["accuracy"]
-    assert f"{100 * metrics['accuracy']:.2f} %" in page and f"{100 * metrics['accuracy']:.2f} %" in text
+    assert f"{100 * metrics['accuracy']:.2f}\u00a0%" in page and f"{100 * metrics['accuracy']:.2f} %" in text
     assert document["without_leaks"]["removed"] >= 4 and document["map"]["method"] in ("pca", "umap")
     assert document["cost"]["texts_tutorial"] == 5 * (90 + 30) + 30
     assert document["truncated"]["cut"]["rows"] > 0 and document["notes"] == []
@@ -133,8 +135,16 @@ def test_a_report_is_three_files_beside_the_run(cli: Cli) -> None:
     assert wrong <= {
         row["text"] if len(row["text"]) < 2000 else row["text"][:2000] + "…" for row in shown_tests()
     }
+    checks = {check["name"]: check["state"] for check in document["checks"]}
+    assert checks["leaked rows"] == "bad" and checks["similar labels"] == "good"
+    assert {"nearly equal rows", "likely label errors"} <= checks.keys()
+    assert sum(cell["rows"] for cell in document["matrix"]) == 30 and document["majority"]["accuracy"] >= 0.5
+    command = "featcache report logistic-last-cls-1 linear-last-cls-1"
+    assert document["origin"]["command"] == command and command in page
+    assert document["origin"]["files"] == [f"report.{kind}" for kind in ("html", "md", "json")]
     again = cli.ok("report", "logistic-last-cls-1", "linear-last-cls-1", "--quiet")
     assert (folder / "report.html").read_text(encoding="utf-8") == page and again.err == ""
+    assert again.out.split() == [str(folder / f"report.{kind}") for kind in ("html", "md", "json")]
 
 
 def shown_tests() -> list[dict[str, Any]]:

@@ -20,10 +20,9 @@ def test_figures_of_many_classes(classes: int) -> None:
     names = tuple(f"第{number}类" for number in range(classes))
     shown = report(names if classes > 1 else ("一类",))
     drawn = figures(shown)
-    for name in ("confusion", "classes", "map_labels"):
-        svg = ElementTree.fromstring(drawn[name])
-        width, height = (float(part) for part in svg.attrib["viewBox"].split()[2:])
-        assert width < 400 and height < 900
+    svg = ElementTree.fromstring(drawn["map_labels"])
+    width, height = (float(part) for part in svg.attrib["viewBox"].split()[2:])
+    assert width < 400 and height < 900
     assert sum(len(svg) for svg in drawn.values()) < 2_000_000
 
 
@@ -33,13 +32,13 @@ def test_figures_use_the_colours_and_fonts_of_the_page() -> None:
         used = set(re.findall(r"#[0-9a-f]{6}\b", re.sub(r'(href="|url\()#\w+', "", svg)))
         assert not used, (name, used)
         assert "currentColor" in svg and "<text" in svg and "<metadata" not in svg and "DOCTYPE" not in svg
-    assert "差评" in figures(report())["confusion"]
+    assert "差评" in figures(report())["map_labels"]
 
 
 def test_figures_draw_as_many_runs_as_there_are_colours() -> None:
     (curve,) = report().curves
     curves = [replace(curve, run=f"run-{number}") for number in range(12)]
-    svg = figures(replace(report(), curves=curves))["loss"]
+    svg = figures(replace(report(), curves=curves))["runs_loss"]
     assert "run-0" in svg and "run-7" in svg and "run-8" not in svg  # as many as there are colours
     assert "validation</text>" not in svg
 
@@ -50,7 +49,7 @@ def test_the_names_of_many_runs_have_room_above_the_curves() -> None:
         figures(replace(report(), curves=[replace(curve, run=f"run-{number}") for number in range(count)]))
         for count in (2, 8)
     )
-    for name in ("loss", "accuracy"):
+    for name in ("runs_loss", "runs_accuracy"):
         parts = (ElementTree.fromstring(svg[name]).attrib["viewBox"].split() for svg in (few, many))
         heights = [float(part[3]) for part in parts]
         rows = (heights[1] - heights[0]) / 72 / LEGEND_ROW

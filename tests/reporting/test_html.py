@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.reporting import html as report_html
-from featcache.reporting.figures import FIGURES
+from featcache.reporting.document import HeadlineMetric
+from featcache.reporting.figures import figures
 from featcache.reporting.html import to_html
 from featcache.reporting.markdown import to_markdown
 from featcache.reporting.words import EXCERPT, excerpt
@@ -46,7 +47,10 @@ class Page(HTMLParser):
 
 
 def check_page(html: str) -> Page:
-    """Every tag is closed, nothing runs, nothing is loaded, and every reference stays within the page."""
+    """Every tag is closed, nothing runs, nothing is loaded, and every reference stays within the page.
+
+    Landmarks, headings of tables and regions that the keyboard reaches are there for assistive technology.
+    """
     page = Page(html)
     assert page.open == []
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
@@ -58,7 +62,6 @@ def check_page(html: str) -> Page:
             "object",
             "embed",
             "img",
-            "a",
             "base",
             "form",
             "foreignobject",
@@ -69,22 +72,35 @@ def check_page(html: str) -> Page:
             assert value is None or value == "data:," or (value.startswith("#") and value[1:] in ids), value
         for value in attrs.values():
             assert all(inside[1:] in ids for inside in re.findall(r"url\(([^)]*)\)", value or "")), value
+        assert tag != "a" or (attrs["href"] or "").startswith("#")
+        assert tag != "th" or "scope" in attrs
+        assert tag != "svg" or (attrs["role"], attrs["aria-labelledby"]) >= ("img", "")
+        assert attrs.get("class") != "text" or "lang" in attrs
+        if attrs.get("class") == "scroll":
+            assert attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"]
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("main") == tags.count("h1") == 1
+    assert tags.count("title") == tags.count("desc") + 1 == tags.count("svg") + 1
     assert "@import" not in html and "url(http" not in html
     return page
 
 
 def test_to_html_shows_every_part() -> None:
     page = check_page(to_html(report()))
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(FIGURES)
+    assert sum(tag == "svg" for tag, _ in page.tags) == len(figures(report()))
     for words in (
         "差评",
         "好评",
         "房间很干净",
-        "Likely label errors",
-        "Leakage",
-        "90.00 %",
+        "Doubtful labels",
+        "Rows that an earlier split has",
+        "90.00\u00a0%",
         "80.00 to 95.00",
-        "better",
+        "better +2.00 [1.00, 3.00]",
+        "always “差评”",
+        "no text is twice in a split",
+        "The nearest train text is labelled 好评.",
+        "Made on 2026-01-02 by featcache 0.2.0",
     ):
         assert words in page.text, words
     policy = next(
@@ -101,7 +117,7 @@ def test_to_html_shows_every_part() -> None:
 def test_to_html_escapes_hostile_texts_and_labels() -> None:
     shown = report(HOSTILE, " ".join(HOSTILE))
     page = check_page(to_html(shown))
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(FIGURES)
+    assert sum(tag == "svg" for tag, _ in page.tags) == len(figures(report()))
     assert page.text.count(ALERT) >= 12 and "{{ 7 * 7 }}" in page.text and "\x1b" not in page.text
     markdown = to_markdown(shown)
     markdown.encode("utf-8")
@@ -117,7 +133,7 @@ def test_to_html_and_to_markdown_take_any_text_and_label(label: str, text: str) 
         check_page(to_html(shown))
     table = [line for line in to_markdown(shown).splitlines() if line.startswith(("| 3 |", "| test 3 |"))]
     bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table]
-    assert bars == [7, 6, 4, 5]  # mistakes, label errors, conflicts, outliers
+    assert bars == [4] * 5  # mistakes, doubtful labels, leaked rows, conflicts, outliers
 
 
 def test_to_html_shortens_long_texts() -> None:
@@ -130,7 +146,8 @@ def test_to_html_of_a_report_with_few_parts() -> None:
     bare = replace(
         report(),
         **dict.fromkeys(("lengths", "truncated", "map", "cost", "data", "without_leaks", "confusion")),
-        risk_curve=None,
+        **dict.fromkeys(("risk_curve", "majority")),
+        **dict.fromkeys(("checks", "matrix", "matrix_labels"), ()),
         **dict.fromkeys(
             ("curves", "learning_curves", "classes", "reliability", "mistakes", "notes", "comparisons"), ()
         ),
@@ -138,4 +155,55 @@ def test_to_html_of_a_report_with_few_parts() -> None:
     )
     page = check_page(to_html(bare))
     assert [tag for tag, _ in page.tags].count("svg") == 1  # the histogram
-    assert "Runs side by side" not in page.text and to_markdown(bare).startswith("# linear-1")
+    assert "against the first" not in page.text and to_markdown(bare).startswith("# linear-1")
+
+
+def test_a_count_of_the_matrix_opens_its_texts() -> None:
+    """Without a script: the count is a link to the part of the page that the address then shows."""
+    html = to_html(report())
+    page = check_page(html)
+    (link,) = (attrs for tag, attrs in page.tags if tag == "a")
+    assert link["href"] == "#cell-0-1" and link["aria-label"] == "差评, predicted 好评: 1 row"
+    cells = html[html.index('id="cell-0-1"') :]
+    assert "房间很干净" in cells[: cells.index("</section>")] and "row cdcdcdcd" in cells
+    assert ".cell { display: none" in html and ".cell:target { display: block" in html
+
+
+def test_the_worst_check_comes_first_and_has_a_word() -> None:
+    text = Page(to_html(report())).text
+    assert text.index("act Similar labels") < text.index("fine Duplicates")
+    assert to_markdown(report()).index("| act |") < to_markdown(report()).index("| fine |")
+
+
+def test_texts_are_marked_with_their_language() -> None:
+    languages = {"房间很干净": "zh", "部屋はきれい": "ja", "방이 깨끗하다": "ko", "clean": ""}
+    for text, language in languages.items():
+        page = Page(to_html(report(text=text)))
+        assert {attrs["lang"] for _, attrs in page.tags if attrs.get("class") == "text"} == {language}
+
+
+def test_a_page_of_several_labels_a_row_names_exact_matches_and_micro_f1() -> None:
+    shown = report()
+    several = replace(
+        shown,
+        about=replace(shown.about, task="multi-label"),
+        headline={**shown.headline, "micro_f1": HeadlineMetric(0.8, (0.7, 0.85))},
+        confusion=None,
+    )
+    page, markdown = Page(to_html(several)), to_markdown(several)
+    for words in ("test micro F1", "test exact match", "rows that have it, %"):
+        assert words in page.text, words
+    assert "accuracy" not in page.text.lower() and "test micro F1" in markdown
+
+
+def test_curves_of_other_runs_are_not_shown_as_those_of_the_run() -> None:
+    shown = report()
+    (curve,) = shown.curves
+    other = replace(curve, run="other-1")
+    assert "runs_loss" not in figures(shown) and {"loss", "accuracy"} <= figures(shown).keys()
+    drawn = figures(replace(shown, curves=[other]))
+    assert {"runs_loss", "runs_accuracy"} <= drawn.keys() and not {"loss", "accuracy"} & drawn.keys()
+    both = figures(replace(shown, curves=[curve, other]))
+    assert "other-1" in both["runs_loss"] and "other-1" not in both["loss"]
+    page = Page(to_html(replace(shown, curves=[other]))).text
+    assert "Training of the runs" in page and "Training of linear-1" not in page

@@ -37,6 +37,8 @@ def test_a_report_has_scores_intervals_and_the_largest_errors(rated: Path, cli: 
     page, text = (Path(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
     for words in ("R²", "90 % interval", "new texts come from", "The largest errors", LINEAR, "房间"):
         assert words in page and words in text, words
+    for words in ("is off by", "Data checks", "Made on", "featcache report"):
+        assert words in page and words in text, words
     assert page.count("<svg") == 2 and "<script" not in page
     assert "accuracy" not in page and "accuracy" not in text
 

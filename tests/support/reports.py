@@ -69,8 +69,25 @@ def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很
             "reliability": bins,
             "confidence": {"edges": [0.0, 0.5, 1.0], "right": [0, 4], "wrong": [1, 1]},
             "mistakes": [
-                row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": True}
+                row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": True,
+                       "reason": f"The nearest train text is labelled {last}."}
             ],
+            "verdict": [f"linear-1 is right on 90.00 %. {text[:100]}"],
+            "majority": {"label": first, "accuracy": 0.5},
+            "checks": [
+                {"name": "duplicates", "state": "good", "sentence": "no text is twice in a split"},
+                {"name": "similar labels", "state": "bad", "sentence": f"{first}, {last}", "hint": text},
+            ],
+            "matrix": [
+                {"true": 0, "predicted": len(names) - 1, "rows": 9, "examples": [
+                    {"row": 3, "row_hash": "ab" * 32, "confidence": 0.9, "text": text},
+                    {"row": None, "row_hash": "cd" * 32, "confidence": 0.8, "text": None},
+                ]},
+            ],
+            "matrix_labels": list(range(len(names)))[:12],
+            "wrong": 7, "wrong_and_doubted": None,
+            "origin": {"made": "2026-01-02", "version": "0.2.0", "command": f"featcache report '{text}'",
+                       "files": ["report.html", "report.md"]},
             "risk_curve": {
                 "points": [[0.5, 0.1], [1.0, 0.2]], "area": 0.12, "threshold": 0.7, "promise": text,
                 "scores": {
