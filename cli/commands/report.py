@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".md", ".json")
 SHOWN = 5  # mistakes on a terminal
-LIGHTS = {"look": "look", "bad": "act"}
 STYLES = {"look": "yellow", "bad": "red"}
 
 
@@ -159,7 +158,7 @@ def show(report: RunReport) -> None:
     console.print(" ".join(report.verdict), style="bold")
     for check in report.checks:
         if check.state != "good":
-            said = f"{LIGHTS[check.state]}: {check.name}: {check.sentence}"
+            said = f"{check.state}: {check.name}: {check.sentence}"
             console.print(f"{said}; {check.hint}" if check.hint else said, style=STYLES[check.state])
     if report.about.leaks:
         console.print(report.about.leaks)

@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featcache import __version__
 from featcache.data.locate import SPLITS
+from featcache.data.text_lookup import RowTexts
 from featcache.errors import HeadError
 from featcache.evaluation.paired import right_rows
 from featcache.inspection.document import findings, label_of
@@ -37,12 +39,13 @@ from featcache.reporting.document import (
     TrainingCurve,
 )
 from featcache.reporting.mistakes import list_mistakes
+from featcache.reporting.sentences import report_sentences
 from featcache.reporting.verdict import verdict
-from featcache.runs.compare import Change, compare_runs
+from featcache.runs.compare import Change, Comparisons, compare_runs
 from featcache.runs.learning_curve import SavedCurve
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import CleanScores, SplitScores
-from featcache.runs.run import Run
+from featcache.runs.run import Run, best_run
 from featcache.settings import DataSettings, Settings
 from featcache.system.documents import read_document, tidied
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -91,8 +94,7 @@ def build_report(
     texts = texts_of_rows(subject, cached.hashes, settings, notes)
     inspection = inspected(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
-    own, scores = cached.own, subject.record.scores.get(split, SplitScores())
-    confused = confusion.most_confused(scores.confusion) if scores.confusion else []
+    own, against = cached.own, _compared(runs, split, notes)
     mistakes = list_mistakes(predictions, cached, texts, inspection)
     without_leaks = _without_leaks(subject, predictions, cached, inspection)
     report = RunReport(
@@ -101,22 +103,13 @@ def build_report(
         headline=headline_of(subject, split),
         runs=[_reported_run(run, split) for run in runs],
         base=runs[0].name if len(runs) > 1 else None,
-        comparisons=_comparisons(runs, split, notes),
+        comparisons=_comparisons(against),
         curves=[_training_curve(run) for run in runs if len(run.history) > 1],
         learning_curves=_learning_curves(subject, reports_dir),
-        confusion=scores.confusion,
-        classes=scores.per_class,
-        matrix=confusion.matrix_cells(predictions, split, confused, texts),
-        matrix_labels=confused,
-        majority=numbers.majority(predictions),
-        reliability=numbers.reliability(predictions),
-        confidence=numbers.confidence_histogram(predictions),
-        risk_curve=numbers.risk_curve(predictions, subject.record.abstention, split),
+        **_of_predictions(subject, predictions, own, split, texts),
         mistakes=mistakes.rows,
         wrong=mistakes.wrong,
         wrong_and_doubted=mistakes.doubted,
-        lengths=numbers.accuracy_by_length(predictions, own.n_tokens) if own else None,
-        truncated=numbers.accuracy_by_truncation(predictions, own.truncated) if own else None,
         map=_feature_map(predictions, own, method, on_progress) if own else None,
         cost=None if subject.record.finetune else numbers.extraction_cost(runs, cached.splits, cached.files),
         data=findings(inspection, texts, LISTED) if inspection else None,
@@ -125,7 +118,29 @@ def build_report(
         notes=list(map(without_folders, notes)),
         origin=origin or origin_of(),
     )
-    return tidied(replace(report, verdict=verdict(report)), text=readable)
+    chosen = len(runs) > 1 and best_run(list(runs)) is subject
+    found = verdict(subject, against, split, chosen=chosen)
+    return tidied(replace(report, verdict=report_sentences(report, found)), text=readable)
+
+
+def _of_predictions(
+    run: Run, predictions: Predictions, own: InspectedSplit | None, split: str, texts: RowTexts
+) -> dict[str, Any]:
+    """The parts of a report that are numbers of the predictions of one split, by their names."""
+    scores = run.record.scores.get(split, SplitScores())
+    confused = confusion.most_confused(scores.confusion) if scores.confusion else []
+    return {
+        "confusion": scores.confusion,
+        "classes": scores.per_class,
+        "matrix": confusion.matrix_cells(predictions, split, confused, texts),
+        "matrix_labels": confused,
+        "majority": numbers.majority(predictions),
+        "reliability": numbers.reliability(predictions),
+        "confidence": numbers.confidence_histogram(predictions),
+        "risk_curve": numbers.risk_curve(predictions, run.record.abstention, split),
+        "lengths": numbers.accuracy_by_length(predictions, own.n_tokens) if own else None,
+        "truncated": numbers.accuracy_by_truncation(predictions, own.truncated) if own else None,
+    }
 
 
 def origin_of(command: str = "", files: Sequence[str] = ()) -> ReportOrigin:
@@ -204,13 +219,16 @@ def _reported_run(run: Run, split: str) -> ReportedRun:
     )
 
 
-def _comparisons(runs: Sequence[Run], split: str, notes: list[str]) -> list[RunComparison]:
+def _compared(runs: Sequence[Run], split: str, notes: list[str]) -> Comparisons | None:
     """Every other run against the first, paired by row; p-values are corrected for all of them."""
     if len(runs) == 1:
-        return []
+        return None
     found = compare_runs(list(runs), runs[0], split, skip=True)
     notes += [f"{run.name} is not compared: {why}" for run, why in found.refused]
+    return found
 
+
+def _comparisons(found: Comparisons | None) -> list[RunComparison]:
     def change(made: Change) -> MetricChange:
         difference = made.difference
         return MetricChange(difference.value, (difference.low, difference.high), made.corrected_p, made.tie)
@@ -224,7 +242,7 @@ def _comparisons(runs: Sequence[Run], split: str, notes: list[str]) -> list[RunC
             macro_f1=change(made.macro_f1),
             clean_accuracy=change(made.clean.accuracy) if made.clean else None,
         )
-        for made in found.made
+        for made in (found.made if found else ())
     ]
 
 

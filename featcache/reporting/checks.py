@@ -47,8 +47,8 @@ def _near_leaks(score: LeakageScore | None, exact: int) -> Iterator[DataCheck]:
     moved = score.rows > score.removed and not low <= score.without <= high
     said = (
         f"{near:,} of {score.rows:,} {score.split} rows ({share_text(near, score.rows)}) are nearly equal to "
-        f"rows of an earlier split; without them{' and leaked rows' if exact else ''} the share of right rows is "
-        f"{percent_text(score.without, ' %')} {interval_text(*score.without_interval)}"
+        f"rows of an earlier split; without them{' and leaked rows' if exact else ''} the share of right "
+        f"rows is {percent_text(score.without, ' %')} {interval_text(*score.without_interval)}"
     )
     hint = "featcache inspect lists them"
     yield DataCheck(name, "bad" if moved else "look", said, hint)

@@ -33,7 +33,7 @@ from featcache.reporting.document import (
 from featcache.reporting.figures import INK, SERIES, drawing_style, new_axes, to_svg
 from featcache.reporting.html import render
 from featcache.reporting.markdown import markdown_environment, tidy
-from featcache.reporting.verdict import beside_others, checks_verdict
+from featcache.reporting.sentences import checks_sentence, sentences
 from featcache.runs.numbers.compare import compare_number_runs
 from featcache.runs.numbers.predictions import NumberPredictions, number_predictions
 from featcache.runs.run import Run
@@ -217,19 +217,21 @@ def _verdict(report: NumberReport) -> list[str]:
     mae, r2 = report.headline["mae"], report.headline["r2"]
     value, ends = (mae.value, mae.interval) if mae.clean is None else (mae.clean, mae.clean_interval)
     texts = f"{'clean ' * (mae.clean is not None)}{report.split} texts"
-    said = [f"{report.about.run} is off by {_digits(value)} on average on {texts} (95 %: {_ends(ends)})."]
+    said = [f"{report.about.run} is off by {_digits(value)} on average on {texts} (95 %: {_ends(ends)})"]
     share, low = (r2.value, r2.interval) if r2.clean is None else (r2.clean, r2.clean_interval)
     if share is not None and share > 0:
         sure = low is not None and low[0] is not None and low[0] > 0
         chance = "more than chance explains" if sure else "which chance may explain"
-        said.append(f"It explains {parts.percent(share)} of the variance of the labels, {chance}.")
+        said.append(f"It explains {parts.percent(share)} of the variance of the labels, {chance}")
     else:
-        said.append("It is no better than always answering the mean of the labels: do not use it.")
-    better = [run.run for run in report.runs if run.tie is False and (run.mae_change or 0) < 0]
-    ties = [run.run for run in report.runs if run.tie]
-    said += beside_others(f"mean error on {report.split}", better, ties, len(report.runs) - 1)
-    said += checks_verdict(report.checks)
-    return said
+        said.append("It is no better than always answering the mean of the labels: do not use it")
+    ties = sum(run.tie is True for run in report.runs)
+    better = sum(run.tie is False and (run.mae_change or 0) < 0 for run in report.runs)
+    worse = sum(run.tie is False for run in report.runs) - better
+    counts = {"tied with it": ties, "worse": worse, "better": better}
+    others = [f"{count:,} {what}" for what, count in counts.items() if count]
+    said += [f"Of {len(report.runs) - 1:,} other runs, by MAE: {', '.join(others)}"] if others else []
+    return sentences([*said, *checks_sentence(report.checks)], report.about.run)
 
 
 def _interval_words(report: NumberReport) -> list[str]:

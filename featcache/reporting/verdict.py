@@ -40,11 +40,14 @@ class RunVerdict:
     sentences: tuple[str, ...]
 
 
-def verdict(best: Run, against: Comparisons | None, split: str = "test") -> RunVerdict:
-    """The verdict on the best of some runs that predict labels.
+def verdict(
+    best: Run, against: Comparisons | None, split: str = "test", *, chosen: bool = True
+) -> RunVerdict:
+    """The verdict on the best of some runs that predict labels, or on another one.
 
     Args:
         against: the other runs compared with `best`; None where there is none.
+        chosen: whether it is the best on validation.
 
     Raises:
         HeadError: `split` was not scored.
@@ -72,15 +75,16 @@ def verdict(best: Run, against: Comparisons | None, split: str = "test") -> RunV
         gain_p=gain_p,
         sentences=(),
     )
-    said = (*_own(made, clean=not kept.all()), *_others(best, against))
+    said = (*_own(made, clean=not kept.all(), chosen=chosen), *_others(best, against))
     if leaked.all() and len(leaked):
         said += (f"every {split} row has its text in an earlier split: this does not measure new texts",)
     return RunVerdict(**(vars(made) | {"sentences": said}))
 
 
-def _own(made: RunVerdict, *, clean: bool) -> Iterator[str]:
+def _own(made: RunVerdict, *, clean: bool, chosen: bool) -> Iterator[str]:
     which = f"{made.rows:,} {made.split} rows" + (" that do not leak" if clean else "")
-    said = f"use {made.run}: best on validation, right on {share_text(made.accuracy, 1)} of {which}"
+    said = f"use {made.run}: best on validation," if chosen else f"{made.run} is"
+    said += f" right on {share_text(made.accuracy, 1)} of {which}"
     low, high = made.interval or (0.0, 0.0)
     yield f"{said} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)" if made.interval else said
     if made.gain is not None and made.gain_p is not None:

@@ -22,7 +22,7 @@ EXCERPT, SHORT = 600, 200  # characters of a text on the page, and of one in a c
 LABEL = 100  # characters of a label
 MOST_CLASSES = 200  # lines of the table; all are in the JSON
 LISTED = 20  # mistakes
-LIGHTS = {"bad": "act", "look": "look", "good": "fine"}  # words of the traffic lights, worst first
+LIGHTS = ("bad", "look", "good")  # states of data checks, worst first
 
 
 def environment_of(*, autoescape: bool) -> Environment:
@@ -41,12 +41,11 @@ def environment_of(*, autoescape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= {
-        "by_light": lambda checks: sorted(checks, key=lambda one: list(LIGHTS).index(one.state)),
+        "by_light": lambda checks: sorted(checks, key=lambda one: LIGHTS.index(one.state)),
         "counts": lambda by_name: ", ".join(f"{count:,} {name}" for name, count in by_name.items()),
         "ends": lambda interval: interval_text(*interval) if interval else "",
         "excerpt": excerpt,
         "lang": language_of,
-        "light": LIGHTS.get,
         "names": names,
         "number": lambda value: "-" if value is None else f"{value:,.0f}",
         "percent": parts.percent,

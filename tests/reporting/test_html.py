@@ -171,8 +171,8 @@ def test_a_count_of_the_matrix_opens_its_texts() -> None:
 
 def test_the_worst_check_comes_first_and_has_a_word() -> None:
     text = Page(to_html(report())).text
-    assert text.index("act Similar labels") < text.index("fine Duplicates")
-    assert to_markdown(report()).index("| act |") < to_markdown(report()).index("| fine |")
+    assert text.index("bad Similar labels") < text.index("good Duplicates")
+    assert to_markdown(report()).index("| bad |") < to_markdown(report()).index("| good |")
 
 
 def test_texts_are_marked_with_their_language() -> None:
