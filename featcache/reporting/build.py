@@ -99,12 +99,7 @@ def build_report(
     without_leaks = _without_leaks(subject, predictions, cached, inspection)
     report = RunReport(
         split=split,
-        about=subject_of(subject, split),
-        headline=headline_of(subject, split),
-        runs=[_reported_run(run, split) for run in runs],
-        base=runs[0].name if len(runs) > 1 else None,
-        comparisons=_comparisons(against),
-        curves=[_training_curve(run) for run in runs if len(run.history) > 1],
+        **_of_runs(runs, against, split),
         learning_curves=_learning_curves(subject, reports_dir),
         **_of_predictions(subject, predictions, own, split, texts),
         mistakes=mistakes.rows,
@@ -121,6 +116,18 @@ def build_report(
     chosen = len(runs) > 1 and best_run(list(runs)) is subject
     found = verdict(subject, against, split, chosen=chosen)
     return tidied(replace(report, verdict=report_sentences(report, found)), text=readable)
+
+
+def _of_runs(runs: Sequence[Run], against: Comparisons | None, split: str) -> dict[str, Any]:
+    """The parts of a report that run.json files have, by their names."""
+    return {
+        "about": subject_of(runs[0], split),
+        "headline": headline_of(runs[0], split),
+        "runs": [_reported_run(run, split) for run in runs],
+        "base": runs[0].name if len(runs) > 1 else None,
+        "comparisons": _comparisons(against),
+        "curves": [_training_curve(run) for run in runs if len(run.history) > 1],
+    }
 
 
 def _of_predictions(
