@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: demo test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
+.PHONY: demo gpu test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
 
 demo: $(DEMO)
 	$(BIN)/featcache demo
@@ -47,6 +47,10 @@ test-newest:
 # What Windows and macOS refuse, refused here: docs/platforms.md.
 test-portable: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m portable
+
+# Tests of CUDA, and speeds beside peers and the GPU's peak: benchmarks/gpu.json, and a table in benchmarks/README.md.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
 test-slow: setup

@@ -86,6 +86,15 @@ def sentence_transformers(
     return lambda: model.encode(prompted, batch_size=32, show_progress_bar=False)
 
 
+def sentence_transformers_fp16(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
+    """On a GPU in float16, with FlashAttention 2 where it is installed, and then without padding."""
+    if encoder.backbone.device.type == "cpu":
+        raise Unavailable("float16 is for a GPU")
+    attention = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    kwargs = {"dtype": "float16", "attn_implementation": attention}
+    return sentence_transformers(folder, encoder, texts, kwargs)
+
+
 def onnx_int8(folder: str, encoder: Encoder, texts: Sequence[str]) -> EncodeAll:
     """The ONNX backend of sentence-transformers, dynamically quantised to int8."""
     _need(*ONNX)
@@ -129,6 +138,7 @@ PEERS: dict[str, Peer] = {
     "tutorial_random_order": partial(tutorial, padding=True),
     "sentence_transformers_fp32": partial(sentence_transformers, model_kwargs={"dtype": "float32"}),
     "sentence_transformers_bf16": partial(sentence_transformers, model_kwargs={"dtype": "bfloat16"}),
+    "sentence_transformers_fp16": sentence_transformers_fp16,
     "sentence_transformers_onnx_fp32": partial(
         sentence_transformers, model_kwargs=EXPORT, backend="onnx", needs=ONNX
     ),
