@@ -193,7 +193,7 @@ def show(run: Run) -> None:
     if "recipe" in about.solver:
         from featcache.runs.few_labels.train import choice_sentence
 
-        console.print(choice_sentence(about.solver, about.rows["train"]))
+        console.print(choice_sentence(about))
     costs = ["mean cost"] if any("cost" in metrics for metrics in about.metrics.values()) else []
     shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
     if about.settings.get("penalty", "fixed") != "fixed":

@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.cache.view_names import require_cached
 from featcache.extraction.api import find_features
-from featcache.fingerprint import REGRESSION
+from featcache.fingerprint import REGRESSION, SINGLE_LABEL
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Fit
 from featcache.heads.numbers.registry import check_number_head
@@ -24,10 +24,13 @@ from featcache.runs.few_labels.recipes import (
     recipes_on,
 )
 from featcache.runs.inputs.splits import CachedSplits, drawn_rows, load_data
+from featcache.runs.record import RunRecord
 from featcache.runs.run import Run
 from featcache.runs.train import read_costs_for, save_fit
 from featcache.runs.weighted_rows import draw_per_class, weighted_rows
 from featcache.settings import HeadSettings, Settings
+
+FEW = 64  # rows a class up to which the contrastive step is proposed
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,16 @@ def about_choice(choice: RecipeChoice) -> dict[str, Any]:
     }
 
 
-def choice_sentence(solver: dict[str, Any], rows: int) -> str:
-    """What was chosen, how, and how to choose otherwise.
-
-    Args:
-        solver: of the run's record, from `about_choice`.
-        rows: train rows.
-    """
+def choice_sentence(about: RunRecord) -> str:
+    """What was chosen, how, and how to choose otherwise; for few rows a class also what is often better."""
+    solver, rows = about.solver, about.rows["train"]
     name, folds, repeats = solver["recipe"], solver["folds"], solver["repeats"]
     times = f", {repeats} times" if repeats > 1 else ""
     accuracy = solver["recipe_accuracy"][name]
-    return (
+    said = (
         f"{rows:,} train rows: {name}, the best of {len(solver['recipe_accuracy'])} by cross-validation "
         f"({100 * accuracy:.1f} % in {folds} folds{times}); others: --head KIND --view VIEW"
     )
+    if rows > FEW * len(about.label_names) or about.task != SINGLE_LABEL:
+        return said
+    return f"{said}\nof so few rows often better, in a minute: featcache finetune --objective contrastive"
