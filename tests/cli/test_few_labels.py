@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("arrow_cache")
 
 def test_auto_says_what_it_chose_and_predicts(cli: Cli, trained: Path) -> None:
     result = cli.ok("train-head", "--head", "auto", "--rows-per-class", "8")
-    assert "featcache finetune --objective contrastive" in result.out  # of so few rows
     said = " ".join(result.out.split())
     assert "16 train rows: " in said and "by cross-validation" in said and "--head KIND --view VIEW" in said
+    assert "featcache finetune --objective contrastive" in said  # of so few rows
     (run,) = [one for one in list_runs(Path("reports")) if "recipe" in one.record.solver]
     solver = run.record.solver
     assert solver["recipe"] in solver["recipe_accuracy"] and solver["folds"] == 5
