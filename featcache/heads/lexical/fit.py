@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +14,7 @@ from featcache.evaluation.calibration import fit_temperature
 from featcache.evaluation.metrics import score
 from featcache.heads.features import NEVER, LabelledFeatures, WeightedFeatures, fixed_logits
 from featcache.heads.fit import Fit, OnEpoch, check_settings
+from featcache.heads.lexical.newton import fit_newton
 from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.lexical.rows import WordFit, WordRows
 from featcache.heads.lexical.scorer import WordScorer
@@ -27,7 +27,7 @@ from featcache.system.progress import OnProgress, Progress, ignore
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-PLAIN = (3.0, 10.0, 30.0)  # values of scikit-learn's C that are tried, with plain TF-IDF
+PLAIN = (3.0, 10.0, 30.0)  # values of C (as scikit-learn's) that are tried, with plain TF-IDF
 RATIO = (10.0, 30.0, 100.0)  # and with log-count ratios
 FEW_CLASSES = 10  # of more, one penalty is tried: each class costs as much as the whole of two classes
 CERTAIN = 50.0  # logits beyond this are certain: more changes no loss
@@ -60,7 +60,7 @@ def fit_lexical(
     on_epoch: OnEpoch | None = None,
     on_progress: OnProgress = ignore,
 ) -> Fit:
-    """Logistic regression (scikit-learn's liblinear) on n-grams, one class against the rest.
+    """Logistic regression on n-grams, one class against the rest.
 
     TF-IDF weights are taken plain or multiplied by log-count ratios, with the penalty whose log loss on
     validation is lowest after temperature scaling; so is the kind of n-grams, where there are several.
@@ -207,10 +207,10 @@ def _fit_words(
     begin, end = (0, None) if classes <= FEW_CLASSES else (1, 2)
     tries = ((True, RATIO[begin:end]), (False, PLAIN[begin:end]))
     for tried, (ratio, penalties) in enumerate(tries):
-        before = np.inf
+        before, scorer = np.inf, None
         for number, C in enumerate(penalties):
             on_progress(Progress("words", done=tried * len(penalties) + number, total=2 * len(penalties)))
-            scorer = _one_against_rest(rows.words, train, fixed, Weighting(ratio, C), settings)
+            scorer = _one_against_rest(rows.words, train, fixed, Weighting(ratio, C), settings, scorer)
             loss = _loss(scorer.logits(validation.x), validation.y)
             if best is None or loss < best[0]:
                 best = loss, scorer, Weighting(ratio, C)
@@ -267,8 +267,9 @@ def _row_weight(chosen: np.ndarray, given: np.ndarray | None, settings: HeadSett
     weight = np.ones(len(chosen)) if given is None else given.astype(np.float64)
     if settings.class_weight == "none":
         return weight
-    share = max(1, int(chosen.sum())), max(1, int((~chosen).sum()))
-    return weight * np.where(chosen, len(chosen) / (2 * share[0]), len(chosen) / (2 * share[1]))
+    share = (np.where(chosen, weight, 0).sum() or 1, np.where(chosen, 0, weight).sum() or 1)
+    factors = np.where(chosen, weight.sum() / (2 * share[0]), weight.sum() / (2 * share[1]))
+    return np.asarray(weight * factors)
 
 
 def _one_against_rest(
@@ -277,39 +278,30 @@ def _one_against_rest(
     fixed: np.ndarray,
     weighting: Weighting,
     settings: HeadSettings,
+    start: WordScorer | None,
 ) -> WordScorer:
-    """A scorer of all classes; those that no train row has, or that all have, get a constant."""
-    classes, y = len(fixed), train.y
+    """A scorer of all classes; those that no train row has, or that all have, get a constant.
+
+    Args:
+        start: of a stronger penalty, for a shorter search; None without one.
+    """
+    classes, y, scaled = len(fixed), train.y, words.astype(np.float64)
     weight = np.zeros((classes, words.shape[1]), np.float32)
     bias = fixed.astype(np.float32)
     two = y.ndim == 1 and classes == 2  # the second class against the first
     for label in [1] if two else np.flatnonzero(fixed == 0):
         chosen = _rows_of(y, label)
-        weight[label], bias[label] = _one_class(words, chosen, train.weight, weighting, settings)
+        ratio = np.ones(words.shape[1], np.float32)
+        if weighting.ratio:
+            ratio = _log_count_ratio(words, chosen)
+            np.multiply(words.data, ratio[words.indices], out=scaled.data)
+        theta = np.zeros(words.shape[1] + 1)
+        if start is not None:
+            np.divide(start.weight[label], ratio, out=theta[:-1], where=ratio != 0)
+            theta[-1] = start.bias[label]
+        theta = fit_newton(scaled, chosen, weighting.C * _row_weight(chosen, train.weight, settings), theta)
+        weight[label], bias[label] = theta[:-1] * ratio, theta[-1]
     return WordScorer(weight, bias)
-
-
-def _one_class(
-    words: csr_matrix,
-    chosen: np.ndarray,
-    row_weight: np.ndarray | None,
-    weighting: Weighting,
-    settings: HeadSettings,
-) -> tuple[np.ndarray, float]:
-    """Weights `[V]` and bias of a class, of which bool `[N]` are rows."""
-    from sklearn.linear_model import LogisticRegression
-
-    ratio = _log_count_ratio(words, chosen) if weighting.ratio else np.ones(words.shape[1], np.float32)
-    scaled = words.copy()
-    scaled.data *= ratio[scaled.indices]
-    model = LogisticRegression(
-        C=weighting.C, solver="liblinear", dual=True, random_state=0, max_iter=200, tol=1e-2,
-        class_weight=None if settings.class_weight == "none" else "balanced",
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the last steps of weak penalties change no prediction
-        model.fit(scaled, chosen, sample_weight=row_weight)
-    return model.coef_[0] * ratio, float(model.intercept_[0])
 
 
 def _log_count_ratio(words: SparseRows, chosen: np.ndarray) -> np.ndarray:
