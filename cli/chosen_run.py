@@ -66,6 +66,39 @@ def named_runs(names: Sequence[str], reports: Path) -> list[Run]:
     return list({run.folder.resolve(): run for run in runs}.values())
 
 
+def add_name_flag(parser: argparse._ActionsContainer) -> None:
+    """`--name` of the run that the command makes; see `check_name` and `with_name`."""
+    add_flag(parser, "--name", "name of the run (default: its head and view, and a number)")
+
+
+def check_name(args: argparse.Namespace) -> None:
+    """Refuse `--name` before the work, not after it.
+
+    Raises:
+        HeadError: no name for a run, or one that is taken.
+    """
+    from featcache.runs.run import check_run_name
+
+    if args.name is not None:
+        check_run_name(Path(settings_of(args).paths.reports_dir), args.name)
+
+
+def with_name(made: Run, args: argparse.Namespace) -> Run:
+    """A new run under the name that was asked for.
+
+    Raises:
+        HeadError: another run has taken the name since; the new one keeps the name that it has.
+    """
+    from featcache.runs.run import rename_run
+
+    if args.name is None:
+        return made
+    try:
+        return rename_run(made, args.name)
+    except HeadError as error:
+        raise HeadError(f"{error.what}; the new run is {made.name}", hint=error.hint) from error
+
+
 def choose(args: argparse.Namespace) -> Run:
     """The run that was named, or the best one by validation."""
     from featcache.runs.run import choose_run

@@ -17,32 +17,19 @@ from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
 from featcache.system.packages import version_notes
 from featcache_cli.console import err, note, print_error
+from featcache_cli.help import add_help_flags, grouped_commands, print_short_help
 from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
     "init", "extract", "train_head", "sweep", "blend", "finetune", "curve", "compare", "report", "inspect",
-    "predict", "serve", "plan", "export", "cache", "run", "bench", "demo",
+    "predict", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo", "completion",
 )  # fmt: skip
 INTERRUPTED = 130
 CONTINUES = "what is finished is kept, and the same command continues from it"
 
 DESCRIPTION = """\
 Run a frozen Transformer once over your texts, cache its features,
-train heads in seconds.
-
-  featcache demo                       see it work, without any model hub
-  featcache extract --all-splits       features of train, validation and test
-  featcache train-head --epochs 100    a linear head on the cached features
-  featcache sweep --seeds 5            a hundred heads at once, the best kept
-  featcache blend RUN RUN              the heads of several runs as one
-  featcache finetune --epochs 3        the highest blocks as well
-  featcache compare                    the runs side by side
-  featcache curve                      what more labels would bring
-  featcache report                     a page to show, with figures
-  featcache inspect                    label errors, duplicates, leakage
-  featcache predict "房间很干净"       backbone and head together again
-  featcache serve                      the same behind HTTP, with a page
-  featcache plan --rows 100M           what an extraction will take
+train heads in seconds. To begin: featcache run reviews.csv
 """
 
 EXIT_CODES = """\
@@ -150,15 +137,25 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = _Parser(
         prog="featcache",
-        description=DESCRIPTION,
-        epilog=EXIT_CODES,
         formatter_class=RawDescriptionRichHelpFormatter,
+        add_help=False,
     )
+    add_help_flags(parser)
     parser.add_argument("--version", action="version", version=f"featcache {featcache.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for name in COMMANDS:
         import_module(f"featcache_cli.commands.{name}").add(commands)
+    about = {name: command.description or "" for name, command in commands.choices.items()}
+    parser.description = f"{DESCRIPTION}\n{grouped_commands(about)}"
+    parser.epilog = EXIT_CODES
+    parser.set_defaults(parser=parser, root=parser, run=_begin)
     return parser
+
+
+def _begin(args: argparse.Namespace) -> int:
+    """`featcache` alone: the commands, on one screen."""
+    print_short_help(args.parser)
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,18 +12,19 @@ from featcache.errors import UsageError
 from featcache.option import Option
 from featcache.settings import Settings, build_settings, load_settings, options
 from featcache.system.stores import is_remote, shown
+from featcache_cli.help import add_help_flags
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 TITLES = {
     "": "common",
-    "backbone": "backbone",
-    "data": "data",
-    "features": "features",
-    "head": "head",
+    "backbone": "which model, and where it runs",
+    "data": "which texts and labels",
+    "features": "how a text becomes a vector",
+    "head": "how the head is trained",
     "abstention": "when the head gives no answer",
     "paths": "folders",
-}
+}  # of the groups of settings in --help: what the user decides
 PLACES = ("--cache-dir", "--reports-dir", "--output")  # flags that name where a command writes
 ONE_LEVEL = "--max-error answers as many texts as it allows"
 METAVARS = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
@@ -46,12 +47,13 @@ def add_command(
     """
     parser = commands.add_parser(
         name,
-        help=help,
         description=help[0].upper() + help[1:] + ".",
         epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
         formatter_class=RawDescriptionRichHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    add_help_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     group.add_argument("--quiet", action="store_true", help="no progress, no notes")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.system.units import percent_text
-from featcache_cli.chosen_run import named_runs
+from featcache_cli.chosen_run import add_name_flag, check_name, named_runs, with_name
 from featcache_cli.commands.train_head import note_missing_test, note_saved, record
 from featcache_cli.commands.train_head import show as show_run
 from featcache_cli.console import out, print_result
@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="runs of the same rows, by name or folder")
     most = "heads that are taken one after another, repeated ones included"
     add_flag(parser, "--most", most, 20, least=2)
+    add_name_flag(parser)
     add_settings(parser, "abstention", "backbone", "data", "features", "paths", "")
 
 
@@ -36,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     from featcache.runs.blend import blend_runs
 
     settings = settings_of(args)
+    check_name(args)
     runs = named_runs(args.runs, Path(settings.paths.reports_dir))
-    made = blend_runs(settings, runs, args.most)
+    made = with_name(blend_runs(settings, runs, args.most), args)
     note_missing_test(made, quiet=args.quiet)
     print_result(args, record(made), lambda: show(made, runs))
     note_saved(made, args)

@@ -10,6 +10,7 @@ from featcache.finetuning.recipe import Recipe, load_recipe
 from featcache.settings import options
 from featcache.system.text import sparkline
 from featcache.system.units import seconds_text, size_text
+from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.commands import train_head
 from featcache_cli.console import note, out, print_result
 from featcache_cli.options import Commands, add_command, add_flag, add_options, add_settings, settings_of
@@ -43,17 +44,20 @@ def add(commands: Commands) -> None:
         default=True,
         help="continue a killed training of the same settings from its last checkpoint (default: yes)",
     )
+    add_name_flag(parser)
     add_options(parser, "training", list(options(Recipe).values()))
     add_settings(parser, "backbone", "data", "features", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:
+    check_name(args)
     given = {name: getattr(args, name) for name in options(Recipe)}
     part, recipe = load_recipe(given, args.train, path=args.config)
     if part == "head":
         made = _train_head(args, given, recipe.rows_per_class)
     else:
         made = _finetune(args, part, recipe)
+    made = with_name(made, args)
     found = made.record.to_json()
     more = {name: found.get(name) for name in ("bytes_cached", "finetune", "settings")}
     print_result(args, train_head.record(made) | more, lambda: show(made))

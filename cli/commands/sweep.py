@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.system.units import percent_text, seconds_text
+from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.commands.train_head import note_missing_test, note_saved, record
 from featcache_cli.commands.train_head import show as show_run
 from featcache_cli.console import out, print_result, table
@@ -50,12 +52,15 @@ def add(commands: Commands) -> None:
     add_flag(group, "--seeds", "random beginnings of each setting; 1 begins at zero", 1, least=1)
     blend = "average up to N of the heads, of any views, into one where validation is better for it"
     add_flag(group, "--blend", blend, 1, least=1)
+    add_name_flag(parser)
     add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "", without=GRID)
 
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    check_name(args)
     made = train(settings, _grid(args, settings), quiet=args.quiet)
+    made = replace(made, best=with_name(made.best, args))
     print_result(args, document(made), lambda: show(made))
     note_saved(made.best, args)
     return 0

@@ -13,6 +13,7 @@ from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
+from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.console import note, out, print_result, table
 from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
@@ -64,11 +65,13 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--rows-per-class", "train on so many rows of each class, drawn by --seed", kind=int)
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
     add_flag(parser, "--workers", workers, 1)
+    add_name_flag(parser)
     add_settings(parser, "head", "abstention", "backbone", "data", "features", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
+    check_name(args)
     if args.workers != 1 and Worker.from_environment():
         raise UsageError(
             "--workers where RANK and WORLD_SIZE are set",
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             )  # fmt: skip
     if group.rank > 0:
         return 0
+    made = with_name(made, args)
     print_result(args, record(made), lambda: show(made))
     note_saved(made, args)
     return 0

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,9 @@ from featcache.heads.head import Head, load_head
 from featcache.runs.predictions import Predictions, read_predictions
 from featcache.runs.record import RUN_FILE, RunRecord, read_run_record
 from featcache.system.durable import explained, fsync_folder, temporary_beside, write_file
+from featcache.system.lock import locked
+
+WAIT = 30.0  # seconds for another process that renames or removes a run
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,59 @@ def _take_name(reports_dir: Path, stem: str, temporary: Path, record: RunRecord)
                 fsync_folder(reports_dir)
                 return Run(folder, read_run_record(folder))
         number += 1
+
+
+def check_run_name(reports_dir: Path, name: str) -> None:
+    """Refuse a name that no run can have, or that something in `reports_dir` has.
+
+    Raises:
+        HeadError: says which.
+    """
+    if not name or name != file_stem(name) or name.startswith("."):
+        hint = "letters, digits, - _ and . make a name; it does not begin with a dot"
+        raise HeadError(f"{name!r} is no name for a run", hint=hint)
+    if (reports_dir / name).exists():
+        raise HeadError(f"{reports_dir / name} exists already", hint="choose another name")
+
+
+def rename_run(run: Run, name: str) -> Run:
+    """The run under another name, in the same folder of runs; nothing is replaced.
+
+    Two renames or removals in one folder of runs wait for each other; a training writes a folder of its own.
+
+    Raises:
+        HeadError: the name is not free, or no name; or the run has gone.
+    """
+    with _changing(run) as reports_dir:
+        check_run_name(reports_dir, name)
+        folder = reports_dir / name
+        run.folder.rename(folder)
+        fsync_folder(reports_dir)
+        write_file(folder / RUN_FILE, replace(run.record, run=name).to_bytes())
+    return Run(folder, read_run_record(folder))
+
+
+def remove_run(run: Run) -> None:
+    """Remove a run with its head and predictions; nobody finds half of it.
+
+    Raises:
+        HeadError: it has gone.
+    """
+    with _changing(run) as reports_dir:
+        leaving = temporary_beside(run.folder)
+        run.folder.rename(leaving)
+        fsync_folder(reports_dir)
+        shutil.rmtree(leaving)
+
+
+@contextlib.contextmanager
+def _changing(run: Run) -> Iterator[Path]:
+    """The folder of runs that a run is in, while no other process renames or removes one there."""
+    reports_dir = run.folder.parent
+    with locked(reports_dir / ".runs", WAIT), explained(run.folder):
+        if not (run.folder / RUN_FILE).is_file():
+            raise HeadError(f"run {run.name} has gone from {reports_dir}", hint="see: featcache runs ls")
+        yield reports_dir
 
 
 def load_run(reports_dir: Path, name: str) -> Run:

@@ -1,0 +1,5 @@
+"""`featcache runs`."""
+
+from featcache_cli.commands.runs.runs import add
+
+__all__ = ["add"]
