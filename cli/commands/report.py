@@ -160,7 +160,7 @@ def show(report: RunReport) -> None:
         if check.state != "good":
             said = f"{check.state}: {check.name}: {check.sentence}"
             console.print(f"{said}; {check.hint}" if check.hint else said, style=STYLES[check.state])
-    if report.about.leaks:
+    if report.about.leaks and not report.checks:
         console.print(report.about.leaks)
     _show_runs(report)
     _show_mistakes(report, console.width)

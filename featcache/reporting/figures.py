@@ -42,6 +42,7 @@ LEGEND_ROW = 0.19  # inches
 INK, RULE = "#0a0b0c", "#0d0e0f"
 SERIES = ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17")
 RIGHT, WRONG = SERIES[0], SERIES[1]
+LINES, MARKS = ("-", "--", "-.", ":"), "os^DvPX*"  # series differ by more than their colour
 _SURE = ("confidence, %", "accuracy, %")
 _PLACEHOLDERS = {INK: "currentColor", RULE: "var(--rule)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(SERIES)
@@ -196,7 +197,7 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str, unit: str) ->
         parts = ("train", "validation") if one else ("validation",)
         for place, part in enumerate(parts, start=number):
             values = getattr(curve, f"{part}_{metric}")
-            handles.append(axes.plot(curve.epoch, values, color=SERIES[place])[0])
+            handles.append(axes.plot(curve.epoch, values, LINES[place % len(LINES)], color=SERIES[place])[0])
             labels.append(part if one else _short(curve.run, 26))
         if curve.best_epoch is not None and curve.best_epoch in curve.epoch:
             best = values[curve.epoch.index(curve.best_epoch)]
@@ -213,10 +214,10 @@ def _learning_curves(curves: Sequence[ScoreByRows], score: str) -> Figure:
 
     figure, axes = new_axes(legend_rows=max(1, min(len(curves), len(SERIES))))
     handles = []
-    for curve, colour in zip(curves, SERIES, strict=False):
+    for curve, colour, mark in zip(curves, SERIES, MARKS, strict=False):
         rows, values, low, high = zip(*curve.points, strict=True)
         intervals = list(zip(low, high, strict=True))
-        handles.append(_points_with_intervals(axes, rows, values, intervals, color=colour, ms=4))
+        handles.append(_points_with_intervals(axes, rows, values, intervals, color=colour, marker=mark, ms=4))
     names = {"accuracy": score, "macro_f1": "macro F1"}
     labels = [
         f"{curve.head}, {curve.split} {names.get(curve.metric, curve.metric)}"
@@ -305,8 +306,8 @@ def _map(points: FeatureMap, kinds: np.ndarray, series: dict[str, str]) -> Figur
     x, y = np.array(points.x), np.array(points.y)
     figure, axes = new_axes(3.3, left=0.2, bottom=0.25)
     handles = [
-        axes.plot(x[kinds == kind], y[kinds == kind], "o", ms=2.6, alpha=0.65, color=colour, mec="none")[0]
-        for kind, colour in series.items()
+        axes.plot(x[kinds == kind], y[kinds == kind], mark, ms=2.6, alpha=0.65, color=colour, mec="none")[0]
+        for (kind, colour), mark in zip(series.items(), MARKS, strict=False)
     ]
     axes.set(xticks=[], yticks=[])
     _legend(axes, handles, [_short(kind, 14) for kind in series], min(len(series), 4), scale=2.5)

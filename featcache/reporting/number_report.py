@@ -34,6 +34,7 @@ from featcache.reporting.figures import INK, SERIES, drawing_style, new_axes, to
 from featcache.reporting.html import render
 from featcache.reporting.markdown import markdown_environment, tidy
 from featcache.reporting.sentences import checks_sentence, sentences
+from featcache.reporting.verdict import others_sentence
 from featcache.runs.numbers.compare import compare_number_runs
 from featcache.runs.numbers.predictions import NumberPredictions, number_predictions
 from featcache.runs.run import Run
@@ -185,10 +186,12 @@ def _ends(interval: Interval | None) -> str:
 
 
 def _cards(report: NumberReport) -> Iterator[parts.Card]:
+    ranks = report.headline.get("spearman")
     for name, title in TITLES.items():
-        if found := report.headline.get(name):
+        if (found := report.headline.get(name)) and found is not ranks:
             notes = [f"95 %: {ends}"] if (ends := _ends(found.interval)) else []
             notes += [f"clean {_digits(found.clean)}"] if found.clean is not None else []
+            notes += [f"{TITLES['spearman']} {_digits(ranks.value)}"] if ranks and name == "r2" else []
             yield parts.Card(f"{report.split} {title}", _digits(found.value), notes)
 
 
@@ -228,9 +231,7 @@ def _verdict(report: NumberReport) -> list[str]:
     ties = sum(run.tie is True for run in report.runs)
     better = sum(run.tie is False and (run.mae_change or 0) < 0 for run in report.runs)
     worse = sum(run.tie is False for run in report.runs) - better
-    counts = {"tied with it": ties, "worse": worse, "better": better}
-    others = [f"{count:,} {what}" for what, count in counts.items() if count]
-    said += [f"Of {len(report.runs) - 1:,} other runs, by MAE: {', '.join(others)}"] if others else []
+    said += [others_sentence("MAE", ties, worse, better)] if ties + worse + better else []
     return sentences([*said, *checks_sentence(report.checks)], report.about.run)
 
 

@@ -106,7 +106,14 @@ def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
         yield said
     ties = sum(one.accuracy.tie for one in against.made)
     worse = sum(one.accuracy.worse for one in against.made)
-    better = len(against.made) - ties - worse
+    yield others_sentence("accuracy", ties, worse, len(against.made) - ties - worse)
+
+
+def others_sentence(what: str, ties: int, worse: int, better: int) -> str:
+    """How many other runs tie with a run, are worse or better by `what`."""
     counts = {"tied with it": ties, "worse": worse, "better": better}
-    parts = [f"{count:,} {what}" for what, count in counts.items() if count]
-    yield f"of {len(against.made):,} other runs, by accuracy: {', '.join(parts)}"
+    parts = [f"{count:,} {name}" for name, count in counts.items() if count]
+    others = ties + worse + better
+    if others == 1:
+        return f"the other run, by {what}: {parts[0].removeprefix('1 ')}"
+    return f"of {others:,} other runs, by {what}: {', '.join(parts)}"

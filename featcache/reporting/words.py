@@ -122,7 +122,7 @@ def figure_words(report: RunReport) -> dict[str, tuple[str, str]]:
             "Confidence",
             "Every label of every row, by the confidence in giving it or not."
             if several
-            else "Rows by the confidence of the head.",
+            else "Rows by the confidence of the head; the wrong ones are above the right ones.",
         ),
         "risk": (
             "Wrong answers by coverage",

@@ -69,3 +69,11 @@ def test_figures_without_matplotlib_name_the_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="matplotlib") as caught:
         figures(report())
     assert caught.value.hint == "pip install 'featcache[report]'"
+
+
+def test_series_differ_by_more_than_their_colour() -> None:
+    (curve,) = report().curves
+    drawn = figures(replace(report(), curves=[replace(curve, run=f"run-{number}") for number in range(3)]))
+    assert len(set(re.findall(r"stroke-dasharray: [\d., ]+", drawn["runs_loss"]))) >= 2
+    shapes = re.findall(r'<path id="m\w+" d="([^"]+)"', drawn["map_errors"])
+    assert len(set(shapes)) == 4  # two on the map, two in its legend
