@@ -44,6 +44,10 @@ class BackboneError(FeatcacheError):
     exit_code = 4
 
 
+class ModelUnreachable(BackboneError):
+    """No copy of a hub's model is on this disk, and the hub gives no answer."""
+
+
 class BadRow(BackboneError):
     """A text cannot be encoded; `row` is its number among the texts that were passed, from 0."""
 

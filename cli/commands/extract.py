@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.cluster.cluster import Engine
 from featcache.errors import UsageError
+from featcache.settings import CONFIG_FILE
 from featcache.system.text import readable
 from featcache.system.units import seconds_text
 from featcache_cli.console import note, out, print_result, table
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from featcache.extraction.job import Extracted
     from featcache.settings import Settings
 
+BEGIN = """three ways to begin:
+  featcache run reviews.csv                 one file with texts and labels: everything
+  featcache demo                            reviews and an encoder without any hub
+  featcache init --model M --dataset D      then: featcache extract --all-splits"""
 SHOWN_LABELS = 12
 SPLITS = ("train", "validation", "test")
 SHOWN_UNKNOWN = 0.0005  # share of unknown tokens from which on it is said: 0.1 %
@@ -48,6 +54,8 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if bool(args.split) == args.all_splits:
+        if not args.split and _nothing_named(args):
+            raise UsageError("nothing says which texts to extract", hint=BEGIN)
         what = "--split and --all-splits cannot be given together" if args.split else "no splits are named"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
@@ -57,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
     document = {"splits": [record(result) for result in results]}
     print_result(args, document, lambda: show(results, quiet=args.quiet))
     return 0
+
+
+def _nothing_named(args: argparse.Namespace) -> bool:
+    """No data on the command line, and no settings file."""
+    named = args.config or args.dataset or args.data_files
+    return not named and not Path(CONFIG_FILE).exists()
 
 
 def extract_splits(

@@ -17,6 +17,7 @@ from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache_cli.commands import compare, extract, train_head
 from featcache_cli.console import note, out, print_json
+from featcache_cli.embedded import with_embedded_model
 from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 from featcache_cli.run_table import show as show_runs
@@ -63,7 +64,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
     settings = settings_of(args, {} if args.source is None else {"dataset": args.source})
     data, decided = with_test_split(settings.data)
-    settings = replace(settings, data=data)
+    settings = with_embedded_model(replace(settings, data=data), args)
     if decided is not None:
         note(decided, quiet=args.quiet)
     file = Path(args.config or CONFIG_FILE)

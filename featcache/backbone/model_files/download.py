@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.errors import BackboneError, FeatcacheError
+from featcache.errors import BackboneError, FeatcacheError, ModelUnreachable
 from featcache.settings import BackboneSettings
 from featcache.system.hub.errors import HubError, Kind, hub_error
 from featcache.system.hub.listener import tell
@@ -46,6 +46,7 @@ def _copy_instead(settings: BackboneSettings, copy: Path | None, found: HubError
         missing = ", and no complete copy is on this disk" if found.kind is Kind.UNREACHABLE else ""
         hints = [found.hint, "" if found.kind is Kind.DISK else WAYS_OUT]
         what = f"cannot fetch the model {settings.model}: {found.what}{missing}"
-        raise BackboneError(what, hint="\n".join(filter(None, hints))) from error
+        refused = ModelUnreachable if found.kind is Kind.UNREACHABLE else BackboneError
+        raise refused(what, hint="\n".join(filter(None, hints))) from error
     tell(f"{found.what}; the copy of {settings.model} on this disk is used (commit {copy.name[:12]})")
     return copy
