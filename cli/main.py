@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import featcache
 from featcache.errors import DiskError, FeatcacheError, UsageError, closest
 from featcache.system.hub.listener import listening
+from featcache.system.machine import short_waits
 from featcache.system.outside import outside_error
 from featcache.system.packages import version_notes
 from featcache_cli.console import err, note, print_error
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Chinese text must not fail on an ASCII terminal
+    os.environ.update(short_waits(os.environ))
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     args = argparse.Namespace(continues=False, places=())
     try:

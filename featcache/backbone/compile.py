@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featcache.backbone import fused_layers
 from featcache.backbone.fused_layers import agree, is_conv1d
 
 # Weights that tokens are multiplied with, times texts, from which on compiling is considered. At 200 flops
@@ -99,7 +100,7 @@ def _parts(block: nn.Module, run: Callable[[], Any]) -> list[BlockPart]:
 def _is_part(module: nn.Module, part: BlockPart) -> bool:
     """Whether it takes tensors and no `packed`, and is more than a single layer of torch's own."""
     given = [*part.args, *(value for value in part.kwargs.values() if value is not None)]
-    single = type(module).__module__.startswith(("torch.nn.", "featcache.")) or is_conv1d(module)
+    single = type(module).__module__.startswith(("torch.nn.", fused_layers.__name__)) or is_conv1d(module)
     return "packed" not in part.kwargs and bool(given) and all(map(torch.is_tensor, given)) and not single
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
+from featcache.backbone.bert.load import load_bert, stock_tokenizer
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
 from featcache.backbone.model_files.config_checks import check_parameters, check_vocabulary
 from featcache.backbone.model_files.find import ModelFiles, require_unchanged
@@ -27,25 +29,42 @@ class NoPooler(nn.Module):
         return states
 
 
-def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
+def load_backbone(settings: BackboneSettings, files: ModelFiles, *, stock: bool = False) -> Backbone:
     """Load, freeze and probe a backbone from its local files; never touches the network.
+
+    Args:
+        stock: with the modelling code of transformers, which can be trained, where `load_bert` would do
+            without it.
 
     Raises:
         BackboneError: unreadable or incomplete weights, no tokenizer, a model that cannot encode texts.
         UsageError: the device does not exist.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     device = resolve_device(settings.device)
     dtype_name = resolve_dtype(settings.dtype, device)
-    source = {"local_files_only": True, "trust_remote_code": settings.trust_remote_code}
-    register(IMPLEMENTATION, packed_attention)
     cannot = f"cannot load {files.name} from {files.folder}"
     hint = "is the download complete? a model with code of its own needs --trust-remote-code"
-    with quiet_transformers(), library_errors(cannot, hint):
+    with library_errors(cannot, hint):
+        known = None if stock or settings.trust_remote_code else load_bert(files, DTYPES[dtype_name])
+        model, tokenizer = known or _load_stock(files, dtype_name, settings.trust_remote_code)
+    model.requires_grad_(False).eval().to(device)
+    if known is None:
+        _own_memory(model)
+    require_unchanged(files, settings)
+    with nullcontext() if known else quiet_transformers():
+        return Backbone(model, tokenizer, files, device, dtype_name)
+
+
+def _load_stock(files: ModelFiles, dtype_name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The model and its tokenizer, as transformers loads them."""
+    from transformers import AutoConfig
+
+    source = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    register(IMPLEMENTATION, packed_attention)
+    with quiet_transformers():
         config = AutoConfig.from_pretrained(files.folder, **source)
         kind = text_model_class(config)
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        tokenizer = stock_tokenizer(files, trust_remote_code=trust_remote_code)
         rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
         check_vocabulary(tokenizer, files.folder, files.hashes, rows)
         if not hasattr(config, "auto_map"):
@@ -55,11 +74,7 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles) -> Backbone:
             output_loading_info=True, ignore_mismatched_sizes=True, **source,
         )  # fmt: skip
     _require_weights(files, info)
-    model = text_part(model)
-    model.requires_grad_(False).eval()
-    _own_memory(model.to(device))
-    require_unchanged(files, settings)
-    return Backbone(model, tokenizer, files, device, dtype_name)
+    return text_part(model), tokenizer
 
 
 def text_model_class(config: Any) -> Any:

@@ -235,8 +235,7 @@ class Backbone:
 
     def use_attention(self, name: str | None) -> bool:
         """Let the model use another implementation of attention, or its own again; whether it does."""
-        with quiet_transformers():
-            self.model.set_attn_implementation(name or self.stock_attention)
+        self.model.set_attn_implementation(name or self.stock_attention)
         return bool(self.model.config._attn_implementation == name)
 
     @contextlib.contextmanager

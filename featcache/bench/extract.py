@@ -6,7 +6,11 @@ machine's own speed drifts. "Useful" counts the arithmetic of real tokens only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -42,11 +46,26 @@ class FeatcacheSpeed(ContenderSpeed):
     packing: str
 
 
+@dataclass(frozen=True)
+class SpeedBesideOthers:
+    """featcache while other processes keep cores busy.
+
+    Attributes:
+        processes: how many, with one thread each.
+        slower_by: texts a second alone over texts a second beside them.
+    """
+
+    processes: int
+    texts_per_s: float
+    slower_by: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractBenchmark:
     """What `bench_extract` returns.
 
     Attributes:
+        beside: None where it was not asked for.
         ratios: texts a second of featcache over those of each peer.
         unavailable: why a peer was left out, by name.
         tokens: of all texts.
@@ -60,6 +79,7 @@ class ExtractBenchmark:
     texts: int
     tokens: int
     machine: Machine
+    beside: SpeedBesideOthers | None = None
 
 
 def bench_extract(
@@ -67,6 +87,7 @@ def bench_extract(
     texts: Sequence[str],
     *,
     peers: Sequence[str] = tuple(PEERS),
+    beside: int = 0,
     on_progress: OnProgress = ignore,
 ) -> ExtractBenchmark:
     """Texts a second of featcache and of its peers, and the share of the GEMM peak.
@@ -74,6 +95,7 @@ def bench_extract(
     Args:
         settings: model, views, longest text and dtype; the same for all.
         peers: names out of `PEERS`; those that are not installed are left out.
+        beside: busy processes beside which featcache is measured once more; 0: it is not.
         on_progress: receives what is measured next as a stage.
     """
     files = find_model(settings.backbone)
@@ -101,8 +123,13 @@ def bench_extract(
             rivals[name] = speed(PEERS[name](str(files.folder), encoder, texts))
         except Unavailable as reason:
             missing[name] = str(reason)
+    if beside:
+        on_progress(Progress(f"featcache beside {beside} busy processes"))
+        with busy_processes(beside):
+            crowded = speed(lambda: encoder(texts)).texts_per_s
     again = speed(lambda: encoder(texts))  # the machine may have slowed down meanwhile
     best = max(ours, again, key=lambda one: one.texts_per_s)
+    slower = SpeedBesideOthers(beside, crowded, best.texts_per_s / crowded) if beside else None
     result = ExtractBenchmark(
         gemm_peak_gflops=peak,
         featcache=FeatcacheSpeed(
@@ -118,8 +145,22 @@ def bench_extract(
         texts=len(texts),
         tokens=int(lengths.sum()),
         machine=this_machine("transformers", "sentence-transformers", device=backbone.device),
+        beside=slower,
     )
     return tidied(result, digits=DIGITS)
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Within it, `count` processes compute without a pause; they end with this process at the latest."""
+    processes: list[subprocess.Popen[bytes]] = []
+    program = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    with ExitStack() as stack:
+        for _ in range(count):
+            processes.append(subprocess.Popen([sys.executable, "-S", "-c", program]))
+            stack.callback(processes[-1].wait)
+            stack.callback(processes[-1].kill)
+        yield processes
 
 
 def min_cosine_vs_fp32(settings: Settings, encoder: Encoder, texts: Sequence[str]) -> float:

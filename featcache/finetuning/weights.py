@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
-from featcache.backbone.model import DTYPES, Backbone
+from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument
@@ -21,7 +21,7 @@ TRAINED = "trained"  # name of the trained part's file, beside that of the head
 
 def load_plain(settings: BackboneSettings, files: ModelFiles) -> Backbone:
     """The backbone in float32 on the CPU, where no module is replaced by one that cannot be trained."""
-    return load_backbone(replace(settings, device="cpu", dtype="float32"), files)
+    return load_backbone(replace(settings, device="cpu", dtype="float32"), files, stock=True)
 
 
 def with_weights(
@@ -49,7 +49,8 @@ def with_weights(
     plain.model.to(device)
     for parameter in known.values():
         parameter.data = parameter.data.to(DTYPES[dtype_name])
-    tuned = Backbone(plain.model, plain.tokenizer, plain.files, device, dtype_name)
+    with quiet_transformers():
+        tuned = Backbone(plain.model, plain.tokenizer, plain.files, device, dtype_name)
     tuned.extension, tuned.extension_note = plain.extension, plain.extension_note
     return tuned
 

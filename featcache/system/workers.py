@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from featcache.errors import FeatcacheError, UsageError, restored
-from featcache.system.machine import available_cores, core_groups, keep_to
+from featcache.system.machine import available_cores, core_groups, keep_to, short_waits
 from featcache.system.outside import outside_error
 
 CORES_A_WORKER = 4  # with `auto`, where workers compute on processors
@@ -236,7 +236,7 @@ def _environment(rank: int, count: int, cores: int) -> dict[str, str]:
     """This process's environment with what torchrun sets; gloo talks over the loopback interface."""
     loopback = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     own = {"GLOO_SOCKET_IFNAME": loopback.pop()} if loopback else {}
-    return own | os.environ | {
+    return own | short_waits(os.environ) | os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),

@@ -40,6 +40,7 @@ def _add_extract(benches: Commands) -> None:
     parser = add_command(benches, "extract", about, example, run_extract)
     add_flag(parser, "--rows", "texts of the train split", 192, least=1)
     add_flag(parser, "--peers", "only these peers; 'none' for none (default: all)", metavar="A,B,...")
+    add_flag(parser, "--beside", "also measure beside N busy processes", 0, least=0)
     add_settings(parser, "backbone", "data", "features", "")
 
 
@@ -85,7 +86,9 @@ def run_extract(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.extract import bench_extract
 
-    result = bench_extract(settings, texts, peers=_peers(args.peers), on_progress=_noted(args))
+    result = bench_extract(
+        settings, texts, peers=_peers(args.peers), beside=args.beside, on_progress=_noted(args)
+    )
     print_result(args, result, lambda: show_extract(result))
     return 0
 
@@ -187,6 +190,9 @@ def show_extract(result: ExtractBenchmark) -> None:
         f"share of the GEMM peak ({peak:.0f} GFLOP/s, {ours.dtype}): {ours.share_of_peak:.2f}; "
         f"lowest cosine to float32: {ours.min_cosine_vs_fp32:.6f}"
     )
+    if others := result.beside:
+        speed = f"{others.texts_per_s:.1f} texts/s, {others.slower_by:.1f} times slower than alone"
+        console.print(f"beside {others.processes} busy processes: {speed}")
     about = result.machine
     flags = ", ".join(about.flags)
     console.print(f"{about.device}, {about.threads} threads, {flags}; {_versions(about)}", style="dim")

@@ -1,0 +1,1 @@
+"""BERT and its kind, without the modelling code of transformers, whose import takes seconds."""
