@@ -143,16 +143,19 @@ def check_vocabulary(tokenizer: Any, folder: Path, names: Iterable[str], rows: i
         BackboneError: an empty vocabulary, or ids beyond the table.
     """
     words = tokenizer.get_vocab()
-    own = words.keys() - tokenizer.get_added_vocab().keys()
+    around = list(tokenizer("")["input_ids"])
+    if tokenizer.pad_token_id is not None:
+        around.append(tokenizer.pad_token_id)
+    added = tokenizer.get_added_vocab()
+    if len(words) > len(added) and max(max(words.values()), *around) < (rows or 0):
+        return  # as with every ordinary model: a look at each word takes longer
+    own = words.keys() - added.keys()
     file = folder / next(filter(_has_words, sorted(names)), "tokenizer.json")
     if not own:
         raise BackboneError(
             f"{file} has an empty vocabulary",
             hint="is the download complete? every text would become unknown tokens",
         )
-    around = list(tokenizer("")["input_ids"])
-    if tokenizer.pad_token_id is not None:
-        around.append(tokenizer.pad_token_id)
     highest = max(*(words[word] for word in own), *around)
     if rows is not None and highest >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
