@@ -114,7 +114,7 @@ def bench_extract(
     on_progress(Progress("GEMM peak"))
     peak = gemm_peak(backbone.dtype, backbone.device)
     on_progress(Progress("featcache"))
-    ours = speed(lambda: encoder(texts))
+    before = speed(lambda: encoder(texts))
     cosine = min_cosine_vs_fp32(settings, encoder, texts)
     rivals, missing = dict[str, ContenderSpeed](), dict[str, str]()
     for name in peers:
@@ -123,31 +123,31 @@ def bench_extract(
             rivals[name] = speed(PEERS[name](str(files.folder), encoder, texts))
         except Unavailable as reason:
             missing[name] = str(reason)
-    if beside:
-        on_progress(Progress(f"featcache beside {beside} busy processes"))
-        with busy_processes(beside):
-            crowded = speed(lambda: encoder(texts)).texts_per_s
     again = speed(lambda: encoder(texts))  # the machine may have slowed down meanwhile
-    best = max(ours, again, key=lambda one: one.texts_per_s)
-    slower = SpeedBesideOthers(beside, crowded, best.texts_per_s / crowded) if beside else None
+    best = max(before, again, key=lambda one: one.texts_per_s)
+    ours = FeatcacheSpeed(
+        **asdict(best), share_of_peak=best.useful_gflops / peak, min_cosine_vs_fp32=cosine,
+        dtype=backbone.dtype_name, packing=backbone.packing,
+    )  # fmt: skip
     result = ExtractBenchmark(
         gemm_peak_gflops=peak,
-        featcache=FeatcacheSpeed(
-            **asdict(best),
-            share_of_peak=best.useful_gflops / peak,
-            min_cosine_vs_fp32=cosine,
-            dtype=backbone.dtype_name,
-            packing=backbone.packing,
-        ),
+        featcache=ours,
         peers=rivals,
         ratios={name: best.texts_per_s / one.texts_per_s for name, one in rivals.items()},
         unavailable=missing,
         texts=len(texts),
         tokens=int(lengths.sum()),
         machine=this_machine("transformers", "sentence-transformers", device=backbone.device),
-        beside=slower,
+        beside=_beside(beside, lambda: speed(lambda: encoder(texts)), best) if beside else None,
     )
     return tidied(result, digits=DIGITS)
+
+
+def _beside(count: int, measure: Callable[[], ContenderSpeed], alone: ContenderSpeed) -> SpeedBesideOthers:
+    """What `measure` finds beside `count` busy processes."""
+    with busy_processes(count):
+        found = measure().texts_per_s
+    return SpeedBesideOthers(count, found, alone.texts_per_s / found)
 
 
 @contextmanager

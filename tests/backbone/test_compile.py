@@ -20,7 +20,7 @@ from tests.support.stock import MIXED, encoder, load, mixed, sentence
 Folder = Callable[[str], Path]
 VIEWS = ("last/cls", "last/mean", "-2/mean")
 PARTS = {
-    "bert": ["BertSelfOutput", "BertIntermediate", "BertOutput"],
+    "bert": ["AddNorm", "BertIntermediate", "AddNorm"],
     "distilbert": ["FFN"],
     "modernbert": ["ModernBertMLP"],
     "gpt2": ["GPT2MLP"],

@@ -20,12 +20,12 @@ AS_IN_THE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes tha
 OF_BERT = ("BertTokenizer", "BertTokenizerFast")  # they make their parts themselves, as their settings say
 BERT_TOKENS = dict(zip(SPECIAL[2:], ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True))
 READ = (
-    *SPECIAL, "tokenizer_class", "model_max_length", "truncation_side", "model_input_names", "do_lower_case",
-    "strip_accents", "tokenize_chinese_chars", "added_tokens_decoder",
+    *SPECIAL, "tokenizer_class", "model_max_length", "truncation_side", "padding_side", "model_input_names",
+    "do_lower_case", "strip_accents", "tokenize_chinese_chars", "added_tokens_decoder",
 )  # fmt: skip
 # Settings that change no id of a text that is not padded.
 WITHOUT_EFFECT = (
-    "padding_side", "clean_up_tokenization_spaces", "name_or_path", "special_tokens_map_file",
+    "clean_up_tokenization_spaces", "name_or_path", "special_tokens_map_file",
     "tokenizer_file", "do_basic_tokenize", "chat_template", "max_length", "stride", "truncation_strategy",
     "pad_to_multiple_of", "pad_token_type_id", "backend", "is_local", "local_files_only", "processor_class",
 )  # fmt: skip
@@ -57,6 +57,7 @@ class FileTokenizer:
     Attributes:
         model_max_length: tokens of the longest text by the settings.
         truncation_side: where truncated texts lose tokens, `right` or `left`.
+        padding_side: what the settings say; nothing is padded here.
         model_input_names: what it makes of texts, or could make.
     """
 
@@ -72,6 +73,9 @@ class FileTokenizer:
         self.model_input_names: list[str] = settings.get("model_input_names", both)
         self.model_max_length = settings.get("model_max_length") or NO_LIMIT
         baked = backend.truncation or {}
+        self.padding_side: str = settings.get(
+            "padding_side", (backend.padding or {}).get("direction", "right")
+        )
         self.truncation_side: str = settings.get("truncation_side", baked.get("direction", "right"))
 
     @classmethod

@@ -91,7 +91,7 @@ def test_file_tokenizer_makes_the_ids_of_transformers(
     assert set(own.all_special_ids) == set(stock.all_special_ids)
     assert (own.get_vocab(), own.get_added_vocab()) == (stock.get_vocab(), stock.get_added_vocab())
     assert (len(own), own.model_max_length) == (len(stock), stock.model_max_length)
-    assert own.truncation_side == stock.truncation_side
+    assert (own.truncation_side, own.padding_side) == (stock.truncation_side, stock.padding_side)
     assert own.convert_ids_to_tokens(7) == stock.convert_ids_to_tokens(7)
     for pair in (False, True):
         assert own.num_special_tokens_to_add(pair) == stock.num_special_tokens_to_add(pair)
