@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import ge, gt, le, lt
 from typing import Any
 
-from featcache.errors import UsageError
+from featcache.errors import UsageError, closest
 
 
 def setting(
@@ -64,6 +64,8 @@ class Option:
 
 PATHS = ("model", "dataset", "data_files", "cache_dir", "reports_dir", "costs")  # settings that may be one
 
+WRITTEN = {int: "write it as in 100", float: "write it as in 0.001 or 1e-3"}  # hints
+
 
 def coerce(option: Option, value: Any) -> Any:
     """`value` in the type of `option`.
@@ -74,9 +76,11 @@ def coerce(option: Option, value: Any) -> Any:
     try:
         typed = _typed(option, value)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{option.flag}: {error}") from None
+        raise UsageError(f"{option.flag}: {error}", hint=WRITTEN.get(option.type)) from None
     if option.choices and typed is not None and typed not in option.choices:
-        raise UsageError(f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}")
+        close = closest(str(typed), list(option.choices))
+        what = f"{option.flag}: {typed!r} is none of {', '.join(option.choices)}"
+        raise UsageError(what, hint=f"did you mean {close}?" if close else None)
     if option.name in PATHS and "\0" in "".join(typed.values() if isinstance(typed, dict) else typed or ""):
         raise UsageError(f"{option.flag}: {value!r} is no path: it has a NUL character")
     if isinstance(typed, (int, float)) and not isinstance(typed, bool):

@@ -243,6 +243,20 @@ def test_build_settings_names_the_flag_of_an_invalid_value(name: str, value: Any
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("lr", "1e-4..", "write it as in 0.001 or 1e-3"),
+        ("epochs", "1e2", "write it as in 100"),
+        ("dtype", "flaot16", "did you mean float16?"),
+    ],
+)
+def test_an_invalid_value_has_a_hint(name: str, value: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build_settings({name: value})
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("[backbone]\nmodle = 'x'\n", ("[backbone] modle", "did you mean 'model'?")),
