@@ -7,13 +7,19 @@ arXiv:2506.10178.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from featcache.backbone.packing import PackedLayout
+
+PIECE = 512  # tokens that are pooled at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class Attention:
 
     def pool(self, states: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         """The states `[T, H]` of a packed batch to float32 `[B, H]`."""
-        return pool_layers([states], layout, self.queries[None])[0] - self.center
+        return pool_layers(states[None], layout, self.queries[None])[0] - self.center
 
 
 def query_of(queries: torch.Tensor) -> torch.Tensor:
@@ -55,17 +61,85 @@ def query_of(queries: torch.Tensor) -> torch.Tensor:
     return torch.arange(width, device=queries.device) * count // width
 
 
-def pool_layers(states: Sequence[torch.Tensor], layout: PackedLayout, queries: torch.Tensor) -> torch.Tensor:
-    """What queries `[L, M, H]` average of the states `[T, H]` of L layers: float32 `[L, B, H]`.
+def pool_layers(states: torch.Tensor, layout: PackedLayout, queries: torch.Tensor) -> torch.Tensor:
+    """What queries `[L, M, H]` average of the states `[L, T, H]` of L layers: float32 `[L, B, H]`.
 
-    Texts of about the same length are padded to one length, so that there are few and large products.
+    Gradients reach the queries, not the states.
     """
-    chosen, parts = query_of(queries), []
-    for bucket in layout.buckets:
-        shape = (len(states), *bucket.shape)
-        padded = torch.stack([one.index_select(0, bucket.gather) for one in states]).float().view(*shape, -1)
-        scores = padded @ queries.transpose(1, 2)[:, None]  # [L, n, tokens, M]
-        counted = (scores + bucket.mask[:, 0, 0, :, None]).softmax(2)
-        means = counted.transpose(2, 3) @ padded  # [L, n, M, H]; of each number one is wanted
-        parts.append(means.gather(2, chosen.expand(*shape[:2], 1, -1)).squeeze(2))
-    return torch.cat(parts, 1)
+    pooled: torch.Tensor = _Pooling.apply(queries, states, layout)  # type: ignore[no-untyped-call]
+    return pooled
+
+
+class _Pooling(torch.autograd.Function):
+    """`pool_layers`, a few texts at a time: their states in float32 stay in the processor's cache.
+
+    The backward pass reads the states again; only the weights of the tokens are kept for it. Each query
+    averages all numbers, not its own alone: one product of matrices takes less time than M small ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: torch.Tensor, states: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        layers, count, width = queries.shape
+        wanted = query_of(queries) * width + torch.arange(width, device=queries.device)  # of [M, H], flat
+        pooled, kept, columns = [], [], queries.transpose(1, 2)
+        pieces, scratch = list(_pieces(layout, count)), Scratch(torch.float32, states.device)
+        for piece in pieces:
+            own = piece.of(states, scratch)
+            scores = torch.bmm(own.view(layers, -1, width), columns)
+            weights = scores.view(layers, piece.texts, piece.length, count).softmax(2)
+            means = weights.transpose(2, 3) @ own  # [L, n, M, H]
+            pooled.append(means.flatten(2).index_select(2, wanted))
+            kept.append(weights)
+        ctx.save_for_backward(queries, states, *kept)
+        ctx.pieces, ctx.scratch = pieces, scratch
+        return torch.cat(pooled, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        queries, states, *kept = ctx.saved_tensors
+        averaged = functional.one_hot(query_of(queries), queries.shape[1]).to(gradient.dtype)  # [H, M]
+        found, first = torch.zeros_like(queries), 0
+        for piece, weights in zip(ctx.pieces, kept, strict=True):
+            own, part = piece.of(states, ctx.scratch), gradient[:, first : first + piece.texts]
+            to_weights = own @ (part.unsqueeze(3) * averaged)  # [L, n, t, M]
+            to_scores = weights * (to_weights - (weights * to_weights).sum(2, keepdim=True))
+            found.baddbmm_(to_scores.flatten(1, 2).transpose(1, 2), own.flatten(1, 2))
+            first += piece.texts
+        return found, None, None
+
+
+class _Piece(NamedTuple):
+    """Some neighbouring texts of a packed batch, of equal length."""
+
+    start: int  # their first token
+    texts: int
+    length: int
+
+    def of(self, states: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+        """Their part of `[L, T, H]`: float32 `[L, texts, length, H]`, in `scratch`."""
+        own = scratch.empty(len(states), self.texts, self.length, states.shape[2])
+        own.flatten(1, 2).copy_(states.narrow(1, self.start, self.texts * self.length))
+        return own
+
+
+class Scratch:
+    """Memory that is used again and again: new memory takes longer to get than to fill."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        """A tensor of this shape, valid until the next one."""
+        needed = math.prod(shape)
+        if needed > self._memory.numel():
+            self._memory = self._memory.new_empty(needed)
+        return self._memory[:needed].view(shape)
+
+
+def _pieces(layout: PackedLayout, queries: int) -> Iterator[_Piece]:
+    """The texts of a batch in order; averages by all queries are no larger than the states of a piece."""
+    for start, count, length in layout.runs:
+        most = max(PIECE // max(length, queries), 1)
+        for first in range(0, count, most):
+            yield _Piece(start + first * length, min(most, count - first), length)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from featcache.system.machine import one_thread_if
+
 if TYPE_CHECKING:
     import torch
 
-    from featcache.backbone.attentive import Attention
-    from featcache.backbone.packing import PackedLayout, StateBatch
+    from featcache.backbone.attentive import Scratch
+    from featcache.backbone.packing import PackedLayout
 
 
+SMALL_STEP = 1 << 23  # numbers in the states that are pooled at once: about 30 ms
 ATTENTIVE = "attentive"  # the pooling that a head learns, in the name of a view: `last/attentive`
 
 
@@ -28,8 +32,11 @@ class TextStates(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def batch(self, rows: np.ndarray) -> StateBatch:
-        """Some texts, end to end in that order."""
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, rows: np.ndarray, into: torch.Tensor) -> None:
+        """Copy the states of some texts, end to end in that order, into `[T, H]` of `dtype` on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,35 +89,69 @@ class TokenRows:
         """Itself, for a type checker that wants an array."""
         return cast(np.ndarray, self)
 
-    def batch(self, rows: np.ndarray) -> tuple[list[torch.Tensor], PackedLayout]:
-        """The states `[T, H]` of some texts at each layer, on the device, and where the texts lie."""
+    def batch(self, rows: np.ndarray) -> tuple[torch.Tensor, PackedLayout]:
+        """The states `[L, T, H]` of some texts at each layer, on the device, and where the texts lie."""
+        return self._laid_out(rows, self._read(rows, self._scratch()))
+
+    def batches(self, parts: Iterable[np.ndarray]) -> Iterator[tuple[torch.Tensor, PackedLayout]]:
+        """A `batch` of each of several rows, valid until the next one, which is read ahead in a thread."""
+        turns = self._scratch(), self._scratch()
+        with ThreadPoolExecutor(1) as reader:
+            ahead: tuple[np.ndarray, Future[torch.Tensor]] | None = None
+            for number, rows in enumerate(parts):
+                following = rows, reader.submit(self._read, rows, turns[number % 2])
+                if ahead:
+                    yield self._laid_out(ahead[0], ahead[1].result())
+                ahead = following
+            if ahead:
+                yield self._laid_out(ahead[0], ahead[1].result())
+
+    def _scratch(self) -> Scratch:
+        import torch
+
+        from featcache.backbone.attentive import Scratch
+
+        return Scratch(self.layers[0].dtype, torch.device("cpu"))
+
+    def _read(self, rows: np.ndarray, scratch: Scratch) -> torch.Tensor:
+        """The states `[L, T, H]` of some texts, on the CPU."""
+        states = scratch.empty(len(self.layers), int(self[rows].lengths.sum()), self.width)
+        for layer, part in zip(self.layers, states, strict=True):
+            layer.read(self.numbers[rows], part)
+        return states
+
+    def _laid_out(self, rows: np.ndarray, states: torch.Tensor) -> tuple[torch.Tensor, PackedLayout]:
+        """See `batch`, of the states of these rows."""
         import torch
 
         from featcache.backbone.packing import PackedLayout, without_first
 
         device = torch.device(self.device)
-        found = [layer.batch(self.numbers[rows]) for layer in self.layers]
-        states = [one.states.to(device) for one in found]
-        layout = PackedLayout.of(found[0].lengths, device)
+        states, layout = states.to(device), PackedLayout.of(self[rows].lengths, device)
         if not self.skipped:
             return states, layout
         parts = [without_first(one, layout, self.skipped) for one in states]
-        return [one for one, _ in parts], parts[0][1]
+        return torch.stack([one for one, _ in parts]), parts[0][1]
 
-    def pooled(self, attention: Sequence[Attention]) -> np.ndarray:
-        """`[N, D]` in the storage dtype: the vectors of all layers side by side."""
+    def pooled(self, queries: np.ndarray, centers: np.ndarray) -> np.ndarray:
+        """`[N, D]` in the storage dtype: the vectors of all layers side by side.
+
+        Args:
+            queries: float32 `[L, M, H]`; centers: float32 `[L, H]`; see `attentive.Attention`.
+        """
         import torch
 
+        from featcache.backbone.attentive import pool_layers
         from featcache.backbone.memory_limit import smaller_batches
 
         pooled = np.empty(self.shape, self.storage)
-        learned = [one.to(torch.device(self.device)) for one in attention]
+        learned, center = (torch.from_numpy(part).to(self.device) for part in (queries, centers[:, None]))
 
         def pool(rows: np.ndarray) -> None:
             with torch.no_grad():
-                states, layout = self.batch(rows)
-                parts = [one.pool(part, layout) for one, part in zip(learned, states, strict=True)]
-                pooled[rows] = torch.cat(parts, 1).cpu().numpy()
+                vectors = pool_layers(*self.batch(rows), learned) - center
+                pooled[rows] = vectors.transpose(0, 1).flatten(1).cpu().numpy()
 
-        smaller_batches(self.lengths, self.budget, pool)
+        with one_thread_if(self.budget * self.shape[1] < SMALL_STEP):
+            smaller_batches(self.lengths, self.budget, pool)
         return pooled

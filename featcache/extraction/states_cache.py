@@ -84,14 +84,21 @@ class StatesFile:
             self.storage = StatesDocument.from_json(self.sealed.description.document).storage
             self.offsets = np.asarray(self.sealed.column("offsets"))
             self.row_hash = np.asarray(self.sealed.column("row_hash"))
-            self._values = self.sealed.column("values")
+            self._map = self.sealed.column("values")
         except (KeyError, ValueError) as error:
             raise CorruptCache(f"{path} holds no states: {error}", hint=HINT) from error
         self.lengths: np.ndarray = np.diff(self.offsets)
-        if len(self.offsets) != len(self.row_hash) + 1 or self.offsets[-1] != len(self._values):
+        if len(self.offsets) != len(self.row_hash) + 1 or self.offsets[-1] != len(self._map):
             raise CorruptCache(f"{path}: its parts do not fit each other", hint=HINT)
+        self._values = self._map.view(np.ndarray)  # slices of a `memmap` take longer
         self._read = 0
         self._release()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the states."""
+        found: torch.dtype = getattr(torch, self.storage)
+        return found
 
     @property
     def rows(self) -> int:
@@ -119,19 +126,25 @@ class StatesFile:
 
     def batch(self, rows: np.ndarray) -> StateBatch:
         """The states of some rows, end to end in that order."""
-        pieces = [self._values[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        values = np.concatenate(pieces)
-        self._read += values.nbytes
+        width = self._values.shape[1] * self._values.itemsize // self.dtype.itemsize
+        states = torch.empty(int(self.lengths[rows].sum()), width, dtype=self.dtype)
+        self.read(rows, states)
+        return StateBatch(states, self.lengths[rows])
+
+    def read(self, rows: np.ndarray, into: torch.Tensor) -> None:
+        """Copy the states of some rows, end to end in that order, into `[T, H]` of `dtype`."""
+        into = into.view(torch.uint8) if self.storage == "bfloat16" else into
+        begins, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        pieces = [self._values[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        np.concatenate(pieces, out=into.numpy())
+        self._read += into.nbytes
         if self._read > RELEASE_BYTES:
             self._release()
-        states = torch.from_numpy(values)
-        states = states.view(torch.bfloat16) if self.storage == "bfloat16" else states
-        return StateBatch(states, self.lengths[rows])
 
     def _release(self) -> None:
         """Release the pages of the memory map, so that memory does not grow with the rows that were read."""
         self._read = 0
-        base = self._values.base
+        base = self._map.base
         if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             base.madvise(mmap.MADV_DONTNEED)
 

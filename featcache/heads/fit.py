@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -189,21 +188,3 @@ def schedule_factor(step: int, total: int, warmup: float, schedule: str) -> floa
     if schedule == "cosine":
         return (1 + math.cos(math.pi * passed)) / 2
     return 1.0
-
-
-@contextlib.contextmanager
-def one_thread_if(small: bool) -> Iterator[None]:
-    """One torch thread for small steps.
-
-    A second one hardly makes such steps shorter, and makes them many times longer once other processes want
-    the processors too.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    if small:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -27,7 +27,6 @@ from featcache.heads.fit import (
     Member,
     TrainingHistory,
     check_settings,
-    one_thread_if,
     schedule_factor,
     steps_of,
 )
@@ -35,6 +34,7 @@ from featcache.heads.minibatches import BatchLoader, PaddedFeatures
 from featcache.heads.scorers import Linear
 from featcache.heads.stack_loss import stack_loss
 from featcache.settings import HeadSettings
+from featcache.system.machine import one_thread_if
 from featcache.system.sharded_array import slices_of
 
 SMALL_STEP = 1e7  # floating-point operations

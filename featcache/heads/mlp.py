@@ -17,13 +17,13 @@ from featcache.heads.fit import (
     TrainingHistory,
     check_settings,
     divergence,
-    one_thread_if,
     schedule_factor,
     steps_of,
 )
 from featcache.heads.probabilities import softmax
 from featcache.heads.scorers import Mlp, Scorer
 from featcache.settings import HeadSettings
+from featcache.system.machine import one_thread_if
 
 if TYPE_CHECKING:
     import torch

@@ -182,11 +182,7 @@ class Attentive(_Layers):
 
     def pooled(self, x: np.ndarray) -> np.ndarray:
         """`[N, D]` of `TokenRows`; other features as they are."""
-        if not isinstance(x, TokenRows):
-            return x
-        from featcache.backbone.attentive import Attention
-
-        return x.pooled([Attention.of(*parts) for parts in zip(self.queries, self.centers, strict=True)])
+        return x.pooled(self.queries, self.centers) if isinstance(x, TokenRows) else x
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,12 @@
-"""The processor cores and the memory of this process."""
+"""The processor cores, threads and memory of this process."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how the threads of OpenMP wait
@@ -58,3 +59,21 @@ def peak_memory() -> int | None:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return None
+
+
+@contextlib.contextmanager
+def one_thread_if(small: bool) -> Iterator[None]:
+    """One torch thread for small steps.
+
+    A second one hardly makes such steps shorter, and makes them many times longer once other processes want
+    the processors too.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if small:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

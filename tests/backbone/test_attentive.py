@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.backbone.attentive import Attention
+from featcache.backbone import attentive
+from featcache.backbone.attentive import Attention, pool_layers
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.packing import PackedLayout
 from featcache.errors import HeadError, UsageError
@@ -80,3 +81,33 @@ def test_an_attentive_view_cannot_be_extracted_without_a_head(tiny: Callable[[st
     windows = FeatureSettings(views=("last/attentive",), long_text="chunks", overlap=8)
     with pytest.raises(UsageError, match="not over windows"):
         Encoder(backbone, windows, attention={"last/attentive": learned(2, 32)})
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), queries=st.integers(1, 7))
+@settings(max_examples=20, deadline=None)
+def test_gradients_of_several_layers_are_those_of_the_formula(lengths: list[int], queries: int) -> None:
+    draw, width, layers = torch.Generator().manual_seed(sum(lengths)), 7, 3
+    states = torch.randn(layers, sum(lengths), width, generator=draw).bfloat16()
+    learnt = torch.randn(layers, queries, width, generator=draw).requires_grad_()
+    given_back = torch.randn(layers, len(lengths), width, generator=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attentive, "PIECE", 64)  # equal lengths in several pieces
+        pooled = pool_layers(states, PackedLayout.of(np.array(lengths), CPU), learnt)
+    (pooled * given_back).sum().backward()
+    exact = learnt.detach().double().requires_grad_()
+    wanted = torch.stack(
+        [
+            torch.stack([_by_formula(text, queries) for text in layer.double().split(lengths)])
+            for layer, queries in zip(states, exact, strict=True)
+        ]
+    )
+    (wanted * given_back).sum().backward()
+    assert learnt.grad is not None and exact.grad is not None
+    torch.testing.assert_close(pooled.double(), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(learnt.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
+
+
+def _by_formula(text: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """See `by_formula`, without a center, for autograd."""
+    shares = (text @ queries.T).softmax(0)
+    return (shares[:, torch.arange(text.shape[1]) * len(queries) // text.shape[1]] * text).sum(0)

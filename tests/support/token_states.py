@@ -8,7 +8,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from featcache.backbone.packing import StateBatch
 from featcache.backbone.token_rows import TokenRows
 from featcache.heads.features import LabelledFeatures
 
@@ -29,9 +28,12 @@ class MemoryStates:
     def nbytes(self) -> int:
         return sum(text.nbytes for text in self.texts)
 
-    def batch(self, rows: np.ndarray) -> StateBatch:
-        states = np.concatenate([self.texts[row] for row in rows])
-        return StateBatch(torch.from_numpy(states), self.lengths[rows])
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def read(self, rows: np.ndarray, into: torch.Tensor) -> None:
+        np.concatenate([self.texts[row] for row in rows], out=into.numpy())
 
 
 def needles(count: int, seed: int = 0, layers: int = 1, classes: int = 2) -> LabelledFeatures:

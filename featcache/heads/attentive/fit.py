@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from featcache.backbone.token_rows import TokenRows
+from featcache.backbone.token_rows import SMALL_STEP, TokenRows
 from featcache.errors import HeadError, UsageError
 from featcache.heads.features import LabelledFeatures, fixed_logits
 from featcache.heads.fit import (
@@ -17,20 +17,20 @@ from featcache.heads.fit import (
     TrainingHistory,
     check_settings,
     divergence,
-    one_thread_if,
     schedule_factor,
 )
 from featcache.heads.mlp import loss_of_rows, score_rows
 from featcache.heads.scorers import Attentive
 from featcache.settings import HeadSettings
+from featcache.system.machine import one_thread_if
 
 if TYPE_CHECKING:
     import torch
 
     from featcache.backbone.packing import PackedLayout
 
-SMALL_STEP = 1 << 23  # numbers in the states of one step: about 30 ms
 SAMPLED = 1000  # train texts whose tokens the states are standardised by
+AT_ONCE = 32  # of them
 FIRST = 0.02  # deviation of the first queries, of standardised states
 
 
@@ -59,22 +59,24 @@ def fit_attentive(
     """
     check_settings(settings)
     _check(train, validation, settings)
-    training = _AttentiveTraining(train, classes, settings, seed)
-    history = TrainingHistory[Attentive](settings.patience)
-    for number in range(1, settings.passes + 1):
-        seen = training.epoch()
-        scorer = training.network.scorer()
-        if not all(np.isfinite(part).all() for part in scorer.tensors().values()):
-            raise divergence(number)
-        line = Epoch(number, *seen, *score_rows(scorer, validation))
-        history.add(line, lambda scorer=scorer: scorer)  # type: ignore[misc]
-        if history.diverged:
-            raise divergence(number)
-        if on_epoch:
-            on_epoch(line)
-        if history.stopped:
-            break
-    return history.fit(lambda scorer: scorer)
+    numbers = settings.batch_size * train.x.shape[1] * float(train.x.lengths.mean())  # type: ignore[attr-defined]
+    with one_thread_if(numbers < SMALL_STEP):
+        training = _AttentiveTraining(train, classes, settings, seed)
+        history = TrainingHistory[Attentive](settings.patience)
+        for number in range(1, settings.passes + 1):
+            seen = training.epoch()
+            scorer = training.network.scorer()
+            if not all(np.isfinite(part).all() for part in scorer.tensors().values()):
+                raise divergence(number)
+            line = Epoch(number, *seen, *score_rows(scorer, validation))
+            history.add(line, lambda scorer=scorer: scorer)  # type: ignore[misc]
+            if history.diverged:
+                raise divergence(number)
+            if on_epoch:
+                on_epoch(line)
+            if history.stopped:
+                break
+        return history.fit(lambda scorer: scorer)
 
 
 def _check(train: LabelledFeatures, validation: LabelledFeatures, settings: HeadSettings) -> None:
@@ -114,26 +116,24 @@ class _AttentiveTraining:
         settings, count = self.settings, len(self.train.y)
         total = settings.passes * -(-count // settings.batch_size)
         lost, right = 0.0, 0
-        numbers = settings.batch_size * self.train.x.shape[1] * float(self.train.x.lengths.mean())  # type: ignore[attr-defined]
-        with one_thread_if(numbers < SMALL_STEP):
-            for step in self.network.steps(self.train, settings.batch_size):
-                factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
-                self.optimizer.param_groups[0]["lr"] = settings.lr * factor
-                self.optimizer.zero_grad()
-                logits = self.network.logits(*step.batch)
-                loss = self.loss(logits, step.labels, step.weights)
-                loss.backward()
-                self.optimizer.step()
-                self.done += 1
-                lost += float(loss.detach()) * len(step.labels)
-                right += step.right(logits.detach())
+        for step in self.network.steps(self.train, settings.batch_size):
+            factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
+            self.optimizer.param_groups[0]["lr"] = settings.lr * factor
+            self.optimizer.zero_grad()
+            logits = self.network.logits(*step.batch)
+            loss = self.loss(logits, step.labels, step.weights)
+            loss.backward()
+            self.optimizer.step()
+            self.done += 1
+            lost += float(loss.detach()) * len(step.labels)
+            right += step.right(logits.detach())
         return lost / count, right / count
 
 
 class _TextStep(NamedTuple):
     """The texts of a step, longest first: see `TokenRows.batch`, labels among those seen, and weights."""
 
-    batch: tuple[list[torch.Tensor], PackedLayout]
+    batch: tuple[torch.Tensor, PackedLayout]
     labels: torch.Tensor
     weights: torch.Tensor | None
 
@@ -164,16 +164,26 @@ class _LearnedPooling:
         self.bias = parameter(np.zeros(len(self.seen)))
 
     def _standard(self, x: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the states of some texts at each layer, one text at a time."""
+        """Mean and deviation of the states of some texts at each layer."""
         import torch
+
+        from featcache.backbone.attentive import PIECE
 
         rows = self.dice.permutation(len(x))[:SAMPLED]
         count, sums, squares = 0, *torch.zeros(2, len(x.layers), x.width, dtype=torch.float64)
-        for row in rows:
-            states = torch.stack([part.cpu().double() for part in x.batch(np.array([row]))[0]])
-            count, sums, squares = count + states.shape[1], sums + states.sum(1), squares + (states**2).sum(1)
+        center: torch.Tensor | None = None  # near the mean, so that float32 loses nothing
+        for batch, _ in x.batches(np.array_split(rows, -(-len(rows) // AT_ONCE))):
+            for states in batch.split(PIECE, 1):
+                own = states.float()
+                center = own.mean(1, keepdim=True) if center is None else center
+                own = own - center
+                count += own.shape[1]
+                sums += own.sum(1).cpu()
+                squares += own.square().sum(1).cpu()
+        assert center is not None
         mean = sums / count
         deviation = (squares / count - mean**2).clamp_min(0).sqrt()
+        mean += center[:, 0].cpu()
         constant = deviation <= 1e-6 * mean.abs()
         scale = torch.where(constant, 1.0, deviation)
         return mean.float().to(self.device), scale.float().to(self.device)
@@ -186,21 +196,22 @@ class _LearnedPooling:
         """One epoch in a new order."""
         import torch
 
-        y, lengths = train.y, train.x.lengths  # type: ignore[attr-defined]
-        order = self.dice.permutation(len(y))
-        for first in range(0, len(y), size):
-            rows = order[first : first + size]
-            rows = rows[np.argsort(-lengths[rows], kind="stable")]
+        x: Any = train.x
+        order = self.dice.permutation(len(train.y))
+        parts = [order[first : first + size] for first in range(0, len(order), size)]
+        parts = [rows[np.argsort(-x[rows].lengths, kind="stable")] for rows in parts]
+        for rows, batch in zip(parts, x.batches(parts), strict=True):
+            y = train.y[rows]
             if y.ndim == 1:
-                labels = torch.from_numpy(np.searchsorted(self.seen, y[rows]))
+                labels = torch.from_numpy(np.searchsorted(self.seen, y))
             else:
-                labels = torch.from_numpy(y[rows][:, self.seen].astype(np.float32))
+                labels = torch.from_numpy(y[:, self.seen].astype(np.float32))
             weights = None
             if train.weight is not None:
                 weights = torch.tensor(train.weight[rows], dtype=torch.float32)
-            yield _TextStep(train.x.batch(rows), labels, weights)  # type: ignore[attr-defined]
+            yield _TextStep(batch, labels, weights)
 
-    def logits(self, states: list[torch.Tensor], layout: PackedLayout) -> torch.Tensor:
+    def logits(self, states: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
         """Of some texts, for the labels that can be learnt; on the CPU."""
         import torch
 
