@@ -147,7 +147,7 @@ def check_vocabulary(tokenizer: Any, folder: Path, names: Iterable[str], rows: i
     if tokenizer.pad_token_id is not None:
         around.append(tokenizer.pad_token_id)
     added = tokenizer.get_added_vocab()
-    if len(words) > len(added) and max(max(words.values()), *around) < (rows or 0):
+    if len(words) > len(added) and max([*words.values(), *around]) < (rows or 0):
         return  # as with every ordinary model: a look at each word takes longer
     own = words.keys() - added.keys()
     file = folder / next(filter(_has_words, sorted(names)), "tokenizer.json")
