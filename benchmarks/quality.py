@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,10 @@ def main() -> None:
     parser.add_argument("documents", nargs="+", type=Path, help="what `bench quality --json` printed")
     asked = parser.parse_args()
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in asked.documents]
-    rows = [row for document in documents for row in document["rows"]]
-    sets = {name: list(found) for name, found in groupby(rows, key=lambda row: str(row["data"]))}
+    measured: dict[str, dict[str, dict[str, Any]]] = {}  # by set and method: the first document counts
+    for row in (row for document in documents for row in document["rows"]):
+        measured.setdefault(row["data"], {}).setdefault(row["method"], row)
+    sets = {name: list(found.values()) for name, found in measured.items()}
     parts = [HEADER, *(f"## {name}\n\n{table(found)}\n" for name, found in sets.items())]
     if left := {key: reason for document in documents for key, reason in document["left_out"].items()}:
         parts.append("Left out: " + "; ".join(f"{key} ({reason})" for key, reason in left.items()) + ".\n")

@@ -340,9 +340,14 @@ def test_an_error_of_all_workers_is_reported_once(work: Path, cli: Cli) -> None:
 
 
 def workers_of(process: int) -> list[int]:
-    """The children of a process, the first started first."""
+    """The children of a process, the first started first: numbers begin again when they have run out."""
     lists = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    return sorted(int(number) for text in lists for number in text.split())
+    return sorted((int(number) for text in lists for number in text.split()), key=started)
+
+
+def started(process: int) -> int:
+    """When it started, in ticks since the machine did."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def gone(process: int) -> bool:
