@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from featcache.data.locate import locate
 from featcache.errors import FeatcacheError, ModelUnreachable
 from featcache.settings import BackboneSettings, FeatureSettings
 from featcache_cli.console import note
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 def with_embedded_model(settings: Settings, args: argparse.Namespace) -> Settings:
     """`settings` with the embedded encoder where nobody named a model and the default one is not to be had.
 
+    Data on a hub are left to the error: without a hub they are not to be had either.
+
     Raises:
         ModelUnreachable: it is not to be had, and the package with the embedded encoder is not installed.
     """
     from featcache.backbone.model_files.find import find_model
 
     if args.model is not None or settings.backbone.model != BackboneSettings().model:
+        return settings
+    if locate(settings.data).hub_id:
         return settings
     try:
         find_model(settings.backbone)

@@ -62,7 +62,6 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("", ("COMMAND",)),
         ("extrct", ("extrct", "extract")),
         ("extract --split train --max-lenght 3", ("--max-lenght", "did you mean", "--max-length")),
         ("extract --splt train", ("--splt", "did you mean", "--split")),

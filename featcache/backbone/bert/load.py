@@ -39,6 +39,8 @@ def load_bert(files: ModelFiles, dtype: torch.dtype) -> tuple[BertModel, Any] | 
     weights = loadable_folder(files) / SAFETENSORS.single
     if not weights.is_file():  # several shards
         return None
+    if not _has_sizes(weights, config, PREFIXES[config.model_type]):
+        return None
     with _NoInit():
         model = BertModel(config)
     tensors = _tensors(weights, model, PREFIXES[config.model_type], dtype)
@@ -71,6 +73,23 @@ def stock_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> An
     with quiet_transformers():
         return AutoTokenizer.from_pretrained(
             files.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+
+def _has_sizes(path: Path, config: BertConfig, prefix: str) -> bool:
+    """Whether the weights are as large as the config says: memory is allocated by it."""
+    layer = f"encoder.layer.{config.num_hidden_layers - 1}.intermediate.dense.weight"
+    wanted = {
+        "embeddings.word_embeddings.weight": [config.vocab_size, config.hidden_size],
+        "embeddings.position_embeddings.weight": [config.max_position_embeddings, config.hidden_size],
+        "embeddings.token_type_embeddings.weight": [config.type_vocab_size, config.hidden_size],
+        layer: [config.intermediate_size, config.hidden_size],
+    }
+    with safe_open(path, framework="pt") as file:
+        places = {name.removeprefix(prefix): name for name in file.keys()}  # noqa: SIM118
+        return all(
+            name in places and file.get_slice(places[name]).get_shape() == shape
+            for name, shape in wanted.items()
         )
 
 
