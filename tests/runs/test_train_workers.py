@@ -346,8 +346,11 @@ def workers_of(process: int) -> list[int]:
 
 
 def started(process: int) -> int:
-    """When it started, in ticks since the machine did."""
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    """When it started, in ticks since the machine did; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def gone(process: int) -> bool:
