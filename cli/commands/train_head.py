@@ -122,7 +122,7 @@ def train(
     """
     from featcache.runs.train import train_head
 
-    alone = kind in (LEXICAL, ATTENTIVE) and view is None
+    alone = kind in (LEXICAL, ATTENTIVE) and view in (None, LEXICAL)
     name = kind if alone else f"{kind} {view or settings.features.views[0]}"
     epochs = settings.head.passes if kind == ATTENTIVE else settings.head.epochs
     stages = BEFORE | {stage: f"train {name}, {said}" for stage, said in INSTEAD.items()}
