@@ -130,6 +130,19 @@ class TrainingHistory(Generic[W]):
         self.lines.append(line)
         self.stopped = self.patience is not None and line.epoch - self.best_epoch >= self.patience
 
+    def add_scorer(self, line: Epoch, scorer: W, on_epoch: OnEpoch | None) -> bool:
+        """Add an epoch of a head that is trained alone; whether the training is over.
+
+        Raises:
+            HeadError: it diverges, in whichever epoch.
+        """
+        self.add(line, lambda: scorer)
+        if self.diverged:
+            raise divergence(line.epoch)
+        if on_epoch:
+            on_epoch(line)
+        return self.stopped
+
     def fit(self, scorer: Callable[[W], Scorer]) -> Fit:
         """The result, with `scorer` of the best and of the last weights."""
         assert self.best is not None and self.last is not None

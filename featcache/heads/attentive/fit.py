@@ -69,12 +69,7 @@ def fit_attentive(
             if not all(np.isfinite(part).all() for part in scorer.tensors().values()):
                 raise divergence(number)
             line = Epoch(number, *seen, *score_rows(scorer, validation))
-            history.add(line, lambda scorer=scorer: scorer)  # type: ignore[misc]
-            if history.diverged:
-                raise divergence(number)
-            if on_epoch:
-                on_epoch(line)
-            if history.stopped:
+            if history.add_scorer(line, scorer, on_epoch):
                 break
         return history.fit(lambda scorer: scorer)
 
