@@ -1,9 +1,9 @@
-"""Progress of long work on stderr: bars on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: a bar while a stage runs on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from featcache.system.hub.listener import listening
@@ -13,9 +13,11 @@ from featcache_cli.console import err
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
     from featcache.system.progress import Progress
 
+FIRST_BAR = 2.0  # seconds before a stage has a bar
 FIRST_LINE = 2.0  # seconds before the first line off a terminal
 LINE_EVERY = 10.0  # seconds between lines
 DOWNLOAD = {"download": "download"}
@@ -24,6 +26,9 @@ EXTRACTION = {"encode": "extract", **DOWNLOAD}  # stages of an extraction that h
 
 class Meter:
     """Draws `Progress` and counts of work as bars; use as a context manager.
+
+    A bar is there while its stage runs, from its third second on; afterwards the line is free again. A stage
+    without a count, or of one step, has no numbers, and ends when another one begins.
 
     Args:
         quiet: draw nothing at all.
@@ -37,9 +42,10 @@ class Meter:
         self.names = names
         self.bars: Bars | None = None
         self.noted: set[str] = set()
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic() - max(0.0, LINE_EVERY - FIRST_LINE)
         self._began: dict[str, tuple[float, int]] = {}
+        self._lines: set[str] = set()  # tasks that have a line off a terminal
 
     def __enter__(self) -> Self:
         self._hubs = listening(self)
@@ -74,15 +80,31 @@ class Meter:
         if self.quiet:
             return
         self._began.setdefault(name, (time.monotonic(), done))
+        counted = total != 1 and bool(total or done)
         if self.bars:
-            if name not in self._tasks:
-                self._tasks[name] = self.bars.add_task(name, total=total or None, info="", count="")
-            count = short_count_text(done) + (f"/{short_count_text(total)}" if total else "")
-            self.bars.update(self._tasks[name], completed=done, total=total or None, info=info, count=count)  # type: ignore[arg-type]
-        elif time.monotonic() - self._last_line >= LINE_EVERY:
+            self._draw(name, done, total if counted else 0, info)
+        elif self._line_is_due(name, done == total and counted):
             self._last_line = time.monotonic()
-            count = f"{done:,}/{total:,}" if total else f"{done:,}"
-            self.note(f"{name} {count} {info}".rstrip() + self._time_left(name, done, total))
+            self._lines.add(name)
+            count = f" {done:,}/{total:,}" if total else f" {done:,}"
+            said = f"{name}{count if counted else ''} {info}".rstrip()
+            self.note(said + (self._time_left(name, done, total) if done < total else ""))
+
+    def _draw(self, name: str, done: int, total: int, info: str) -> None:
+        assert self.bars
+        if name not in self._tasks:
+            for task in list(self.bars.tasks):
+                if task.total is None:
+                    self.bars.remove_task(self._tasks.pop(task.description))
+            self._tasks[name] = self.bars.add_task(name, total=None, info="", count="")
+        count = f"{short_count_text(done)}/{short_count_text(total)}" if total else ""
+        if done and not total:
+            count = short_count_text(done)
+        self.bars.update(self._tasks[name], total=total or None, completed=done, info=info, count=count)  # type: ignore[arg-type]
+
+    def _line_is_due(self, name: str, ended: bool) -> bool:
+        """A line now and then, and the last one of a task that has lines."""
+        return time.monotonic() - self._last_line >= LINE_EVERY or (ended and name in self._lines)
 
     def rate(self, name: str, done: int) -> float:
         """Units a second since the first step of the task."""
@@ -129,15 +151,24 @@ class LiveMeter(Meter):
 
 
 def _bars(console: Console) -> Bars:
-    """Task, bar, count, rates, time left on one line; on a narrow terminal the bar yields first."""
+    """Task, bar, count, rates, time left on one line; on a narrow terminal the bar yields first.
+
+    Tasks that have just begun, or have ended, are not drawn.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
-    return Progress(
+    class RunningBars(Progress):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            running = [task for task in self.tasks if not task.finished]
+            yield self.make_tasks_table([task for task in running if (task.elapsed or 0.0) >= FIRST_BAR])
+
+    return RunningBars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[info]}", style="dim"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         console=console,
+        transient=True,
     )

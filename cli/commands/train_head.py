@@ -130,7 +130,7 @@ def train(
 
         def draw(line: Epoch) -> None:
             info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
-            meter.step(f"train {name}", line.epoch, epochs, info)
+            meter.step(f"train {name}, epochs", line.epoch, epochs, info)
 
         if workers == 1:
             if words is not None:
@@ -251,11 +251,12 @@ def show_honesty(run: Run) -> None:
         console.print(f"{line} (bootstrap over rows)", style="dim")
     found = run.record.calibration
     if found:
-        console.print(
-            f"temperature {found.temperature:.2f} from validation: calibration error "
-            f"{percent_text(found.ece_before)} -> {percent_text(found.ece_after)}",
-            style="dim",
-        )
+        error = percent_text(found.ece_before)
+        said = f"calibration error of validation {error}: no temperature makes it smaller"
+        if found.temperature != 1.0:
+            said = f"temperature {found.temperature:.2f} from validation: calibration error {error} -> "
+            said += percent_text(found.ece_after)
+        console.print(said, style="dim")
 
 
 def show_abstention(run: Run) -> None:

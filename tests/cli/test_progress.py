@@ -39,6 +39,7 @@ import sys
 import featcache.backbone.throughput, featcache_cli.progress
 featcache.backbone.throughput.MEASURE_AFTER = featcache.backbone.throughput.WORTH_MEASURING = 0.0
 featcache_cli.progress.LINE_EVERY = 0.05
+featcache_cli.progress.FIRST_BAR = 0.0
 from featcache_cli.main import main
 sys.exit(main())
 """
@@ -133,6 +134,7 @@ def test_meter_bar_fits_80_columns(
 ) -> None:  # fmt: skip
     plain_terminal(monkeypatch)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(drawing, "FIRST_BAR", 0.0)
     with Meter(quiet=False, names=EXTRACTION) as meter:
         monkeypatch.setattr(meter, "rate", lambda name, _: tokens if name.endswith("tokens") else texts)
         meter(Progress("encode", split, 0, total))
@@ -171,7 +173,56 @@ def test_extract_draws_bars_on_a_terminal(work: Path, impatient: None) -> None:
     assert max(map(cell_len, lines)) <= 80
     bars = [line for line in lines if "extract train" in line]
     assert any(re.search(rf"[\d,]+/1,500 {RATES} \d\d:\d\d|{RATES} --:--", line) for line in bars), bars
-    assert re.search(rf"1,500/1,500 {RATES} \d\d:\d\d", bars[-1]), bars[-1]
+    assert not any("0/1 " in line for line in lines)
+
+
+def test_a_bar_is_there_while_its_stage_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in the first two seconds, not after the end; a stage without a count ends as another begins."""
+    plain_terminal(monkeypatch)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    now = [0.0]
+    with Meter(quiet=False) as meter:
+        assert meter.bars
+        meter.bars.get_time = lambda: now[0]
+
+        def drawn() -> list[str]:
+            capsys.readouterr()
+            assert meter.bars
+            meter.bars.refresh()
+            return screen(capsys.readouterr().err)
+
+        meter.step("reading texts", 0, 1)
+        assert drawn() == []
+        now[0] = 2.5
+        assert [line.split(" ")[:2] for line in drawn()] == [["reading", "texts"]]
+        meter.step("penalties", 1, 20)
+        now[0] = 5.0
+        (line,) = drawn()
+        assert line.startswith("penalties") and "1/20" in line
+        meter.step("penalties", 20, 20)
+        assert drawn() == []
+
+
+def test_the_last_line_of_a_stage_off_a_terminal_is_its_total(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain_terminal(monkeypatch, columns=200)
+    clock = Clock()
+    monkeypatch.setattr(drawing, "time", clock)
+    with Meter(quiet=False) as meter:
+        meter.step("map by pca", 0, 1)  # of one step: no numbers
+        clock.now += 3.0
+        meter.step("map by pca", 0, 1)
+        for done in (1, 2, 20):
+            meter.step("penalties", done, 20)
+            clock.now += 10.0
+    assert capsys.readouterr().err.splitlines() == [
+        "map by pca",
+        "penalties 2/20, 3 min 0 s left",
+        "penalties 20/20",
+    ]
 
 
 def test_extract_prints_lines_into_a_pipe(work: Path, impatient: None) -> None:
