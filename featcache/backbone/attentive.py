@@ -20,6 +20,7 @@ from torch.nn import functional
 from featcache.backbone.packing import PackedLayout
 
 PIECE = 512  # tokens that are pooled at once
+PADDED = 8 / 7  # tokens with padding for each token, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,7 @@ class _Pooling(torch.autograd.Function):
 
     The backward pass reads the states again; only the weights of the tokens are kept for it. Each query
     averages all numbers, not its own alone: one product of matrices takes less time than M small ones.
+    Where queries are trained, texts of unlike lengths are pooled together, so that a step has few products.
     """
 
     @staticmethod
@@ -82,11 +84,12 @@ class _Pooling(torch.autograd.Function):
         layers, count, width = queries.shape
         wanted = query_of(queries) * width + torch.arange(width, device=queries.device)  # of [M, H], flat
         pooled, kept, columns = [], [], queries.transpose(1, 2)
-        pieces, scratch = list(_pieces(layout, count)), Scratch(torch.float32, states.device)
+        pieces = list(_padded_pieces(layout) if ctx.needs_input_grad[0] else _pieces(layout, count))
+        scratch = Scratch(torch.float32, states.device)
         for piece in pieces:
             own = piece.of(states, scratch)
             scores = torch.bmm(own.view(layers, -1, width), columns)
-            weights = scores.view(layers, piece.texts, piece.length, count).softmax(2)
+            weights = piece.without_padding(scores.view(layers, *own.shape[1:3], count)).softmax(2)
             means = weights.transpose(2, 3) @ own  # [L, n, M, H]
             pooled.append(means.flatten(2).index_select(2, wanted))
             kept.append(weights)
@@ -101,26 +104,39 @@ class _Pooling(torch.autograd.Function):
         averaged = functional.one_hot(query_of(queries), queries.shape[1]).to(gradient.dtype)  # [H, M]
         found, first = torch.zeros_like(queries), 0
         for piece, weights in zip(ctx.pieces, kept, strict=True):
-            own, part = piece.of(states, ctx.scratch), gradient[:, first : first + piece.texts]
+            own, part = piece.of(states, ctx.scratch), gradient[:, first : first + len(piece.lengths)]
             to_weights = own @ (part.unsqueeze(3) * averaged)  # [L, n, t, M]
             to_scores = weights * (to_weights - (weights * to_weights).sum(2, keepdim=True))
             found.baddbmm_(to_scores.flatten(1, 2).transpose(1, 2), own.flatten(1, 2))
-            first += piece.texts
+            first += len(piece.lengths)
         return found, None, None
 
 
 class _Piece(NamedTuple):
-    """Some neighbouring texts of a packed batch, of equal length."""
+    """Some neighbouring texts of a packed batch."""
 
     start: int  # their first token
-    texts: int
-    length: int
+    lengths: list[int]  # tokens of each
 
     def of(self, states: torch.Tensor, scratch: Scratch) -> torch.Tensor:
-        """Their part of `[L, T, H]`: float32 `[L, texts, length, H]`, in `scratch`."""
-        own = scratch.empty(len(states), self.texts, self.length, states.shape[2])
-        own.flatten(1, 2).copy_(states.narrow(1, self.start, self.texts * self.length))
+        """Their part of `[L, T, H]`: float32 `[L, texts, longest, H]`, in `scratch`, padded with zeros."""
+        longest, begin = max(self.lengths), self.start
+        own = scratch.empty(len(states), len(self.lengths), longest, states.shape[2])
+        if min(self.lengths) == longest:
+            own.flatten(1, 2).copy_(states.narrow(1, begin, len(self.lengths) * longest))
+            return own
+        for place, length in enumerate(self.lengths):
+            own[:, place, :length].copy_(states.narrow(1, begin, length))
+            own[:, place, length:].zero_()
+            begin += length
         return own
+
+    def without_padding(self, scores: torch.Tensor) -> torch.Tensor:
+        """`[L, texts, longest, M]` with -inf where a text has no token; the same tensor."""
+        for place, length in enumerate(self.lengths):
+            if length < scores.shape[2]:
+                scores[:, place, length:] = -math.inf
+        return scores
 
 
 class Scratch:
@@ -138,8 +154,22 @@ class Scratch:
 
 
 def _pieces(layout: PackedLayout, queries: int) -> Iterator[_Piece]:
-    """The texts of a batch in order; averages by all queries are no larger than the states of a piece."""
+    """Texts of equal length; averages by all queries are no larger than the states of a piece."""
     for start, count, length in layout.runs:
         most = max(PIECE // max(length, queries), 1)
         for first in range(0, count, most):
-            yield _Piece(start + first * length, min(most, count - first), length)
+            yield _Piece(start + first * length, [length] * min(most, count - first))
+
+
+def _padded_pieces(layout: PackedLayout) -> Iterator[_Piece]:
+    """Neighbours of like lengths: padded they have up to PIECE tokens, an eighth of these at most padding."""
+    start, own, tokens = 0, list[int](), 0
+    for length in layout.lengths.tolist():
+        longest, count = max([*own, length]), len(own) + 1
+        if own and (longest * count > PIECE or longest * count > (tokens + length) * PADDED):
+            yield _Piece(start, own)
+            start, own, tokens = start + tokens, [], 0
+        own.append(length)
+        tokens += length
+    if own:
+        yield _Piece(start, own)

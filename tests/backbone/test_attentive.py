@@ -91,7 +91,8 @@ def test_gradients_of_several_layers_are_those_of_the_formula(lengths: list[int]
     learnt = torch.randn(layers, queries, width, generator=draw).requires_grad_()
     given_back = torch.randn(layers, len(lengths), width, generator=draw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attentive, "PIECE", 64)  # equal lengths in several pieces
+        patch.setattr(attentive, "PIECE", 64)  # several pieces
+        patch.setattr(attentive, "PADDED", 3.0)  # of unlike lengths
         pooled = pool_layers(states, PackedLayout.of(np.array(lengths), CPU), learnt)
     (pooled * given_back).sum().backward()
     exact = learnt.detach().double().requires_grad_()
