@@ -22,7 +22,8 @@ from featcache.system.units import MINUTE, seconds_text, size_text
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
 
-MEASURED = 2.0  # seconds of encoding that the time is estimated from
+WARM_UP = 2.0  # seconds of encoding, at the least one step of it, that are slower than the others
+MEASURED = 2.0  # seconds after these that the time is estimated from
 WORTH_SAYING = 5.0  # seconds; shorter work is not announced
 SAMPLE = 256  # texts whose tokens are counted
 SHOWN_LABELS = 6
@@ -108,7 +109,8 @@ class Outlook:
     def __init__(self, about: Announced, on_progress: OnProgress) -> None:
         self.about, self.on_progress = about, on_progress
         self.left = {name: len(split) for name, split in about.splits.items()}
-        self.began: tuple[float, int] | None = None
+        self.began: float | None = None
+        self.warm: tuple[float, Progress] | None = None  # the step that ended the warm-up, and when it was
 
     def __call__(self, event: Progress) -> None:
         self.on_progress(event)
@@ -116,18 +118,22 @@ class Outlook:
             return
         if event.done >= event.total:  # too short to be announced
             del self.left[event.split]
-            self.began = None
+            self.began = self.warm = None
             return
-        began, first = self.began = self.began or (time.monotonic(), event.done)
-        elapsed = time.monotonic() - began
-        if elapsed < MEASURED or not event.tokens:
+        now = time.monotonic()
+        self.began = now if self.began is None else self.began
+        if self.warm is None:
+            self.warm = (now, event) if event.tokens and now - self.began >= WARM_UP else None
             return
-        rows = event.total - first + sum(self.left.values()) - self.left[event.split]
+        elapsed, tokens = now - self.warm[0], event.tokens - self.warm[1].tokens
+        if elapsed < MEASURED or not tokens:
+            return
+        rows = event.total - self.warm[1].done + sum(self.left.values()) - self.left[event.split]
         self.left = {}  # once is enough
         mean = self.about.mean_tokens(event.split)
         if mean is None:
             return
-        seconds = (rows * mean / event.tokens - 1) * elapsed
+        seconds = (rows * mean / tokens - 1) * elapsed
         if seconds >= WORTH_SAYING:
             time_left = f"{seconds:.0f} s" if seconds < MINUTE else seconds_text(seconds)
             text = f"about {time_left} to go{self.about.disk_text}"

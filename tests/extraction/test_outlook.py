@@ -59,13 +59,15 @@ def outlooks(monkeypatch: pytest.MonkeyPatch, encoder: Any, *steps: tuple[float,
     return [text for text in said if "to go" in text]
 
 
-def test_the_time_is_said_once_from_the_first_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = ((0.0, 0), (1.0, 5), (3.0, 20), (4.0, 30))
-    # 20 of 200 texts in 3 s: 27 s for the other 180
-    assert outlooks(monkeypatch, Encoder(), *steps) == ["about 27 s to go; 200.0 kB of features on disk"]
+def test_the_time_is_said_once_from_the_first_seconds_after_the_slow_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = ((0.0, 0), (2.0, 5), (3.0, 15), (4.0, 25), (6.0, 45))
+    # 20 of 200 texts from the third second to the fourth: 17.5 s for the other 175
+    assert outlooks(monkeypatch, Encoder(), *steps) == ["about 18 s to go; 200.0 kB of features on disk"]
 
 
 def test_short_work_and_unknown_texts_are_not_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert outlooks(monkeypatch, Encoder(), (0.0, 0), (2.5, 99)) == []  # 2.5 s more
+    assert outlooks(monkeypatch, Encoder(), (0.0, 0), (2.5, 40), (5.0, 99)) == []  # 4.3 s more
     assert outlooks(monkeypatch, Encoder(), (0.0, 0), (1.0, 100)) == []
-    assert outlooks(monkeypatch, None, (0.0, 0), (3.0, 20)) == []
+    assert outlooks(monkeypatch, None, (0.0, 0), (3.0, 20), (6.0, 40)) == []
