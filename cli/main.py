@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -74,7 +74,7 @@ def _explain(error: FeatcacheError, args: argparse.Namespace, debug: bool) -> in
     if debug:
         traceback.print_exc()
     else:
-        more = tuple(_after_disk_error(args)) if isinstance(error, DiskError) else ()
+        more = tuple(_what_to_do(error, args))
         try:
             print_error(error, *more)
         except ImportError:  # rich is the package that is missing
@@ -82,7 +82,11 @@ def _explain(error: FeatcacheError, args: argparse.Namespace, debug: bool) -> in
     return error.exit_code
 
 
-def _after_disk_error(args: argparse.Namespace) -> Iterator[str]:
+def _what_to_do(error: FeatcacheError, args: argparse.Namespace) -> Iterator[str]:
+    if isinstance(error, UsageError) and not error.hint and hasattr(args, "parser"):
+        yield f"see: {args.parser.prog} --help"
+    if not isinstance(error, DiskError):
+        return
     flags = [flag for flag in args.places if flag in args.parser._option_string_actions]
     if flags:
         yield f"or write to another place: {', '.join(flags)}"
@@ -111,7 +115,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    args, unknown = _parser().parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    args, unknown = _parser(words[:1]).parse_known_args(words)
     if unknown:
         parser: argparse.ArgumentParser = args.parser
         known = list(parser._option_string_actions)
@@ -134,7 +139,8 @@ def _joined(argv: list[str]) -> list[str]:
     return joined
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(first: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Of all commands, or of the one that the first word names: the others take time to import."""
     from rich_argparse import RawDescriptionRichHelpFormatter  # here: a package that is missing is explained
 
     parser = _Parser(
@@ -145,10 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     add_help_flags(parser)
     parser.add_argument("--version", action="version", version=f"featcache {featcache.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
-    for name in COMMANDS:
+    asked = [name for name in COMMANDS if name.replace("_", "-") in first and name != "completion"]
+    for name in asked or COMMANDS:
         import_module(f"featcache_cli.commands.{name}").add(commands)
-    about = {name: command.description or "" for name, command in commands.choices.items()}
-    parser.description = f"{DESCRIPTION}\n{grouped_commands(about)}"
+    if not asked:
+        about = {name: command.description or "" for name, command in commands.choices.items()}
+        parser.description = f"{DESCRIPTION}\n{grouped_commands(about)}"
     parser.epilog = EXIT_CODES
     parser.set_defaults(parser=parser, root=parser, run=_begin)
     return parser

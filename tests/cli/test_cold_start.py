@@ -12,6 +12,7 @@ from tests.support.made_run import made_run
 HEAVY = (
     "transformers", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "scipy",
     "sklearn", "pandas", "pyarrow", "datasets", "h5py", "matplotlib", "ray", "aiohttp",
+    "featcache_cli.commands.bench",
 )  # fmt: skip
 
 
