@@ -126,7 +126,9 @@ def _columns(
     if against:
         columns.append(RunColumn(f"vs {name}", _changes(runs, against, order.metric)))
         if any(made.clean for made in against.made):
-            columns.append(RunColumn("clean", _changes(runs, against, order.metric, clean=True), 6))
+            columns.append(
+                RunColumn(f"vs {name} clean", _changes(runs, against, order.metric, clean=True), 6)
+            )
     columns.append(RunColumn("F1" if other == "macro_f1" else "acc.", scores(split, other), 3))
     if any("cost" in run.record.metrics.get(split, {}) for run in runs):
         cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
@@ -240,7 +242,9 @@ def _legend(
     if against:
         name = "*" if "vs *" in headers else against.base.name
         lines.append(f"vs {name}: points more or less on the same {split} rows, and their 95 % interval")
-        lines.append("tie: the difference may be chance (Holm-corrected p of 0.05 or more)")
+        if f"vs {name} clean" in headers:
+            lines.append(f"vs {name} clean: the same on clean rows alone")
+        lines.append(_about_ties(against, order.metric))
         if split == "validation" and name == "*":
             lines.append("the best run was chosen on these rows, so its lead here is too large")
     if "answered" in headers:
@@ -250,6 +254,15 @@ def _legend(
     if "cached" in headers:
         lines.append("extr., cached: time to make the features or token states, and their size on disk")
     return lines
+
+
+def _about_ties(against: Comparisons, metric: str) -> str:
+    """What a tie is; and where the interval of one says otherwise, why."""
+    said = "tie: the difference may be chance (Holm-corrected p of 0.05 or more)"
+    changes: list[Change] = [getattr(made, metric) for made in against.made]
+    if any(one.tie and not one.difference.low <= 0 <= one.difference.high for one in changes):
+        said += f"; of {len(changes)} comparisons, one without 0 in its interval may still be chance"
+    return said
 
 
 def _reason(runs: list[Run], best: Run) -> str:

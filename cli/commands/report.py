@@ -192,9 +192,9 @@ def _show_runs(report: RunReport) -> None:
 def _show_mistakes(report: RunReport, width: int) -> None:
     from featcache.inspection.document import label_text
 
-    if report.mistakes:
+    if report.certain_mistakes:
         out().print("\nThe most confident mistakes", style="bold")
-    for row in report.mistakes[:SHOWN]:
+    for row in report.certain_mistakes[:SHOWN]:
         label, predicted = (clip(label_text(one), 12) for one in (row.label, row.predicted))
         remark = f"{label}, predicted {predicted} {percent_text(row.confidence)}"
         text = " ".join((row.text or "").split())

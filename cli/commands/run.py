@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +52,19 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = _settings(args)
-    made = run_all(settings, quiet=args.quiet, show=not args.json)
+    settings, decided = _settings(args)
+
+    def write_down() -> None:
+        _write_settings(args, settings, decided)
+
+    made = run_all(settings, quiet=args.quiet, show=not args.json, on_extracted=write_down)
     if args.json:
         print_json(document(made))
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    """Those of the command, with a test split where files have none; SOURCE has them written down."""
+def _settings(args: argparse.Namespace) -> tuple[Settings, str | None]:
+    """Those of the command, with a test split where files have none, and the sentence that says so."""
     if args.source is not None and (args.dataset is not None or args.data_files is not None):
         raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
     settings = settings_of(args, {} if args.source is None else {"dataset": args.source})
@@ -67,6 +72,12 @@ def _settings(args: argparse.Namespace) -> Settings:
     settings = with_embedded_model(replace(settings, data=data), args)
     if decided is not None:
         note(decided, quiet=args.quiet)
+    return settings, decided
+
+
+def _write_settings(args: argparse.Namespace, settings: Settings, decided: str | None) -> None:
+    """Write the settings of a SOURCE down, which the other commands read; not before it could be read."""
+    data = settings.data
     file = Path(args.config or CONFIG_FILE)
     if args.source is not None and not file.exists():
         write_file(file, to_toml(settings).encode("utf-8"))
@@ -74,7 +85,6 @@ def _settings(args: argparse.Namespace) -> Settings:
     elif decided is not None and load_settings(path=args.config) != settings:
         flag = f"--test-share {data.test_share:g}" if data.test_share else f"--test-split {data.test_split}"
         note(f"the other commands need {flag}, too, or a line of it in {file}", quiet=args.quiet)
-    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +107,17 @@ def document(made: AllRuns) -> dict[str, Any]:
     }
 
 
-def run_all(settings: Settings, *, quiet: bool, show: bool) -> AllRuns:
+def run_all(
+    settings: Settings, *, quiet: bool, show: bool, on_extracted: Callable[[], None] = lambda: None
+) -> AllRuns:
     """Extract, train, compare and check the data; prints the tables and the verdict on stdout if `show`.
 
     Trained are the words alone, a linear head and scikit-learn's logistic regression on each view, and
     logistic regression over depth, without and with the words. Where labels are numbers, a linear head and
     ridge regression on each view, and ridge regression over depth.
+
+    Args:
+        on_extracted: called once the features are in the cache.
     """
     from featcache.reporting.verdict import verdict
     from featcache.runs.run import ranked
@@ -110,6 +125,7 @@ def run_all(settings: Settings, *, quiet: bool, show: bool) -> AllRuns:
 
     asked = [view for view in settings.features.views if view != DEPTH] or ["last/cls"]
     settings, results = _extract(settings, quiet=quiet)
+    on_extracted()
     if show:
         extract.show(results, quiet=quiet)
     numbers = settings.data.task == REGRESSION

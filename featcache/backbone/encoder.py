@@ -163,7 +163,8 @@ class Encoder:
         if learned.queries.shape[1] != self.backbone.width:
             raise HeadError(
                 f"the head's queries are for states of {learned.queries.shape[1]} numbers, and those of "
-                f"{self.backbone.files.name} have {self.backbone.width}"
+                f"{self.backbone.files.name} have {self.backbone.width}",
+                hint="use the model that the head was trained with: --model",
             )
         if self.long_text == "chunks":
             raise UsageError(

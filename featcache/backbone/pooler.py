@@ -163,7 +163,10 @@ class _Module:
         weight = self.weights.get(f"{kind}.weight")
         if weight is None or weight.shape[-1] != width:
             shape = "none" if weight is None else list(weight.shape)
-            raise BackboneError(f"{self.file}: a weight for {width} numbers is needed, not {shape}")
+            raise BackboneError(
+                f"{self.file}: a weight for {width} numbers is needed, not {shape}",
+                hint="the model folder is damaged or incomplete: download it again",
+            )
         self.width = len(weight)
         return self._dense(weight) if kind == "linear" else self._norm()
 

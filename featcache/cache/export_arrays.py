@@ -213,7 +213,10 @@ def _written(paths: Sequence[Path], force: bool) -> Iterator[list[BinaryIO]]:
             yield [stack.enter_context(open(temporary, "xb")) for temporary in temporaries]
         for temporary, path in zip(temporaries, paths, strict=True):
             if not publish(temporary, path, replace=force):
-                raise CacheError(f"{path} appeared in the meantime; it is not changed")
+                raise CacheError(
+                    f"{path} appeared in the meantime; it is not changed",
+                    hint="name another folder, or run it again",
+                )
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)

@@ -42,10 +42,12 @@ class LocalFiles:
         try:
             mode = path.stat().st_mode
         except OSError as error:
-            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+            raise CacheError(
+                f"cannot read {path}: {error.strerror or error}", hint="who may read it? ls -l shows it"
+            ) from error
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
-            raise CacheError(f"{path} is no cache file but {what}")
+            raise CacheError(f"{path} is no cache file but {what}", hint="move it out of the cache folder")
         return SealedFile(path)
 
     def fetch_shard(self, path: Path, *, again: bool = False) -> bool:

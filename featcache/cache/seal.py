@@ -96,7 +96,10 @@ class Seal:
         head = MAGIC + f"{VERSION}\n".encode() + json.dumps(content, sort_keys=True).encode() + b"\n"
         head += xxhash.xxh3_128_hexdigest(head).encode() + b"\n"
         if len(head) > self.user_block:
-            raise CacheError(f"seal of {len(head)} bytes does not fit the user block of {self.user_block}")
+            raise CacheError(
+                f"seal of {len(head)} bytes does not fit the user block of {self.user_block}",
+                hint="this is a fault of featcache: please report it",
+            )
         return head.ljust(self.user_block, b"\0")
 
     def check(self, size: int, path: Path | str) -> None:

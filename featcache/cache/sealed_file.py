@@ -35,7 +35,7 @@ class SealedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists() and not path.is_file():  # to open a named pipe is to wait for ever
-            raise CacheError(f"cannot read {path}: it is no file")
+            raise CacheError(f"cannot read {path}: it is no file", hint="move it out of the cache folder")
         try:
             # Kept open, so that it can be read after it was replaced or removed.
             self._file = open(path, "rb")  # noqa: SIM115
@@ -46,7 +46,10 @@ class SealedFile:
             self._entries = seal.columns
             structure = structure_hash(self._file, self.nbytes, seal.user_block, self._entries)
         except OSError as error:
-            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+            raise CacheError(
+                f"cannot read {path}: {error.strerror or error}",
+                hint="featcache cache verify checks the file; remove it if it is damaged, and extract again",
+            ) from error
         if structure != seal.structure:
             raise CorruptCache(f"{path} is damaged outside its columns", hint=HINT)
         self._verified: set[str] = set()

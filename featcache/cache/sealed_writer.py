@@ -187,7 +187,10 @@ def _lay_out(meta: Mapping[str, Any], columns: list[Column]) -> _FileLayout:
                 checksums=places[1] or 0,
             )
     if not are_apart(user_block, entries, sketch.size):  # HDF5 may count offsets from another byte
-        raise CacheError("this HDF5 library places data where it cannot be")
+        raise CacheError(
+            "this HDF5 library places data where it cannot be",
+            hint="use the h5py of PyPI: pip install --force-reinstall h5py",
+        )
     return _FileLayout(sketch.size, user_block, entries, sketch.pages)
 
 
@@ -224,7 +227,10 @@ def _write_column(file: BinaryIO, column: Column) -> bytes:
                 sums += chunk.digest()
                 chunk, room = xxhash.xxh3_128(), CHUNK
     if written != column.nbytes:
-        raise CacheError(f"{column.name}: {written} bytes came, {column.nbytes} were announced")
+        raise CacheError(
+            f"{column.name}: {written} bytes came, {column.nbytes} were announced",
+            hint="this is a fault of featcache: please report it",
+        )
     if room < CHUNK:
         sums += chunk.digest()
     return bytes(sums)

@@ -86,7 +86,7 @@ def plan_parts(sources: Sequence[str]) -> list[OutputPart]:
         SourceError: no files, or a file that cannot be read or has an unknown format.
     """
     if not sources:
-        raise SourceError("no files to label")
+        raise SourceError("no files to label", hint="name files, or a pattern that matches some: --input")
     with ThreadPoolExecutor(READERS) as pool:
         parts = [part for found in pool.map(_parts_of, sources) for part in found]
     return [replace(part, number=number) for number, part in enumerate(parts)]
@@ -138,7 +138,10 @@ def _group_sizes(source: str) -> list[int]:
             with remote.fs.open(remote.path, "rb") as file:
                 facts = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"cannot read {shown(source)}: {str(error).splitlines()[0]}") from error
+        raise SourceError(
+            f"cannot read {shown(source)}: {str(error).splitlines()[0]}",
+            hint="the file is damaged, or another program wrote it: write it again",
+        ) from error
     return [facts.row_group(group).num_rows for group in range(facts.num_row_groups)]
 
 

@@ -102,7 +102,10 @@ def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
     try:
         found = datasets.load_from_disk(str(folder))
     except Exception as error:  # a broken folder raises errors of many types
-        raise SourceError(f"cannot read the saved dataset {folder}: {first_line(error)}") from error
+        raise SourceError(
+            f"cannot read the saved dataset {folder}: {first_line(error)}",
+            hint="save it again: dataset.save_to_disk",
+        ) from error
     return found if isinstance(found, datasets.DatasetDict) else {"train": found}
 
 
@@ -117,7 +120,10 @@ def _file_table(split: str, files: Sequence[DataPath], data: DataSettings) -> Sp
         for file, columns in zip(opened, picked, strict=True)
     }
     if len(names) > 1:
-        raise SourceError(f"the files of the {split} split have different label names")
+        raise SourceError(
+            f"the files of the {split} split have different label names",
+            hint="write the labels alike in all files, or name them: --label-names",
+        )
     key = [
         [hashes[str(file.path)], file.key, columns.single or asdict(columns)]
         for file, columns in zip(opened, picked, strict=True)
@@ -166,7 +172,10 @@ def _converted(split: str, sources: Sequence[RowSource], key: object, where: str
             raise error.__cause__ from None
         if isinstance(error.__cause__, OSError):
             raise disk_error(error.__cause__, f"write in {datasets.config.HF_DATASETS_CACHE}") from error
-        raise SourceError(f"cannot read {where}: {first_line(error.__cause__ or error)}") from error
+        raise SourceError(
+            f"cannot read {where}: {first_line(error.__cause__ or error)}",
+            hint="the file is damaged, or another program wrote it: write it again",
+        ) from error
     columns = SourceColumns("text", "label", "pair" if has_pair else None)
     return SplitTable(dataset, columns, encoded=True)
 
@@ -184,7 +193,9 @@ def _examples(split: str, sources: Sequence[RowSource], where: str) -> Iterator[
             yield example
             row += 1
     if row == 0:
-        raise SourceError(f"the {split} split has no rows: {where} has none")
+        raise SourceError(
+            f"the {split} split has no rows: {where} has none", hint="leave it out, or name a file with rows"
+        )
 
 
 def table_in_memory(
@@ -204,9 +215,11 @@ def table_in_memory(
         columns["label"] = list(labels)
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{len(values)} {key}s" for key, values in columns.items())
-        raise SourceError(f"{name}: {lengths}: the lengths differ")
+        raise SourceError(
+            f"{name}: {lengths}: the lengths differ", hint="give every list an item for each text"
+        )
     if not columns["text"]:
-        raise SourceError(f"the {name} split has no rows")
+        raise SourceError(f"the {name} split has no rows", hint="give at least one text")
     for key, values in columns.items():
         cell = label_cell if key == "label" else text_cell
         columns[key] = [cell(value, row, name) for row, value in enumerate(values)]

@@ -196,7 +196,8 @@ def _flag(name: str, value: object) -> bool | None:
         return None
     if text not in _FLAGS:
         raise SourceError(
-            f"column {name!r} has {value!r:.60}: a column of --label-columns has 0 or 1 in every row"
+            f"column {name!r} has {value!r:.60}: a column of --label-columns has 0 or 1 in every row",
+            hint="write 1 where the label applies and 0 where not",
         )
     return _FLAGS[text]
 

@@ -62,7 +62,10 @@ def label_cell(value: object, row: int, split: str) -> str | None:
         return json.dumps(value, default=_plain)
     except TypeError:
         kind = type(value).__name__
-        raise SourceError(f"row {row + 1} of {split}: a label cannot be a {kind}: {value!r:.60}") from None
+        raise SourceError(
+            f"row {row + 1} of {split}: a label cannot be a {kind}: {value!r:.60}",
+            hint="a label is a text, a whole number, or a list of them: --label-column names another column",
+        ) from None
 
 
 def read_cells(

@@ -51,7 +51,7 @@ def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTab
         SourceError: a row is not usable, and such rows may not be left out; names the first one.
     """
     if len(table.dataset) == 0:
-        raise SourceError(f"the {name} split has no rows")
+        raise SourceError(f"the {name} split has no rows", hint="leave it out, or name a file with rows")
     column = table.columns.label
     cells = read_cells(
         name,
@@ -78,7 +78,10 @@ def read_labels(name: str, table: SplitTable, data: DataSettings) -> LabelledTab
     notes = bad_rows_note(name, faults, data)
     good = ~np.logical_or.reduce(list(faults.values()))
     if not good.any():
-        raise SourceError(f"the {name} split has no row with both text and label")
+        raise SourceError(
+            f"the {name} split has no row with both text and label",
+            hint="are these the right columns? --text-column, --label-column",
+        )
     places, codes = _entries_within(good, cells.rows, codes)
     if cells.several:  # "1" and "1.0" were two labels as written, and are one
         places, codes = np.divmod(np.unique(places * max(len(values), 1) + codes), max(len(values), 1))
@@ -119,7 +122,9 @@ def label_order(read: Mapping[str, LabelledTable], data: DataSettings) -> tuple[
         rest = sorted(set(values.values()) - set(declared))
         return (*declared, *rest)
     if not values:
-        raise SourceError(f"no row of {' or '.join(read)} has a label")
+        raise SourceError(
+            f"no row of {' or '.join(read)} has a label", hint="is it the right column? --label-column"
+        )
     if all(isinstance(value, int) for value in values):
         return tuple(str(value) for value in sorted(cast("dict[int, str]", values)))
     return tuple(sorted(values.values()))
@@ -212,7 +217,10 @@ def _known(split: str, one: LabelledTable, known: set[str], data: DataSettings) 
     good = np.ones(len(one.rows), bool)
     good[one.places[strange]] = False
     if not good.any():
-        raise SourceError(f"every row of {split} has a label that never occurs in train")
+        raise SourceError(
+            f"every row of {split} has a label that never occurs in train",
+            hint="do train and this split spell their labels alike?",
+        )
     places, codes = _entries_within(good, one.places, one.codes)
     note = _left_out(split, one.rows[~good] + 1, "with a label that never occurs in train")
     return replace(

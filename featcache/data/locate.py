@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import zipfile
@@ -15,7 +16,7 @@ from featcache.data.formats.class_folder import class_folders, entries, folder_h
 from featcache.data.formats.lines import DataPath, reading
 from featcache.data.formats.open import DATA_ENDINGS, is_data_file, kind_of
 from featcache.data.formats.parquet import is_saved_dataset
-from featcache.errors import SourceError
+from featcache.errors import SourceError, closest
 from featcache.fingerprint import fingerprint
 from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
@@ -28,6 +29,8 @@ _ALIASES = {
     **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),
 }
 _LOCAL_ENDINGS = (*DATA_ENDINGS, ".gz", ".zip")
+HERE = "write it as it is seen from this folder"
+MOST_NAMES = 1000  # of a folder, among which one that is like a mistyped one is looked for
 _SHARD = re.compile(r"(?P<split>.+?)(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?")
 
 
@@ -80,7 +83,8 @@ def locate(data: DataSettings) -> SourceLocation:
     name = data.dataset
     local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if local or name.lower().endswith(_LOCAL_ENDINGS):
-        raise SourceError(f"no such file or folder: {name}")
+        hint = _name_that_may_be_meant(path) or f"{HERE}, or give a hub id such as lansinuote/ChnSentiCorp"
+        raise SourceError(f"no such file or folder: {name}", hint=hint)
     hub_id, _, config = name.partition(":")
     return SourceLocation(hub_id=hub_id, config=config or None)
 
@@ -100,15 +104,30 @@ def _data_files(data_files: Mapping[str, str]) -> SourceLocation:
         if split is None:
             raise SourceError(f"--data-files: unknown split {key!r}", hint=f"splits are: {', '.join(SPLITS)}")
         if split in files:
-            raise SourceError(f"--data-files names the {split} split twice")
+            raise SourceError(
+                f"--data-files names the {split} split twice",
+                hint="one file a split: train=A,validation=B,test=C",
+            )
         path = _here(value)
         if not path.exists():
-            raise SourceError(f"no such file: {value} (--data-files {key}=...)")
+            raise SourceError(
+                f"no such file: {value} (--data-files {key}=...)", hint=_name_that_may_be_meant(path) or HERE
+            )
         if kind_of(path) == "zip":
             files[split] = [only_file(path, is_data_file)]
         else:
             files[split] = [path if is_class_folder(path) else _readable(path)]
     return SourceLocation(files=files, splits=tuple(files))
+
+
+def _name_that_may_be_meant(path: Path) -> str | None:
+    """A question for an entry of the folder whose name is like that of a path that is not there."""
+    try:
+        names = [entry.name for entry in itertools.islice(path.parent.iterdir(), MOST_NAMES)]
+    except OSError:
+        return None
+    close = closest(path.name, names)
+    return f"did you mean {path.with_name(close)}?" if close else None
 
 
 def _here(text: str) -> Path:
@@ -140,7 +159,9 @@ def _folder(folder: Path) -> SourceLocation:
             saved = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
             splits = tuple(split_name(name) or name for name in saved)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise SourceError(f"cannot read the saved dataset {folder}: {error}") from None
+            raise SourceError(
+                f"cannot read the saved dataset {folder}: {error}", hint="save it again: dataset.save_to_disk"
+            ) from None
         return SourceLocation(folder=folder, splits=splits)
     if (folder / "state.json").is_file():
         return SourceLocation(folder=folder, splits=("train",))
@@ -193,7 +214,10 @@ def _split_files(folder: DataPath) -> dict[str, list[DataPath]]:
         paths[:] = tables or paths
         if len(paths) > 1 and not all("-of-" in path.name for path in paths):
             names = ", ".join(path.name for path in paths)
-            raise SourceError(f"several files for the {split} split in {folder}: {names}")
+            raise SourceError(
+                f"several files for the {split} split in {folder}: {names}",
+                hint="name one: --data-files train=A,test=B (parts are named as in train-00000-of-00002)",
+            )
     return {split: files[split] for split in SPLITS if split in files}
 
 

@@ -62,7 +62,7 @@ def read_numbers(name: str, table: SplitTable, data: DataSettings) -> NumberedTa
             label.
     """
     if len(table.dataset) == 0:
-        raise SourceError(f"the {name} split has no rows")
+        raise SourceError(f"the {name} split has no rows", hint="leave it out, or name a file with rows")
     column = table.columns.label
     cells = table.dataset.select_columns([column]).with_format("arrow")[:].column(column)
     codes, distinct = distinct_cells(name, cells, table.encoded)
@@ -71,7 +71,10 @@ def read_numbers(name: str, table: SplitTable, data: DataSettings) -> NumberedTa
     good = ~np.logical_or.reduce(list(faults.values()))
     notes = bad_rows_note(name, faults, data)
     if not good.any():
-        raise SourceError(f"the {name} split has no row with both a text and a number (column {column!r})")
+        raise SourceError(
+            f"the {name} split has no row with both a text and a number (column {column!r})",
+            hint="are these the right columns? --text-column, --label-column",
+        )
     if table.class_names:
         named = ", ".join(table.class_names[:3])
         notes += (f"the labels of {name} have names ({named}, ...): their numbers 0, 1, ... are taken",)

@@ -42,7 +42,10 @@ def read_row_weights(data: DataSettings, split: Split, column: str) -> np.ndarra
         value = json.loads(cell) if table.encoded and cell is not None else cell
         weights[place] = _weight(value, row, split.name, column)
     if not weights.any():
-        raise SourceError(f"all weights of the {split.name} split (column {column!r}) are 0")
+        raise SourceError(
+            f"all weights of the {split.name} split (column {column!r}) are 0",
+            hint="leave --weight-column out, or give some rows a weight above 0",
+        )
     return weights
 
 

@@ -366,9 +366,15 @@ def _lists_of(hot: NDArray[Any], names: Sequence[str] | None) -> tuple[list[list
     """A multi-hot array as lists of labels, and a name for each of its columns."""
     if not np.isin(hot, (0, 1)).all():
         row = int(np.argmax(~np.isin(hot, (0, 1)).all(1))) + 1
-        raise SourceError(f"row {row} of the label array is not multi-hot: {hot[row - 1]!s:.60}")
+        raise SourceError(
+            f"row {row} of the label array is not multi-hot: {hot[row - 1]!s:.60}",
+            hint="0 or 1 for each label",
+        )
     if names is None:
         names = [str(column) for column in range(hot.shape[1])]
     if len(names) != hot.shape[1]:
-        raise SourceError(f"the label array has {hot.shape[1]} columns, and there are {len(names)} names")
+        raise SourceError(
+            f"the label array has {hot.shape[1]} columns, and there are {len(names)} names",
+            hint="one name for each column",
+        )
     return [np.flatnonzero(row).tolist() for row in hot], names

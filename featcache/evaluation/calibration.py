@@ -35,7 +35,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     check_labels(logits, labels)
     if not np.isfinite(logits).all():
-        raise HeadError("cannot fit a temperature to NaN or infinite logits")
+        raise HeadError(
+            "cannot fit a temperature to NaN or infinite logits",
+            hint="a smaller --lr, or --storage float32, keeps them finite",
+        )
     likelihood = _Likelihood(_leads(np.asarray(logits, np.float64), labels))
     if likelihood.is_flat:
         return 1.0

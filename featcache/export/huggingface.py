@@ -101,10 +101,14 @@ def _exportable(run: Run) -> Linear:
         )
     if head.encoder.long_text != "truncate" or head.encoder.positions:
         raise HeadError(
-            "stock pipelines have no windows and no extended positions, this head was made with them"
+            "stock pipelines have no windows and no extended positions, this head was made with them",
+            hint="use --format onnx, or train with --long-text truncate within the model's positions",
         )
     if not head.encoder.pool_prompt:
-        raise HeadError("stock models pool the prompt's tokens too, and this head was made without them")
+        raise HeadError(
+            "stock models pool the prompt's tokens too, and this head was made without them",
+            hint="use --format onnx",
+        )
     if head.encoder.prompt and run.record.pairs:
         raise HeadError(
             "a stock tokenizer would put the prompt before both texts of a pair",
@@ -142,7 +146,9 @@ def _prepend(tokenizer: Any, prompt: str) -> None:
     from tokenizers import normalizers
 
     if not tokenizer.is_fast:
-        raise HeadError("the prompt has no place in a slow tokenizer")
+        raise HeadError(
+            "the prompt has no place in a slow tokenizer", hint='use --format onnx, or train with --prompt ""'
+        )
     backend = tokenizer.backend_tokenizer
     parts = [normalizers.Prepend(prompt)] + ([backend.normalizer] if backend.normalizer else [])
     backend.normalizer = normalizers.Sequence(parts)

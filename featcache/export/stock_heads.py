@@ -137,7 +137,10 @@ def _both_signs(dense: Any, out: Any, weight: torch.Tensor, bias: torch.Tensor) 
     """Set the layers for an activation f with f(z) - f(-z) = z: ReLU, GELU."""
     classes = len(bias)
     if 2 * classes > len(dense.weight):
-        raise HeadError(f"{classes} labels are too many: {len(dense.weight) // 2} have room in this model")
+        raise HeadError(
+            f"{classes} labels are too many: {len(dense.weight) // 2} have room in this model",
+            hint="use --format onnx",
+        )
     for layer in (dense, out):
         layer.weight.zero_()
         layer.bias.zero_()

@@ -46,6 +46,13 @@ def extract_splits(
         SourceError, BackboneError, CacheError, UsageError: each says what to do. Committed units
             are kept, and the same call goes on from them.
     """
+    if settings.backbone.device not in (
+        "auto",
+        "cpu",
+    ):  # said also where all is cached, and nothing is loaded
+        from featcache.backbone.load import resolve_device
+
+        resolve_device(settings.backbone.device)
     worker = Worker.from_environment()
     if worker and workers != 1:
         raise UsageError("--workers under torchrun", hint="torchrun starts the workers: leave it out")

@@ -125,7 +125,10 @@ class LocalWorkersJob(Job):
     def _check_exit(self, rank: int, end: WorkerExit, *, last: bool) -> None:
         """Say that a worker was killed; raise where it failed, or where none is left to take over."""
         if end.code > 0:
-            raise BackboneError(f"worker {rank} ended with {end.code}: {end.last_words}")
+            raise BackboneError(
+                f"worker {rank} ended with {end.code}: {end.last_words}",
+                hint="run it again: what is finished is kept; --workers 1 shows the error itself",
+            )
         if end.code == 0:
             return
         what = f"worker {rank} was killed (signal {-end.code})"

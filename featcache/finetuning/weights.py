@@ -42,7 +42,10 @@ def with_weights(
     known = dict(plain.model.named_parameters())
     for name, value in weights.items():
         if name not in known or known[name].shape != value.shape:
-            raise HeadError(f"the trained part does not fit {plain.files.name}: {name} {list(value.shape)}")
+            raise HeadError(
+                f"the trained part does not fit {plain.files.name}: {name} {list(value.shape)}",
+                hint="use the model that it was trained with: --model",
+            )
         known[name].data.copy_(value)
     if plain.packing == "packed":
         plain.model.set_attn_implementation(plain.stock_attention)

@@ -142,7 +142,10 @@ def centroid(x: np.ndarray, y: np.ndarray, classes: int, *, row_weight: np.ndarr
     counts, sums, total = _class_sums(x, y, classes, standard, row_weight)
     counts, sums = counts[seen], sums[seen]
     if not counts.all():
-        raise HeadError("all rows of a label have weight 0; a centroid needs a row that counts")
+        raise HeadError(
+            "all rows of a label have weight 0; a centroid needs a row that counts",
+            hint="give some of its rows a weight above 0, or leave --weight-column out",
+        )
     mass = len(x) if row_weight is None else row_weight.sum()
     weight = sums / counts[:, None]
     bias = -(weight**2).sum(axis=1) / 2

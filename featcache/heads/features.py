@@ -129,11 +129,20 @@ def check_splits(
     x, y = train
     if y.ndim == 1 and (y == y[0]).all():
         one = "number" if task_of(y) == REGRESSION else "class"
-        raise HeadError(f"the train labels hold a single {one}; there is nothing to learn")
+        raise HeadError(
+            f"the train labels hold a single {one}; there is nothing to learn",
+            hint="is the label column the right one? at least two labels are needed: --label-column names it",
+        )
     if y.ndim == 2 and fixed_logits(y, classes).all():
-        raise HeadError("every label is in all train rows or in none; there is nothing to learn")
+        raise HeadError(
+            "every label is in all train rows or in none; there is nothing to learn",
+            hint="a label to learn is on some rows and not on others",
+        )
     if all((x[rows] == x[0]).all() for rows in row_slices(x)):
-        raise HeadError("all train rows have the same features; there is nothing to learn")
+        raise HeadError(
+            "all train rows have the same features; there is nothing to learn",
+            hint="are all texts alike? --text-column names the column",
+        )
 
 
 def check_rows(
@@ -153,7 +162,8 @@ def check_rows(
     """
     if x.ndim != 2 or not x.size or len(y) != len(x):
         raise HeadError(
-            f"{split} features {list(x.shape)} and labels {list(y.shape)}: rows [N, D] are needed"
+            f"{split} features {list(x.shape)} and labels {list(y.shape)}: rows [N, D] are needed",
+            hint="x has a row for each label",
         )
     if task_of(y) == REGRESSION and not classes:
         fine = y.ndim == 1 and bool(np.isfinite(y).all())
@@ -162,7 +172,10 @@ def check_rows(
     else:
         fine = y.shape == (len(x), classes) and y.dtype in (np.uint8, np.bool_) and bool(y.max() <= 1)
     if not fine:
-        raise HeadError(f"the {split} labels ({y.dtype} {list(y.shape)}) are not of {classes} classes")
+        raise HeadError(
+            f"the {split} labels ({y.dtype} {list(y.shape)}) are not of {classes} classes",
+            hint="labels are numbers from 0 to the number of classes less 1",
+        )
     own = group.own_rows(x)
     odd = [~np.isfinite(own[rows]).all(axis=1) for rows in row_slices(own)]
     refuse_odd_rows(np.concatenate([np.zeros(0, bool), *odd]), len(x), f"the {split} features", group)

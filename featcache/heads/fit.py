@@ -172,7 +172,10 @@ def check_settings(settings: HeadSettings | Mapping[str, Any]) -> None:
     except UsageError as error:
         raise HeadError(error.what, hint=error.hint) from None
     if values.get("class_weight", "none") not in ("none", "balanced"):
-        raise HeadError("class weights by name need names: make row weights of them first (row_weights.py)")
+        raise HeadError(
+            "class weights by name need names: make row weights of them first (row_weights.py)",
+            hint="featcache.runs does it from the settings",
+        )
 
 
 def steps_of(settings: HeadSettings, rows: int) -> int:

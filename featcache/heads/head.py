@@ -237,7 +237,9 @@ class Head:
             HeadError: it was trained without a level, or its validation rows do not support this one.
         """
         if self.numbers is not None:
-            raise HeadError(f"{asked.flag} is about classes, and this head predicts numbers")
+            raise HeadError(
+                f"{asked.flag} is about classes, and this head predicts numbers", hint="leave it out"
+            )
         if self.abstention is None:
             raise HeadError(
                 f"{asked.flag}: this head was trained to answer always",
@@ -286,7 +288,10 @@ def load_head(folder: Path, name: str = "head") -> Head:
         content = read_json(read_plain(path))
     tensors = _read_tensors(path.with_suffix(".safetensors"))
     if not isinstance(content, dict) or content.get("format") not in READABLE:
-        raise HeadError(f"{path} has another head format; this is {HEAD_FORMAT}")
+        raise HeadError(
+            f"{path} has another head format; this is {HEAD_FORMAT}",
+            hint="train the head again, or install the featcache that wrote it",
+        )
     document = parse_document(HeadDocument, content, str(path), partial(HeadError, hint=DAMAGED))
     try:
         encoder = document.checked_encoder()
@@ -298,7 +303,8 @@ def load_head(folder: Path, name: str = "head") -> Head:
     if scorer.classes != outputs:
         raise HeadError(
             f"the head in {folder} does not fit its {outputs} {'number' if document.numbers else 'labels'}: "
-            f"it has {scorer.classes}"
+            f"it has {scorer.classes}",
+            hint="train that head again",
         )
     dense = scorer.dense if isinstance(scorer, WordScorer) else scorer
     views = cached_views(document.view)
@@ -344,7 +350,10 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise HeadError(f"no head in {folder}: {error.filename} is missing") from None
+        raise HeadError(
+            f"no head in {folder}: {error.filename} is missing",
+            hint="name the folder of a run; featcache runs ls lists them",
+        ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:  # KeyError: a dtype that numpy does not have
         raise HeadError(f"cannot read the head in {folder}: {error}", hint=DAMAGED) from error
 

@@ -121,7 +121,7 @@ def initial_weights(member: Member, classes: int, width: int) -> torch.Tensor:
 
 def _check_settings(members: Sequence[Member], settings: HeadSettings) -> None:
     if not members:
-        raise HeadError("a stack of no heads")
+        raise HeadError("a stack of no heads", hint="give at least one")
     check_settings(settings)
     for member in members:
         check_settings({"lr": member.lr, "label_smoothing": member.label_smoothing})

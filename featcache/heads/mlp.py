@@ -213,5 +213,8 @@ def _checked_weights(weights: np.ndarray | None, network: _Network) -> np.ndarra
     classes, seen = len(network.fixed), network.seen
     fine = np.shape(weights) == (classes,) and np.isfinite(weights[seen]).all() and (weights[seen] > 0).all()
     if not fine:
-        raise HeadError(f"class weights must be {classes} numbers, above 0 for each class in train")
+        raise HeadError(
+            f"class weights must be {classes} numbers, above 0 for each class in train",
+            hint="none, balanced, or a number above 0 for each label: --class-weight",
+        )
     return weights

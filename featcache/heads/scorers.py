@@ -166,7 +166,10 @@ class Attentive(_Layers):
 
     def __post_init__(self) -> None:
         if self.centers.size != self.width:
-            raise HeadError(f"the attentive head pools {self.centers.size} numbers and reads {self.width}")
+            raise HeadError(
+                f"the attentive head pools {self.centers.size} numbers and reads {self.width}",
+                hint="train that head again",
+            )
 
     @property
     def width(self) -> int:
@@ -253,7 +256,10 @@ class Neighbours:
         as the floats do): the k smallest are the k nearest, ties included.
         """
         if not np.isfinite(x).all():
-            raise HeadError("features to be classified are NaN or infinite")
+            raise HeadError(
+                "features to be classified are NaN or infinite",
+                hint="extract them again with --storage float32",
+            )
         queries, squares = self._prepare(x)
         floor = 1e-12 * squares[:, None]  # smaller distances are rounding errors: all equal
         best = np.empty((len(x), 0), np.uint64)
@@ -317,13 +323,24 @@ class Neighbours:
         several = np.ndim(tensors.get("labels", 0)) == 2
         labels = read("labels", "N C", np.uint8) if several else read("labels", "N", np.int64)
         if several and classes != labels.shape[1]:
-            raise HeadError(f"the neighbours head has labels {list(labels.shape)} for {classes} classes")
+            raise HeadError(
+                f"the neighbours head has labels {list(labels.shape)} for {classes} classes",
+                hint="train that head again",
+            )
         if labels.min() < 0 or labels.max() > (1 if several else classes - 1):
-            raise HeadError(f"the neighbours head has labels that none of its {classes} classes has")
+            raise HeadError(
+                f"the neighbours head has labels that none of its {classes} classes has",
+                hint="train that head again",
+            )
         if not (scale > 0).all():
-            raise HeadError("the neighbours head has a scale that is not above 0")
+            raise HeadError(
+                "the neighbours head has a scale that is not above 0", hint="train that head again"
+            )
         if not 0 <= metric < len(METRICS):
-            raise HeadError(f"the neighbours head has a metric {metric} that this version does not know")
+            raise HeadError(
+                f"the neighbours head has a metric {metric} that this version does not know",
+                hint="train that head again",
+            )
         return cls(features, labels, classes, neighbours, mean=mean, scale=scale, metric=METRICS[metric])
 
 
@@ -341,11 +358,16 @@ class TensorReader:
     def __call__(self, name: str, shape: str, *dtypes: type) -> np.ndarray:
         """The tensor `name`; each letter of `shape`, e.g. `C D`, is one size above 0 in all tensors."""
         if name not in self.tensors:
-            raise HeadError(f"the {self.kind} head has no {name}; it has: {', '.join(sorted(self.tensors))}")
+            raise HeadError(
+                f"the {self.kind} head has no {name}; it has: {', '.join(sorted(self.tensors))}",
+                hint="train that head again",
+            )
         part, letters = self.tensors[name], shape.split()
         if part.dtype not in dtypes:
             wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
-            raise HeadError(f"the {self.kind} head's {name} is {part.dtype}, not {wanted}")
+            raise HeadError(
+                f"the {self.kind} head's {name} is {part.dtype}, not {wanted}", hint="train that head again"
+            )
         fits = part.ndim == len(letters) and part.size > 0
         if not fits or any(
             self.sizes.setdefault(letter, size) != size
@@ -354,16 +376,22 @@ class TensorReader:
             known = {letter: size for letter, size in self.sizes.items() if letter != "1"}
             raise HeadError(
                 f"the {self.kind} head's {name} has shape {list(part.shape)}, not [{', '.join(letters)}]"
-                f" with {known or 'sizes above 0'}"
+                f" with {known or 'sizes above 0'}",
+                hint="train that head again",
             )
         if not all(np.isfinite(part[rows]).all() for rows in slices_of(len(part), 65536)):
-            raise HeadError(f"the {self.kind} head's {name} holds NaN or infinite values")
+            raise HeadError(
+                f"the {self.kind} head's {name} holds NaN or infinite values", hint="train that head again"
+            )
         return part
 
 
 def _check_width(scorer: Scorer, x: np.ndarray) -> None:
     if x.ndim != 2 or x.shape[1] != scorer.width:
-        raise HeadError(f"this head wants features [N, {scorer.width}], got {list(x.shape)}")
+        raise HeadError(
+            f"this head wants features [N, {scorer.width}], got {list(x.shape)}",
+            hint="use features of the view and model that it was trained on",
+        )
 
 
 def contiguous(**parts: np.ndarray) -> dict[str, np.ndarray]:

@@ -148,7 +148,9 @@ def _assign_folds(y: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> n
     """The fold of each row, int64 `[N]`: groups in random order, sorted by their first row's labels."""
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     if len(first) < folds:
-        raise HeadError(f"{len(first)} different rows are too few for {folds} folds")
+        raise HeadError(
+            f"{len(first)} different rows are too few for {folds} folds", hint="use fewer folds: --folds 2"
+        )
     stratum = y[first] if y.ndim == 1 else np.unique(y[first], axis=0, return_inverse=True)[1].ravel()
     shuffled = np.random.default_rng(seed % 2**64).permutation(len(first))
     order = shuffled[np.argsort(stratum[shuffled], kind="stable")]

@@ -129,7 +129,10 @@ class Predictor:
         if encoder is not None:
             self._check(encoder, head)
         elif head.views:
-            raise HeadError(f"this head wants features {head.view}, and there is no encoder")
+            raise HeadError(
+                f"this head wants features {head.view}, and there is no encoder",
+                hint="Predictor.from_run loads both",
+            )
         self.encoder = encoder
         self.head = head
         self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
@@ -144,7 +147,10 @@ class Predictor:
             )
         views = [view.name for view in encoder.views]
         if not set(head.views) <= set(views):
-            raise HeadError(f"this head wants features {head.view}, the encoder makes {', '.join(views)}")
+            raise HeadError(
+                f"this head wants features {head.view}, the encoder makes {', '.join(views)}",
+                hint="use the model that the head was trained with",
+            )
 
     @classmethod
     def from_run(
@@ -344,7 +350,10 @@ class Predictor:
         if isinstance(texts, str) or isinstance(pairs, str):
             raise SourceError("predict wants a list of texts", hint="predict([text]) for a single one")
         if pairs is not None and len(pairs) != len(texts):
-            raise SourceError(f"{len(texts)} texts but {len(pairs)} second texts; each needs one")
+            raise SourceError(
+                f"{len(texts)} texts but {len(pairs)} second texts; each needs one",
+                hint="one second text for each text",
+            )
         texts, pairs = list(texts), None if pairs is None else list(pairs)
         for kind, values in (("text", texts), ("pair", pairs or [])):
             for number, text in enumerate(values, start=1):

@@ -144,7 +144,10 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         files = model_files(settings.backbone)
         width = _width(settings, files)
         if width is None:
-            raise BackboneError(f"the width of {files.name} is not known before a text is encoded")
+            raise BackboneError(
+                f"the width of {files.name} is not known before a text is encoded",
+                hint="call fit or transform first",
+            )
         return np.empty((0, width), np.float32)
 
     @property

@@ -72,7 +72,10 @@ def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
         try:
             if frozen:
                 if is_remote(frozen.cache_dir) and frozen.cache_dir != mine.paths.cache_dir:
-                    raise CacheMiss(_not_mine(frozen.cache_dir, "cache_dir"))
+                    raise CacheMiss(
+                        _not_mine(frozen.cache_dir, "cache_dir"),
+                        hint="name it in featcache.toml, too, if you trust it",
+                    )
                 found[split] = _frozen_features(frozen, split, run.record.cached_view)
             else:
                 found[split] = _unchanged(caches[split])
@@ -88,7 +91,10 @@ def _not_mine(url: str, setting: str) -> str:
 def _unchanged(cache: CacheReference) -> CacheFile:
     file = CacheFile(Path(cache.path))
     if file.fingerprint != cache.fingerprint:
-        raise HeadError(f"{file.path} is another file than the one the run was trained on")
+        raise HeadError(
+            f"{file.path} is another file than the one the run was trained on",
+            hint="train that head again: featcache train-head",
+        )
     return file
 
 
@@ -99,7 +105,10 @@ def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
         same_encoder = fingerprint(file.document.encoder.to_json()) == frozen.encoder
         if same_rows and same_encoder and view in file.views:
             return file
-    raise CacheMiss(f"{view} of the frozen backbone is not in the cache (featcache extract makes it)")
+    raise CacheMiss(
+        f"{view} of the frozen backbone is not in the cache (featcache extract makes it)",
+        hint="featcache extract makes it",
+    )
 
 
 def texts_of_rows(run: Run, hashes: Mapping[str, np.ndarray], mine: Settings, notes: list[str]) -> RowTexts:

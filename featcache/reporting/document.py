@@ -373,6 +373,11 @@ class RunReport:
     origin: ReportOrigin = ReportOrigin()
 
     @property
+    def certain_mistakes(self) -> Sequence[Mistake]:
+        """Those whose label is not in doubt."""
+        return [row for row in self.mistakes if not row.label_doubted]
+
+    @property
     def near_leaks(self) -> LeakageScore | None:
         """`without_leaks` where the inspection found more, or where the run does not know what leaks."""
         found = self.without_leaks

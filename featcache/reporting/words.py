@@ -77,7 +77,6 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "trained": about.created,
     }
     shown_settings = [(name.replace("_", " "), value) for name, value in settings.items()]
-    plain = [row for row in report.mistakes if not row.label_doubted]
     return {
         **{field.name: getattr(report, field.name) for field in fields(report)},
         "axis": parts.run_axis(report),
@@ -85,7 +84,7 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "cards": parts.cards(report),
         "cost_words": cost_words(report.cost) if report.cost else "",
         "leaks": about.leaks,
-        "mistakes": (plain if report.wrong_and_doubted else report.mistakes)[:LISTED],
+        "mistakes": report.certain_mistakes[:LISTED],
         "most_classes": MOST_CLASSES,
         "settings": [(name, value) for name, value in shown_settings if value is not None],
         "shown_matrix": parts.shown_matrix(report),

@@ -240,9 +240,11 @@ def match(base: Predictions, run: Predictions) -> MatchedRows:
         HeadError: single-label beside multi-label, no row in common, or another label for the same row.
     """
     if base.multi_label != run.multi_label:
-        raise HeadError("one is single-label, the other multi-label")
+        raise HeadError("one is single-label, the other multi-label", hint="compare runs of one task")
     if base.multi_label and set(base.label_names) != set(run.label_names):
-        raise HeadError(f"they have other labels: {_other_names(base, run)}")
+        raise HeadError(
+            f"they have other labels: {_other_names(base, run)}", hint="compare runs of the same labels"
+        )
     names = tuple(dict.fromkeys((*base.label_names, *run.label_names)))
     labels, predicted = (_renumbered(part, run.label_names, names) for part in (run.labels, run.predicted))
     here, there = same_rows(base.row_hash, base.labels, run.row_hash, labels)

@@ -175,7 +175,7 @@ def learning_curve(
     parts, view = data.features[asked], data.features[asked]["train"].view
     split = "test" if "test" in parts else "validation"
     if not len(parts[split].y):
-        raise HeadError(f"the {split} split has no rows; there is nothing to score on")
+        raise HeadError(f"there is nothing to score on: {split} has no rows", hint="name a file with rows")
     fitter = _fitter(settings, plan, data, asked, split)
     sizes = sizes_of(plan, counts_of(fitter.train.y, fitter.classes), len(fitter.train.y), settings.head)
     request = _request(settings, plan, data, view, sizes)
@@ -323,7 +323,7 @@ def sizes_of(plan: Plan, counts: np.ndarray, rows: int, head: HeadSettings) -> t
             )
         return tuple(sorted(set(plan.sizes)))
     if rows < 2:
-        raise HeadError(f"train has {rows} rows; a learning curve needs at least 2")
+        raise HeadError(f"train has {rows} rows; a learning curve needs at least 2", hint="label more rows")
     least = max(10, 2 * int(np.count_nonzero(counts)), head.neighbours if plan.kind == "neighbours" else 0)
     first = least if least <= rows / 4 else max(2, rows // 4)
     return tuple(int(size) for size in np.unique(np.geomspace(first, rows, plan.points).round().astype(int)))

@@ -127,7 +127,9 @@ def read_predictions(path: Path, *, probabilities: bool = True) -> Predictions:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise HeadError(f"cannot read {path}: {error}", hint="train that head again") from error
     if labels.shape != predicted.shape:
-        raise HeadError(f"cannot read {path}: lists of labels beside single ones")
+        raise HeadError(
+            f"cannot read {path}: lists of labels beside single ones", hint="train that head again"
+        )
     matrix = np.column_stack(numbers) if numbers else np.zeros((len(labels), 0))
     return Predictions(hashes, labels, predicted, matrix, names, leaked=leaked)
 

@@ -63,7 +63,9 @@ class Run:
             HeadError: that split was not scored, or the file is damaged.
         """
         if self.record.numbers:
-            raise HeadError(f"run {self.name} predicts numbers, and no labels")
+            raise HeadError(
+                f"run {self.name} predicts numbers, and no labels", hint="name a run that predicts labels"
+            )
         return read_predictions(self.predictions_path(split), probabilities=probabilities)
 
     def predictions_path(self, split: str) -> Path:

@@ -42,7 +42,10 @@ class SplitTexts:
         hashes = {name: np.asarray(file.sealed.column("row_hash")) for name, file in files.items()}
         found = find_texts(settings.data, hashes, settings.seed)
         if found.reason:
-            raise SourceError(f"words need the texts of the cached rows: {found.reason}")
+            raise SourceError(
+                f"words need the texts of the cached rows: {found.reason}",
+                hint="bring the data back to where they were, or leave lexical out of --view",
+            )
         return cls({name: _texts(found, name) for name in files})
 
     @classmethod

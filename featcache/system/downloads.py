@@ -64,9 +64,9 @@ def fetched(url: str) -> Path:
     remote = opened(url, SourceError)
     info = remote.info()
     if info is None:
-        raise SourceError(f"no such file: {shown(url)}")
+        raise SourceError(f"no such file: {shown(url)}", hint="look at the address")
     if remote.name in ("", ".", ".."):
-        raise SourceError(f"{shown(url)} has no file name")
+        raise SourceError(f"{shown(url)} has no file name", hint="the address of one file is needed")
     path = mirror_root() / "data" / key_of(f"{url}\n{stamp(info)}") / remote.name
     with entry_lock(path):
         if not path.is_file():

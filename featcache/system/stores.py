@@ -307,5 +307,7 @@ def expanded(url: str) -> list[str]:
         found = remote.fs.glob(remote.path, detail=True)
     files = sorted(path for path, info in found.items() if info.get("type") != "directory")
     if not files:
-        raise SourceError(f"no file matches {shown(url)}")
+        raise SourceError(
+            f"no file matches {shown(url)}", hint="look at the address and at the pattern in it"
+        )
     return [str(remote.fs.unstrip_protocol(path)) for path in files]

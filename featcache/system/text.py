@@ -35,13 +35,16 @@ def check_text(text: Any, name: str) -> None:
         SourceError: not a string, only white space, or lone surrogates; the message begins with `name`.
     """
     if not isinstance(text, str):
-        raise SourceError(f"{name} is {type(text).__name__}, not a text")
+        raise SourceError(f"{name} is {type(text).__name__}, not a text", hint="give a str")
     if not text.strip():
-        raise SourceError(f"{name} is empty")
+        raise SourceError(f"{name} is empty", hint="a text has at least one letter or sign")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise SourceError(f"{name} is no valid Unicode: {error.reason} at {error.start}") from None
+        raise SourceError(
+            f"{name} is no valid Unicode: {error.reason} at {error.start}",
+            hint="it was cut within a character, or read in another encoding: repair the text",
+        ) from None
 
 
 def readable(text: str) -> str:

@@ -502,14 +502,47 @@ def test_extract_continues_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(Path("cache").rglob("*.partial")) and not list(Path("cache").rglob(".tmp-*"))
 
 
-def test_ctrl_c_at_the_prompt(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: str) -> str:
-        raise KeyboardInterrupt
+def at_the_prompt(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, *typed: str | type[BaseException]
+) -> tuple[Result, list[str | type[BaseException]]]:
+    """`predict` with these lines or exceptions from the terminal, and those that were not asked for."""
+    left = list(typed)
+
+    def line(*_: str) -> str:
+        found = left.pop(0)
+        if isinstance(found, str):
+            return found
+        raise found
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", interrupted)
-    result: Result = cli("predict")
-    assert result.code == 130 and "interrupted" in result.err and result.out == ""
+    monkeypatch.setattr("builtins.input", line)
+    return cli("predict"), left
+
+
+def test_ctrl_c_at_the_prompt_clears_and_twice_quits(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = KeyboardInterrupt
+    result, left = at_the_prompt(cli, monkeypatch, stop, "text 3", stop, stop, "text 4")
+    assert result.code == 0 and left == ["text 4"]
+    assert result.out.count("text 3") == 1 and result.err.count("Ctrl-C again quits") == 2
+
+
+@pytest.mark.parametrize("word", ["q", " Q ", ":quit", "exit", EOFError])
+def test_words_that_quit_the_prompt(
+    word: str | type[BaseException], cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, left = at_the_prompt(cli, monkeypatch, word, "text 4")
+    assert result.code == 0 and left == ["text 4"] and result.out == ""
+
+
+def test_commands_at_the_prompt_are_no_texts(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = at_the_prompt(cli, monkeypatch, "help", ":help", ":top 3", "   ", ":)", "q")
+    assert result.code == 0 and result.err.count("each line is a text to label") == 2
+    assert "there is no command :top, and nothing was labelled" in result.err
+    assert len(result.out.splitlines()) == 1 and ":)" in result.out  # a smiley is a text
 
 
 def test_an_unexpected_error_is_reported_as_a_defect(
@@ -536,6 +569,12 @@ def test_an_unexpected_error_is_reported_as_a_defect(
         (["train-head", "--epoch", "3"], 2, "did you mean --epochs?"),
         (["predict", "x", "--run", "linear-last-cls"], 6, "did you mean linear-last-cls-1?"),
         (["extract", "--all-splits", "--text-column", "txt"], 3, "(did you mean 'text'?)"),
+        (["run", "./review"], 3, "did you mean reviews?"),
+        (
+            ["extract", "--split", "test", "--data-files", "test=reviews/tset.jsonl"],
+            3,
+            "did you mean reviews/test.jsonl?",
+        ),
         (["finetune", "--max-length", "8"], 2, "a fine-tuned head always answers"),
     ],
 )

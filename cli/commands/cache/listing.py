@@ -230,7 +230,9 @@ def _states(path: Path, found: FileFacts) -> ListedStates:
             cut=document.cut,
         )
     except (KeyError, ValueError) as error:
-        raise CacheError(f"{path} contains no token states: {error}") from error
+        raise CacheError(
+            f"{path} contains no token states: {error}", hint="remove it: featcache cache rm"
+        ) from error
 
 
 def _computed(made: Provenance) -> str:

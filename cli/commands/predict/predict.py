@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,13 +18,20 @@ from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, c
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
-from featcache_cli.console import note, out, print_error, print_json, table
+from featcache_cli.console import err, note, out, print_error, print_json, table
 from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 HISTORY_FILE = ".predict-history"  # in the folder of the runs
 HISTORY_LINES = 1000
 BARS = 10  # labels shown for a text typed
+QUIT = ("q", ":q", ":quit", "quit", "exit")
+HELP = ("help", ":help", ":h", "?")
+ABOUT_PROMPT = """each line is a text to label; a whole file: featcache predict --input FILE --output FILE
+  Up, Down   earlier texts
+  Ctrl-C     clears the line; twice in a row it quits
+  :help      this list
+  :quit      quits, as q and Ctrl-D do"""
 
 if TYPE_CHECKING:
     from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
@@ -100,15 +108,37 @@ def _explain(predictor: Predictor, args: argparse.Namespace) -> None:
 
 
 def _interactive(predictor: Predictor, args: argparse.Namespace) -> None:
-    """Label each line typed, until q or the end of input."""
-    note("type a text and press Enter; q quits")
+    """Label each line typed, until q, the end of input, or Ctrl-C twice in a row."""
+    note("type a text and press Enter; :help tells more, q quits")
+    interrupted = False
     with _history(Path(settings_of(args).paths.reports_dir) / HISTORY_FILE):
-        while (text := _ask()).strip() not in ("q", "Q"):
-            if text.strip():
-                try:
-                    _show(predictor.predict_any([text]), args, alone=True)
-                except FeatcacheError as error:
-                    print_error(error)
+        while True:
+            try:
+                text = _ask()
+                if text.strip().lower() in QUIT:
+                    return
+                _answer(predictor, text, args)
+                interrupted = False
+            except KeyboardInterrupt:
+                err().print()
+                if interrupted:
+                    return
+                interrupted = True
+                note("Ctrl-C again quits")
+
+
+def _answer(predictor: Predictor, text: str, args: argparse.Namespace) -> None:
+    """Label one line, or do what it asks for."""
+    word = text.strip().lower()
+    if word in HELP:
+        note(ABOUT_PROMPT)
+    elif re.match(r":[a-z]", word):
+        note(f"there is no command {word.split()[0]}, and nothing was labelled; :help lists the commands")
+    elif word:
+        try:
+            _show(predictor.predict_any([text]), args, alone=True)
+        except FeatcacheError as error:
+            print_error(error)
 
 
 @contextmanager

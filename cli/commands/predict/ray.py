@@ -56,5 +56,5 @@ def _sources(text: str) -> list[str]:
     found = [text] if Path(text).is_file() else sorted(glob(text, recursive=True))  # noqa: PTH207
     files = [str(Path(name).absolute()) for name in found if Path(name).is_file()]
     if not files:
-        raise SourceError(f"no file matches {text}")
+        raise SourceError(f"no file matches {text}", hint="write the pattern as it is seen from this folder")
     return files

@@ -18,6 +18,7 @@ from featcache.errors import BackboneError, BadRow, UsageError
 
 Place = tuple[int, int]  # characters `[begin, end)` of a text; (0, 0) for a token that is not of the text
 BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"
+NO_TOKEN = "leave the row out with --skip-bad-rows, or give it a sign that the model knows"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,11 @@ class Tokenization:
         lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
         if not lengths.all():
             row = int(np.argmin(lengths))
-            raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row)
+            raise BadRow(
+                f"the tokenizer makes no token of {texts[row][:40]!r}",
+                row,
+                hint=NO_TOKEN,
+            )
         return Tokens(
             _flat(coded["input_ids"], np.int32),
             lengths,
@@ -194,7 +199,11 @@ class Tokenization:
             for number, row in enumerate(coded["input_ids"]):
                 if not row:
                     place = part.start + number
-                    raise BadRow(f"the tokenizer makes no token of {texts[place][:40]!r}", place)
+                    raise BadRow(
+                        f"the tokenizer makes no token of {texts[place][:40]!r}",
+                        place,
+                        hint=NO_TOKEN,
+                    )
                 text = np.asarray(row, dtype=np.int32)
                 windows = split(text)
                 counts.append(len(windows))

@@ -251,7 +251,10 @@ class Mirror(LocalFiles):
                 self._take_theirs(path)
             info = remote.info()
             if info is None:
-                raise CacheError(f"{shown(remote.url)} was removed just after it was written")
+                raise CacheError(
+                    f"{shown(remote.url)} was removed just after it was written",
+                    hint="does another program clean the store? run it again",
+                )
             self._note(path, info)
         # The record only saves time: a failed push of it is not an error.
         with suppress(CacheError):
@@ -354,6 +357,9 @@ def _check(temporary: Path, path: Path) -> None:
         sealed = SealedFile(temporary)
         sealed.verify()
     except FeatcacheError as error:
-        raise CorruptCache(error.what) from error
+        raise CorruptCache(error.what, hint="remove it from the store, and extract again") from error
     if not cache_of(path).stem.endswith(f"-{sealed.description.fingerprint[:12]}"):
-        raise CorruptCache(f"{temporary} is another cache file than its name says")
+        raise CorruptCache(
+            f"{temporary} is another cache file than its name says",
+            hint="remove it from the store, and extract again",
+        )

@@ -30,7 +30,10 @@ def open_zip(path: Path) -> zipfile.Path:
     for one in found.infolist():
         parts = PurePosixPath(one.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
-            raise SourceError(f"{name}: it names a file outside of it: {one.filename!r:.80}")
+            raise SourceError(
+                f"{name}: it names a file outside of it: {one.filename!r:.80}",
+                hint="pack it again without such names; this one may be an attack",
+            )
         if one.flag_bits & _ENCRYPTED:
             raise SourceError(f"{name} is encrypted", hint="unpack it, and give the folder")
     check_unpacked_size(found, name)
@@ -60,7 +63,10 @@ def only_file(path: Path, is_data: Callable[[Path], bool]) -> zipfile.Path:
     names = [one for one in top.root.namelist() if is_data(Path(one)) and not hidden(one)]
     if len(names) != 1:
         found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "none"
-        raise SourceError(f"{path}: one file of rows is needed in it; it has {found}")
+        raise SourceError(
+            f"{path}: one file of rows is needed in it; it has {found}",
+            hint="unpack it and name the file, or leave one file in it",
+        )
     return zipfile.Path(top.root, names[0])
 
 

@@ -64,7 +64,7 @@ def read_layout(
     with lines.preview():
         first = next((text for _, text in lines if text.strip()), None)
     if first is None:
-        raise SourceError(f"{lines.name} is empty")
+        raise SourceError(f"{lines.name} is empty", hint="leave it out, or name a file with rows")
     if wrong := lines.wrong_encoding(first):
         hint = NAME_IT if wrong.startswith("not") else "are its line ends missing?"
         raise SourceError(f"{lines.name}: the first line is {wrong}", hint=hint)
@@ -187,7 +187,10 @@ def _sample(lines: Lines, delimiter: str, quoted: bool) -> list[list[str]]:
                 sample.append(record.fields)
                 chars += sum(map(len, record.fields))
             elif not sample:
-                raise SourceError(f"{lines.name}: the first line cannot be read: {record.problem}")
+                raise SourceError(
+                    f"{lines.name}: the first line cannot be read: {record.problem}",
+                    hint="is it a csv? --encoding and --no-header say how it is read",
+                )
             else:
                 lines.put_back(record.further)
             if chars > lines.limits.row_chars:
@@ -253,7 +256,10 @@ def _header(fields: Sequence[str], name: str) -> list[str]:
     columns = [text.strip() or f"column{place}" for place, text in enumerate(fields, 1)]
     twice = sorted(column for column, times in Counter(columns).items() if times > 1)
     if twice:
-        raise SourceError(f"{name}: the first line names a column twice: {', '.join(twice)}")
+        raise SourceError(
+            f"{name}: the first line names a column twice: {', '.join(twice)}",
+            hint="give every column a name of its own",
+        )
     return columns
 
 

@@ -40,6 +40,21 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What files of other kinds begin with: what they are, and what to do with them.
+_OWN_ENDING = "give the file the ending of its kind, or save its table as csv"
+_SAVE_TEXTS = "save its texts as csv, tsv, jsonl or xlsx"
+_OTHER_KINDS = (
+    (b"%PDF-", "a PDF document", _SAVE_TEXTS),
+    (b"{\\rtf", "an RTF document", _SAVE_TEXTS),
+    (b"PK\x03\x04", "a zip file or a document of Excel or Word (.zip, .xlsx)", _OWN_ENDING),
+    (b"\xd0\xcf\x11\xe0", "an old document of Excel or Word (.xls)", _OWN_ENDING),
+    (b"\x1f\x8b", "a gzip file (.csv.gz)", _OWN_ENDING),
+    (b"PAR1", "a Parquet file (.parquet)", _OWN_ENDING),
+    (b"\x89HDF", "an HDF5 file", _SAVE_TEXTS),
+    (b"SQLite format 3", "an SQLite database", _SAVE_TEXTS),
+    (b"\x89PNG", "a picture", _SAVE_TEXTS),
+    (b"\xff\xd8\xff", "a picture", _SAVE_TEXTS),
+)
 # Codecs tried in this order: the later ones of a candidate have more characters.
 _CANDIDATES: tuple[tuple[tuple[str, ...], Callable[[str], TextLikelihood]], ...] = (
     (("gb18030",), chinese),
@@ -112,16 +127,20 @@ def find_encoding(blocks: Callable[[], Iterator[bytes]], name: str) -> str:
         name: of the file, for messages.
 
     Raises:
-        SourceError: several encodings may be right; it shows a line in each of them.
+        SourceError: it is no text; or several encodings may be right: it shows a line in each of them.
     """
-    utf8, first = _Utf8Share(), True
+    utf8, first, begin = _Utf8Share(), True, b""
     for block in blocks():
+        begin = begin or block[:16]
         if first and (mark := next((codec for mark, codec in _MARKS if block.startswith(mark)), None)):
             return mark
         first = False
         utf8.add(block)
     if utf8.whole and not utf8.nulls:
         return UTF8
+    for start, kind, hint in _OTHER_KINDS:
+        if begin.startswith(start):
+            raise SourceError(f"{name} is no text file: it is {kind}", hint=hint)
     if utf8.nulls:
         candidates = [_Candidate((codec,), mixed) for codec in ("utf-16-le", "utf-16-be", UTF8)]
     elif utf8.mostly:

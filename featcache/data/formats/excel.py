@@ -27,7 +27,7 @@ def excel_rows(
     records = ((number, fields) for number, fields in _records(path, name, data.sheet) if any(fields))
     sample = list(itertools.islice(records, limits.sample_rows))
     if not sample:
-        raise SourceError(f"{name} is empty")
+        raise SourceError(f"{name} is empty", hint="leave it out, or name a file with rows")
     columns, headed = columns_of([fields for _, fields in sample], name, data, header=header)
     return columns, _rows(columns, itertools.islice(itertools.chain(sample, records), int(headed), None))
 
@@ -62,7 +62,9 @@ def _records(path: DataPath, name: str, sheet: str | None) -> Iterator[tuple[int
         chosen = sheet or next(iter(filled), None)
         rows = [] if chosen is None else book.get_sheet_by_name(chosen).to_python(skip_empty_area=False)
     except CalamineError as error:
-        raise SourceError(f"cannot read {name}: {first_line(error)}") from None
+        raise SourceError(
+            f"cannot read {name}: {first_line(error)}", hint="open it in Excel and save it again, or as csv"
+        ) from None
     yield from ((number, list(map(_text, row))) for number, row in enumerate(rows, 1))
 
 

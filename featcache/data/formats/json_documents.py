@@ -44,7 +44,10 @@ def document_rows(lines: Lines, data: DataSettings) -> list[dict[str, Any]] | No
     try:
         value = json.loads("".join(parts))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{lines.name}: not valid JSON: {first_line(error)}") from None
+        raise SourceError(
+            f"{lines.name}: not valid JSON: {first_line(error)}",
+            hint="one list of objects is needed, or one object a line in a file that ends in .jsonl",
+        ) from None
     rows = table_of(value, data)
     if rows is None:
         raise SourceError(f"{lines.name}: one JSON object, in which no table is found", hint=_LINES_HINT)

@@ -56,7 +56,10 @@ class TableFile:
                     self._table = pa.concat_tables([_mapped(one) for one in _arrow_files(path)])
                     self.schema, self.group_rows = self._table.schema, [len(self._table)]
         except pa.ArrowException as error:
-            raise SourceError(f"cannot read {name}: {first_line(error)}") from None
+            raise SourceError(
+                f"cannot read {name}: {first_line(error)}",
+                hint="the file is damaged, or another program wrote it: write it again",
+            ) from None
 
     def batches(
         self, rows: int, groups: range | None = None, columns: Sequence[str] | None = None
@@ -94,9 +97,15 @@ def _arrow_files(path: Path) -> list[Path]:
         state = json.loads((path / SAVED_STATE).read_bytes())
         names = [str(one["filename"]) for one in state["_data_files"]]
     except (ValueError, LookupError, TypeError) as error:
-        raise SourceError(f"cannot read the saved dataset {path}: {first_line(error)}") from None
+        raise SourceError(
+            f"cannot read the saved dataset {path}: {first_line(error)}",
+            hint="save it again: dataset.save_to_disk",
+        ) from None
     if not names or any("/" in name or "\\" in name for name in names):
-        raise SourceError(f"cannot read the saved dataset {path}: {SAVED_STATE} names no files of it")
+        raise SourceError(
+            f"cannot read the saved dataset {path}: {SAVED_STATE} names no files of it",
+            hint="save it again: dataset.save_to_disk",
+        )
     return [path / name for name in names]
 
 
@@ -125,7 +134,10 @@ def record_batches(
     try:
         yield from file.batches(rows, groups, columns)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"cannot read {path}: {first_line(error)}") from None
+        raise SourceError(
+            f"cannot read {path}: {first_line(error)}",
+            hint="the file is damaged, or another program wrote it: write it again",
+        ) from None
 
 
 def batch_values(batch: pa.RecordBatch, columns: Sequence[str]) -> list[dict[str, Any]]:

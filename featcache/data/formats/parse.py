@@ -131,7 +131,7 @@ def _parse_json(lines: Lines, data: DataSettings) -> ParsedFile:
         sample.append(row)
         chars += row_chars(row)
     if not sample:
-        raise SourceError(f"{lines.name} is empty")
+        raise SourceError(f"{lines.name} is empty", hint="leave it out, or name a file with rows")
     if array and all(isinstance(row.values, dict) and list(row.values) == _numbered(row) for row in sample):
         sample, rows = _with_names(sample, rows, lines.name, data)
     columns = list(dict.fromkeys(itertools.chain.from_iterable(row.values or () for row in sample)))

@@ -227,7 +227,10 @@ class Abstention:
         own = {name.removeprefix(start): part for name, part in tensors.items() if name.startswith(start)}
         distance = DISTANCES[document.distance].from_tensors(own)
         if distance.width != width:
-            raise HeadError(f"the abstention is for {distance.width} features, and the head for {width}")
+            raise HeadError(
+                f"the abstention is for {distance.width} features, and the head for {width}",
+                hint="train that head again",
+            )
         settings = AbstentionSettings(
             document.max_error, document.coverage, document.confidence, document.out_of_scope
         )

@@ -86,7 +86,10 @@ def _check(train: LabelledFeatures, validation: LabelledFeatures, settings: Head
             hint=f"use --queries {train.x.width} or fewer",
         )
     if (train.y == train.y[0]).all():
-        raise HeadError("the train labels hold a single class; there is nothing to learn")
+        raise HeadError(
+            "the train labels hold a single class; there is nothing to learn",
+            hint="is the label column the right one? at least two labels are needed: --label-column names it",
+        )
 
 
 class _AttentiveTraining:

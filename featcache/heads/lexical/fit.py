@@ -203,7 +203,10 @@ def _fit_words(
     best: tuple[float, WordScorer, Weighting] | None = None
     fixed = fixed_logits(train.y, classes)
     if (train.y == train.y[0]).all():
-        raise HeadError("the train labels hold a single class; there is nothing to learn")
+        raise HeadError(
+            "the train labels hold a single class; there is nothing to learn",
+            hint="is the label column the right one? at least two labels are needed: --label-column names it",
+        )
     begin, end = (0, None) if classes <= FEW_CLASSES else (1, 2)
     tries = ((True, RATIO[begin:end]), (False, PLAIN[begin:end]))
     for tried, (ratio, penalties) in enumerate(tries):

@@ -183,7 +183,9 @@ class Ngrams:
             made = cls(settings, names, idf)
             _ = made._counter  # which checks the vocabulary
         except (KeyError, ValueError) as error:
-            raise HeadError(f"the n-grams of the head cannot be read: {error}") from error
+            raise HeadError(
+                f"the n-grams of the head cannot be read: {error}", hint="train that head again"
+            ) from error
         return made
 
     @cached_property

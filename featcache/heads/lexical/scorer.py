@@ -52,7 +52,10 @@ class WordScorer:
             HeadError: features of another kind or width.
         """
         if not isinstance(x, WordRows) or x.shape[1] != self.width:
-            raise HeadError(f"this head wants the n-grams of texts [N, {self.width}], got {list(x.shape)}")
+            raise HeadError(
+                f"this head wants the n-grams of texts [N, {self.width}], got {list(x.shape)}",
+                hint="count them with the n-grams of this head",
+            )
         found = np.empty((len(x), self.classes), np.float32)
         for rows, part in parts_of(x.words):
             found[rows] = part @ self.weight.T + self.bias
@@ -80,9 +83,15 @@ class WordScorer:
             return cls(weight, bias)
         number, share = int(read("dense", "1", np.int64)[0]), float(read("share", "1", np.float32)[0])
         if not 0 <= number < len(SCORERS):
-            raise HeadError(f"the words head has a scorer {number} that this version does not know")
+            raise HeadError(
+                f"the words head has a scorer {number} that this version does not know",
+                hint="train that head again",
+            )
         inner = {name.removeprefix(PREFIX): part for name, part in tensors.items() if name.startswith(PREFIX)}
         dense = list(SCORERS.values())[number].from_tensors(inner)
         if dense.classes != len(bias):
-            raise HeadError(f"the words head has {len(bias)} labels, the scorer in it {dense.classes}")
+            raise HeadError(
+                f"the words head has {len(bias)} labels, the scorer in it {dense.classes}",
+                hint="train that head again",
+            )
         return cls(weight, bias, dense, share)

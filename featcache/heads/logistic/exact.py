@@ -258,11 +258,17 @@ def _targets(y: np.ndarray, weight: np.ndarray, classes: int) -> tuple[np.ndarra
         seen = _chosen(y, counted)
         varies = np.flatnonzero(seen.any(axis=0) & ~seen.all(axis=0))
         if not len(varies):
-            raise HeadError("every label is on all rows or on none; there is nothing to learn")
+            raise HeadError(
+                "every label is on all rows or on none; there is nothing to learn",
+                hint="a label to learn is on some rows and not on others",
+            )
         return y[:, varies], varies
     present = np.flatnonzero(np.bincount(_chosen(y, counted)))
     if len(present) < 2:
-        raise HeadError("the labels hold a single class; there is nothing to learn")
+        raise HeadError(
+            "the labels hold a single class; there is nothing to learn",
+            hint="is the label column the right one? at least two labels are needed: --label-column names it",
+        )
     if len(present) == 2:
         return (y == present[1]).astype(np.uint8)[:, None], present
     # Rows of weight 0 may be of a class that no counted row has; any number does for them.
@@ -287,7 +293,9 @@ def _extrapolate(path: list[tuple[float, Tensor]], at: float) -> Tensor:
 
 def _check_settings(penalties: Sequence[float], tolerance: float, max_iterations: int) -> None:
     if not len(penalties):
-        raise HeadError("no penalties were given; at least one value of C is needed")
+        raise HeadError(
+            "no penalties were given; at least one value of C is needed", hint="for example C=1.0"
+        )
     for name, value in [*(("C", penalty) for penalty in penalties), ("tolerance", tolerance)]:
         if not (value > 0 and math.isfinite(value)):
             raise HeadError(f"{name} {value}: a finite number above 0 is needed")

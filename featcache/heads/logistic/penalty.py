@@ -79,7 +79,10 @@ def choose_penalty(
     x_val = held_out[0]
     y_val, _ = checked_rows(*held_out, classes, None, group)
     if y_val.ndim != np.ndim(y) or x_val.shape[1] != x.shape[1]:
-        raise HeadError("train and validation rows differ in width or in the kind of their labels")
+        raise HeadError(
+            "train and validation rows differ in width or in the kind of their labels",
+            hint="take both from the same view and task",
+        )
     path = walk_path(x, y, classes, penalties, sample_weight=sample_weight, group=group)
     path = _watched(path, on_progress, 0, len(penalties))
     everything = np.ones(len(y_val), dtype=bool)
@@ -198,7 +201,10 @@ def folds_of(y: np.ndarray, classes: int, folds: int = 5, seed: int = 0) -> np.n
         HeadError: a class with fewer rows than folds.
     """
     if not 2 <= folds <= len(y):
-        raise HeadError(f"{folds} folds of {len(y)} rows: from 2 to the number of rows are possible")
+        raise HeadError(
+            f"{folds} folds of {len(y)} rows: from 2 to the number of rows are possible",
+            hint="use fewer folds: --folds 2",
+        )
     counts = counts_of(y, classes)
     for number in np.flatnonzero((counts > 0) & (counts < folds)):
         raise HeadError(

@@ -97,7 +97,10 @@ class NumberScale:
             HeadError: they do not differ.
         """
         if (y == y[0]).all():
-            raise HeadError("the train labels hold a single number; there is nothing to learn")
+            raise HeadError(
+                "the train labels hold a single number; there is nothing to learn",
+                hint="is the label column the right one? --label-column names it",
+            )
         return cls(mean=float(y.mean()), deviation=float(y.std()))
 
     def numbers(self, logits: np.ndarray) -> np.ndarray:

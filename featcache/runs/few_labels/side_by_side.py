@@ -122,7 +122,7 @@ def compare_recipes(
         few.data.leaks.clean(split),
     )
     if not len(next(iter(scored.rows.values())).y):
-        raise HeadError(f"the {split} split has no rows; there is nothing to score on")
+        raise HeadError(f"there is nothing to score on: {split} has no rows", hint="name a file with rows")
     sizes, began, scores = sorted(set(sizes)), time.perf_counter(), list[RecipeScore]()
     for place, size in enumerate(sizes):
         found, chosen = list[dict[str, tuple[float, float]]](), Counter[str]()

@@ -66,7 +66,9 @@ def number_predictions(run: Run, split: str) -> NumberPredictions:
         HeadError: it predicts labels; that split was not scored, or the file is damaged.
     """
     if not run.record.numbers:
-        raise HeadError(f"run {run.name} predicts labels, and no numbers")
+        raise HeadError(
+            f"run {run.name} predicts labels, and no numbers", hint="name a run of --task regression"
+        )
     return read_number_predictions(run.predictions_path(split))
 
 

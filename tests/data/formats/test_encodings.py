@@ -149,3 +149,28 @@ def test_labels_are_as_written(tmp_path: Path) -> None:
     rows = "".join(f"{text},{label}\n" for text, label in zip(SIMPLIFIED, labels, strict=True))
     split = train(write(tmp_path / "dev.csv", ("评论,情感\n" + rows).encode("gbk")))
     assert [label for _, label in rows_of(split)] == labels
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
+        (b"PK\x03\x04\x14\x00\x06\x00", "Excel"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "old document"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"PAR1\x15\x04", "Parquet"),
+        (b"\xff\xd8\xff\xe0", "picture"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(begin: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_bytes(begin + bytes(range(256)) * 40)
+    with pytest.raises(SourceError, match=words) as caught:
+        train(path)
+    assert "reviews.csv is no text file" in caught.value.what and caught.value.hint
+
+
+def test_a_text_that_begins_like_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("PAR1,label\n好,1\n", encoding="utf-8")
+    assert find_encoding(blocks_of(path.read_bytes()), "reviews.csv") == UTF8
