@@ -16,7 +16,7 @@ FLAG_COLUMN = 24
 
 # The commands by what they are for; every command is in one group.
 GROUPS = {
-    "begin": ("run", "demo", "init"),
+    "begin": ("run", "label", "demo", "init"),
     "step by step": ("extract", "train-head", "sweep", "blend", "finetune", "curve"),
     "look at": ("compare", "runs", "report", "inspect"),
     "use": ("predict", "serve", "export"),

@@ -23,7 +23,7 @@ from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
     "init", "extract", "train_head", "sweep", "blend", "finetune", "curve", "compare", "report", "inspect",
-    "predict", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo", "completion",
+    "predict", "label", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo", "completion",
 )  # fmt: skip
 INTERRUPTED = 130
 CONTINUES = "what is finished is kept, and the same command continues from it"

@@ -30,6 +30,7 @@ from featcache.fingerprint import FEATURE_FORMAT, EncoderDocument, row_hashes
 from featcache.settings import BackboneSettings, Settings
 from featcache.system.durable import explained
 from featcache.system.lock import ProcessLock
+from featcache.system.progress import OnProgress
 from featcache.system.sharded_array import join_columns
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ NAME = "texts"  # what the split and the data set are called in the cache folder
 LoadEncoder = Callable[[Settings, ModelFiles], "Encoder"]
 
 
-def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -> np.ndarray:
+def text_features(
+    texts: Sequence[str], settings: Settings, load: LoadEncoder, report: OnProgress | None = None
+) -> np.ndarray:
     """The features of `texts`, in order; the backbone runs over those alone that no cache file has.
 
     Processes and threads that share a cache folder encode one after the other, each only what the
@@ -50,6 +53,7 @@ def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -
         texts: one or more, each checked by `check_text`; equal ones are encoded once.
         settings: the features of their views are joined; with a compute dtype that is not `auto`.
         load: gives the encoder of `settings`; called only when it cannot be done without.
+        report: called with progress.
 
     Returns:
         float32 `[N, D]`, whatever the storage dtype.
@@ -58,7 +62,7 @@ def text_features(texts: Sequence[str], settings: Settings, load: LoadEncoder) -
         BackboneError, UsageError: the model cannot be loaded, or has no such view or length.
         CacheError: a cache file is damaged, or the folder cannot be written.
     """
-    job, hashes = _TextJob(settings, load), row_hashes(texts)
+    job, hashes = _TextJob(settings, load, report), row_hashes(texts)
     found = _find(job, job.recorded_features(), hashes)
     if len(found.missing):
         with _locked(job):
@@ -81,9 +85,9 @@ class _WantedFeatures:
 class _TextJob(Job):
     """A job for texts that are in memory alone."""
 
-    def __init__(self, settings: Settings, load: LoadEncoder) -> None:
+    def __init__(self, settings: Settings, load: LoadEncoder, report: OnProgress | None = None) -> None:
         # With `force`, since rows are looked up here: they need not be looked for in donors again.
-        super().__init__(settings, force=True, model=model_files(settings.backbone), source={})
+        super().__init__(settings, report, force=True, model=model_files(settings.backbone), source={})
         self._load = load
 
     def encoder(self, split: str) -> Encoder:

@@ -11,19 +11,26 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from featcache.errors import UsageError
-from featcache.serving.app import Service
 
 DRAIN_SECONDS = 0.3  # between a signal and the end of listening: requests under way are still accepted
 HEADER_SECONDS = 10.0  # in which the head of a request must arrive
 ANSWER_SECONDS = 10.0  # in which a client must take an answer, or the next 48 kB of a long one
 CONNECTIONS = 256
 BACKLOG = 512
+
+
+class Served(Protocol):
+    """An application, told when the process stops: `draining` is set before it stops to listen."""
+
+    app: FastAPI
+    draining: bool
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +63,7 @@ def keep_few_kernels() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "384")
 
 
-def serve(service: Service, listening: socket.socket) -> None:
+def serve(service: Served, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, answer what was accepted, and return; a second one ends the process."""
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
@@ -89,7 +96,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Served) -> None:
         super().__init__(config)
         self.service = service
 

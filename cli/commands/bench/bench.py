@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
 from featcache.system.units import HOUR
-from featcache_cli.commands.bench import few, quality, scale
+from featcache_cli.commands.bench import few, label, quality, scale
 from featcache_cli.console import err, note, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     about = "measure speed beside the machine's limit and beside peers"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    names = "{extract,heads,store,finetune,serve,scale,quality,few}"
+    names = "{extract,heads,store,finetune,serve,scale,quality,few,label}"
     benches = parser.add_subparsers(metavar=names, required=True)
     own = (_add_extract, _add_heads, _add_store, _add_finetune, _add_serve)
-    for add_bench in (*own, scale.add, quality.add, few.add):
+    for add_bench in (*own, scale.add, quality.add, few.add, label.add):
         add_bench(benches)
 
 

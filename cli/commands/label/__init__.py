@@ -1,0 +1,5 @@
+"""`featcache label`."""
+
+from featcache_cli.commands.label.label import add
+
+__all__ = ["add"]
