@@ -87,6 +87,7 @@ class LabelService:
         for path, (package, name, kind) in PAGE.items():
             app.add_api_route(path, partial(self.page, package, name, kind), response_model=None)
         app.add_api_route("/state", self.state, response_model=None)
+        app.add_api_route("/curve", self.curve, response_model=None)
         acts: dict[str, Callable[..., Response]] = {
             "/answer": self.answer, "/skip": self.skip, "/undo": self.undo, "/label": self.add_label,
             "/guess": self.guess, "/likely": self.likely, "/confirm": self.confirm,
@@ -107,6 +108,10 @@ class LabelService:
     def state(self) -> Response:
         """The text that is asked now, and all that the page shows beside it."""
         return self._json(self._state())
+
+    def curve(self) -> Response:
+        """The accuracy by number of labels; apart, since the next text does not wait for it."""
+        return self._json(asdict(self.session.curve()))
 
     def answer(self, given: GivenLabels) -> Response:
         self.session.answer(given.row, given.labels, note=given.note, guess_shown=given.guess_shown)
@@ -145,7 +150,7 @@ class LabelService:
     def _state(self) -> dict[str, Any]:
         session = self.session
         asked, counted = session.question(), session.counted
-        estimate, curve = session.estimate(), session.curve()
+        estimate = session.estimate()
         return {
             "asked": None if asked is None else asdict(asked),
             "labels": session.labels,
@@ -158,7 +163,6 @@ class LabelService:
             "conflicts": len(counted.conflicts),
             "elsewhere": counted.unknown,
             "estimate": None if estimate is None else asdict(estimate),
-            "curve": asdict(curve),
             "encoding": asdict(self.encoding.state),
             "file": self.session.answers.path.name,
         }

@@ -12,7 +12,7 @@ from featcache.evaluation.extrapolation import LEAST_POINTS, fit_power_laws
 
 CONFIDENCE = 0.95
 MORE = 100  # labels that are added in the forecast
-RESAMPLES = 400
+RESAMPLES = 200
 
 
 def accuracy_interval(right: int, count: int) -> tuple[float, float]:

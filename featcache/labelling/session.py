@@ -255,7 +255,8 @@ class LabelSession:
             heads = [(size, self._head_of(rows[:size])) for size in sizes]
             known = [(size, self._right(head)) for size, head in heads if head is not None]
             known.append((len(rows), self._right(self.head)))
-            return labelling_curve([size for size, _ in known], [right for _, right in known], self.seed)
+        # Without the lock: an answer does not wait for a forecast.
+        return labelling_curve([size for size, _ in known], [right for _, right in known], self.seed)
 
     # -- how it goes on ----------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ def test_a_person_labels_undoes_and_goes_on(client: TestClient, session: LabelSe
         state = client.post("/answer", json={"row": row, "labels": [label_of(row)], "note": "n"}).json()
     assert (state["mine"], state["labelled"]) == (30, 30)
     assert state["estimate"]["rows"] == 6 and state["estimate"]["accuracy"] > 0.5
+    points = client.get("/curve").json()["points"]
+    assert [point["labels"] for point in points] == [20, 24]
     back = client.post("/undo", json={}).json()
     assert back["asked"]["row"] == row and back["labelled"] == 29
     skipped = client.post("/skip", json={"row": row, "unsure": True}).json()

@@ -3,6 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const AGAIN = 2000; // milliseconds between two attempts to reach a server that is gone
 const WATCH = 1000; // between two looks at the encoding
+const PAUSE = 700; // without an answer, after which the curve is shown anew
 const ACTIONS = [
   ["u", "Undo", () => act("/undo", {})],
   ["s", "Skip", () => act("/skip", { row: state.asked.row, note })],
@@ -20,6 +21,7 @@ let guessShown = false;
 let busy = false;
 let fieldDone = null;
 let watching = false;
+let curveTimer = 0;
 
 /** An element with text in it; texts are never parsed as markup. */
 function made(tag, text, className) {
@@ -114,7 +116,7 @@ function button(key, name, run, className) {
 }
 
 function draw() {
-  const { asked, estimate, curve, encoding } = state;
+  const { asked, estimate, encoding } = state;
   byId("about").textContent = `${state.by} · ${state.file} · strategy ${state.strategy}`;
   byId("reason").textContent = asked ? asked.reason + (note ? ` · note: ${note}` : "") : "";
   byId("text").textContent = asked ? asked.text : "Every text has an answer.";
@@ -138,6 +140,23 @@ function draw() {
     ? `Accuracy ${percent(estimate.accuracy)} (95 %: ${percent(estimate.low)} to ${percent(estimate.high)}), `
       + `on ${estimate.rows} texts drawn at random`
     : "No accuracy yet: the head needs two labels, and texts drawn at random to be scored on.";
+  byId("encoding").textContent = encodingText(encoding);
+  if (!watching && !encoding.ready && !encoding.problem) {
+    watching = true;
+    setTimeout(watch, WATCH);
+  }
+  clearTimeout(curveTimer);
+  curveTimer = setTimeout(showCurve, PAUSE);
+}
+
+/** The curve when the person pauses: it takes longer than the next text. */
+async function showCurve() {
+  let curve;
+  try {
+    curve = await ask("/curve");
+  } catch {
+    return; // the next answer says what is wrong
+  }
   byId("more").textContent = curve.more
     ? `${curve.more.labels} more labels: about ${(100 * curve.more.gain).toFixed(1)} points more `
       + `(95 %: ${(100 * curve.more.low).toFixed(1)} to ${(100 * curve.more.high).toFixed(1)})`
@@ -149,11 +168,6 @@ function draw() {
     line.append(...cells.map((cell) => made("td", cell)));
     return line;
   }));
-  byId("encoding").textContent = encodingText(encoding);
-  if (!watching && !encoding.ready && !encoding.problem) {
-    watching = true;
-    setTimeout(watch, WATCH);
-  }
 }
 
 function encodingText({ ready, problem, done, total, stage }) {

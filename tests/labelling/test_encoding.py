@@ -1,0 +1,66 @@
+"""Texts are encoded in the background, once, and labelling does not depend on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from featcache.labelling.answers import AnswersFile, AnswersHeader
+from featcache.labelling.encoding import BackgroundEncoding, EncodingState
+from featcache.labelling.session import LabelSession
+from featcache.labelling.texts import TextsToLabel
+from featcache.settings import Settings, build_settings
+
+TEXTS = TextsToLabel.of([f"{word} {number}" for number in range(30) for word in ("好房间", "坏房间", "服务")])
+
+
+def session_in(folder: Path, descriptions: dict[str, list[str]] | None = None) -> LabelSession:
+    file = AnswersFile(folder / "a.jsonl", AnswersHeader(labels=("good", "bad")))
+    return LabelSession(TEXTS, file, "me", descriptions=descriptions)
+
+
+def ended(encoding: BackgroundEncoding) -> EncodingState:
+    encoding.start()
+    end = time.monotonic() + 120
+    while encoding.running and time.monotonic() < end:
+        time.sleep(0.05)
+    return encoding.state
+
+
+def settings_of(model: Path, folder: Path) -> Settings:
+    return build_settings({"model": str(model), "views": ("last/mean",), "cache_dir": str(folder / "cache")})
+
+
+def test_features_come_from_the_cache_the_second_time(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(tiny("bert"), tmp_path)
+    first = session_in(tmp_path, {"good": ["很好"], "bad": ["很差", "失望"]})
+    state = ended(BackgroundEncoding(first, settings))
+    assert state.ready and state.problem is None
+    assert first.pool is not None and first.pool.x.shape == (90, 32)
+    row = int(first._open_rows()[0])
+    assert {one.label for one in first.guesses(row)} == {"good", "bad"}  # of the descriptions
+    monkeypatch.setattr("featcache.backbone.encoder.Encoder.load", lambda *_: pytest.fail("loaded again"))
+    second = session_in(tmp_path)
+    assert ended(BackgroundEncoding(second, settings)).ready
+    assert second.pool is not None and (second.pool.x == first.pool.x).all()
+
+
+def test_labelling_goes_on_where_texts_cannot_be_encoded(tmp_path: Path) -> None:
+    session = session_in(tmp_path)
+    (tmp_path / "empty").mkdir()
+    state = ended(BackgroundEncoding(session, settings_of(tmp_path / "empty", tmp_path)))
+    assert not state.ready and state.problem and "empty" in state.problem
+    asked = session.question()
+    assert asked is not None and asked.chosen == "random"
+    session.answer(asked.row, ["good"])
+
+
+def test_nothing_is_encoded_without_settings(tmp_path: Path) -> None:
+    encoding = BackgroundEncoding(session_in(tmp_path), None)
+    encoding.start()
+    assert encoding.state.ready and not encoding.running
