@@ -45,6 +45,7 @@ class FinetuneBenchmark:
     Attributes:
         epoch_seconds: of each part; of the `head` too if it was trained.
         prefix_seconds: for the states below the cut, computed once.
+        tokens_per_second: real tokens, of training steps.
         share_of_peak: floating-point operations of real tokens, forward and backward, over those of the
             fastest matrix product of the compute dtype.
         ratios: epoch seconds over those of `all`.
@@ -53,6 +54,7 @@ class FinetuneBenchmark:
 
     epoch_seconds: dict[str, float]
     prefix_seconds: dict[str, float]
+    tokens_per_second: dict[str, float]
     share_of_peak: dict[str, float]
     gemm_peak_gflops: float
     dtype: str
@@ -123,6 +125,7 @@ def _timed(
     return FinetuneBenchmark(
         epoch_seconds={name: tokens / rate for name, (rate, _) in rates.items()},
         prefix_seconds=prefix,
+        tokens_per_second={name: rate for name, (rate, _) in rates.items()},
         share_of_peak={name: gflops / peak for name, (_, gflops) in rates.items()},
         gemm_peak_gflops=peak,
         dtype=compute,

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from featcache.backbone.packing import plan_batches
 from featcache.backbone.pooler import Pooler
 from featcache.errors import HeadError
 from featcache.finetuning.checkpoint import Checkpoint, CheckpointFolder
+from featcache.finetuning.optimizer import PartOptimizer
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.suffix import Suffix
 from featcache.finetuning.tuning import (
@@ -38,7 +38,6 @@ from featcache.heads.stack_loss import class_weights
 from featcache.system.documents import parse_document
 
 FEWER_BLOCKS = "use a smaller --max-length, or train fewer blocks"
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 CURVE_POINTS = 200
 
 
@@ -76,9 +75,8 @@ class Tuner:
         self.class_weight = class_weights(labels, data.classes, recipe.class_weight).to(suffix.device)
         self.per_epoch = math.ceil(len(labels) / recipe.batch_size)
         self.steps, self.epoch_rows = self.per_epoch * recipe.epochs, len(labels)
-        self.named = {**suffix.masters, **{f"head.{name}": p for name, p in self.head.named_parameters()}}
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.lr, fused=True)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer = PartOptimizer(suffix, self.head, recipe)
+        self.named = self.optimizer.named
         self.state = TrainingState()
         self.best: TrainedWeights | None = None
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
@@ -122,6 +120,7 @@ class Tuner:
             weights: put in place first, where they stay; None: the weights as they are.
         """
         if weights is not None:
+            self.optimizer.catch_up()  # nothing is left to be done to the weights that are put in place
             self.suffix.put({name: value.float() for name, value in weights.part.items()})
         self.suffix.train(False)
         found = np.empty((len(texts.lengths), self.pooler.width), np.float32)
@@ -135,19 +134,6 @@ class Tuner:
 
     def _tell(self, text: str) -> None:
         self.on_step(TrainingStep(self.state.step, self.steps, text=text))
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Parameters by rate and by whether they decay."""
-        recipe = self.recipe
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self.named.items():
-            own = name in self.suffix.masters
-            rate = recipe.lr * recipe.layer_decay ** self.suffix.depth(name) if own else recipe.head_lr
-            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-        return [
-            {"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()
-        ]
 
     # -- a step -----------------------------------------------------------------------------------
 
@@ -225,21 +211,17 @@ class Tuner:
         return one / logits.shape[1]
 
     def _update(self) -> None:
-        longest = self.recipe.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(list(self.named.values()), longest)
-        if not bool(torch.isfinite(norm)):
+        if not bool(torch.isfinite(self.optimizer.clip())):
             raise Diverged("a gradient became NaN or infinite")
-        factor = schedule_factor(self.state.step, self.steps, self.recipe.warmup, self.recipe.schedule)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.step()
-        self.suffix.publish()
+        recipe = self.recipe
+        self.optimizer.step(schedule_factor(self.state.step, self.steps, recipe.warmup, recipe.schedule))
 
     # -- epochs -----------------------------------------------------------------------------------
 
     def _end_epoch(self) -> str:
         """Score validation, keep the weights if they are the best; why to stop, or nothing."""
         state, rows = self.state, self.epoch_rows
+        self.optimizer.catch_up()
         loss, accuracy = self._validate()
         number = state.step // self.per_epoch
         line = Epoch(number, state.loss / rows, state.right / rows, loss, accuracy)
@@ -280,6 +262,7 @@ class Tuner:
         def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
+        self.optimizer.catch_up()
         return TrainedWeights(copied(self.suffix.trained), copied(dict(self.head.named_parameters())))
 
     # -- checkpoints ------------------------------------------------------------------------------
@@ -287,15 +270,11 @@ class Tuner:
     def _save(self, *, best: bool = False) -> None:
         if self.checkpoints is None:
             return
-        moments = {
-            f"{name}:{kind}": self.optimizer.state[parameter][kind]
-            for name, parameter in self.named.items()
-            if parameter in self.optimizer.state
-            for kind in MOMENTS
-        }
         tensors: dict[str, Mapping[str, torch.Tensor]] = {
-            "weights": self.named, "moments": moments, "dice": {"state": torch.get_rng_state()},
-        }  # fmt: skip
+            "weights": self.named,
+            "moments": self.optimizer.state(),
+            "dice": {"state": torch.get_rng_state()},
+        }
         if best and self.best:
             head = {f"head.{name}": value for name, value in self.best.head.items()}
             tensors["best"] = {**self.best.part, **head}
@@ -324,11 +303,7 @@ class Tuner:
             for name, parameter in self.named.items():
                 parameter.copy_(tensors["weights"][name])
         self.suffix.publish()
-        for name, parameter in self.named.items():
-            if f"{name}:{MOMENTS[0]}" in tensors["moments"]:
-                found = {kind: tensors["moments"][f"{name}:{kind}"].to(parameter.device) for kind in MOMENTS}
-                step = torch.tensor(float(self.state.step), device=parameter.device)
-                self.optimizer.state[parameter] = {"step": step, **found}
+        self.optimizer.restore(tensors["moments"], self.state.step)
         torch.set_rng_state(tensors["dice"]["state"])
         if best := tensors.get("best"):
             own = {name: value for name, value in best.items() if name in self.suffix.masters}

@@ -8,7 +8,7 @@ a cut is made, a few made-up texts are run whole and in two parts: both results 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from featcache.finetuning.parts import TrainedPart
 
 TOKEN_STEP = 128
 FILLER = 64  # tokens of a made-up text that fills a batch
+MANY_ROWS = 4096  # rows of an embedding table of which a step reads few
 
 
 class Suffix:
@@ -44,6 +45,7 @@ class Suffix:
         width: of the states.
         trained: parameters the model computes with, by their name in it.
         masters: what the optimizer changes, float32, by the same names; equal to `trained` in float32.
+        tables: the modules of large embedding tables among them, by name, whose gradients are sparse.
 
     Raises:
         BackboneError: a model without one list of equal blocks, or one that cannot be cut there.
@@ -75,6 +77,7 @@ class Suffix:
             self._forget(part.cut)
         self.trained = self._choose(probe.after)
         self.masters = self._prepare(DTYPES[compute])
+        self.tables = self._sparse_tables()
         self._set_dropout(dropout)
 
     def states(self, batch: StateBatch | TokenBatch) -> tuple[torch.Tensor, PackedLayout]:
@@ -157,12 +160,12 @@ class Suffix:
         for parameter in (*self.trained.values(), *self.masters.values()):
             parameter.grad = None
 
-    def publish(self) -> None:
-        """Copy the masters into the parameters that the model computes with."""
+    def publish(self, names: Iterable[str] | None = None) -> None:
+        """Copy the masters, all or those named, into the parameters that the model computes with."""
         with torch.no_grad():
-            for name, parameter in self.trained.items():
-                if self.masters[name] is not parameter:
-                    parameter.copy_(self.masters[name])
+            for name in self.masters if names is None else names:
+                if name in self.trained and self.masters[name] is not self.trained[name]:
+                    self.trained[name].copy_(self.masters[name])
 
     def put(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Set the trained parameters, by name."""
@@ -227,6 +230,18 @@ class Suffix:
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
         return masters
+
+    def _sparse_tables(self) -> dict[str, list[nn.Embedding]]:
+        """Let the gradients of large tables be sparse; not on GPUs, which update all of a table at once."""
+        tables: dict[str, list[nn.Embedding]] = {}
+        names = {id(parameter): name for name, parameter in self.trained.items()}
+        for module in self.model.modules() if self.device.type == "cpu" else ():
+            if not isinstance(module, nn.Embedding) or module.num_embeddings < MANY_ROWS:
+                continue
+            if id(module.weight) in names and module.max_norm is None and not module.scale_grad_by_freq:
+                module.sparse = True
+                tables.setdefault(names[id(module.weight)], []).append(module)
+        return tables
 
     def _set_dropout(self, share: float) -> None:
         self.model.eval()

@@ -28,6 +28,8 @@ def test_bench_finetune_measures_the_asked_parts(
     assert all(0 <= value <= 1 for value in found.test_accuracy.values())
     assert set(found.share_of_peak) == {"top2", "all"} and found.dtype == "float32"
     assert all(0 < value < 1 for value in found.share_of_peak.values())
+    assert set(found.tokens_per_second) == {"top2", "all"}
+    assert all(rate > 0 for rate in found.tokens_per_second.values())
     assert found.ratios["all"] == 1 and np.isfinite(list(found.ratios.values())).all()
     assert found.prefix_seconds["top2"] > 0 == found.prefix_seconds["all"]
     assert found.rows == 60 and told

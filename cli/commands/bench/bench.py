@@ -233,12 +233,17 @@ def show_heads(result: HeadsBenchmark) -> None:
 
 
 def show_finetune(result: FinetuneBenchmark) -> None:
-    """Seconds, share of the peak and accuracy of each trained part."""
-    shown = table("trained", ">seconds an epoch", ">share of the GEMM peak", ">test accuracy")
+    """Seconds, tokens a second, share of the peak and accuracy of each trained part."""
+    shown = table("trained", ">seconds an epoch", ">tokens/s", ">share of the GEMM peak", ">test accuracy")
     for part, seconds in result.epoch_seconds.items():
-        share, accuracy = result.share_of_peak.get(part), result.test_accuracy.get(part)
+        rate, share = result.tokens_per_second.get(part), result.share_of_peak.get(part)
+        accuracy = result.test_accuracy.get(part)
         shown.add_row(
-            part, f"{seconds:.1f}", f"{share:.2f}" if share else "", f"{accuracy:.4f}" if accuracy else ""
+            part,
+            f"{seconds:.1f}",
+            f"{rate:,.0f}" if rate else "",
+            f"{share:.2f}" if share else "",
+            f"{accuracy:.4f}" if accuracy else "",
         )
     out().print(shown)
 
