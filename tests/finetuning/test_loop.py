@@ -175,8 +175,7 @@ def test_learning_rates_fall_from_block_to_block(tiny: Callable[[str], Path]) ->
     texts = TextInputs(batch_of(LENGTHS), tiny("bert"), 0)
     recipe = Recipe(lr=0.1, head_lr=0.7, layer_decay=0.5, weight_decay=0.02)
     tuner = tuner_of(suffix, texts, LABELS, recipe)
-    rate = {id(p): (g["lr"], g["weight_decay"]) for g in tuner.optimizer.param_groups for p in g["params"]}
-    told = {name: rate[id(parameter)] for name, parameter in tuner.named.items()}
+    told = tuner.optimizer.rates
     assert told["encoder.layer.2.output.dense.weight"] == (0.1, 0.02)
     assert told["encoder.layer.1.output.dense.weight"] == (0.05, 0.02)
     assert told["encoder.layer.0.output.dense.bias"] == (0.025, 0.0)

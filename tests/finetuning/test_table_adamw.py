@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache.errors import HeadError
 from featcache.finetuning import suffix as suffix_module
+from featcache.finetuning.checkpoint import CheckpointFolder
 from featcache.finetuning.loop import Tuner
 from featcache.finetuning.recipe import Recipe
 from featcache.finetuning.table_adamw import FADED, TableAdamW
+from featcache.finetuning.tuning import TrainingStep
 from featcache.heads.fit import schedule_factor
 from tests.support.tuning import TextInputs, batch_of, suffix_of, tuner_of
 
@@ -135,7 +139,7 @@ def test_a_step_without_a_gradient_is_none() -> None:
 # ---------------------------------------------------------------- in a training
 
 
-def training(folder: Path, recipe: Recipe, compute: str = "float32", **options: object) -> Tuner:
+def training(folder: Path, recipe: Recipe, compute: str = "float32", **options: Any) -> Tuner:
     """All of a tiny backbone, trained on texts of few of its tokens."""
     suffix = suffix_of(folder, "all", compute=compute)
     return tuner_of(suffix, TextInputs(batch_of(LENGTHS)), LABELS, recipe, **{"seed": 3} | options)
@@ -160,3 +164,62 @@ def test_a_training_equals_that_of_whole_tables(
     )
     for name, value in weights.items():
         torch.testing.assert_close(rows[name], value, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 5, 8])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_killed_training_goes_on_with_the_same_bits(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, compute: str
+) -> None:
+    """Between checkpoints rows wait; at the end of an epoch, which has 4 steps, none does."""
+    monkeypatch.setattr(suffix_module, "MANY_ROWS", 1)
+    recipe = Recipe(epochs=3, lr=1e-3, batch_size=6, weight_decay=0.1)
+    whole = training(tiny("bert"), recipe, compute)
+    reference = whole.run()
+
+    def kill(step: TrainingStep) -> None:
+        if step.step == after + 1 and not step.line and not step.text:
+            raise Killed
+
+    point = tmp_path / "point"
+    with pytest.raises(Killed):
+        training(
+            tiny("bert"), recipe, compute, on_step=kill, checkpoints=CheckpointFolder(point, every=0.0)
+        ).run()
+    saved = CheckpointFolder(point).load()
+    assert saved
+    done = saved.tensors["moments"]["embeddings.word_embeddings.weight:done"]
+    assert bool((done == after).all()) == (after % 4 == 0)
+    resumed = training(tiny("bert"), recipe, compute, checkpoints=CheckpointFolder(point))
+    found = resumed.run(resume=True)
+    assert found.state.history == reference.state.history
+    assert all(torch.equal(value, reference.last.part[name]) for name, value in found.last.part.items())
+    assert all(torch.equal(value, reference.best.part[name]) for name, value in found.best.part.items())
+
+
+def test_a_checkpoint_of_whole_tables_is_read_and_one_of_rows_needs_a_cpu(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions and GPUs update whole tables."""
+    recipe = Recipe(epochs=2, lr=1e-3, batch_size=6)
+    found = []
+    for least, then in ((10**9, 10**9), (10**9, 1), (1, 10**9)):
+        point = tmp_path / f"{least} {then}"
+        monkeypatch.setattr(suffix_module, "MANY_ROWS", least)
+        first = training(tiny("bert"), recipe, checkpoints=CheckpointFolder(point, every=0.0))
+        for _ in range(3):
+            first._step()
+        first._save()
+        monkeypatch.setattr(suffix_module, "MANY_ROWS", then)
+        second = training(tiny("bert"), recipe, checkpoints=CheckpointFolder(point))
+        if then > least:
+            with pytest.raises(HeadError, match=r"word_embeddings.weight was trained on a CPU"):
+                second.run(resume=True)
+        else:
+            second.run(resume=True)
+            found.append(second.state.history[-1].train_loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
