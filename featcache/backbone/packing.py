@@ -85,7 +85,7 @@ class Bucket:
         return padded.transpose(1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedLayout:
     """Where the texts of a packed batch lie.
 

@@ -1,25 +1,31 @@
 """Attention within each text of a packed batch, with a backward pass that is fast on CPUs.
 
-Autograd of `packed_attention` would make, for every text, gradients as large as the batch and add them
-up; on CPUs that takes several times as long as all else in a block. Here each text is a few batched
-products on views of the packed tensors, forward and backward, and its gradients are written in place.
+Autograd of `packed_attention` would make, for every text, gradients as large as the batch and add them up;
+the backward pass of the flash attention of CPUs takes three times as long as plain products. One gather lays
+query, key and value out by text and head; then texts of nearly one length are a few batched products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional
 
 from featcache.backbone.attention.packed import packed_attention
 from featcache.backbone.attention.sdpa import Scoring, distances, repeat_heads
-from featcache.backbone.packing import PAD_STEP, NotPackable
+from featcache.backbone.packing import PAD_STEP, NotPackable, PackedLayout
 from featcache.backbone.private_torch import softmax_backward
 
 IMPLEMENTATION = "featcache_trained"
 KEPT = 1024  # tokens of a text up to which its attention weights are kept for the backward pass
+AT_ONCE = (
+    1 << 19
+)  # attention weights of texts that are worked on together: they stay in the processor's cache
 
 
 def trained_attention(
@@ -46,13 +52,12 @@ def trained_attention(
         raise NotPackable(f"{type(module).__name__} cannot be trained packed")
     scoring = Scoring.of(module, options, packed.longest)
     key, value = (repeat_heads(states, query.shape[1]) for states in (key, value))
-    scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
-    attended: torch.Tensor = _TextAttention.apply(query * scale, key, value, packed.lengths.tolist(), scoring)
+    attended: torch.Tensor = _TextAttention.apply(query, key, value, packed, scoring)
     return attended, None
 
 
 class _TextAttention(torch.autograd.Function):
-    """softmax(q k^T) v of each text; q is scaled already."""
+    """softmax(q k^T) v of each text."""
 
     @staticmethod
     def forward(
@@ -60,70 +65,124 @@ class _TextAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        lengths: Sequence[int],
+        packed: PackedLayout,
         scoring: Scoring,
     ) -> torch.Tensor:
-        output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        kept: list[torch.Tensor] = []
-        start = 0
-        for length in lengths:
-            q, k, v = (_padded(states, start, length) for states in (query, key, value))
-            weights = _weights(q, k, length, scoring)
-            _write(output.transpose(1, 2), start, length, torch.bmm(weights, v))
-            if length <= KEPT:
+        step = PAD_STEP if query.element_size() == 2 else 1
+        laid_out = _laid_out(packed, query.shape[1], scoring, step)
+        scale = query.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+        q, k, v = (laid_out.by_head(states) for states in (query, key, value))
+        q.mul_(scale)
+        output, kept = torch.empty_like(v), []
+        for group, q1, k1, v1, into in laid_out.each(q, k, v, output):
+            weights = group.weights(q1, k1)
+            torch.bmm(weights, v1, out=into)
+            if group.length <= KEPT:
                 kept.append(weights)
-            start += length
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.lengths, ctx.scoring = lengths, scoring
-        return output
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.laid_out, ctx.scale = laid_out, scale
+        return laid_out.by_token(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, *kept = ctx.saved_tensors
-        to_query, to_key, to_value = (_like(states) for states in (query, key, value))
-        given = gradients[0].transpose(1, 2)
-        left, start = iter(kept), 0
-        for length in ctx.lengths:
-            q, k, v, upper = (_padded(states, start, length) for states in (query, key, value, given))
-            weights = next(left) if length <= KEPT else _weights(q, k, length, ctx.scoring)
-            _write(to_value, start, length, torch.bmm(weights.transpose(1, 2), upper))
-            scores = softmax_backward(torch.bmm(upper, v.transpose(1, 2)), weights)
-            _write(to_query, start, length, torch.bmm(scores, k))
-            _write(to_key, start, length, torch.bmm(scores.transpose(1, 2), q))
-            start += length
-        return to_query, to_key, to_value, None, None
+        q, k, v, *kept = ctx.saved_tensors
+        laid_out, left = ctx.laid_out, iter(kept)
+        given = laid_out.by_head(gradients[0].transpose(1, 2)).index_fill_(0, laid_out.padding, 0)
+        to = [torch.empty_like(states) for states in (q, k, v)]
+        for group, q1, k1, v1, upper, to_q, to_k, to_v in laid_out.each(q, k, v, given, *to):
+            weights = next(left) if group.length <= KEPT else group.weights(q1, k1)
+            torch.bmm(weights.transpose(1, 2), upper, out=to_v)
+            scores = softmax_backward(torch.bmm(upper, v1.transpose(1, 2)), weights)
+            torch.bmm(scores, k1, out=to_q)
+            torch.bmm(scores.transpose(1, 2), q1, out=to_k)
+        to[0].mul_(ctx.scale)
+        return *(laid_out.by_token(states).transpose(1, 2) for states in to), None, None
 
 
-def _padded(states: torch.Tensor, start: int, length: int) -> torch.Tensor:
-    """One text's part of `[1, heads, T, d]`, in 16 bits with zeros up to a multiple of PAD_STEP tokens.
+@dataclass(frozen=True)
+class _Group:
+    """Neighbouring texts, padded to one length.
+
+    Attributes:
+        rows: theirs in what is laid out by text and head.
+        hidden: bool `[texts, 1, length or 1, length]`, which token does not see which; None: all see all.
+    """
+
+    rows: slice
+    texts: int
+    length: int
+    hidden: torch.Tensor | None
+
+    def weights(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Attention weights `[texts * heads, length, length]`."""
+        scores = torch.bmm(query, key.transpose(1, 2))
+        if self.hidden is not None:
+            scores.unflatten(0, (self.texts, -1)).masked_fill_(self.hidden, float("-inf"))
+        return torch.softmax(scores, -1)
+
+
+@dataclass(frozen=True)
+class _LaidOut:
+    """How the tokens of a packed batch lie by text and head, in 16 bits each text padded.
 
     oneDNN prepares a product again for each shape it has not seen lately, which takes longer than the
-    product: so there should be few shapes. Softmax, too, is twice as fast at such lengths.
+    product: so there should be few lengths. Softmax, too, is twice as fast at multiples of PAD_STEP.
+
+    Attributes:
+        gather: int64 `[P]`, the row in `[T * heads, d]` of each place by text and head; of padding any row.
+        keep: int64 `[T * heads]`, the place of each row.
+        padding: int64, the places of padding.
     """
-    text = states[0, :, start : start + length]
-    more = -length % PAD_STEP if states.element_size() == 2 else 0
-    return functional.pad(text, (0, 0, 0, more)) if more else text
+
+    heads: int
+    groups: tuple[_Group, ...]
+    gather: torch.Tensor
+    keep: torch.Tensor
+    padding: torch.Tensor
+
+    def by_head(self, states: torch.Tensor) -> torch.Tensor:
+        """`[1, heads, T, d]` as `[P, d]`."""
+        return states[0].transpose(0, 1).flatten(0, 1).index_select(0, self.gather)
+
+    def by_token(self, states: torch.Tensor) -> torch.Tensor:
+        """`[P, d]` as `[1, T, heads, d]`."""
+        return states.index_select(0, self.keep).view(1, -1, self.heads, states.shape[1])
+
+    def each(self, *states: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+        """Each group with its part `[texts * heads, length, d]` of each of `states`, which are `[P, d]`."""
+        for group in self.groups:
+            yield group, *(part[group.rows].unflatten(0, (-1, group.length)) for part in states)
 
 
-def _write(packed: torch.Tensor, start: int, length: int, text: torch.Tensor) -> None:
-    """Put one text `[heads, length or more, d]` into `[1, heads, T, d]`."""
-    packed[0, :, start : start + length] = text[:, :length]
+@lru_cache(maxsize=2)  # all blocks ask for the same
+def _laid_out(packed: PackedLayout, heads: int, scoring: Scoring, step: int) -> _LaidOut:
+    """The tokens of a batch by text and head, each text padded to a multiple of `step` tokens."""
+    lengths = packed.lengths
+    padded = -(-lengths // step) * step
+    ends = heads * np.concatenate([[0], np.cumsum(padded)])
+    text = np.repeat(np.arange(len(lengths)), heads * padded)
+    head, place = np.divmod(np.arange(ends[-1]) - ends[text], padded[text])
+    real = place < lengths[text]
+    row = ((np.cumsum(lengths) - lengths)[text] + place) * heads + head
+    keep = np.empty(heads * lengths.sum(), np.int64)
+    keep[row[real]] = np.flatnonzero(real)
+    gather, padding = np.where(real, row, 0), np.flatnonzero(~real)
+    groups = []
+    edges = [0, *(np.flatnonzero(np.diff(padded)) + 1).tolist(), len(padded)]
+    for begin, end in itertools.pairwise(edges):
+        length = int(padded[begin])
+        count = max(AT_ONCE // (heads * length**2), 1)
+        for first in range(begin, end, count):
+            last = min(first + count, end)
+            hidden = _hidden(lengths[first:last], length, scoring)
+            groups.append(_Group(slice(ends[first], ends[last]), last - first, length, hidden))
+    return _LaidOut(heads, tuple(groups), *map(torch.from_numpy, (gather, keep, padding)))
 
 
-def _like(states: torch.Tensor) -> torch.Tensor:
-    """An empty `[1, heads, T, d]` that lies as the linear layer wants its gradient: token by token."""
-    return torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
-def _weights(query: torch.Tensor, key: torch.Tensor, length: int, scoring: Scoring) -> torch.Tensor:
-    """Attention weights `[heads, padded, padded]` of one text; 0 for and towards what is padding."""
-    scores = torch.bmm(query, key.transpose(1, 2))
-    padded = query.shape[1]
-    if scoring.causal or (scoring.window and length > scoring.window):
-        scores.masked_fill_(~scoring.seen(distances(padded, query.device)), float("-inf"))
-    if padded > length:
-        scores[:, :, length:] = float("-inf")
-    weights = torch.softmax(scores, -1)
-    if padded > length:
-        weights[:, length:] = 0  # also where a window leaves padding nothing to attend to, and so NaN
-    return weights
+def _hidden(lengths: np.ndarray, padded: int, scoring: Scoring) -> torch.Tensor | None:
+    """Which token does not see which, see `_Group`. Each sees itself, so that no softmax is over nothing."""
+    hidden = torch.from_numpy(np.arange(padded) >= lengths[:, None])[:, None, None]
+    if scoring.causal or (scoring.window and padded > scoring.window):
+        unseen = ~scoring.seen(distances(padded, hidden.device))
+        return (hidden | unseen) & ~torch.eye(padded, dtype=torch.bool)
+    return hidden if hidden.any() else None
