@@ -26,7 +26,7 @@ RATES = {
     "rate": (None, "texts a second of one worker; then nothing is measured"),
     "tokens_rate": (None, "tokens a second of one worker; then nothing is measured"),
     "tflops": (None, "peak of one GPU in TFLOP/s; then nothing is measured"),
-    "share": (0.4, "assumed share of --tflops that is reached"),
+    "share": (None, "share of --tflops that is reached (default: as published, 0.25 to 0.31 by text length)"),
     "efficiency": (0.95, "assumed rate of several workers over the sum of their rates"),
 }
 
@@ -78,9 +78,13 @@ def _ask(args: argparse.Namespace, shard_size: str) -> Ask:
 
 def show(made: CorpusPlan) -> None:
     """Print the plan, the facts behind it, notes and warnings, and the command that runs it."""
+    from featcache.planning.answer import TOKENIZING
+
     console = out()
     who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
-    console.print(f"{made.rows:,} rows, {who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}")
+    where = f"{who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}"
+    needed = f"{seconds_text(made.seconds.value)}, {made.slowest} takes longest"
+    console.print(f"{made.rows:,} rows, {where}: {needed}")
     shown = table("plan", ">", ">95 % interval", "")
     estimates = [("time", made.seconds, seconds_text), ("texts/s", made.texts_per_second, count_text)]
     estimates += [("tokens", made.tokens, count_text)]
@@ -90,6 +94,11 @@ def show(made: CorpusPlan) -> None:
         ends = f"{written(estimate.low)} to {written(estimate.high)}"
         between = "-" if estimate.low == estimate.high else ends
         shown.add_row(name, written(estimate.value), between, estimate.how)
+        if name == "time":
+            for stage, seconds in made.stages.items():
+                when = "meanwhile" if stage == TOKENIZING else ""
+                if seconds:
+                    shown.add_row(f"  {stage}", seconds_text(seconds), "", when)
     for name, size, how in _sizes(made):
         shown.add_row(name, size, "", how)
     console.print(shown)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.errors import UsageError
 from featcache.planning.sample import Sample
@@ -17,6 +19,11 @@ from featcache.system.units import DAY, parse_size, size_text
 
 MEASURED, GIVEN, ASSUMED, COMPUTED = "measured", "given", "assumed", "computed"
 GPUS_A_NODE = 8
+# Tokens of a text -> share of the dense bf16 peak: BERT-base shapes, 1.41 and 1.64 million tokens a second.
+PUBLISHED_SHARES = {50: 0.25, 512: 0.31}
+SHARES_SOURCE = "Arctic Inference on an H200"
+STAGES = ("start-up", "encoding", "reading and tokenising", "hashing and sealing")
+ENCODING, TOKENIZING = STAGES[1:3]
 MAX_ROWS = 10**13
 LONG_DAYS, MANY_TRUNCATED, WIDE = 7.0, 0.05, 0.15
 
@@ -34,6 +41,7 @@ class Ask:
         tokens: mean tokens of made-up texts, for a plan without data; needs `rows`.
         rate, tokens_rate, tflops: speed of one worker, which is then not measured: texts a second, tokens a
             second, or the peak of its matrix products in TFLOP/s, of which it reaches `share`.
+        share: None: what was published, by the length of the texts; see `published_share`.
         shard_bytes: the largest size of a shard.
         price: price of a GPU for an hour, or of a machine where there are no GPUs; any currency.
         sample_seconds: seconds of encoding.
@@ -48,7 +56,7 @@ class Ask:
     rate: float | None = None
     tokens_rate: float | None = None
     tflops: float | None = None
-    share: float = 0.4
+    share: float | None = None
     shard_bytes: int = 4 * 10**9
     price: float | None = None
     sample_seconds: float = 20.0
@@ -122,6 +130,12 @@ class Estimate:
         return Estimate(change(self.value), low, high, how or self.how)
 
 
+def published_share(tokens: float) -> float:
+    """The share of a GPU's peak for texts of so many tokens, between the lengths in `PUBLISHED_SHARES`."""
+    lengths, shares = np.log(list(PUBLISHED_SHARES)), list(PUBLISHED_SHARES.values())
+    return float(np.interp(np.log(tokens), lengths, shares))
+
+
 @dataclass(frozen=True)
 class Fact:
     """A fact behind the plan: a name, its value as text, and its origin."""
@@ -143,6 +157,9 @@ class CorpusPlan:
         free_bytes: free space on the disk of the cache folder.
         memory: peak of one worker; None where no model was loaded. `row_memory` is needed once in addition.
         cost: None without a price.
+        stages: seconds of each stage. Workers encode a text while they read and tokenise the next ones, so
+            the slower of these two counts in `seconds`. Tokenising is 0 where it is not known, or where the
+            rate was measured, which has it in `encoding`.
         command: the words of the command that runs the planned extraction.
     """
 
@@ -166,6 +183,12 @@ class CorpusPlan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     command: tuple[str, ...]
+    stages: dict[str, float]
+
+    @property
+    def slowest(self) -> str:
+        """The stage that takes longest."""
+        return max(self.stages, key=lambda stage: self.stages[stage])
 
     @property
     def document(self) -> dict[str, Any]:
@@ -175,6 +198,7 @@ class CorpusPlan:
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "command": shlex.join(self.command),
+            "slowest": self.slowest,
         }
         numbers = {
             name: vars(value) if isinstance(value, Estimate) else value for name, value in vars(self).items()
@@ -199,6 +223,7 @@ def facts_of(
     """The facts behind the plan, the most important first.
 
     Args:
+        rate: at which one worker encodes.
         serial: seconds of the work that one process does alone.
     """
     tokens = float(sample.lengths.tokens.mean())
@@ -206,7 +231,13 @@ def facts_of(
     facts = [Fact("texts/s of one worker", f"{rate.value:,.1f}", COMPUTED if ask.rates else MEASURED)]
     facts += [Fact(f"{flag} of one worker", f"{value:,g}", GIVEN) for flag, value in ask.rates.items()]
     if ask.tflops is not None:
-        facts.append(Fact("share of that peak reached", f"{ask.share:.2f}", ASSUMED))
+        if ask.share is None:
+            name = f"share of that peak reached ({SHARES_SOURCE})"
+            facts.append(Fact(name, f"{published_share(tokens):.2f}", ASSUMED))
+        else:
+            facts.append(Fact("share of that peak reached", f"{ask.share:.2f}", GIVEN))
+    if sample.timing is None and sample.lengths.seconds:
+        facts.append(Fact("texts/s read and tokenised here", f"{1 / sample.lengths.seconds:,.0f}", MEASURED))
     if sample.timing:
         timing, where = sample.timing, sample.device
         threads = f", {sample.threads} threads" if where == "cpu" else ""
@@ -250,8 +281,8 @@ def notes_of(ask: Ask, sample: Sample) -> tuple[str, ...]:
         )
     if sample.made_up:
         notes.append("lengths are made up (log-normal): give data as soon as there is some")
-    if sample.timing and sample.made_up:
-        notes.append("tokenising was not measured: the texts are token ids")
+    if sample.made_up:
+        notes.append("reading and tokenising are not in the time: there are no texts to measure them with")
     if ask.rates:
         notes.append(
             "the rate was given: the interval covers the lengths of the texts, not an error of the rate"
@@ -286,11 +317,11 @@ def warnings_of(made: CorpusPlan, sample: Sample, counts: WorkerCounts, rate: Es
             f"the machine was busy before the sample (load {sample.load:.1f} on {counts.cores} cores): on a"
             " quiet machine it is faster"
         )
-    taken = sample.lengths.seconds
-    if sample.timing is None and taken is not None and taken * rate.value > 1:
+    if made.stages[TOKENIZING] > made.stages[ENCODING]:
         found.append(
-            f"a worker would wait for its texts: this machine reads and tokenises {1 / taken:,.0f} of them a"
-            f" second, and the worker encodes {rate.value:,.0f}"
+            f"a worker would wait for its texts, which the time has in it: this machine reads and tokenises"
+            f" {1 / (sample.lengths.seconds or 1):,.0f} of them a second, and the worker encodes"
+            f" {rate.value:,.0f}; more processors for each worker tokenise faster"
         )
     days = made.seconds.value / DAY
     if days > LONG_DAYS:

@@ -26,6 +26,8 @@ from featcache.planning.answer import (
     GIVEN,
     GPUS_A_NODE,
     MEASURED,
+    PUBLISHED_SHARES,
+    STAGES,
     Ask,
     CorpusPlan,
     Estimate,
@@ -34,6 +36,7 @@ from featcache.planning.answer import (
     command_of,
     facts_of,
     notes_of,
+    published_share,
     warnings_of,
 )
 from featcache.planning.sample import Sample, sample_without_model, take_sample
@@ -96,7 +99,8 @@ def _require_gpu(settings: Settings, ask: Ask) -> None:
         raise UsageError(
             f"--gpus {ask.gpus}, but a rate measured on {device} says nothing of a GPU",
             hint="give the speed of one GPU: --rate TEXTS_A_SECOND, --tokens-rate TOKENS_A_SECOND, or\n"
-            "--tflops PEAK [--share 0.4]; or plan on a machine with such a GPU",
+            "--tflops PEAK [--share SHARE, which featcache bench extract shows]; or plan on a machine with"
+            " such a GPU",
         )
 
 
@@ -105,6 +109,9 @@ def forecast(
 ) -> CorpusPlan:
     """The plan that follows from a sample.
 
+    Workers tokenise while they encode, so the slower of the two sets the time. The processors beside each GPU
+    are taken to tokenise as fast as this machine.
+
     The 95 % interval of the time has two sources: the spread of the seconds for a unit of work between the
     timed parts (Student's t about the median, whose standard error is 1.2533 times that of the mean), and the
     spread of the work between texts (none where all were tokenised). It does not cover a machine that becomes
@@ -112,7 +119,10 @@ def forecast(
     """
     rows = ask.rows or 0
     counts = _worker_counts(ask, sample)
-    rate = _rate(ask, sample)
+    encoding = _rate(ask, sample)
+    tokenizing = _tokenizing_rate(sample)
+    waiting = ASSUMED if tokenizing < encoding.value else None
+    rate = encoding.map(lambda value: min(value, tokenizing), waiting)
     parallel = counts.parallel * (ask.efficiency if counts.parallel > 1 else 1.0)
     storage = np.dtype(settings.features.storage).itemsize
     row_bytes = sample.views * sample.width * storage
@@ -120,13 +130,14 @@ def forecast(
     serial = rows * (sample.storing.hash_row + sample.storing.seal_byte * (row_bytes + ROW_INDEX))
     uneven = _uneven(rows, sample, counts.parallel)
     fresh = rows * (1 - (sample.repeated or 0.0))  # equal texts are encoded once
-    seconds = rate.map(lambda value: start_up + serial + uneven * fresh / (value * parallel))
+    each = uneven * fresh / parallel  # texts of the worker that has most of them
+    seconds = rate.map(lambda value: start_up + serial + each / value)
     seconds = replace(seconds, how=ASSUMED if ASSUMED in (rate.how, counts.how) else rate.how)
     spread = _relative_error(sample.lengths.tokens, rows)
     cache = sealed_bytes(rows, sample.views, sample.width, storage, label_bytes)
     shards = max(1, math.ceil(cache / ask.shard_bytes))
     cache += (shards - 1) * STRUCTURE
-    price, priced = ask.price, ask.gpus or counts.nodes
+    priced = (ask.price or 0.0) * (ask.gpus or counts.nodes)
     made = CorpusPlan(
         rows=rows,
         workers=counts.workers,
@@ -145,13 +156,14 @@ def forecast(
         memory=sample.memory,
         row_memory=rows * ROW_MEMORY,
         gpu_memory=sample.gpu_memory,
-        cost=None if price is None else seconds.map(lambda value: price * priced * value / 3600),
-        facts=facts_of(ask, sample, counts, rate, serial),
+        cost=seconds.map(lambda value: priced * value / 3600) if ask.price else None,
+        facts=facts_of(ask, sample, counts, encoding, serial),
         warnings=(),
         notes=notes_of(ask, sample),
         command=command_of(settings, splits, ask, sample, counts.workers, counts.nodes, shards),
+        stages=dict(zip(STAGES, (start_up, each / encoding.value, each / tokenizing, serial), strict=True)),
     )
-    return replace(made, warnings=tuple(warnings_of(made, sample, counts, rate)))
+    return replace(made, warnings=tuple(warnings_of(made, sample, counts, encoding)))
 
 
 def _worker_counts(ask: Ask, sample: Sample) -> WorkerCounts:
@@ -176,13 +188,23 @@ def _rate(ask: Ask, sample: Sample) -> Estimate:
         return Estimate.around(value, _relative_error(lengths.tokens, rows), GIVEN)
     spread = _relative_error(lengths.work, rows)
     if ask.tflops is not None:
-        value = ask.tflops * 1e12 * ask.share / float(lengths.work.mean())
-        return Estimate.around(value, spread, ASSUMED)
+        each = ask.tflops * 1e12 / float(lengths.work.mean())
+        if ask.share is not None:
+            return Estimate.around(each * ask.share, spread, ASSUMED)
+        least, most = min(PUBLISHED_SHARES.values()), max(PUBLISHED_SHARES.values())
+        value = each * published_share(float(lengths.tokens.mean()))
+        return Estimate(value, each * least / (1 + spread), each * most * (1 + spread), ASSUMED)
     assert sample.timing is not None
     per_work = sample.timing.per_work
     value = 1 / (float(np.median(per_work)) * float(lengths.work.mean()))
     half = math.hypot(_median_error(per_work), spread)
     return Estimate.around(value, half, ASSUMED if sample.made_up else MEASURED)
+
+
+def _tokenizing_rate(sample: Sample) -> float:
+    """Texts a second that a worker reads and tokenises; infinite where it is in the rate, or not known."""
+    taken = sample.lengths.seconds if sample.timing is None else None
+    return 1 / taken if taken else math.inf
 
 
 def _median_error(values: np.ndarray) -> float:

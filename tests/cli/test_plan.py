@@ -31,7 +31,7 @@ def test_plan_prints_tables(cli: Cli, work: Path) -> None:
     result = cli.ok(*QUICK, "--rows", "2_000_000", "--price", "0.4")
     assert widest(result.out) <= 80
     assert contents(work) == before
-    assert result.out.startswith("2,000,000 rows, 1 worker on 1 machine\n")
+    assert result.out.startswith("2,000,000 rows, 1 worker on 1 machine: ")
     for row in (
         r"^ time +\S.* to .* measured *$",
         r"^ texts/s +[\d,.]+ +[\d,.]+ to [\d,.]+ measured *$",

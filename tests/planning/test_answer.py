@@ -11,7 +11,7 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.planning import answer as planned
-from featcache.planning.answer import Ask
+from featcache.planning.answer import ASSUMED, ENCODING, GIVEN, TOKENIZING, Ask, published_share
 from featcache.planning.estimate import plan
 from featcache.settings import Settings
 from tests.support.plans import planned_of, sample
@@ -19,12 +19,32 @@ from tests.support.plans import planned_of, sample
 pytestmark = pytest.mark.usefixtures("arrow_cache")
 
 
-def test_a_worker_that_would_wait_for_its_texts() -> None:
-    lengths = replace(sample().lengths, seconds=1e-3)
-    assert any(
-        "would wait" in text for text in planned_of(sample(timing=None, lengths=lengths), rate=5e3).warnings
-    )
-    assert not planned_of(sample(timing=None, lengths=lengths), rate=500.0, rows=1000).warnings
+def test_the_slower_of_tokenising_and_encoding_sets_the_time() -> None:
+    tokenised = sample(timing=None, lengths=replace(sample().lengths, seconds=1e-3))
+    waiting = planned_of(tokenised, rate=5e3)
+    assert waiting.slowest == waiting.document["slowest"] == "reading and tokenising"
+    assert waiting.stages[TOKENIZING] == pytest.approx(1000) and waiting.stages[ENCODING] == pytest.approx(200)
+    assert waiting.seconds.value == pytest.approx(sum(waiting.stages.values()) - waiting.stages[ENCODING])
+    assert waiting.texts_per_second.value == pytest.approx(1000) and waiting.seconds.how == ASSUMED
+    assert any("would wait" in text for text in waiting.warnings)
+    encoding = planned_of(tokenised, rate=500.0, rows=1000)
+    assert encoding.slowest == "encoding" and encoding.seconds.how == GIVEN and not encoding.warnings
+    # A rate that was measured has tokenising in it.
+    assert planned_of(sample(lengths=tokenised.lengths)).stages[TOKENIZING] == 0
+
+
+def test_the_share_of_a_peak_is_what_was_published_unless_it_is_given() -> None:
+    assert [published_share(tokens) for tokens in (10, 50, 512, 8000)] == [0.25, 0.25, 0.31, 0.31]
+    assert 0.27 < published_share(160) < 0.29
+    made = planned_of(sample(timing=None), tflops=989.0)
+    (fact,) = [fact for fact in made.facts if fact.name.startswith("share of that peak")]
+    assert "Arctic Inference on an H200" in fact.name and fact.how == ASSUMED
+    rates = made.texts_per_second
+    assert rates.low == pytest.approx(989e3 * 0.25, rel=1e-6) and rates.high == pytest.approx(989e3 * 0.31)
+    assert rates.value == pytest.approx(989e3 * published_share(100))
+    given = planned_of(sample(timing=None), tflops=989.0, share=0.4)
+    assert given.texts_per_second.value == pytest.approx(989e3 * 0.4)
+    assert any(fact.name == "share of that peak reached" and fact.how == GIVEN for fact in given.facts)
 
 
 def test_warnings_of_what_cannot_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
