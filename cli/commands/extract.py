@@ -105,6 +105,7 @@ def record(result: Extracted) -> dict[str, Any]:
         "split": result.split,
         "rows": result.rows,
         "seconds": round(result.seconds, 3),
+        "loading_seconds": round(result.loading_seconds, 3),
         "cached": result.cached,
         "encoded": result.encoded,
         "truncated": result.truncated,
@@ -128,10 +129,13 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
             f"{result.rows:,}",
             "cached" if result.cached else f"{result.encoded:,}",
             f"{result.tokens:,}",
-            seconds_text(result.seconds),
+            seconds_text(result.seconds - result.loading_seconds),
             result.path.name,
         )
     out().print(shown)
+    if loading := sum(result.loading_seconds for result in results):
+        text = f"loading: {seconds_text(loading)} for libraries and the model, not among the seconds above"
+        out().print(text, soft_wrap=True)
     for result in results:
         counts = _counts(result.labels)
         if result.numbers is not None:

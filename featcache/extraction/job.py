@@ -61,6 +61,8 @@ class Extracted:
         notes: what is good to know about the data.
         labels: rows by label name; empty for numbers.
         numbers: the smallest and the largest label where these are numbers.
+        loading_seconds: of `seconds`, those in which libraries were imported and the model was loaded: of the
+            first split that needed it. 0 where other processes loaded it, each while others worked.
     """
 
     split: str
@@ -79,6 +81,7 @@ class Extracted:
     unknown_tokens: float | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
     numbers: tuple[float, float] | None = None
+    loading_seconds: float = 0.0
 
     @classmethod
     def of(
@@ -90,6 +93,7 @@ class Extracted:
         encoded: int = 0,
         cached: bool = False,
         notes: tuple[str, ...] = (),
+        loading_seconds: float = 0.0,
     ) -> Extracted:
         """The result for a split whose features are in `file`."""
         labels = np.asarray(file.sealed.column("labels"))
@@ -110,6 +114,7 @@ class Extracted:
             numbers=(float(labels.min()), float(labels.max())) if task_of(labels) == REGRESSION else None,
             notes=notes,
             unknown_tokens=file.record.made.unknown_tokens,
+            loading_seconds=loading_seconds,
         )
 
 
@@ -159,6 +164,7 @@ class Job:
         self.asked = followed.views
         self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
         self._encoder: Encoder | None = None
+        self._loading_seconds = 0.0  # until the encoder was there
         self._unit_encoder: UnitEncoder | None = None
 
     def run(self, splits: Sequence[str]) -> list[Extracted]:
@@ -196,12 +202,14 @@ class Job:
             return self._served(found, split.name, began, notes)
         self._check_space(split)
         shard_size = parse_shard_size(self.settings.paths.shard_size)  # refused before the model is loaded
+        loaded_before = self._loading_seconds
         encoder = self.unit_encoder(split.name)
+        loading = self._loading_seconds - loaded_before
         new = self._new_file(split, hashes, sizes, encoder.spec, shard_size)
         if not self.force and (found := self._find_by_name(new)):
             with suppress(CacheError):  # a read-only cache still serves
                 self._record_request(found, split.name)
-            return self._served(found, split.name, began, notes)
+            return self._served(found, split.name, began, notes, loading)
         counts = FileMaker(
             new, encoder, self.on_progress,
             force=self.force, wait=self.wait, worker=self.worker, folder=self.folder,
@@ -213,7 +221,9 @@ class Job:
         else:  # the worker that sealed it may have been killed before it wrote the record
             self._record_request(file, split.name)
         file = self.cache.file(new.path)  # with its record
-        return Extracted.of(file, split.name, seconds, encoded=counts.texts, notes=notes)
+        return Extracted.of(
+            file, split.name, seconds, encoded=counts.texts, notes=notes, loading_seconds=loading
+        )
 
     # -- answers from the cache -------------------------------------------------------------------
 
@@ -274,9 +284,17 @@ class Job:
         file = self.cache.file(new.path)
         return file if file.fingerprint == new.document.fingerprint else None
 
-    def _served(self, file: CacheFile, split: str, began: float, notes: tuple[str, ...] = ()) -> Extracted:
+    def _served(
+        self,
+        file: CacheFile,
+        split: str,
+        began: float,
+        notes: tuple[str, ...] = (),
+        loading: float = 0.0,
+    ) -> Extracted:
         self.cache.push(file.path)  # what could not be brought to the store when it was made
-        return Extracted.of(file, split, time.perf_counter() - began, cached=True, notes=notes)
+        seconds = time.perf_counter() - began
+        return Extracted.of(file, split, seconds, cached=True, notes=notes, loading_seconds=loading)
 
     # -- a new file -------------------------------------------------------------------------------
 
@@ -294,10 +312,12 @@ class Job:
     def encoder(self, split: str) -> Encoder:
         """The encoder, loaded when the first split needs it."""
         if self._encoder is None:
+            began = time.perf_counter()
             self.on_progress(Progress("load", split, text=self.model.name))
             from featcache.backbone.encoder import Encoder
 
             self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
+            self._loading_seconds += time.perf_counter() - began
             self.note_encoder(split, self._encoder.notes)
         return self._encoder
 

@@ -156,10 +156,11 @@ def test_extract_once(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert Path(split["path"]).is_file() and split["fingerprint"][:12] in split["path"]
         rows = [row["text"] for row in read_rows(f"reviews/{split['split']}.jsonl")]
         assert split["truncated"] == sum(len(text) + 2 > 16 for text in rows) > 0  # a token a character
+    assert 0 < splits[0]["loading_seconds"] < splits[0]["seconds"] and splits[1]["loading_seconds"] == 0
     assert "loading bert" in first.err
     encoder_is_not_called(monkeypatch)
     again = cli.ok("extract", "--split", "train", "--split", "test", "--json").json["splits"]
-    assert all(split["cached"] for split in again)
+    assert all(split["cached"] and split["loading_seconds"] == 0 for split in again)
     for key in ("rows", "truncated", "fingerprint", "path"):
         assert [split[key] for split in again] == [split[key] for split in splits]
 
@@ -631,6 +632,10 @@ def test_extract_table_fits_large_numbers(capsys: pytest.CaptureFixture[str], cl
     assert widest(text) <= 80 and "…" not in text
     for number in ("1,234,567", "1,234,000", "123,456,789", "1 h 12 min"):
         assert number in text
+    assert "loading" not in text
+    show([Extracted("validation", *big, loading_seconds=721.0)])
+    text = capsys.readouterr().out
+    assert " 1 h 0 min " in text and "loading: 12 min 1 s for libraries and the model" in text
 
 
 LABELS = ["[red]", "[/b]坏", "一个非常非常非常非常非常非常非常长的中文标签"]
