@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: demo gpu test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
+.PHONY: bench-peers demo gpu test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
 
 demo: $(DEMO)
 	$(BIN)/featcache demo
@@ -52,6 +52,22 @@ test-portable: setup
 gpu:
 	$(PYTHON) benchmarks/gpu.py
 
+# Extraction in turns with every peer on the same texts, one table. The peers have an environment of their own, some
+# 4 GB: `rm -rf .venv-peers` after it. MODEL, DATASET and BENCH name others than BERT-base shapes and made-up reviews.
+MODEL ?= build/bench/bert-base
+DATASET ?= build/bench/reviews
+BENCH ?= --max-length 350 --rows 128
+
+bench-peers: $(DEMO) $(VENV)-peers/.installed
+	test -e $(MODEL) -a -e $(DATASET) || $(BIN)/python benchmarks/made_up.py build/bench
+	$(BIN)/featcache bench extract --peer-python $(VENV)-peers/bin/python \
+		--model $(MODEL) --dataset $(DATASET) $(BENCH)
+
+$(VENV)-peers/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --disable-pip-version-check -q -r benchmarks/peers.txt
+	touch $@
+
 # Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
@@ -88,4 +104,4 @@ $(DEV): $(DEMO)
 	touch $(DEV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

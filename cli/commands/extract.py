@@ -18,7 +18,7 @@ from featcache_cli.options import Commands, add_command, add_flag, add_settings,
 from featcache_cli.progress import EXTRACTION, Meter
 
 if TYPE_CHECKING:
-    from featcache.extraction.job import Extracted
+    from featcache.extraction.extracted import Extracted
     from featcache.settings import Settings
 
 BEGIN = """three ways to begin:

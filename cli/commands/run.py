@@ -24,7 +24,7 @@ from featcache_cli.options import Commands, add_command, add_settings, settings_
 from featcache_cli.run_table import show as show_runs
 
 if TYPE_CHECKING:
-    from featcache.extraction.job import Extracted
+    from featcache.extraction.extracted import Extracted
     from featcache.inspection.data_checks import DataCheck
     from featcache.reporting.verdict import RunVerdict
     from featcache.runs.run import Run

@@ -257,7 +257,7 @@ class Encoder:
         flight: deque[tuple[np.ndarray, HostCopy]] = deque()  # batches on the device, oldest first
 
         def begin(rows: np.ndarray) -> None:
-            flight.append((rows, self._pool(tokens.batch(rows), windows=tokens.windows is not None)))
+            flight.append((rows, self.pool(tokens.batch(rows), windows=tokens.windows is not None)))
 
         while batches or flight:
             if batches and len(flight) < IN_FLIGHT.get(self.backbone.device.type, 1):
@@ -279,7 +279,7 @@ class Encoder:
         """`encode(tokenize(texts, pairs))`."""
         return self.encode(self.tokenize(texts, pairs))
 
-    def _pool(self, batch: TokenBatch, *, windows: bool) -> HostCopy:
+    def pool(self, batch: TokenBatch, *, windows: bool = False) -> HostCopy:
         """Features float32 `[B, D]` by view name, on their way to the host; `windows`: without the steps."""
         places = self._pooled
         states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
-from featcache.bench.peer_process import PeerJob, ask_peer
-from featcache.bench.peers import Unavailable
+from featcache.bench.peers.learning import PeerJob, ask_peer
+from featcache.bench.peers.process import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.cache.view_names import split_view
 from featcache.data.split import Split, load_splits

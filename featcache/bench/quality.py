@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bench.peer_process import PeerJob, ask_peer
-from featcache.bench.peers import Unavailable
+from featcache.bench.peers.learning import PeerJob, ask_peer
+from featcache.bench.peers.process import Unavailable
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
 from featcache.data.split import load_splits
 from featcache.errors import HeadError, UsageError
@@ -52,7 +52,7 @@ TUNED = {  # trained only where they are asked for: method -> part, view
     "top-blocks:4 and words": ("top-blocks:4", "last/mean,lexical"),
     "all blocks": ("all", "last/mean"),
 }
-PEERS = {  # of `featcache.bench.peer_script` -> rows a class that it trains on; None: all
+PEERS = {  # of `featcache.bench.peers.learning_script` -> rows a class that it trains on; None: all
     "sentence-transformers": None,
     "model2vec": None,
     "autointent": None,
@@ -232,7 +232,7 @@ class _SetBench:
         return _Measured(made, right_rows(predictions.labels, predictions.predicted), clean)
 
     def _peer(self, method: str) -> _Measured | None:
-        """A tool of `peer_script`, in a process of its own."""
+        """A tool of `learning_script`, in a process of its own."""
         splits = load_splits(self.settings.data, ["train", "validation", "test"], seed=self.settings.seed)
         given, train, seed = PEERS[method], splits["train"], self.settings.seed
         if given:

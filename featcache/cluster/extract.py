@@ -22,7 +22,8 @@ from featcache.errors import UsageError
 from featcache.extraction.api import extract_splits
 from featcache.extraction.encode_units import UnitEncoder, UnitWork
 from featcache.extraction.encoder_spec import EncoderSpec
-from featcache.extraction.job import Extracted, Job
+from featcache.extraction.extracted import Extracted
+from featcache.extraction.job import Job
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress, Progress
 from featcache.system.stores import Remote, is_remote, opened

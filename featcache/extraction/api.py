@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheMiss, UsageError
-from featcache.extraction.job import Extracted, Job
+from featcache.extraction.extracted import Extracted
+from featcache.extraction.job import Job
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress
 from featcache.system.workers import Worker

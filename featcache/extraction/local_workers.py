@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import BackboneError, UsageError
-from featcache.extraction.job import Extracted, Job
+from featcache.extraction.extracted import Extracted
+from featcache.extraction.job import Job
 from featcache.extraction.worker_folder import WorkerFolder, combined_progress
 from featcache.settings import Settings
 from featcache.system.documents import parse_document

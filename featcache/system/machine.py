@@ -48,12 +48,20 @@ def short_waits(environment: Mapping[str, str]) -> dict[str, str]:
     return {"GOMP_SPINCOUNT": SPINS} if WAITING.isdisjoint(environment) else {}
 
 
+def peak_memory_of(process: int) -> int | None:
+    """Bytes that a running process had resident at most; None where the system does not say it."""
+    status = Path(f"/proc/{process}/status")
+    try:
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
+    return None if line is None else 1024 * int(line.split()[1])
+
+
 def peak_memory() -> int | None:
     """Bytes that this process had resident at most, mapped files included; None where it is not known."""
-    status = Path("/proc/self/status")  # on Linux `ru_maxrss` keeps the parent's peak across exec
-    if status.exists():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        return None if line is None else 1024 * int(line.split()[1])
+    if Path("/proc/self/status").exists():  # on Linux `ru_maxrss` keeps the parent's peak across exec
+        return peak_memory_of(os.getpid())
     if sys.platform == "darwin":
         import resource
 

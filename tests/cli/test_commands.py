@@ -622,7 +622,7 @@ def test_other_tables_fit_the_terminal_with_full_names(damaged: bool, cli: Cli, 
 
 
 def test_extract_table_fits_large_numbers(capsys: pytest.CaptureFixture[str], cli: Cli) -> None:
-    from featcache.extraction.job import Extracted
+    from featcache.extraction.extracted import Extracted
     from featcache_cli.commands.extract import show
 
     path = Path("cache/a/b/validation-0123456789ab.h5")

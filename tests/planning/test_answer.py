@@ -23,12 +23,14 @@ def test_the_slower_of_tokenising_and_encoding_sets_the_time() -> None:
     tokenised = sample(timing=None, lengths=replace(sample().lengths, seconds=1e-3))
     waiting = planned_of(tokenised, rate=5e3)
     assert waiting.slowest == waiting.document["slowest"] == "reading and tokenising"
-    assert waiting.stages[TOKENIZING] == pytest.approx(1000) and waiting.stages[ENCODING] == pytest.approx(200)
+    assert waiting.stages[TOKENIZING] == pytest.approx(1000) and waiting.stages[ENCODING] == pytest.approx(
+        200
+    )
     assert waiting.seconds.value == pytest.approx(sum(waiting.stages.values()) - waiting.stages[ENCODING])
     assert waiting.texts_per_second.value == pytest.approx(1000) and waiting.seconds.how == ASSUMED
     assert any("would wait" in text for text in waiting.warnings)
-    encoding = planned_of(tokenised, rate=500.0, rows=1000)
-    assert encoding.slowest == "encoding" and encoding.seconds.how == GIVEN and not encoding.warnings
+    fast = planned_of(tokenised, rate=500.0, rows=1000)
+    assert fast.slowest == "encoding" and fast.seconds.how == GIVEN and not fast.warnings
     # A rate that was measured has tokenising in it.
     assert planned_of(sample(lengths=tokenised.lengths)).stages[TOKENIZING] == 0
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
 from featcache.system.units import HOUR
-from featcache_cli.commands.bench import few, label, quality, scale
+from featcache_cli.commands.bench import few, job, label, quality, scale
 from featcache_cli.console import err, note, out, print_result, table
-from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
+from featcache_cli.options import (
+    Commands,
+    add_command,
+    add_flag,
+    add_settings,
+    settings_of,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from featcache.bench.extract import ExtractBenchmark
@@ -26,10 +34,10 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     about = "measure speed beside the machine's limit and beside peers"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    names = "{extract,heads,store,finetune,serve,scale,quality,few,label}"
+    names = "{extract,heads,store,finetune,serve,scale,quality,few,job,label}"
     benches = parser.add_subparsers(metavar=names, required=True)
     own = (_add_extract, _add_heads, _add_store, _add_finetune, _add_serve)
-    for add_bench in (*own, scale.add, quality.add, few.add, label.add):
+    for add_bench in (*own, scale.add, quality.add, few.add, job.add, label.add):
         add_bench(benches)
 
 
@@ -40,8 +48,12 @@ def _add_extract(benches: Commands) -> None:
     parser = add_command(benches, "extract", about, example, run_extract)
     add_flag(parser, "--rows", "texts of the train split", 192, least=1)
     add_flag(parser, "--peers", "only these peers; 'none' for none (default: all)", metavar="A,B,...")
+    python = "the Python of an environment with the peers (default: this one)"
+    add_flag(parser, "--peer-python", python, metavar="FILE")
     add_flag(parser, "--beside", "also measure beside N busy processes", 0, least=0)
-    add_settings(parser, "backbone", "data", "features", "")
+    share = "also the share of time outside the model for texts of N tokens: 20,50,128,350"
+    add_flag(parser, "--lengths", share, metavar="N,...")
+    add_settings(parser, "backbone", "data", "features", "paths", "")
 
 
 def _add_heads(benches: Commands) -> None:
@@ -87,8 +99,10 @@ def run_extract(args: argparse.Namespace) -> int:
     from featcache.bench.extract import bench_extract
 
     result = bench_extract(
-        settings, texts, peers=_peers(args.peers), beside=args.beside, on_progress=_noted(args)
-    )
+        settings, texts, peers=_peers(args.peers), peer_python=args.peer_python or sys.executable,
+        beside=args.beside, lengths=whole_numbers(args.lengths, "--lengths") if args.lengths else (),
+        on_progress=_noted(args),
+    )  # fmt: skip
     print_result(args, result, lambda: show_extract(result))
     return 0
 
@@ -163,7 +177,7 @@ def _texts(settings: Settings, rows: int) -> list[str]:
 
 
 def _peers(asked: str | None) -> Sequence[str]:
-    from featcache.bench.peers import PEERS
+    from featcache.bench.peers.encoding import PEERS
 
     if asked is None:
         return tuple(PEERS)
@@ -177,25 +191,38 @@ def _peers(asked: str | None) -> Sequence[str]:
 def show_extract(result: ExtractBenchmark) -> None:
     """Ratios first, then absolute figures, then the machine."""
     ours, peak = result.featcache, result.gemm_peak_gflops
-    shown = table("featcache is faster than", ">by", ">texts/s", ">useful GFLOP/s")
-    for name, ratio in result.ratios.items():
+    shown = table("featcache is faster than", ">by", ">texts/s", ">useful GFLOP/s", ">cosine")
+    for name, ratio in sorted(result.ratios.items(), key=lambda item: -item[1]):
         peer = result.peers[name]
-        shown.add_row(name, f"{ratio:.1f}x", f"{peer.texts_per_s:.1f}", f"{peer.useful_gflops:.0f}")
+        cosine = "" if peer.min_cosine_vs_fp32 is None else f"{peer.min_cosine_vs_fp32:.4f}"
+        shown.add_row(name, f"{ratio:.2f}x", f"{peer.texts_per_s:.1f}", f"{peer.useful_gflops:.0f}", cosine)
     shown.add_section()
     mine = f"featcache, {ours.dtype}, {ours.packing}"
-    shown.add_row(mine, "", f"{ours.texts_per_s:.1f}", f"{ours.useful_gflops:.0f}", style="bold")
+    shown.add_row(
+        mine, "", f"{ours.texts_per_s:.1f}", f"{ours.useful_gflops:.0f}", f"{ours.min_cosine_vs_fp32:.4f}",
+        style="bold",
+    )  # fmt: skip
     console = out()
     console.print(shown)
     console.print(
         f"share of the GEMM peak ({peak:.0f} GFLOP/s, {ours.dtype}): {ours.share_of_peak:.2f}; "
-        f"lowest cosine to float32: {ours.min_cosine_vs_fp32:.6f}"
+        "cosine: the lowest with float32"
     )
+    if result.lengths:
+        shown = table(">tokens a text", ">texts/s", ">time outside the model", ">tokenising")
+        for one in result.lengths:
+            shares = f"{one.outside_model:.1%}", f"{one.tokenizing:.1%}"
+            shown.add_row(f"{one.tokens:.1f}", f"{one.texts_per_s:.1f}", *shares)
+        console.print(shown)
+        console.print("tokenising: alone, in a thread ahead of the model", style="dim")
     if others := result.beside:
         speed = f"{others.texts_per_s:.1f} texts/s, {others.slower_by:.1f} times slower than alone"
         console.print(f"beside {others.processes} busy processes: {speed}")
     about = result.machine
     flags = ", ".join(about.flags)
     console.print(f"{about.device}, {about.threads} threads, {flags}; {_versions(about)}", style="dim")
+    if result.peer_versions:
+        console.print(f"peers: {_named(result.peer_versions)}", style="dim")
     for name, reason in result.unavailable.items():
         err().print(f"left out: {name} ({reason})", style="dim")
 
@@ -249,4 +276,8 @@ def show_finetune(result: FinetuneBenchmark) -> None:
 
 
 def _versions(machine: Machine) -> str:
-    return ", ".join(f"{name} {number}" for name, number in machine.versions.items())
+    return _named(machine.versions)
+
+
+def _named(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,12 @@ class Tokens:
         return rows if self.windows is None else self.windows.owner[rows]
 
     def batch(self, rows: np.ndarray) -> TokenBatch:
-        ends = np.cumsum(self.lengths)
-        pieces = [slice(int(ends[row] - self.lengths[row]), int(ends[row])) for row in rows]
-        types = self.type_ids
-        return TokenBatch(
-            np.concatenate([self.ids[piece] for piece in pieces]),
-            self.lengths[rows],
-            None if types is None else np.concatenate([types[piece] for piece in pieces]),
-        )
+        """The tokens of some rows, in the order of `rows`."""
+        begins, lengths = (np.cumsum(self.lengths) - self.lengths)[rows], self.lengths[rows]
+        moved = begins - (np.cumsum(lengths) - lengths)
+        places = np.arange(int(lengths.sum())) + np.repeat(moved, lengths)
+        types = None if self.type_ids is None else self.type_ids[places]
+        return TokenBatch(self.ids[places], lengths, types)
 
 
 class Tokenization:
@@ -115,20 +114,14 @@ class Tokenization:
                 )
             return self._tokenize_whole(texts, prompted, self._split)
         coded = self._coded(prompted, pairs, truncation=True, max_length=self.max_length)
-        lengths = np.array([len(ids) for ids in coded["input_ids"]], dtype=np.int64)
-        if not lengths.all():
-            row = int(np.argmin(lengths))
-            raise BadRow(
-                f"the tokenizer makes no token of {texts[row][:40]!r}",
-                row,
-                hint=NO_TOKEN,
-            )
+        ids, lengths = _end_to_end(coded["input_ids"], np.int32)
+        _require_tokens(texts, lengths)
         return Tokens(
-            _flat(coded["input_ids"], np.int32),
+            ids,
             lengths,
-            _flat(coded["token_type_ids"], np.uint8) if "token_type_ids" in coded else None,
+            _end_to_end(coded["token_type_ids"], np.uint8)[0] if "token_type_ids" in coded else None,
             self._truncated(coded, prompted, pairs, lengths),
-            unknown=self._unknown.count(coded["input_ids"], pairs=pairs is not None),
+            unknown=self._unknown.count(ids, lengths, pairs=pairs is not None),
         )
 
     def places(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[Place]]:
@@ -195,16 +188,10 @@ class Tokenization:
         unknown: list[UnknownTokens] = []
         for part in groups(prompted):
             coded = self._coded(prompted[part], first=part.start, verbose=False)
-            unknown.append(self._unknown.count(coded["input_ids"], pairs=False))
-            for number, row in enumerate(coded["input_ids"]):
-                if not row:
-                    place = part.start + number
-                    raise BadRow(
-                        f"the tokenizer makes no token of {texts[place][:40]!r}",
-                        place,
-                        hint=NO_TOKEN,
-                    )
-                text = np.asarray(row, dtype=np.int32)
+            flat, sizes = _end_to_end(coded["input_ids"], np.int32)
+            _require_tokens(texts, sizes, first=part.start)
+            unknown.append(self._unknown.count(flat, sizes, pairs=False))
+            for number, text in enumerate(np.split(flat, np.cumsum(sizes)[:-1])):
                 windows = split(text)
                 counts.append(len(windows))
                 whole.append(len(text))
@@ -237,8 +224,17 @@ class Tokenization:
         return full
 
 
-def _flat(lists: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
-    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in lists])
+def _end_to_end(rows: Sequence[Sequence[int]], dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of all rows in one array, and how many each row has, int64 `[N]`."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), dtype, int(lengths.sum())), lengths
+
+
+def _require_tokens(texts: Sequence[str], lengths: np.ndarray, *, first: int = 0) -> None:
+    """Refuse a text without any token; the lengths are those of the texts from `first` on."""
+    if not lengths.all():
+        row = first + int(np.argmin(lengths))
+        raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row, hint=NO_TOKEN)
 
 
 def lower_case(tokenizer: Any) -> None:

@@ -1,22 +1,23 @@
-"""Other tools asked in processes of their own, which may have other versions of torch and transformers."""
+"""Peers that learn from labelled texts and answer."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featcache.backbone.model_files.find import find_model
 from featcache.backbone.model_files.modules_json import root_of
-from featcache.bench import peer_script
-from featcache.bench.peers import Unavailable
+from featcache.bench.peers import learning_script
+from featcache.bench.peers.process import cannot_start, environment, failure
 from featcache.data.split import Split
 from featcache.settings import Settings
 
@@ -70,7 +71,10 @@ class PeerAnswer:
 
     Attributes:
         seconds: from raw text to these, without imports.
+        process_seconds: of the whole process.
         learning_seconds: of these the training alone, where the peer tells them.
+        steps, all_steps: of SetFit's training: those that it made, and its own number.
+        peak_bytes: most memory that the process had; None where the system does not say it.
         versions: of the peer and of the packages that it uses.
     """
 
@@ -78,11 +82,15 @@ class PeerAnswer:
     test: np.ndarray
     seconds: float
     versions: Mapping[str, str]
+    process_seconds: float
     learning_seconds: float | None = None
+    steps: int | None = None
+    all_steps: int | None = None
+    peak_bytes: int | None = None
 
 
 def ask_peer(name: str, job: PeerJob, python: str = sys.executable) -> PeerAnswer:
-    """Let the peer `name` of `peer_script.PEERS` train and answer.
+    """Let the peer `name` of `learning_script.PEERS` train and answer.
 
     Args:
         python: the interpreter of the environment that has it.
@@ -94,23 +102,24 @@ def ask_peer(name: str, job: PeerJob, python: str = sys.executable) -> PeerAnswe
         asked, answer = Path(folder, "job.json"), Path(folder, "answer.json")
         document = {"peer": name, **vars(job), "splits": {k: vars(v) for k, v in job.splits.items()}}
         asked.write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
-        command = [python, str(peer_script.__file__), str(asked), str(answer)]
-        # Without PYTHONPATH: packages of this environment do not fit that one.
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [python, str(learning_script.__file__), str(asked), str(answer)]
+        began = time.perf_counter()
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, cwd=folder, env=environment, check=False
+                command, capture_output=True, text=True, cwd=folder, env=environment(python), check=False
             )
         except OSError as error:
-            raise Unavailable(f"{python} cannot be started: {error.strerror}") from error
+            raise cannot_start(python, error) from error
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise Unavailable(last)
-        found = json.loads(answer.read_text(encoding="utf-8"))
-    shares = {split: np.asarray(found[split], np.float64) for split in ("validation", "test")}
+            raise failure(done.stderr, done.returncode)
+        seconds = time.perf_counter() - began
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    optional = {name: found.get(name) for name in ("learning_seconds", "steps", "all_steps", "peak_bytes")}
     return PeerAnswer(
-        **shares,
+        validation=np.asarray(found["validation"], np.float64),
+        test=np.asarray(found["test"], np.float64),
         seconds=found["seconds"],
         versions=found["versions"],
-        learning_seconds=found.get("learning_seconds"),
+        process_seconds=seconds,
+        **optional,
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.bench.peer_process import PeerJob, PeerTexts, ask_peer
-from featcache.bench.peers import Unavailable
+from featcache.bench.peers.learning import PeerJob, PeerTexts, ask_peer
+from featcache.bench.peers.process import Unavailable
 
 TEXTS = [f"good {number}" for number in range(6)] + [f"bad {number}" for number in range(6)]
 SPLIT = PeerTexts(TEXTS, [2] * 6 + [0] * 6)

@@ -1,6 +1,6 @@
-"""Other tools on labelled texts, each as in its own documentation. Run by `featcache.bench.peer_process`.
+"""Other tools on labelled texts, each as in its own documentation. Run by `featcache.bench.peers.learning`.
 
-    python peer_script.py job.json answer.json
+    python learning_script.py job.json answer.json
 
 It imports nothing of featcache, so that it runs in an environment where the peers are installed. The seconds
 begin after the imports.
@@ -15,7 +15,45 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from typing import Any
 
+SETFIT_BATCH = 16  # its default
+TUTORIAL_BATCH = 50  # of the ChnSentiCorp tutorials
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of logistic regression, chosen on validation
+
+
+def tutorial(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """The loop of the tutorials: the frozen model runs again in each epoch, in float32; one epoch."""
+    torch, transformers = import_module("torch"), import_module("transformers")
+
+    def run() -> dict[str, Any]:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(job["model"])
+        body = transformers.AutoModel.from_pretrained(job["model"], dtype=torch.float32).eval()
+        head = torch.nn.Linear(body.config.hidden_size, job["classes"])
+        optimizer = torch.optim.AdamW(head.parameters(), lr=5e-4)
+        labels = torch.tensor(job["splits"]["train"]["labels"])
+
+        def logits(batch: list[str]) -> Any:
+            inputs = tokenizer(
+                batch, padding="max_length", truncation=True, max_length=job["longest"], return_tensors="pt"
+            )
+            with torch.no_grad():
+                states = body(**inputs).last_hidden_state
+            return head(states[:, 0])
+
+        texts, began = _texts(job, "train"), time.perf_counter()
+        for rows in torch.randperm(len(texts)).split(TUTORIAL_BATCH):
+            optimizer.zero_grad()
+            found = logits([texts[row] for row in rows.tolist()])
+            torch.nn.functional.cross_entropy(found, labels[rows]).backward()
+            optimizer.step()
+        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began}
+        for split in ("validation", "test"):
+            texts = _texts(job, split)
+            parts = [texts[at : at + TUTORIAL_BATCH] for at in range(0, len(texts), TUTORIAL_BATCH)]
+            with torch.no_grad():
+                answer[split] = torch.cat([logits(part) for part in parts]).softmax(1).tolist()
+        return answer
+
+    return run
 
 
 def sentence_transformers(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
@@ -56,7 +94,8 @@ def setfit(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         trainer = package.Trainer(model=model, args=arguments, train_dataset=train)
         began = time.perf_counter()
         trainer.train()
-        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began}
+        steps = {"steps": trainer.state.global_step, "all_steps": _steps_of_setfit(labels)}
+        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began, **steps}
         for split in ("validation", "test"):
             found = model.predict_proba(_texts(job, split), as_numpy=True)
             answer[split] = _of_all_classes(found, model.model_head.classes_, job["classes"])
@@ -97,6 +136,7 @@ def autointent(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 
 PEERS = {
+    "tutorial": tutorial,
     "sentence-transformers": sentence_transformers,
     "model2vec": model2vec,
     "setfit": setfit,
@@ -123,6 +163,23 @@ def _logistic(job: dict[str, Any], encode: Callable[[list[str]], Any]) -> dict[s
     }
 
 
+def _steps_of_setfit(labels: Sequence[int]) -> int:
+    """Its own number of steps: as many pairs of equal labels as of different ones, in batches of 16."""
+    counts = [labels.count(label) for label in set(labels)]
+    equal = sum(count * (count + 1) // 2 for count in counts)
+    different = (sum(counts) ** 2 - sum(count**2 for count in counts)) // 2
+    return -(-2 * max(equal, different) // SETFIT_BATCH)
+
+
+def _peak_bytes() -> int | None:
+    """Most bytes that this process had resident; None where the system does not say it."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return None
+
+
 def _texts(job: dict[str, Any], split: str) -> list[str]:
     return [job["prompt"] + text for text in job["splits"][split]["texts"]]
 
@@ -142,7 +199,9 @@ def main(job_path: str, answer_path: str) -> None:
     began = time.perf_counter()
     answer = run()
     answer["seconds"] = time.perf_counter() - began
-    names = (job["peer"], "torch", "transformers", "scikit-learn")
+    answer["peak_bytes"] = _peak_bytes()
+    own = () if job["peer"] == "tutorial" else (job["peer"],)
+    names = (*own, "torch", "transformers", "scikit-learn")
     answer["versions"] = {name: metadata.version(name) for name in names}
     with open(answer_path, "w", encoding="utf-8") as file:
         json.dump(answer, file)
