@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from featcache.extraction.text_features import text_features
 from featcache.labelling.session import LabelSession
 from featcache.settings import Settings
 from featcache.system.outside import outside_error
-from featcache.system.progress import Progress
+from featcache.system.progress import OnProgress, Progress, ignore
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BackgroundEncoding:
         try:
             described = [text for texts in self.session.descriptions.values() for text in texts]
             texts = (*self.session.texts.texts, *described)
-            self.session.use_features(_features(texts, self.settings, self._report))
+            self.session.use_features(features_of(texts, self.settings, self._report))
             self.state = replace(self.state, stage="", ready=True)
         except Exception as error:  # the person who labels is told, whatever it is
             known = error if isinstance(error, FeatcacheError) else outside_error(error)
@@ -71,7 +71,8 @@ class BackgroundEncoding:
             self.state = replace(self.state, stage="load")
 
 
-def _features(texts: tuple[str, ...], settings: Settings, report: Callable[[Progress], None]) -> np.ndarray:
+def features_of(texts: Sequence[str], settings: Settings, report: OnProgress = ignore) -> np.ndarray:
+    """The features of texts, float32 `[N, D]`, from the cache where it has them; see `text_features`."""
     if settings.backbone.dtype == "auto":
         from featcache.backbone.load import resolve_device, resolve_dtype
 

@@ -18,25 +18,35 @@ TOLERANCE = 1e-3  # of the gradient: which texts come next does not depend on th
 
 @dataclass(frozen=True, eq=False)
 class LabelHead:
-    """Weights float32 `[C, D]`, biases `[C]` and temperature, for standardised features."""
+    """Weights float32 `[C, D]`, biases `[C]` and temperature, for standardised features.
+
+    Attributes:
+        solution: the same weights as the solver found them.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     multi_label: bool
+    solution: exact.Solution
     temperature: float = 1.0
 
     @classmethod
-    def fit(cls, x: np.ndarray, y: np.ndarray, classes: int) -> Self | None:
+    def fit(cls, x: np.ndarray, y: np.ndarray, classes: int, before: LabelHead | None = None) -> Self | None:
         """Fit on labelled texts; None while they hold a single class, and there is nothing to learn.
 
         Args:
             x: standardised features `[M, D]`.
             y: int `[M]`, or multi-hot uint8 `[M, classes]`.
+            before: a head of most of these texts, from which the search begins: it then takes a third of
+                the time.
         """
         if not len(y) or not _differ(y):
             return None
-        found = exact.fit(x, y, classes, C, tolerance=TOLERANCE)
-        return cls(found.weight.astype(np.float32), found.bias.astype(np.float32), y.ndim == 2)
+        if before is not None and len(before.bias) == classes:
+            found = exact.refine(x, y, classes, before.solution, tolerance=TOLERANCE)
+        else:
+            found = exact.fit(x, y, classes, C, tolerance=TOLERANCE)
+        return cls(found.weight.astype(np.float32), found.bias.astype(np.float32), y.ndim == 2, found)
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """float64 `[N, C]`; of a multi-label head each by itself."""

@@ -289,7 +289,8 @@ class LabelSession:
                 return
             self._head_labels = self.labels
             rows = self.train_rows
-            self.head = LabelHead.fit(self.pool.x[rows], self._targets(rows), len(self._head_labels))
+            x, y, classes = self.pool.x[rows], self._targets(rows), len(self._head_labels)
+            self.head = LabelHead.fit(x, y, classes, before=self.head)
             self._probabilities = None
             if self.head is not None:
                 reserved = self.estimate_rows

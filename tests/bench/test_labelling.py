@@ -59,6 +59,15 @@ def test_the_command_simulates_cached_reviews(cli: Cli, work: Path) -> None:
     assert "of random's" in cli.ok("bench", "label", "--seeds", "1", "--strategies", "random").out
 
 
+def test_descriptions_are_measured_beside_the_strategies(cli: Cli, work: Path) -> None:
+    (work / "labels.toml").write_text('good = "喜欢"\nbad = ["差", "失望"]\n', encoding="utf-8")
+    flags = ["--seeds", "1", "--strategies", "mixed", "--shapes", "as it is", "--describe", "labels.toml"]
+    rows = cli.ok("bench", "label", *flags, "--json").json["rows"]
+    assert [row["strategy"] for row in rows] == ["random", "mixed", "mixed, described"]
+    (work / "labels.toml").write_text('good = "喜欢"\nother = "差"\n', encoding="utf-8")
+    assert "no description of 'bad'" in cli("bench", "label", *flags).err
+
+
 @pytest.mark.parametrize("flag", [["--strategies", "best"], ["--shapes", "round"], ["--waits", "many"]])
 def test_what_is_unknown_is_refused(cli: Cli, work: Path, flag: list[str]) -> None:
     assert cli("bench", "label", "--seeds", "1", *flag).code == 2

@@ -172,3 +172,14 @@ def test_probabilities_are_calibrated_by_texts_it_did_not_learn_from() -> None:
     assert abs(p.max(axis=1).mean() - accuracy) < 0.06
     sure = np.flatnonzero(found.probabilities(pool.x).argmax(axis=1) == y)[:20]
     assert head.calibrated(pool.x[sure], y[sure]).probabilities(pool.x[sure]).max(axis=1).mean() < 0.99
+
+
+def test_a_head_that_begins_at_the_last_one_is_the_same() -> None:
+    x, y = clusters()
+    pool, rows = TextPool.of(x), np.arange(0, 300, 3)
+    before = LabelHead.fit(pool.x[rows[:-10]], y[rows[:-10]], 3)
+    fresh, again = (LabelHead.fit(pool.x[rows], y[rows], 3, before=one) for one in (None, before))
+    assert fresh is not None and again is not None
+    assert np.abs(fresh.probabilities(pool.x) - again.probabilities(pool.x)).max() < 5e-3
+    more = LabelHead.fit(pool.x[rows], y[rows], 4, before=before)  # another label: from the beginning
+    assert more is not None and len(more.bias) == 4

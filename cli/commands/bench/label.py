@@ -34,6 +34,8 @@ def add(benches: Commands) -> None:
     add_flag(parser, "--strategies", strategies, metavar="A,B,...")
     add_flag(parser, "--shapes", "classes as it is, halved, or both", "as it is,halved", metavar="A,B")
     add_flag(parser, "--seeds", "sessions of each, counted from --seed; 0: none", 10, least=0)
+    described = "toml file with a description of each label: mixed is measured with them, too"
+    add_flag(parser, "--describe", described, metavar="FILE")
     waits = "also measure the wait for the next text with so many made-up texts"
     add_flag(parser, "--waits", waits, metavar="N,...")
     add_settings(parser, "backbone", "data", "features", "paths", "")
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
     from featcache.bench.labelling.latency import measure_waits
     from featcache.bench.labelling.simulate import LabellingPlan, bench_label
+    from featcache.labelling.describe import read_descriptions
     from featcache.labelling.strategies import STRATEGIES
 
     waits = measure_waits(whole_numbers(args.waits, "--waits")) if args.waits else {}
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         strategies=_names(args.strategies) if args.strategies else tuple(STRATEGIES),
         seeds=max(args.seeds, 1),
         shapes=_names(args.shapes),
+        descriptions=read_descriptions(Path(args.describe)) if args.describe else None,
     )
     with tempfile.TemporaryDirectory(prefix="featcache-sets-") as folder:
         sets = sets_of(args.sets, settings.data, Path(folder)) if args.seeds else {}

@@ -8,7 +8,7 @@ that a session needs are those after which its head has 95 % of the macro F1 of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ import numpy as np
 from featcache.bench.timing import DIGITS, Machine, this_machine
 from featcache.errors import UsageError
 from featcache.extraction.api import extract_splits, find_features
+from featcache.labelling.describe import described_probabilities
+from featcache.labelling.encoding import features_of
 from featcache.labelling.estimate import accuracy_interval
 from featcache.labelling.label_head import LabelHead
 from featcache.labelling.pool import TextPool
@@ -30,6 +32,7 @@ LEAST_ASKED = 5
 RESERVED = 5  # one text in so many is set apart for the estimate
 LEAST_ROWS = 10  # a class that has fewer train rows is left out
 SHAPES = ("as it is", "halved")
+DESCRIBED = "mixed, described"  # the first texts are chosen by descriptions, too
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class LabellingPlan:
         strategies: of `STRATEGIES`; `random` is always measured.
         seeds: sessions of each, counted from the settings' own seed.
         shapes: the classes `as it is`, or `halved`: each class half as frequent as the one before.
+        descriptions: of the labels of every set; `mixed` is then measured with them, too.
     """
 
     strategies: tuple[str, ...] = tuple(STRATEGIES)
     seeds: int = 10
     shapes: tuple[str, ...] = SHAPES
+    descriptions: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         known = (*STRATEGIES, *SHAPES)
@@ -92,12 +97,17 @@ class LabellingBenchmark:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedTexts:
-    """Features and classes of train and test rows."""
+    """Features and classes of train and test rows.
+
+    Attributes:
+        described: float `[N, C]`, what descriptions of the classes say of the train rows; None without any.
+    """
 
     x: np.ndarray
     y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
+    described: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -128,23 +138,42 @@ def bench_label(
     """
     rows = list[StrategyRow]()
     for name, data in sets.items():
-        texts = _cached(dataclasses.replace(settings, data=data))
+        texts = _cached(dataclasses.replace(settings, data=data), plan.descriptions)
         for shape in plan.shapes:
             rows += _strategy_rows(f"{name}, {shape}", texts, shape, plan, settings.seed, on_progress)
     machine = this_machine("scikit-learn")
     return tidied(LabellingBenchmark(tuple(rows), plan.seeds, dict(seconds), machine), digits=DIGITS)
 
 
-def _cached(settings: Settings) -> SimulatedTexts:
+def _cached(settings: Settings, descriptions: Mapping[str, tuple[str, ...]] | None) -> SimulatedTexts:
+    features = dataclasses.replace(settings.features, views=settings.features.views[:1])
+    settings = dataclasses.replace(settings, features=features)
     extract_splits(settings, ["train", "test"])
-    parts = []
+    parts, names = [], tuple[str, ...]()
     for split in ("train", "test"):
         file = find_features(settings, split)
         found = file.features(file.stored_view(settings.features.views[0]))
         if found.y.ndim != 1 or found.y.dtype.kind == "f":
             raise UsageError("labelling is simulated with one label a text")
         parts += [np.asarray(found.x, np.float32), np.asarray(found.y)]
-    return SimulatedTexts(*parts)
+        names = found.label_names
+    made = SimulatedTexts(*parts)
+    return made if descriptions is None else _described(made, names, descriptions, settings)
+
+
+def _described(
+    made: SimulatedTexts,
+    names: Sequence[str],
+    descriptions: Mapping[str, tuple[str, ...]],
+    settings: Settings,
+) -> SimulatedTexts:
+    if missing := [name for name in names if name not in descriptions]:
+        raise UsageError(f"--describe has no description of {missing[0]!r}")
+    texts = [(text, place) for place, name in enumerate(names) for text in descriptions[name]]
+    pool = TextPool.of(made.x)
+    found = pool.standard(features_of([text for text, _ in texts], settings))
+    said = described_probabilities(pool, found, np.array([place for _, place in texts]))
+    return dataclasses.replace(made, described=said)
 
 
 def _strategy_rows(
@@ -153,6 +182,8 @@ def _strategy_rows(
     found: dict[str, list[SimulatedSession]] = {}
     sizes: list[tuple[int, int]] = []
     strategies = dict.fromkeys(("random", *plan.strategies))
+    if plan.descriptions:
+        strategies[DESCRIBED] = None
     for seed in range(first, first + plan.seeds):
         made = halved(texts, seed) if shape == "halved" else frequent(texts)
         sizes.append((len(made.y), int(made.y.max()) + 1))
@@ -197,8 +228,9 @@ def _of_classes(texts: SimulatedTexts, kept: np.ndarray, rows: np.ndarray) -> Si
     number[kept] = np.arange(len(kept))
     rows = rows[number[texts.y[rows]] >= 0]
     tested = (texts.test_y <= texts.y.max()) & (number[np.minimum(texts.test_y, texts.y.max())] >= 0)
+    described = None if texts.described is None else texts.described[np.ix_(rows, kept)]
     return SimulatedTexts(
-        texts.x[rows], number[texts.y[rows]], texts.test_x[tested], number[texts.test_y[tested]]
+        texts.x[rows], number[texts.y[rows]], texts.test_x[tested], number[texts.test_y[tested]], described
     )
 
 
@@ -215,7 +247,8 @@ def simulate(texts: SimulatedTexts, strategy: str, seed: int) -> SimulatedSessio
     estimate = _Estimates(everything.x[reserved], texts.y[reserved])
     target = TARGET * test.macro_f1(whole)
     before, labels = (0, 0.0), float(len(y))
-    for rows, head in _sessions(pool, y, classes, strategy, seed):
+    described = texts.described[asked] if strategy == DESCRIBED and texts.described is not None else None
+    for rows, head in _sessions(pool, y, classes, strategy.partition(",")[0], seed, described):
         score = test.macro_f1(head)
         estimate.add(head, len(rows))
         if score >= target:
@@ -227,7 +260,12 @@ def simulate(texts: SimulatedTexts, strategy: str, seed: int) -> SimulatedSessio
 
 
 def _sessions(
-    pool: TextPool, y: np.ndarray, classes: int, strategy: str, seed: int
+    pool: TextPool,
+    y: np.ndarray,
+    classes: int,
+    strategy: str,
+    seed: int,
+    described: np.ndarray | None,
 ) -> Iterator[tuple[np.ndarray, LabelHead]]:
     """The labelled texts and their head after each batch."""
     labelled = np.zeros(0, np.int64)
@@ -237,7 +275,7 @@ def _sessions(
         known = LabelledPool(
             pool=pool, open=np.flatnonzero(is_open), probabilities=probabilities,
             counts=np.bincount(y[labelled], minlength=classes), labelled=labelled,
-            seed=seed, clusters=clusters,
+            seed=seed, clusters=clusters, described=described,
         )  # fmt: skip
         count = FIRST if not len(labelled) else max(LEAST_ASKED, int(GROWTH * len(labelled)))
         rows = np.array([one.row for one in choose(strategy, known, count)])
