@@ -24,6 +24,8 @@ from featcache_cli.options import Commands, add_command, add_settings, settings_
 from featcache_cli.run_table import show as show_runs
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from featcache.extraction.extracted import Extracted
     from featcache.inspection.data_checks import DataCheck
     from featcache.reporting.verdict import RunVerdict
@@ -168,13 +170,12 @@ def _checks(settings: Settings, best: Run) -> tuple[DataCheck, ...]:
 
 def _conclude(made: AllRuns, *, quiet: bool) -> None:
     """What each data check found, the verdict, and the next commands."""
-    from rich.table import Table
     from rich.text import Text
 
     console = out()
     good = [check.name for check in made.checks if check.state == "good"]
     console.print("\ndata checks", style="bold")
-    lines = Table.grid(padding=(0, 1))
+    lines = _grid()
     if good:
         lines.add_row(Text("  good", style="green"), ", ".join(good))
     for check in made.checks:
@@ -184,13 +185,23 @@ def _conclude(made: AllRuns, *, quiet: bool) -> None:
     console.print(lines)
     if made.verdict:
         console.print("\nverdict", style="bold")
-        lines = Table.grid(padding=(0, 1))
+        lines = _grid()
         for sentence in made.verdict.sentences:
             lines.add_row("  -", sentence)
         console.print(lines)
     note("next:", quiet=quiet)
     for command, what in NEXT.items():
-        note(f"  {command:24} {what}", quiet=quiet)
+        note(f"  {command:26}  {what}", quiet=quiet)
+
+
+def _grid() -> Table:
+    """Two columns; the second is folded where it is too wide."""
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 1))
+    made.add_column()
+    made.add_column(overflow="fold")
+    return made
 
 
 def _extract(settings: Settings, *, quiet: bool) -> tuple[Settings, list[Extracted]]:

@@ -14,6 +14,7 @@ from featcache.errors import UsageError
 from featcache.evaluation.metrics import METRICS, RowStatistics, Sums, metrics_of, row_statistics
 
 CONFIDENCE = 0.95
+SHARES = ("accuracy", "macro_f1", "micro_f1", "weighted_f1")  # metrics that are 1 where all rows are right
 _CHUNK = 4_000_000  # weights held at a time: 32 MB of float64
 
 
@@ -31,7 +32,9 @@ def bootstrap_intervals(
     Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. The interval is for the choice of
     the rows, not for the training. `ece` is an estimate that is too high, the more so with fewer rows and
     better calibrated heads, and its resamples are higher still: its interval is that of the estimate, and
-    does not reach 0 where the head is calibrated.
+    does not reach 0 where the head is calibrated. Where all rows are right, or all wrong, resamples do not
+    differ: accuracy and F1 have the exact binomial interval of the accuracy (Clopper & Pearson, Biometrika
+    26, 1934).
 
     Args:
         probabilities, labels, thresholds, costs: as in `featcache.evaluation.metrics.score`.
@@ -48,7 +51,12 @@ def bootstrap_intervals(
     drawn = bootstrap_metrics(probabilities, labels, thresholds, costs, resamples=resamples, seed=seed)
     tail = 50 * (1 - CONFIDENCE)
     ends = {name: np.percentile(values, [tail, 100 - tail]).tolist() for name, values in drawn.items()}
-    return {name: (low, high) for name, (low, high) in ends.items()}
+    intervals = {name: (low, high) for name, (low, high) in ends.items()}
+    if (same := intervals["accuracy"]) in ((0.0, 0.0), (1.0, 1.0)):
+        unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(labels))  # still likely, of other rows
+        exact = (1 - unseen, 1.0) if same[0] else (0.0, unseen)
+        intervals |= {name: exact for name in SHARES if intervals[name] == same}
+    return intervals
 
 
 def bootstrap_metrics(

@@ -155,18 +155,18 @@ def test_bootstrap_metrics_depend_on_the_seed_and_not_on_the_chunks(
             assert again[name] == pytest.approx(first[name], abs=1e-12)
 
 
-def test_interval_of_one_row_has_no_width() -> None:
+def test_intervals_of_one_row() -> None:
     found = bootstrap_intervals(np.array([[0.25, 0.75]]), np.array([1]))
     for name, wanted in score(np.array([[0.25, 0.75]]), np.array([1]), ("a", "b")).summary.items():
-        assert found[name] == pytest.approx((wanted, wanted))
-    assert found["accuracy"] == (1, 1) and found["ece"] == pytest.approx((0.25, 0.25))
+        assert name in intervals.SHARES or found[name] == pytest.approx((wanted, wanted))
+    assert found["accuracy"] == pytest.approx((0.025, 1)) and found["ece"] == pytest.approx((0.25, 0.25))
 
 
 def test_interval_of_all_correct_rows() -> None:
     labels = np.arange(60) % 3
     found = bootstrap_intervals(np.eye(3)[labels], labels)
     for name in ("accuracy", "macro_f1", "micro_f1", "weighted_f1"):
-        assert found[name] == (1, 1)
+        assert found[name] == pytest.approx((0.025 ** (1 / 60), 1))
     assert found["log_loss"] == found["ece"] == (0, 0)
 
 
@@ -209,3 +209,12 @@ def test_memory_does_not_grow_with_the_number_of_resamples() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] < 250e6
+
+
+@pytest.mark.parametrize(("right", "ends"), [(True, (0.881, 1.0)), (False, (0.0, 0.119))])
+def test_rows_that_are_all_right_have_the_exact_interval(right: bool, ends: tuple[float, float]) -> None:
+    """Clopper and Pearson, 29 of 29: resamples are all alike and say nothing."""
+    labels = np.arange(29) % 2
+    predicted = labels if right else 1 - labels
+    found = bootstrap_intervals(np.eye(2)[predicted] * 0.8 + 0.1, labels)
+    assert found["accuracy"] == pytest.approx(ends, abs=5e-4)

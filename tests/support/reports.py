@@ -69,7 +69,7 @@ def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很
             "reliability": bins,
             "confidence": {"edges": [0.0, 0.5, 1.0], "right": [0, 4], "wrong": [1, 1]},
             "mistakes": [
-                row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": True,
+                row | {"predicted": last, "confidence": 0.99, "tokens": 9, "cut": True, "label_doubted": None,
                        "reason": f"The nearest train text is labelled {last}."}
             ],
             "verdict": [f"linear-1 is right on 90.00 %. {text[:100]}"],
