@@ -16,6 +16,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start import
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this only once
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
+from tests.support.browser import Browser
 from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal
 from tests.support.hostile_counts import name_harm
 from tests.support.rated_reviews import make_rated
@@ -140,6 +141,14 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec(MODEL_SOURCE.package) is None:
         pytest.skip(f"{MODEL_SOURCE.package} is not installed: pip install 'featcache[demo]'")
     return build_model(tmp_path_factory.mktemp("models") / MODEL_NAME)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

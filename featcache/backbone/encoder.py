@@ -29,6 +29,7 @@ from featcache.backbone.position_table import Extension
 from featcache.backbone.token_rows import ATTENTIVE
 from featcache.backbone.tokens.tokenization import (
     Place,
+    TextTokens,
     Tokenization,
     Tokens,
     lower_case_texts,
@@ -224,6 +225,10 @@ class Encoder:
     def token_places(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[Place]]:
         """See `Tokenization.places`."""
         return self._tokenization.places(texts, pairs)
+
+    def measure(self, text: str, pair: str | None = None) -> TextTokens:
+        """See `Tokenization.measure`."""
+        return self._tokenization.measure(text, pair)
 
     def encode(self, tokens: Tokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """Features of tokenised texts, in their order.

@@ -11,6 +11,7 @@ from featcache.data.split import Split, load_splits
 from featcache.errors import FeatcacheError
 from featcache.fingerprint import row_hashes, row_keys
 from featcache.settings import DataSettings
+from featcache.system.stores import is_remote, shown
 from featcache.system.text import normalised
 
 LONGEST = 2000  # characters of a text that are shown
@@ -57,14 +58,21 @@ class RowTexts:
         return int(self.places[split][row]) if split in self.places else -1
 
 
-def find_texts(data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int) -> RowTexts:
+def find_texts(
+    data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int, *, own: DataSettings | None = None
+) -> RowTexts:
     """The source's rows for cached rows; if the source cannot be read, the result has a `reason`.
 
     Args:
         data: where the texts are.
         hashes: row hashes uint8 `[N, 32]` by split.
         seed: that decided which rows were held out of train when the features were made.
+        own: what this user set, where a run of anybody says where the texts are: a URL is read only if it is
+            named here, too.
     """
+    known = _places_of(data) if own is None else _places_of(own)
+    if foreign := [place for place in _places_of(data) if place not in known and is_remote(place)]:
+        return RowTexts({}, {}, foreign_place(foreign[0], "dataset or data_files"))
     try:
         # A row that is not usable any more must not hide the others.
         splits = load_splits(replace(data, skip_bad_rows=True), tuple(hashes), seed=seed)
@@ -72,6 +80,15 @@ def find_texts(data: DataSettings, hashes: Mapping[str, np.ndarray], seed: int) 
     except FeatcacheError as error:
         return RowTexts({}, {}, error.what)
     return RowTexts(splits, places)
+
+
+def foreign_place(url: str, setting: str) -> str:
+    """Why a URL that a run names is not read."""
+    return f"the run names {shown(url)}, which is read only if {setting} in featcache.toml names it too"
+
+
+def _places_of(data: DataSettings) -> tuple[str, ...]:
+    return tuple((data.data_files or {"": data.dataset}).values())
 
 
 def text_keys(split: Split, hashes: np.ndarray) -> np.ndarray | None:

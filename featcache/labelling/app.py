@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from featcache.errors import FeatcacheError, UsageError
 from featcache.labelling.encoding import BackgroundEncoding
 from featcache.labelling.session import LONGEST_NOTE, LabelSession
-from featcache.serving.app import LOCAL_NAMES, PAGE_HEADERS
+from featcache.serving.app import LOCAL_NAMES
+from featcache.serving.page_routes import PAGE_HEADERS
 
 PAGE = {
     "/": ("featcache.labelling", "index.html", "text/html"),

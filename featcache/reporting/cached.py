@@ -11,7 +11,7 @@ import numpy as np
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.data.locate import SPLITS
-from featcache.data.text_lookup import RowTexts, find_texts
+from featcache.data.text_lookup import RowTexts, find_texts, foreign_place
 from featcache.errors import CacheMiss, FeatcacheError, HeadError
 from featcache.fingerprint import fingerprint
 from featcache.inspection.inspection import InspectedSplit, Inspection, inspect_splits
@@ -19,7 +19,7 @@ from featcache.runs.record import CacheReference, FrozenRows
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.progress import OnProgress
-from featcache.system.stores import is_remote, shown
+from featcache.system.stores import is_remote
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
             if frozen:
                 if is_remote(frozen.cache_dir) and frozen.cache_dir != mine.paths.cache_dir:
                     raise CacheMiss(
-                        _not_mine(frozen.cache_dir, "cache_dir"),
+                        foreign_place(frozen.cache_dir, "cache_dir"),
                         hint="name it in featcache.toml, too, if you trust it",
                     )
                 found[split] = _frozen_features(frozen, split, run.record.cached_view)
@@ -82,10 +82,6 @@ def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
         except FeatcacheError as error:
             notes.append(f"{split} features are not shown: {error.what}")
     return found
-
-
-def _not_mine(url: str, setting: str) -> str:
-    return f"the run names {shown(url)}, which is read only if {setting} in featcache.toml names it too"
 
 
 def _unchanged(cache: CacheReference) -> CacheFile:
@@ -114,13 +110,7 @@ def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:
 def texts_of_rows(run: Run, hashes: Mapping[str, np.ndarray], mine: Settings, notes: list[str]) -> RowTexts:
     """The texts of rows by their hashes uint8 `[N, 32]`, by split."""
     data = run.record.data or DataSettings()
-    places = (data.data_files or {"": data.dataset}).values()
-    own = (mine.data.data_files or {"": mine.data.dataset}).values()
-    foreign = [place for place in places if is_remote(place) and place not in own]
-    if foreign:
-        texts = RowTexts({}, {}, _not_mine(foreign[0], "dataset or data_files"))
-    else:
-        texts = find_texts(data, hashes, run.record.seed)
+    texts = find_texts(data, hashes, run.record.seed, own=mine.data)
     if texts.reason:
         notes.append(f"texts are not shown: {texts.reason}")
     return texts

@@ -1,6 +1,7 @@
 """Requests that wait at the same time are answered as one batch: one thread, one model, one queue.
 
 Whenever the model is free, it takes everything that waits, up to `BATCH_TEXTS`; it does not wait for more.
+Files that are labelled have their turn between two such batches.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from featcache.errors import FeatcacheError
-from featcache.prediction.predictor import NumberPrediction, Prediction, Predictor
+from featcache.prediction.predictor import Answers, NumberPrediction, Prediction, Predictor, PreparedTexts
 
 BATCH_TEXTS = 256  # in one call of the model, unless one request has more
+Result = TypeVar("Result")
 
 
 class QueueFull(Exception):
@@ -47,6 +50,21 @@ class _QueuedRequest:
     answer: Future[list[Prediction] | list[NumberPrediction]] = field(default_factory=Future)
 
 
+@dataclass
+class _QueuedCall:
+    """Other work for the thread that may use the model."""
+
+    work: Callable[[], Any]
+    answer: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> None:
+        if self.answer.set_running_or_notify_cancel():
+            try:
+                self.answer.set_result(self.work())
+            except BaseException as error:
+                self.answer.set_exception(error)
+
+
 class Batcher:
     """A predictor behind a bounded queue.
 
@@ -65,6 +83,8 @@ class Batcher:
         self.predictor, self.queue_texts, self.on_batch = predictor, queue_texts, on_batch
         self.waiting = 0  # texts in the queue
         self._queue: deque[_QueuedRequest] = deque()
+        self._calls: deque[_QueuedCall] = deque()
+        self._call_is_next = False
         self._changed = threading.Condition()
         self._stopping = False
         self._pace = 0.02  # seconds a text takes, a moving average
@@ -95,6 +115,20 @@ class Batcher:
             self._changed.notify()
         return request.answer
 
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do `work` in the one thread that may use the model, in turn with the batches of requests.
+
+        Raises:
+            QueueStopping: `stop` was called.
+        """
+        queued = _QueuedCall(work)
+        with self._changed:
+            if self._stopping:
+                raise QueueStopping
+            self._calls.append(queued)
+            self._changed.notify()
+        return queued.answer
+
     def stop(self) -> None:
         """Answer what is queued, accept nothing new, and end; can be called again."""
         with self._changed:
@@ -104,6 +138,9 @@ class Batcher:
 
     def _work(self) -> None:
         while requests := self._take():
+            if isinstance(requests, _QueuedCall):
+                requests.run()
+                continue
             began = time.perf_counter()
             texts = sum(len(request.texts) for request in requests)
             self._answer(requests)
@@ -111,14 +148,21 @@ class Batcher:
             self._pace += 0.2 * (seconds / texts - self._pace)
             self.on_batch(texts, seconds)
 
-    def _take(self) -> list[_QueuedRequest]:
-        """The next batch, in order, either of pairs or of single texts; empty once the queue has stopped."""
+    def _take(self) -> list[_QueuedRequest] | _QueuedCall:
+        """The next batch, in order, either of pairs or of single texts, or the next call.
+
+        Empty once the queue has stopped.
+        """
         with self._changed:
             while True:
-                while not self._queue:
+                while not self._queue and not self._calls:
                     if self._stopping:
                         return []
                     self._changed.wait()
+                if self._calls and (self._call_is_next or not self._queue):
+                    self._call_is_next = False
+                    return self._calls.popleft()
+                self._call_is_next = True
                 taken: list[_QueuedRequest] = []
                 texts = 0
                 while self._queue and (not taken or texts + len(self._queue[0].texts) <= BATCH_TEXTS):
@@ -164,3 +208,20 @@ class Batcher:
         """Predictions with their explanations; the model runs here, in the one thread that may use it."""
         whys = self.predictor.explain(found, pairs)
         return [replace(one, explanation=why) for one, why in zip(found, whys, strict=True)]
+
+
+class QueuedPredictor(Predictor):
+    """A predictor for other threads: the model runs in the thread of the batcher, in turn with requests.
+
+    Args:
+        on_texts: receives the number of texts of each call of the model.
+    """
+
+    def __init__(self, batcher: Batcher, on_texts: Callable[[int], None]) -> None:
+        super().__init__(batcher.predictor.encoder, batcher.predictor.head)
+        self.pairs, self.batcher, self.on_texts = batcher.predictor.pairs, batcher, on_texts
+
+    def answer(self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None = None) -> Answers:
+        answers = self.batcher.call(partial(super().answer, prepared, progress)).result()
+        self.on_texts(prepared.count)
+        return answers

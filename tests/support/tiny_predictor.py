@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ VIEW = "last/mean"
 
 
 def tiny_predictor(
-    folder: Path, *, several: bool = False, batch_tokens: int = 512, **changes: Any
+    folder: Path,
+    *,
+    names: Sequence[str] = NAMES,
+    several: bool = False,
+    batch_tokens: int = 512,
+    **changes: Any,
 ) -> Predictor:
-    """Three labels; `several`: a multi-label head with thresholds that say zero to three of them."""
+    """Three labels or others; `several`: a multi-label head with thresholds that say zero or more of them."""
     made = encoder(load(folder), VIEW, batch_tokens=batch_tokens, **changes)
     draw = np.random.default_rng(5)
     scorer = Linear(
-        draw.normal(0, 0.5, (len(NAMES), 32)).astype(np.float32), np.zeros(len(NAMES), np.float32)
+        draw.normal(0, 0.5, (len(names), 32)).astype(np.float32), np.zeros(len(names), np.float32)
     )
-    thresholds = np.array([0.45, 0.5, 0.55]) if several else None
-    return Predictor(made, Head(scorer, NAMES, VIEW, made.document, "linear", thresholds=thresholds))
+    thresholds = np.linspace(0.45, 0.55, len(names)) if several else None
+    return Predictor(made, Head(scorer, tuple(names), VIEW, made.document, "linear", thresholds=thresholds))
 
 
 class HeldPredictor:

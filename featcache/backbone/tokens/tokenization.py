@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from featcache.errors import BackboneError, BadRow, UsageError
 Place = tuple[int, int]  # characters `[begin, end)` of a text; (0, 0) for a token that is not of the text
 BAD_TOKENIZER = "is the tokenizer the model's own, as its author published it?"
 NO_TOKEN = "leave the row out with --skip-bad-rows, or give it a sign that the model knows"
+# A tokenizer keeps the length to truncate at as its own state, so that two threads would change each other's.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ class Tokens:
         places = np.arange(int(lengths.sum())) + np.repeat(moved, lengths)
         types = None if self.type_ids is None else self.type_ids[places]
         return TokenBatch(self.ids[places], lengths, types)
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """How much of one text is read.
+
+    Attributes:
+        count: tokens of the whole text and its second one, special ones and the prompt included.
+        windows: how many the text is split into; 1 where long texts are not split.
+        truncated: tokens are cut off.
+        unread, unread_pair: characters `[begin, end)` of the text, and of its second one, whose tokens are
+            cut off; none where the tokenizer does not say where its tokens are.
+    """
+
+    count: int
+    windows: int
+    truncated: bool
+    unread: tuple[Place, ...] = ()
+    unread_pair: tuple[Place, ...] = ()
 
 
 class Tokenization:
@@ -137,15 +159,41 @@ class Tokenization:
                 f"the tokenizer of {self.backbone.files.name} is written in Python and does not say where "
                 "its tokens are, so none can be marked"
             )
-        before, found = len(self.prompt), []
-        for encoding in coded.encodings:
-            own = [
-                (max(begin - before, 0), max(end - before, 0)) if sequence == 0 else (0, 0)
-                for (begin, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
-            ]
-            kept = self._split(np.array(encoding.ids))[0] if self._split else range(len(own))
-            found.append([own[number] for number in kept])
-        return found
+        return [self._kept(encoding, 0) for encoding in coded.encodings]
+
+    def measure(self, text: str, pair: str | None = None) -> TextTokens:
+        """How much of one text (and its second one) is read.
+
+        Raises:
+            BadRow, UsageError: as for `__call__`.
+        """
+        pairs = None if pair is None else [pair]
+        kept, whole = self([text], pairs), self._coded([self.prompt + text], pairs, verbose=False)
+        windows = 1 if kept.windows is None else int(kept.windows.counts[0])
+        count, truncated = len(whole["input_ids"][0]), bool(kept.truncated[0])
+        if not truncated or not whole.is_fast:
+            return TextTokens(count, windows, truncated)
+        options: dict[str, Any] = {} if self._split else {"truncation": True, "max_length": self.max_length}
+        coded = self._coded([self.prompt + text], pairs, **options).encodings[0]
+        first, second = (
+            _left_out(self._places(whole.encodings[0], part), set(self._kept(coded, part))) for part in (0, 1)
+        )
+        return TextTokens(count, windows, truncated, first, second)
+
+    def _places(self, encoding: Any, part: int) -> list[Place]:
+        """Where the tokens of an encoding are in the first (0) or the second (1) text."""
+        before = 0 if part else len(self.prompt)
+        return [
+            (max(begin - before, 0), max(end - before, 0)) if sequence == part else (0, 0)
+            for (begin, end), sequence in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+        ]
+
+    def _kept(self, encoding: Any, part: int) -> list[Place]:
+        """`_places` of the tokens that are kept, of an encoding that is truncated unless texts are split."""
+        places = self._places(encoding, part)
+        if self._split is None:
+            return places
+        return [places[number] for number in self._split(np.array(encoding.ids))[0]]
 
     def _coded(
         self, texts: list[str], pairs: Sequence[str] | None = None, *, first: int = 0, **options: Any
@@ -161,12 +209,12 @@ class Tokenization:
         name, rows = self.backbone.files.name, getattr(self.backbone.model.config, "vocab_size", None)
         tokenizer = partial(self.backbone.tokenizer, return_attention_mask=False, **options)
         try:
-            with library_errors(f"the tokenizer of {name} fails"):
+            with library_errors(f"the tokenizer of {name} fails"), _ONE_AT_A_TIME:
                 coded = tokenizer(texts, None if pairs is None else list(pairs))
         except BackboneError as error:
             for row, text in enumerate(texts):
                 try:
-                    with library_errors(""):
+                    with library_errors(""), _ONE_AT_A_TIME:
                         tokenizer([text], None if pairs is None else [pairs[row]])
                 except BackboneError:
                     raise BadRow(f"{error.what} (text: {text[:40]!r})", first + row, BAD_TOKENIZER) from error
@@ -235,6 +283,13 @@ def _require_tokens(texts: Sequence[str], lengths: np.ndarray, *, first: int = 0
     if not lengths.all():
         row = first + int(np.argmin(lengths))
         raise BadRow(f"the tokenizer makes no token of {texts[row][:40]!r}", row, hint=NO_TOKEN)
+
+
+def _left_out(places: Sequence[Place], kept: set[Place]) -> tuple[Place, ...]:
+    """From the first to the last character of each run of tokens that are not kept."""
+    own = [place for place in places if place[1] > place[0]]
+    runs = ([*run] for cut, run in groupby(own, lambda place: place not in kept) if cut)
+    return tuple((run[0][0], run[-1][1]) for run in runs)
 
 
 def lower_case(tokenizer: Any) -> None:

@@ -1,120 +1,157 @@
-"use strict";
+// The page: a text is sent, its answer shown, and the answers of this tab kept beside it.
 
-const byId = (id) => document.getElementById(id);
-const BARS = 10;
-let explains = false;
+import { hideSnippet, showAnswer, sureness, title, watchCode } from "/answer.js";
+import { changed, showTokens, watchFields } from "/field.js";
+import { showFiles, watchFiles } from "/files.js";
+import { asked, byId, button, made, percent, posted, rounded, showProblem, speak, speakTheOther, t } from "/words.js";
 
-/** An element with text in it; texts are never parsed as markup. */
-function made(tag, text, className) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
+const KEPT = "featcache-history";
+const MOST = 20; // answers that are kept
+
+let info;
+let shown = null; // {text, pair, found}
+let examples = [];
+let earlier = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
+
+const textsOf = ({ text, pair }) => (pair === undefined ? { text } : { text, pair });
+
+function typed() {
+  return info.pairs === true ? { text: byId("text").value, pair: byId("pair").value } : { text: byId("text").value };
 }
 
-function show(...parts) {
-  byId("answer").replaceChildren(...parts);
+function refuse(area, sentence) {
+  area.setAttribute("aria-invalid", "true");
+  area.focus();
+  showProblem(byId("problem"), new Error(sentence));
 }
 
-const isNumber = (found) => found.number !== undefined;
-
-function title(found) {
-  if (isNumber(found)) return String(+found.number.toPrecision(6));
-  return found.abstained ? "No answer" : found.label || "(no label)";
-}
-
-/** The text with what decided in marks; places are counted in code points. */
-function marked(text, marks) {
-  const letters = Array.from(text);
-  const line = made("p", undefined, "marked");
-  let place = 0;
-  for (const { begin, end, weight, share } of [...marks].sort((a, b) => a.begin - b.begin)) {
-    if (begin < place) continue;
-    line.append(letters.slice(place, begin).join(""));
-    const mark = made("mark", letters.slice(begin, end).join(""), weight > 0 ? "for" : "against");
-    const looked = share === null ? "" : `looked at ${(100 * share).toFixed(1)} %, `;
-    mark.title = `${looked}${weight > 0 ? "+" : ""}${weight.toFixed(2)}`;
-    line.append(mark);
-    place = end;
+async function ask() {
+  if (byId("send").disabled) return;
+  const texts = typed();
+  showProblem(byId("problem"));
+  if (!texts.text.trim()) return refuse(byId("text"), t("There is no text yet: write one first."));
+  if (texts.pair !== undefined && !texts.pair.trim()) {
+    return refuse(byId("pair"), t("This model compares two texts, and the second one is empty."));
   }
-  line.append(letters.slice(place).join(""));
-  return line;
-}
-
-function showAnswer(found, text) {
-  const bars = made("div", undefined, "bars");
-  for (const [name, share] of Object.entries(found.probabilities || {})) {
-    const bar = made("progress");
-    bar.max = 1;
-    bar.value = share;
-    bar.setAttribute("aria-label", name);
-    bars.append(made("span", name), made("span", share.toFixed(4), "number"), bar);
-  }
-  const parts = [made("p", title(found), "label")];
-  if (found.abstained) parts.push(made("p", found.reason, "held"));
-  if (isNumber(found) && found.low !== null) {
-    parts.push(made("p", `${+found.low.toPrecision(6)} to ${+found.high.toPrecision(6)}`, "held"));
-  }
-  parts.push(bars);
-  if (found.marks) parts.push(marked(text, found.marks));
-  if (found.truncated) parts.push(made("p", "The text was longer than the longest length and was truncated.", "quiet"));
-  if (found.unknown_tokens >= 0.5) parts.push(made("p", "Most of the text is unknown to the model's vocabulary.", "quiet"));
-  show(...parts);
-}
-
-function remember(text, found) {
-  byId("earlier-head").hidden = false;
-  const line = made("li");
-  line.append(made("b", title(found)), made("span", text));
-  byId("earlier").prepend(line);
-  while (byId("earlier").children.length > 20) byId("earlier").lastChild.remove();
-}
-
-async function ask(event) {
-  event.preventDefault();
-  const text = byId("text").value;
-  if (!text.trim() || byId("send").disabled) return;
-  const asked = { text, top_k: BARS, explain: explains };
-  if (!byId("pair-field").hidden) asked.pair = byId("pair").value;
   byId("send").disabled = true;
   try {
-    const reply = await fetch("/predict", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(asked),
-    });
-    const found = await reply.json();
-    if (reply.ok) {
-      showAnswer(found, text);
-      remember(text, found);
-    } else {
-      show(made("p", found.error, "wrong"), made("p", found.hint || "", "quiet"));
-    }
+    shown = { ...texts, found: await posted("/predict", { ...texts, explain: info.explains === true }) };
+    earlier = [shown, ...earlier].slice(0, MOST);
+    keep();
+    hideSnippet();
+    showAnswer(shown, info);
+    showEarlier();
   } catch (error) {
-    show(made("p", "The server cannot be reached.", "wrong"));
+    showProblem(byId("problem"), error);
   } finally {
     byId("send").disabled = false;
   }
 }
 
-async function introduce() {
-  const info = await (await fetch("/info")).json();
-  const parts = [info.run, info.model, info.task === "regression" ? "numbers" : `${info.labels.length} labels`];
-  if (info.interval) parts.push(`intervals contain ${+(100 * info.interval.level).toFixed(4)} % of numbers`);
-  const { max_error: error, coverage } = info.abstention || {};
-  if (error) parts.push(`at most ${+(100 * error).toFixed(4)} % errors among its answers`);
-  if (coverage) parts.push(`at least ${+(100 * coverage).toFixed(4)} % of texts answered`);
-  byId("about").textContent = parts.filter(Boolean).join(" · ");
-  byId("pair-field").hidden = info.pairs !== true;
-  explains = info.explains === true;
+function keep() {
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify(earlier));
+  } catch {
+    sessionStorage.removeItem(KEPT); // too much for it: they are there until the page is left
+  }
 }
 
-byId("ask").addEventListener("submit", ask);
-byId("text").addEventListener("keydown", (event) => {
-  // While an input method composes, Enter chooses a candidate.
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    byId("ask").requestSubmit();
-  }
+function write(texts) {
+  byId("text").value = texts.text;
+  byId("pair").value = texts.pair ?? "";
+  showProblem(byId("problem"));
+  changed();
+}
+
+function restore(entry) {
+  write(entry);
+  shown = entry;
+  hideSnippet();
+  showAnswer(entry, info);
+}
+
+/** A row of a list of texts: a button with what stands before the text. */
+function row(before, texts, act) {
+  const line = made("li");
+  const whole = button("", act, "text");
+  whole.append(made("b", before), made("span", [texts.text, texts.pair].filter(Boolean).join(" · ")));
+  line.append(whole);
+  return line;
+}
+
+function showEarlier() {
+  byId("history").hidden = !earlier.length;
+  byId("history").querySelector("ol").replaceChildren(
+    ...earlier.map((one) => row(`${title(one.found)} ${sureness(one.found)}`.trim(), one, () => restore(one))),
+  );
+}
+
+function showExamples() {
+  byId("examples").hidden = !examples.length;
+  byId("examples").querySelector("ul").replaceChildren(
+    ...examples.map((one) => row(one.label, one, () => {
+      write(one);
+      ask();
+    })),
+  );
+}
+
+function about() {
+  const numbers = info.task === "regression";
+  const parts = [info.run, info.model ?? t("words alone")];
+  parts.push(numbers ? t("numbers") : t("labels: {count}", { count: info.labels.length }));
+  const { max_error: error, coverage } = info.abstention ?? {};
+  if (error) parts.push(t("at most {share} of its answers are wrong", { share: percent(error) }));
+  if (coverage) parts.push(t("at least {share} of texts are answered", { share: percent(coverage) }));
+  if (info.interval) parts.push(t("intervals of {level} %", { level: rounded(100 * info.interval.level) }));
+  return parts.filter(Boolean).join(" · ");
+}
+
+/** Everything that has words in it, again. */
+function draw() {
+  byId("about").textContent = about();
+  document.title = info.run ? `${info.run} · featcache` : "featcache";
+  showTokens();
+  showExamples();
+  showEarlier();
+  showFiles(info);
+  showProblem(byId("problem"));
+  hideSnippet();
+  if (shown) showAnswer(shown, info);
+}
+
+async function begin() {
+  await speak();
+  info = await asked("/info");
+  watchFields(info);
+  watchFiles(info);
+  draw();
+  examples = (await asked("/examples")).examples;
+  showExamples();
+}
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (info) ask();
 });
-introduce().catch(() => {});
+for (const id of ["text", "pair"]) {
+  byId(id).addEventListener("keydown", (event) => {
+    // While an input method composes, Enter chooses a candidate.
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      byId("ask").requestSubmit();
+    }
+  });
+}
+byId("forget").addEventListener("click", () => {
+  earlier = [];
+  keep();
+  showEarlier();
+  byId("text").focus();
+});
+byId("language").addEventListener("click", async () => {
+  await speakTheOther();
+  draw();
+});
+watchCode(() => textsOf(shown));
+begin().catch((error) => showProblem(byId("problem"), error));
