@@ -30,6 +30,7 @@ MATTER = {
     "train-head": ("--head", "--view", "--epochs", "--rows-per-class", "--name"),
     "sweep": ("--view", "--lr", "--seeds", "--subsets", "--name"),
     "predict": ("--run", "--input", "--output", "--top-k", "--explain"),
+    "label": ("--labels", "--terminal", "--annotator", "--strategy", "--export"),
     "plan": ("--rows", "--gpus", "--tflops", "--price", "--split"),
 }
 

@@ -16,8 +16,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from featcache.errors import LockHeld, SourceError
+from featcache.system import durable
 from featcache.system.documents import plain_document, read_document
-from featcache.system.durable import disk, explained, write_file
+from featcache.system.durable import explained, write_file
 from featcache.system.lock import ProcessLock, locked
 
 FORMAT = 1
@@ -163,9 +164,9 @@ class AnswersFile:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     def _write(self, content: bytes) -> None:
-        with explained(self.path), disk.open(self.path, "ab") as file:
+        with explained(self.path), durable.disk.open(self.path, "ab") as file:
             file.write(content)
-            disk.fsync(file)
+            durable.disk.fsync(file)
 
     def _read(self) -> None:
         """Read all lines; a last line that was cut off in the middle of writing is set aside."""
@@ -199,12 +200,12 @@ class AnswersFile:
             if not whole:
                 raise SourceError(f"{self.path} is no answers file") from None
             aside = self.path.with_name(f"{self.path.name}.torn")
-            with explained(aside), disk.open(aside, "ab") as file:
+            with explained(aside), durable.disk.open(aside, "ab") as file:
                 file.write(last + b"\n")
-                disk.fsync(file)
-            with explained(self.path), disk.open(self.path, "r+b") as file:
+                durable.disk.fsync(file)
+            with explained(self.path), durable.disk.open(self.path, "r+b") as file:
                 file.truncate(len(whole) + 1)
-                disk.fsync(file)
+                durable.disk.fsync(file)
             return whole + b"\n"
         self._write(b"\n")
         return content + b"\n"

@@ -157,7 +157,7 @@ class LabelService:
             "labels": session.labels,
             "multi_label": session.multi_label,
             "by": session.by,
-            "strategy": session.strategy,
+            "strategy": None if session.only_first else session.strategy,
             "texts": len(session.texts.texts),
             "mine": len(counted.touched.get(session.by, ())),
             "labelled": len(counted.labels),

@@ -93,7 +93,7 @@ class LabelSession:
         self.head: LabelHead | None = None
         self.counted = CountedAnswers.of(texts, answers.lines)
         self._lock = threading.RLock()
-        self._first, self._only_first = list(first), only_first
+        self._first, self.only_first = list(first), only_first
         self._queue = list[ChosenText]()
         self._now: AskedText | None = None
         self._head_labels: tuple[str, ...] = ()
@@ -319,7 +319,7 @@ class LabelSession:
             chosen = self._first.pop(0)
             if chosen.row not in mine:
                 return self._asked(chosen)
-        if self._only_first:
+        if self.only_first:
             return None
         asked = sum(bool(self.texts.reserved[row]) for row in mine)
         due = RESERVED * (asked + 1) <= len(mine) + 1

@@ -56,6 +56,16 @@ def test_keys_in_a_terminal(work: Path) -> None:
     assert len(lines_of(work / "texts.labels.jsonl")) == len(lines) + 1
 
 
+def test_several_labels_and_many_labels_in_a_terminal(work: Path) -> None:
+    names = [f"topic {number}" for number in range(11)]
+    keys = "12\n" + "1113\n" + "ltopic 10\n\n" + "ltopic 1\n" + "\ngq"
+    done = typed(keys, "--labels", ",".join(names), "--multi-label")
+    assert done.returncode == 0, done.stderr
+    given = [line["labels"] for line in lines_of(work / "texts.labels.jsonl")[1:]]
+    assert given == [["topic 0", "topic 1"], ["topic 0", "topic 2"], ["topic 10"], ["topic 1"]]
+    assert "no guess" in done.stderr
+
+
 @contextmanager
 def page(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     command = [str(COMMAND), "label", "texts.csv", "--port", "0", "--json", "--quiet", *more]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from featcache.errors import LockHeld, SourceError
 from featcache.labelling.answers import AnswerLine, AnswersFile, AnswersHeader, all_labels, default_path
+from tests.support.disk import FaultDisk, PowerCut, plant, plugged_in
 
 HEADER = AnswersHeader(labels=("good", "bad"))
 
@@ -147,6 +149,30 @@ def test_nothing_that_counts_is_lost_when_a_writer_is_killed(tmp_path: Path) -> 
             counted += stop + len(writer.stdout.read().splitlines())
         there = len(AnswersFile(path, HEADER).lines)
         assert counted <= there <= counted + 3  # written, but not yet told
+
+
+@pytest.mark.parametrize("how", ["least", "all", "names", "data", "any"])
+def test_a_power_cut_before_any_operation_loses_no_answer(tmp_path: Path, how: str) -> None:
+    draw = random.Random(how)
+    given = [line(number, "good" * 200) for number in range(3)]  # longer than a sector
+    for cut in range(1, 60):
+        (root := tmp_path / f"{how}{cut}").mkdir()
+        disk, acknowledged = FaultDisk(root, cut_at=cut), list[AnswerLine]()
+        with plugged_in(disk):
+            try:
+                file = AnswersFile(root / "a.jsonl", HEADER)
+                for one in given:
+                    file.append(one)
+                    acknowledged.append(one)
+            except PowerCut:
+                pass
+        plant(disk.survivors(draw, how), tmp_path / f"{how}{cut}-left")
+        left = AnswersFile(tmp_path / f"{how}{cut}-left" / "a.jsonl", HEADER)
+        assert left.lines[: len(acknowledged)] == acknowledged
+        assert len(left.lines) <= len(acknowledged) + 1
+        if acknowledged == given:
+            return
+    pytest.fail("an uninterrupted run has fewer operations")
 
 
 def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ function button(key, name, run, className) {
 
 function draw() {
   const { asked, estimate, encoding } = state;
-  byId("about").textContent = `${state.by} · ${state.file} · strategy ${state.strategy}`;
+  const strategy = state.strategy ? [`strategy ${state.strategy}`] : [];
+  byId("about").textContent = [state.by, state.file, ...strategy].join(" · ");
   byId("reason").textContent = asked ? asked.reason + (note ? ` · note: ${note}` : "") : "";
   byId("text").textContent = asked ? asked.text : "Every text has an answer.";
   byId("labels").replaceChildren(...state.labels.map((label, place) => {
@@ -139,7 +140,7 @@ function draw() {
   byId("accuracy").textContent = estimate
     ? `Accuracy ${percent(estimate.accuracy)} (95 %: ${percent(estimate.low)} to ${percent(estimate.high)}), `
       + `on ${estimate.rows} texts drawn at random`
-    : "No accuracy yet: the head needs two labels, and texts drawn at random to be scored on.";
+    : state.strategy ? "No accuracy yet: the head needs two labels, and texts drawn at random to be scored on." : "";
   byId("encoding").textContent = encodingText(encoding);
   if (!watching && !encoding.ready && !encoding.problem) {
     watching = true;
