@@ -2,6 +2,8 @@
 
 featcache bench quality --sets chnsenticorp=FOLDER,r52 --json > quality.json
 python benchmarks/quality.py quality.json          (writes quality.md and quality.svg beside this file)
+
+What stands in quality.md below KEPT is written by hand, and kept.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 HERE = Path(__file__).parent
 HEADER = """# How good, at what price
@@ -23,6 +26,8 @@ included (imports are not).
 
 ![Accuracy against seconds](quality.svg)
 """
+KEPT = "<!-- written by hand from here -->"
+MARKERS = "osD^vP*Xh<>"  # one a method, beside its colour
 NAMES = ("method", "test", "95 %", "clean", "p", "clean p", "last p", "head", "all")
 COLUMNS = f"| {' | '.join(NAMES)} |\n{'|---' * len(NAMES)}|"
 
@@ -51,20 +56,29 @@ def number(value: float | None, form: str) -> str:
 
 
 def picture(sets: dict[str, list[dict[str, Any]]]) -> Figure:
-    """One panel a set: test accuracy with its interval against seconds."""
-    figure = Figure(figsize=(5.2 * len(sets), 4.6), layout="constrained")
-    for place, (name, rows) in enumerate(sets.items()):
-        axes = figure.add_subplot(1, len(sets), place + 1)
-        for row in rows:
-            accuracy = row["test_accuracy"]
+    """One panel a set, two beside each other: test accuracy with its interval against seconds."""
+    rows = -(-len(sets) // 2)
+    figure = Figure(figsize=(9.6, 3.7 * rows + 0.9), layout="constrained")
+    methods = list(dict.fromkeys(row["method"] for found in sets.values() for row in found))
+    drawn: dict[str, Any] = {}
+    for place, (name, found) in enumerate(sets.items()):
+        axes = figure.add_subplot(rows, min(len(sets), 2), place + 1)
+        for row in found:
+            number, accuracy = methods.index(row["method"]), row["test_accuracy"]
             errors = [[accuracy - row["low"]], [row["high"] - accuracy]]
-            axes.errorbar(row["seconds"], accuracy, yerr=errors, fmt="o", capsize=2, color="#2a6f97")
-            point = (row["seconds"], accuracy)
-            axes.annotate(row["method"], point, xytext=(6, 3), textcoords="offset points", fontsize=8)
+            style = {"fmt": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
+            bar = axes.errorbar(
+                row["seconds"], accuracy, yerr=errors, capsize=2, elinewidth=0.8, ms=7, **style
+            )
+            drawn[row["method"]] = bar
         axes.set(xscale="log", title=name, xlabel="seconds from raw text")
-        axes.set_ylabel("test accuracy" if not place else "")
-        axes.margins(x=0.25)
+        axes.set_ylabel("" if place % 2 else "test accuracy")
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, alpha=0.3)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -84,7 +98,9 @@ def main() -> None:
     flags = ", ".join(machine["flags"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts.append(f"Measured on {machine['cores']} cores of {machine['cpu']} ({flags}); {versions}.\n")
-    (HERE / "quality.md").write_text("\n".join(parts), encoding="utf-8")
+    page = HERE / "quality.md"
+    kept = page.read_text(encoding="utf-8").partition(KEPT)[2].strip() if page.exists() else ""
+    page.write_text("\n".join([*parts, KEPT, kept]).rstrip() + "\n", encoding="utf-8")
     picture(sets).savefig(HERE / "quality.svg", metadata={"Date": None})
 
 
