@@ -94,8 +94,9 @@ def setfit(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
         trainer = package.Trainer(model=model, args=arguments, train_dataset=train)
         began = time.perf_counter()
         trainer.train()
-        steps = {"steps": trainer.state.global_step, "all_steps": _steps_of_setfit(labels)}
-        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began, **steps}
+        answer: dict[str, Any] = {"learning_seconds": time.perf_counter() - began}
+        answer["all_steps"] = _steps_of_setfit(labels)
+        answer["steps"] = job["steps"] if job["steps"] > 0 else answer["all_steps"]
         for split in ("validation", "test"):
             found = model.predict_proba(_texts(job, split), as_numpy=True)
             answer[split] = _of_all_classes(found, model.model_head.classes_, job["classes"])
