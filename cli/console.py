@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featcache.translation.language import gettext as _
+from featcache.translation.language import pgettext
+from featcache.translation.sentences import translated, translated_lines
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
@@ -84,16 +88,16 @@ def print_json(document: Any) -> None:
 def print_error(error: FeatcacheError, *more: str) -> None:
     """What was wrong in bold; below it the hint and `more`, what this command can do about it."""
     console = err()
-    console.print("error: ", end="", style="bold red")
-    console.print(error.what, soft_wrap=True, style="bold")
+    console.print(_("error: "), end="", style="bold red")
+    console.print(translated(error.what), soft_wrap=True, style="bold")
     for line in (*(error.hint or "").splitlines(), *more):
-        console.print("       " + line, soft_wrap=True)
+        console.print("       " + translated_lines(line), soft_wrap=True)
 
 
 def note(text: str, *, quiet: bool = False) -> None:
     """One line to stderr."""
     if not quiet:
-        err().print(text, soft_wrap=True, style="dim")
+        err().print(translated_lines(text), soft_wrap=True, style="dim")
 
 
 def table(*headers: str) -> Table:
@@ -107,6 +111,11 @@ def table(*headers: str) -> Table:
         right = header.startswith(">")
         made.add_column(header[right:], justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
+
+
+def columns(*headers: str) -> tuple[str, ...]:
+    """Headers for `table`, in the language that is spoken."""
+    return tuple(">" * one.startswith(">") + pgettext("column", one.removeprefix(">")) for one in headers)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from featcache.system.text import clip
 
 FLAGS = 5
 WIDEST = 100
-OUTPUT = ("--json", "--quiet", "--debug", "--config", "--help", "-h")
+OUTPUT = ("--json", "--quiet", "--debug", "--lang", "--config", "--help", "-h")
 FLAG_COLUMN = 24
 
 # The commands by what they are for; every command is in one group.

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from featcache.system.hub.listener import listening
 from featcache.system.machine import short_waits
 from featcache.system.outside import outside_error
 from featcache.system.packages import version_notes
+from featcache.translation.language import LANGUAGES, in_language, language_from, noted
+from featcache.translation.language import gettext as _
 from featcache_cli.console import err, note, print_error
 from featcache_cli.help import add_help_flags, grouped_commands, print_short_help
 from featcache_cli.progress import DOWNLOAD, Meter
@@ -26,7 +29,7 @@ COMMANDS = (
     "predict", "label", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo", "completion",
 )  # fmt: skip
 INTERRUPTED = 130
-CONTINUES = "what is finished is kept, and the same command continues from it"
+CONTINUES = noted("what is finished is kept, and the same command continues from it")
 
 DESCRIPTION = """\
 Run a frozen Transformer once over your texts, cache its features,
@@ -42,25 +45,47 @@ Settings come from flags, then featcache.toml, then the defaults.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command in the language of this user, and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    with in_language(_language(words)):
+        return _main(words)
+
+
+def _language(argv: Sequence[str]) -> str:
+    """What `--lang` says, also of an error in the other flags; else the environment, if it can be shown."""
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    asked.add_argument("--lang", choices=LANGUAGES)
+    try:
+        if (found := asked.parse_known_args(argv)[0].lang) is not None:
+            return str(found)
+        "中".encode(sys.stderr.encoding or "ascii")
+    except (argparse.ArgumentError, UnicodeEncodeError):
+        return "en"
+    return language_from(os.environ)
+
+
+def _main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Chinese text must not fail on an ASCII terminal
     os.environ.update(short_waits(os.environ))
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
     args = argparse.Namespace(continues=False, places=())
     try:
         args = _parse(argv)
         for text in version_notes():
             note(text, quiet=getattr(args, "quiet", False))
         with listening(Meter(quiet=getattr(args, "quiet", False), names=DOWNLOAD)):
-            code: int = args.run(args) or 0
+            # What programs read has one language.
+            with in_language("en") if getattr(args, "json", False) else nullcontext():
+                code: int = args.run(args) or 0
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse after --help or --version
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        err().print("\ninterrupted" + (f"; {CONTINUES}" if args.continues else ""))
+        goes_on = _("interrupted; {continues}", continues=_(CONTINUES))
+        err().print("\n" + (goes_on if args.continues else _("interrupted")))
         return INTERRUPTED
     except BrokenPipeError:  # the reader has closed our stdout, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,9 +114,9 @@ def _what_to_do(error: FeatcacheError, args: argparse.Namespace) -> Iterator[str
         return
     flags = [flag for flag in args.places if flag in args.parser._option_string_actions]
     if flags:
-        yield f"or write to another place: {', '.join(flags)}"
+        yield _("or write to another place: {flags}", flags=", ".join(flags))
     if args.continues:
-        yield CONTINUES
+        yield _(CONTINUES)
 
 
 def _defect(error: Exception) -> FeatcacheError:
@@ -114,8 +139,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(what, hint=f"{there} see: {self.prog} --help")
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    words = _joined(sys.argv[1:] if argv is None else argv)
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    words = _joined(argv)
     args, unknown = _parser(words[:1]).parse_known_args(words)
     if unknown:
         parser: argparse.ArgumentParser = args.parser
@@ -128,7 +153,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _joined(argv: list[str]) -> list[str]:
+def _joined(argv: Sequence[str]) -> list[str]:
     """`--view -4/mean` as `--view=-4/mean`, because argparse takes `-4/mean` for a flag."""
     joined: list[str] = []
     for word in argv:

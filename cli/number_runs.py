@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import HeadError
 from featcache.system.units import seconds_text
-from featcache_cli.console import note, out, table
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
+from featcache.translation.sentences import translated
+from featcache_cli.console import columns, note, out, table
 from featcache_cli.run_columns import RunColumn, fitting
 
 if TYPE_CHECKING:
@@ -18,30 +21,30 @@ if TYPE_CHECKING:
     from featcache.runs.numbers.compare import ErrorChange, ErrorTests, NumberComparison, NumberComparisons
     from featcache.runs.run import Run
 
-HEADERS = (">rows", ">MAE", ">RMSE", ">R²", ">rank corr.")
-
 
 def show_number_run(run: Run) -> None:
     """Scores by split, how the penalty was chosen, and the interval."""
     console, about = out(), run.record
-    console.print(f"{run.name}: {about.head} head on {about.short_view}, {seconds_text(about.seconds)}")
+    reads, seconds = "{run}: {head} head on {view}, {seconds}", seconds_text(about.seconds)
+    console.print(_(reads, run=run.name, head=about.head, view=about.short_view, seconds=seconds))
     if "alpha" in about.solver:
-        how = about.settings.get("penalty", "fixed")
-        chosen = "as given" if how == "fixed" else f"chosen by {how}"
-        console.print(f"alpha = {about.solver['alpha']:g}, {chosen}")
-    shown = table("split", *HEADERS)
+        how, alpha = about.settings.get("penalty", "fixed"), about.solver["alpha"]
+        given, chosen = "alpha = {alpha:g}, as given", "alpha = {alpha:g}, chosen by {how}"
+        console.print(_(given if how == "fixed" else chosen, alpha=alpha, how=_(how)))
+    shown = table(*columns("split", ">rows", ">MAE", ">RMSE", ">R²", ">rank corr."))
     clean = about.clean.metrics if about.clean else {}
     for split, metrics in about.metrics.items():
-        shown.add_row(split, f"{about.rows[split]:,}", *_scores(metrics))
+        shown.add_row(_(split), f"{about.rows[split]:,}", *_scores(metrics))
         if about.clean and split in clean:
             rows = about.rows[split] - about.clean.leaked[split]
-            shown.add_row("  clean", f"{rows:,}", *_scores(clean[split]))
+            shown.add_row(_("  clean"), f"{rows:,}", *_scores(clean[split]))
     console.print(shown)
     if about.about_leaks:
         console.print(about.about_leaks)
     if ends := about.intervals.get("test"):
-        spans = (f"{name} {_ends(ends[key])}" for name, key in (("MAE", "mae"), ("R²", "r2")))
-        console.print(f"test, 95 % intervals (bootstrap over rows): {', '.join(spans)}", style="dim")
+        spans = listed(f"{name} {_ends(ends[key])}" for name, key in (("MAE", "mae"), ("R²", "r2")))
+        said = "test, 95 % intervals (bootstrap over rows): {intervals}"
+        console.print(_(said, intervals=spans), style="dim")
     show_interval(run)
 
 
@@ -49,14 +52,14 @@ def show_interval(run: Run) -> None:
     """The interval around each predicted number, what it contained, and what is promised."""
     about, console = run.record, out()
     if about.interval is None:
-        console.print("no interval around predicted numbers: too few validation rows", style="dim")
+        console.print(_("no interval around predicted numbers: too few validation rows"), style="dim")
         return
-    held = "".join(
-        f"; it contains {share:.1%} of the {split} numbers" for split, share in about.interval_covered.items()
-    )
+    contains = "; it contains {share:.1%} of the {split} numbers"
+    held = (_(contains, share=share, split=_(split)) for split, share in about.interval_covered.items())
     level, width = f"{100 * about.interval.level:g} %", f"{about.interval.half_width:.4g}"
-    console.print(f"{level} interval: the predicted number ± {width}{held}", style="bold")
-    console.print(about.interval.guarantee, style="dim")
+    line = "{level} interval: the predicted number ± {width}{held}"
+    console.print(_(line, level=level, width=width, held="".join(held)), style="bold")
+    console.print(translated(about.interval.guarantee), style="dim")
 
 
 def _scores(metrics: dict[str, float]) -> list[str]:
@@ -64,7 +67,8 @@ def _scores(metrics: dict[str, float]) -> list[str]:
 
 
 def _ends(interval: tuple[float, float]) -> str:
-    return "{:.4g} to {:.4g}".format(*interval)
+    low, high = interval
+    return _("{low} to {high}", low=f"{low:.4g}", high=f"{high:.4g}")
 
 
 def compared_numbers(
@@ -127,19 +131,19 @@ def _show(runs: list[Run], against: NumberComparisons | None, split: str) -> Non
     from featcache.runs.run import ranked
 
     console, ordered = out(), ranked(runs)
-    columns = fitting(_columns(ordered, against, split), console.width)
-    shown = table(*(">" * column.right + column.header for column in columns))
-    for run, cells in zip(ordered, zip(*(column.cells for column in columns), strict=True), strict=True):
+    fitted = fitting(_columns(ordered, against, split), console.width)
+    shown = table(*(column.title for column in fitted))
+    for run, cells in zip(ordered, zip(*(column.cells for column in fitted), strict=True), strict=True):
         shown.add_row(*cells, style="bold green" if run is ordered[0] else None)
     console.print(shown)
-    unit = f"MAE, RMSE: errors on {split} in the unit of the labels"
-    console.print(f"* best by validation RMSE; {unit}", style="dim")
+    best = "* best by validation RMSE; MAE, RMSE: errors on {split} in the unit of the labels"
+    console.print(_(best, split=_(split)), style="dim")
     if against:
-        console.print(
-            f"vs base: more or less error than {against.base.name} on the same rows, with its 95 % interval; "
-            "tie: may be chance",
-            style="dim",
+        vs = (
+            "vs base: more or less error than {base} on the same rows, with its 95 % interval; "
+            "tie: may be chance"
         )
+        console.print(_(vs, base=against.base.name), style="dim")
     if len(runs) == 1:
         show_interval(runs[0])
 
@@ -175,13 +179,12 @@ def _columns(runs: list[Run], against: NumberComparisons | None, split: str) -> 
 def _show_verdict(against: NumberComparisons) -> None:
     """Which runs are worse than the base."""
     for one in against.worse:
-        out().print(
-            f"{one.run.name} is worse than {against.base.name}: MAE {_change(one.mae)}, "
-            f"RMSE {_change(one.rmse)} on {one.rows:,} rows",
-            style="red",
-        )
+        worse = "{run} is worse than {base}: MAE {mae}, RMSE {rmse} on {rows:,} rows"
+        about = {"run": one.run.name, "base": against.base.name, "rows": one.rows}
+        out().print(_(worse, mae=_change(one.mae), rmse=_change(one.rmse), **about), style="red")
     if not against.worse:
-        out().print(f"no run is significantly worse than {against.base.name}", style="green")
+        none = "no run is significantly worse than {base}"
+        out().print(_(none, base=against.base.name), style="green")
 
 
 def _comparison_document(made: NumberComparison) -> dict[str, Any]:
@@ -211,4 +214,4 @@ def _tests_document(tests: ErrorTests) -> dict[str, Any]:
 
 def _change(change: ErrorChange) -> str:
     found = change.difference
-    return f"{'tie ' if change.tie else ''}{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+    return f"{_('tie') + ' ' if change.tie else ''}{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"

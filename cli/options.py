@@ -12,6 +12,7 @@ from featcache.errors import UsageError
 from featcache.option import Option
 from featcache.settings import Settings, build_settings, load_settings, options
 from featcache.system.stores import is_remote, shown
+from featcache.translation.language import LANGUAGES
 from featcache_cli.help import add_help_flags
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -58,6 +59,8 @@ def add_command(
     group.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     group.add_argument("--quiet", action="store_true", help="no progress, no notes")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    spoken = "language of what is printed: en or zh (default: FEATCACHE_LANG, else the locale)"
+    group.add_argument("--lang", choices=LANGUAGES, help=spoken)
     group.add_argument("--config", metavar="FILE", help="settings file (default: featcache.toml here)")
     parser.set_defaults(parser=parser, settings=(), places=PLACES, continues=continues)
     if run is not None:

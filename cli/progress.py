@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featcache.system.hub.listener import listening
 from featcache.system.units import seconds_text, short_count_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, noted, pgettext
+from featcache.translation.sentences import translated
 from featcache_cli.console import err
 
 if TYPE_CHECKING:
@@ -22,6 +25,28 @@ FIRST_LINE = 2.0  # seconds before the first line off a terminal
 LINE_EVERY = 10.0  # seconds between lines
 DOWNLOAD = {"download": "download"}
 EXTRACTION = {"encode": "extract", **DOWNLOAD}  # stages of an extraction that have a bar
+
+STAGES = (
+    noted("extract", "stage"),
+    noted("download", "stage"),
+    noted("train", "stage"),
+    noted("states", "stage"),
+    noted("count n-grams", "stage"),
+    noted("cross-validation", "stage"),
+    noted("predict", "stage"),
+    noted("reading texts", "stage"),
+    noted("comparing texts", "stage"),
+    noted("out-of-fold heads", "stage"),
+    noted("fitting a head", "stage"),
+    noted("scoring", "stage"),
+    noted("map by", "stage"),
+    noted("drawing", "stage"),
+    noted("epochs", "stage"),
+    noted("words", "stage"),
+    noted("penalties", "stage"),
+    noted("view scales", "stage"),
+    noted("solve", "stage"),
+)  # how names of bars begin; then a split or a head may follow
 
 
 class Meter:
@@ -73,7 +98,7 @@ class Meter:
     def note(self, text: str) -> None:
         self.noted.add(text)
         if not self.quiet:
-            self.console.print(text, style="dim", soft_wrap=True)
+            self.console.print(translated(text), style="dim", soft_wrap=True)
 
     def step(self, name: str, done: int, total: int, info: str = "") -> None:
         """Draw `done` of `total` in the task `name`; a total of 0 is not known."""
@@ -87,7 +112,7 @@ class Meter:
             self._last_line = time.monotonic()
             self._lines.add(name)
             count = f" {done:,}/{total:,}" if total else f" {done:,}"
-            said = f"{name}{count if counted else ''} {info}".rstrip()
+            said = f"{_stage_text(name)}{count if counted else ''} {info}".rstrip()
             self.note(said + (self._time_left(name, done, total) if done < total else ""))
 
     def _draw(self, name: str, done: int, total: int, info: str) -> None:
@@ -95,8 +120,9 @@ class Meter:
         if name not in self._tasks:
             for task in list(self.bars.tasks):
                 if task.total is None:
-                    self.bars.remove_task(self._tasks.pop(task.description))
-            self._tasks[name] = self.bars.add_task(name, total=None, info="", count="")
+                    self.bars.remove_task(self._tasks.pop(task.fields["name"]))
+            shown = _stage_text(name)
+            self._tasks[name] = self.bars.add_task(shown, total=None, info="", count="", name=name)
         count = f"{short_count_text(done)}/{short_count_text(total)}" if total else ""
         if done and not total:
             count = short_count_text(done)
@@ -117,12 +143,24 @@ class Meter:
         texts, tokens = self.rate(name, event.done), self.rate(f"{name} tokens", event.tokens)
         if not texts or not tokens:
             return ""
-        share = f" {event.share:.0%} of peak" if event.share else ""
-        return f"{short_count_text(texts)} texts/s {short_count_text(tokens)} tokens/s{share}"
+        share = _(" {share:.0%} of peak", share=event.share) if event.share else ""
+        rates = "{texts} texts/s {tokens} tokens/s{share}"
+        return _(rates, texts=short_count_text(texts), tokens=short_count_text(tokens), share=share)
 
     def _time_left(self, name: str, done: int, total: int) -> str:
         rate = self.rate(name, done)
-        return f", {seconds_text((total - done) / rate)} left" if rate > 0 and total else ""
+        if rate <= 0 or not total:
+            return ""
+        return _(", {seconds} left", seconds=seconds_text((total - done) / rate))
+
+
+def _stage_text(name: str) -> str:
+    """The name of a bar in the language that is spoken; the split or the head in it stays."""
+    parts = []
+    for part in name.split(", "):
+        stage = next((one for one in STAGES if f"{part} ".startswith(f"{one} ")), "")
+        parts.append(pgettext("stage", stage) + part.removeprefix(stage) if stage else part)
+    return listed(parts)
 
 
 class LiveMeter(Meter):

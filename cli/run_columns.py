@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from featcache.translation.language import pgettext
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -17,10 +19,15 @@ class RunColumn(NamedTuple):
     right: bool = True
 
     @property
+    def title(self) -> str:
+        """The header in the language that is spoken, with the sign of `table` for a column on the right."""
+        return ">" * self.right + pgettext("column", self.header) if self.header else ""
+
+    @property
     def width(self) -> int:
         from rich.cells import cell_len
 
-        return max(cell_len(str(cell)) for cell in (self.header, *self.cells))
+        return max(cell_len(str(cell)) for cell in (self.title.removeprefix(">"), *self.cells))
 
 
 def fitting(columns: list[RunColumn], width: int) -> list[RunColumn]:

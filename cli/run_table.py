@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from featcache.system.text import clip, last_part
 from featcache.system.units import percent_text, size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
 from featcache_cli.console import out, table
 from featcache_cli.run_columns import RunColumn, fitting
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
     from featcache.runs.compare import Change, Comparisons
     from featcache.runs.run import Run
 
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+METRICS = {"accuracy": noted("accuracy"), "macro_f1": noted("macro F1")}
 SORTS = ("validation", "test", "name", "time", "created")
-CLEAN = "clean: the same without rows whose text an earlier split has: featcache inspect"
+CLEAN = noted("clean: the same without rows whose text an earlier split has: featcache inspect")
 SHOWN_SETTINGS = 40  # characters
 
 
@@ -81,11 +83,11 @@ def show(
     columns = _columns(ordered, best, against, order)
     if majority:
         score = "test" if order.split == "test" else "val."
-        own = {"run": f"always {clip(majority[0], 16)}"}
+        own = {"run": _("always {label}", label=clip(majority[0], 16))}
         own |= {score: percent_text(majority[1])} if order.metric == "accuracy" else {}
         columns = [column._replace(cells=[*column.cells, own.get(column.header, "")]) for column in columns]
     columns = fitting(columns, console.width)
-    shown = table(*(">" * column.right + column.header for column in columns))
+    shown = table(*(column.title for column in columns))
     lines = list(zip(*(column.cells for column in columns), strict=True))
     styles = ["bold green" if run is best else None for run in ordered]
     for cells, style in zip(lines, [*styles, *["dim"] * bool(majority)], strict=True):
@@ -94,10 +96,9 @@ def show(
     for line in _legend({column.header for column in columns}, runs, best, against, order):
         console.print(line, style="dim")
     if majority:
-        console.print(
-            f"always {majority[0]}, the most frequent label of {order.split}: {percent_text(majority[1])}",
-            style="dim",
-        )
+        always = "always {label}, the most frequent label of {split}: {share}"
+        share = percent_text(majority[1])
+        console.print(_(always, label=majority[0], split=_(order.split), share=share), style="dim")
     if words and best and against and (verdict := words_verdict(best, against)):
         console.print(verdict)
 
@@ -115,20 +116,20 @@ def _columns(
         RunColumn("", ["*" if run is best else "" for run in runs], right=False),
         RunColumn("run", [names[run.folder] for run in runs], right=False),
         RunColumn("head", [line.head for line in about], 10, right=False),
-        RunColumn("view", [line.short_view for line in about], 9, right=False),
+        RunColumn("view", [_(line.short_view) for line in about], 9, right=False),
         RunColumn("val.", scores("validation", order.metric)),
         *_clean(runs, "validation", order.metric),
     ]
     if split == "test":
         columns += [RunColumn("test", scores("test", order.metric)), *_clean(runs, "test", order.metric)]
     columns.append(RunColumn("95 %", [_interval(run, split, order.metric) for run in runs], 2))
-    name = "*" if against and against.base is best else "base"
     if against:
-        columns.append(RunColumn(f"vs {name}", _changes(runs, against, order.metric)))
+        whole, clean = noted("vs *", "column"), noted("vs * clean", "column")
+        if against.base is not best:
+            whole, clean = noted("vs base", "column"), noted("vs base clean", "column")
+        columns.append(RunColumn(whole, _changes(runs, against, order.metric)))
         if any(made.clean for made in against.made):
-            columns.append(
-                RunColumn(f"vs {name} clean", _changes(runs, against, order.metric, clean=True), 6)
-            )
+            columns.append(RunColumn(clean, _changes(runs, against, order.metric, clean=True), 6))
     columns.append(RunColumn("F1" if other == "macro_f1" else "acc.", scores(split, other), 3))
     if any("cost" in run.record.metrics.get(split, {}) for run in runs):
         cells = [f"{run.metric(split, 'cost'):.4f}".replace("nan", "-") for run in runs]
@@ -136,7 +137,7 @@ def _columns(
     held = [run.record.abstention for run in runs]
     if any(held):
         own = [one.splits.get(split) if one else None for one in held]
-        cells = [f"{one.coverage:.0%} ({100 * (one.risk or 0):.1f})" if one else "all" for one in own]
+        cells = [f"{one.coverage:.0%} ({100 * (one.risk or 0):.1f})" if one else _("all") for one in own]
         columns.append(RunColumn("answered", [*cells]))
     differs = differing_settings(runs)
     if any(differs.values()):
@@ -222,47 +223,60 @@ def _changes(runs: list[Run], against: Comparisons, metric: str, *, clean: bool 
         found = change.difference
         said = f"{points_text(found.value, 1)} [{points_text(found.low, 1)}, {points_text(found.high, 1)}]"
         style = "" if change.tie else "red" if change.worse else "green"
-        cells.append(Text(f"tie {said}" if change.tie else said, style=style))
+        cells.append(Text(f"{_('tie')} {said}" if change.tie else said, style=style))
     return cells
 
 
 def _legend(
     headers: set[str], runs: list[Run], best: Run | None, against: Comparisons | None, order: TableOrder
 ) -> list[str]:
-    metric, split = METRICS[order.metric], order.split
+    metric, split = _(METRICS[order.metric]), _(order.split)
     lines = [f"* {_reason(runs, best)}"] if best else []
-    shown = f"val., test: {metric} on these splits" if split == "test" else f"val.: {metric}"
-    other = {"F1": "F1: macro F1", "acc.": "acc.: accuracy"}
-    beside = "".join(f"; {said} on {split}" for header, said in other.items() if header in headers)
-    lines.append(f"{shown}{beside}; all in %")
+    lines.append(_scores_line(headers, metric, order))
     if "95 %" in headers:
-        lines.append(f"95 %: interval of the {split} {metric}")
+        lines.append(_("95 %: interval of the {split} {metric}", split=split, metric=metric))
     if "clean" in headers:
-        lines.append(CLEAN)
+        lines.append(_(CLEAN))
     if against:
         name = "*" if "vs *" in headers else against.base.name
-        lines.append(f"vs {name}: points more or less on the same {split} rows, and their 95 % interval")
+        points = "vs {name}: points more or less on the same {split} rows, and their 95 % interval"
+        lines.append(_(points, name=name, split=split))
         if f"vs {name} clean" in headers:
-            lines.append(f"vs {name} clean: the same on clean rows alone")
+            lines.append(_("vs {name} clean: the same on clean rows alone", name=name))
         lines.append(_about_ties(against, order.metric))
-        if split == "validation" and name == "*":
-            lines.append("the best run was chosen on these rows, so its lead here is too large")
+        if order.split == "validation" and name == "*":
+            lines.append(_("the best run was chosen on these rows, so its lead here is too large"))
     if "answered" in headers:
-        lines.append(f"answered: of the {split} rows; in brackets the wrong ones of these, in %")
+        held = "answered: of the {split} rows; in brackets the wrong ones of these, in %"
+        lines.append(_(held, split=split))
     if "epoch" in headers:
-        lines.append("epoch: the best by validation, which is kept / the last")
+        lines.append(_("epoch: the best by validation, which is kept / the last"))
     if "cached" in headers:
-        lines.append("extr., cached: time to make the features or token states, and their size on disk")
+        lines.append(_("extr., cached: time to make the features or token states, and their size on disk"))
     return lines
 
 
 def _about_ties(against: Comparisons, metric: str) -> str:
     """What a tie is; and where the interval of one says otherwise, why."""
-    said = "tie: the difference may be chance (Holm-corrected p of 0.05 or more)"
+    said = _("tie: the difference may be chance (Holm-corrected p of 0.05 or more)")
     changes: list[Change] = [getattr(made, metric) for made in against.made]
     if any(one.tie and not one.difference.low <= 0 <= one.difference.high for one in changes):
-        said += f"; of {len(changes)} comparisons, one without 0 in its interval may still be chance"
+        more = "; of {count} comparisons, one without 0 in its interval may still be chance"
+        said += _(more, count=len(changes))
     return said
+
+
+def _scores_line(headers: set[str], metric: str, order: TableOrder) -> str:
+    """What the columns of scores are."""
+    split, other = _(order.split), ""
+    said = _("val.: {metric}", metric=metric)
+    if order.split == "test":
+        said = _("val., test: {metric} on these splits", metric=metric)
+    if "F1" in headers:
+        other = _("; F1: macro F1 on {split}", split=split)
+    if "acc." in headers:
+        other = _("; acc.: accuracy on {split}", split=split)
+    return _("{scores}; all in %", scores=said + other)
 
 
 def _reason(runs: list[Run], best: Run) -> str:
@@ -270,10 +284,13 @@ def _reason(runs: list[Run], best: Run) -> str:
     clean = all(run.record.clean for run in runs)
     scores = Counter(round(run.metric("validation", "accuracy", clean=clean), 12) for run in runs)
     own = best.metric("validation", "accuracy", clean=clean)
-    which = "clean " * any(run.record.clean and run.record.clean.metrics for run in runs)
-    said = f"best by {which}validation accuracy ({percent_text(own)})"
-    same = scores[round(own, 12)] - 1
-    return f"{said}, and of {same + 1} with it by the lowest log loss" if same else said
+    leaks = any(run.record.clean and run.record.clean.metrics for run in runs)
+    said = _("best by validation accuracy ({score})", score=percent_text(own))
+    if leaks:
+        said = _("best by clean validation accuracy ({score})", score=percent_text(own))
+    if not (same := scores[round(own, 12)] - 1):
+        return said
+    return _("{best}, and of {count} with it by the lowest log loss", best=said, count=same + 1)
 
 
 def run_names(runs: list[Run]) -> dict[Path, str]:

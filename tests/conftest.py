@@ -15,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start import
 )
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this only once
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ["FEATCACHE_LANG"] = "en"  # whatever the locale of this machine is
 
 from tests.support.browser import Browser
 from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.system.units import percent_text
+from featcache.translation.language import gettext as _
 from featcache_cli.chosen_run import add_name_flag, check_name, named_runs, with_name
 from featcache_cli.commands.train_head import note_missing_test, note_saved, record
 from featcache_cli.commands.train_head import show as show_run
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def show(made: Run, runs: list[Run]) -> None:
     """How much each head counts, and the scores of the blend."""
     console, shares = out(), made.record.solver["shares"]
-    console.print("share of each run in the mean of the logits, and its accuracy on validation:")
+    console.print(_("share of each run in the mean of the logits, and its accuracy on validation:"))
     width = max(len(run.name) for run in runs)
     for run in sorted(runs, key=lambda run: -shares.get(run.name, 0.0)):
         accuracy = run.metric("validation", "accuracy", clean=True)

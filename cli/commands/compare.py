@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import HeadError, UsageError
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
 from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands.train_head import record, show_abstention, show_details
 from featcache_cli.console import note, out, print_result
@@ -71,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
         found.append((_compared_labels if numbers else _compared_numbers)(others, None, args))
 
     def show_all() -> None:
-        for _, show_runs, _ in found:
-            show_runs()
+        for made in found:
+            made[1]()
 
-    document, _, worse = found[0]
+    document, worse = found[0][0], found[0][2]
     print_result(args, document | ({"other_task": found[1][0]} if others else {}), show_all)
     return WORSE if worse and args.fail_if_worse else 0
 
@@ -214,35 +216,43 @@ def _show_comparison(against: Comparisons, made: Comparison) -> None:
     console, test = out(), made.discordant
     names = run_names([against.base, made.run])
     base, run = names[against.base.folder], names[made.run.folder]
-    left_out = f" ({made.only_base + made.only_run:,} left out)" if made.only_base or made.only_run else ""
-    console.print(f"\n{run} against {base}, {made.rows:,} shared {against.split} rows{left_out}")
-    console.print(f"  right in {base} alone: {test.only_first:,}, in {run} alone: {test.only_second:,}")
+    left_out = made.only_base + made.only_run
+    without = _(" ({count:,} left out)", count=left_out) if left_out else ""
+    shared = "{run} against {base}, {rows:,} shared {split} rows{left_out}"
+    about = {"run": run, "base": base, "split": _(against.split), "left_out": without}
+    console.print("\n" + _(shared, rows=made.rows, **about))
+    alone = "  right in {base} alone: {first:,}, in {run} alone: {second:,}"
+    console.print(_(alone, base=base, first=test.only_first, run=run, second=test.only_second))
     _show_tests(made)
     if made.clean:
-        console.print(f"  without leaked rows, {made.clean.rows:,} clean rows:")
+        console.print(_("  without leaked rows, {rows:,} clean rows:", rows=made.clean.rows))
         _show_tests(made.clean)
 
 
 def _show_tests(made: PairedTests) -> None:
-    for name, change in (("accuracy", made.accuracy), ("macro F1", made.macro_f1)):
+    for name, change in ((noted("accuracy"), made.accuracy), (noted("macro F1"), made.macro_f1)):
         found = change.difference
-        verdict = "tie" if change.tie else "worse" if change.worse else "better"
-        ends = f"{points_text(found.low)} to {points_text(found.high)}"
+        verdict = noted("tie") if change.tie else noted("worse") if change.worse else noted("better")
+        line = "  {metric} {points:>7}  95 % {low} to {high}  p {p}, corrected {corrected}  {verdict}"
         out().print(
-            f"  {name} {points_text(found.value):>7}  95 % {ends}"
-            f"  p {_p(change.p)}, corrected {_p(change.corrected_p)}  {verdict}"
-        )
+            _(
+                line, metric=_(name), points=points_text(found.value), low=points_text(found.low),
+                high=points_text(found.high), p=_p(change.p), corrected=_p(change.corrected_p),
+                verdict=_(verdict),
+            )
+        )  # fmt: skip
 
 
 def _show_verdict(worse: list[Comparison], compared: int, base: str) -> None:
     """The last line of `--fail-if-worse`."""
     which = ", ".join(comparison.run.name for comparison in worse)
     if worse:
-        line, style = f"worse than {base}: {which}", "bold red"
+        line, style = _("worse than {base}: {runs}", base=base, runs=which), "bold red"
     elif compared:
-        line, style = f"none of {compared} is significantly worse than {base}", "bold green"
+        none = "none of {count} is significantly worse than {base}"
+        line, style = _(none, count=compared, base=base), "bold green"
     else:
-        line, style = f"{base} is not worse than itself", "bold green"
+        line, style = _("{base} is not worse than itself", base=base), "bold green"
     out().print(f"\n{line}", style=style)
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from featcache.cache.view_names import short_view
 from featcache.errors import UsageError
 from featcache.system.units import interval_text, percent_text, seconds_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import ngettext, noted
+from featcache.translation.sentences import translated
 from featcache_cli.commands.train_head import HEADS
-from featcache_cli.console import Mark, note, out, plot, print_result, table
+from featcache_cli.console import Mark, columns, note, out, plot, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of, whole_numbers
 from featcache_cli.progress import Meter
 
@@ -20,8 +23,12 @@ if TYPE_CHECKING:
     from featcache.runs.learning_curve import Curve, Plan
     from featcache.settings import Settings
 
-SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
-TIMES = {2: "twice", 4: "four times", 10: "ten times"}
+SCORES = {"accuracy": noted("accuracy"), "macro_f1": noted("macro F1")}
+TIMES = {
+    2: noted("twice the labels ({rows:,} rows) would bring {gain:+.2f} points {ends}"),
+    4: noted("four times the labels ({rows:,} rows) would bring {gain:+.2f} points {ends}"),
+    10: noted("ten times the labels ({rows:,} rows) would bring {gain:+.2f} points {ends}"),
+}
 
 
 def add(commands: Commands) -> None:
@@ -83,9 +90,10 @@ def show_recipes(made: RecipeComparison) -> None:
     """A line a recipe, a column a number of rows a class."""
     console = out()
     sizes = list(dict.fromkeys(one.rows_per_class for one in made.scores))
-    seeds = f"{made.seeds} seed{'s' * (made.seeds > 1)}"
-    console.print(f"{made.split} accuracy by rows a class, {seeds}, {seconds_text(made.seconds)}")
-    shown = table("recipe", *(f">{size} rows" for size in sizes))
+    seeds = ngettext("{count} seed", "{count} seeds", made.seeds)
+    by = "{split} accuracy by rows a class, {seeds}, {seconds}"
+    console.print(_(by, split=_(made.split), seeds=seeds, seconds=seconds_text(made.seconds)))
+    shown = table(*columns("recipe"), *(">" + _("{size} rows", size=size) for size in sizes))
     by_recipe: dict[str, list[RecipeScore]] = {}
     for one in made.scores:
         by_recipe.setdefault(one.recipe, []).append(one)
@@ -94,9 +102,10 @@ def show_recipes(made: RecipeComparison) -> None:
         pairs = zip(scores, spreads, strict=True)
         shown.add_row(name, *(f"{100 * one.accuracy:.1f}{spread}" for one, spread in pairs))
         if all(one.clean_accuracy is not None for one in scores):
-            shown.add_row("  clean", *(f"{100 * (one.clean_accuracy or 0):.1f}" for one in scores))
+            shown.add_row(_("  clean"), *(f"{100 * (one.clean_accuracy or 0):.1f}" for one in scores))
     console.print(shown)
-    console.print("±: standard deviation over the seeds; train it: featcache train-head --head auto")
+    train_it = "±: standard deviation over the seeds; train it: featcache train-head --head auto"
+    console.print(_(train_it))
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -140,29 +149,31 @@ def measure(settings: Settings, plan: Plan, view: str | None, *, quiet: bool) ->
 def show(curve: Curve) -> None:
     """The table, the plot, and the extrapolation in sentences."""
     console = out()
-    name, seeds = SCORES[curve.metric], len(curve.points[0].scores)
-    console.print(
-        f"{curve.kind} head on {short_view(curve.view)}, {curve.split} {name},"
-        f" {seeds} seed{'s' * (seeds > 1)}, {seconds_text(curve.seconds)}"
-    )
+    name, split = _(SCORES[curve.metric]), _(curve.split)
+    seeds = ngettext("{count} seed", "{count} seeds", len(curve.points[0].scores))
+    about = {"head": curve.kind, "view": short_view(curve.view), "seconds": seconds_text(curve.seconds)}
+    reads = "{head} head on {view}, {split} {metric}, {seeds}, {seconds}"
+    console.print(_(reads, split=split, metric=name, seeds=seeds, **about))
     chose = len({C for point in curve.points for C in point.penalties}) > 1
-    clean = [">clean"] if curve.points[0].clean else []
-    shown = table(
-        ">rows", f">{name}", ">95 % interval", *clean, ">sd", ">per doubling", *([">C"] if chose else [])
-    )
+    clean = columns(">clean") if curve.points[0].clean else ()
+    rows, *ends = columns(">rows", ">95 % interval")
+    growth = columns(">sd", ">per doubling")
+    shown = table(rows, f">{name}", *ends, *clean, *growth, *([">C"] if chose else []))
     for point in curve.points:
         between = percent_text(point.deviation)
-        growth = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
-        ends = f"{percent_text(point.low)} to {percent_text(point.high)}"
+        gain = "-" if point.per_doubling is None else f"{100 * point.per_doubling:+.2f}"
+        interval = _("{low} to {high}", low=percent_text(point.low), high=percent_text(point.high))
         chosen = [f"{statistics.median(point.penalties):g}"] if chose else []
         without = [percent_text(point.clean.score)] if point.clean else []
-        shown.add_row(f"{point.rows:,}", percent_text(point.score), ends, *without, between, growth, *chosen)
+        cells = [f"{point.rows:,}", percent_text(point.score), interval, *without, between, gain, *chosen]
+        shown.add_row(*cells)
     console.print(shown)
     if clean:
-        console.print(
-            f"clean: without the {curve.leaked:,} {curve.split} rows whose text an earlier split has;"
-            " featcache inspect lists them"
+        without_leaks = (
+            "clean: without the {rows:,} {split} rows whose text an earlier split has; featcache inspect "
+            "lists them"
         )
+        console.print(_(without_leaks, rows=curve.leaked, split=split))
     console.print()
     for line in _drawing(curve, min(console.width, 80) - 2, console.encoding):
         console.print(line)
@@ -188,19 +199,18 @@ def sentences(curve: Curve) -> list[str]:
     outlook = curve.outlook
     lines = [_sentence(one) for one in outlook.forecasts]
     if lines:
-        lines.append(
-            "This is an extrapolation, with 95 % intervals: it holds if the curve goes on as a power law,"
-            f" error = {100 * (outlook.limit or 0):.2f} + {100 * (outlook.scale or 0):.2f}"
-            f" * (rows / {outlook.base:,})^-{outlook.rate:.2f} (in points)."
+        law = (
+            "This is an extrapolation, with 95 % intervals: it holds if the curve goes on as a power law, "
+            "error = {limit:.2f} + {scale:.2f} * (rows / {base:,})^-{rate:.2f} (in points)."
         )
+        ends = {"limit": 100 * (outlook.limit or 0), "scale": 100 * (outlook.scale or 0)}
+        lines.append(_(law, base=outlook.base, rate=outlook.rate, **ends))
     if outlook.doubts:
-        lines += ["Do not rely on it:" if outlook.forecasts else "No extrapolation:"]
-        lines += [f"- {doubt}" for doubt in outlook.doubts]
+        lines += [_("Do not rely on it:") if outlook.forecasts else _("No extrapolation:")]
+        lines += [f"- {translated(doubt)}" for doubt in outlook.doubts]
     return lines
 
 
 def _sentence(one: Forecast) -> str:
-    ends = interval_text(one.gain_low, one.gain_high)
-    return (
-        f"{TIMES[one.factor]} the labels ({one.rows:,} rows) would bring {100 * one.gain:+.2f} points {ends}"
-    )
+    ends, gain = interval_text(one.gain_low, one.gain_high), 100 * one.gain
+    return _(TIMES[one.factor], rows=one.rows, gain=gain, ends=ends)

@@ -12,7 +12,9 @@ from featcache.errors import UsageError
 from featcache.settings import CONFIG_FILE
 from featcache.system.text import readable
 from featcache.system.units import seconds_text
-from featcache_cli.console import note, out, print_result, table
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
+from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import EXTRACTION, Meter
@@ -122,12 +124,12 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
     """A table of the splits, how many texts were truncated, and what the vocabulary does not have."""
     from featcache.backbone.tokens.unknown_tokens import unknown_text
 
-    shown = table("split", ">rows", ">encoded", ">tokens", ">seconds", "file")
+    shown = table(*columns("split", ">rows", ">encoded", ">tokens", ">seconds", "file"))
     for result in results:
         shown.add_row(
-            result.split,
+            _(result.split),
             f"{result.rows:,}",
-            "cached" if result.cached else f"{result.encoded:,}",
+            _("cached") if result.cached else f"{result.encoded:,}",
             f"{result.tokens:,}",
             seconds_text(result.seconds - result.loading_seconds),
             result.path.name,
@@ -139,24 +141,27 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
     for result in results:
         counts = _counts(result.labels)
         if result.numbers is not None:
-            counts = "numbers from {:g} to {:g}".format(*result.numbers)
-        text = f"labels of {result.split}: {counts}"
+            low, high = result.numbers
+            counts = _("numbers from {low:g} to {high:g}", low=low, high=high)
+        text = _("labels of {split}: {counts}", split=_(result.split), counts=counts)
         out().print(text, soft_wrap=True, markup=False, highlight=False)
     for result in results:
         if result.truncated:
-            share = result.truncated / result.rows
-            note(
-                f"{result.split}: {result.truncated:,} of {result.rows:,} texts ({share:.1%}) were longer "
-                f"than {result.max_length} tokens and were truncated",
-                quiet=quiet,
+            longer = (
+                "{split}: {truncated:,} of {rows:,} texts ({share:.1%}) were longer than {longest} tokens "
+                "and were truncated"
             )
+            about = {"rows": result.rows, "truncated": result.truncated, "longest": result.max_length}
+            share = result.truncated / result.rows
+            note(_(longer, split=_(result.split), share=share, **about), quiet=quiet)
         if (result.unknown_tokens or 0.0) >= SHOWN_UNKNOWN:
-            note(unknown_text(result.split, result.unknown_tokens or 0.0), quiet=quiet)
+            note(unknown_text(_(result.split), result.unknown_tokens or 0.0), quiet=quiet)
 
 
 def _counts(labels: Mapping[str, int]) -> str:
     """The most frequent labels with their rows, e.g. `1 (4,801), 0 (4,799)`."""
     ordered = sorted(labels.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{readable(name)} ({rows:,})" for name, rows in ordered[:SHOWN_LABELS])
-    more = f", and {len(ordered) - SHOWN_LABELS} more labels" if len(ordered) > SHOWN_LABELS else ""
-    return (shown or "no labels") + more
+    shown = listed(f"{readable(name)} ({rows:,})" for name, rows in ordered[:SHOWN_LABELS])
+    if len(ordered) > SHOWN_LABELS:
+        return _("{shown}, and {count} more labels", shown=shown, count=len(ordered) - SHOWN_LABELS)
+    return shown or _("no labels")

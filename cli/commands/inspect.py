@@ -10,7 +10,10 @@ from featcache.cache.view_names import require_cached, short_view
 from featcache.errors import CacheMiss
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
-from featcache_cli.console import note, out, print_result, table
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
+from featcache.translation.sentences import translated
+from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
 
@@ -102,100 +105,105 @@ def _show_splits(found: Findings) -> None:
     from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 
     console = out()
-    console.print(f"features {short_view(found.view)}, nearly equal from a cosine of {found.threshold:g}")
-    shown = table(
-        "split", ">rows", ">repeats", ">near", ">cut", ">tokens (median, longest)", "smallest class"
-    )
+    near = "features {view}, nearly equal from a cosine of {threshold:g}"
+    console.print(_(near, view=short_view(found.view), threshold=found.threshold))
+    counts = columns("split", ">rows", ">repeats", ">near", ">cut")
+    shown = table(*counts, *columns(">tokens (median, longest)", "smallest class"))
     for split, rows in found.splits.items():
         cut, twice = found.truncation[split], found.duplicates.splits[split]
         label, count = min(found.balance[split].items(), key=lambda item: item[1])
         shown.add_row(
-            split, f"{rows:,}", f"{twice.equal:,}", f"{twice.near:,}", f"{cut.cut:,}",
+            _(split), f"{rows:,}", f"{twice.equal:,}", f"{twice.near:,}", f"{cut.cut:,}",
             f"{cut.median_tokens or 0:,.0f}, {cut.longest_tokens:,}",
             f"{clip(label, 12)} {share_text(count, rows)}",
         )  # fmt: skip
     console.print(shown)
     labels = len(found.label_names)
     longest = max(one.max_length for one in found.truncation.values())
-    console.print(
-        f"{labels} labels; repeats: rows whose text came before; cut: truncated to {longest} tokens",
-        style="dim",
-    )
+    legend = "{labels} labels; repeats: rows whose text came before; cut: truncated to {longest} tokens"
+    console.print(_(legend, labels=labels, longest=longest), style="dim")
     for split, cut in found.truncation.items():
         if cut.unknown_tokens:
             style = "yellow" if cut.unknown_tokens > MANY else "dim"
-            console.print(unknown_text(split, cut.unknown_tokens), style=style)
-    missing = [split for split in ("validation", "test") if split not in found.splits]
+            console.print(translated(unknown_text(_(split), cut.unknown_tokens)), style=style)
+    missing = [_(split) for split in ("validation", "test") if split not in found.splits]
     if missing:
-        console.print(f"not extracted, so not looked at: {', '.join(missing)}", style="dim")
+        absent = "not extracted, so not looked at: {splits}"
+        console.print(_(absent, splits=listed(missing)), style="dim")
 
 
 def _show_leakage(found: Findings, width: int) -> None:
     console, leakage = out(), found.leakage
     if not leakage.pairs:
         return
-    console.print("\nLeakage between splits", style="bold")
-    shown = table("rows of", "found in", ">equal", ">near", ">share", ">other label")
+    console.print("\n" + _("Leakage between splits"), style="bold")
+    shown = table(*columns("rows of", "found in", ">equal", ">near", ">share", ">other label"))
     for pair in leakage.pairs:
         rows = found.splits[pair.split]
         shown.add_row(
-            pair.split, pair.in_, f"{pair.equal:,}", f"{pair.near:,}",
+            _(pair.split), _(pair.in_), f"{pair.equal:,}", f"{pair.near:,}",
             share_text(pair.rows, rows), f"{pair.other_label:,}",
             style="bold red" if pair.rows else None,
         )  # fmt: skip
     console.print(shown)
     for score in leakage.scores:
         console.print(score_line(score))
-    _print_rows(((row, f"cosine {row.cosine:.3f}") for row in leakage.list_), width)
+    _print_rows(((row, _cosine(row.cosine)) for row in leakage.list_), width)
+
+
+def _cosine(cosine: float) -> str:
+    return _("cosine {cosine:.3f}", cosine=cosine)
 
 
 def score_line(score: LeakageScore) -> str:
     """What leakage did to the accuracy of a logistic regression."""
     whole = f"{percent_text(score.whole)} {interval_text(*score.whole_interval)}"
+    clean = "{split} accuracy of a logistic regression: {whole}; nothing leaked"
+    leaked = "{split} accuracy of a logistic regression: {whole}, without the {rows:,} leaked rows {without}"
     if not score.removed:
-        return f"{score.split} accuracy of a logistic regression: {whole}; nothing leaked"
+        return _(clean, split=_(score.split), whole=whole)
     without = f"{percent_text(score.without)} {interval_text(*score.without_interval)}"
-    return (
-        f"{score.split} accuracy of a logistic regression: {whole},"
-        f" without the {score.removed:,} leaked rows {without}"
-    )
+    return _(leaked, split=_(score.split), whole=whole, rows=score.removed, without=without)
 
 
 def _show_errors(found: Findings, width: int) -> None:
     from featcache.inspection.document import label_text
 
     console, errors = out(), found.label_errors
-    console.print("\nLikely label errors", style="bold")
+    console.print("\n" + _("Likely label errors"), style="bold")
     if errors.not_looked_for:
-        console.print(f"not looked for: {errors.not_looked_for}")
+        console.print(_("not looked for: {reason}", reason=translated(errors.not_looked_for)))
         return
-    parts = ", ".join(f"{count:,} in {split}" for split, count in errors.splits.items())
-    console.print(f"{errors.rows:,} rows ({parts}), the least likely label first")
+    parts = [_("{count:,} in {split}", count=n, split=_(split)) for split, n in errors.splits.items()]
+    first = "{rows:,} rows ({splits}), the least likely label first"
+    console.print(_(first, rows=errors.rows, splits=listed(parts)))
     if errors.unjudged:
-        console.print(f"{errors.unjudged:,} rows have a label that is too rare to judge")
-    _print_rows(((row, f"rather {label_text(row.suggested)}") for row in errors.list_), width)
+        console.print(_("{rows:,} rows have a label that is too rare to judge", rows=errors.unjudged))
+    suggested = ((row, _("rather {label}", label=label_text(row.suggested))) for row in errors.list_)
+    _print_rows(suggested, width)
 
 
 def _show_duplicates(found: Findings, width: int) -> None:
     console, twice = out(), found.duplicates
-    console.print("\nNearly equal texts", style="bold")
-    console.print(f"{twice.near_pairs:,} pairs, the most alike first")
+    console.print("\n" + _("Nearly equal texts"), style="bold")
+    console.print(_("{pairs:,} pairs, the most alike first", pairs=twice.near_pairs))
     for pair in twice.near_list:
-        _print_rows(((row, f"cosine {pair.cosine:.3f}") for row in pair.rows), width)
-    console.print("\nOne text, several labels", style="bold")
-    console.print(f"{twice.conflicting_texts:,} texts in {twice.conflicting_rows:,} rows")
+        _print_rows(((row, _cosine(pair.cosine)) for row in pair.rows), width)
+    console.print("\n" + _("One text, several labels"), style="bold")
+    texts, rows = twice.conflicting_texts, twice.conflicting_rows
+    console.print(_("{texts:,} texts in {rows:,} rows", texts=texts, rows=rows))
     _print_rows(((row, "") for row in twice.conflict_list), width)
 
 
 def _show_outliers(found: Findings, width: int) -> None:
     outliers = found.outliers
-    out().print("\nOutliers", style="bold")
+    out().print("\n" + _("Outliers"), style="bold")
     if outliers.beyond is not None:
-        out().print(
-            f"{outliers.rows:,} texts farther than {outliers.beyond:.2f} from their"
-            f" {outliers.neighbours} nearest train texts"
-        )
-    _print_rows(((row, f"distance {row.distance:.2f}") for row in outliers.list_), width)
+        far = "{texts:,} texts farther than {beyond:.2f} from their {neighbours} nearest train texts"
+        about = {"beyond": outliers.beyond, "neighbours": outliers.neighbours}
+        out().print(_(far, texts=outliers.rows, **about))
+    distances = ((row, _("distance {distance:.2f}", distance=row.distance)) for row in outliers.list_)
+    _print_rows(distances, width)
 
 
 def _print_rows(rows: Iterable[tuple[ListedRow, str]], width: int) -> None:

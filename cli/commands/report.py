@@ -13,8 +13,11 @@ from featcache.errors import UsageError
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
 from featcache.system.units import percent_text, seconds_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import paragraph
+from featcache.translation.sentences import translated
 from featcache_cli.chosen_run import named_runs
-from featcache_cli.console import note, out, print_result, table
+from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
@@ -155,17 +158,20 @@ def _about_numbers(
 def show(report: RunReport) -> None:
     """A summary: the verdict, data checks that found something, runs, the most confident mistakes."""
     console = out()
-    console.print(" ".join(report.verdict), style="bold")
+    console.print(paragraph(report.verdict), style="bold")
     for check in report.checks:
         if check.state != "good":
-            said = f"{check.state}: {check.name}: {check.sentence}"
-            console.print(f"{said}; {check.hint}" if check.hint else said, style=STYLES[check.state])
+            about = {"state": _(check.state), "name": _(check.name), "sentence": check.sentence}
+            said = _("{state}: {name}: {sentence}", **about)
+            if check.hint:
+                said = _("{state}: {name}: {sentence}; {hint}", **about, hint=check.hint)
+            console.print(said, style=STYLES[check.state])
     if report.about.leaks and not report.checks:
         console.print(report.about.leaks)
     _show_runs(report)
     _show_mistakes(report, console.width)
     for line in report.notes:
-        console.print(f"note: {line}", style="dim")
+        console.print(_("note: {note}", note=translated(line)), style="dim")
     console.print()
 
 
@@ -174,8 +180,9 @@ def _show_runs(report: RunReport) -> None:
 
     if len(report.runs) < 2:
         return
-    clean = [">clean"] if report.headline["accuracy"].clean is not None else []
-    shown = table("run", f">{report.split}", *clean, ">F1", ">against the first")
+    clean = columns(">clean") if report.headline["accuracy"].clean is not None else ()
+    first, *rest = columns("run", ">F1", ">against the first")
+    shown = table(first, f">{_(report.split)}", *clean, *rest)
     changes = {
         made.run: change_text(made.accuracy.difference, made.accuracy.interval, made.accuracy.tie)
         for made in report.comparisons
@@ -193,9 +200,10 @@ def _show_mistakes(report: RunReport, width: int) -> None:
     from featcache.inspection.document import label_text
 
     if report.certain_mistakes:
-        out().print("\nThe most confident mistakes", style="bold")
+        out().print("\n" + _("The most confident mistakes"), style="bold")
     for row in report.certain_mistakes[:SHOWN]:
         label, predicted = (clip(label_text(one), 12) for one in (row.label, row.predicted))
-        remark = f"{label}, predicted {predicted} {percent_text(row.confidence)}"
+        share = percent_text(row.confidence)
+        remark = _("{label}, predicted {predicted} {share}", label=label, predicted=predicted, share=share)
         text = " ".join((row.text or "").split())
         out().print(clip(f"  {row.where}  {remark}  {text}".rstrip(), width), soft_wrap=True)

@@ -16,6 +16,8 @@ from featcache.fingerprint import REGRESSION
 from featcache.settings import CONFIG_FILE, load_settings
 from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, noted
 from featcache_cli.commands import compare, extract, train_head
 from featcache_cli.console import note, out, print_json
 from featcache_cli.embedded import with_embedded_model
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
     from featcache.settings import Settings
 
 NEXT = {
-    'featcache predict "TEXT"': "the labels of new texts, by the best run",
-    "featcache report": "a page about the runs and the data, to show",
-    "featcache curve": "what more labels would bring",
+    'featcache predict "TEXT"': noted("the labels of new texts, by the best run"),
+    "featcache report": noted("a page about the runs and the data, to show"),
+    "featcache curve": noted("what more labels would bring"),
 }  # commands that work as typed after a run
 
 
@@ -173,25 +175,27 @@ def _conclude(made: AllRuns, *, quiet: bool) -> None:
     from rich.text import Text
 
     console = out()
-    good = [check.name for check in made.checks if check.state == "good"]
-    console.print("\ndata checks", style="bold")
+    good = [_(check.name) for check in made.checks if check.state == "good"]
+    console.print("\n" + _("data checks"), style="bold")
     lines = _grid()
     if good:
-        lines.add_row(Text("  good", style="green"), ", ".join(good))
+        lines.add_row(Text(f"  {_('good')}", style="green"), listed(good))
     for check in made.checks:
         if check.state != "good":
-            state = Text(f"  {check.state}", style="bold red" if check.state == "bad" else "yellow")
-            lines.add_row(state, Text(f"{check.sentence}: ") + Text(check.hint, style="dim"))
+            state = Text(f"  {_(check.state)}", style="bold red" if check.state == "bad" else "yellow")
+            lines.add_row(
+                state, Text(_("{sentence}: ", sentence=check.sentence)) + Text(check.hint, style="dim")
+            )
     console.print(lines)
     if made.verdict:
-        console.print("\nverdict", style="bold")
+        console.print("\n" + _("verdict"), style="bold")
         lines = _grid()
         for sentence in made.verdict.sentences:
             lines.add_row("  -", sentence)
         console.print(lines)
-    note("next:", quiet=quiet)
+    note(_("next:"), quiet=quiet)
     for command, what in NEXT.items():
-        note(f"  {command:26}  {what}", quiet=quiet)
+        note(f"  {command:26}  {_(what)}", quiet=quiet)
 
 
 def _grid() -> Table:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.system.units import percent_text, seconds_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
 from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.commands.train_head import note_missing_test, note_saved, record
 from featcache_cli.commands.train_head import show as show_run
-from featcache_cli.console import out, print_result, table
+from featcache_cli.console import columns, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import LiveMeter
 
@@ -108,7 +110,7 @@ def train(settings: Settings, grid: Grid, *, quiet: bool) -> Sweep:
 
 def _leaders(members: Sequence[Member], lines: list[Epoch]) -> Table:
     """The heads that lead by validation now."""
-    shown = table("view", ">lr", ">decay", ">valid.", ">loss")
+    shown = table(*columns("view", ">lr", ">decay", ">valid.", ">loss"))
     order = sorted(range(len(lines)), key=lambda n: (-lines[n].validation_accuracy, lines[n].validation_loss))
     for number in order[:LEADERS]:
         member, line = members[number], lines[number]
@@ -132,14 +134,17 @@ def document(made: Sweep) -> dict[str, Any]:
 
 def _choice(made: Sweep) -> str:
     clean = made.best.record.clean
-    return "the clean rows of validation" if clean and "validation" in clean.metrics else "validation"
+    leaks = clean is not None and "validation" in clean.metrics
+    return _("the clean rows of validation") if leaks else _("validation")
 
 
 def show(made: Sweep) -> None:
     """The best trials by validation, the best of each view, and the one that was kept."""
     console = out()
-    console.print(f"{len(made.trials)} heads in {seconds_text(made.seconds)}, best first by {_choice(made)}")
-    shown = table("view", ">lr", ">decay", ">smooth", "weights", ">seed", ">ep.", ">valid.", ">loss")
+    first, seconds = "{heads} heads in {seconds}, best first by {rows}", seconds_text(made.seconds)
+    console.print(_(first, heads=len(made.trials), seconds=seconds, rows=_choice(made)))
+    settings = columns("view", ">lr", ">decay", ">smooth", "weights", ">seed")
+    shown = table(*settings, *columns(">ep.", ">valid.", ">loss"))
     for number, trial in enumerate(made.trials[:SHOWN]):
         shown.add_row(
             trial.view, f"{trial.lr:.3g}", f"{trial.weight_decay:g}", f"{trial.label_smoothing:g}",
@@ -151,13 +156,16 @@ def show(made: Sweep) -> None:
     views = made.best_by("view")
     if len(views) > 1:
         scores = {view: percent_text(best.validation_accuracy) for view, best in views.items()}
-        ranking = ", ".join(f"{view} {score}" for view, score in scores.items())
-        console.print(f"views by their best validation accuracy: {ranking}", soft_wrap=True)
+        ranking = listed(f"{view} {score}" for view, score in scores.items())
+        best = _("views by their best validation accuracy: {ranking}", ranking=ranking)
+        console.print(best, soft_wrap=True)
     solver = made.best.record.solver
     if heads := solver.get("blended_heads"):
-        console.print(f"kept: the mean of {heads:g} of them, as one head on {made.best.record.short_view}")
+        kept = "kept: the mean of {heads:g} of them, as one head on {view}"
+        console.print(_(kept, heads=heads, view=made.best.record.short_view))
     if made.words:
-        says = "are" if "factor_of_words" in solver else "are not: validation is no better for them"
-        console.print(f"the words of the texts {says} beside it")
+        beside = "the words of the texts are beside it"
+        alone = "the words of the texts are not: validation is no better for them beside it"
+        console.print(_(beside if "factor_of_words" in solver else alone))
     console.print()
     show_run(made.best)

@@ -13,8 +13,11 @@ from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
 from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
+from featcache.translation.sentences import translated
 from featcache_cli.chosen_run import add_name_flag, check_name, with_name
-from featcache_cli.console import note, out, print_result, table
+from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
@@ -30,6 +33,13 @@ if TYPE_CHECKING:
 
 BEFORE = {"encode": "states", "download": "download", "count": "count n-grams"}  # stages with a bar
 INSTEAD = {"words": "words", "penalties": "penalties", "scales": "view scales", "solve": "solve"}  # of epochs
+# What the lines of a training are called, where labels are classes and where they are numbers.
+HISTORY = {
+    "train_loss": (noted("train loss"), noted("train loss")),
+    "validation_loss": (noted("validation loss"), noted("validation loss")),
+    "train_accuracy": (noted("train accuracy"), noted("train explained variance")),
+    "validation_accuracy": (noted("validation accuracy"), noted("validation explained variance")),
+}
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
@@ -129,7 +139,8 @@ def train(
     with Meter(quiet=quiet, names=stages) as meter:
 
         def draw(line: Epoch) -> None:
-            info = f"loss {line.train_loss:.4f} validation {line.validation_accuracy:.4f}"
+            said = "loss {loss:.4f} validation {accuracy:.4f}"
+            info = _(said, loss=line.train_loss, accuracy=line.validation_accuracy)
             meter.step(f"train {name}, epochs", line.epoch, epochs, info)
 
         if workers == 1:
@@ -192,21 +203,23 @@ def show(run: Run) -> None:
         return
     console = out()
     about = run.record
-    reads = "without a backbone" if about.view == LEXICAL else f"on {about.short_view}"
-    console.print(f"{run.name}: {about.head} head {reads}, {seconds_text(about.seconds)}")
+    alone = "{run}: {head} head without a backbone, {seconds}"
+    reads = "{run}: {head} head on {view}, {seconds}"
+    values = {"run": run.name, "head": about.head, "seconds": seconds_text(about.seconds)}
+    console.print(_(alone if about.view == LEXICAL else reads, view=about.short_view, **values))
     if "recipe" in about.solver:
         from featcache.runs.few_labels.train import choice_sentence
 
         console.print(choice_sentence(about))
-    costs = ["mean cost"] if any("cost" in metrics for metrics in about.metrics.values()) else []
-    shown = table("split", ">rows", ">accuracy", ">macro F1", ">log loss", *(">" + name for name in costs))
+    costs = columns(">mean cost") if any("cost" in metrics for metrics in about.metrics.values()) else ()
+    shown = table(*columns("split", ">rows", ">accuracy", ">macro F1", ">log loss"), *costs)
     if about.settings.get("penalty", "fixed") != "fixed":
-        console.print(f"C = {about.solver['C']:g}, chosen by {about.settings['penalty']}")
+        console.print(_("C = {c:g}, chosen by {how}", c=about.solver["C"], how=_(about.settings["penalty"])))
     clean = about.clean.metrics if about.clean else {}
     for split, metrics in about.metrics.items():
-        _add_scores(shown, split, about.rows[split], metrics)
+        _add_scores(shown, _(split), about.rows[split], metrics)
         if about.clean and split in clean:
-            _add_scores(shown, "  clean", about.rows[split] - about.clean.leaked[split], clean[split])
+            _add_scores(shown, _("  clean"), about.rows[split] - about.clean.leaked[split], clean[split])
     console.print(shown)
     if about.about_leaks:
         console.print(about.about_leaks)
@@ -225,10 +238,10 @@ def show_shares(about: RunRecord) -> None:
     from rich.text import Text
 
     console, width = out(), max(map(len, shares))
-    console.print("what each view adds to the logits, as a share of their variance:")
+    console.print(_("what each view adds to the logits, as a share of their variance:"))
     for name, share in sorted(shares.items(), key=lambda item: -item[1]):
         bar = Text("█" * round(30 * max(share, 0)), style="cyan")
-        scale = f" (counts {scales[name]:g})" if name in scales else ""
+        scale = _(" (counts {scale:g})", scale=scales[name]) if name in scales else ""
         console.print(Text(f"  {name:{width}} {percent_text(share):>6} ") + bar + Text(scale, style="dim"))
 
 
@@ -244,19 +257,22 @@ def show_honesty(run: Run) -> None:
     interval = run.record.intervals.get("test", {}).get("accuracy")
     if interval:
         low, high = (percent_text(end) for end in interval)
-        line = f"test accuracy: 95 % interval {low} to {high}"
+        line = _("test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", low=low, high=high)
         if run.record.clean and "test" in run.record.clean.intervals:
-            low, high = (percent_text(end) for end in run.record.clean.intervals["test"]["accuracy"])
-            line += f", clean {low} to {high}"
-        console.print(f"{line} (bootstrap over rows)", style="dim")
+            ends = (percent_text(end) for end in run.record.clean.intervals["test"]["accuracy"])
+            both = (
+                "test accuracy: 95 % interval {low} to {high}, clean {clean_low} to {clean_high} "
+                "(bootstrap over rows)"
+            )
+            line = _(both, low=low, high=high, clean_low=next(ends), clean_high=next(ends))
+        console.print(line, style="dim")
     found = run.record.calibration
     if found:
-        error = percent_text(found.ece_before)
-        said = f"calibration error of validation {error}: no temperature makes it smaller"
-        if found.temperature != 1.0:
-            said = f"temperature {found.temperature:.2f} from validation: calibration error {error} -> "
-            said += percent_text(found.ece_after)
-        console.print(said, style="dim")
+        moved = "temperature {temperature:.2f} from validation: calibration error {before} -> {after}"
+        kept = "calibration error of validation {before}: no temperature makes it smaller"
+        ends = (percent_text(error) for error in (found.ece_before, found.ece_after))
+        about = {"temperature": found.temperature, "before": next(ends), "after": next(ends)}
+        console.print(_(kept if found.temperature == 1.0 else moved, **about), style="dim")
 
 
 def show_abstention(run: Run) -> None:
@@ -264,16 +280,20 @@ def show_abstention(run: Run) -> None:
     found, console = run.record.abstention, out()
     if found is None:
         return
-    shown = table("split", ">rows", ">answered", ">wrong answers", ">without abstaining", ">out of scope")
+    shown = table(
+        *columns("split", ">rows", ">answered", ">wrong answers", ">without abstaining", ">out of scope")
+    )
     for split, one in found.splits.items():
         shown.add_row(
-            split, f"{one.rows:,}", f"{one.coverage:.1%}", percent_text(one.risk),
+            _(split), f"{one.rows:,}", f"{one.coverage:.1%}", percent_text(one.risk),
             percent_text(one.wrong_in_all / one.rows if one.rows else None), f"{one.out_of_scope:,}",
         )  # fmt: skip
     console.print()
-    console.print(f"no answer below probability {found.threshold:.4f}: {found.promise}", style="bold")
+    held = "no answer below probability {threshold:.4f}: {promise}"
+    promise = translated(found.promise)
+    console.print(_(held, threshold=found.threshold, promise=promise), style="bold")
     console.print(shown)
-    console.print(found.guarantee, style="dim")
+    console.print(translated(found.guarantee), style="dim")
 
 
 def show_history(run: Run) -> None:
@@ -282,16 +302,15 @@ def show_history(run: Run) -> None:
     if len(lines) < 2:
         return
     console = out()
-    shown = table("", ">first", f"epochs 1 to {len(lines)}", ">last")
-    for name in ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy"):
+    first, last = columns(">first", ">last")
+    shown = table("", first, _("epochs 1 to {last}", last=len(lines)), last)
+    for name, (labels, numbers) in HISTORY.items():
         values = [getattr(line, name) for line in lines]
-        said = name.replace("accuracy", "explained variance") if run.record.numbers else name
-        shown.add_row(said.replace("_", " "), f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
+        said = _(numbers if run.record.numbers else labels)
+        shown.add_row(said, f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
     console.print(shown)
-    console.print(
-        f"best epoch by validation: {run.record.best_epoch} (kept as head; the last is kept as last)",
-        style="dim",
-    )
+    best = "best epoch by validation: {epoch} (kept as head; the last is kept as last)"
+    console.print(_(best, epoch=run.record.best_epoch), style="dim")
 
 
 def show_details(run: Run, split: str = "test") -> None:
@@ -301,7 +320,8 @@ def show_details(run: Run, split: str = "test") -> None:
         note(f"{run.name} has no scores by class in its run.json")
         return
     scores, names = run.record.scores[split], run.record.label_names
-    classes = table(f"class ({split})", ">precision", ">recall", ">F1", ">rows")
+    of = _("class ({split})", split=_(split))
+    classes = table(of, *columns(">precision", ">recall", ">F1", ">rows"))
     for line in scores.per_class:
         ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
         classes.add_row(line.label, *ratios, f"{line.support:,}")
@@ -322,11 +342,11 @@ def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
         heads = short if distinct else [f"({number})" for number in range(1, len(names) + 1)]
         numbered = [f"({number}) {name}" for number, name in enumerate(names, start=1)]
         rows = names if distinct else numbered
-        shown = table("true \\ predicted", *(f">{head}" for head in heads))
+        shown = table(_("true \\ predicted"), *(f">{head}" for head in heads))
         for name, row in zip(rows, confusion, strict=True):
             shown.add_row(name, *(f"{count:,}" for count in row))
     else:
-        shown = table("most confused: true", "predicted", ">rows")
+        shown = table(*columns("most confused: true", "predicted", ">rows"))
         wrong = [
             (count, true, predicted)
             for true, row in enumerate(confusion)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from featcache.errors import UsageError
+from featcache.translation.language import noted
 
 LEXICAL = "lexical"  # the view of the n-grams of the texts, for which no backbone runs
 SHORT = 24  # characters of a name that is shown whole
@@ -40,6 +41,6 @@ def join_views(names: Iterable[str]) -> str:
 def short_view(view: str) -> str:
     """`view` for a table: several views with a long name by their number, e.g. `8 views`."""
     if view == LEXICAL:
-        return "no backbone"
+        return noted("no backbone")
     names = split_view(view)
     return view if len(names) == 1 or len(view) <= SHORT else f"{len(names)} views"

@@ -22,8 +22,9 @@ from featcache.settings import DataSettings
 from featcache.system.downloads import fetched
 from featcache.system.hashes import changed_files, current_hash
 from featcache.system.stores import is_remote, opened, shown
+from featcache.translation.language import noted
 
-SPLITS = ("train", "validation", "test")
+SPLITS = (noted("train"), noted("validation"), noted("test"))
 _ALIASES = {
     **{name: name for name in SPLITS},
     **dict.fromkeys(("dev", "val", "valid", "eval"), "validation"),

@@ -8,6 +8,8 @@ from featcache.data.arrow_table import open_tables, quiet_datasets
 from featcache.data.locate import locate, used_as
 from featcache.data.split import available
 from featcache.settings import DataSettings
+from featcache.translation.language import noted
+from featcache.translation.sentences import FINISHED
 
 TEST_SHARE = 0.1  # of train, where a test split is to be held out
 
@@ -38,7 +40,13 @@ def with_test_split(data: DataSettings) -> tuple[DataSettings, str | None]:
     if "train" not in known or "test" in known:
         return data, None
     if "validation" in known:
-        said = "no test split: the validation split is the test split, and a part of train is held out for "
-        return replace(data, test_split="validation"), said + "validation"
-    said = "one labelled split: a tenth of it is held out for test, and a part for validation"
+        said = noted(
+            "no test split: the validation split is the test split, and a part of train is held out for "
+            "validation",
+            FINISHED,
+        )
+        return replace(data, test_split="validation"), said
+    said = noted(
+        "one labelled split: a tenth of it is held out for test, and a part for validation", FINISHED
+    )
     return replace(data, test_share=TEST_SHARE), said

@@ -18,6 +18,7 @@ from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.runs.run import Run
 from featcache.system.durable import disk_error, fsync_file, fsync_folder, temporary_beside
 from featcache.system.text import last_part, markdown_text, plain_json, short_name
+from featcache.translation.language import in_language
 
 if TYPE_CHECKING:
     import torch
@@ -294,7 +295,8 @@ def model_card(
         lines.append(f"| {markdown_text(split)} | " + " | ".join(cells) + " |")
     lines += ["", "The head was chosen on validation; test was scored once.", ""]
     if record.about_leaks:
-        lines += [markdown_text(record.about_leaks), ""]
+        with in_language("en"):  # as the rest of the file
+            lines += [markdown_text(record.about_leaks), ""]
     lines += ["## Labels", ""] if head.numbers is None else ["## Numbers", ""]
     if head.numbers is not None:
         interval = head.numbers.interval

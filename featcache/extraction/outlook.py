@@ -18,6 +18,8 @@ from featcache.fingerprint import REGRESSION, task_of
 from featcache.settings import FeatureSettings
 from featcache.system.progress import OnProgress, Progress
 from featcache.system.units import MINUTE, seconds_text, size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
@@ -32,19 +34,21 @@ SHOWN_LABELS = 6
 def data_sentences(splits: Mapping[str, Split]) -> Iterator[str]:
     """Which columns are read and left, what is held out, and how many rows and labels there are."""
     yield from dict.fromkeys(text for split in splits.values() for text in (*split.read_as, *split.notes))
-    rows = f"{', '.join(f'{len(split):,} {name}' for name, split in splits.items())} rows"
+    counted = [_("{count:,} {name}", count=len(split), name=_(name)) for name, split in splits.items()]
+    rows = _("{counts} rows", counts=listed(counted))
     if any(task_of(split.labels) == REGRESSION for split in splits.values()):
         low, high = (
             end([end(split.labels) for split in splits.values() if len(split)]) for end in (np.min, np.max)
         )
-        yield f"{rows}; numbers from {low:g} to {high:g}"
+        yield _("{rows}; numbers from {low:g} to {high:g}", rows=rows, low=low, high=high)
         return
     counts: Counter[str] = Counter()
     for split in splits.values():
         counts.update(count_labels(split.labels, split.label_names))
-    shown = [f"{name} ({count:,})" for name, count in counts.most_common(SHOWN_LABELS)]
-    more = f" and {len(counts) - SHOWN_LABELS} more" if len(counts) > SHOWN_LABELS else ""
-    yield f"{rows}; labels: {', '.join(shown) or 'none'}{more}"
+    shown = listed(f"{name} ({count:,})" for name, count in counts.most_common(SHOWN_LABELS))
+    if len(counts) > SHOWN_LABELS:
+        shown = _("{shown} and {count} more", shown=shown, count=len(counts) - SHOWN_LABELS)
+    yield _("{rows}; labels: {labels}", rows=rows, labels=shown or _("none"))
 
 
 def model_sentence(files: ModelFiles, followed: Followed) -> str:
@@ -53,14 +57,18 @@ def model_sentence(files: ModelFiles, followed: Followed) -> str:
     for name, views in followed.views.items():
         if name == DEPTH:
             layers = dict.fromkeys(view.partition("/")[0] for view in views)
-            parts.append(f"{name} ({len(views)} views of the layers {', '.join(layers)})")
+            of = "{name} ({count} views of the layers {layers})"
+            parts.append(_(of, name=name, count=len(views), layers=listed(layers)))
         elif name.endswith(f"/{AUTO}"):
-            by_model = "as its sentence-transformers settings say"
-            parts.append(f"{views[0]} ({by_model if followed.by_model else 'as it names no pooling itself'})")
+            by_model = "{view} (as its sentence-transformers settings say)"
+            unnamed = "{view} (as it names no pooling itself)"
+            parts.append(_(by_model if followed.by_model else unnamed, view=views[0]))
         else:
-            parts.append(f"{name} (default)" if name in FeatureSettings().views else name)
-    blocks = f", {files.blocks} blocks" if files.blocks else ""
-    return f"model {files.name}{blocks}; views: {', '.join(parts)}"
+            parts.append(_("{view} (default)", view=name) if name in FeatureSettings().views else name)
+    if not files.blocks:
+        return _("model {name}; views: {views}", name=files.name, views=listed(parts))
+    deep = "model {name}, {blocks} blocks; views: {views}"
+    return _(deep, name=files.name, blocks=files.blocks, views=listed(parts))
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,9 @@ class Announced:
     def disk_text(self) -> str:
         """The size of all features, as a part of a sentence."""
         rows = sum(map(len, self.splits.values()))
-        return "" if self.row_bytes is None else f"; {size_text(self.row_bytes * rows)} of features on disk"
+        if self.row_bytes is None:
+            return ""
+        return _("; {size} of features on disk", size=size_text(self.row_bytes * rows))
 
     def mean_tokens(self, name: str) -> float | None:
         """Tokens of a text of a split, from a sample; None without an encoder in this process."""
@@ -135,6 +145,10 @@ class Outlook:
             return
         seconds = (rows * mean / tokens - 1) * elapsed
         if seconds >= WORTH_SAYING:
-            time_left = f"{seconds:.0f} s" if seconds < MINUTE else seconds_text(seconds)
-            text = f"about {time_left} to go{self.about.disk_text}"
+            time_left = (
+                _("{seconds} s", seconds=f"{seconds:.0f}") if seconds < MINUTE else seconds_text(seconds)
+            )
+            text = _(
+                "about {time_left} to go{disk_text}", time_left=time_left, disk_text=self.about.disk_text
+            )
             self.on_progress(Progress("note", event.split, text=text))

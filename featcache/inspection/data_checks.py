@@ -20,6 +20,8 @@ from featcache.runs.record import RunRecord
 from featcache.settings import Settings
 from featcache.system.text import normalised
 from featcache.system.units import share_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, ngettext, noted
 
 CheckState = Literal["good", "look", "bad"]
 
@@ -127,32 +129,35 @@ def _leaks(splits: Mapping[str, RowsToCheck], rule: str) -> DataCheck:
     leaked = leaked_rows({split: rows.keys for split, rows in splits.items()})
     counts = {split: int(rows.sum()) for split, rows in leaked.items()}
     if not any(counts.values()):
-        what = "no row of a later split has a text of an earlier split"
-        return DataCheck("leaked rows", "good", what + _compared(rule))
+        what = _("no row of a later split has a text of an earlier split")
+        return DataCheck(noted("leaked rows"), "good", what + _compared(rule))
     state = _state(_highest(counts, splits), LEAKED)
     whole = [split for split, count in counts.items() if count and count == len(splits[split])]
     if whole:
-        what = f"every {' and '.join(whole)} row has a text that an earlier split has"
-        more = "its score says nothing about new texts"
-        hint = "is one file two splits? Name other rows, or none: a part of train is held out then"
-        return DataCheck("leaked rows", "bad", f"{what}: {more}{_compared(rule)}", hint)
-    what = f"{_counted(counts, splits)} have a text that an earlier split has"
-    hint = "trust the clean scores, which leave them out; featcache inspect lists them"
+        what = _(
+            "every {splits} row has a text that an earlier split has: its score says nothing about new texts",
+            splits=_and([_(split) for split in whole]),
+        )
+        hint = _("is one file two splits? Name other rows, or none: a part of train is held out then")
+        return DataCheck("leaked rows", "bad", what + _compared(rule), hint)
+    what = _("{rows} have a text that an earlier split has", rows=_counted(counts, splits))
+    hint = _("trust the clean scores, which leave them out; featcache inspect lists them")
     return DataCheck("leaked rows", state, what + _compared(rule), hint)
 
 
 def _compared(rule: str) -> str:
-    return " (texts compared exactly, as their source is not on this disk)" if rule == EXACT else ""
+    said = " (texts compared exactly, as their source is not on this disk)"
+    return _(said) if rule == EXACT else ""
 
 
 def _duplicates(splits: Mapping[str, RowsToCheck]) -> DataCheck:
     counts = {split: int((rows.first != np.arange(len(rows.first))).sum()) for split, rows in splits.items()}
     if not any(counts.values()):
-        return DataCheck("duplicates", "good", "no text is twice in a split")
+        return DataCheck(noted("duplicates"), "good", _("no text is twice in a split"))
     state = _state(_highest(counts, splits), REPEATED)
-    hint = "" if state == "good" else "they count twice in training and scores; featcache inspect lists them"
-    what = f"{_counted(counts, splits)} repeat a text of their split"
-    return DataCheck("duplicates", state, what, hint)
+    hint = "they count twice in training and scores; featcache inspect lists them"
+    what = _("{rows} repeat a text of their split", rows=_counted(counts, splits))
+    return DataCheck("duplicates", state, what, "" if state == "good" else _(hint))
 
 
 def _conflicts(splits: Mapping[str, RowsToCheck]) -> DataCheck:
@@ -164,11 +169,16 @@ def _conflicts(splits: Mapping[str, RowsToCheck]) -> DataCheck:
         texts += len(texts_there)
         rows += int(np.isin(one.first, texts_there).sum())
     if not texts:
-        return DataCheck("conflicting labels", "good", "equal texts have equal labels")
+        return DataCheck(noted("conflicting labels"), "good", _("equal texts have equal labels"))
     state = _state(rows / sum(map(len, splits.values())), CONFLICTING)
-    which = "1 text has" if texts == 1 else f"{texts:,} texts have"
-    hint = "no head can be right on all of them; featcache inspect lists them"
-    return DataCheck("conflicting labels", state, f"{which} different labels in {rows:,} rows", hint)
+    what = ngettext(
+        "{count:,} text has different labels in {rows:,} rows",
+        "{count:,} texts have different labels in {rows:,} rows",
+        texts,
+        rows=rows,
+    )
+    hint = _("no head can be right on all of them; featcache inspect lists them")
+    return DataCheck("conflicting labels", state, what, hint)
 
 
 def _balance(train: RowsToCheck, names: Sequence[str]) -> DataCheck:
@@ -176,26 +186,29 @@ def _balance(train: RowsToCheck, names: Sequence[str]) -> DataCheck:
     most, least = int(counts.argmax()), int(counts.argmin())
     share = counts[most] / len(train)
     rare = [f"{names[place]} ({counts[place]:,})" for place in np.flatnonzero(counts < FEW_ROWS).tolist()]
-    said = f"{share_text(int(counts[most]), len(train))} of the train rows have the label {names[most]}"
+    name, often = noted("label balance"), share_text(int(counts[most]), len(train))
     if (state := _state(share, ONE_LABEL)) != "good":
-        hint = "accuracy says little: look at macro F1, and try --class-weight balanced"
-        return DataCheck("label balance", state, said, hint)
+        said = _("{share} of the train rows have the label {label}", share=often, label=names[most])
+        hint = _("accuracy says little: look at macro F1, and try --class-weight balanced")
+        return DataCheck(name, state, said, hint)
     if rare:
-        what = f"labels with fewer than {FEW_ROWS} train rows: {_listed(rare)}"
-        return DataCheck("label balance", "look", what, "more rows of these labels help most")
-    rarest = f"{share_text(int(counts[least]), len(train))} {names[least]}"
-    return DataCheck("label balance", "good", f"{said}, {rarest}")
+        what = _("labels with fewer than {least} train rows: {labels}", least=FEW_ROWS, labels=_listed(rare))
+        return DataCheck(name, "look", what, _("more rows of these labels help most"))
+    both = "{share} of the train rows have the label {label}, {rare_share} {rarest}"
+    seldom = share_text(int(counts[least]), len(train))
+    what = _(both, share=often, label=names[most], rare_share=seldom, rarest=names[least])
+    return DataCheck(name, "good", what)
 
 
 def _similar_labels(names: Sequence[str]) -> DataCheck:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(normalised(name), []).append(name)
-    alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    alike = [_and(list(map(repr, group))) for group in groups.values() if len(group) > 1]
     if not alike:
-        return DataCheck("similar labels", "good", "no labels differ in case or blanks alone")
-    what = f"labels that differ in case or blanks alone: {_listed(alike)}"
-    return DataCheck("similar labels", "look", what, "--similar-labels merge makes them one")
+        return DataCheck(noted("similar labels"), "good", _("no labels differ in case or blanks alone"))
+    what = _("labels that differ in case or blanks alone: {labels}", labels=_listed(alike))
+    return DataCheck("similar labels", "look", what, _("--similar-labels merge makes them one"))
 
 
 def _missed_labels(record: RunRecord) -> list[DataCheck]:
@@ -206,12 +219,13 @@ def _missed_labels(record: RunRecord) -> list[DataCheck]:
     lines = [line for line in record.scores[split].per_class if line.support]
     missed = [line for line in lines if line.recall == 0]
     if not missed:
-        what = f"every label of {split} is predicted right at least once"
-        return [DataCheck("labels never predicted", "good", what)]
+        what = _("every label of {split} is predicted right at least once", split=_(split))
+        return [DataCheck(noted("labels never predicted"), "good", what)]
     state: CheckState = "bad" if max(line.support for line in missed) >= FEW_ROWS else "look"
-    names = _listed([f"{line.label} ({line.support:,} rows)" for line in missed])
-    what = f"labels of {split} that {record.run or 'the head'} never predicts right: {names}"
-    hint = "they need more train rows, or --class-weight balanced"
+    counted = [_("{label} ({rows:,} rows)", label=line.label, rows=line.support) for line in missed]
+    said = "labels of {split} that {run} never predicts right: {labels}"
+    what = _(said, split=_(split), run=record.run or _("the head"), labels=_listed(counted))
+    hint = _("they need more train rows, or --class-weight balanced")
     return [DataCheck("labels never predicted", state, what, hint)]
 
 
@@ -219,11 +233,13 @@ def _truncated(splits: Mapping[str, RowsToCheck]) -> DataCheck:
     counts = {split: rows.truncated for split, rows in splits.items()}
     longest = max(rows.max_length for rows in splits.values())
     if not any(counts.values()):
-        return DataCheck("truncated texts", "good", f"no text is longer than {longest:,} tokens")
+        what = _("no text is longer than {longest:,} tokens", longest=longest)
+        return DataCheck(noted("truncated texts"), "good", what)
     state = _state(_highest(counts, splits), TRUNCATED)
-    what = f"{_counted(counts, splits)} are longer than {longest:,} tokens and were truncated"
-    hint = "" if state == "good" else "--max-length reads more of them, --long-text chunks all of them"
-    return DataCheck("truncated texts", state, what, hint)
+    said = "{rows} are longer than {longest:,} tokens and were truncated"
+    what = _(said, rows=_counted(counts, splits), longest=longest)
+    hint = "--max-length reads more of them, --long-text chunks all of them"
+    return DataCheck("truncated texts", state, what, "" if state == "good" else _(hint))
 
 
 def _unknown(splits: Mapping[str, RowsToCheck]) -> Iterator[DataCheck]:
@@ -233,10 +249,11 @@ def _unknown(splits: Mapping[str, RowsToCheck]) -> Iterator[DataCheck]:
     split, share = max(known.items(), key=lambda item: item[1])
     state = _state(share, UNKNOWN)
     if share:
-        what = f"{share:.2%} of the tokens of {split} are unknown to the model's vocabulary"
+        said = "{share:.2%} of the tokens of {split} are unknown to the model's vocabulary"
+        what = _(said, share=share, split=_(split))
     else:
-        what = "the model's vocabulary has every token"
-    yield DataCheck("unknown tokens", state, what, WRONG_MODEL if state != "good" else "")
+        what = _("the model's vocabulary has every token")
+    yield DataCheck(noted("unknown tokens"), state, what, _(WRONG_MODEL) if state != "good" else "")
 
 
 def _state(share: float, limits: tuple[float, float]) -> CheckState:
@@ -253,14 +270,25 @@ def _highest(counts: Mapping[str, int], splits: Mapping[str, RowsToCheck]) -> fl
 
 def _counted(counts: Mapping[str, int], splits: Mapping[str, RowsToCheck]) -> str:
     """`12 of 8,000 train rows (0.2 %) and 3 of 1,000 test rows (0.3 %)`, without splits that have none."""
-    parts = [
-        f"{count:,} of {len(splits[split]):,} {split} rows ({share_text(count, len(splits[split]))})"
-        for split, count in counts.items()
-        if count
-    ]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[:-1] else parts)
+    said = "{count:,} of {rows:,} {split} rows ({share})"
+    return _and(
+        [
+            _(said, count=n, rows=len(splits[split]), split=_(split), share=share_text(n, len(splits[split])))
+            for split, n in counts.items()
+            if n
+        ]
+    )
+
+
+def _and(parts: Sequence[str]) -> str:
+    """`a, b and c`"""
+    if len(parts) < 2:
+        return listed(parts)
+    return _("{first} and {last}", first=listed(parts[:-1]), last=parts[-1])
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_LABELS} more" if len(names) > SHOWN_LABELS else ""
-    return ", ".join(names[:SHOWN_LABELS]) + more
+    shown = listed(names[:SHOWN_LABELS])
+    if len(names) <= SHOWN_LABELS:
+        return shown
+    return _("{shown} and {count} more", shown=shown, count=len(names) - SHOWN_LABELS)

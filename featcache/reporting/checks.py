@@ -12,6 +12,8 @@ from featcache.reporting.cached import CachedFeatures
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.units import interval_text, percent_text, share_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
 
 DOUBTED = (0.01, 0.2)  # shares of likely label errors from which on a check says `look`, and `bad`
 
@@ -39,19 +41,27 @@ def _near_leaks(score: LeakageScore | None, exact: int) -> Iterator[DataCheck]:
     """Rows that are nearly equal to one of an earlier split, beside those that are equal."""
     if score is None:
         return
-    name, near = "nearly equal rows", score.removed - exact
+    name, near, split = noted("nearly equal rows"), score.removed - exact, _(score.split)
     if near <= 0:
-        yield DataCheck(name, "good", f"no {score.split} row is nearly equal to a row of an earlier split")
+        none = _("no {split} row is nearly equal to a row of an earlier split", split=split)
+        yield DataCheck(name, "good", none)
         return
     low, high = score.whole_interval
     moved = score.rows > score.removed and not low <= score.without <= high
-    said = (
-        f"{near:,} of {score.rows:,} {score.split} rows ({share_text(near, score.rows)}) are nearly equal to "
-        f"rows of an earlier split; without them{' and leaked rows' if exact else ''} the share of right "
-        f"rows is {percent_text(score.without, ' %')} {interval_text(*score.without_interval)}"
+    alone = (
+        "{near:,} of {rows:,} {split} rows ({share}) are nearly equal to rows of an earlier split; "
+        "without them the share of right rows is {score} {ends}"
     )
-    hint = "featcache inspect lists them"
-    yield DataCheck(name, "bad" if moved else "look", said, hint)
+    leaked = (
+        "{near:,} of {rows:,} {split} rows ({share}) are nearly equal to rows of an earlier split; "
+        "without them and leaked rows the share of right rows is {score} {ends}"
+    )
+    said = _(
+        leaked if exact else alone, near=near, rows=score.rows, split=split,
+        share=share_text(near, score.rows), score=percent_text(score.without, " %"),
+        ends=interval_text(*score.without_interval),
+    )  # fmt: skip
+    yield DataCheck(name, "bad" if moved else "look", said, _("featcache inspect lists them"))
 
 
 def _label_errors(inspection: Inspection | None) -> Iterator[DataCheck]:
@@ -59,11 +69,13 @@ def _label_errors(inspection: Inspection | None) -> Iterator[DataCheck]:
         return
     rows, total = len(inspection.doubts.rows), len(inspection.rows)
     share, (look, bad) = rows / max(total, 1), DOUBTED
-    said = (
-        f"{rows:,} of {total:,} rows ({share_text(rows, total)}) have a label that heads trained on the "
-        "other rows contradict with confidence"
-        if rows
-        else "no label is contradicted with confidence by heads trained on the other rows"
+    doubted = (
+        "{rows:,} of {total:,} rows ({share}) have a label that heads trained on the other rows "
+        "contradict with confidence"
     )
-    hint = "read some of them under “Doubtful labels”" if share >= look else ""
-    yield DataCheck("likely label errors", "bad" if share >= bad else "look" if hint else "good", said, hint)
+    none = "no label is contradicted with confidence by heads trained on the other rows"
+    said = _(doubted if rows else none, rows=rows, total=total, share=share_text(rows, total))
+    hint = _("read some of them under “Doubtful labels”") if share >= look else ""
+    yield DataCheck(
+        noted("likely label errors"), "bad" if share >= bad else "look" if hint else "good", said, hint
+    )

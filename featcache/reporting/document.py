@@ -15,6 +15,7 @@ from featcache.inspection.data_checks import DataCheck
 from featcache.inspection.document import Findings, row_text
 from featcache.inspection.inspection import LeakageScore
 from featcache.runs.record import CalibrationRecord, SelectiveScores
+from featcache.translation.language import noted
 
 REPORT_FORMAT = 1
 
@@ -63,7 +64,7 @@ class ReportSubject:
     @property
     def score_name(self) -> str:
         """What the share of rows whose labels are all right is called."""
-        return "exact match" if self.multi_label else "accuracy"
+        return noted("exact match") if self.multi_label else noted("accuracy")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from featcache.reporting.document import (
 from featcache.reporting.words import figure_words
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +45,7 @@ INK, RULE = "#0a0b0c", "#0d0e0f"
 SERIES = ("#0a0a10", "#0a0a11", "#0a0a12", "#0a0a13", "#0a0a14", "#0a0a15", "#0a0a16", "#0a0a17")
 RIGHT, WRONG = SERIES[0], SERIES[1]
 LINES, MARKS = ("-", "--", "-.", ":"), "os^DvPX*"  # series differ by more than their colour
-_SURE = ("confidence, %", "accuracy, %")
+_SURE = (noted("confidence, %"), noted("accuracy, %"))
 _PLACEHOLDERS = {INK: "currentColor", RULE: "var(--rule)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(SERIES)
 }
@@ -81,17 +83,17 @@ def figures(report: RunReport) -> dict[str, str]:
     """
     own = [curve for curve in report.curves if curve.run == report.about.run]
     several = report.curves if list(report.curves) != own else ()
-    multi_label, words, score = report.about.multi_label, figure_words(report), report.about.score_name
-    unit = f"{score}, %"
+    multi_label, words, score = report.about.multi_label, figure_words(report), _(report.about.score_name)
+    unit, nats, rows = _("{score}, %", score=score), _("loss, nats a row"), _("rows")
     with drawing_style():
         drawn: dict[str, Any] = {
-            "loss": own and _training_curves(own, "loss", "loss, nats a row"),
+            "loss": own and _training_curves(own, "loss", nats),
             "accuracy": own and _training_curves(own, "accuracy", unit),
-            "runs_loss": several and _training_curves(several, "loss", "loss, nats a row"),
+            "runs_loss": several and _training_curves(several, "loss", nats),
             "runs_accuracy": several and _training_curves(several, "accuracy", unit),
             "learning": report.learning_curves and _learning_curves(report.learning_curves, score),
             "reliability": report.reliability and _reliability(report.reliability, multi_label=multi_label),
-            "confidence": _confidence(report.confidence, "labels of rows" if multi_label else "rows"),
+            "confidence": _confidence(report.confidence, _("labels of rows") if multi_label else rows),
             "risk": report.risk_curve and _risk(report.risk_curve),
             "lengths": report.lengths and _lengths(report.lengths, unit),
             "map_labels": report.map and _map_by_label(report.map),
@@ -198,11 +200,11 @@ def _training_curves(curves: Sequence[TrainingCurve], metric: str, unit: str) ->
         for place, part in enumerate(parts, start=number):
             values = getattr(curve, f"{part}_{metric}")
             handles.append(axes.plot(curve.epoch, values, LINES[place % len(LINES)], color=SERIES[place])[0])
-            labels.append(part if one else _short(curve.run, 26))
+            labels.append(_(part) if one else _short(curve.run, 26))
         if curve.best_epoch is not None and curve.best_epoch in curve.epoch:
             best = values[curve.epoch.index(curve.best_epoch)]
             axes.plot([curve.best_epoch], [best], "o", color=handles[-1].get_color(), ms=5)
-    axes.set(xlabel="epoch (dot: the one kept)", ylabel=unit)
+    axes.set(xlabel=_("epoch (dot: the one kept)"), ylabel=unit)
     if metric == "accuracy":
         _percent(axes.yaxis)
     _legend(axes, handles, labels, 2 if one else 1 + (len(labels) < 3))
@@ -218,12 +220,13 @@ def _learning_curves(curves: Sequence[ScoreByRows], score: str) -> Figure:
         rows, values, low, high = zip(*curve.points, strict=True)
         intervals = list(zip(low, high, strict=True))
         handles.append(_points_with_intervals(axes, rows, values, intervals, color=colour, marker=mark, ms=4))
-    names = {"accuracy": score, "macro_f1": "macro F1"}
+    names = {"accuracy": score, "macro_f1": _("macro F1")}
+    scored = "{head}, {split} {score}"
     labels = [
-        f"{curve.head}, {curve.split} {names.get(curve.metric, curve.metric)}"
+        _(scored, head=curve.head, split=_(curve.split), score=names.get(curve.metric, curve.metric))
         for curve in curves[: len(SERIES)]
     ]
-    axes.set(xscale="log", xlabel="labelled train rows", ylabel="score, %")
+    axes.set(xscale="log", xlabel=_("labelled train rows"), ylabel=_("score, %"))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     _percent(axes.yaxis)
@@ -240,8 +243,8 @@ def _reliability(bins: Sequence[ConfidenceBin], *, multi_label: bool) -> Figure:
     _points_with_intervals(axes, confidence, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     start = 0.0 if min(one.from_ for one in bins) < 0.4 else 0.4
     lowest = min(start, *(low for low, _ in intervals if low is not None))
-    x, y = ("probability of a label, %", "rows that have it, %") if multi_label else _SURE
-    axes.set(xlim=(start, 1.01), ylim=(lowest, 1.02), xlabel=x, ylabel=y)
+    x, y = (noted("probability of a label, %"), noted("rows that have it, %")) if multi_label else _SURE
+    axes.set(xlim=(start, 1.01), ylim=(lowest, 1.02), xlabel=_(x), ylabel=_(y))
     _percent(axes.xaxis, axes.yaxis)
     return figure
 
@@ -254,10 +257,10 @@ def _confidence(counts: ConfidenceHistogram, unit: str) -> Figure:
     lower = axes.bar(middle, right, widths, color=RIGHT)
     upper = axes.bar(middle, wrong, widths, bottom=right, color=WRONG)
     there = np.flatnonzero(right + wrong)
-    axes.set(xlim=(float(edges[there[0]]) if len(there) else 0, 1), xlabel=_SURE[0], ylabel=unit)
+    axes.set(xlim=(float(edges[there[0]]) if len(there) else 0, 1), xlabel=_(_SURE[0]), ylabel=unit)
     axes.grid(False, axis="x")
     _percent(axes.xaxis)
-    _legend(axes, [lower, upper], ["right", "wrong"])
+    _legend(axes, [lower, upper], [_("right"), _("wrong")])
     return figure
 
 
@@ -268,7 +271,7 @@ def _risk(curve: RiskCurve) -> Figure:
     axes.plot(coverage, risk, color=SERIES[0])
     if curve.scores and curve.scores.risk is not None:
         axes.plot([curve.scores.coverage], [curve.scores.risk], "o", color=SERIES[1], ms=6)
-    axes.set(xlim=(0, 1.01), xlabel="rows that are answered, %", ylabel="of these wrong, %")
+    axes.set(xlim=(0, 1.01), xlabel=_("rows that are answered, %"), ylabel=_("of these wrong, %"))
     axes.set_ylim(bottom=0)
     _percent(axes.xaxis, axes.yaxis)
     return figure
@@ -281,7 +284,7 @@ def _lengths(bins: Sequence[LengthBin], unit: str) -> Figure:
     _points_with_intervals(axes, places, accuracy, intervals, color=SERIES[0], ms=4.5, linewidth=1.2)
     names = [f"{one.from_}" if one.from_ == one.to else f"{one.from_}-{one.to}" for one in bins]
     axes.set_xticks(places, names, fontsize=7.5)
-    axes.set(xlabel="tokens of the text", ylabel=unit)
+    axes.set(xlabel=_("tokens of the text"), ylabel=unit)
     _percent(axes.yaxis)
     return figure
 
@@ -292,14 +295,16 @@ def _map_by_label(points: FeatureMap) -> Figure:
     names, counts = np.unique(kinds.astype(str), return_counts=True)
     often = names[np.argsort(-counts, kind="stable")]
     kept = names if len(often) <= len(SERIES) else often[: len(SERIES) - 1]
-    kinds = np.where(np.isin(kinds.astype(str), kept), kinds.astype(str), "others")
+    others = _("others")
+    kinds = np.where(np.isin(kinds.astype(str), kept), kinds.astype(str), others)
     series = dict(zip(kept.tolist(), SERIES, strict=False))
-    return _map(points, kinds, series if len(kept) == len(often) else series | {"others": SERIES[-1]})
+    return _map(points, kinds, series if len(kept) == len(often) else series | {others: SERIES[-1]})
 
 
 def _map_by_error(points: FeatureMap) -> Figure:
     """The rows in two dimensions, the wrong ones over the right ones."""
-    return _map(points, np.where(points.right, "right", "wrong"), {"right": RIGHT, "wrong": WRONG})
+    right, wrong = _("right"), _("wrong")
+    return _map(points, np.where(points.right, right, wrong), {right: RIGHT, wrong: WRONG})
 
 
 def _map(points: FeatureMap, kinds: np.ndarray, series: dict[str, str]) -> Figure:

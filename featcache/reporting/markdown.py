@@ -9,6 +9,7 @@ from featcache.reporting import words
 from featcache.reporting.document import RunReport
 from featcache.system.text import markdown_text, sparkline
 from featcache.system.units import interval_text
+from featcache.translation.language import gettext
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,12 +42,19 @@ def markdown_environment() -> Environment:
     """
     environment = words.environment_of(autoescape=False)
     environment.finalize = escape
+    environment.globals["_"] = filled
     environment.filters |= {
         "ends": lambda interval: Markdown(interval_text(*interval) if interval else ""),
         "plain": Markdown,
         "spark": lambda values: sparkline(values, 30),
     }
     return environment
+
+
+def filled(message: str, **values: Any) -> Markdown:
+    """A message of the template, which is Markdown, with texts that are escaped."""
+    escaped = {name: escape(value) if isinstance(value, str) else value for name, value in values.items()}
+    return Markdown(gettext(message, **escaped))
 
 
 def escape(value: Any) -> str:

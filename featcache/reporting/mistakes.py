@@ -15,6 +15,8 @@ from featcache.reporting.document import Mistake
 from featcache.reporting.numbers import confident_mistakes
 from featcache.runs.predictions import Predictions
 from featcache.system.text import clip
+from featcache.translation.language import gettext as _
+from featcache.translation.language import paragraph
 
 LISTED = 20
 LABEL = 40  # cells of a label in a reason
@@ -78,23 +80,21 @@ class _Reasons:
         """Sentences; empty if nothing is known."""
         said = []
         if self.cached.own and self.cached.own.truncated[row]:
-            said.append(f"Only the first {self.cached.own.max_length} tokens were read.")
+            said.append(_("Only the first {longest} tokens were read.", longest=self.cached.own.max_length))
         if self.inspection is None:
-            return " ".join(said)
+            return paragraph(said)
         rows, near, place = self.inspection.rows, self.inspection.near, self.start + row
         match = int(self.inspection.match[place])
         if match >= 0 and labels_differ(rows.labels[[place]], rows.labels[[match]])[0]:
-            split, _ = rows.where(match)
-            said.append(f"Nearly the same text has another label in {split}: {self._label(match)}.")
+            other = "Nearly the same text has another label in {split}: {label}."
+            said.append(_(other, split=_(rows.where(match)[0]), label=self._label(match)))
         elif (nearest := int(near.nearest[0, rows.text[place]])) >= 0:
             cosine = near.cosine[0, rows.text[place]]
-            said.append(
-                f"The nearest train text is labelled {self._label(int(rows.first[nearest]))} "
-                f"(cosine {cosine:.2f})."
-            )
+            nearest_text = "The nearest train text is labelled {label} (cosine {cosine:.2f})."
+            said.append(_(nearest_text, label=self._label(int(rows.first[nearest])), cosine=cosine))
         if int(rows.first[rows.text[place]]) in self.outliers:
-            said.append("It is unlike the train texts.")
-        return " ".join(said)
+            said.append(_("It is unlike the train texts."))
+        return paragraph(said)
 
     def _label(self, row: int) -> str:
         assert self.inspection is not None

@@ -41,13 +41,16 @@ from featcache.runs.run import Run
 from featcache.settings import Settings
 from featcache.system.documents import tidied
 from featcache.system.text import readable, without_folders
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, noted
+from featcache.translation.sentences import translated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWN = 2000  # points
 LARGEST = 20  # errors that are listed
-TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": "rank correlation"}
+TITLES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²", "spearman": noted("rank correlation")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,17 +185,17 @@ def _digits(value: float | None) -> str:
 
 def _ends(interval: Interval | None) -> str:
     low, high = interval or (None, None)
-    return "" if low is None else f"{_digits(low)} to {_digits(high)}"
+    return "" if low is None else _("{low} to {high}", low=_digits(low), high=_digits(high))
 
 
 def _cards(report: NumberReport) -> Iterator[parts.Card]:
     ranks = report.headline.get("spearman")
     for name, title in TITLES.items():
         if (found := report.headline.get(name)) and found is not ranks:
-            notes = [f"95 %: {ends}"] if (ends := _ends(found.interval)) else []
-            notes += [f"clean {_digits(found.clean)}"] if found.clean is not None else []
-            notes += [f"{TITLES['spearman']} {_digits(ranks.value)}"] if ranks and name == "r2" else []
-            yield parts.Card(f"{report.split} {title}", _digits(found.value), notes)
+            said = [_("95 %: {ends}", ends=ends)] if (ends := _ends(found.interval)) else []
+            said += [_("clean {score}", score=_digits(found.clean))] if found.clean is not None else []
+            said += [f"{_(TITLES['spearman'])} {_digits(ranks.value)}"] if ranks and name == "r2" else []
+            yield parts.Card(parts.scored(report.split, title), _digits(found.value), said)
 
 
 def _axis(report: NumberReport) -> parts.RunAxis:
@@ -201,37 +204,41 @@ def _axis(report: NumberReport) -> parts.RunAxis:
     lines = []
     for run in report.runs:
         ends, change, mae = run.interval or (None, None), "", run.metrics["mae"]
-        about = [f"{run.head} on {run.view}", f"RMSE {_digits(run.metrics['rmse'])}"]
-        about += [f"R² {_digits(run.metrics['r2'])}", f"validation RMSE {_digits(run.validation_rmse)}"]
+        about = [parts.head_on(run.head, run.view), f"RMSE {_digits(run.metrics['rmse'])}"]
+        about += [f"R² {_digits(run.metrics['r2'])}"]
+        about += [_("validation RMSE {score}", score=_digits(run.validation_rmse))]
         if run.mae_change is not None:
-            change = "tie" if run.tie else "worse" if run.mae_change > 0 else "better"
-            change += f" {run.mae_change:+.3g}"
+            verdict = noted("tie") if run.tie else noted("worse") if run.mae_change > 0 else noted("better")
+            change = f"{_(verdict)} {run.mae_change:+.3g}"
         lines.append(
             parts.RunLine(
-                run.run, ", ".join(about), _digits(mae), _ends(run.interval),
+                run.run, listed(about), _digits(mae), _ends(run.interval),
                 low=place(ends[0]), high=place(ends[1]), dot=place(mae), against=change,
             )
         )  # fmt: skip
-    return parts.RunAxis(f"{report.split} MAE", _digits(low), _digits(high), lines)
+    return parts.RunAxis(parts.scored(report.split, "MAE"), _digits(low), _digits(high), lines)
 
 
 def _verdict(report: NumberReport) -> list[str]:
     """How far off the run is, whether it beats the mean of the labels, and the other runs."""
     mae, r2 = report.headline["mae"], report.headline["r2"]
     value, ends = (mae.value, mae.interval) if mae.clean is None else (mae.clean, mae.clean_interval)
-    texts = f"{'clean ' * (mae.clean is not None)}{report.split} texts"
-    said = [f"{report.about.run} is off by {_digits(value)} on average on {texts} (95 %: {_ends(ends)})"]
+    whole = "{run} is off by {error} on average on {split} texts (95 %: {ends})"
+    clean = "{run} is off by {error} on average on clean {split} texts (95 %: {ends})"
+    about = {"run": report.about.run, "error": _digits(value), "ends": _ends(ends)}
+    said = [_(whole if mae.clean is None else clean, split=_(report.split), **about)]
     share, low = (r2.value, r2.interval) if r2.clean is None else (r2.clean, r2.clean_interval)
     if share is not None and share > 0:
         sure = low is not None and low[0] is not None and low[0] > 0
-        chance = "more than chance explains" if sure else "which chance may explain"
-        said.append(f"It explains {parts.percent(share)} of the variance of the labels, {chance}")
+        more = "It explains {share} of the variance of the labels, more than chance explains"
+        chance = "It explains {share} of the variance of the labels, which chance may explain"
+        said.append(_(more if sure else chance, share=parts.percent(share)))
     else:
-        said.append("It is no better than always answering the mean of the labels: do not use it")
+        said.append(_("It is no better than always answering the mean of the labels: do not use it"))
     ties = sum(run.tie is True for run in report.runs)
     better = sum(run.tie is False and (run.mae_change or 0) < 0 for run in report.runs)
     worse = sum(run.tie is False for run in report.runs) - better
-    said += [others_sentence("MAE", ties, worse, better)] if ties + worse + better else []
+    said += [others_sentence(noted("MAE"), ties, worse, better)] if ties + worse + better else []
     return sentences([*said, *checks_sentence(report.checks)], report.about.run)
 
 
@@ -240,18 +247,30 @@ def _interval_words(report: NumberReport) -> list[str]:
     if (found := report.interval) is None:
         return []
     held = "".join(
-        f"; it contains {_digits(100 * share)} % of the {split} numbers"
+        _("; it contains {share} % of the {split} numbers", share=_digits(100 * share), split=_(split))
         for split, share in report.covered.items()
     )
-    level, width = f"{_digits(100 * found.level)} % interval", _digits(found.half_width)
-    return [f"{level}: the predicted number ± {width}{held}.", f"What is promised: {found.guarantee}."]
+    level, width = _digits(100 * found.level), _digits(found.half_width)
+    return [
+        _("{level} % interval: the predicted number ± {width}{held}.", level=level, width=width, held=held),
+        _("What is promised: {promise}.", promise=translated(found.guarantee)),
+    ]
 
 
 def _figure_words(report: NumberReport) -> dict[str, tuple[str, str]]:
     """Title and description of each figure, by its name."""
-    dashed = "; between the dashed lines the label is within the interval" if report.interval else ""
-    shown = f"{len(report.points):,} rows. On the line both are equal{dashed}."
-    return {"scatter": ("Predicted against true", shown), "errors": ("Errors", "Predicted minus label.")}
+    plain = "{rows:,} rows. On the line both are equal."
+    dashed = (
+        "{rows:,} rows. On the line both are equal; "
+        "between the dashed lines the label is within the interval."
+    )
+    return {
+        "scatter": (
+            _("Predicted against true"),
+            _(dashed if report.interval else plain, rows=len(report.points)),
+        ),
+        "errors": (_("Errors"), _("Predicted minus label.")),
+    }
 
 
 def _reported(runs: Sequence[Run], split: str, notes: list[str]) -> list[ReportedNumberRun]:
@@ -302,8 +321,8 @@ def _scatter(report: NumberReport) -> Figure:
     if report.interval:
         for side in (-1, 1):
             axes.plot(ends, ends + side * report.interval.half_width, "--", lw=1, color=INK)
-    axes.set_xlabel("label")
-    axes.set_ylabel("predicted")
+    axes.set_xlabel(_("label"))
+    axes.set_ylabel(_("predicted"))
     return figure
 
 
@@ -312,6 +331,6 @@ def _errors(report: NumberReport) -> Figure:
     figure, axes = new_axes()
     true, predicted = np.array(report.points).T
     axes.hist(predicted - true, bins=30, color=SERIES[0])
-    axes.set_xlabel("predicted minus label")
-    axes.set_ylabel("rows")
+    axes.set_xlabel(_("predicted minus label"))
+    axes.set_ylabel(_("rows"))
     return figure

@@ -9,6 +9,8 @@ from featcache.inspection.document import Findings, label_text
 from featcache.reporting.document import HeadlineMetric, Interval, MatrixCell, RunComparison, RunReport
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, seconds_text, share_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, ngettext, noted
 
 NAMED_COLUMNS = 4  # labels whose names have room over the columns of the matrix; more have numbers there
 LABEL = 40  # cells of a label in the matrix
@@ -95,35 +97,42 @@ def spread(interval: Interval | None, name: str = "") -> str:
     if low is None or high is None:
         return ""
     plain = name in ("log_loss", "cost")
-    return f"{low:.4f} to {high:.4f}" if plain else f"{percent_text(low)} to {percent_text(high)}"
+    ends = (f"{low:.4f}", f"{high:.4f}") if plain else (percent_text(low), percent_text(high))
+    return _("{low} to {high}", low=ends[0], high=ends[1])
 
 
 def score_card(found: HeadlineMetric, title: str, name: str, *more: str) -> Card:
     """A score with its interval, and the clean one."""
-    notes = [f"95 %: {ends}"] if (ends := spread(found.interval, name)) else []
+    said = [_("95 %: {ends}", ends=ends)] if (ends := spread(found.interval, name)) else []
     if found.clean is not None:
-        ends = spread(found.clean_interval, name)
-        notes.append(f"clean {metric(found.clean, name)}" + (f", 95 %: {ends}" if ends else ""))
-    return Card(title, metric(found.value, name), [*notes, *more])
+        ends, clean = spread(found.clean_interval, name), metric(found.clean, name)
+        both = "clean {score}, 95 %: {ends}"
+        said.append(_(both, score=clean, ends=ends) if ends else _("clean {score}", score=clean))
+    return Card(title, metric(found.value, name), [*said, *more])
 
 
 def cards(report: RunReport) -> list[Card]:
     """Scores, what always giving the most frequent label scores, and what it took."""
     shown, split, several = report.headline, report.split, report.about.multi_label
     order = ("micro_f1", "macro_f1", "accuracy", "cost") if several else ("accuracy", "macro_f1", "cost")
-    titles = {"accuracy": report.about.score_name, "micro_f1": "micro F1", "macro_f1": "macro F1"}
-    titles |= {"cost": "mean cost of a row"}
-    made = [score_card(shown[name], f"{split} {titles[name]}", name) for name in order if name in shown]
+    titles = {"accuracy": report.about.score_name, "micro_f1": noted("micro F1")}
+    titles |= {"macro_f1": noted("macro F1"), "cost": noted("mean cost of a row")}
+    made = [score_card(shown[name], scored(split, titles[name]), name) for name in order if name in shown]
     if report.majority and not several:
-        always = f"always “{clip(label_text(report.majority.label), 40)}”"
-        made.append(Card("majority baseline", percent(report.majority.accuracy), [always]))
+        always = _("always “{label}”", label=clip(label_text(report.majority.label), 40))
+        made.append(Card(_("majority baseline"), percent(report.majority.accuracy), [always]))
     return [*made, cost_card(report.about.seconds, report.about.extraction_seconds)]
+
+
+def scored(split: str, score: str) -> str:
+    """`test accuracy`"""
+    return _("{split} {score}", split=_(split), score=_(score))
 
 
 def cost_card(seconds: float | None, extraction: float | None) -> Card:
     """Seconds of the training, and of the features."""
-    once = [f"and {seconds_text(extraction)} once for the features"] if extraction else []
-    return Card("training", seconds_text(seconds), once)
+    once = _("and {seconds} once for the features", seconds=seconds_text(extraction))
+    return Card(_("training"), seconds_text(seconds), [once] if extraction else [])
 
 
 def run_axis(report: RunReport) -> RunAxis:
@@ -132,33 +141,44 @@ def run_axis(report: RunReport) -> RunAxis:
     place, low, high = axis([(run.accuracy, run.interval) for run in report.runs])
     lines = []
     for run in report.runs:
-        about = [f"{run.head} on {run.view}" if run.head != "lexical" else run.view]
-        about += [f"macro F1 {percent(run.macro_f1)}"]
-        about += [f"micro F1 {percent(run.micro_f1)}"] if report.about.multi_label else []
-        about += [f"validation {percent(run.validation_accuracy)}", f"trained in {seconds_text(run.seconds)}"]
-        about += [f"clean {percent(run.clean_accuracy)}"] if run.clean_accuracy is not None else []
+        about = [head_on(run.head, run.view) if run.head != "lexical" else _(run.view)]
+        about += [_("macro F1 {score}", score=percent(run.macro_f1))]
+        about += [_("micro F1 {score}", score=percent(run.micro_f1))] if report.about.multi_label else []
+        about += [_("validation {score}", score=percent(run.validation_accuracy))]
+        about += [_("trained in {seconds}", seconds=seconds_text(run.seconds))]
+        clean = run.clean_accuracy
+        about += [_("clean {score}", score=percent(clean))] if clean is not None else []
         ends = run.interval or (None, None)
         lines.append(
             RunLine(
-                run.run, ", ".join(about), percent(run.accuracy), interval_text(*ends),
+                run.run, listed(about), percent(run.accuracy), interval_text(*ends),
                 low=place(ends[0]), high=place(ends[1]), dot=place(run.accuracy),
                 against=changes.get(run.run, ""),
             )
         )  # fmt: skip
-    return RunAxis(f"{report.split} {report.about.score_name}", percent(low), percent(high), lines)
+    title = scored(report.split, report.about.score_name)
+    return RunAxis(title, percent(low), percent(high), lines)
+
+
+def head_on(head: str, view: str) -> str:
+    """`linear on last/mean`"""
+    return _("{head} on {view}", head=head, view=view)
 
 
 def _changes(made: RunComparison) -> str:
     """A run against the first one, on all rows and on the clean ones."""
     whole, clean = made.accuracy, made.clean_accuracy
     said = change_text(whole.difference, whole.interval, whole.tie)
-    return f"{said}; clean {change_text(clean.difference, clean.interval, clean.tie)}" if clean else said
+    if clean is None:
+        return said
+    without = change_text(clean.difference, clean.interval, clean.tie)
+    return _("{all}; clean {clean}", all=said, clean=without)
 
 
 def change_text(difference: float, interval: Interval, tie: bool) -> str:
     """`tie -1.20 [-2.60, 0.40]`, in points."""
-    verdict = "tie" if tie else "better" if difference > 0 else "worse"
-    return f"{verdict} {100 * difference:+.2f} {interval_text(*interval)}"
+    verdict = noted("tie") if tie else noted("better") if difference > 0 else noted("worse")
+    return f"{_(verdict)} {100 * difference:+.2f} {interval_text(*interval)}"
 
 
 class _Places:
@@ -189,7 +209,8 @@ def shown_matrix(report: RunReport) -> ShownMatrix | None:
     names = [clip(" ".join(name.split()), LABEL) for name in report.about.label_names]
     rest = [number for number in range(len(counts)) if number not in set(labels)]
     groups = [[number] for number in labels] + ([rest] if rest else [])
-    heads = [names[group[0]] if group is not rest else f"{len(rest)} other labels" for group in groups]
+    others = _("{count} other labels", count=len(rest))
+    heads = [names[group[0]] if group is not rest else others for group in groups]
     made = {(cell.true, cell.predicted): cell for cell in report.matrix}
     lines = []
     for true, head in zip(groups, heads, strict=True):
@@ -197,20 +218,23 @@ def shown_matrix(report: RunReport) -> ShownMatrix | None:
         line = []
         for predicted, other in zip(groups, heads, strict=True):
             count = sum(counts[i][j] for i in true for j in predicted)
-            rows = f"{count:,} row{'s' if count != 1 else ''}"
-            words = f"{head}, predicted {other}: {rows}" if true != predicted else f"{head}, right: {rows}"
+            rows = ngettext("{count:,} row", "{count:,} rows", count)
+            wrong = _("{label}, predicted {predicted}: {rows}", label=head, predicted=other, rows=rows)
+            right = _("{label}, right: {rows}", label=head, rows=rows)
+            words = wrong if true != predicted else right
             cell = made.get((true[0], predicted[0])) if rest not in (true, predicted) else None
             line.append(ShownCell(count, round(100 * count / max(total, 1)), true == predicted, words, cell))
         lines.append((head, line))
     if len(groups) > NAMED_COLUMNS:
-        columns = [str(place + 1) for place in range(len(labels))] + (["others"] if rest else [])
+        columns = [str(place + 1) for place in range(len(labels))]
         lines = [
-            (f"{place} {head}" if place != "others" else head, line)
-            for place, (head, line) in zip(columns, lines, strict=True)
+            (f"{place} {head}" if place <= len(labels) else head, line)
+            for place, (head, line) in enumerate(lines, start=1)
         ]
+        columns += [_("others")] if rest else []
     else:
         columns = heads
-    cells = [cell for _, line in lines for cell in line if cell.cell]
+    cells = [cell for line in lines for cell in line[1] if cell.cell]
     return ShownMatrix(columns, lines, cells)
 
 
@@ -225,15 +249,15 @@ def split_table(data: Findings) -> list[tuple[str, list[str]]]:
         return f"{count:,} ({share_text(count, data.splits[split])})"
 
     columns = {
-        "rows": [f"{data.splits[name]:,}" for name in splits],
-        "distinct texts": [f"{repeats[name].texts:,}" for name in splits],
-        "repeats": [of(repeats[name].equal, name) for name in splits],
-        "nearly equal to another": [of(repeats[name].near, name) for name in splits],
-        "in an earlier split": [of(leaked[name], name) for name in splits],
-        "truncated": [of(length[name].cut, name) for name in splits],
-        "longest text read, tokens": [f"{length[name].longest_tokens:,}" for name in splits],
-        "median tokens": [f"{length[name].median_tokens or 0:,.0f}" for name in splits],
-        "tokens in all": [f"{length[name].tokens:,}" for name in splits],
-        "unknown tokens": [percent(length[name].unknown_tokens) for name in splits],
+        _("rows"): [f"{data.splits[name]:,}" for name in splits],
+        _("distinct texts"): [f"{repeats[name].texts:,}" for name in splits],
+        _("repeats"): [of(repeats[name].equal, name) for name in splits],
+        _("nearly equal to another"): [of(repeats[name].near, name) for name in splits],
+        _("in an earlier split"): [of(leaked[name], name) for name in splits],
+        _("truncated"): [of(length[name].cut, name) for name in splits],
+        _("longest text read, tokens"): [f"{length[name].longest_tokens:,}" for name in splits],
+        _("median tokens"): [f"{length[name].median_tokens or 0:,.0f}" for name in splits],
+        _("tokens in all"): [f"{length[name].tokens:,}" for name in splits],
+        _("unknown tokens"): [percent(length[name].unknown_tokens) for name in splits],
     }
     return list(columns.items())

@@ -11,7 +11,28 @@ from featcache.evaluation.paired import ScoreDifference, mcnemar, paired_bootstr
 from featcache.runs.compare import ALPHA, Comparisons, words_verdict
 from featcache.runs.run import Run
 from featcache.system.units import share_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, noted
 
+# By whether the run is above the baseline, and whether that is more than chance.
+GAIN = {
+    (True, True): noted(
+        "{points:.1f} points above always saying {label} ({share}), "
+        "95 % interval {low:+.1f} to {high:+.1f}: more than chance"
+    ),
+    (True, False): noted(
+        "{points:.1f} points above always saying {label} ({share}), "
+        "95 % interval {low:+.1f} to {high:+.1f}: the difference may be chance"
+    ),
+    (False, True): noted(
+        "{points:.1f} points below always saying {label} ({share}), "
+        "95 % interval {low:+.1f} to {high:+.1f}: more than chance"
+    ),
+    (False, False): noted(
+        "{points:.1f} points below always saying {label} ({share}), "
+        "95 % interval {low:+.1f} to {high:+.1f}: the difference may be chance"
+    ),
+}
 WIDE = 0.1  # an interval of an accuracy from this width on: a few more test rows would say more
 
 
@@ -77,25 +98,36 @@ def verdict(
     )
     said = (*_own(made, clean=not kept.all(), chosen=chosen), *_others(best, against))
     if leaked.all() and len(leaked):
-        said += (f"every {split} row has its text in an earlier split: this does not measure new texts",)
+        every = "every {split} row has its text in an earlier split: this does not measure new texts"
+        said += (_(every, split=_(split)),)
     return RunVerdict(**(vars(made) | {"sentences": said}))
 
 
 def _own(made: RunVerdict, *, clean: bool, chosen: bool) -> Iterator[str]:
-    which = f"{made.rows:,} {made.split} rows" + (" that do not leak" if clean else "")
-    said = f"use {made.run}: best on validation," if chosen else f"{made.run} is"
-    said += f" right on {share_text(made.accuracy, 1)} of {which}"
+    split = _(made.split)
+    which = _("{rows:,} {split} rows", rows=made.rows, split=split)
+    if clean:
+        which = _("{rows:,} {split} rows that do not leak", rows=made.rows, split=split)
+    about = {"run": made.run, "share": share_text(made.accuracy, 1), "which": which}
+    if chosen:
+        said = _("use {run}: best on validation, right on {share} of {which}", **about)
+    else:
+        said = _("{run} is right on {share} of {which}", **about)
     low, high = made.interval or (0.0, 0.0)
-    yield f"{said} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)" if made.interval else said
+    ends = _(" (95 % interval {low:.1f} to {high:.1f} %)", low=100 * low, high=100 * high)
+    yield said + (ends if made.interval else "")
     if made.gain is not None and made.gain_p is not None:
-        better = made.gain.value >= 0
-        said = f"{100 * abs(made.gain.value):.1f} points {'above' if better else 'below'}"
-        said += f" always saying {made.majority} ({share_text(made.gain.first, 1)})"
-        ends = f"95 % interval {100 * made.gain.low:+.1f} to {100 * made.gain.high:+.1f}"
-        certain = "more than chance" if made.gain_p < ALPHA else "the difference may be chance"
-        yield f"{said}, {ends}: {certain}"
+        yield _(
+            GAIN[made.gain.value >= 0, made.gain_p < ALPHA],
+            points=100 * abs(made.gain.value),
+            label=made.majority,
+            share=share_text(made.gain.first, 1),
+            low=100 * made.gain.low,
+            high=100 * made.gain.high,
+        )
     if made.interval and high - low >= WIDE:
-        yield f"{made.rows:,} {made.split} rows are few: with more of them the intervals are narrower"
+        few = "{rows:,} {split} rows are few: with more of them the intervals are narrower"
+        yield _(few, rows=made.rows, split=split)
 
 
 def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
@@ -106,14 +138,18 @@ def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
         yield said
     ties = sum(one.accuracy.tie for one in against.made)
     worse = sum(one.accuracy.worse for one in against.made)
-    yield others_sentence("accuracy", ties, worse, len(against.made) - ties - worse)
+    yield others_sentence(noted("accuracy"), ties, worse, len(against.made) - ties - worse)
 
 
 def others_sentence(what: str, ties: int, worse: int, better: int) -> str:
     """How many other runs tie with a run, are worse or better by `what`."""
-    counts = {"tied with it": ties, "worse": worse, "better": better}
-    parts = [f"{count:,} {name}" for name, count in counts.items() if count]
-    others = ties + worse + better
+    what, others = _(what), ties + worse + better
+    if others == 1 and ties:
+        return _("the other run, by {what}: tied with it", what=what)
     if others == 1:
-        return f"the other run, by {what}: {parts[0].removeprefix('1 ')}"
-    return f"of {others:,} other runs, by {what}: {', '.join(parts)}"
+        worst, best = "the other run, by {what}: worse", "the other run, by {what}: better"
+        return _(worst if worse else best, what=what)
+    parts = [_("{count:,} tied with it", count=ties)] if ties else []
+    parts += [_("{count:,} worse", count=worse)] if worse else []
+    parts += [_("{count:,} better", count=better)] if better else []
+    return _("of {others:,} other runs, by {what}: {parts}", others=others, what=what, parts=listed(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +14,21 @@ from featcache.reporting import parts
 from featcache.reporting.document import ExtractionCost, Label, Mistake, RunReport
 from featcache.system.packages import require_extra
 from featcache.system.units import interval_text, seconds_text, share_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import language, listed, ngettext, noted, paragraph
+from featcache.translation.sentences import translated
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXCERPT, SHORT = 600, 200  # characters of a text on the page, and of one in a cell of the matrix
 LABEL = 100  # characters of a label
 MOST_CLASSES = 200  # lines of the table; all are in the JSON
 LISTED = 20  # mistakes
-LIGHTS = ("bad", "look", "good")  # states of data checks, worst first
+LIGHTS = (noted("bad"), noted("look"), noted("good"))  # states of data checks, worst first
+PAGE_LANGUAGES = {"en": "en", "zh": "zh-CN"}
 
 
 def environment_of(*, autoescape: bool) -> Environment:
@@ -33,6 +39,11 @@ def environment_of(*, autoescape: bool) -> Environment:
     """
     require_extra("a report", "report", ["jinja2"])
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def filled(message: str, **values: Any) -> Markup:
+        """A message of the template, which is HTML, with values that are escaped."""
+        return Markup(_(message)).format(**values) if values else Markup(_(message))
 
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -40,13 +51,19 @@ def environment_of(*, autoescape: bool) -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
+    made.globals |= {"_": filled, "page_language": PAGE_LANGUAGES[language()]}
+    made.globals["blank"] = paragraph(["", ""])  # between sentences
     made.filters |= {
         "by_light": lambda checks: sorted(checks, key=lambda one: LIGHTS.index(one.state)),
-        "counts": lambda by_name: ", ".join(f"{count:,} {name}" for name, count in by_name.items()),
+        "counts": counts,
         "ends": lambda interval: interval_text(*interval) if interval else "",
         "excerpt": excerpt,
         "lang": language_of,
+        "listed": listed,
         "names": names,
+        "paragraph": paragraph,
+        "said": _,
+        "translated": translated,
         "number": lambda value: "-" if value is None else f"{value:,.0f}",
         "percent": parts.percent,
         "says": says,
@@ -62,21 +79,21 @@ def template_values(report: RunReport) -> dict[str, Any]:
     about = report.about
     words_alone = about.view == LEXICAL  # then no backbone has a part in it
     backbone = {
-        "model": about.model,
-        "revision": about.revision,
-        "prompt": repr(about.prompt) if about.prompt else None,
-        "longest text, tokens": about.max_length,
+        noted("model"): about.model,
+        noted("revision"): about.revision,
+        noted("prompt"): repr(about.prompt) if about.prompt else None,
+        noted("longest text, tokens"): about.max_length,
     }
     settings = {
         **({} if words_alone else backbone),
-        "view": about.view.replace(",", ", "),
-        "head": about.head,
+        noted("view"): about.view.replace(",", ", "),
+        noted("head"): about.head,
         **about.settings,
-        "seed": about.seed,
-        "parameters": None if about.parameters is None else f"{about.parameters:,}",
-        "trained": about.created,
+        noted("seed"): about.seed,
+        noted("parameters"): None if about.parameters is None else f"{about.parameters:,}",
+        noted("trained"): about.created,
     }
-    shown_settings = [(name.replace("_", " "), value) for name, value in settings.items()]
+    shown_settings = [(_(name.replace("_", " ")), value) for name, value in settings.items()]
     return {
         **{field.name: getattr(report, field.name) for field in fields(report)},
         "axis": parts.run_axis(report),
@@ -84,6 +101,7 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "cards": parts.cards(report),
         "cost_words": cost_words(report.cost) if report.cost else "",
         "leaks": about.leaks,
+        "mistakes_sentence": _mistakes_sentence(report),
         "mistakes": report.certain_mistakes[:LISTED],
         "most_classes": MOST_CLASSES,
         "settings": [(name, value) for name, value in shown_settings if value is not None],
@@ -95,94 +113,139 @@ def template_values(report: RunReport) -> dict[str, Any]:
 
 def figure_words(report: RunReport) -> dict[str, tuple[str, str]]:
     """Title and description of each figure, by its name."""
-    features, caption, several = report.map, "", report.about.multi_label
-    score = report.about.score_name.capitalize()
-    if features:
-        shown = len(features.x)
-        which = f"{shown:,} of {features.rows:,} rows" if shown < features.rows else "all rows"
-        how = "UMAP" if features.method == "umap" else "The first two principal components"
-        known = features.explained is not None
-        kept = f" ({parts.percent(features.explained)} of the variance)" if known else ""
-        caption = f"{how}{kept}; {which}."
+    several, score = report.about.multi_label, _(report.about.score_name).capitalize()
     dashed = (
-        "On the dashed line, of the rows with 80 % for a label 80 of 100 have it."
+        _("On the dashed line, of the rows with 80 % for a label 80 of 100 have it.")
         if several
-        else "On the dashed line, 80 % sure is right 80 times of 100."
+        else _("On the dashed line, 80 % sure is right 80 times of 100.")
     )
-    dot = " Dot: where this head stops." if report.risk_curve and report.risk_curve.scores else ""
+    risk = [_("The surest rows are answered first; on the right end every row is.")]
+    if report.risk_curve and report.risk_curve.scores:
+        risk.append(_("Dot: where this head stops."))
+    caption = _map_caption(report)
     return {
-        "loss": ("Loss by epoch", "Cross-entropy; lower is better."),
-        "accuracy": (f"{score} by epoch", "The kept epoch is the best on validation."),
-        "runs_loss": ("Loss of the runs that have epochs", "Cross-entropy; lower is better."),
-        "runs_accuracy": (f"{score} of the runs that have epochs", "The kept epoch is the best."),
-        "learning": ("Score by labelled rows", "Measured by featcache curve, with 95 % intervals."),
-        "reliability": ("Reliability", f"{dashed} Bars: 95 % intervals."),
+        "loss": (_("Loss by epoch"), _("Cross-entropy; lower is better.")),
+        "accuracy": (_("{score} by epoch", score=score), _("The kept epoch is the best on validation.")),
+        "runs_loss": (_("Loss of the runs that have epochs"), _("Cross-entropy; lower is better.")),
+        "runs_accuracy": (
+            _("{score} of the runs that have epochs", score=score),
+            _("The kept epoch is the best."),
+        ),
+        "learning": (
+            _("Score by labelled rows"),
+            _("Measured by featcache curve, with 95 % intervals."),
+        ),
+        "reliability": (_("Reliability"), paragraph([dashed, _("Bars: 95 % intervals.")])),
         "confidence": (
-            "Confidence",
-            "Every label of every row, by the confidence in giving it or not."
+            _("Confidence"),
+            _("Every label of every row, by the confidence in giving it or not.")
             if several
-            else "Rows by the confidence of the head; the wrong ones are above the right ones.",
+            else _("Rows by the confidence of the head; the wrong ones are above the right ones."),
         ),
-        "risk": (
-            "Wrong answers by coverage",
-            f"The surest rows are answered first; on the right end every row is.{dot}",
-        ),
+        "risk": (_("Wrong answers by coverage"), paragraph(risk)),
         "lengths": (
-            f"{score} by length of the text",
-            "About equally many rows each, with 95 % intervals.",
+            _("{score} by length of the text", score=score),
+            _("About equally many rows each, with 95 % intervals."),
         ),
-        "map_labels": ("By label", caption),
-        "map_errors": ("By error", "The same rows; wrong ones lie over right ones."),
+        "map_labels": (_("By label"), caption),
+        "map_errors": (_("By error"), _("The same rows; wrong ones lie over right ones.")),
     }
+
+
+def _map_caption(report: RunReport) -> str:
+    """How the map was made, and of which rows."""
+    if not (features := report.map):
+        return ""
+    shown = len(features.x)
+    which = _("all rows")
+    if shown < features.rows:
+        which = _("{shown:,} of {rows:,} rows", shown=shown, rows=features.rows)
+    if features.method == "umap":
+        return _("UMAP; {which}.", which=which)
+    if features.explained is None:
+        return _("The first two principal components; {which}.", which=which)
+    kept = "The first two principal components ({share} of the variance); {which}."
+    return _(kept, share=parts.percent(features.explained), which=which)
 
 
 def says(row: ListedRow | Mistake) -> str:
     """What is said below the text of a listed row, and why it is listed."""
     label = names(row.label)
     if isinstance(row, Mistake):
-        sure = f"{label}, predicted {names(row.predicted)}, {parts.percent(row.confidence)} sure."
-        return f"{sure} {row.reason}".rstrip()
+        sure = "{label}, predicted {predicted}, {share} sure."
+        said = _(sure, label=label, predicted=names(row.predicted), share=parts.percent(row.confidence))
+        return paragraph([said, row.reason] if row.reason else [said])
     if isinstance(row, DoubtedRow):
-        belief = f"Heads trained on the other rows give this label {parts.percent(row.belief)}"
-        return f"{label}, rather {names(row.suggested)}. {belief}."
+        rather = "{label}, rather {suggested}. Heads trained on the other rows give this label {belief}."
+        belief = parts.percent(row.belief)
+        return _(rather, label=label, suggested=names(row.suggested), belief=belief)
     if isinstance(row, LeakedRow):
-        near = "the same text" if row.cosine >= 1 else f"a nearly equal text (cosine {row.cosine:.3f})"
-        return f"{label}; {row.as_.where} has {near}, with the label {names(row.as_.label)}."
+        same = "{label}; {where} has the same text, with the label {other}."
+        near = "{label}; {where} has a nearly equal text (cosine {cosine:.3f}), with the label {other}."
+        about = {"label": label, "where": row.as_.where, "cosine": row.cosine, "other": names(row.as_.label)}
+        return _(same if row.cosine >= 1 else near, **about)
     if isinstance(row, OutlierRow):
-        return f"{label}; distance to its nearest train texts {row.distance:.2f}."
+        far = "{label}; distance to its nearest train texts {distance:.2f}."
+        return _(far, label=label, distance=row.distance)
     return label
 
 
 def cost_words(cost: ExtractionCost) -> str:
     """What was computed once, beside a loop that computes it in every epoch."""
-    heads = f"{cost.heads} head{'s' if cost.heads != 1 else ''}"
-    assumed = " (assumed; this head has no epochs)" if cost.assumed_epochs else ""
-    loop = f", about {seconds_text(cost.tutorial_seconds)}" if cost.tutorial_seconds is not None else ""
-    factor = f"{cost.factor:,.{0 if cost.factor >= 10 else 1}f} times the tokens" if cost.factor else ""
-    return (
-        f"The backbone read {cost.texts_once:,} texts once, {cost.tokens_once:,} tokens in "
-        f"{seconds_text(cost.extraction_seconds)}, for {heads} that took {seconds_text(cost.head_seconds)}. "
-        f"A loop that runs it in each of {cost.epochs} epochs{assumed} reads {cost.texts_tutorial:,} texts, "
-        f"{cost.tokens_tutorial:,} tokens with padding in batches of {cost.batch}{loop}, for one head: "
-        f"{factor}. "
-        "Its time is an estimate, at the tokens a second that were measured here."
-    )
+    heads = ngettext("{count} head", "{count} heads", cost.heads)
+    assumed = _(" (assumed; this head has no epochs)") if cost.assumed_epochs else ""
+    loop, factor = "", ""
+    if cost.tutorial_seconds is not None:
+        loop = _(", about {seconds}", seconds=seconds_text(cost.tutorial_seconds))
+    if cost.factor:
+        times = f"{cost.factor:,.{0 if cost.factor >= 10 else 1}f}"
+        factor = _("{times} times the tokens", times=times)
+    return _(
+        "The backbone read {texts:,} texts once, {tokens:,} tokens in {extraction}, for {heads} that took "
+        "{training}. A loop that runs it in each of {epochs} epochs{assumed} reads {loop_texts:,} texts, "
+        "{loop_tokens:,} tokens with padding in batches of {batch}{loop}, for one head: {factor}. "
+        "Its time is an estimate, at the tokens a second that were measured here.",
+        texts=cost.texts_once, tokens=cost.tokens_once, extraction=seconds_text(cost.extraction_seconds),
+        heads=heads, training=seconds_text(cost.head_seconds), epochs=cost.epochs, assumed=assumed,
+        loop_texts=cost.texts_tutorial, loop_tokens=cost.tokens_tutorial, batch=cost.batch, loop=loop,
+        factor=factor,
+    )  # fmt: skip
 
 
 def _calibration(report: RunReport) -> list[str]:
     """Log loss, calibration error and temperature, a sentence each."""
     found, said = report.headline, []
-    for name, title in (("log_loss", "Log loss"), ("ece", "Calibration error")):
+    for name, title in (("log_loss", noted("Log loss")), ("ece", noted("Calibration error"))):
         if name in found and (value := found[name].value) is not None:
-            ends = parts.spread(found[name].interval, name)
-            ends = f" (95 %: {ends})" if ends else ""
-            said.append(f"{title} on {report.split}: {parts.metric(value, name)}{ends}.")
+            about = {"title": _(title), "split": _(report.split), "value": parts.metric(value, name)}
+            if ends := parts.spread(found[name].interval, name):
+                said.append(_("{title} on {split}: {value} (95 %: {ends}).", **about, ends=ends))
+            else:
+                said.append(_("{title} on {split}: {value}.", **about))
     if made := report.about.calibration:
         before, after = parts.percent(made.ece_before), parts.percent(made.ece_after)
-        moved = f"Temperature {made.temperature:.2f} moves that of validation from {before} to {after}."
-        kept = f"No temperature is applied; that of validation is {after}."
-        said.append(kept if made.temperature == 1 else moved)
+        moved = "Temperature {temperature:.2f} moves that of validation from {before} to {after}."
+        kept = "No temperature is applied; that of validation is {after}."
+        sentence = kept if made.temperature == 1 else moved
+        said.append(_(sentence, temperature=made.temperature, before=before, after=after))
     return said
+
+
+def _mistakes_sentence(report: RunReport) -> str:
+    """How many rows are wrong, and which of them are shown."""
+    wrong, doubted, split = report.wrong or 0, report.wrong_and_doubted, _(report.split)
+    if not doubted:
+        return _("{wrong:,} {split} rows are wrong. The most confident first.", wrong=wrong, split=split)
+    without = (
+        "{wrong:,} {split} rows are wrong. {doubted:,} of them have a doubtful label and are left out here. "
+        "The most confident first."
+    )
+    return _(without, wrong=wrong, split=split, doubted=doubted)
+
+
+def counts(by_name: Mapping[str, int]) -> str:
+    """Rows by split."""
+    return listed(_("{count:,} {name}", count=count, name=_(name)) for name, count in by_name.items())
 
 
 def language_of(text: str | None) -> str:

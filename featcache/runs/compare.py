@@ -22,6 +22,7 @@ from featcache.evaluation.paired import (
 )
 from featcache.runs.predictions import Predictions
 from featcache.runs.run import Run, best_run
+from featcache.translation.language import gettext as _
 
 ALPHA = 0.05  # of all comparisons together
 
@@ -220,17 +221,24 @@ def words_verdict(best: Run, against: Comparisons) -> str:
         against: runs compared with `best`; another base says nothing of that.
     """
     if best.record.view == LEXICAL:
-        return f"no backbone is needed here: the words alone ({best.name}) are best on validation"
+        best_alone = "no backbone is needed here: the words alone ({name}) are best on validation"
+        return _(best_alone, name=best.name)
     made = next((one for one in against.made if one.run.record.view == LEXICAL), None)
     if made is None or against.base.folder != best.folder:
         return ""
     name, change = made.run.name, made.accuracy
-    points = f"{100 * abs(change.difference.value):.1f} points"
+    points = 100 * abs(change.difference.value)
     if change.tie:
-        return f"the words alone ({name}) tie with the best run: what the backbone adds may be chance"
+        tie = "the words alone ({name}) tie with the best run: what the backbone adds may be chance"
+        return _(tie, name=name)
     if change.worse:
-        return f"the backbone adds {points} to what the words alone ({name}) say"
-    return f"the words alone ({name}) are {points} better than the best run: no backbone is needed here"
+        adds = "the backbone adds {points:.1f} points to what the words alone ({name}) say"
+        return _(adds, points=points, name=name)
+    better = (
+        "the words alone ({name}) are {points:.1f} points better than the best run: "
+        "no backbone is needed here"
+    )
+    return _(better, name=name, points=points)
 
 
 def match(base: Predictions, run: Predictions) -> MatchedRows:

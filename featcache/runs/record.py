@@ -20,6 +20,8 @@ from featcache.heads.numbers.scale import PredictionInterval
 from featcache.plain_file import read_plain
 from featcache.settings import AbstentionSettings, BackboneSettings, DataSettings, FeatureSettings
 from featcache.system.documents import parse_document, read_json
+from featcache.translation.language import gettext as _
+from featcache.translation.language import paragraph
 
 RUN_FORMAT = 1
 RUN_FILE = "run.json"
@@ -82,20 +84,22 @@ class CleanScores:
         counts = {split: count for split, count in self.leaked.items() if count}
         if not counts:
             return ""
-        shown = " and ".join(
-            f"{count:,} of {rows.get(split, count):,} {split} rows" for split, count in counts.items()
-        )
-        said = [f"{shown} leak: an earlier split has their text."]
+        of = "{count:,} of {rows:,} {split} rows"
+        shown = [_(of, count=n, rows=rows.get(split, n), split=_(split)) for split, n in counts.items()]
+        which = shown[0]
+        for more in shown[1:]:
+            which = _("{first} and {last}", first=which, last=more)
+        said = [_("{rows} leak: an earlier split has their text.", rows=which)]
         if self.metrics:
-            said.append("Clean scores leave them out: trust these for new texts.")
-        said.append("To see the rows: featcache inspect.")
+            said.append(_("Clean scores leave them out: trust these for new texts."))
+        said.append(_("To see the rows: featcache inspect."))
         if "validation" in self.metrics:
-            said.append("The head was chosen on clean rows.")
+            said.append(_("The head was chosen on clean rows."))
         elif "validation" in counts:
-            said.append("Every validation row leaks, so the head was chosen on all of them.")
+            said.append(_("Every validation row leaks, so the head was chosen on all of them."))
         if self.rule == EXACT:
-            said.append("Texts were compared exactly, as their source is not on this disk.")
-        return " ".join(said)
+            said.append(_("Texts were compared exactly, as their source is not on this disk."))
+        return paragraph(said)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 
 from featcache.errors import UsageError
+from featcache.translation.language import gettext as _
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
@@ -70,12 +71,14 @@ def seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     if seconds < MINUTE:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+        return _("{seconds} s", seconds=f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}")
     if seconds >= 2 * DAY:
-        return f"{seconds / DAY:,.1f} days"
+        return _("{days:,.1f} days", days=seconds / DAY)
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return _("{hours} h {minutes} min", hours=hours, minutes=minutes)
+    return _("{minutes} min {seconds} s", minutes=minutes, seconds=rest)
 
 
 def age_text(seconds: float) -> str:

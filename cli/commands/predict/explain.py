@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featcache_cli.console import out, table
+from featcache.translation.language import gettext as _
+from featcache_cli.console import columns, out, table
 
 if TYPE_CHECKING:
     from featcache.prediction.explain import Explanation
@@ -23,19 +24,17 @@ def show(predictions: list[Prediction], found: list[Explanation]) -> None:
         for token in explanation.tokens:
             text.stylize("underline", token.begin, token.end)
         console.print(Text.assemble((explanation.label, "bold"), f" {prediction.probability:.4f}  ", text))
+        towards = ">" + _("for {label}", label=explanation.label)
         if explanation.tokens:
-            looked = table("token", ">looked at", f">for {explanation.label}")
+            looked = table(*columns("token", ">looked at"), towards)
             for token in explanation.tokens:
                 looked.add_row(f"{token.token!r}", f"{token.share:.1%}", f"{token.weight:+.2f}")
             console.print(looked)
         if not explanation.ngrams:
             continue
-        shown = table("n-gram", f">for {explanation.label}")
+        shown = table(*columns("n-gram"), towards)
         for part in explanation.ngrams:
             shown.add_row(f"{part.ngram!r}", f"{part.weight:+.2f}")
         console.print(shown)
-        console.print(
-            f"all words together: {explanation.words:+.2f} to the logit of {explanation.label}, over the "
-            "mean of all labels",
-            style="dim",
-        )
+        words = "all words together: {sum:+.2f} to the logit of {label}, over the mean of all labels"
+        console.print(_(words, sum=explanation.words, label=explanation.label), style="dim")

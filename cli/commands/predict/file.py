@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from featcache.errors import UsageError
 from featcache.settings import load_settings
 from featcache.system.units import seconds_text, short_count_text
-from featcache_cli.console import err, note, out, print_json, table
+from featcache.translation.language import gettext as _
+from featcache.translation.sentences import translated
+from featcache_cli.console import columns, err, note, out, print_json, table
 from featcache_cli.options import add_flag
 from featcache_cli.progress import Meter
 
@@ -211,22 +213,26 @@ def show(made: LabelledFile) -> None:
     labelled, held = made.rows - made.bad, made.abstained or 0
     console = out()
     rate = (made.rows - made.resumed) / made.seconds if made.seconds else 0.0
-    went_on = f", {made.resumed:,} of them in an earlier call" if made.resumed else ""
-    console.print(
-        f"{labelled - held:,} of {made.rows:,} rows labelled{went_on} in {seconds_text(made.seconds)} "
-        f"({short_count_text(rate)} texts/s): {made.path}",
-        soft_wrap=True,
+    whole = "{labelled:,} of {rows:,} rows labelled in {seconds} ({rate} texts/s): {path}"
+    went_on = (
+        "{labelled:,} of {rows:,} rows labelled, {resumed:,} of them in an earlier call in {seconds} "
+        "({rate} texts/s): {path}"
     )
-    shown = table("label", ">rows", ">share")
+    said = _(
+        went_on if made.resumed else whole, labelled=labelled - held, rows=made.rows, resumed=made.resumed,
+        seconds=seconds_text(made.seconds), rate=short_count_text(rate), path=made.path,
+    )  # fmt: skip
+    console.print(said, soft_wrap=True)
+    shown = table(*columns("label", ">rows", ">share"))
     ordered = sorted(made.counts.items(), key=lambda item: -item[1])
     for label, count in ordered[:SHOWN_LABELS]:
         shown.add_row(Text(label), f"{count:,}", f"{count / max(labelled, 1):.1%}")
     if made.abstained is not None:
-        shown.add_row(Text("no answer", style="italic"), f"{held:,}", f"{held / max(labelled, 1):.1%}")
+        shown.add_row(Text(_("no answer"), style="italic"), f"{held:,}", f"{held / max(labelled, 1):.1%}")
     if shown.row_count:  # numbers are not counted
         console.print(shown)
     if len(ordered) > SHOWN_LABELS:
-        console.print(f"and {len(ordered) - SHOWN_LABELS} more labels")
+        console.print(_("and {count} more labels", count=len(ordered) - SHOWN_LABELS))
     if not made.rows:
         note(f"the input has no rows, so there are none in {made.path}")
     if made.truncated:
@@ -237,6 +243,8 @@ def show(made: LabelledFile) -> None:
     if made.mostly_unknown:
         note(mostly_unknown_text(made.mostly_unknown, labelled))
     if made.bad:
-        err().print(f"{made.bad:,} rows could not be labelled, listed in {made.bad_path}:", soft_wrap=True)
+        bad = "{count:,} rows could not be labelled, listed in {path}:"
+        err().print(_(bad, count=made.bad, path=made.bad_path), soft_wrap=True)
         for row in made.first_bad:
-            err().print(f"  line {row.line}: {row.problem}", soft_wrap=True)
+            line = _("  line {line}: {problem}", line=row.line, problem=translated(row.problem))
+            err().print(line, soft_wrap=True)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
+from featcache.translation.language import gettext as _
+from featcache.translation.sentences import translated
 from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, choose, load
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
-from featcache_cli.console import err, note, out, print_error, print_json, table
+from featcache_cli.console import columns, err, note, out, print_error, print_json, table
 from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
@@ -206,7 +208,7 @@ def _show(
             note(f"{held} of {len(predictions)} texts have no answer; --json says why", quiet=args.quiet)
     elif alone:
         if labels[0].reason:
-            out().print(labels[0].reason, style="bold yellow")
+            out().print(translated(labels[0].reason), style="bold yellow")
         _print_bars(_top(labels[0], args.top_k or BARS))
     else:
         show_table(labels, args.top_k)
@@ -231,7 +233,7 @@ def _show_numbers(predictions: list[NumberPrediction]) -> None:
         for one, cells in zip(predictions, rows, strict=True):
             print(*cells, one_line(one.text), sep="\t")
         return
-    shown = table(">number", ">from", ">to", "text")
+    shown = table(*columns(">number", ">from", ">to", "text"))
     for one, cells in zip(predictions, rows, strict=True):
         shown.add_row(*cells, one.text)
     out().print(shown)
@@ -256,15 +258,17 @@ def show_table(predictions: list[Prediction], top_k: int | None) -> None:
     """Label, probability and text; the other labels below the text where they are few."""
     from rich.text import Text
 
-    shown = table("label", ">prob.", "text")
+    shown = table(*columns("label", ">prob.", "text"))
     for prediction in predictions:
         others = list(_top(prediction, top_k).items())[1:]
         text = Text(prediction.text)
         if 1 < len(others) <= 4:
             text.append("\n" + ", ".join(f"{name} {value:.4f}" for name, value in others), "dim")
         if prediction.reason:
-            text.append(f"\n{prediction.reason}", "yellow")
-        label = Text("no answer", "yellow") if prediction.abstained else Text(prediction.label, style="bold")
+            text.append(f"\n{translated(prediction.reason)}", "yellow")
+        label = (
+            Text(_("no answer"), "yellow") if prediction.abstained else Text(prediction.label, style="bold")
+        )
         shown.add_row(label, f"{prediction.probability:.4f}", text)
     out().print(shown)
 

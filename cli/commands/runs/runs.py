@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.system.units import percent_text, size_text
+from featcache.translation.language import gettext as _
 from featcache_cli.chosen_run import named_runs
 from featcache_cli.commands import train_head
 from featcache_cli.console import err, note, out, print_result, table
@@ -57,11 +58,11 @@ def ls(args: argparse.Namespace) -> int:
             RunColumn("size", [size_text(_size(run.folder)) for run in runs], 1),
         ]
         columns = fitting(columns, out().width)
-        shown = table(*(">" * column.right + column.header for column in columns))
+        shown = table(*(column.title for column in columns))
         for cells in zip(*(column.cells for column in columns), strict=True):
             shown.add_row(*cells)
         out().print(shown)
-        out().print("val., test: accuracy in %; of numbers the RMSE in their unit", style="dim")
+        out().print(_("val., test: accuracy in %; of numbers the RMSE in their unit"), style="dim")
 
     document = [train_head.record(run) | {"created": run.record.created} for run in runs]
     print_result(args, {"runs": document}, show_all)
@@ -79,7 +80,8 @@ def show(args: argparse.Namespace) -> int:
         settings = {"seed": about.seed, **about.settings, "model": about.backbone.model}
         settings |= {"dataset": about.data.dataset if about.data and not about.data.data_files else None}
         said = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-        out().print(f"made {about.created[:16].replace('T', ' ')}; {said}", soft_wrap=True, style="dim")
+        made = _("made {date}; {settings}", date=about.created[:16].replace("T", " "), settings=said)
+        out().print(made, soft_wrap=True, style="dim")
         out().print(str(run.folder), soft_wrap=True, style="dim")
 
     print_result(args, train_head.record(run), show_run)
@@ -121,7 +123,7 @@ def _agreed(names: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise UsageError(f"remove {names}? There is no terminal to ask on", hint="say so with --yes")
-    err().print(f"remove {names}? [y/N] ", end="", soft_wrap=True)
+    err().print(_("remove {names}? [y/N] ", names=names), end="", soft_wrap=True)
     return input().strip().lower() in ("y", "yes")
 
 

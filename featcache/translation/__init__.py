@@ -1,0 +1,1 @@
+"""What featcache says to people, in English and in Chinese."""
