@@ -136,8 +136,8 @@ def show(results: Sequence[Extracted], *, quiet: bool = False) -> None:
         )
     out().print(shown)
     if loading := sum(result.loading_seconds for result in results):
-        text = f"loading: {seconds_text(loading)} for libraries and the model, not among the seconds above"
-        out().print(text, soft_wrap=True)
+        apart = "loading: {seconds} for libraries and the model, not among the seconds above"
+        out().print(_(apart, seconds=seconds_text(loading)), soft_wrap=True)
     for result in results:
         counts = _counts(result.labels)
         if result.numbers is not None:

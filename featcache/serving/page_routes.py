@@ -23,8 +23,9 @@ from featcache.serving.request import (
     json_body,
     parsed,
 )
-from featcache.serving.words import LANGUAGES, words_in
+from featcache.serving.words import words_in
 from featcache.system.text import check_text
+from featcache.translation.language import LANGUAGES
 
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 PAGE = ("index.html", "page.css", "page.js", "words.js", "field.js", "answer.js", "files.js")
