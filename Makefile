@@ -4,13 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := $(VENV)/.demo-installed
 DEV := $(VENV)/.dev-installed
+DOCS := $(VENV)/.docs-installed
 
-.PHONY: bench-peers demo gpu test test-faults test-hostile test-lowest test-newest test-portable test-slow lint types tests setup clean
+.PHONY: bench-peers demo docs gpu lint pictures setup clean test test-docs test-faults test-hostile test-lowest test-newest \
+	test-portable test-slow tests types
 
 demo: $(DEMO)
 	$(BIN)/featcache demo
 
 test: setup lint types tests
+
+# The documentation as a site in build/site, which loads nothing from elsewhere. A warning is an error.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Everything that README, docs/ and the notebooks show, run as it stands.
+test-docs: $(DOCS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m docs
+
+# The pictures of README, from a demo in a folder of its own; needs chromium.
+pictures: $(DOCS)
+	$(BIN)/python docs/make_pictures.py
 
 # Power cuts, kills and flipped bytes for longer; ends with a line of counts.
 test-faults: setup
@@ -102,6 +116,10 @@ $(DEMO): pyproject.toml constraints.txt
 $(DEV): $(DEMO)
 	$(PIP) -e '.[demo,dev]'
 	touch $(DEV)
+
+$(DOCS): $(DEV)
+	$(PIP) -e '.[demo,dev,docs]'
+	touch $(DOCS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

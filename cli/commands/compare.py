@@ -47,15 +47,6 @@ def add(commands: Commands) -> None:
     add_settings(parser, "paths")
 
 
-def compared_with(best: Run | None, runs: list[Run]) -> Comparisons | None:
-    """`runs` compared with the best of them on test, where that can be done."""
-    from featcache.runs.compare import compare_runs
-
-    if best is None or "test" not in best.record.metrics:
-        return None
-    return compare_runs(runs, best, "test", skip=True)
-
-
 def run(args: argparse.Namespace) -> int:
     from featcache.runs.run import ranked
 

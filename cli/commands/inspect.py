@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featcache.cache.view_names import require_cached, short_view
-from featcache.errors import CacheMiss
+from featcache.cache.view_names import short_view
 from featcache.system.text import clip
 from featcache.system.units import interval_text, percent_text, share_text
 from featcache.translation.language import gettext as _
@@ -55,41 +54,19 @@ def run(args: argparse.Namespace) -> int:
 
 def inspect(settings: Settings, args: argparse.Namespace, most: int) -> Findings:
     """The findings, with a bar for each part of the work."""
-    from featcache.data.text_lookup import find_texts
-    from featcache.inspection.document import findings
-    from featcache.inspection.inspection import InspectedSplit, inspect_splits
+    from featcache.inspection import cached
     from featcache.inspection.neighbours import THRESHOLD
-    from featcache.runs.leaks import find_keys
 
-    view = args.view or settings.features.views[0]
-    require_cached(view, "inspect")
-    parts = {name: InspectedSplit.of(file, file.stored_view(view)) for name, file in _files(settings).items()}
-    hashes = {name: part.features.row_hash for name, part in parts.items()}
     with Meter(quiet=args.quiet) as meter:
-        inspection = inspect_splits(
-            parts,
+        return cached.inspect(
+            settings,
+            args.view,
+            most=most,
             threshold=THRESHOLD if args.threshold is None else args.threshold,
             neighbours=args.neighbours,
             folds=args.folds,
-            seed=settings.seed,
-            keys=find_keys(settings, hashes)[0],
             on_progress=meter,
         )
-    return findings(inspection, find_texts(settings.data, hashes, settings.seed), most)
-
-
-def _files(settings: Settings) -> dict[str, Any]:
-    """The cached splits; train must be there."""
-    from featcache.data.locate import SPLITS
-    from featcache.extraction.api import find_features
-
-    files = {"train": find_features(settings, "train")}
-    for split in SPLITS[1:]:
-        try:
-            files[split] = find_features(settings, split)
-        except CacheMiss:
-            continue  # the table of splits shows that it is not there
-    return files
 
 
 def show(found: Findings, width: int) -> None:

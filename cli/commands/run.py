@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from featcache.backbone.model_files.depth_views import DEPTH
-from featcache.cache.view_names import LEXICAL
 from featcache.data.test_split import with_test_split
-from featcache.errors import NoInnerLayers, UsageError
+from featcache.errors import UsageError
 from featcache.fingerprint import REGRESSION
 from featcache.settings import CONFIG_FILE, load_settings
 from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed, noted
-from featcache_cli.commands import compare, extract, train_head
+from featcache_cli.commands import extract, train_head
 from featcache_cli.console import note, out, print_json
-from featcache_cli.embedded import with_embedded_model
 from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 from featcache_cli.run_table import show as show_runs
@@ -28,11 +25,10 @@ from featcache_cli.run_table import show as show_runs
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from featcache.extraction.extracted import Extracted
-    from featcache.inspection.data_checks import DataCheck
-    from featcache.reporting.verdict import RunVerdict
-    from featcache.runs.run import Run
+    from featcache.runs.compare import Comparisons
     from featcache.settings import Settings
+    from featcache.system.progress import OnProgress
+    from featcache.workflow.run import AllRuns
 
 NEXT = {
     'featcache predict "TEXT"': noted("the labels of new texts, by the best run"),
@@ -69,11 +65,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> tuple[Settings, str | None]:
     """Those of the command, with a test split where files have none, and the sentence that says so."""
+    from featcache.workflow.embedded import with_embedded_model
+
     if args.source is not None and (args.dataset is not None or args.data_files is not None):
         raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
     settings = settings_of(args, {} if args.source is None else {"dataset": args.source})
     data, decided = with_test_split(settings.data)
-    settings = with_embedded_model(replace(settings, data=data), args)
+    settings = with_embedded_model(
+        replace(settings, data=data), named=args.model is not None, on_progress=_notes(quiet=args.quiet)
+    )
     if decided is not None:
         note(decided, quiet=args.quiet)
     return settings, decided
@@ -91,14 +91,9 @@ def _write_settings(args: argparse.Namespace, settings: Settings, decided: str |
         note(f"the other commands need {flag}, too, or a line of it in {file}", quiet=args.quiet)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AllRuns:
-    """What `run_all` has done; without a verdict where labels are numbers, or nothing was tested."""
-
-    extracted: list[Extracted]
-    runs: list[Run]
-    checks: tuple[DataCheck, ...]
-    verdict: RunVerdict | None
+def _notes(*, quiet: bool) -> OnProgress:
+    """Prints the notes of what is done, and nothing else."""
+    return lambda now: note(now.text, quiet=quiet) if now.stage == "note" else None
 
 
 def document(made: AllRuns) -> dict[str, Any]:
@@ -116,58 +111,33 @@ def run_all(
 ) -> AllRuns:
     """Extract, train, compare and check the data; prints the tables and the verdict on stdout if `show`.
 
-    Trained are the words alone, a linear head and scikit-learn's logistic regression on each view, and
-    logistic regression over depth, without and with the words. Where labels are numbers, a linear head and
-    ridge regression on each view, and ridge regression over depth.
-
     Args:
         on_extracted: called once the features are in the cache.
     """
-    from featcache.reporting.verdict import verdict
-    from featcache.runs.run import ranked
     from featcache.runs.words import CountedWords
+    from featcache.workflow.run import conclude, extract_with_depth, heads_to_train
 
-    asked = [view for view in settings.features.views if view != DEPTH] or ["last/cls"]
-    settings, results = _extract(settings, quiet=quiet)
+    settings, results = extract_with_depth(
+        settings,
+        lambda wanted: extract.extract_splits(wanted, extract.SPLITS, quiet=quiet),
+        _notes(quiet=quiet),
+    )
     on_extracted()
     if show:
         extract.show(results, quiet=quiet)
-    numbers = settings.data.task == REGRESSION
     words = CountedWords()  # counted and fitted once for both heads that read them
     runs = [
         train_head.train(settings, kind, view, quiet=quiet, words=words)
-        for kind, view in _heads(asked, numbers=numbers, deep=DEPTH in settings.features.views)
+        for kind, view in heads_to_train(settings)
     ]
-    best = ranked(runs)[0]
-    against = None if numbers else compare.compared_with(best, runs)
-    found = verdict(best, against) if against else None
-    made = AllRuns(extracted=results, runs=runs, checks=_checks(settings, best), verdict=found)
-    if show and numbers:
+    made = conclude(settings, results, runs)
+    if show and settings.data.task == REGRESSION:
         show_number_runs(runs)
     elif show:
-        show_runs(runs, best, against, words=False)
+        show_runs(runs, made.best, cast("Comparisons | None", made.compared), words=False)
     if show:
         _conclude(made, quiet=quiet)
     return made
-
-
-def _heads(views: list[str], *, numbers: bool, deep: bool) -> list[tuple[str, str]]:
-    """Kind and view of each head to train."""
-    kinds = ("linear", "ridge") if numbers else ("linear", "logistic")
-    wanted = [(kind, view) for view in views for kind in kinds]
-    if numbers:
-        return wanted + ([("ridge", DEPTH)] if deep else [])
-    wanted.insert(0, (LEXICAL, LEXICAL))
-    return wanted + ([("exact", DEPTH), ("exact", f"{DEPTH},{LEXICAL}")] if deep else [])
-
-
-def _checks(settings: Settings, best: Run) -> tuple[DataCheck, ...]:
-    from featcache.extraction.api import find_features
-    from featcache.inspection.data_checks import data_checks, rows_to_check
-
-    files = {split: find_features(settings, split) for split in extract.SPLITS}
-    rows, names, rule = rows_to_check(settings, files)
-    return data_checks(rows, names, rule=rule, record=best.record)
 
 
 def _conclude(made: AllRuns, *, quiet: bool) -> None:
@@ -206,16 +176,3 @@ def _grid() -> Table:
     made.add_column()
     made.add_column(overflow="fold")
     return made
-
-
-def _extract(settings: Settings, *, quiet: bool) -> tuple[Settings, list[Extracted]]:
-    """Extract the views that are asked for and those of depth; without these where the model has none."""
-    views = tuple(dict.fromkeys((*settings.features.views, DEPTH)))
-    deep = replace(settings, features=replace(settings.features, views=views))
-    try:
-        return deep, extract.extract_splits(deep, extract.SPLITS, quiet=quiet)
-    except NoInnerLayers as error:
-        if DEPTH in settings.features.views:
-            raise
-        note(f"no head over depth: {error.what}", quiet=quiet)
-        return settings, extract.extract_splits(settings, extract.SPLITS, quiet=quiet)

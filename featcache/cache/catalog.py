@@ -28,7 +28,9 @@ from featcache.fingerprint import (
 )
 from featcache.system.lock import locked
 from featcache.system.sharded_array import join_columns
+from featcache.system.text import html_table
 
+SHOWN_LABELS = 12
 RECORD_WAIT = 10.0  # seconds; a record is written in some milliseconds
 STATES = "states"  # the folder of token states, beside the features of the same data and model
 _STATES = re.compile(r".+-cut[0-9]+-[0-9a-f]{12}\.h5")
@@ -58,6 +60,23 @@ class Features:
     encoder: EncoderDocument
     fingerprint: str
     path: Path
+
+    def __repr__(self) -> str:
+        rows, width = self.x.shape
+        return f"Features({self.split} {self.view}, {rows:,} rows of {width:,} {self.x.dtype})"
+
+    def _repr_html_(self) -> str:
+        """Size and labels, for a notebook."""
+        title = f"{self.split} {self.view}: x {list(self.x.shape)} {self.x.dtype}, from {self.path.name}"
+        if task_of(self.y) == REGRESSION:
+            ends = ("numbers", f"{self.y.min():g}", f"{self.y.max():g}")
+            return html_table(("labels", "from", "to"), [ends], title)
+        names, several = self.label_names, self.y.ndim == 2
+        counts = self.y.sum(0) if several else np.bincount(self.y[self.y >= 0], minlength=len(names))
+        lines = sorted(zip(names, counts.tolist(), strict=True), key=lambda line: -line[1])
+        more = [(f"{len(lines) - SHOWN_LABELS} more labels", "")] if len(lines) > SHOWN_LABELS else []
+        shown = [(name, f"{rows:,}") for name, rows in lines[:SHOWN_LABELS]]
+        return html_table(("label", "rows"), [*shown, *more], title)
 
 
 class CacheFile:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache import __version__
 from featcache.data.locate import SPLITS
 from featcache.data.text_lookup import RowTexts
 from featcache.errors import HeadError
@@ -152,7 +152,7 @@ def _of_predictions(
 
 def origin_of(command: str = "", files: Sequence[str] = ()) -> ReportOrigin:
     """A report that is made today, by this version."""
-    return ReportOrigin(time.strftime("%Y-%m-%d"), __version__, command, list(files))
+    return ReportOrigin(time.strftime("%Y-%m-%d"), version("featcache"), command, list(files))
 
 
 def scored_split(run: Run, split: str, notes: list[str]) -> str:

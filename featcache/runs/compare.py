@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -21,7 +21,9 @@ from featcache.evaluation.paired import (
     right_rows,
 )
 from featcache.runs.predictions import Predictions
-from featcache.runs.run import Run, best_run
+from featcache.runs.run import METRIC_NAMES, Run, best_run
+from featcache.system.text import html_table
+from featcache.system.units import percent_text
 from featcache.translation.language import gettext as _
 
 ALPHA = 0.05  # of all comparisons together
@@ -114,10 +116,23 @@ class Comparison(PairedTests):
     only_run: int
     clean: PairedTests | None
 
+    @property
+    def against_base(self) -> str:
+        """`-1.5 [-2.9, -0.2]`: points of accuracy more or less, with their interval; `tie` before chance."""
+        found = self.accuracy.difference
+        value, low, high = (f"{100 * share:+.1f}" for share in (found.value, found.low, found.high))
+        return f"{'tie ' * self.accuracy.tie}{value} [{low}, {high}]"
+
 
 class _Tested(Protocol):
     @property
+    def run(self) -> Run: ...
+
+    @property
     def worse(self) -> bool: ...
+
+    @property
+    def against_base(self) -> str: ...
 
 
 T = TypeVar("T", bound=_Tested)
@@ -136,6 +151,21 @@ class ComparedRuns(Generic[T]):
     @property
     def worse(self) -> list[T]:
         return [comparison for comparison in self.made if comparison.worse]
+
+    def _repr_html_(self) -> str:
+        """One line a run, the base first, for a notebook."""
+        numbers = self.base.record.numbers
+        names = {"rmse": "RMSE", "mae": "MAE"} if numbers else METRIC_NAMES
+        runs = [(self.base, ""), *((each.run, each.against_base) for each in self.made)]
+        lines = [
+            (run.name, run.record.head, run.record.short_view, *_scores(run, self.split, names), difference)
+            for run, difference in [*runs, *((run, f"not compared: {why}") for run, why in self.refused)]
+        ]
+        against = f"{'RMSE' if numbers else 'accuracy'} against {self.base.name}"
+        return html_table(
+            ("run", "head", "view", *names.values(), against), lines,
+            f"{self.split}{'' if numbers else ', in %'}; tie: the difference may be chance",
+        )  # fmt: skip
 
 
 Comparisons: TypeAlias = ComparedRuns[Comparison]
@@ -212,6 +242,11 @@ def matched_runs(
                 raise HeadError(what, hint=error.hint) from error
             refused.append((run, error.what))
     return found, tuple(refused)
+
+
+def _scores(run: Run, split: str, names: Iterable[str]) -> list[str]:
+    write = "{:.4g}".format if run.record.numbers else percent_text
+    return [write(run.metric(split, name)) for name in names]
 
 
 def words_verdict(best: Run, against: Comparisons) -> str:

@@ -19,7 +19,10 @@ from featcache.runs.predictions import Predictions, read_predictions
 from featcache.runs.record import RUN_FILE, RunRecord, read_run_record
 from featcache.system.durable import explained, fsync_folder, temporary_beside, write_file
 from featcache.system.lock import locked
+from featcache.system.text import html_table
+from featcache.system.units import percent_text
 
+METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1"}
 WAIT = 30.0  # seconds for another process that renames or removes a run
 
 
@@ -33,6 +36,27 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    def __repr__(self) -> str:
+        which = "test" if "test" in self.record.metrics else "validation"
+        name = "rmse" if self.record.numbers else "accuracy"
+        return f"Run({self.name!r}, {which} {name} {self.metric(which, name):.4f})"
+
+    def _repr_html_(self) -> str:
+        """Its scores by split, for a notebook."""
+        about = self.record
+        names = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"} if about.numbers else METRIC_NAMES
+        write = "{:.4g}".format if about.numbers else percent_text
+        first = next(iter(names))
+        lines = []
+        for split, metrics in about.metrics.items():
+            low, high = about.intervals.get(split, {}).get(first, (None, None))
+            ends = "" if low is None or high is None else f"{write(low)} to {write(high)}"
+            scores = [write(metrics[name]) for name in names if name in metrics]
+            lines.append((split, f"{about.rows.get(split, 0):,}", *scores, ends))
+        unit = "" if about.numbers else " (scores in %)"
+        header = ("split", "rows", *names.values(), f"95 % interval of {names[first]}")
+        return html_table(header, lines, f"{self.name}: {about.head} head on {about.short_view}{unit}")
 
     def metric(self, split: str, name: str, *, clean: bool = False) -> float:
         """One metric, e.g. `run.metric("test", "accuracy")`; NaN where the split was not scored.

@@ -6,10 +6,11 @@ escaping; JSON, parquet and jsonl hold what there is.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠]")
 _NO_FORMULA = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?%?|[=+\-@\s＝＋－＠]*")
 _HUB_ID = re.compile(r"[\w\-][\w.\-]*/[\w.\-]+(:[\w.\-]+)?")  # a data set's may end in `:config`
 _FOLDERS = re.compile(r"(?<![\w/])(?:[A-Za-z]:|~)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
+_FIGURES = re.compile(r"[-+±]?\d[\d,.]*( |$)")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -66,6 +68,22 @@ def markdown_text(text: str) -> str:
     """`text` in Markdown: on one line, without a meaning for Markdown or HTML."""
     escaped = _MARKDOWN.sub(r"\\\1", one_line(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """A table for a notebook: cells are `readable` and have no meaning for HTML; numbers are on the right."""
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        made = (
+            f'<{kind} style="text-align: {"right" if _FIGURES.match(cell) else "left"}">'
+            f"{html.escape(readable(cell))}</{kind}>"
+            for cell in cells
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    above = f"<caption>{html.escape(readable(title))}</caption>" if title else ""
+    body = "".join(line("td", cells) for cells in rows)
+    return f"<table>{above}<thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"
 
 
 def plain_json(text: str) -> str:

@@ -67,6 +67,12 @@ class NumberComparison(ErrorTests):
     only_run: int
     clean: ErrorTests | None
 
+    @property
+    def against_base(self) -> str:
+        """`+0.12 [+0.03, +0.21]`: how much larger the RMSE is, with its interval; `tie` before chance."""
+        found = self.rmse.difference
+        return f"{'tie ' * self.rmse.tie}{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+
 
 NumberComparisons: TypeAlias = ComparedRuns[NumberComparison]
 
