@@ -75,7 +75,8 @@ def show(
     Args:
         words: say whether the words alone are enough.
     """
-    from featcache.runs.compare import most_frequent, words_verdict
+    from featcache.reporting.verdict import words_verdict
+    from featcache.runs.compare import most_frequent
 
     console = out()
     ordered = order.sorted(runs)

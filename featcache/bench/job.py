@@ -197,7 +197,10 @@ def _run_featcache(data: _CsvRows) -> _JobTimes:
         if process.returncode:
             said.seek(0)
             last = (said.read().strip().splitlines() or ["no message"])[-1]
-            raise FeatcacheError(f"featcache run ended with exit code {process.returncode}: {last}")
+            raise FeatcacheError(
+                f"featcache run ended with exit code {process.returncode}: {last}",
+                hint="run that command by hand: it says more",
+            )
     return _JobTimes(data.count, seconds, peak or None)
 
 

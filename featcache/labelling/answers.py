@@ -148,7 +148,10 @@ class AnswersFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = ProcessLock(self.path.with_name(f".{self.path.name}.lock"))
             if not lock.acquire(WAIT):
-                raise LockHeld(f"another process has held {self.path} for {WAIT:g} seconds")
+                raise LockHeld(
+                    f"another process has held {self.path} for {WAIT:g} seconds",
+                    hint="close the other page or terminal on this file, then try again",
+                )
         try:
             yield
         finally:
@@ -184,7 +187,10 @@ class AnswersFile:
             if header is None:
                 header = read_document(AnswersHeader, line, where, _broken)
                 if header.featcache != "answers" or header.format != FORMAT:
-                    raise SourceError(f"{where}: no answers file of this version of featcache")
+                    raise SourceError(
+                        f"{where}: no answers file of this version of featcache",
+                        hint="name another file, or install the featcache that wrote it",
+                    )
             else:
                 lines.append(read_document(AnswerLine, line, where, _broken))
         if header is None:
@@ -198,7 +204,7 @@ class AnswersFile:
             read_document(AnswerLine if whole else AnswersHeader, last, "", ValueError)
         except ValueError:
             if not whole:
-                raise SourceError(f"{self.path} is no answers file") from None
+                raise SourceError(f"{self.path} is no answers file", hint="name another file") from None
             aside = self.path.with_name(f"{self.path.name}.torn")
             with explained(aside), durable.disk.open(aside, "ab") as file:
                 file.write(last + b"\n")

@@ -69,16 +69,23 @@ def labelled_source(run: Run, mine: Settings, on_progress: OnProgress = ignore) 
     record = run.record
     if record.task != "single-label" or record.pairs or not record.cached_view or record.finetune:
         raise HeadError(
-            f"{run.name}: labels are asked again of runs with cached features, one label a text and no pairs"
+            f"{run.name}: labels are asked again of runs with cached features, one label a text and no pairs",
+            hint="name a run of train-head with one label a text",
         )
     files = {split: CacheFile(Path(record.caches[split].path)) for split in SPLITS if split in record.caches}
     for split, file in files.items():
         if file.fingerprint != record.caches[split].fingerprint:
-            raise HeadError(f"{file.path} is another file than the one {run.name} was trained on")
+            raise HeadError(
+                f"{file.path} is another file than the one {run.name} was trained on",
+                hint="train that head again: featcache train-head",
+            )
     parts = {split: InspectedSplit.of(file, record.cached_view) for split, file in files.items()}
     inspection = inspect_splits(parts, seed=record.seed, on_progress=on_progress)
     if inspection.doubts.reason:
-        raise HeadError(f"no doubtful labels are known: {inspection.doubts.reason}")
+        raise HeadError(
+            f"no doubtful labels are known: {inspection.doubts.reason}",
+            hint="featcache inspect says what it needs",
+        )
     data = record.data or DataSettings()
     texts = _train_texts(data, mine.data, parts["train"].features.row_hash, record.seed)
     distinct = TextsToLabel.of(texts)
@@ -158,7 +165,9 @@ def correct(
         SourceError: there is no validation split.
     """
     if "validation" not in source.features:
-        raise SourceError("the run has no cached validation split to choose by")
+        raise SourceError(
+            "the run has no cached validation split to choose by", hint="featcache extract --all-splits"
+        )
     train, names = source.features["train"], (*source.labels,)
     added = {label for labels in counted.labels.values() for label in labels} - set(names)
     names = (*names, *sorted(added))
@@ -197,11 +206,15 @@ def _train_texts(data: DataSettings, mine: DataSettings, hashes: np.ndarray, see
     places, own = ((one.data_files or {"": one.dataset}).values() for one in (data, mine))
     if foreign := [place for place in places if is_remote(place) and place not in own]:
         raise SourceError(
-            f"the run names {shown(foreign[0])}, which is read only if featcache.toml names it too"
+            f"the run names {shown(foreign[0])}, which is read only if featcache.toml names it too",
+            hint="name it in featcache.toml, too, if you trust it",
         )
     found = find_texts(data, {"train": hashes}, seed)
     if found.reason:
-        raise SourceError(f"the texts of the run cannot be read: {found.reason}")
+        raise SourceError(
+            f"the texts of the run cannot be read: {found.reason}",
+            hint="bring the data back to where they were",
+        )
     rows = found.places["train"]
     if (rows < 0).any():
         raise SourceError(

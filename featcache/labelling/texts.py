@@ -44,7 +44,10 @@ class TextsToLabel:
             first.setdefault(number, text)
         kept = tuple(first.values())
         if len(kept) < 2:
-            raise SourceError(f"{len(kept)} different texts: there is nothing to choose from")
+            raise SourceError(
+                f"{len(kept)} different texts: there is nothing to choose from",
+                hint="give more texts, or label these by hand",
+            )
         repeated = len(rows) - len(kept)
         more = [f"{repeated:,} texts are repeated; each is asked once"] if repeated else []
         hashes = tuple(bytes(row).hex() for row in row_hashes(kept))

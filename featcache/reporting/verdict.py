@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.cache.view_names import LEXICAL
 from featcache.evaluation.paired import ScoreDifference, mcnemar, paired_bootstrap, right_rows
-from featcache.runs.compare import ALPHA, Comparisons, words_verdict
+from featcache.runs.compare import ALPHA, Comparisons
 from featcache.runs.run import Run
 from featcache.system.units import share_text
 from featcache.translation.language import gettext as _
@@ -139,6 +140,33 @@ def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
     ties = sum(one.accuracy.tie for one in against.made)
     worse = sum(one.accuracy.worse for one in against.made)
     yield others_sentence(noted("accuracy"), ties, worse, len(against.made) - ties - worse)
+
+
+def words_verdict(best: Run, against: Comparisons) -> str:
+    """One sentence: whether the backbone adds anything to the words alone; empty where no run has none.
+
+    Args:
+        against: runs compared with `best`; another base says nothing of that.
+    """
+    if best.record.view == LEXICAL:
+        best_alone = "no backbone is needed here: the words alone ({name}) are best on validation"
+        return _(best_alone, name=best.name)
+    made = next((one for one in against.made if one.run.record.view == LEXICAL), None)
+    if made is None or against.base.folder != best.folder:
+        return ""
+    name, change = made.run.name, made.accuracy
+    points = 100 * abs(change.difference.value)
+    if change.tie:
+        tie = "the words alone ({name}) tie with the best run: what the backbone adds may be chance"
+        return _(tie, name=name)
+    if change.worse:
+        adds = "the backbone adds {points:.1f} points to what the words alone ({name}) say"
+        return _(adds, points=points, name=name)
+    better = (
+        "the words alone ({name}) are {points:.1f} points better than the best run: "
+        "no backbone is needed here"
+    )
+    return _(better, name=name, points=points)
 
 
 def others_sentence(what: str, ties: int, worse: int, better: int) -> str:

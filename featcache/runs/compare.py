@@ -9,7 +9,6 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from featcache.cache.view_names import LEXICAL
 from featcache.errors import HeadError
 from featcache.evaluation.paired import (
     Bootstrap,
@@ -24,7 +23,6 @@ from featcache.runs.predictions import Predictions
 from featcache.runs.run import METRIC_NAMES, Run, best_run
 from featcache.system.text import html_table
 from featcache.system.units import percent_text
-from featcache.translation.language import gettext as _
 
 ALPHA = 0.05  # of all comparisons together
 
@@ -247,33 +245,6 @@ def matched_runs(
 def _scores(run: Run, split: str, names: Iterable[str]) -> list[str]:
     write = "{:.4g}".format if run.record.numbers else percent_text
     return [write(run.metric(split, name)) for name in names]
-
-
-def words_verdict(best: Run, against: Comparisons) -> str:
-    """One sentence: whether the backbone adds anything to the words alone; empty where no run has none.
-
-    Args:
-        against: runs compared with `best`; another base says nothing of that.
-    """
-    if best.record.view == LEXICAL:
-        best_alone = "no backbone is needed here: the words alone ({name}) are best on validation"
-        return _(best_alone, name=best.name)
-    made = next((one for one in against.made if one.run.record.view == LEXICAL), None)
-    if made is None or against.base.folder != best.folder:
-        return ""
-    name, change = made.run.name, made.accuracy
-    points = 100 * abs(change.difference.value)
-    if change.tie:
-        tie = "the words alone ({name}) tie with the best run: what the backbone adds may be chance"
-        return _(tie, name=name)
-    if change.worse:
-        adds = "the backbone adds {points:.1f} points to what the words alone ({name}) say"
-        return _(adds, points=points, name=name)
-    better = (
-        "the words alone ({name}) are {points:.1f} points better than the best run: "
-        "no backbone is needed here"
-    )
-    return _(better, name=name, points=points)
 
 
 def match(base: Predictions, run: Predictions) -> MatchedRows:

@@ -293,7 +293,10 @@ class FileJobs:
                 job.check()
                 arrived += 0 if batch.table is None else batch.table.nbytes  # a value may stand for many rows
                 if arrived > most:
-                    raise SourceError(f"{job.name} has more than {most:,} bytes of rows")
+                    raise SourceError(
+                        f"{job.name} has more than {most:,} bytes of rows",
+                        hint="split the file, or use featcache predict --input",
+                    )
                 for row in batch.rows:
                     if len(row.text) + len(row.pair or "") > self.limits.characters:
                         row.problem = f"longer than {self.limits.characters:,} characters"
@@ -324,5 +327,8 @@ def _unpacked_size(job: FileJob) -> int:
                 size = sum(one.file_size for one in parts.infolist())
                 names = map(Path, parts.namelist()) if kind == "zip" else ()
                 if any(kind_of(name) == "arrow" or name.suffix.lower() == ".gz" for name in names):
-                    raise SourceError(f"{job.name} holds an Arrow or a .gz file, which are not read there")
+                    raise SourceError(
+                        f"{job.name} holds an Arrow or a .gz file, which are not read there",
+                        hint="send csv, tsv, json, jsonl, parquet, xlsx or txt",
+                    )
     return size
