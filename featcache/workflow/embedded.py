@@ -7,7 +7,7 @@ from dataclasses import replace
 from featcache.backbone.model_files.find import find_model
 from featcache.cache.cache import Cache
 from featcache.data.locate import locate
-from featcache.demo.demo import MODEL_NAME, MODEL_SOURCE, PROMPT, build_model
+from featcache.demo import demo
 from featcache.errors import FeatcacheError, ModelUnreachable
 from featcache.settings import BackboneSettings, FeatureSettings, Settings
 from featcache.system.progress import OnProgress, Progress, ignore
@@ -34,20 +34,20 @@ def with_embedded_model(settings: Settings, *, named: bool, on_progress: OnProgr
 
 
 def _embedded(settings: Settings, error: ModelUnreachable, on_progress: OnProgress) -> Settings:
-    folder = Cache.open(settings.paths.cache_dir).folder / "models" / MODEL_NAME
+    folder = Cache.open(settings.paths.cache_dir).folder / "models" / demo.MODEL_NAME
     try:
-        build_model(folder, on_progress=on_progress)
+        demo.build_model(folder, on_progress=on_progress)
     except FeatcacheError as problem:
         hint = f"{error.hint or ''}\nor an encoder without any hub: {problem.hint or problem.what}".lstrip()
         raise ModelUnreachable(error.what, hint=hint) from problem
     said = (
-        f"{error.what}: the embedded encoder {MODEL_NAME} is used instead, from the package "
-        f"{MODEL_SOURCE.package} (--model names another)"
+        f"{error.what}: the embedded encoder {demo.MODEL_NAME} is used instead, from the package "
+        f"{demo.MODEL_SOURCE.package} (--model names another)"
     )
     on_progress(Progress("note", text=said))
     features = settings.features
     if features.views == FeatureSettings().views:  # what this model was trained with
         features = replace(features, views=("last/mean",))
     if features.prompt == FeatureSettings().prompt:
-        features = replace(features, prompt=PROMPT)
+        features = replace(features, prompt=demo.PROMPT)
     return replace(settings, backbone=replace(settings.backbone, model=str(folder)), features=features)
