@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     about = "measure speed beside the machine's limit and beside peers"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    names = "{extract,heads,store,finetune,serve,scale,quality,few,job,label}"
-    benches = parser.add_subparsers(metavar=names, required=True)
+    names = "extract, heads, store, finetune, serve, scale, quality, few, job, label"
+    benches = parser.add_subparsers(metavar="BENCH", help=names, required=True)
     own = (_add_extract, _add_heads, _add_store, _add_finetune, _add_serve)
     for add_bench in (*own, scale.add, quality.add, few.add, job.add, label.add):
         add_bench(benches)
