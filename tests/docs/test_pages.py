@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from featcache_cli.main import _parser
 from tests.support.doc_blocks import PAGES, ROOT, blocks, check_parsed, make_folder, run_page, with_demo_model
+from tests.support.tiny import build
 
 QUICK = ("README.md", "docs/tutorials/chinese-without-a-hub.md")  # in `make test`; all in `make test-docs`
 WORDS = 700
@@ -22,6 +23,12 @@ OTHERS = frozenset((
     "--no-python", "--nproc-per-node", "--nnodes", "--strict", "--force-reinstall", "--seconds", "--workers",
     "--peer-python", "--no-view-scales", "--texts-per-second",
 ))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random backbone with as many blocks and positions as the pages need."""
+    return build("bert", tmp_path_factory.mktemp("bert"), num_hidden_layers=12, max_position_embeddings=512)
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -72,17 +79,15 @@ def test_both_readmes_show_the_same() -> None:
     assert shown[0] == shown[1] and shown[0]
 
 
-def run(page: str, tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> int:
-    make_folder(tmp_path / "work", tiny("bert"), monkeypatch)
+def run(page: str, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    make_folder(tmp_path / "work", bert, monkeypatch)
     return run_page(page, monkeypatch)
 
 
 @pytest.mark.parametrize("page", QUICK)
 @pytest.mark.usefixtures("arrow_cache")
-def test_a_page_runs(
-    page: str, tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(page, tmp_path, tiny, monkeypatch) >= 3
+def test_a_page_runs(page: str, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(page, tmp_path, bert, monkeypatch) >= 3
 
 
 def has_blocks(page: str) -> bool:
@@ -93,10 +98,10 @@ def has_blocks(page: str) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if has_blocks(page) and page not in QUICK])
 @pytest.mark.usefixtures("arrow_cache")
 def test_every_page_runs(
-    page: str, tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch,
+    page: str, tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
-    folder = make_folder(tmp_path / "work", tiny("bert"), monkeypatch)
+    folder = make_folder(tmp_path / "work", bert, monkeypatch)
     if page == "docs/tutorials/first-classifier.md":
         with_demo_model(folder / "demo", request.getfixturevalue("demo_model"))
     run_page(page, monkeypatch)

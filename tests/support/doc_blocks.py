@@ -1,6 +1,6 @@
 """The commands and the Python that the documentation shows, run in a folder with small stand-ins.
 
-A hub id that the pages use is a folder of that name here: `bert-base-chinese` is a tiny random backbone,
+A hub id that the pages use is a folder of that name here: `bert-base-chinese` is a small random backbone,
 `lansinuote/ChnSentiCorp` a few rows. So blocks run as they stand. A block after the comment
 `<!-- parsed only: REASON -->` is parsed and not run. A command whose line says `# exits with N` must do so.
 """
@@ -32,7 +32,7 @@ PAGES = sorted(
 )
 # Commands that a page takes for granted.
 BEFORE = {
-    "docs/abstention.md": ("extract --all-splits",),
+    "docs/abstention.md": ("init --views 1/mean", "extract --all-splits"),
     "docs/attentive.md": ("init --max-length 32",),
     "docs/costs.md": ("init --dataset weighted", "extract --all-splits"),
     "docs/few-labels.md": ("init --max-length 32",),
@@ -120,17 +120,17 @@ def run_page(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return count
 
 
-def make_folder(folder: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_folder(folder: Path, bert: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the working folder that the pages assume, and go there."""
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (folder / "bert-base-chinese").symlink_to(tiny_bert)
+    (folder / "bert-base-chinese").symlink_to(bert)
     _write(folder / "lansinuote" / "ChnSentiCorp", lambda row: row | {"label": int(row["label"] == "good")})
     _write(folder / "weighted", lambda row: row | {"weight": 1 + len(row["text"]) % 3})
     _write(folder / "rated", lambda row: row | {"label": len(row["text"]) / 7})
     (folder / "costs.json").write_text(json.dumps({"bad": {"good": 5}, "good": {"bad": 1}}), "utf-8")
-    every = [row for path in write_reviews(folder / "reviews", rows=120).values() for row in read_rows(path)]
+    every = [row for path in write_reviews(folder / "reviews", rows=330).values() for row in read_rows(path)]
     with open(folder / "reviews.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["评论", "类别"])
@@ -140,7 +140,7 @@ def make_folder(folder: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def _write(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Write reviews of which each row is changed."""
-    for path in write_reviews(folder, rows=160).values():
+    for path in write_reviews(folder, rows=360).values():
         rows = [json.dumps(change(row), ensure_ascii=False) + "\n" for row in read_rows(path)]
         path.write_text("".join(rows), encoding="utf-8")
 
