@@ -325,10 +325,13 @@ def _drawn(train: Split, names: Sequence[str], data: DataSettings, seed: int) ->
     parts = parts_by_key(classes, np.concatenate(keys), cast("list[float]", shares), seed)
     rows = {name: np.flatnonzero(parts == number) for number, name in enumerate(["train", *names])}
     if short := [name for name, places in rows.items() if not len(places)]:
+        hint = "add rows, or a file of each split"
+        if not numbers and len(np.unique(classes)) > len(train) / 2:
+            hint = "most rows have a label of their own: --label-column names the right column"
         raise SourceError(
             f"no {' and no '.join(names)} split, and train has too few different texts to hold "
             f"{'them' if len(names) > 1 else 'one'} out: none is left for {short[0]}",
-            hint="add rows, or a file of each split",
+            hint=hint,
         )
     counts = " and ".join(f"{len(rows[name])} for {name}" for name in names)
     note = f"of {len(train)} train rows {counts} are held out by a hash of each text (seed {seed})"

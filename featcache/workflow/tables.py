@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.data.formats.lines import first_line
 from featcache.data.locate import SPLITS, split_name
 from featcache.errors import SourceError
 from featcache.system.durable import explained, fsync_file, fsync_folder, temporary_beside
@@ -96,8 +95,11 @@ def arrow_table(data: object, name: str) -> pa.Table:
             return pa.table(data).replace_schema_metadata(None)
     except (pa.ArrowException, TypeError) as error:
         hint = "give the columns of text and label alone, with one type of cell in each"
-        raise SourceError(f"the {name} table cannot be read: {first_line(error)}", hint=hint) from error
-    raise SourceError(f"{name} is {type(data).__name__}, and no table", hint=f"featcache takes {KINDS}")
+        said = "; ".join(map(str, error.args))  # of an Arrow error several
+        raise SourceError(f"the {name} table cannot be read: {said}", hint=hint) from error
+    raise SourceError(
+        f"the {name} data are {type(data).__name__}, and no table", hint=f"featcache takes {KINDS}"
+    )
 
 
 def _of_dataset(data: Any) -> pa.Table:

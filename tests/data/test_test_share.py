@@ -79,6 +79,13 @@ def test_numbers_and_several_labels_are_held_out_too(tmp_path: Path) -> None:
     assert all(split.labels.sum(axis=0).min() > 0 for split in found.values())
 
 
+def test_a_column_of_numbers_of_rows_is_not_taken_for_labels(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [(f"text {number}", f"id{number}") for number in range(30)])
+    with pytest.raises(SourceError, match="none is left") as caught:
+        load_splits(DataSettings(dataset=str(path), test_share=0.1), ALL, seed=0)
+    assert "--label-column" in str(caught.value.hint)
+
+
 def test_too_few_different_texts_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "all.jsonl", [("same", "good")] * 9 + [("same", "bad")] * 9)
     with pytest.raises(SourceError, match="too few different texts"):
