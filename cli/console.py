@@ -147,7 +147,8 @@ def plot(
     signs = MARKS if _can_show("".join(MARKS.values()), encoding) else ASCII_MARKS
     bottom, top = min(mark.low for mark in marks), max(mark.high for mark in marks)
     if top - bottom < 1e-3:  # a tenth of a point
-        bottom, top = bottom - 5e-4, top + 5e-4
+        beyond = max(top + 5e-4 - 1, 0) - max(5e-4 - bottom, 0)  # of shares from 0 to 1
+        bottom, top = bottom - 5e-4 - beyond, top + 5e-4 - beyond
     left, right = math.log(min(mark.x for mark in marks)), math.log(max(mark.x for mark in marks))
     margin = len("100.00 |")
     columns = max(width - margin, 10)

@@ -15,6 +15,7 @@ from featcache.system.units import seconds_text
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed
 from featcache_cli.console import columns, note, out, print_result, table
+from featcache_cli.decided import note_decided, notes
 from featcache_cli.engine import add_engine, engine_of
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import EXTRACTION, Meter
@@ -61,12 +62,28 @@ def run(args: argparse.Namespace) -> int:
         what = "--split and --all-splits cannot be given together" if args.split else "no splits are named"
         raise UsageError(what, hint="--split train [--split test ...] or --all-splits")
     splits = SPLITS if args.all_splits else list(dict.fromkeys(args.split))
-    results = extract_splits(
-        settings_of(args), splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine_of(args)
-    )
+    results = _extract(args, splits)
     document = {"splits": [record(result) for result in results]}
     print_result(args, document, lambda: show(results, quiet=args.quiet))
     return 0
+
+
+def _extract(args: argparse.Namespace, splits: Sequence[str]) -> list[Extracted]:
+    """With the embedded encoder where the default model is not to be had, as `featcache run` does."""
+    from featcache.workflow.embedded import with_embedded_model
+
+    typed, engine = settings_of(args), engine_of(args)
+
+    def work(settings: Settings) -> list[Extracted]:
+        return extract_splits(
+            settings, splits, quiet=args.quiet, force=args.force, wait=args.wait, engine=engine
+        )
+
+    used, results = with_embedded_model(
+        typed, work, named=args.model is not None, on_progress=notes(quiet=args.quiet)
+    )
+    note_decided(args, typed, used)
+    return results
 
 
 def _nothing_named(args: argparse.Namespace) -> bool:

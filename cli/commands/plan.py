@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featcache.system.units import count_text, parse_count, seconds_text, size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import ngettext
+from featcache.translation.sentences import translated
 from featcache_cli.commands.extract import SPLITS
-from featcache_cli.console import note, out, print_result, table
+from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -81,36 +84,39 @@ def show(made: CorpusPlan) -> None:
     from featcache.planning.answer import TOKENIZING
 
     console = out()
-    who = f"{made.gpus:,} GPUs" if made.gpus else f"{made.workers:,} worker{'s' * (made.workers > 1)}"
-    where = f"{who} on {made.nodes:,} machine{'s' * (made.nodes > 1)}"
-    needed = f"{seconds_text(made.seconds.value)}, {made.slowest} takes longest"
-    console.print(f"{made.rows:,} rows, {where}: {needed}")
-    shown = table("plan", ">", ">95 % interval", "")
-    estimates = [("time", made.seconds, seconds_text), ("texts/s", made.texts_per_second, count_text)]
-    estimates += [("tokens", made.tokens, count_text)]
+    who = _("{gpus:,} GPUs", gpus=made.gpus or 0)
+    if not made.gpus:
+        who = ngettext("{count:,} worker", "{count:,} workers", made.workers)
+    machines = ngettext("{count:,} machine", "{count:,} machines", made.nodes)
+    headline = "{rows:,} rows, {who} on {machines}: {seconds}, {stage} takes longest"
+    about = {"seconds": seconds_text(made.seconds.value), "stage": translated(made.slowest)}
+    console.print(_(headline, rows=made.rows, who=who, machines=machines, **about))
+    shown = table(*columns("plan"), ">", *columns(">95 % interval"), "")
+    estimates = [(_("time"), made.seconds, seconds_text), (_("texts/s"), made.texts_per_second, count_text)]
+    estimates += [(_("tokens"), made.tokens, count_text)]
     if made.cost is not None:
-        estimates.append(("cost", made.cost, lambda value: f"{value:,.2f}"))
+        estimates.append((_("cost"), made.cost, lambda value: f"{value:,.2f}"))
     for name, estimate, written in estimates:
-        ends = f"{written(estimate.low)} to {written(estimate.high)}"
+        ends = _("{low} to {high}", low=written(estimate.low), high=written(estimate.high))
         between = "-" if estimate.low == estimate.high else ends
-        shown.add_row(name, written(estimate.value), between, estimate.how)
-        if name == "time":
+        shown.add_row(name, written(estimate.value), between, translated(estimate.how))
+        if estimate is made.seconds:
             for stage, seconds in made.stages.items():
-                when = "meanwhile" if stage == TOKENIZING else ""
+                when = _("meanwhile") if stage == TOKENIZING else ""
                 if seconds:
-                    shown.add_row(f"  {stage}", seconds_text(seconds), "", when)
+                    shown.add_row(f"  {translated(stage)}", seconds_text(seconds), "", when)
     for name, size, how in _sizes(made):
-        shown.add_row(name, size, "", how)
+        shown.add_row(name, size, "", translated(how))
     console.print(shown)
     console.print()
-    shown = table("built on", ">", "")
+    shown = table(*columns("built on"), ">", "")
     for fact in made.facts:
-        shown.add_row(fact.name, fact.value, fact.how)
+        shown.add_row(*map(translated, (fact.name, fact.value, fact.how)))
     console.print(shown)
     for text in made.notes:
-        console.print(f"note: {text}", style="dim")
+        console.print(_("note: {text}", text=translated(text)), style="dim")
     for text in made.warnings:
-        console.print(f"warning: {text}", style="bold yellow")
+        console.print(_("warning: {text}", text=translated(text)), style="bold yellow")
     console.print()
     for line in command_lines(made.command):
         console.print(line, soft_wrap=True)
@@ -118,17 +124,19 @@ def show(made: CorpusPlan) -> None:
 
 def _sizes(made: CorpusPlan) -> list[tuple[str, str, str]]:
     """Name, size and origin of the rows without an interval."""
+    from featcache.planning.answer import COMPUTED, MEASURED
+
     sizes = [
-        ("sealed cache", size_text(made.cache_bytes), "computed"),
-        ("unfinished units beside it", size_text(made.staging_bytes), "computed"),
-        ("free on that disk", size_text(made.free_bytes), "measured"),
-        ("shards", f"{made.shards:,}", "computed"),
+        (_("sealed cache"), size_text(made.cache_bytes), COMPUTED),
+        (_("unfinished units beside it"), size_text(made.staging_bytes), COMPUTED),
+        (_("free on that disk"), size_text(made.free_bytes), MEASURED),
+        (_("shards"), f"{made.shards:,}", COMPUTED),
     ]
     if made.memory is not None:
-        sizes.append(("memory of a worker", size_text(made.memory), "measured"))
-    sizes.append(("memory to find equal rows", size_text(made.row_memory), "computed"))
+        sizes.append((_("memory of a worker"), size_text(made.memory), MEASURED))
+    sizes.append((_("memory to find equal rows"), size_text(made.row_memory), COMPUTED))
     if made.gpu_memory is not None:
-        sizes.append(("memory of a GPU", size_text(made.gpu_memory), "measured"))
+        sizes.append((_("memory of a GPU"), size_text(made.gpu_memory), MEASURED))
     return sizes
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 from featcache.data.test_split import with_test_split
 from featcache.errors import UsageError
 from featcache.fingerprint import REGRESSION
-from featcache.settings import CONFIG_FILE, load_settings
+from featcache.settings import CONFIG_FILE
 from featcache.settings_file import to_toml
 from featcache.system.durable import write_file
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed, noted
 from featcache_cli.commands import extract, train_head
 from featcache_cli.console import note, out, print_json
+from featcache_cli.decided import note_decided, notes
 from featcache_cli.number_runs import show_number_runs
 from featcache_cli.options import Commands, add_command, add_settings, settings_of
 from featcache_cli.run_table import show as show_runs
@@ -25,9 +26,9 @@ from featcache_cli.run_table import show as show_runs
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from featcache.extraction.extracted import Extracted
     from featcache.runs.compare import Comparisons
     from featcache.settings import Settings
-    from featcache.system.progress import OnProgress
     from featcache.workflow.run import AllRuns
 
 NEXT = {
@@ -52,48 +53,36 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings, decided = _settings(args)
+    from featcache.workflow.run import read_files
 
-    def write_down() -> None:
-        _write_settings(args, settings, decided)
-
-    made = run_all(settings, quiet=args.quiet, show=not args.json, on_extracted=write_down)
+    if args.source is not None and (args.dataset is not None or args.data_files is not None):
+        raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
+    typed = settings_of(args, {} if args.source is None else {"dataset": args.source})
+    data, decided = with_test_split(typed.data)
+    if decided is not None:
+        note(decided, quiet=args.quiet)
+    settings = replace(typed, data=data)
+    read_files(settings)
+    made = run_all(
+        settings,
+        quiet=args.quiet,
+        show=not args.json,
+        named=args.model is not None,
+        on_extracted=lambda used: _write_settings(args, typed, used),
+    )
     if args.json:
         print_json(document(made))
     return 0
 
 
-def _settings(args: argparse.Namespace) -> tuple[Settings, str | None]:
-    """Those of the command, with a test split where files have none, and the sentence that says so."""
-    from featcache.workflow.embedded import with_embedded_model
-
-    if args.source is not None and (args.dataset is not None or args.data_files is not None):
-        raise UsageError("SOURCE and --dataset or --data-files cannot be given together")
-    settings = settings_of(args, {} if args.source is None else {"dataset": args.source})
-    data, decided = with_test_split(settings.data)
-    settings = with_embedded_model(
-        replace(settings, data=data), named=args.model is not None, on_progress=_notes(quiet=args.quiet)
-    )
-    if decided is not None:
-        note(decided, quiet=args.quiet)
-    return settings, decided
-
-
-def _write_settings(args: argparse.Namespace, settings: Settings, decided: str | None) -> None:
+def _write_settings(args: argparse.Namespace, typed: Settings, used: Settings) -> None:
     """Write the settings of a SOURCE down, which the other commands read; not before it could be read."""
-    data = settings.data
     file = Path(args.config or CONFIG_FILE)
     if args.source is not None and not file.exists():
-        write_file(file, to_toml(settings).encode("utf-8"))
+        write_file(file, to_toml(used).encode("utf-8"))
         note(f"wrote {file}: the other commands work here as typed", quiet=args.quiet)
-    elif decided is not None and load_settings(path=args.config) != settings:
-        flag = f"--test-share {data.test_share:g}" if data.test_share else f"--test-split {data.test_split}"
-        note(f"the other commands need {flag}, too, or a line of it in {file}", quiet=args.quiet)
-
-
-def _notes(*, quiet: bool) -> OnProgress:
-    """Prints the notes of what is done, and nothing else."""
-    return lambda now: note(now.text, quiet=quiet) if now.stage == "note" else None
+    else:
+        note_decided(args, typed, used)
 
 
 def document(made: AllRuns) -> dict[str, Any]:
@@ -107,22 +96,32 @@ def document(made: AllRuns) -> dict[str, Any]:
 
 
 def run_all(
-    settings: Settings, *, quiet: bool, show: bool, on_extracted: Callable[[], None] = lambda: None
+    settings: Settings,
+    *,
+    quiet: bool,
+    show: bool,
+    named: bool = True,
+    on_extracted: Callable[[Settings], None] = lambda _: None,
 ) -> AllRuns:
     """Extract, train, compare and check the data; prints the tables and the verdict on stdout if `show`.
 
     Args:
-        on_extracted: called once the features are in the cache.
+        named: somebody named the model.
+        on_extracted: called once the features are in the cache, with the settings for other commands.
     """
     from featcache.runs.words import CountedWords
+    from featcache.workflow.embedded import with_embedded_model
     from featcache.workflow.run import conclude, extract_with_depth, heads_to_train
 
-    settings, results = extract_with_depth(
-        settings,
-        lambda wanted: extract.extract_splits(wanted, extract.SPLITS, quiet=quiet),
-        _notes(quiet=quiet),
-    )
-    on_extracted()
+    report = notes(quiet=quiet)
+
+    def extract_all(wanted: Settings) -> tuple[Settings, list[Extracted]]:
+        return extract_with_depth(
+            wanted, lambda views: extract.extract_splits(views, extract.SPLITS, quiet=quiet), report
+        )
+
+    used, (settings, results) = with_embedded_model(settings, extract_all, named=named, on_progress=report)
+    on_extracted(used)
     if show:
         extract.show(results, quiet=quiet)
     words = CountedWords()  # counted and fitted once for both heads that read them

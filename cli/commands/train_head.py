@@ -257,14 +257,13 @@ def show_honesty(run: Run) -> None:
     interval = run.record.intervals.get("test", {}).get("accuracy")
     if interval:
         low, high = (percent_text(end) for end in interval)
-        line = _("test accuracy: 95 % interval {low} to {high} (bootstrap over rows)", low=low, high=high)
+        how = _how_made(run.metric("test", "accuracy"), interval)
+        line = _("test accuracy: 95 % interval {low} to {high} ({how})", low=low, high=high, how=how)
         if run.record.clean and "test" in run.record.clean.intervals:
-            ends = (percent_text(end) for end in run.record.clean.intervals["test"]["accuracy"])
-            both = (
-                "test accuracy: 95 % interval {low} to {high}, clean {clean_low} to {clean_high} "
-                "(bootstrap over rows)"
-            )
-            line = _(both, low=low, high=high, clean_low=next(ends), clean_high=next(ends))
+            interval = run.record.clean.intervals["test"]["accuracy"]
+            low, high = (percent_text(end) for end in interval)
+            how = _how_made(run.metric("test", "accuracy", clean=True), interval)
+            line += _(", clean {low} to {high} ({how})", low=low, high=high, how=how)
         console.print(line, style="dim")
     found = run.record.calibration
     if found:
@@ -273,6 +272,15 @@ def show_honesty(run: Run) -> None:
         ends = (percent_text(error) for error in (found.ece_before, found.ece_after))
         about = {"temperature": found.temperature, "before": next(ends), "after": next(ends)}
         console.print(_(kept if found.temperature == 1.0 else moved, **about), style="dim")
+
+
+def _how_made(accuracy: float, interval: tuple[float | None, float | None]) -> str:
+    """How the interval of an accuracy was made."""
+    from featcache.evaluation.bootstrap import is_exact
+
+    if not is_exact(accuracy, interval):
+        return _("bootstrap over rows")
+    return _("exact binomial: every row is right") if accuracy else _("exact binomial: every row is wrong")
 
 
 def show_abstention(run: Run) -> None:

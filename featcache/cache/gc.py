@@ -22,6 +22,8 @@ from featcache.errors import CacheError
 from featcache.system.durable import TEMPORARY, explained
 from featcache.system.lock import discard_lock, is_locked, locked
 from featcache.system.units import DAY
+from featcache.translation.language import noted
+from featcache.translation.sentences import FINISHED
 
 STALE = DAY  # seconds untouched after which unfinished work counts as abandoned
 YOUNG = 3600.0  # seconds in which a temporary record may still be in use
@@ -192,7 +194,7 @@ def plan_removals(
         if not rest.whole and not rest.of("unfinished"):
             continue
         if free and older_than is not None and now - rest.made > older_than:
-            removals.append(Removal(rest.target, rest.parts, "older than asked"))
+            removals.append(Removal(rest.target, rest.parts, noted("older than asked", FINISHED)))
             continue
         total += rest.bytes
         if free:
@@ -200,7 +202,7 @@ def plan_removals(
     for group in sorted(kept, key=lambda group: group.made):
         if max_size is None or total <= max_size:
             break
-        removals.append(Removal(group.target, group.parts, "oldest, over the size asked"))
+        removals.append(Removal(group.target, group.parts, noted("oldest, over the size asked", FINISHED)))
         total -= group.bytes
     return removals
 
@@ -212,20 +214,20 @@ def _litter(group: CacheGroup, now: float, stale: float) -> dict[str, list[Cache
     for part in group.parts:
         why, age = "", now - part.modified
         if part.kind == "temporary" and (part.path.suffix == ".h5" or age > YOUNG):
-            why = "left by a process that was killed"
+            why = noted("left by a process that was killed", FINISHED)
         elif part.kind == "unfinished" and sealed:
-            why = "unfinished, but its file is there"
+            why = noted("unfinished, but its file is there", FINISHED)
         elif part.kind == "unfinished" and age > stale:
-            why = "unfinished and left alone"
+            why = noted("unfinished and left alone", FINISHED)
         elif part.kind == "record" and not sealed:
-            why = "record of a file that is gone"
+            why = noted("record of a file that is gone", FINISHED)
         elif part.kind == "holder":
-            why = "lock of a dead process"
+            why = noted("lock of a dead process", FINISHED)
         if why:
             found.setdefault(why, []).append(part)
     left = _without(group.parts, found)
     if left and all(part.kind == "lock" for part in left):
-        found["lock of a file that is gone"] = left
+        found[noted("lock of a file that is gone", FINISHED)] = left
     return found
 
 

@@ -59,6 +59,16 @@ def bootstrap_intervals(
     return intervals
 
 
+def is_exact(share: float | None, interval: tuple[float | None, float | None] | None) -> bool:
+    """Whether the interval of a share of right rows is the exact binomial one; older runs have none there.
+
+    Args:
+        share: one of `SHARES`, None where it is not known.
+    """
+    low, high = interval or (None, None)
+    return share in (0.0, 1.0) and low is not None and low != high
+
+
 def bootstrap_metrics(
     probabilities: np.ndarray,
     labels: np.ndarray,

@@ -27,7 +27,7 @@ from featcache.export.reference import (
 from featcache.export.stock_heads import ONNX, classifies_last_token, put_head
 from featcache.export.stock_logits import TOLERANCE, logits_of, set_padding
 from featcache.fingerprint import SINGLE_LABEL
-from featcache.heads.scorers import Linear
+from featcache.heads.scorers import Linear, Neighbours
 from featcache.runs.run import Run
 
 
@@ -84,9 +84,17 @@ def _exportable(run: Run) -> Linear:
     refuse_words(head)
     refuse_far_numbers(head)
     if not isinstance(head.scorer, Linear):
+        none = (
+            "no format holds it: train another one, e.g. featcache train-head --head linear --view last/cls"
+        )
+        onnx = (
+            "--format onnx holds it; or train a linear one for this format: "
+            "featcache train-head --head linear --view last/cls"
+        )
         raise HeadError(
-            f"the {head.scorer.kind} head has no place in a stock classification model",
-            hint="train a linear one: featcache train-head --head linear",
+            f"the {head.scorer.kind} head has no place in a stock classification model, which has one linear "
+            "layer",
+            hint=none if isinstance(head.scorer, Neighbours) else onnx,
         )
     if head.costs is not None:
         raise HeadError(

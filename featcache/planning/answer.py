@@ -15,14 +15,23 @@ from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.errors import UsageError
 from featcache.planning.sample import Sample
 from featcache.settings import Settings, options
+from featcache.settings_file import flag_words, value_of
 from featcache.system.units import DAY, parse_size, size_text
+from featcache.translation.language import noted
+from featcache.translation.sentences import FINISHED
 
-MEASURED, GIVEN, ASSUMED, COMPUTED = "measured", "given", "assumed", "computed"
+MEASURED, GIVEN = noted("measured", FINISHED), noted("given", FINISHED)
+ASSUMED, COMPUTED = noted("assumed", FINISHED), noted("computed", FINISHED)
 GPUS_A_NODE = 8
 # Tokens of a text -> share of the dense bf16 peak: BERT-base shapes, 1.41 and 1.64 million tokens a second.
 PUBLISHED_SHARES = {50: 0.25, 512: 0.31}
 SHARES_SOURCE = "Arctic Inference on an H200"
-STAGES = ("start-up", "encoding", "reading and tokenising", "hashing and sealing")
+STAGES = (
+    noted("start-up", FINISHED),
+    noted("encoding", FINISHED),
+    noted("reading and tokenising", FINISHED),
+    noted("hashing and sealing", FINISHED),
+)
 ENCODING, TOKENIZING = STAGES[1:3]
 MAX_ROWS = 10**13
 LONG_DAYS, MANY_TRUNCATED, WIDE = 7.0, 0.05, 0.15
@@ -292,49 +301,49 @@ def notes_of(ask: Ask, sample: Sample) -> tuple[str, ...]:
 
 def warnings_of(made: CorpusPlan, sample: Sample, counts: WorkerCounts, rate: Estimate) -> list[str]:
     """What cannot work, then what is probably a mistake."""
-    found = []
+    warnings = []
     needed = made.cache_bytes + made.staging_bytes  # both exist until the file is sealed
     if needed > made.free_bytes:
-        found.append(
+        warnings.append(
             f"does not fit: the extraction needs {size_text(needed)} and keeps"
             f" {size_text(made.cache_bytes)} of it; {size_text(made.free_bytes)} are free"
         )
-    found += _memory_warnings(made, sample, counts)
+    warnings += _memory_warnings(made, sample, counts)
     if counts.parallel < counts.workers:
-        found.append(
+        warnings.append(
             f"{counts.workers} workers share the cores of {counts.parallel}: a machine has"
             f" {counts.cores} cores, and the sample used {sample.threads} for one process"
         )
     if sample.lengths.truncated > MANY_TRUNCATED:
-        found.append(
+        warnings.append(
             f"{sample.lengths.truncated:.1%} of the texts are truncated at {sample.max_length} tokens;"
             " --long-text chunks uses the whole texts"
         )
     if (sample.lengths.unknown or 0.0) > MANY:
-        found.append(unknown_text("the sample", sample.lengths.unknown or 0.0))
+        warnings.append(unknown_text("the sample", sample.lengths.unknown or 0.0))
     if sample.timing and sample.load >= counts.cores:
-        found.append(
+        warnings.append(
             f"the machine was busy before the sample (load {sample.load:.1f} on {counts.cores} cores): on a"
             " quiet machine it is faster"
         )
     if made.stages[TOKENIZING] > made.stages[ENCODING]:
-        found.append(
+        warnings.append(
             f"a worker would wait for its texts, which the time has in it: this machine reads and tokenises"
             f" {1 / (sample.lengths.seconds or 1):,.0f} of them a second, and the worker encodes"
             f" {rate.value:,.0f}; more processors for each worker tokenise faster"
         )
     days = made.seconds.value / DAY
     if days > LONG_DAYS:
-        found.append(f"{days:,.0f} days is long: more workers, a smaller model or a smaller --max-length")
+        warnings.append(f"{days:,.0f} days is long: more workers, a smaller model or a smaller --max-length")
     if (width := made.seconds.high / made.seconds.value - 1) > WIDE:
-        found.append(
+        warnings.append(
             f"the time is known to {width:.0%} only: use a longer --sample-seconds on a quiet machine"
         )
     if sample.batch_tokens < sample.asked_tokens:
-        found.append(
+        warnings.append(
             f"memory ran out with batches of {sample.asked_tokens} tokens: {sample.batch_tokens} fitted"
         )
-    return found
+    return warnings
 
 
 def _memory_warnings(made: CorpusPlan, sample: Sample, counts: WorkerCounts) -> list[str]:
@@ -364,25 +373,14 @@ def command_of(
     for split in splits:
         words += ["--split", split]
     for name, option in options().items():
-        section = getattr(settings, option.section) if option.section else settings
-        value = getattr(section, name)
+        value = value_of(settings, option)
         if name == "batch_tokens" and sample.batch_tokens < sample.asked_tokens:
             value = sample.batch_tokens
         if option.section == "head" or value == option.default or value is None or value == {}:
             continue
-        words += _words(option.flag, value)
+        words += flag_words(option, value)
     if nodes == 1 and workers > 1:
         words += ["--workers", str(workers)]
     if shards > 1 and parse_size(settings.paths.shard_size) != ask.shard_bytes:
         words += ["--shard-size", str(ask.shard_bytes)]
     return tuple(words)
-
-
-def _words(flag: str, value: Any) -> list[str]:
-    """A setting as command-line words."""
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag.removeprefix('--')}"]
-    if isinstance(value, dict):
-        return [flag, ",".join(f"{key}={part}" for key, part in value.items())]
-    text = ",".join(value) if isinstance(value, tuple) else str(value)
-    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]

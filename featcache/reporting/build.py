@@ -22,7 +22,6 @@ from featcache.inspection.inspection import (
     LeakageScore,
     score_without_leaks,
 )
-from featcache.plain_file import read_plain
 from featcache.reporting import confusion, numbers
 from featcache.reporting.cached import CachedFeatures, cached_features, inspected, texts_of_rows
 from featcache.reporting.checks import report_checks
@@ -42,12 +41,12 @@ from featcache.reporting.mistakes import list_mistakes
 from featcache.reporting.sentences import report_sentences
 from featcache.reporting.verdict import verdict
 from featcache.runs.compare import Change, Comparisons, compare_runs
-from featcache.runs.learning_curve import SavedCurve
+from featcache.runs.learning_curve import SavedCurve, saved_curves
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import CleanScores, SplitScores
 from featcache.runs.run import Run, best_run
 from featcache.settings import DataSettings, Settings
-from featcache.system.documents import read_document, tidied
+from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.text import last_part, readable, short_name, without_folders
 
@@ -95,12 +94,13 @@ def build_report(
     inspection = inspected(cached, subject, notes, on_progress) if inspect else None
     on_progress(Progress("scoring", total=1))
     own, against = cached.own, _compared(runs, split, notes)
+    curves = saved_curves(reports_dir, runs) if reports_dir else []
     mistakes = list_mistakes(predictions, cached, texts, inspection)
     without_leaks = _without_leaks(subject, predictions, cached, inspection)
     report = RunReport(
         split=split,
         **_of_runs(runs, against, split),
-        learning_curves=_learning_curves(subject, reports_dir),
+        learning_curves=_learning_curves(subject, curves),
         **_of_predictions(subject, predictions, own, split, texts),
         mistakes=mistakes.rows,
         wrong=mistakes.wrong,
@@ -114,7 +114,7 @@ def build_report(
         origin=origin or origin_of(),
     )
     chosen = len(runs) > 1 and best_run(list(runs)) is subject
-    found = verdict(subject, against, split, chosen=chosen)
+    found = verdict(subject, against, split, chosen=chosen, curves=curves)
     return tidied(replace(report, verdict=report_sentences(report, found)), text=readable)
 
 
@@ -262,19 +262,19 @@ def _training_curve(run: Run) -> TrainingCurve:
     return TrainingCurve(run=run.name, best_epoch=best, **columns)
 
 
-def _learning_curves(run: Run, reports_dir: Path | None) -> list[ScoreByRows]:
-    """Curves that were measured on the cache files of the run."""
+def _learning_curves(run: Run, curves: Sequence[SavedCurve]) -> list[ScoreByRows]:
+    """Those that were measured on the cache files and the view of the run."""
     caches = {name: cache.fingerprint for name, cache in run.record.caches.items()}
-    found = []
-    for path in sorted(reports_dir.glob("curve-*/curve.json")) if reports_dir and caches else []:
-        try:
-            curve = read_document(SavedCurve, read_plain(path), str(path), ValueError)
-        except (OSError, ValueError):
-            continue  # a folder of that name from another program
-        if curve.request.caches == caches and curve.request.view == run.record.view:
-            points = [[point.rows, point.score, point.low, point.high] for point in curve.points]
-            found.append(ScoreByRows(curve.kind, curve.metric, curve.split, points))
-    return found
+    return [
+        ScoreByRows(
+            curve.kind,
+            curve.metric,
+            curve.split,
+            [[point.rows, point.score, point.low, point.high] for point in curve.points],
+        )
+        for curve in curves
+        if curve.request.caches == caches and curve.request.view == run.record.view
+    ]
 
 
 # --- the predictions -----------------------------------------------------------------------------

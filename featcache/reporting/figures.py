@@ -177,7 +177,11 @@ def _legend(
 
 
 def _percent(*axes: Any) -> None:
+    """Write shares in percent, with no mark below 0 or above 100."""
+    from matplotlib.ticker import FixedLocator
+
     for axis in axes:
+        axis.set_major_locator(FixedLocator([at for at in axis.get_majorticklocs() if -1e-9 < at < 1 + 1e-9]))
         axis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
 
 

@@ -11,12 +11,10 @@ from featcache.reporting.verdict import RunVerdict
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed
 
-HELPS = 0.005  # gain by the last step of a learning curve from which on more labels are likely to help
-
 
 def report_sentences(report: RunReport, found: RunVerdict) -> list[str]:
-    """How good the run is and how sure that is, whether more labels would help, and what to look at."""
-    said = [*found.sentences, *_micro_f1(report), *_more_labels(report), *checks_sentence(report.checks)]
+    """What the verdict says, and what to look at."""
+    said = [*found.sentences, *_micro_f1(report), *checks_sentence(report.checks)]
     return sentences(said, found.run)
 
 
@@ -42,24 +40,3 @@ def _micro_f1(report: RunReport) -> Iterator[str]:
         micro = report.headline["micro_f1"]
         said = "Over all labels together, F1 is {score} (95 %: {ends})"
         yield _(said, score=percent(micro.value), ends=spread(micro.interval))
-
-
-def _more_labels(report: RunReport) -> Iterator[str]:
-    """What the last step of the learning curve brought."""
-    for curve in report.learning_curves[:1]:
-        if len(curve.points) < 2:
-            return
-        (before, low_score), (rows, score) = (point[:2] for point in sorted(map(tuple, curve.points))[-2:])
-        gain = score - low_score
-        helps = (
-            "From {before:,.0f} to {rows:,.0f} train rows the {metric} changed by {points:+.2f} points: "
-            "more labels are likely to help"
-        )
-        little = (
-            "From {before:,.0f} to {rows:,.0f} train rows the {metric} changed by {points:+.2f} points: "
-            "more labels would add little"
-        )
-        metric = _(curve.metric.replace("_", " "))
-        yield _(
-            helps if gain >= HELPS else little, before=before, rows=rows, metric=metric, points=100 * gain
-        )

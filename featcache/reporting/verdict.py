@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.cache.view_names import LEXICAL
+from featcache.cache.view_names import LEXICAL, short_view
 from featcache.evaluation.paired import ScoreDifference, mcnemar, paired_bootstrap, right_rows
 from featcache.runs.compare import ALPHA, Comparisons
 from featcache.runs.run import Run
 from featcache.system.units import share_text
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed, noted
+
+if TYPE_CHECKING:
+    from featcache.runs.learning_curve import SavedCurve
 
 # By whether the run is above the baseline, and whether that is more than chance.
 GAIN = {
@@ -34,6 +38,7 @@ GAIN = {
         "95 % interval {low:+.1f} to {high:+.1f}: the difference may be chance"
     ),
 }
+HELPS = 0.005  # gain by the last step of a learning curve from which on more labels are likely to help
 WIDE = 0.1  # an interval of an accuracy from this width on: a few more test rows would say more
 
 
@@ -44,11 +49,11 @@ class RunVerdict:
     Attributes:
         run: its name.
         rows: that the scores are of.
-        accuracy, interval: of these rows, the interval 95 % by bootstrap, None where it is not known.
+        accuracy, interval: of these rows, see `bootstrap_intervals`; the interval None where it is not known.
         majority: the most frequent label of the split; None for multi-label.
         gain: accuracy above always predicting that label, on the same rows; None without a majority.
         gain_p: of the same, McNemar's exact test.
-        sentences: all of it, and how the other runs and the words alone compare.
+        sentences: all of it, how the other runs and the words alone compare, and what a learning curve says.
     """
 
     run: str
@@ -63,13 +68,19 @@ class RunVerdict:
 
 
 def verdict(
-    best: Run, against: Comparisons | None, split: str = "test", *, chosen: bool = True
+    best: Run,
+    against: Comparisons | None,
+    split: str = "test",
+    *,
+    chosen: bool = True,
+    curves: Sequence[SavedCurve] = (),
 ) -> RunVerdict:
     """The verdict on the best of some runs that predict labels, or on another one.
 
     Args:
         against: the other runs compared with `best`; None where there is none.
         chosen: whether it is the best on validation.
+        curves: of the same features, see `saved_curves`; the first one says whether more labels would help.
 
     Raises:
         HeadError: `split` was not scored.
@@ -97,7 +108,7 @@ def verdict(
         gain_p=gain_p,
         sentences=(),
     )
-    said = (*_own(made, clean=not kept.all(), chosen=chosen), *_others(best, against))
+    said = (*_own(made, clean=not kept.all(), chosen=chosen), *_others(best, against), *_more_labels(curves))
     if leaked.all() and len(leaked):
         every = "every {split} row has its text in an earlier split: this does not measure new texts"
         said += (_(every, split=_(split)),)
@@ -142,6 +153,24 @@ def _others(best: Run, against: Comparisons | None) -> Iterator[str]:
     yield others_sentence(noted("accuracy"), ties, worse, len(against.made) - ties - worse)
 
 
+def _more_labels(curves: Sequence[SavedCurve]) -> Iterator[str]:
+    """What the last step of a learning curve brought."""
+    helps = (
+        "from {before:,} to {rows:,} train rows the {metric} of the {head} head on {view} changed by "
+        "{points:+.2f} points: more labels are likely to help"
+    )
+    little = (
+        "from {before:,} to {rows:,} train rows the {metric} of the {head} head on {view} changed by "
+        "{points:+.2f} points: more labels would add little"
+    )
+    for curve in [one for one in curves if len(one.points) > 1][:1]:
+        before, last = sorted(curve.points, key=lambda point: point.rows)[-2:]
+        gain, metric = last.score - before.score, _(curve.metric.replace("_", " "))
+        about = {"head": curve.kind, "view": short_view(curve.request.view), "metric": metric}
+        said = helps if gain >= HELPS else little
+        yield _(said, before=before.rows, rows=last.rows, points=100 * gain, **about)
+
+
 def words_verdict(best: Run, against: Comparisons) -> str:
     """One sentence: whether the backbone adds anything to the words alone; empty where no run has none.
 
@@ -157,7 +186,10 @@ def words_verdict(best: Run, against: Comparisons) -> str:
     name, change = made.run.name, made.accuracy
     points = 100 * abs(change.difference.value)
     if change.tie:
-        tie = "the words alone ({name}) tie with the best run: what the backbone adds may be chance"
+        tie = (
+            "the words alone ({name}) tie with the best run: what the backbone adds may be chance, and they "
+            "predict faster"
+        )
         return _(tie, name=name)
     if change.worse:
         adds = "the backbone adds {points:.1f} points to what the words alone ({name}) say"

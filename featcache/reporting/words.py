@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.cache.view_names import LEXICAL
+from featcache.evaluation.bootstrap import SHARES, is_exact
 from featcache.inspection.document import DoubtedRow, LeakedRow, ListedRow, OutlierRow, label_text
 from featcache.reporting import parts
 from featcache.reporting.document import ExtractionCost, Label, Mistake, RunReport
@@ -100,6 +101,7 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "calibration": _calibration(report),
         "cards": parts.cards(report),
         "cost_words": cost_words(report.cost) if report.cost else "",
+        "how_intervals": _how_intervals(report),
         "leaks": about.leaks,
         "mistakes_sentence": _mistakes_sentence(report),
         "mistakes": report.certain_mistakes[:LISTED],
@@ -109,6 +111,20 @@ def template_values(report: RunReport) -> dict[str, Any]:
         "split_table": parts.split_table(report.data) if report.data else [],
         "words_alone": words_alone,
     }
+
+
+def _how_intervals(report: RunReport) -> str:
+    """How the intervals of the page were made."""
+    shares = [found for name, found in report.headline.items() if name in SHARES]
+    known = [(one.value, one.interval) for one in shares] + [
+        (one.clean, one.clean_interval) for one in shares
+    ]
+    known += [(run.accuracy, run.interval) for run in report.runs]
+    if any(is_exact(share, interval) for share, interval in known):
+        return _(
+            "Intervals: exact binomial where every row is right or every row wrong, else bootstrap over rows."
+        )
+    return _("Intervals: bootstrap over rows.")
 
 
 def figure_words(report: RunReport) -> dict[str, tuple[str, str]]:

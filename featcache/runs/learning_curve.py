@@ -19,11 +19,13 @@ from featcache.fingerprint import fingerprint
 from featcache.heads.features import LabelledFeatures, counts_of
 from featcache.heads.numbers.registry import refuse_numbers
 from featcache.heads.registry import KINDS
+from featcache.plain_file import read_plain
 from featcache.runs.curve_fits import FinishedFits, OnFit, SizeFitter
 from featcache.runs.inputs.splits import CachedSplits, load_data
-from featcache.runs.run import file_stem
+from featcache.runs.run import Run, file_stem
 from featcache.runs.weighted_rows import weighted_rows
 from featcache.settings import HeadSettings, Settings
+from featcache.system.documents import read_document
 from featcache.system.durable import write_file
 
 CURVE_FORMAT = 1
@@ -286,6 +288,23 @@ class SavedCurve:
     split: str
     points: tuple[SavedPoint, ...]
     request: SavedRequest
+
+
+def saved_curves(reports_dir: Path, runs: Sequence[Run]) -> list[SavedCurve]:
+    """The curves in a folder that were measured on the cache files of one of these runs.
+
+    Those of the first run's view come first.
+    """
+    used = [{split: cache.fingerprint for split, cache in run.record.caches.items()} for run in runs]
+    found = []
+    for path in sorted(reports_dir.glob(f"curve-*/{CURVE_FILE}")):
+        try:
+            curve = read_document(SavedCurve, read_plain(path), str(path), ValueError)
+        except (OSError, ValueError):
+            continue  # a folder of that name from another program
+        if curve.request.caches and curve.request.caches in used:
+            found.append(curve)
+    return sorted(found, key=lambda curve: curve.request.view != runs[0].record.view)
 
 
 def _request(

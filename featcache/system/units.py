@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 
 from featcache.errors import UsageError
 from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
@@ -83,10 +84,10 @@ def seconds_text(seconds: float | None) -> str:
 
 def age_text(seconds: float) -> str:
     """An age in its largest whole unit: 90 as `1 min`, 10,000 as `2 h`, 200,000 as `2 d`."""
-    for size, unit in ((DAY, "d"), (HOUR, "h"), (MINUTE, "min")):
+    for size, text in ((DAY, noted("{count} d")), (HOUR, noted("{count} h")), (MINUTE, noted("{count} min"))):
         if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
+            return _(text, count=int(seconds // size))
+    return _("{count} s", count=int(seconds))
 
 
 def percent_text(share: float | None, unit: str = "") -> str:
@@ -106,9 +107,13 @@ def interval_text(low: float | None, high: float | None) -> str:
 
 def count_text(count: float) -> str:
     """At most six digits: `118.2`, `26,500`, `97.4 billion`."""
-    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+    for size, text in (
+        (1e12, noted("{count:,.1f} trillion")),
+        (1e9, noted("{count:,.1f} billion")),
+        (1e6, noted("{count:,.1f} million")),
+    ):
         if count >= size:
-            return f"{count / size:,.1f} {name}"
+            return _(text, count=count / size)
     return f"{count:,.0f}" if count >= 1000 else f"{count:,.1f}"
 
 

@@ -39,6 +39,7 @@ MORE = (
     noted("{first} for test and {second} for validation", FINISHED),
     noted("{count} for validation", FINISHED),
     noted("{count} for test", FINISHED),
+    noted("{path} (its first line read as the header)", FINISHED),
     noted("no {role} column found", FINISHED),
     noted("more than one {role} column", FINISHED),
     noted("no column {name}", FINISHED),

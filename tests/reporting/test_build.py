@@ -78,6 +78,11 @@ def test_build_report_shows_learning_curves_of_the_same_features(runs: list[Run]
     (tmp_path / "reports" / "curve-c" / "curve.json").write_text("[1]")
     told = build_report([run], reports_dir=tmp_path / "reports")
     assert [one.points for one in told.learning_curves] == [[[10, 0.5, 0.4, 0.6]]]
+    other = json.dumps(curve | {"points": [point, point | {"rows": 20}], "request": request | {"view": "x"}})
+    (tmp_path / "reports" / "curve-c" / "curve.json").write_text(other.replace('"other"', '"f"'))
+    told = build_report([run], reports_dir=tmp_path / "reports")
+    assert len(told.learning_curves) == 1  # the figure is about the run's own view
+    assert any("head on x changed by +0.00 points" in line for line in told.verdict)
     assert any("gone.h5" in note for note in told.notes)
 
 

@@ -30,16 +30,12 @@ def test_sentences_end_with_the_checks_that_found_something(one: Run) -> None:
     assert good[-1] == "All data checks are good." and all(said.endswith(".") for said in good)
 
 
-def test_sentences_say_whether_more_labels_would_help(one: Run) -> None:
-    shown, found = report(), verdict(one, None)
-    (curve,) = shown.learning_curves
-    assert (
-        "From 10 to 100 train rows the accuracy changed by +20.00 points: more labels are likely"
-        in " ".join(report_sentences(shown, found))
-    )
-    flat = replace(curve, points=[[10, 0.7, 0.6, 0.8], [100, 0.701, 0.6, 0.8]])
-    said = " ".join(report_sentences(replace(shown, learning_curves=[flat]), found))
-    assert "+0.10 points: more labels would add little" in said
+def test_sentences_are_those_of_the_verdict_with_a_capital_and_a_stop(one: Run) -> None:
+    found = verdict(one, None)
+    said = report_sentences(report(), found)
+    assert [line.lower() for line in said[: len(found.sentences)]] == [
+        f"{line}.".lower() for line in found.sentences
+    ]
 
 
 def test_sentences_name_micro_f1_of_several_labels_a_row(one: Run) -> None:

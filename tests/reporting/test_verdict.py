@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.reporting.verdict import RunVerdict, verdict
 from featcache.runs.compare import compare_runs
+from featcache.runs.learning_curve import SavedCurve, SavedPoint, SavedRequest
 from featcache.runs.run import Run
 from tests.support.saved_runs import predictions, save
 
@@ -46,6 +47,24 @@ def test_other_runs_and_the_words_alone(tmp_path: Path) -> None:
     said = of(best, tied, worse).sentences
     assert "the backbone adds 30.0 points to what the words alone (no-backbone-1) say" in said
     assert said[-1] == "of 2 other runs, by accuracy: 1 tied with it, 1 worse"
+
+
+def saved(*scores: float, view: str = "last/mean") -> SavedCurve:
+    """A curve whose sizes are 10, 100, ..."""
+    points = [SavedPoint(10 ** (place + 1), score, score, score) for place, score in enumerate(scores)]
+    return SavedCurve("exact", "accuracy", "test", tuple(points[::-1]), SavedRequest(view, {"train": "f"}))
+
+
+def test_the_first_learning_curve_says_whether_more_labels_would_help(tmp_path: Path) -> None:
+    run = made(tmp_path, 300, 30)
+    said = verdict(run, None, curves=[saved(0.5, 0.7), saved(0.7, 0.7)]).sentences
+    assert said[-1] == (
+        "from 10 to 100 train rows the accuracy of the exact head on last/mean changed by +20.00 points: "
+        "more labels are likely to help"
+    )
+    assert verdict(run, None, curves=[saved(0.5, 0.7, 0.701)]).sentences[-1].endswith("would add little")
+    alone = verdict(run, None).sentences
+    assert verdict(run, None, curves=[saved(0.5)]).sentences == alone
 
 
 def test_rows_that_leak_are_left_out_and_said(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The sentences of errors, hints and notes, collected from the source as templates: `{path} is not a folder`.
 
-They are arguments of the classes in `featcache.errors`, of ValueError, of `note` and of `Progress`, and of
-functions that pass one of their parameters on to such a call; what is added to `notes` or `doubts`, or given
+They are arguments of the classes in `featcache.errors`, of ValueError, `note`, `Progress` and `Fact`, and of
+functions that pass a parameter on to such a call; what is added to `notes`, `doubts` or `warnings`, or given
 as `reason`; and what functions in RETURNED return. What is not text in the source is a placeholder.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 RETURNED = {
     "guarantee", "promise", "reason", "note", "unknown_text", "mostly_unknown_text", "read_as",
     "wrong_encoding", "bad_rows_note", "_left_out", "_list_note", "_doubts_of_the_fit", "_backtest",
+    "_memory_warnings",
 }  # fmt: skip
 MOST = 24  # templates of one sentence; a part with more alternatives stays a placeholder
 Parts = tuple[str | ast.expr, ...]  # text, and what is filled in
@@ -47,7 +48,7 @@ class Module:
                 self._assign(child.target, child.value, function)
             elif isinstance(child, ast.Call):
                 self.calls.append((child, function))
-                if ast.unparse(child.func) in ("notes.append", "doubts.append"):
+                if ast.unparse(child.func) in ("notes.append", "doubts.append", "warnings.append"):
                     self.said.append((child.args[0], function))
                 for word in child.keywords:
                     self.said += [
@@ -106,7 +107,7 @@ def finished_sentences(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     wanted: dict[str, set[str | int]] = {
         name: {0, "what", "hint"} for name in classes | {"failure", "ValueError"}
     }
-    wanted |= {"note": {0, "text"}, "Progress": {"text"}}
+    wanted |= {"note": {0, "text"}, "Progress": {"text"}, "Fact": {0, 1}}
     found: dict[str, str] = {}
     while True:
         before = sum(map(len, wanted.values()))

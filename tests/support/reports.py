@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import replace
 
-from featcache.reporting.document import RunReport
+import msgspec
+import numpy as np
+
+from featcache.reporting.confusion import most_confused
+from featcache.reporting.document import (
+    ClassScore,
+    MatrixCell,
+    MetricChange,
+    ReportedRun,
+    RunComparison,
+    RunReport,
+    TrainingCurve,
+)
 from featcache.system.documents import tidied
 from featcache.system.text import readable
 
@@ -141,3 +153,71 @@ def report(names: tuple[str, ...] = ("差评", "好评"), text: str = "房间很
         }, text=readable),
         RunReport,
     )  # fmt: skip
+
+
+TEXT = (
+    "酒店位置不错，离地铁站很近，早餐种类也多；就是隔音差了一点，晚上能听见走廊里的说话声，希望以后可以改进。"
+)
+LABELS = (
+    "差评",
+    "好评",
+    "物流速度",
+    "包装破损或缺件",
+    "客服态度",
+    "positive",
+    "疑似广告或刷单的评价",
+    "price",
+)
+KINDS = ("exact-depth-lexical", "logistic-last-mean", "no-backbone", "a-run-that-somebody-gave-a-long-name")
+
+
+def report_of(runs: int, classes: int) -> RunReport:
+    """A report with as many runs, each with its curve, and as many classes, with texts of several lines."""
+    draw = np.random.default_rng(runs * classes)
+    names = LABELS[:classes] + tuple(f"第 {place} 类" for place in range(len(LABELS), classes))
+    made = report(names, TEXT)
+    counts = draw.poisson(1.2, (classes, classes)) + np.diag(draw.integers(20, 400, classes))
+    confused = most_confused(counts.tolist())
+    first, *others = lines = [_run_of(made.runs[0], place) for place in range(runs)]
+    cells = [(true, predicted) for true in confused for predicted in confused if counts[true, predicted]]
+    return replace(
+        made,
+        about=replace(made.about, run=first.run),
+        runs=lines,
+        base=first.run if others else None,
+        comparisons=[
+            RunComparison(run.run, 1200, [14, 25], change, change)
+            for run in others
+            for change in [_change(run, first)]
+        ],
+        curves=[_curve_of(run, place) for place, run in enumerate(lines)],
+        confusion=counts.tolist(),
+        matrix_labels=confused,
+        matrix=[MatrixCell(*cell, int(counts[cell]), made.matrix[0].examples) for cell in cells],
+        classes=[ClassScore(name, 0.9, 0.85, 0.87, 120) for name in names],
+    )
+
+
+def _run_of(run: ReportedRun, place: int) -> ReportedRun:
+    share = round(0.932 - 0.011 * place, 4)
+    ends = (share - 0.02, share + 0.018)
+    return replace(run, run=f"{KINDS[place % len(KINDS)]}-{place + 1}", accuracy=share, interval=ends)
+
+
+def _change(run: ReportedRun, first: ReportedRun) -> MetricChange:
+    gain = (run.accuracy or 0) - (first.accuracy or 0)
+    return MetricChange(gain, (gain - 0.01, gain + 0.012), 0.2, tie=gain > -0.012)
+
+
+def _curve_of(run: ReportedRun, place: int) -> TrainingCurve:
+    epochs = list(range(1, 41))
+    loss = [0.7 * 0.93**epoch + 0.2 for epoch in epochs]
+    return TrainingCurve(
+        run=run.run,
+        best_epoch=31,
+        epoch=epochs,
+        train_loss=loss,
+        train_accuracy=[1 - value / 2 for value in loss],
+        validation_loss=[value + 0.02 * place for value in loss],
+        validation_accuracy=[0.95 - value / 2 - 0.01 * place for value in loss],
+    )

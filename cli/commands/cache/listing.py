@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import CacheError
 from featcache.system.units import age_text, seconds_text, size_text
-from featcache_cli.console import note, out, print_result, table
+from featcache.translation.language import gettext as _
+from featcache.translation.language import noted
+from featcache.translation.sentences import translated
+from featcache_cli.console import columns, note, out, print_result, table
 
 if TYPE_CHECKING:
     from featcache.cache.cache import Cache
     from featcache.cache.local import FileFacts
     from featcache.cache.record import Provenance
     from featcache.fingerprint import EncoderDocument
+
+LOST = noted("not known: its record is lost, or of an earlier featcache")
+CUT = {
+    "left": noted("{count:,} truncated to {longest} tokens, on the left"),
+    "right": noted("{count:,} truncated to {longest} tokens, on the right"),
+    "middle": noted("{count:,} truncated to {longest} tokens, in the middle"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +89,21 @@ def list_files(cache: Cache, paths: list[Path], args: argparse.Namespace) -> int
 def _show_list(described: list[ListedFile]) -> None:
     if not described:
         return
-    shown = table("dataset/model, split-fingerprint", ">rows", ">size", ">age", "views")
+    shown = table(*columns("dataset/model, split-fingerprint", ">rows", ">size", ">age", "views"))
     shown.columns[0].min_width = max(len(Path(about.path).name) for about in described) + 2
     for about in described:
-        path, rows, content = Path(about.path), "damaged", "see cache info"
+        path, rows, content = Path(about.path), _("damaged"), _("see featcache cache info")
         folder = "/".join(path.parts[-4:-2] if about.kind == "states" else path.parts[-3:-1])
         if isinstance(about, ListedStates):
-            rows, content = f"{about.rows:,}", f"states before block {about.cut}"
+            rows, content = f"{about.rows:,}", _("states before block {cut}", cut=about.cut)
         elif isinstance(about, ListedFeatures):
             rows, content = f"{about.rows:,}", ", ".join(about.views)
         shown.add_row(
             f"{folder}\n  {path.name}", rows, size_text(about.bytes), age_text(about.age_seconds), content
         )
     if len(described) > 1:
-        shown.add_row(f"{len(described)} files", "", size_text(sum(about.bytes for about in described)))
+        files = _("{count} files", count=len(described))
+        shown.add_row(files, "", size_text(sum(about.bytes for about in described)))
     out().print(shown)
 
 
@@ -120,48 +131,60 @@ def _show_info(described: list[ListedFile]) -> None:
 
 def _facts(about: ListedFile) -> list[tuple[str, str]]:
     """What `info` prints of a file, by name."""
-    size = f"{size_text(about.bytes)}, {age_text(about.age_seconds)} old"
+    size = _("{size}, {age} old", size=size_text(about.bytes), age=age_text(about.age_seconds))
     if not isinstance(about, ListedSealedFile):
-        return [("file", about.path), ("status", about.status), ("size", size)]
+        return [(_("file"), about.path), (_("status"), translated(about.status)), (_("size"), size)]
     encoder = about.encoder
-    where = "in the middle" if encoder.long_text == "head-tail" else f"on the {encoder.truncation_side}"
     files = [f"{name} {digest[:12]}" for name, digest in encoder.files.items()]
+    sealed = "sealed (check its bytes: featcache cache verify {begins})"
     return [
-        ("file", about.path),
-        ("status", f"sealed (check its bytes: featcache cache verify {about.fingerprint[:6]})"),
-        ("size", size),
-        ("split", f"{about.split}, {about.rows:,} rows"),
-        ("texts", f"{about.truncated:,} truncated to {encoder.max_length} tokens, {where}"),
+        (_("file"), about.path),
+        (_("status"), _(sealed, begins=about.fingerprint[:6])),
+        (_("size"), size),
+        (_("split"), _("{split}, {rows:,} rows", split=_(about.split), rows=about.rows)),
+        (_("texts"), _truncated(about)),
         *(_facts_of_features(about) if isinstance(about, ListedFeatures) else []),
         *(_facts_of_states(about) if isinstance(about, ListedStates) else []),
-        ("weights", "\n".join(files) or "none"),
-        ("fingerprint", about.fingerprint),
+        (_("weights"), "\n".join(files) or _("none")),
+        (_("fingerprint"), about.fingerprint),
     ]
 
 
+def _truncated(about: ListedSealedFile) -> str:
+    """How many texts were truncated, to what length, and where."""
+    encoder, said = about.encoder, CUT[about.encoder.truncation_side]
+    if encoder.long_text == "head-tail":
+        said = CUT["middle"]
+    return _(said, count=about.truncated, longest=encoder.max_length)
+
+
 def _facts_of_states(about: ListedStates) -> list[tuple[str, str]]:
-    return [("states", f"of {about.tokens:,} tokens before block {about.cut}, for featcache finetune")]
+    states = "of {tokens:,} tokens before block {cut}, for featcache finetune"
+    return [(_("states"), _(states, tokens=about.tokens, cut=about.cut))]
 
 
 def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
     made, encoder = about.made, about.encoder
-    lost, dtype = "not known: the record is lost", encoder.dtype
-    commit = f" at {made.commit}" if made.commit else ""
+    lost, dtype, model = _("not known: the record is lost"), encoder.dtype, made.model
+    if made.model and made.commit:
+        model = _("{model} at {commit}", model=made.model, commit=made.commit)
+    types = "{compute} computed, {storage} stored"
     facts = [
-        ("views", ", ".join(about.views)),
-        ("labels", ", ".join(about.label_names) or "none, or numbers"),
-        ("dataset", made.dataset or lost),
-        ("model", (made.model or lost) + commit),
-        ("prompt", repr(encoder.prompt) if encoder.prompt else "none"),
-        ("numbers", f"{dtype.compute} computed, {dtype.storage} stored"),
-        ("run", about.computed),
-        ("unknown", _unknown(made.unknown_tokens)),
+        (_("views"), ", ".join(about.views)),
+        (_("labels"), ", ".join(about.label_names) or _("none, or numbers")),
+        (_("dataset"), made.dataset or lost),
+        (_("model"), model or lost),
+        (_("prompt"), repr(encoder.prompt) if encoder.prompt else _("none")),
+        (_("numbers"), _(types, compute=dtype.compute, storage=dtype.storage)),
+        (_("run"), about.computed),
+        (_("unknown"), _unknown(made.unknown_tokens)),
     ]
     if made.created is not None:
-        effort = f"{seconds_text(made.seconds or 0.0)} for {made.encoded or 0:,} texts encoded"
+        effort = "{date} on {host}, {seconds} for {texts:,} texts encoded"
+        about_it = {"date": made.created, "host": made.host, "seconds": seconds_text(made.seconds or 0.0)}
         versions = [f"{name} {number}" for name, number in (made.versions or {}).items()]
-        facts.append(("made", f"{made.created} on {made.host}, {effort}"))
-        facts.append(("with", ", ".join(versions)))
+        facts.append((_("made"), _(effort, texts=made.encoded or 0, **about_it)))
+        facts.append((_("with"), ", ".join(versions)))
     return facts
 
 
@@ -238,14 +261,14 @@ def _states(path: Path, found: FileFacts) -> ListedStates:
 def _computed(made: Provenance) -> str:
     """How the backbone was run: `packed, bfloat16 on cpu; faster modules: ...`."""
     if made.packing is None or made.dtype is None or made.fused is None:
-        return "not known: its record is lost, or of an earlier featcache"
+        return _(LOST)
     padded = f" ({made.packing_note})" if made.packing_note else ""
-    fused = ", ".join(made.fused) or "none"
-    return f"{made.packing}{padded}, {made.dtype} on {made.device}; faster modules: {fused}"
+    fused, ran = ", ".join(made.fused) or _("none"), "{packing}, {dtype} on {device}; faster modules: {fused}"
+    return _(ran, packing=made.packing + padded, dtype=made.dtype, device=made.device, fused=fused)
 
 
 def _unknown(share: float | None) -> str:
     """The share of tokens that the model's vocabulary does not have."""
     if share is None:
-        return "not known: the record is lost, or of an earlier featcache"
-    return f"{share:.1%} of the tokens are not in the model's vocabulary"
+        return _(LOST)
+    return _("{share:.1%} of the tokens are not in the model's vocabulary", share=share)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import CacheError
 from featcache.system.units import parse_age, parse_size, size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
+from featcache.translation.sentences import translated
 from featcache_cli.console import note, out, print_error, print_json, print_result
 from featcache_cli.options import add_flag
 from featcache_cli.progress import Meter
@@ -55,17 +58,19 @@ def _collected(made: Collected, *, dry_run: bool) -> dict[str, Any]:
 def _show_collected(made: Collected, *, dry_run: bool, quiet: bool) -> None:
 
     console = out()
-    word = "would remove" if dry_run else "removed"
     for removal in made.removed:
         named = [part.path.name for part in removal.parts if part.kind not in ("lock", "shard")]
         count = sum(part.kind == "shard" for part in removal.parts)
-        names = ", ".join([*named, *([f"{count} shards"] if count else [])])
-        console.print(f"{word} {names or removal.parts[0].path.name}", soft_wrap=True)
-        console.print(f"  {size_text(removal.bytes)}, {removal.why}", soft_wrap=True)
+        names = listed([*named, *([_("{count} shards", count=count)] if count else [])])
+        said = "would remove {names}" if dry_run else "removed {names}"
+        console.print(_(said, names=names or removal.parts[0].path.name), soft_wrap=True)
+        size, why = size_text(removal.bytes), translated(removal.why)
+        console.print(_("  {size}, {why}", size=size, why=why), soft_wrap=True)
     for path in made.busy:
-        console.print(f"left {path.name}: a writer is at work on it", soft_wrap=True)
+        console.print(_("left {name}: a writer is at work on it", name=path.name), soft_wrap=True)
     for path, why in made.kept:
-        console.print(f"could not remove {path.name}: {why}", style="bold red", soft_wrap=True)
+        refused = _("could not remove {name}: {why}", name=path.name, why=translated(why))
+        console.print(refused, style="bold red", soft_wrap=True)
     left = size_text(made.bytes_before - made.bytes)
     freed = "would be freed" if dry_run else "freed"
     note(f"{size_text(made.bytes)} {freed}, {left} left", quiet=quiet)

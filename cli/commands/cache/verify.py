@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import CacheError, FeatcacheError
 from featcache.system.units import size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.sentences import translated
 from featcache_cli.console import note, out, print_result
 from featcache_cli.options import add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
@@ -101,11 +103,12 @@ def _show_verified(found: list[VerifiedFile], *, quiet: bool) -> None:
     for about in found:
         name = Path(about.path).name
         if about.damage:
-            console.print(f"damaged  {name}", style="bold red", soft_wrap=True)
+            console.print(_("damaged  {name}", name=name), style="bold red", soft_wrap=True)
         else:
-            console.print(f"ok       {name}  {size_text(about.bytes)}", soft_wrap=True)
+            size = size_text(about.bytes)
+            console.print(_("ok       {name}  {size}", name=name, size=size), soft_wrap=True)
         for text in about.damage:
-            console.print(f"         {text}", soft_wrap=True)
+            console.print(f"         {translated(text)}", soft_wrap=True)
         if about.reencoded is not None:
             _show_drifts(about.reencoded)
     bad = sum(not about.ok for about in found)
@@ -118,14 +121,17 @@ def _show_verified(found: list[VerifiedFile], *, quiet: bool) -> None:
 def _show_drifts(about: ReencodedFile) -> None:
     console = out()
     if about.error:
-        console.print(f"         not encoded again: {about.error}", style="bold red", soft_wrap=True)
+        again = _("         not encoded again: {error}", error=translated(about.error))
+        console.print(again, style="bold red", soft_wrap=True)
         for line in (about.hint or "").splitlines():
-            console.print(f"         {line}", soft_wrap=True)
+            console.print(f"         {translated(line)}", soft_wrap=True)
     for drift in about.views:
         absolute, relative, cosine = (
-            "not a number" if value is None else f"{value:.{digits}}"
+            _("not a number") if value is None else f"{value:.{digits}}"
             for value, digits in ((drift.absolute, "2g"), (drift.relative, "2g"), (drift.cosine, "6f"))
         )
-        text = f"{drift.rows:,} rows, off by {absolute} ({relative} of a row), cosine {cosine}"
-        how, style = ("agrees  ", None) if drift.ok else ("drifted ", "bold red")
-        console.print(f"{how} {drift.view}: {text}", style=style, soft_wrap=True)
+        same = "agrees   {view}: {rows:,} rows, off by {absolute} ({relative} of a row), cosine {cosine}"
+        other = "drifted  {view}: {rows:,} rows, off by {absolute} ({relative} of a row), cosine {cosine}"
+        found = {"absolute": absolute, "relative": relative, "cosine": cosine}
+        text = _(same if drift.ok else other, view=drift.view, rows=drift.rows, **found)
+        console.print(text, style=None if drift.ok else "bold red", soft_wrap=True)

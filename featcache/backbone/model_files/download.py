@@ -8,11 +8,14 @@ from featcache.errors import BackboneError, FeatcacheError, ModelUnreachable
 from featcache.settings import BackboneSettings
 from featcache.system.hub.errors import HubError, Kind, hub_error
 from featcache.system.hub.listener import tell
+from featcache.translation.language import noted
+from featcache.translation.sentences import FINISHED
 
-WAYS_OUT = (
+WAYS_OUT = noted(
     "ways out: a mirror (export HF_ENDPOINT=https://<mirror>), another hub (--hub modelscope), "
     "what is on this disk (export HF_HUB_OFFLINE=1), a local folder (--model FOLDER), "
-    "or the embedded encoder (featcache demo)"
+    "or the embedded encoder (featcache run FILE, or featcache extract, without --model)",
+    FINISHED,
 )
 
 
