@@ -36,7 +36,8 @@ test-hostile: setup
 
 # The bounds in pyproject.toml: every direct dependency at its lowest, and the newest release of each, whatever
 # the upper bounds say. In environments of their own, some 5 GB each: `rm -rf .venv-lowest .venv-newest` after it.
-SHORT := tests/cli/test_commands.py tests/extraction/test_api.py tests/backbone/test_load.py \
+SHORT := $(addprefix tests/cli/test_,commands.py extract.py train_head.py compare.py prompt.py streams.py demo.py help.py) \
+	tests/extraction/test_api.py tests/backbone/test_load.py \
 	tests/backbone/test_packing.py tests/data/test_split.py tests/system/test_packages.py
 TOOLS := 'pytest>=8' 'pytest-socket>=0.7' 'hypothesis>=6.100'
 
@@ -82,9 +83,10 @@ $(VENV)-peers/.installed: benchmarks/peers.txt
 	$(VENV)-peers/bin/python -m pip install --disable-pip-version-check -q -r benchmarks/peers.txt
 	touch $@
 
-# Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment.
+# Tests that take minutes each: a million rows, a hundred kills, a real Ray, the wheel in an empty environment; and
+# every property test with more examples than `make test` gives it.
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or hypothesis and not hostile' --hypothesis-profile full
 
 lint:
 	$(BIN)/ruff check .

@@ -144,7 +144,7 @@ def machine(device: str) -> dict[str, Any]:
 def run(stage: Stage, seconds: float) -> dict[str, Any]:
     """The result of a stage, or why there is none."""
     began, limit = time.monotonic(), min(stage.limit, seconds)
-    if limit < 10:
+    if seconds < 10:
         return {"failed": "no time was left"}
     try:
         done = subprocess.run(

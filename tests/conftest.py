@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import hypothesis
 import pytest
 
 os.environ["PYTHONPATH"] = os.pathsep.join(  # processes that tests start import `tests.support`, too
@@ -19,6 +22,7 @@ os.environ["FEATCACHE_LANG"] = "en"  # whatever the locale of this machine is
 
 from tests.support.browser import Browser
 from tests.support.cli_tools import Cli, make_trained, make_work, plain_terminal
+from tests.support.forked import PIPE, start_worker
 from tests.support.hostile_counts import name_harm
 from tests.support.rated_reviews import make_rated
 from tests.support.review_files import write_reviews
@@ -26,6 +30,11 @@ from tests.support.stock import lively
 from tests.support.tiny import build
 
 Tiny = Callable[[str], Path]  #: a family -> the folder of a backbone
+
+# Of property tests: few examples in `make test`, many in `make test-slow` (--hypothesis-profile full).
+hypothesis.settings.register_profile("short", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
+hypothesis.settings.load_profile("short")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -106,6 +115,13 @@ def work(tmp_path: Path, tiny: Callable[[str], Path], monkeypatch: pytest.Monkey
     folder = make_work(tmp_path / "work", tiny("bert"))
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes of `--workers` that this process starts begin with the slow imports behind them."""
+    quick = SimpleNamespace(Popen=start_worker, PIPE=PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("featcache.system.workers.subprocess", quick)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.extraction.partition import first_occurrence
@@ -65,7 +65,6 @@ def shuffled(value: Any, draw: random.Random) -> Any:
     return [shuffled(inner, draw) for inner in value] if isinstance(value, list) else value
 
 
-@settings(deadline=None)
 @given(document=documents, seed=st.integers(0, 99))
 def test_canonical_gives_equal_bytes_for_equal_values(document: dict[str, Any], seed: int) -> None:
     other = shuffled(document, random.Random(seed))
@@ -76,7 +75,6 @@ def test_canonical_gives_equal_bytes_for_equal_values(document: dict[str, Any], 
     assert differences(document, json.loads(canonical(document))) == []  # nor by going through a file
 
 
-@settings(deadline=None)
 @given(one=documents, two=documents)
 def test_differences_agrees_with_fingerprint(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert bool(differences(one, two)) == (fingerprint(one) != fingerprint(two))
@@ -105,7 +103,6 @@ def leaf_paths(document: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator
             yield (*path, key)
 
 
-@settings(deadline=None)
 @given(document=documents.filter(bool), data=st.data())
 def test_differences_names_the_changed_field(document: dict[str, Any], data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(list(leaf_paths(document))))
@@ -288,7 +285,6 @@ def test_file_hash(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- rows
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.tuples(texts, texts), max_size=8))
 def test_row_hashes(rows: list[tuple[str, str]]) -> None:
     alone = row_hashes([text for text, _ in rows])
@@ -298,7 +294,6 @@ def test_row_hashes(rows: list[tuple[str, str]]) -> None:
     assert [row.tobytes() for row in both] == [reference(*row) for row in rows]
 
 
-@settings(deadline=None)
 @given(
     one=st.tuples(st.none() | texts, st.none() | texts), two=st.tuples(st.none() | texts, st.none() | texts)
 )
@@ -321,7 +316,6 @@ def test_row_hashes_needs_as_many_pairs_as_texts() -> None:
         row_hashes(["a", "b"], ["c"])
 
 
-@settings(deadline=None)
 @given(rows=st.lists(texts, min_size=2, max_size=6, unique=True), data=st.data())
 def test_row_chain_depends_on_the_order(rows: list[str], data: st.DataObject) -> None:
     moved = data.draw(st.permutations(rows))
@@ -330,7 +324,6 @@ def test_row_chain_depends_on_the_order(rows: list[str], data: st.DataObject) ->
     assert chains[0] == hashlib.sha256(b"".join(map(reference, rows))).hexdigest()
 
 
-@settings(deadline=None)
 @given(rows=st.lists(st.integers(0, 6), max_size=60), seed=st.integers(0, 9))
 def test_first_occurrence(rows: list[int], seed: int) -> None:
     # Rows that differ in one byte only, so that a comparison of a part of the hash is seen.

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as how
 from hypothesis import strategies as st
 
 from featcache.errors import UsageError
@@ -134,7 +133,6 @@ def any_settings(draw: st.DrawFn) -> Settings:
 @example(build_settings({"label_names": ("[red]", 'qu"ote', "很好, 不错", "a = 1")}))
 @example(build_settings({"data_files": {"train": r"C:\data\train.tsv", "a.b c": "x=y,z"}}))
 @example(build_settings({"lr": 1e-300, "C": 1e300, "seed": -1}))
-@how(max_examples=150, deadline=None)
 def test_load_settings_reads_what_to_toml_writes(settings: Settings) -> None:
     text = to_toml(settings)
     tables = tomllib.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from collections import defaultdict
@@ -21,6 +22,7 @@ LONGEST_FUNCTION = 60  # lines; ruff counts statements only
 MOST_POSITIONAL = 5  # arguments in a call of one of our constructors
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -39,7 +39,6 @@ def by_formula(states: np.ndarray, attention: Attention) -> np.ndarray:
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), queries=st.integers(1, 7))
-@settings(max_examples=40, deadline=None)
 def test_pooling_is_the_formula_for_each_text(lengths: list[int], queries: int) -> None:
     draw, width = np.random.default_rng(sum(lengths)), 7
     texts = [draw.normal(size=(length, width)) * 3 for length in lengths]
@@ -84,7 +83,7 @@ def test_an_attentive_view_cannot_be_extracted_without_a_head(tiny: Callable[[st
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), queries=st.integers(1, 7))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_gradients_of_several_layers_are_those_of_the_formula(lengths: list[int], queries: int) -> None:
     draw, width, layers = torch.Generator().manual_seed(sum(lengths)), 7, 3
     states = torch.randn(layers, sum(lengths), width, generator=draw).bfloat16()

@@ -235,7 +235,7 @@ ORDER_TEXTS = mixed()
     count=st.integers(1, len(ORDER_TEXTS)),
     budget=st.integers(1, 400),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("family", ["bert", "mistral", "mpnet"])
 def test_order_and_budget_do_not_matter(
     family: str, order: list[int], count: int, budget: int, lively_tiny: Folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.memory_limit import fits, smaller_batches
@@ -12,7 +12,6 @@ from featcache.errors import BackboneError
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(30, 60))
-@settings(deadline=None)
 def test_smaller_batches_shrinks_them_until_they_fit(lengths: list[int], most: int) -> None:
     known, done = np.array(lengths), []
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.packing import filling, plan_batches
@@ -19,7 +19,6 @@ LENGTHS = st.lists(st.integers(1, 40), max_size=60)
 
 
 @given(LENGTHS, st.integers(1, 120))
-@settings(deadline=None)
 def test_plan_batches_puts_every_row_in_exactly_one(lengths: list[int], budget: int) -> None:
     batches = plan_batches(np.array(lengths, dtype=np.int64), budget)
     assert all(len(batch) for batch in batches)
@@ -27,21 +26,18 @@ def test_plan_batches_puts_every_row_in_exactly_one(lengths: list[int], budget: 
 
 
 @given(LENGTHS, st.integers(1, 120))
-@settings(deadline=None)
 def test_plan_batches_keeps_the_budget_but_for_a_single_long_row(lengths: list[int], budget: int) -> None:
     for batch in plan_batches(np.array(lengths, dtype=np.int64), budget):
         assert len(batch) == 1 or sum(lengths[row] for row in batch) <= budget
 
 
 @given(LENGTHS, st.integers(1, 120))
-@settings(deadline=None)
 def test_plan_batches_has_the_longest_first_and_ties_in_file_order(lengths: list[int], budget: int) -> None:
     rows = [int(row) for batch in plan_batches(np.array(lengths, dtype=np.int64), budget) for row in batch]
     assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
 @given(LENGTHS, st.integers(1, 120))
-@settings(deadline=None)
 def test_plan_batches_fills_batches(lengths: list[int], budget: int) -> None:
     """No two neighbours would have fitted together: the next batch's first row did not fit."""
     batches = plan_batches(np.array(lengths, dtype=np.int64), budget)
@@ -62,7 +58,6 @@ def test_plan_batches_worked_example() -> None:
 
 
 @given(SOME)
-@settings(deadline=None)
 def test_packed_layout_holds_where_texts_begin(lengths: list[int]) -> None:
     layout = layout_of(lengths)
     assert layout.cu_seqlens.dtype == torch.int32
@@ -71,7 +66,6 @@ def test_packed_layout_holds_where_texts_begin(lengths: list[int]) -> None:
 
 
 @given(SOME)
-@settings(deadline=None)
 def test_packed_layout_runs_are_neighbours_of_equal_length(lengths: list[int]) -> None:
     runs = layout_of(lengths).runs
     assert [length for _, count, length in runs for _ in range(count)] == lengths

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from featcache.backbone.pooling import POOLINGS
 from tests.support.packed_texts import SOME, layout_of
 
 
 @given(SOME)
-@settings(deadline=None)
 def test_poolings_equal_a_loop_over_texts(lengths: list[int]) -> None:
     states = torch.randn(sum(lengths), 6, generator=torch.Generator().manual_seed(sum(lengths)))
     texts = states.split(lengths)

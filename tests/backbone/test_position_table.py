@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -155,7 +155,6 @@ def test_texts_beyond_the_extension_are_truncated_and_counted(tiny: Folder) -> N
     first=st.integers(0, 3),
     how=st.sampled_from(["random", "copy", "interpolate"]),
 )
-@settings(deadline=None)
 def test_extended_table_equals_the_reference(count: int, more: int, first: int, how: str) -> None:
     table = torch.from_numpy(np.random.default_rng(count).normal(size=(first + count, 4)).astype(np.float32))
     made = extended(table, first, Extension(how, count + more), 0.02)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.cache.seal import CHUNK, DTYPES
@@ -74,7 +74,6 @@ def tables(draw: st.DrawFn) -> Table:
     return Table(np.frombuffer(content, DTYPES[kind]).reshape(shape), draw(st.integers(1, 12)))
 
 
-@settings(deadline=None, max_examples=60)
 @given(drawn=st.lists(tables(), max_size=4))
 def test_columns_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, drawn: list[Table]) -> None:
     path = tmp_path_factory.mktemp("sealed") / "a.h5"
@@ -245,7 +244,6 @@ def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:
     assert read_all(bad) == read_all(tmp_path / "a.h5")
 
 
-@settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_no_damage_is_read_as_another_value(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

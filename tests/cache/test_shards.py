@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import integer_array_indices
 
@@ -119,7 +119,6 @@ def keys(draw: st.DrawFn, rows: int) -> Any:
     return draw(st.one_of(kinds))
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.data(), sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4), resident=st.booleans())
 def test_a_sharded_column_is_read_like_an_array(
     data: st.DataObject, sizes: list[int], resident: bool
@@ -305,7 +304,6 @@ def test_a_shard_of_another_cache_is_refused(sharded: Path, hurt: Callable[[list
         found("last/cls")
 
 
-@settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), number=st.integers(0, 9))
 def test_any_flipped_bit_of_any_shard_is_found(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, number: int

@@ -198,6 +198,7 @@ def test_force_makes_the_same_shards(case: Case) -> None:
     }
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 def test_workers_make_the_same_shards(case: Case) -> None:
     case.extract(shard_size=SMALL)

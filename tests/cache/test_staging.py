@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.cache.staging import Staging, read_plan, unfinished_work
@@ -68,7 +68,6 @@ def test_committed_units_are_read_by_another_staging_of_the_same_plan(tmp_path: 
         assert_holds(again, number)
 
 
-@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_committed_removes_a_damaged_unit_and_only_that(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

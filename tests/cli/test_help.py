@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from featcache_cli.help import GROUPS
 from featcache_cli.main import COMMANDS, _parser
-from tests.support.cli_tools import Cli, widest
+from tests.support.cli_tools import Cli, environment, widest
 
 MOST_LINES = 24
+CONTRACT = ("init", "extract", "train-head", "compare", "predict", "cache", "run", "demo")
+NAMES = sorted({*CONTRACT, *(name.replace("_", "-") for name in COMMANDS)})
+HEAVY = {"torch", "transformers", "datasets", "sklearn"}
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "") -> Iterator[str]:
@@ -80,3 +87,66 @@ def test_other_shells_know_every_command(shell: str, start: str, cli: Cli) -> No
     for words in ("train-head", "rename", "attentive"):
         assert words in text
     cli.refused(2, ["completion", "fihs"], "did you mean fish")
+
+
+def test_help_is_quick_and_names_commands_and_exit_codes() -> None:
+    code = (
+        "import sys\n"
+        "from featcache_cli.main import main\n"
+        "code = main(sys.argv[1:])\n"
+        f"print('HEAVY', sorted({HEAVY} & set(sys.modules)), file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        capture_output=True,
+        text=True,
+        env=environment(COLUMNS="80"),
+    )
+    assert done.returncode == 0 and done.stderr == "HEAVY []\n"
+    for command in NAMES:
+        assert re.search(rf"^ +{command}\b", done.stdout, re.MULTILINE), command
+    codes = re.search(r"exit codes: (.*?)\n\n|exit codes: (.*)", done.stdout, re.DOTALL)
+    assert codes
+    for number in ("0 done", "2 usage", "3 data", "4 model", "5 cache", "6 head", "1 anything", "130"):
+        assert number in " ".join(codes[0].split())
+
+
+def test_commands_without_a_model_do_not_import_torch(trained: Path) -> None:
+    code = (
+        "import sys\n"
+        "from featcache_cli.main import main\n"
+        "assert main(['compare']) == main(['cache', 'ls']) == main(['extract', '--help']) == 0\n"
+        f"assert not {HEAVY} & set(sys.modules), {HEAVY} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment())
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_command_has_an_example_that_parses(command: str, cli: Cli) -> None:
+    text = cli.ok(command, "--help").out
+    examples = [line.strip() for line in text.partition("\nexample:\n")[2].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        argv = shlex.split(example)
+        assert argv[:2] == ["featcache", command]
+        assert _parser().parse_args(argv[1:]).run
+
+
+@pytest.mark.parametrize("command", ["init", "extract", "train-head", "run"])
+def test_commands_have_the_common_flags(command: str, cli: Cli) -> None:
+    flags = (
+        "--model --revision --dataset --data-files --text-column --pair-column --label-column "
+        "--label-names --views --pooling --prompt --max-length --batch-tokens --dtype --device "
+        "--cache-dir --reports-dir --seed --json --quiet"
+    )
+    text = cli.ok(command, "--help").out
+    assert [flag for flag in flags.split() if not re.search(rf"{flag}\b", text)] == []
+    for default in ("bert-base-chinese", "lansinuote/ChnSentiCorp"):
+        assert default in text
+
+
+@pytest.mark.parametrize("command", ["", *NAMES])
+def test_help_fits_a_terminal(command: str, cli: Cli) -> None:
+    text = cli.ok(*command.split(), "--help").out
+    assert widest(text) <= 80, [line for line in text.splitlines() if cell_len(line) > 80]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli_tools import COMMAND, Cli
+from tests.support.cli_tools import Cli, Result, environment, shell, start
 
 WORDS = ("好房间", "坏房间", "服务很好", "酒店很差", "电池便宜", "书很贵", "good room", "bad book")
 
@@ -34,14 +33,13 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def typed(keys: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [str(COMMAND), "label", "texts.csv", "--terminal", "--annotator", "anna", *more]
-    return subprocess.run(command, input=keys, capture_output=True, text=True, check=False, timeout=300)
+def typed(keys: str, *more: str) -> Result:
+    return shell("label", "texts.csv", "--terminal", "--annotator", "anna", *more, stdin=keys)
 
 
 def test_keys_in_a_terminal(work: Path) -> None:
     done = typed("1" * 10 + "2" * 10 + "usn" + "alate\n" + "mlong day\n3" + "i" + "q", "--labels", "good,bad")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     lines = lines_of(work / "texts.labels.jsonl")
     assert lines[0]["labels"] == ["good", "bad"]
     told = [(line["answer"], *line["labels"]) for line in lines[1:]]
@@ -50,9 +48,9 @@ def test_keys_in_a_terminal(work: Path) -> None:
         ("new label", "late"), ("labels", "late"),
     ]  # fmt: skip
     assert lines[-1]["note"] == "long day" and lines[-1]["by"] == "anna"
-    assert "texts have labels" in done.stderr
+    assert "texts have labels" in done.err
     again = typed("1q", "--json")
-    assert json.loads(again.stdout)["labelled"] == 21
+    assert again.json["labelled"] == 21
     assert len(lines_of(work / "texts.labels.jsonl")) == len(lines) + 1
 
 
@@ -60,26 +58,27 @@ def test_several_labels_and_many_labels_in_a_terminal(work: Path) -> None:
     names = [f"topic {number}" for number in range(11)]
     keys = "12\n" + "1113\n" + "ltopic 10\n\n" + "ltopic 1\n" + "\ngq"
     done = typed(keys, "--labels", ",".join(names), "--multi-label")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     given = [line["labels"] for line in lines_of(work / "texts.labels.jsonl")[1:]]
     assert given == [["topic 0", "topic 1"], ["topic 0", "topic 2"], ["topic 10"], ["topic 1"]]
-    assert "no guess" in done.stderr
+    assert "no guess" in done.err
 
 
 @contextmanager
-def page(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [str(COMMAND), "label", "texts.csv", "--port", "0", "--json", "--quiet", *more]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout and process.stderr
-            content = ""
-            while not content.endswith("}\n"):
-                line = process.stdout.readline()
-                assert line, process.stderr.read()
-                content += line
-            yield json.loads(content)["url"], process
-        finally:
-            process.kill()
+def page(*more: str) -> Iterator[tuple[str, Any]]:
+    command = ["label", "texts.csv", "--port", "0", "--json", "--quiet", *more]
+    process = start(command, environment())
+    try:
+        assert process.stdout and process.stderr
+        content = b""
+        while not content.endswith(b"}\n"):
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            content += line
+        yield json.loads(content)["url"], process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -114,8 +113,7 @@ def test_a_killed_page_goes_on_with_every_answer(work: Path) -> None:
 
 def test_export_and_agreement(work: Path, cli: Cli) -> None:
     typed("12121212q", "--labels", "good,bad")
-    second = ["label", "texts.csv", "--terminal", "--annotator", "ben"]
-    subprocess.run([COMMAND, *second], input="2222q", text=True, capture_output=True, check=True, timeout=300)
+    assert shell("label", "texts.csv", "--terminal", "--annotator", "ben", stdin="2222q").code == 0
     written = cli.ok("label", "texts.csv", "--export", "labelled.jsonl", "--json").json
     assert written["rows"] == len(lines_of(work / "labelled.jsonl")) == 12
     found = cli.ok("label", "texts.csv", "--agreement", "--json").json

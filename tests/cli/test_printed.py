@@ -123,7 +123,6 @@ def test_labels_of_a_txt_file_are_a_line_each(here: Path, cli: Cli) -> None:
 
 SHARED = (
     ["export", "linear-last-cls-1", "--output", "shared/hf"],
-    ["export", "linear-last-cls-1", "--format", "onnx", "--output", "shared/onnx"],
     ["report", "linear-last-cls-1", "--output", "shared/report.html"],
     ["cache", "export", "TRAIN", "--output", "shared/x.npy"],
     ["cache", "export", "TRAIN", "--output", "shared/x.parquet"],
@@ -148,7 +147,7 @@ def test_shared_files_name_no_folder_of_this_machine(
     here = Path(__file__).resolve().parents[2]
     private = [str(folder).encode() for folder in (tmp_path_factory.getbasetemp(), f"{Path.home()}/", here)]
     files = {path: path.read_bytes() for path in (trained / "shared").rglob("*") if path.is_file()}
-    assert {path.suffix for path in files} >= {".html", ".md", ".json", ".onnx", ".safetensors", ".npy"}
+    assert {path.suffix for path in files} >= {".html", ".md", ".json", ".safetensors", ".npy"}
     assert [path.name for path, content in files.items() if any(one in content for one in private)] == []
     page = (trained / "shared" / "report.md").read_text(encoding="utf-8")
     assert "validation features are not shown" in page and "train.jsonl" in page

@@ -160,6 +160,7 @@ def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(IMPATIENT.format(python=sys.executable), encoding="utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(cli_tools, "COMMAND", script)
+    monkeypatch.setattr(cli_tools, "can_fork", lambda env: False)
 
 
 LOST = "not known: its record is lost, or of an earlier featcache"

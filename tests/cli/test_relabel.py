@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli_tools import COMMAND, Cli, read_rows, write_rows
+from tests.support.cli_tools import Cli, read_rows, shell, write_rows
 
 pytest.importorskip("cleanlab")
 
@@ -36,12 +35,12 @@ def test_doubted_labels_are_asked_again_and_corrected(flipped: list[int], work: 
     before = path.read_bytes()
     rows = read_rows(path)
     names = sorted({row["label"] for row in rows})
-    command = [COMMAND, "label", "--from", "first", "--terminal", "--json", "--annotator", "anna"]
-    done = subprocess.run(command, input="12q", capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "train texts have a doubtful label" in done.stderr
-    assert "other texts rather say" in done.stderr
-    found = json.loads(done.stdout)
+    command = ["label", "--from", "first", "--terminal", "--json", "--annotator", "anna"]
+    done = shell(*command, stdin="12q")
+    assert done.code == 0, done.err
+    assert "train texts have a doubtful label" in done.err
+    assert "other texts rather say" in done.err
+    found = done.json
     assert found["asked"] == 2 and found["split"] == "test" and 0 <= found["p"] <= 1
     corrected = read_rows(found["file"])
     assert [row["text"] for row in corrected] == [row["text"] for row in rows]
@@ -53,8 +52,8 @@ def test_doubted_labels_are_asked_again_and_corrected(flipped: list[int], work: 
     assert answered[0]["labels"] == names
     assert {line["chosen"] for line in answered[1:]} <= {"doubted", "conflict", "near"}
     assert path.read_bytes() == before  # the original stays
-    again = subprocess.run(command, input="q", capture_output=True, text=True, check=False, timeout=300)
-    assert json.loads(again.stdout)["asked"] == 2  # it goes on, and nothing is asked twice
+    again = shell(*command, stdin="q")
+    assert again.json["asked"] == 2  # it goes on, and nothing is asked twice
 
 
 def test_what_does_not_fit_is_refused(flipped: list[int], cli: Cli) -> None:

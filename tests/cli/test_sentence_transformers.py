@@ -164,6 +164,7 @@ def test_exports_hold_the_steps_or_say_why_not(cli: Cli, work: Path) -> None:
     assert (note["view"], note["prompt"], note["max_length"]) == (VIEW, "good ", 24)
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 def test_workers_make_the_file_of_one_process(cli: Cli, work: Path) -> None:
     one = Path(extracted(cli)[0]["path"]).read_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.data.holdout import stratified_share
@@ -11,7 +11,6 @@ from featcache.data.holdout import stratified_share
 class_counts = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
 
-@settings(deadline=None)
 @given(counts=class_counts, share=st.floats(0.01, 0.99), seed=st.integers())
 def test_stratified_share_of_each_class(counts: list[int], share: float, seed: int) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -34,7 +33,6 @@ def multi_hot(draw: st.DrawFn) -> np.ndarray:
     return np.asarray(noise < density, np.uint8)
 
 
-@settings(deadline=None)
 @given(labels=multi_hot(), share=st.floats(0.01, 0.99), seed=st.integers())
 def test_stratified_share_keeps_a_row_of_every_label(labels: np.ndarray, share: float, seed: int) -> None:
     keep, held = stratified_share(labels, share, seed)

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import MultiLabelBinarizer
 
@@ -109,7 +109,6 @@ list_cells = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
 @given(cells=list_cells)
 def test_the_same_labels_however_they_are_written(cells: list[list[str]]) -> None:
     """Against scikit-learn, from lists and from joined texts."""

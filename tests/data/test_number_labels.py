@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.data.split import describe_source, from_texts, load_splits
@@ -139,7 +139,6 @@ def test_numbers_in_memory() -> None:
     assert split.labels.tolist() == [1.0, 2.5]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=20))
 def test_the_chain_of_numbers_is_of_their_values(numbers: list[float]) -> None:
     """Equal numbers have equal chains, others do not; classes of the same values have another kind."""

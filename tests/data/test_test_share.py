@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.data.holdout import parts_by_key
@@ -22,7 +22,6 @@ KEYS = st.lists(st.integers(0, 30), min_size=3, max_size=200)
 
 
 @given(KEYS, st.integers(1, 4), st.integers(0, 2**40))
-@settings(max_examples=100, deadline=None)
 def test_rows_of_one_key_are_in_one_part_and_classes_in_all(keys: list[int], classes: int, seed: int) -> None:
     keys_, labels = np.array(keys, np.uint64), np.array(keys) % classes
     parts = parts_by_key(labels, keys_, [0.1, 0.2], seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.optimize import minimize_scalar
@@ -65,7 +65,6 @@ def test_calibration_error_grows_with_sharpening(multi_label: bool) -> None:
 
 
 @given(outputs(), st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
 def test_calibration_error_is_in_0_to_1(data: Data, bins: int) -> None:
     logits, labels = data
     probabilities = probabilities_of(logits, labels)
@@ -120,7 +119,6 @@ def test_fit_temperature_finds_the_factor_of_sharpened_logits(factor: float, mul
 
 @given(outputs(), st.floats(0.05, 20))
 @example((np.array([[3.0, 0.0], [0.0, 2.0]]), np.array([0, 1])), 1.0)
-@settings(max_examples=200, deadline=None)
 def test_no_temperature_is_better_than_the_fitted_one(data: Data, other: float) -> None:
     logits, labels = data
     found = fit_temperature(logits, labels)
@@ -144,7 +142,6 @@ def test_fit_temperature_equals_the_minimum_by_scipy(multi_label: bool) -> None:
 
 
 @given(outputs(), st.floats(0.05, 20), st.floats(-100, 100))
-@settings(max_examples=100, deadline=None)
 def test_temperature_does_not_change_predictions(data: Data, temperature: float, shift: float) -> None:
     """On a grid, where distinct logits stay distinct; and softmax does not see a shift of a row."""
     logits, labels = np.round(data[0] * 4), data[1]
@@ -219,7 +216,6 @@ def label_sets(draw: st.DrawFn) -> Data:
 
 
 @given(label_sets())
-@settings(max_examples=100, deadline=None)
 def test_tune_thresholds_finds_the_best_of_all_candidates(data: Data) -> None:
     """Each probability, and the default, as the threshold: none is better by scikit-learn's F1."""
     probabilities, labels = data

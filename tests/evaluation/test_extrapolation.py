@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
@@ -83,7 +82,6 @@ ROWS = np.array([10, 30, 100, 300, 1000, 3000, 9600])
 
 
 @given(st.floats(0, 0.4), st.floats(0.01, 2.0), st.floats(0.05, 1.5))
-@examples(max_examples=50)
 def test_fit_power_laws_finds_the_law_of_exact_errors(limit: float, scale: float, rate: float) -> None:
     errors = limit + scale * (ROWS / 10) ** -rate
     laws = fit_power_laws(ROWS, errors[None], np.ones(len(ROWS)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
@@ -71,7 +71,6 @@ def by_loop(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
 
 
 @given(single_label())
-@settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore")
 def test_single_label_metrics_equal_scikit_learn(case: Case) -> None:
     probabilities, labels = case
@@ -102,7 +101,6 @@ def test_single_label_metrics_equal_scikit_learn(case: Case) -> None:
 
 
 @given(multi_label(), st.booleans())
-@settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore")
 def test_multi_label_metrics_equal_scikit_learn(
     case: tuple[np.ndarray, np.ndarray, np.ndarray], with_thresholds: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
@@ -21,7 +21,6 @@ def columns(rows: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return true, predicted
 
 
-@settings(max_examples=200, deadline=None)
 @given(ROWS)
 def test_metrics_are_those_of_scikit_learn_and_scipy(rows: list[tuple[float, float]]) -> None:
     true, predicted = columns(rows)
@@ -36,7 +35,6 @@ def test_metrics_are_those_of_scikit_learn_and_scipy(rows: list[tuple[float, flo
         assert found.spearman == 0
 
 
-@settings(max_examples=100, deadline=None)
 @given(ROWS, st.floats(0.5, 3), st.floats(-50, 50))
 def test_another_unit_changes_errors_by_its_factor_and_nothing_else(
     rows: list[tuple[float, float]], factor: float, shift: float
@@ -50,7 +48,6 @@ def test_another_unit_changes_errors_by_its_factor_and_nothing_else(
         assert after.r2 == pytest.approx(before.r2, rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(-50, 50).map(float), min_size=2, max_size=30))
 def test_the_mean_explains_nothing_and_the_labels_themselves_everything(labels: list[float]) -> None:
     true = np.array(labels)

@@ -127,7 +127,7 @@ def test_paired_bootstrap_equals_the_count_of_all_resamples() -> None:
 
 
 @given(st.integers(0, 1000), st.booleans(), st.sampled_from([40, 900]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_paired_bootstrap_does_not_depend_on_order_or_batches(seed: int, multi: bool, count: int) -> None:
     data = made_up(seed, count, 3, multi=multi)
     found = paired_bootstrap(*data, 3, resamples=50, seed=seed)
@@ -155,7 +155,7 @@ def test_paired_bootstrap_depends_on_its_seed() -> None:
 
 
 @given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_swapping_the_two_negates_the_difference(seed: int, multi: bool) -> None:
     labels, first, second = made_up(seed, 80, 3, multi=multi)
     here = paired_bootstrap(labels, first, second, 3, resamples=1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -27,31 +26,16 @@ from featcache.system.machine import available_cores, core_groups
 from featcache.system.progress import Progress
 from featcache.system.workers import WorkerProcesses
 from tests.support.extraction import COUNTS, Case, one_thread, write_case
+from tests.support.forked import fork_server
 from tests.support.stub_encoder import StubEncoder, stubbed
 
 TRAIN, UNIT = COUNTS["train"], 4
-HEAVY = [
-    "datasets.io",
-    "datasets.packaged_modules",
-    "pytest",
-    "safetensors.numpy",
-    "featcache.extraction.api",
-    "filelock",
-]
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @pytest.fixture(scope="module")
 def arrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("arrow")
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Processes forked from one that has the slow imports behind it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +82,14 @@ def work(case: Case, arrow: Path, rank: int, size: int, slow: float, told: Path,
 
 
 @pytest.fixture
-def start_workers(
-    case: Case, arrow: Path, processes: Any, tmp_path: Path
-) -> Iterator[Callable[..., list[Any]]]:
+def start_workers(case: Case, arrow: Path, tmp_path: Path) -> Iterator[Callable[..., list[Any]]]:
     """A function that starts workers; those still running at the end are killed."""
     started: list[Any] = []
 
     def start(size: int, slow: float = 0.02, dividing: float = 0.0) -> list[Any]:
         told = tmp_path / "told.txt"
         new = [
-            processes.Process(target=work, args=(case, arrow, rank, size, slow, told, dividing))
+            fork_server().Process(target=work, args=(case, arrow, rank, size, slow, told, dividing))
             for rank in range(size)
         ]
         for process in new:
@@ -272,6 +254,7 @@ def by_workers(case: Case, splits: list[str], **more: Any) -> tuple[list[Any], l
 
 
 @needs_two
+@pytest.mark.usefixtures("forked_workers")
 def test_two_workers_make_the_bytes_of_one(real: Case, tmp_path: Path) -> None:
     case = real.fresh(str(tmp_path / "two"))
     results, seen = by_workers(case, ["train", "test"])
@@ -293,6 +276,7 @@ def test_two_workers_make_the_bytes_of_one(real: Case, tmp_path: Path) -> None:
 
 
 @needs_two
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_of_a_worker_ends_all_and_names_the_row(
     real: Case, tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:
@@ -301,14 +285,12 @@ def test_an_error_of_a_worker_ends_all_and_names_the_row(
     rows = case.rows()
     case.write([*rows[:40], rows[40] | {"text": "\u200b"}, *rows[41:]])
     with pytest.raises(BackboneError, match="row 41 of train: the tokenizer makes no token"):
-        by_workers(
-            case,
-            ["train"],
-        )
+        by_workers(case, ["train"])
     assert not case.files()
 
 
 @needs_two
+@pytest.mark.usefixtures("forked_workers")
 def test_the_launcher_goes_on_when_a_worker_is_killed(
     real: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +312,7 @@ def test_the_launcher_goes_on_when_a_worker_is_killed(
 
 
 @needs_two
+@pytest.mark.usefixtures("forked_workers")
 def test_all_workers_killed(real: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = real.fresh(str(tmp_path / "all"))
     start = WorkerProcesses._start

@@ -40,6 +40,7 @@ def test_one_process_writes_it_anew(case: Case) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # not assembled again
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.hostile
 def test_several_processes_write_it_anew(case: Case) -> None:
     (result,) = extract_splits(case.settings(device="cpu"), ["train"], workers=2)

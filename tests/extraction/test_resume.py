@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,20 +19,10 @@ from featcache.extraction.api import extract_splits
 from featcache.system import durable as files
 from featcache.system.progress import Progress
 from tests.support.extraction import COUNTS, Case, counted, one_thread, write_case
+from tests.support.forked import fork_server
 
 TRAIN, UNIT = COUNTS["train"], 8
 UNITS = -(-TRAIN // UNIT)
-HEAVY = [
-    *("torch", "datasets.io", "datasets.packaged_modules", "h5py", "hypothesis", "pytest", "scipy.io"),
-    *("transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert"),
-    *("transformers.convert_slow_tokenizer", "tokenizers", "safetensors.numpy", "safetensors.torch"),
-    *(
-        "featcache.backbone.model",
-        "featcache.backbone.encoder",
-        "featcache.data.split",
-        "featcache.cache.staging",
-    ),
-]
 
 
 def unit_starts(costs: np.ndarray, _: float) -> np.ndarray:
@@ -67,14 +56,6 @@ def case(whole: Case, tmp_path: Path) -> Case:
     """The same data and an empty cache."""
     shutil.copytree(whole.data, tmp_path / "case" / "reviews")
     return Case(tmp_path / "case", whole.model, dict(whole.asked))
-
-
-@pytest.fixture(scope="module")
-def processes() -> Any:
-    """Processes forked from one that has torch imported already, but has not run it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
-    return context
 
 
 def committed(case: Case) -> int:
@@ -238,9 +219,9 @@ def killed(case: Case, arrow: Path, done: int, stage: str) -> None:
     ("done", "stage"), [(0, "encode"), (13, "encode"), (50, "encode"), (0, "seal"), (0, "publish")]
 )
 def test_extract_resumes_after_sigkill(
-    case: Case, whole: Case, processes: Any, arrow_files: Path, done: int, stage: str
+    case: Case, whole: Case, arrow_files: Path, done: int, stage: str
 ) -> None:
-    process = processes.Process(target=killed, args=(case, arrow_files, done, stage))
+    process = fork_server().Process(target=killed, args=(case, arrow_files, done, stage))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -268,11 +249,11 @@ def together(case: Case, arrow: Path, barrier: Any, number: int) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_two_processes_at_once(case: Case, whole: Case, processes: Any, tmp_path: Path, attempt: int) -> None:
+def test_two_processes_at_once(case: Case, whole: Case, tmp_path: Path, attempt: int) -> None:
     """From an empty cache of `datasets` too: they meet over the rows, the lock, and the file."""
-    barrier = processes.Barrier(2)
+    barrier = fork_server().Barrier(2)
     both = [
-        processes.Process(target=together, args=(case, tmp_path / "arrow", barrier, number))
+        fork_server().Process(target=together, args=(case, tmp_path / "arrow", barrier, number))
         for number in range(2)
     ]
     for process in both:

@@ -42,7 +42,7 @@ def training(
     return ContrastiveTuner(suffix, pooler_of(suffix, "mean"), data, recipe, **options)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(0, 1000))
 def test_the_loss_is_that_of_the_paper(labels: list[int], seed: int) -> None:
     y, x = np.array(labels), np.random.default_rng(seed).normal(size=(len(labels), 5))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
@@ -138,7 +137,6 @@ def test_discriminant_with_several_labels_equals_one_for_each_label() -> None:
 
 
 @given(rows=st.integers(2, 30), width=st.integers(2, 8), seed=st.integers(0, 10_000))
-@hypothesis_settings(deadline=None)
 def test_ledoit_wolf_from_sums_equals_scikit_learn(rows: int, width: int, seed: int) -> None:
     from sklearn.covariance import ledoit_wolf
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import featcache.heads.scorers
@@ -121,7 +120,6 @@ def as_sets(rows: np.ndarray) -> list[set[int]]:
     blocks=st.sampled_from([(3, 4), (5, 1), (2048, 2048)]),
     seed=st.integers(0, 1000),
 )
-@hypothesis_settings(deadline=None, max_examples=150)
 def test_nearest_equals_a_full_sort(
     rows: int, queries: int, share: float, metric: str, blocks: tuple[int, int], seed: int
 ) -> None:

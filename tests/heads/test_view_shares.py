@@ -23,7 +23,7 @@ def matrices(seed: int, rows: int = 50) -> list[np.ndarray]:
 
 
 @given(st.integers(0, 99), st.integers(2, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_shares_add_up_to_one(seed: int, classes: int) -> None:
     weight = np.random.default_rng(seed).normal(size=(classes, 7)).astype(np.float32)
     found = view_shares(Linear(weight, np.ones(classes, np.float32)), join_columns(matrices(seed)), VIEW)

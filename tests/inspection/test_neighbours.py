@@ -34,7 +34,7 @@ def made(rows: int, width: int = 5, seed: int = 0) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(0, 99), st.sampled_from([3, 7, 64]))
 def test_neighbourhood_matches_a_full_matrix_of_cosines(sizes: list[int], seed: int, tile: int) -> None:
     x = made(sum(sizes), seed=seed)

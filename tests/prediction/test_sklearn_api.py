@@ -231,7 +231,7 @@ def law(tiny: Folder) -> FeatureExtractor:
     return FeatureExtractor(str(tiny("bert")), dtype="float32")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(calls=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=4))
 def test_a_text_has_the_same_bits_in_every_call(law: FeatureExtractor, calls: list[list[int]]) -> None:
     known: dict[int, np.ndarray] = {}
@@ -661,7 +661,7 @@ def test_attributes_fit_the_predictions(solver: str, classes: int, monkeypatch: 
         assert_allclose(probabilities[:, 1], 1 / (1 + np.exp(-decision)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10), solver=st.sampled_from(["adamw", "exact"]))
 def test_scale_and_origin_of_the_features_do_not_matter(scale: float, shift: float, solver: str) -> None:
     x = make_blobs(80, 4, centers=3, cluster_std=4.0, random_state=0)[0]

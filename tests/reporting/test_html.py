@@ -124,7 +124,7 @@ def test_to_html_escapes_hostile_texts_and_labels() -> None:
     assert "<" not in markdown and "](" not in markdown.replace("\\](", "")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(st.characters(), min_size=1, max_size=30), st.text(min_size=1, max_size=60))
 def test_to_html_and_to_markdown_take_any_text_and_label(label: str, text: str) -> None:
     shown = report((label, "other" + label), text)

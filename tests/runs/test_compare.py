@@ -52,7 +52,7 @@ def same(one: Predictions, other: Predictions) -> bool:
 
 
 @given(st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_read_predictions_returns_what_write_predictions_wrote(data: Any) -> None:
     name = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
     names = tuple(data.draw(st.lists(name, min_size=1, max_size=5, unique=True)))
@@ -187,7 +187,6 @@ def slowly(base: Predictions, run: Predictions) -> list[tuple[str, str, str]]:
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
 def test_match_pairs_rows_by_hash_and_occurrence(data: Any) -> None:
     """With texts that come twice, rows that one run alone has, and label names in another order."""
     label_of = data.draw(st.lists(st.integers(0, 2), min_size=8, max_size=8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.runs.finish import choose_temperature
@@ -20,7 +20,6 @@ def drawn(seed: int, factor: float, rows: int = 300) -> tuple[np.ndarray, np.nda
     return factor * logits, (rng.random(rows) < odds / (1 + odds)).astype(np.int64)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.5, 0.9, 1.0, 1.1, 3.0]))
 def test_choose_temperature_never_makes_calibration_worse(seed: int, factor: float) -> None:
     temperature, before, after = choose_temperature(*drawn(seed, factor), NAMES)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import HeadError
-from featcache.heads.distributed import ALONE, ProcessGroup, WorkerLost, usable_gpus
+from featcache.heads.distributed import ALONE, ProcessGroup, WorkerLost, join, usable_gpus
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Fit
 from featcache.heads.registry import KINDS
@@ -27,17 +27,19 @@ from featcache.runs.run import Run, list_runs, load_run
 from featcache.runs.train_workers import train_with_workers
 from featcache.settings import HeadSettings, load_settings
 from featcache.system.sharded_array import ShardedColumn, as_array
+from featcache.system.workers import Worker
 from featcache_cli.main import main
 from tests.support.cli_tools import (
     COMMAND,
     Cli,
     environment,
-    interruptible,
     make_work,
     plain_terminal,
+    start,
 )
 from tests.support.cli_tools import arrow_in as arrow_cache_in
 from tests.support.feature_rows import clusters, tagged
+from tests.support.forked import fork_server
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds its workers in /proc")
 
@@ -129,19 +131,15 @@ def numbers(found: Fit) -> dict[str, np.ndarray]:
     }
 
 
-RANK = """
-import sys
-from pathlib import Path
-import numpy as np
-import tests.runs.test_train_workers as tests
-from featcache.heads.distributed import join
-from featcache.system.workers import Worker
-rank, size, folder, gpus = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-with join(Worker(rank, size, rank, size), folder / "meeting", gpus=gpus, wait=60) as group:
-    for number, case in enumerate(tests.CASES.values()):
-        np.savez(folder / f"{number}-{rank}.npz", **tests.numbers(tests.fit(case, group)))
-    tests.check_operations(group)
-"""
+def fit_as_rank(rank: int, size: int, folder: Path, gpus: int) -> None:
+    """In a process of its own: fit all cases as one of `size` workers, and keep the numbers in `folder`."""
+    import torch
+
+    torch.set_num_threads(1)
+    with join(Worker(rank, size, rank, size), folder / "meeting", gpus=gpus, wait=60) as group:
+        for number, case in enumerate(CASES.values()):
+            np.savez(folder / f"{number}-{rank}.npz", **numbers(fit(case, group)))  # type: ignore[arg-type]
+        check_operations(group)
 
 
 def check_operations(group: ProcessGroup) -> None:
@@ -167,7 +165,7 @@ def shares(count: int, size: int) -> list[slice]:
     return [ProcessGroup(rank, size).share(count) for rank in range(size)]
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """All cases fitted by real processes over gloo: how many, and where their numbers are."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -177,14 +175,13 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def run_ranks(size: int, folder: Path, gpus: int = 0) -> None:
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(size), str(folder), str(gpus)],
-            env=environment(OMP_NUM_THREADS="1"), stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), "\n".join(said)
+        fork_server().Process(target=fit_as_rank, args=(rank, size, folder, gpus)) for rank in range(size)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * size
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -262,7 +259,8 @@ def assert_same_head(run: Run, other: Run) -> None:
         assert scores == pytest.approx(other.record.metrics[split], abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linear", "exact"])
+@pytest.mark.parametrize("kind", ["linear", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("forked_workers")
 def test_train_head_with_workers_prints_what_train_head_prints(kind: str, work: Path, cli: Cli) -> None:
     options = ["--head", kind, "--epochs", "12", "--batch-size", "16", "--seed", "5", "--json"]
     alone = cli.ok("train-head", *options).json
@@ -330,6 +328,7 @@ def test_train_head_refuses_impossible_torchrun_variables(
     cli.refused(2, ["train-head", *argv], words)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_of_all_workers_is_reported_once(work: Path, cli: Cli) -> None:
     diverged = ["train-head", "--lr", "1e30", "--workers", "2"]
     cli.refused(6, diverged, "diverged", "smaller --lr")
@@ -392,13 +391,9 @@ def test_a_killed_worker_ends_the_others(
 
 
 @pytest.fixture
-def endless(work: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+def endless(work: Path) -> Iterator[tuple[Any, list[int]]]:
     """The command with two workers at a training without end, and these workers."""
-    process = subprocess.Popen(
-        [COMMAND, "train-head", "--epochs", "10000000", "--workers", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(), preexec_fn=interruptible,
-    )  # fmt: skip
+    process = start(["train-head", "--epochs", "10000000", "--workers", "2"], environment())
     try:
         while len(found := workers_of(process.pid)) < 2 or not all(map(in_touch, found)):
             assert process.poll() is None, process.communicate()
@@ -418,18 +413,16 @@ def in_touch(process: int) -> bool:
     return sum(name.startswith("socket:") for name in held) > 1
 
 
-def test_ctrl_c_ends_all_workers(endless: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_ctrl_c_ends_all_workers(endless: tuple[Any, list[int]]) -> None:
     process, workers = endless
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and out == "" and err.count("interrupted") == 1, err
+    assert process.returncode == 130 and out == b"" and err.count(b"interrupted") == 1, err
     assert_all_end(workers)
     assert not list(Path().glob("reports/*"))
 
 
-def test_workers_end_with_the_process_that_started_them(
-    endless: tuple[subprocess.Popen[str], list[int]],
-) -> None:
+def test_workers_end_with_the_process_that_started_them(endless: tuple[Any, list[int]]) -> None:
     process, workers = endless
     process.kill()
     process.wait()
@@ -438,18 +431,17 @@ def test_workers_end_with_the_process_that_started_them(
 
 
 @contextlib.contextmanager
-def as_by_torchrun(*argv: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+def as_by_torchrun(*argv: list[str]) -> Iterator[list[Any]]:
     """Workers as torchrun describes them, without torchrun: neither ends the other."""
     port = str(random.SystemRandom().randint(20000, 32000))
     common = {"WORLD_SIZE": str(len(argv)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
-        subprocess.Popen(
-            [COMMAND, "train-head", *options],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo", **common),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start(
+            ["train-head", *options],
+            environment(RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo", **common),
         )
         for rank, options in enumerate(argv)
-    ]  # fmt: skip
+    ]
     try:
         yield ranks
     finally:
@@ -458,7 +450,7 @@ def as_by_torchrun(*argv: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
             rank.communicate()
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_lost_worker_ends_the_others_under_torchrun(killed: int, work: Path) -> None:
     endless = ["--epochs", "10000000"]
     with as_by_torchrun(endless, endless) as ranks:
@@ -468,12 +460,12 @@ def test_a_lost_worker_ends_the_others_under_torchrun(killed: int, work: Path) -
         time.sleep(0.5)
         ranks[killed].kill()
         out, err = ranks[1 - killed].communicate(timeout=30)
-        assert ranks[1 - killed].returncode == 6 and out == "" and "another worker ended" in err, err
-        assert "Traceback" not in err and not runs()
+        assert ranks[1 - killed].returncode == 6 and out == b"" and b"another worker ended" in err, err
+        assert b"Traceback" not in err and not runs()
 
 
 def test_workers_with_different_settings_are_refused(work: Path) -> None:
     with as_by_torchrun(["--seed", "1"], ["--seed", "2"]) as ranks:
         said = [rank.communicate(timeout=60) for rank in ranks]
         assert [rank.returncode for rank in ranks] == [6, 6] and not runs()
-        assert "another worker ended" in said[0][1] and "worker 2 of 2 has other settings" in said[1][1]
+        assert b"another worker ended" in said[0][1] and b"worker 2 of 2 has other settings" in said[1][1]

@@ -25,6 +25,7 @@ import pytest
 from rich.cells import cell_len
 
 from featcache_cli.main import main
+from tests.support.forked import PIPE, ForkedProcess, be_the_command, can_fork
 from tests.support.review_files import write_reviews
 
 COMMAND = Path(sys.executable).with_name("featcache")
@@ -135,6 +136,15 @@ def edit_run(name: str, **changes: Any) -> None:
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
+def encoder_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, a command that loads the model fails."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("featcache.backbone.load.load_backbone", refuse)
+
+
 # --- real processes -----------------------------------------------------------------------------
 
 
@@ -144,31 +154,38 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"} | changes
 
 
-def shell(*argv: str | Path, stdin: str | None = None, **changes: str) -> Result:
-    """The installed command as a process of its own."""
-    done = subprocess.run(
-        [COMMAND, *map(str, argv)],
-        input=b"" if stdin is None else stdin.encode(),
-        capture_output=True,
-        env=environment(**changes),
-        timeout=180,
-    )
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+def start(
+    argv: Iterable[str | Path],
+    env: dict[str, str],
+    *,
+    stdin: int = PIPE,
+    stdout: int = PIPE,
+    stderr: int = PIPE,
+    forked: bool = True,
+) -> ForkedProcess | subprocess.Popen[bytes]:
+    """The command as a process of its own; with `forked`, it begins after the imports where it can."""
+    words = [str(word) for word in argv]
+    if forked and can_fork(env):
+        return ForkedProcess(be_the_command, words, env, stdin=stdin, stdout=stdout, stderr=stderr)
+    return subprocess.Popen([COMMAND, *words], env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+def shell(*argv: str | Path, stdin: str = "", **changes: str) -> Result:
+    """The command as a process of its own, once it has ended."""
+    process = start(argv, environment(**changes))
+    out, err = process.communicate(stdin.encode(), timeout=180)
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
 
 
 class Terminal:
-    """The installed command on a pseudo-terminal of 80 columns; with `piped_out`, stdout is a pipe."""
+    """The command on a pseudo-terminal of 80 columns; with `piped_out`, stdout is a pipe."""
 
     def __init__(self, *argv: str, piped_out: bool = False, **changes: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self.process = subprocess.Popen(
-            [COMMAND, *argv],
-            stdin=slave,
-            stdout=subprocess.PIPE if piped_out else slave,
-            stderr=slave,
-            env=environment(**changes),
-        )
+        out = PIPE if piped_out else slave
+        self.process = start(argv, environment(**changes), stdin=slave, stdout=out, stderr=slave)
         os.close(slave)
         self.seen = ""
         self._returned = 0  # characters of `seen` that `read_until` has given out
@@ -205,7 +222,7 @@ class Terminal:
             self._read(0.1)
         while self._read(0.1):
             pass
-        return self.process.returncode
+        return self.process.wait()
 
     def _read(self, seconds: float) -> bool:
         if not select.select([self.master], [], [], seconds)[0]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
@@ -23,7 +23,6 @@ from tests.support.packed_texts import SOME, dense, layout_of, states_of
     scaling=st.sampled_from([None, 0.7]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-@settings(max_examples=200, deadline=None)
 def test_packed_attention_equals_a_dense_mask(
     lengths: list[int],
     heads: tuple[int, int],
@@ -54,7 +53,6 @@ def test_packed_attention_equals_a_dense_mask(
     causal=st.booleans(),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
-@settings(deadline=None)
 def test_packed_attention_of_one_text_ignores_the_bits_of_the_others(
     lengths: list[int], changed: int, causal: bool, dtype: str
 ) -> None:

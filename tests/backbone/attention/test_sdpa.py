@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.attention.sdpa import Scoring, attention_by_buckets, attention_by_runs
@@ -24,7 +24,6 @@ BF16 = torch.bfloat16
     causal=st.booleans(),
     scaling=st.sampled_from([None, 0.3]),
 )
-@settings(max_examples=100, deadline=None)
 def test_attention_by_buckets_is_as_exact_as_by_runs(
     lengths: list[int], ordered: bool, heads: tuple[int, int], causal: bool, scaling: float | None
 ) -> None:

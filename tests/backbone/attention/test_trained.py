@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.attention.packed import packed_attention
@@ -28,7 +28,6 @@ def attention_inputs(lengths: Sequence[int], heads: int, shared: int) -> list[to
     st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 2), st.integers(1, 2),
     st.booleans(), st.sampled_from([None, 4, 50]), st.sampled_from([None, 0.3]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=40)
 def test_trained_attention_and_its_gradients_equal_autograd(
     lengths: list[int], heads: int, shared: int, causal: bool, window: int | None, scaling: float | None
 ) -> None:

@@ -81,7 +81,7 @@ def test_explicit_poolings_leave_them_aside(model: Path) -> None:
 
 
 @given(st.data())
-@how(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_following_twice_changes_nothing(model: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([None, "a", "b"]))
     write_settings(
@@ -249,7 +249,7 @@ FILES = ["1_Pooling/config.json", "2_Normalize/config.json", "sentence_bert_conf
 
 
 @given(st.sampled_from(FILES), JSON | st.dictionaries(KEYS, JSON, max_size=3))
-@how(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_is_followed_or_refused_by_name(model: Path, file: str, content: Any) -> None:
     write_settings(model, MEAN, ["Normalize"])
     write_json(model / "config.json", {})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.encoder import Encoder, document_settings
@@ -146,7 +146,6 @@ frames = st.builds(
 
 
 @given(frame=frames, body=st.integers(0, 120), room=st.integers(1, 25), share=st.floats(0, 0.5))
-@settings(deadline=None)
 def test_chunks_of_any_text(frame: Frame, body: int, room: int, share: float) -> None:
     around = (*[9] * frame.first, *frame.prompt)
     ids = np.array([*around, *range(100, 100 + body), *[9] * frame.last], dtype=np.int32)
@@ -167,7 +166,6 @@ def test_chunks_of_any_text(frame: Frame, body: int, room: int, share: float) ->
 
 
 @given(frame=frames, body=st.integers(1, 120), room=st.integers(1, 40))
-@settings(deadline=None)
 def test_head_and_tail_of_any_text(frame: Frame, body: int, room: int) -> None:
     around = (*[9] * frame.first, *frame.prompt)
     limit = len(around) + room + frame.last
@@ -200,7 +198,6 @@ def test_groups_hold_every_text_once(texts: list[str], most: int) -> None:
 
 
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=8), seed=st.integers(0, 9))
-@settings(deadline=None)
 def test_windows_join_equals_a_loop_over_texts(counts: list[int], seed: int) -> None:
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 30, sum(counts))

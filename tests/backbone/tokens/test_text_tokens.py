@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.backbone.encoder import Encoder
@@ -29,7 +29,6 @@ def made(tiny: Callable[[str], Path]) -> dict[str, Encoder]:
 
 
 @pytest.mark.parametrize("kind", ["truncate", "prompt", "head-tail", "chunks"])
-@settings(max_examples=60, deadline=None)
 @given(text=LETTERS)
 def test_what_is_unread_are_the_tokens_that_are_cut_off(
     kind: str, text: str, made: dict[str, Encoder]

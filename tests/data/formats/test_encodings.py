@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.data.formats.encodings import BLOCK, UTF8, find_encoding, named_codec
@@ -118,13 +118,11 @@ def test_a_stream_that_turns_out_to_be_no_utf8_names_its_lines() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300), st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
 def test_utf8_is_always_utf8(text: str, size: int) -> None:
     assert find_encoding(blocks_of(text.replace("\0", "").encode(), 2 * size), "a file") == UTF8
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=100, deadline=None)
 def test_any_bytes_have_an_encoding_or_a_question(content: bytes) -> None:
     try:
         content.decode(find_encoding(blocks_of(content), "a file"), "replace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.data.formats.json_rows import elements
@@ -18,7 +18,6 @@ from featcache.data.formats.json_rows import elements
     st.sampled_from([None, 0, 2]),
     st.integers(1, 40),
 )
-@settings(max_examples=100, deadline=None)
 def test_elements_of_any_array(rows: list[Any], indent: int | None, size: int) -> None:
     text = json.dumps(rows, ensure_ascii=False, indent=indent)
     blocks = (text[at : at + size] for at in range(0, len(text), size))

@@ -62,11 +62,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(any_text, min_size=1, max_size=8))
 def test_any_texts_are_read_as_written(tmp_path: Path, kind: str, texts: list[str]) -> None:
     split = train(write_rows(tmp_path / f"x.{kind}", texts, [1] * len(texts)))
@@ -212,7 +208,6 @@ def test_open_rows_makes_smaller_batches_of_long_texts() -> None:
     assert [len(batch.rows) for batch in batches] == [2, 2, 2]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl", "txt"]))
 def test_open_rows_of_any_bytes(content: bytes, kind: str) -> None:
     """Rows come out numbered one by one, each with texts or a problem; nothing else happens."""
@@ -228,7 +223,6 @@ def test_open_rows_of_any_bytes(content: bytes, kind: str) -> None:
         row.text.encode("utf-8")
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=12))
 def test_open_rows_of_what_a_csv_writer_wrote(rows: list[tuple[str, str]]) -> None:
     out = io.StringIO()

@@ -146,10 +146,7 @@ def _number(name: str) -> str:
     return str(int(name)) if name.isdigit() else name
 
 
-@settings(
-    max_examples=150, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(table=tables())
 def test_training_and_prediction_read_the_same_rows(tmp_path: Path, table: WrittenTable) -> None:
     texts = same_rows(write(tmp_path / table.name, table.content), encoding=table.encoding)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
@@ -34,7 +34,6 @@ def peer(analyzer: str, shortest: int, more: int, **options: Any) -> CountVector
 
 
 @given(st.lists(LINES, max_size=9), st.lists(LINES, max_size=3), KINDS, st.integers(1, 12))
-@settings(max_examples=150, deadline=None)
 def test_the_vocabulary_and_all_counts_are_scikit_learns(
     texts: list[str], others: list[str], kind: tuple[str, int, int], most: int
 ) -> None:
@@ -60,7 +59,6 @@ def test_the_vocabulary_and_all_counts_are_scikit_learns(
 
 
 @given(st.lists(LINES, min_size=1, max_size=3), KINDS)
-@settings(max_examples=60, deadline=None)
 def test_some_ngrams_without_their_beginnings_are_counted(
     texts: list[str], kind: tuple[str, int, int]
 ) -> None:

@@ -110,7 +110,7 @@ def test_words_alone_are_for_the_lexical_head() -> None:
 
 
 @given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_blend_is_no_worse_than_either_part(seed: int, several: bool) -> None:
     draw = np.random.default_rng(seed)
     y = draw.integers(0, 3, 200)

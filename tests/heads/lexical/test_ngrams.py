@@ -21,7 +21,7 @@ TEXTS = st.lists(st.text(st.sampled_from("好坏房间ab \u3000Ａ\n0é"), max_s
 
 
 @given(TEXTS, st.sampled_from(["char", "char_wb"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ngrams_are_weighed_as_scikit_learn_weighs_them(texts: list[str], analyzer: str) -> None:
     own = NgramSettings(analyzer, 1, 3)
     peer = TfidfVectorizer(
@@ -42,7 +42,7 @@ def test_ngrams_are_weighed_as_scikit_learn_weighs_them(texts: list[str], analyz
 
 
 @given(TEXTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ngrams_are_the_same_after_they_were_on_disk(texts: list[str]) -> None:
     ngrams, _ = Ngrams.fit([*texts, "ab", "ab\x00\ud83d\ude00"], NgramSettings("char", 1, 2))
     again = Ngrams.from_tensors(ngrams.settings, load(save(ngrams.tensors())))

@@ -100,7 +100,7 @@ def test_label_of_every_row_is_always_predicted() -> None:
     assert solution.bias[1] == 1e4 and solution.weight[0].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(2, 60), d=st.integers(1, 40), classes=st.integers(2, 5), seed=st.integers(0, 10**6),
     log_c=st.floats(-4, 3), duplicates=st.booleans(),
@@ -131,7 +131,7 @@ def test_gradient_norm_equals_that_of_the_definition(
     assert largest == pytest.approx(solution.gradient_norm, rel=1e-3, abs=1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 4))
 def test_nearby_weights_have_a_higher_loss(seed: int, classes: int) -> None:
     x, y = rows(80, 10, classes, seed=seed)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.errors import HeadError
@@ -18,7 +18,6 @@ from featcache.heads.numbers.scale import (
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
 def test_a_scale_takes_labels_to_logits_and_back(labels: list[float]) -> None:
     y = np.array(labels)
@@ -35,7 +34,6 @@ def test_equal_labels_have_no_scale() -> None:
         NumberScale.of(np.full(3, 2.5))
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 200), st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99]))
 def test_the_half_width_is_the_conformal_quantile(rows: int, level: float) -> None:
     errors = np.random.default_rng(rows).permutation(rows) + 1.0  # 1, ..., n in some order
