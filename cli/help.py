@@ -17,7 +17,7 @@ FLAG_COLUMN = 24
 # The commands by what they are for; every command is in one group.
 GROUPS = {
     "begin": ("run", "label", "demo", "init"),
-    "step by step": ("extract", "train-head", "sweep", "blend", "finetune", "curve"),
+    "step by step": ("extract", "import", "train-head", "sweep", "blend", "finetune", "curve"),
     "look at": ("compare", "runs", "report", "inspect"),
     "use": ("predict", "serve", "export"),
     "before and after": ("plan", "cache", "bench", "completion"),
@@ -27,6 +27,7 @@ MATTER = {
     "run": ("--model", "--views", "--text-column", "--label-column", "--max-length"),
     "init": ("--model", "--dataset", "--data-files", "--views", "--pooling"),
     "extract": ("--all-splits", "--split", "--model", "--dataset", "--views"),
+    "import": ("--as", "--texts", "--split", "--describe-model", "--order-key"),
     "train-head": ("--head", "--view", "--epochs", "--rows-per-class", "--name"),
     "sweep": ("--view", "--lr", "--seeds", "--subsets", "--name"),
     "predict": ("--run", "--input", "--output", "--top-k", "--explain"),

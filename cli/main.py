@@ -25,8 +25,9 @@ from featcache_cli.help import add_help_flags, grouped_commands, print_short_hel
 from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
-    "init", "extract", "train_head", "sweep", "blend", "finetune", "curve", "compare", "report", "inspect",
-    "predict", "label", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo", "completion",
+    "init", "extract", "import_", "train_head", "sweep", "blend", "finetune", "curve", "compare", "report",
+    "inspect", "predict", "label", "serve", "plan", "export", "cache", "run", "runs", "bench", "demo",
+    "completion",
 )  # fmt: skip
 INTERRUPTED = 130
 CONTINUES = noted("what is finished is kept, and the same command continues from it")
@@ -176,7 +177,8 @@ def _parser(first: Sequence[str] = ()) -> argparse.ArgumentParser:
     add_help_flags(parser)
     parser.add_argument("--version", action="version", version=f"featcache {featcache.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
-    asked = [name for name in COMMANDS if name.replace("_", "-") in first and name != "completion"]
+    words = {name: name.rstrip("_").replace("_", "-") for name in COMMANDS}  # `import` is a word of Python
+    asked = [name for name, word in words.items() if word in first and name != "completion"]
     for name in asked or COMMANDS:
         import_module(f"featcache_cli.commands.{name}").add(commands)
     if not asked:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from rich_argparse import RawDescriptionRichHelpFormatter
 
+from featcache.backbone.model_files.kinds import VECTORS, kind_of
 from featcache.errors import UsageError
 from featcache.option import Option
 from featcache.settings import Settings, build_settings, load_settings, options
@@ -150,6 +151,10 @@ def settings_of(
     settings = load_settings(given, path=args.config) if file else build_settings(given)
     if is_remote(settings.paths.reports_dir):
         raise UsageError(f"--reports-dir {shown(settings.paths.reports_dir)}: runs are kept in a folder")
+    if kind_of(settings.backbone.model) == VECTORS:
+        from featcache.importing.find import with_imported_texts
+
+        return with_imported_texts(settings)
     return settings
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featcache.finetuning.finetune import finetune
     from featcache.finetuning.recipe import Recipe
     from featcache.heads.head import Head, load_head
+    from featcache.importing.api import import_vectors
     from featcache.inspection.cached import inspect
     from featcache.prediction.predictor import Prediction, Predictor
     from featcache.prediction.sklearn_api import FeatureExtractor, LinearHead
@@ -49,6 +50,7 @@ _HOME = {
     "extract_splits": "extraction.api",
     "find_features": "extraction.api",
     "finetune": "finetuning.finetune",
+    "import_vectors": "importing.api",
     "inspect": "inspection.cached",
     "learning_curve": "runs.learning_curve",
     "list_runs": "runs.run",
@@ -81,6 +83,7 @@ __all__ = [
     "extract_splits",
     "find_features",
     "finetune",
+    "import_vectors",
     "inspect",
     "learning_curve",
     "list_runs",

@@ -163,6 +163,21 @@ class Dtypes(JsonDocument):
     storage: str
 
 
+@dataclass(frozen=True)
+class VectorsPart(JsonDocument):
+    """Vectors that were imported, by what their user says of them; nothing here can encode a text.
+
+    Attributes:
+        name: under which they were imported.
+        width: D, numbers in each vector.
+        model: what made them, in the user's words; None where that was not said.
+    """
+
+    name: str
+    width: int
+    model: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderDocument(JsonDocument):
     """Everything that turns a text into a vector, layer and pooling apart.
@@ -180,6 +195,7 @@ class EncoderDocument(JsonDocument):
         overlap: tokens that neighbouring windows share; None where there are no windows.
         positions: how the position table was extended, see `position_table.Extension`; None where it was not.
         tuned: the fine-tuned part; None for a frozen backbone.
+        vectors: what stands for an encoder where the vectors were imported; None for one that encodes.
     """
 
     format: int = field(default_factory=lambda: FEATURE_FORMAT)
@@ -194,6 +210,7 @@ class EncoderDocument(JsonDocument):
     positions: dict[str, Any] | None = None
     dtype: Dtypes
     tuned: TunedPart | None = None
+    vectors: VectorsPart | None = None
 
 
 @dataclass(frozen=True)
@@ -232,12 +249,15 @@ class CacheDocument(JsonDocument):
 
     Attributes:
         views: canonical view names such as `last/cls`, sorted.
+        imported: XXH3-128 of the bytes of imported vectors, in the order of the rows and as they are stored;
+            None where the encoder says which vectors the rows have.
     """
 
     encoder: EncoderDocument
     views: tuple[str, ...]
     rows: RowsPart
     labels: LabelsPart
+    imported: str | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbone.model_files.kinds import VECTORS, kind_of
 from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.view_names import LEXICAL, cached_views
 from featcache.errors import UsageError
@@ -176,7 +177,9 @@ def train_auto(settings: Settings, view: str | None, rows_per_class: int | None,
 
 def note_missing_test(made: Run, *, quiet: bool) -> None:
     """Print why a run has no test score, if it has none."""
-    if "test" not in made.record.metrics:
+    if "test" not in made.record.metrics and kind_of(made.record.backbone.model) == VECTORS:
+        note("no imported test split, so no test score: featcache import --split test", quiet=quiet)
+    elif "test" not in made.record.metrics:
         note("no cached test split, so no test score: featcache extract --split test", quiet=quiet)
 
 
@@ -207,6 +210,8 @@ def show(run: Run) -> None:
     reads = "{run}: {head} head on {view}, {seconds}"
     values = {"run": run.name, "head": about.head, "seconds": seconds_text(about.seconds)}
     console.print(_(alone if about.view == LEXICAL else reads, view=about.short_view, **values))
+    if kind_of(about.backbone.model) == VECTORS:
+        console.print(source_sentence(run), style="dim", soft_wrap=True)
     if "recipe" in about.solver:
         from featcache.runs.few_labels.train import choice_sentence
 
@@ -227,6 +232,16 @@ def show(run: Run) -> None:
     show_honesty(run)
     show_abstention(run)
     show_history(run)
+
+
+def source_sentence(run: Run) -> str:
+    """What the vectors are that a head was trained on, where they were imported."""
+    part = run.head().encoder.vectors
+    if part is None:  # words alone
+        return _("trained on the words of the texts")
+    made = _(", made by {model}", model=part.model) if part.model else ""
+    said = "trained on imported vectors {name}, {width:,} numbers each{made}"
+    return _(said, name=part.name, width=part.width, made=made)
 
 
 def show_shares(about: RunRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +116,18 @@ class Cache:
                 if best is None or len(found) < len(best[1]):
                     best = (file, found)
         return best
+
+    def imported(self, model: str) -> dict[str, CacheFile]:
+        """The files of imported vectors by split, the newest of each; `model`: `vectors:NAME`."""
+        found: dict[str, CacheFile] = {}
+        for path in self.paths():
+            if path.parent.name != slug(model):
+                continue
+            with suppress(CacheError):
+                file = self.file(path)
+                if file.sealed.description.model == model:
+                    found.setdefault(file.split, file)
+        return found
 
     def facts(self, path: Path) -> FileFacts:
         """What is known of a cache file without opening it.

@@ -34,6 +34,8 @@ class Provenance(JsonDocument):
         packing, packing_note: `packed`; or `padded`, `equal lengths` or `one by one` with the reason.
         fused: modules that were replaced by faster ones.
         versions: of packages, by name.
+        vectors: the file that imported vectors were read from.
+        texts: the settings of the data that their rows are, by name.
     """
 
     seconds: float | None = None
@@ -53,6 +55,8 @@ class Provenance(JsonDocument):
     fused: tuple[str, ...] | None = None
     host: str | None = None
     versions: dict[str, str] | None = None
+    vectors: str | None = None
+    texts: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Fields that are None are left out; a `commit` that is null stays beside its `model`."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-
 import numpy as np
 
-from featcache.data.arrow_table import open_tables, quiet_datasets
+from featcache.data.source_column import read_column
 from featcache.data.split import Split
 from featcache.errors import SourceError
 from featcache.settings import DataSettings
@@ -26,21 +23,9 @@ def read_row_weights(data: DataSettings, split: Split, column: str) -> np.ndarra
     Raises:
         SourceError: no such column, or a row whose weight is no finite number from 0 on; names the first.
     """
-    # Read as labels are: these may be texts or numbers in every format.
-    asked = replace(data, label_column=column, label_columns=None, label_separator=None, label_names=None)
-    try:
-        with quiet_datasets():
-            table = open_tables(asked)[0][split.name]()
-    except SourceError as error:
-        if "--label-column" not in (error.hint or ""):
-            raise
-        raise SourceError(error.what, hint="name the column of the weights: --weight-column") from None
-    cells = table.dataset.select_columns([table.columns.label])[table.columns.label]
-    weights = np.empty(len(split))
+    values, weights = read_column(data, split.name, column, "--weight-column"), np.empty(len(split))
     for place, row in enumerate(split.row_numbers.tolist()):
-        cell = cells[row]
-        value = json.loads(cell) if table.encoded and cell is not None else cell
-        weights[place] = _weight(value, row, split.name, column)
+        weights[place] = _weight(values[row], row, split.name, column)
     if not weights.any():
         raise SourceError(
             f"all weights of the {split.name} split (column {column!r}) are 0",

@@ -60,6 +60,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def source_rows(self) -> int:
+        """Rows of the source, held out and left out ones too: `row_numbers` are below it."""
+        return len(self._table.dataset)
+
     def some(self, rows: NDArray[np.int64]) -> Split:
         """The rows of these numbers as a split of their own."""
         return replace(self, labels=self.labels[rows], row_numbers=self.row_numbers[rows])
@@ -112,7 +117,9 @@ def count_labels(labels: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[str, Split]:
+def load_splits(
+    data: DataSettings, names: Sequence[str], *, seed: int, hold_out: bool = True
+) -> dict[str, Split]:
     """The splits called `names`; every row of them is checked.
 
     Without a validation split, a stratified share of train is held out for it, which depends only on the
@@ -123,6 +130,7 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
         data: where the texts are, and which columns to take.
         names: some of `SPLITS`.
         seed: decides which rows are held out.
+        hold_out: False: train keeps all of its rows.
 
     Raises:
         UsageError: a setting is not valid.
@@ -131,7 +139,7 @@ def load_splits(data: DataSettings, names: Sequence[str], *, seed: int) -> dict[
     _check_settings(data, names)
     with quiet_datasets():
         tables, others = open_tables(data)
-        there = available(tables, data)
+        there = available(tables, data) if hold_out else tuple(tables)
         if missing := [name for name in names if name not in there]:
             where = "--data-files" if data.data_files else data.dataset
             found = ", ".join([*tables, *others]) or "none"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from featcache.backbone.model_files.kinds import VECTORS, kind_of
 from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheMiss, UsageError
 from featcache.extraction.extracted import Extracted
 from featcache.extraction.job import Job
+from featcache.importing.find import find_imported
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress
 from featcache.system.workers import Worker
@@ -47,6 +49,8 @@ def extract_splits(
         SourceError, BackboneError, CacheError, UsageError: each says what to do. Committed units
             are kept, and the same call goes on from them.
     """
+    if kind_of(settings.backbone.model) == VECTORS:  # all that there can be is there
+        return [Extracted.of(find_imported(settings, split), split, 0.0, cached=True) for split in splits]
     if settings.backbone.device not in (
         "auto",
         "cpu",
@@ -69,12 +73,14 @@ def extract_splits(
 
 
 def find_features(settings: Settings, split: str) -> CacheFile:
-    """The sealed file that `extract_splits` made for these settings; encodes nothing.
+    """The sealed file that `extract_splits` made for these settings, or imported vectors; encodes nothing.
 
     Raises:
         CacheMiss: not extracted yet, or with other settings; names the fields that differ.
         CorruptCache: not found, and a file of that split is damaged.
     """
+    if kind_of(settings.backbone.model) == VECTORS:
+        return find_imported(settings, split)
     job = Job(settings)
     found = job.lookup(split)
     if found is None:

@@ -118,6 +118,11 @@ class Reencoder:
     def _load(self, file: CacheFile, document: EncoderDocument) -> Encoder:
         from featcache.backbone.encoder import Encoder, document_settings
 
+        if document.vectors is not None:
+            raise CacheError(
+                f"{file.path.name} has imported vectors, which nothing here can make again",
+                hint="without --reencode every byte of it is checked",
+            )
         settings = self._backbone(file, document)
         code = [name for name in document.files if name.endswith(".py")]
         if code and not settings.trust_remote_code:

@@ -11,6 +11,7 @@ from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.errors import BackboneError, HeadError
 from featcache.fingerprint import EncoderDocument, TunedPart, differences
 from featcache.heads.head import Head
+from featcache.importing.vector_file import said_of
 from featcache.runs.run import Run
 from featcache.settings import BackboneSettings
 
@@ -56,6 +57,11 @@ class RunBackbone:
             BackboneError, UsageError: the backbone is not there, or needs code that may not run.
         """
         head, made = run.head(), run.record.backbone
+        if (part := head.encoder.vectors) is not None:
+            raise HeadError(
+                f"{run.name} reads imported {said_of(part)}; nothing here turns a text into such a vector",
+                hint="give vectors of new texts: featcache predict --input FILE --vectors FILE --output FILE",
+            )
         code = [name for name in head.encoder.files if name.endswith(".py")]
         if code and (exact or not choice.trust_remote_code):
             raise _needs_code(run, code, exact=exact)

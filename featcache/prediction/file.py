@@ -136,6 +136,7 @@ def predict_file(
         writer.raw_cells = before.raw_cells
         with Journal(folder, before, writer, commit_every) as journal:
             tokens = _FilePredictor(predictor, rows, journal, on_progress).run()
+            predictor.require_all_read(journal.state.rows)
         bad_path = _publish(journal, place, force=force)
     after, seconds = journal.state, time.perf_counter() - began
     return LabelledFile(
@@ -158,8 +159,10 @@ def _writer(predictor: Predictor, rows: RowFile, form: OutputForm) -> Writer:
 
 def _key(predictor: Predictor, rows: RowFile, writer: Writer) -> str:
     """A fingerprint of all that decides the output, except for the rows."""
+    more = {"inputs": list(predictor.inputs)} if predictor.inputs else {}
     return fingerprint(
-        {
+        more
+        | {
             "format": FORMAT,
             "head": _head_hash(predictor),
             "batch_tokens": predictor.encoder.batch_tokens if predictor.encoder else None,
@@ -280,7 +283,7 @@ class _FilePredictor:
                 return _TokenizedBatch(batch, places, None)
             pairs = None if self.rows.pair is None else [row.pair or "" for row in usable]
             try:
-                tokens = self.predictor.prepare([row.text for row in usable], pairs)
+                tokens = self.predictor.prepare_rows(usable, pairs)
                 return _TokenizedBatch(batch, places, tokens)
             except BadRow as error:
                 usable[error.row].problem = error.what

@@ -11,6 +11,7 @@ import numpy as np
 
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.tokens.tokenization import Tokens
+from featcache.data.formats.lines import Row
 from featcache.errors import HeadError, SourceError
 from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
@@ -124,6 +125,8 @@ class Predictor:
     Raises:
         HeadError: the head belongs to other features; names the fields that differ.
     """
+
+    inputs: Sequence[object] = ()  # what besides the rows of a file decides its labels
 
     def __init__(self, encoder: Encoder | None, head: Head) -> None:
         if encoder is not None:
@@ -300,25 +303,37 @@ class Predictor:
         words = None if self.head.ngrams is None else self.head.ngrams(joined_texts(texts, pairs))
         return PreparedTexts(len(texts), tokens, words)
 
+    def prepare_rows(self, rows: Sequence[Row], pairs: Sequence[str] | None) -> PreparedTexts:
+        """`prepare` of rows of a file, in their order."""
+        return self.prepare([row.text for row in rows], pairs)
+
+    def require_all_read(self, rows: int) -> None:
+        """Called when all rows of a file are labelled: texts are encoded one by one, so that none is left."""
+
     def answer(self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None = None) -> Answers:
         """The second half: what the head says of N texts.
 
         Args:
             progress: called after each batch with the texts and the tokens done in it.
         """
-        features: dict[str, np.ndarray] = {}
-        truncated = np.zeros(prepared.count, dtype=bool)
-        if self.encoder is not None and prepared.tokens is not None:
-            encoded = self.encoder.encode(prepared.tokens, progress)
-            features, truncated = encoded.views, encoded.truncated
-        elif progress is not None:
-            progress(prepared.count, 0)
+        features, truncated = self._features(prepared, progress)
         x = self.head.rows(features, prepared.words)
         if self.head.numbers is not None:
             none = np.zeros((prepared.count, 0))
             return Answers(none, truncated, None, self.head.predict_numbers(x))
         shares = self.head.predict_proba(x)
         return Answers(shares, truncated, self.head.judge(shares, x))
+
+    def _features(
+        self, prepared: PreparedTexts, progress: Callable[[int, int], None] | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """By view what the head reads of a backbone, and which texts were truncated, bool `[N]`."""
+        if self.encoder is not None and prepared.tokens is not None:
+            encoded = self.encoder.encode(prepared.tokens, progress)
+            return encoded.views, encoded.truncated
+        if progress is not None:
+            progress(prepared.count, 0)
+        return {}, np.zeros(prepared.count, dtype=bool)
 
     def _check_labels(self) -> None:
         if self.head.numbers is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featcache.errors import UsageError
 from featcache.runs.run import choose_run
 from featcache.system.units import HOUR
-from featcache_cli.commands.bench import few, job, label, quality, scale
+from featcache_cli.commands.bench import few, imports, job, label, quality, scale
 from featcache_cli.console import err, note, out, print_result, table
 from featcache_cli.options import (
     Commands,
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     about = "measure speed beside the machine's limit and beside peers"
     parser = add_command(commands, "bench", about, "featcache bench extract\nfeatcache bench heads")
-    names = "extract, heads, store, finetune, serve, scale, quality, few, job, label"
+    names = "extract, heads, store, finetune, serve, scale, quality, few, job, label, import"
     benches = parser.add_subparsers(metavar="BENCH", help=names, required=True)
     own = (_add_extract, _add_heads, _add_store, _add_finetune, _add_serve)
-    for add_bench in (*own, scale.add, quality.add, few.add, job.add, label.add):
+    for add_bench in (*own, scale.add, quality.add, few.add, job.add, label.add, imports.add):
         add_bench(benches)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.cache.cache import Cache
     from featcache.cache.local import FileFacts
     from featcache.cache.record import Provenance
-    from featcache.fingerprint import EncoderDocument
+    from featcache.fingerprint import EncoderDocument, VectorsPart
 
 LOST = noted("not known: its record is lost, or of an earlier featcache")
 CUT = {
@@ -135,13 +135,18 @@ def _facts(about: ListedFile) -> list[tuple[str, str]]:
     if not isinstance(about, ListedSealedFile):
         return [(_("file"), about.path), (_("status"), translated(about.status)), (_("size"), size)]
     encoder = about.encoder
-    files = [f"{name} {digest[:12]}" for name, digest in encoder.files.items()]
     sealed = "sealed (check its bytes: featcache cache verify {begins})"
-    return [
+    first = [
         (_("file"), about.path),
         (_("status"), _(sealed, begins=about.fingerprint[:6])),
         (_("size"), size),
         (_("split"), _("{split}, {rows:,} rows", split=_(about.split), rows=about.rows)),
+    ]
+    if encoder.vectors is not None and isinstance(about, ListedFeatures):
+        return [*first, *_facts_of_vectors(about, encoder.vectors), (_("fingerprint"), about.fingerprint)]
+    files = [f"{name} {digest[:12]}" for name, digest in encoder.files.items()]
+    return [
+        *first,
         (_("texts"), _truncated(about)),
         *(_facts_of_features(about) if isinstance(about, ListedFeatures) else []),
         *(_facts_of_states(about) if isinstance(about, ListedStates) else []),
@@ -156,6 +161,18 @@ def _truncated(about: ListedSealedFile) -> str:
     if encoder.long_text == "head-tail":
         said = CUT["middle"]
     return _(said, count=about.truncated, longest=encoder.max_length)
+
+
+def _facts_of_vectors(about: ListedFeatures, part: VectorsPart) -> list[tuple[str, str]]:
+    made, lost, said = about.made, _("not known: the record is lost"), "{name}, {width:,} numbers each, {storage}"
+    return [
+        (_("labels"), ", ".join(about.label_names) or _("none, or numbers")),
+        (_("vectors"), _(said, name=part.name, width=part.width, storage=about.encoder.dtype.storage)),
+        (_("made by"), part.model or _("not said (--describe-model)")),
+        (_("read from"), made.vectors or (_("memory") if made.created else lost)),
+        (_("dataset"), made.dataset or lost),
+        (_("imported"), _("{date} on {host}", date=made.created, host=made.host) if made.created else lost),
+    ]
 
 
 def _facts_of_states(about: ListedStates) -> list[tuple[str, str]]:

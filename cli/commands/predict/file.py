@@ -32,6 +32,9 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(group, "--input", "file or URL to label, all columns kept; - for stdin", metavar="FILE")
     add_flag(group, "--output", "file or URL to write; its ending is its format", metavar="FILE")
     group.add_argument("--force", action="store_true", help="replace the output that is there")
+    vectors = "of a run on imported vectors: the vectors of the rows of --input"
+    add_flag(group, "--vectors", vectors, metavar="FILE")
+    add_flag(group, "--array", "of --vectors: array or column (default: the only one)", metavar="NAME")
     add_flag(group, "--encoding", "of a text file, e.g. gb18030 (default: found by a look at the file)")
     add_flag(group, "--sheet", "of an Excel file (default: the only one with rows)", metavar="NAME")
     add_flag(group, "--text-column", "A,B joins two columns (default: found by its usual names)")

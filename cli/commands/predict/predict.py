@@ -16,7 +16,7 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
 from featcache.translation.language import gettext as _
 from featcache.translation.sentences import translated
-from featcache_cli.chosen_run import add_abstention_flags, add_backbone_flags, choose, load
+from featcache_cli.chosen_run import abstention_of, add_abstention_flags, add_backbone_flags, choose, load
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
@@ -78,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None:
         raise UsageError("--workers without --engine ray", hint="--engine ray")
     if args.input is not None or args.output is not None:
-        return run_file(args, lambda: load(args, choose(args)))
+        return run_file(args, lambda: _file_predictor(args))
+    if args.vectors is not None:
+        raise UsageError(
+            "--vectors is for the rows of a file",
+            hint="--input texts.csv --vectors vectors.npy --output labelled.csv",
+        )
     for number, text in enumerate(args.texts, start=1):  # refused before the model is loaded
         check_text(text, f"text {number}")
     predictor = load(args, choose(args))
@@ -96,6 +101,18 @@ def run(args: argparse.Namespace) -> int:
         lines = [line.rstrip("\r\n") for line in sys.stdin]
         _show(predictor.predict_any([line for line in lines if line.strip()]), args)
     return 0
+
+
+def _file_predictor(args: argparse.Namespace) -> Predictor:
+    """The run's predictor; with `--vectors` nothing is loaded but its head."""
+    if args.vectors is None:
+        return load(args, choose(args))
+    from featcache.prediction.vectors import VectorPredictor
+
+    predictor = VectorPredictor.of_file(choose(args), Path(args.vectors), args.array)
+    if asked := abstention_of(args):
+        predictor.abstain_at(asked)
+    return predictor
 
 
 def _explain(predictor: Predictor, args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from featcache.backbone.model_files.config_checks import (
 )
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import read_object
+from featcache.backbone.model_files.kinds import VECTORS, kind_of
 from featcache.backbone.model_files.modules_json import module_hashes, transformer_folder, view_width
 from featcache.backbone.model_files.wanted import TOKENIZER_FILES
 from featcache.backbone.model_files.weight_files import weight_bytes, weight_files
@@ -91,8 +92,14 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
 
     Raises:
         BackboneError: the folder or hub id does not exist, the hub cannot be reached, or the model has no
-            weights that can be read.
+            weights that can be read; or the name stands for imported vectors.
     """
+    if kind_of(settings.model) == VECTORS:
+        raise BackboneError(
+            f"{settings.model} stands for imported vectors, and nothing here turns a text into such a vector",
+            hint="they work with train-head, sweep, curve, compare, report and inspect; for new texts import "
+            "their vectors, or: featcache predict --input FILE --vectors FILE --output FILE",
+        )
     path = Path(settings.model).expanduser()
     if path.is_dir():
         name, folder, commit = path.resolve().name, path, None

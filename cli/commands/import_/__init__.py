@@ -1,0 +1,5 @@
+"""`featcache import`."""
+
+from featcache_cli.commands.import_.import_ import add
+
+__all__ = ["add"]

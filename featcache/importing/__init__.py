@@ -1,0 +1,1 @@
+"""Vectors that were made elsewhere become sealed files of the cache."""
