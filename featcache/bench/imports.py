@@ -31,8 +31,8 @@ class ImportBenchmark:
 
     Attributes:
         ratio: seconds of the import / seconds of the copy.
-        seconds: `copy` of the file, durable; `import` of it into a sealed one; the same import `again`. Each is
-            a median of `RUNS`.
+        seconds: `copy` of the file, durable; `import` of it into a sealed one; the same import `again`. Each
+            is a median of `RUNS`.
         bytes: of the file of vectors.
     """
 

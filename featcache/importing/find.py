@@ -8,6 +8,7 @@ from typing import Any
 from featcache.backbone.model_files.kinds import vectors_name
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
+from featcache.data.locate import SPLITS
 from featcache.errors import CacheMiss, UsageError
 from featcache.importing.seal import VIEW
 from featcache.settings import DataSettings, FeatureSettings, Settings, build_dataclass
@@ -27,7 +28,11 @@ def find_imported(settings: Settings, split: str) -> CacheFile:
             f"--view {odd[0]}: {model} has one view, {VIEW}", hint=f"leave it out, or write {VIEW}"
         )
     if split not in found:
-        known = f"it has {', '.join(found)}" if found else "nothing was imported under that name"
+        known = (
+            f"it has {', '.join(name for name in SPLITS if name in found)}"
+            if found
+            else "nothing was imported under that name"
+        )
         what = f"{model} has no {split} vectors in {settings.paths.cache_dir}: {known}"
         name = vectors_name(model)
         hint = f"import them: featcache import VECTORS --texts FILE --split {split} --as {name}"
