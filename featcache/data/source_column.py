@@ -57,6 +57,6 @@ def read_column(data: DataSettings, split: str, column: str, flag: str) -> Sourc
     except SourceError as error:
         if "--label-column" not in (error.hint or ""):
             raise
-        raise SourceError(error.what, hint=f"name the column: {flag}") from None
+        raise SourceError(error.what, hint=f"name a column of the data: {flag}") from None
     cells = table.dataset.select_columns([table.columns.label])[table.columns.label]
     return SourceColumn(column, cells, table.encoded)

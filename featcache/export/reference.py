@@ -59,11 +59,14 @@ class ExportedModel:
 
 
 def refuse_words(head: Head) -> None:
-    """Refuse a head that reads the words of the texts.
+    """Refuse a head that reads the words of the texts, or imported vectors.
 
     Raises:
         HeadError
     """
+    from featcache.finetuning.run_backbone import refuse_vectors
+
+    refuse_vectors(head)
     if head.ngrams is not None:
         raise HeadError(
             "the n-grams of a text are counted outside of the model, so no graph or stock model can hold "

@@ -57,11 +57,7 @@ class RunBackbone:
             BackboneError, UsageError: the backbone is not there, or needs code that may not run.
         """
         head, made = run.head(), run.record.backbone
-        if (part := head.encoder.vectors) is not None:
-            raise HeadError(
-                f"{run.name} reads imported {said_of(part)}; nothing here turns a text into such a vector",
-                hint="give vectors of new texts: featcache predict --input FILE --vectors FILE --output FILE",
-            )
+        refuse_vectors(head)
         code = [name for name in head.encoder.files if name.endswith(".py")]
         if code and (exact or not choice.trust_remote_code):
             raise _needs_code(run, code, exact=exact)
@@ -107,6 +103,19 @@ class RunBackbone:
         encoder = TunedEncoder(backbone, features, self.settings.batch_tokens)
         encoder.tuned = document.tuned
         return encoder
+
+
+def refuse_vectors(head: Head) -> None:
+    """Refuse a head on imported vectors where texts are to be encoded.
+
+    Raises:
+        HeadError
+    """
+    if (part := head.encoder.vectors) is not None:
+        raise HeadError(
+            f"this head reads imported {said_of(part)}; nothing here turns a text into such a vector",
+            hint="give vectors of new texts: featcache predict --input FILE --vectors FILE --output FILE",
+        )
 
 
 def _needs_code(run: Run, code: Sequence[str], *, exact: bool) -> BackboneError:

@@ -219,10 +219,10 @@ def _order_note(file: VectorFile, data: DataSettings, split: str, key: str | Non
             hint=f"put both into one file: numpy.savez(file, vectors=..., {key}=...)",
         )
     of_texts = read_column(data, split, key, "--order-key")
-    for row, (one, other) in enumerate(zip_longest(file.column(key), of_texts)):
+    for number, (one, other) in enumerate(zip_longest(file.column(key), of_texts), start=1):
         if _as_key(one) != _as_key(other):
             raise SourceError(
-                f"row {row + 1} of {file.where} has {key} {one!r:.60}, and of the texts {other!r:.60}",
+                f"row {number} of {file.where} has {key} {one!r:.60}, and of the texts {other!r:.60}",
                 hint="bring both into the same order, or give the texts that were encoded",
             )
     return f"{file.rows:,} rows have the same {key} in vectors and texts"

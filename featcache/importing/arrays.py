@@ -221,7 +221,8 @@ def _one_of(where: str, arrays: Iterable[str], name: str) -> str:
 def _keys(where: str, name: str, values: np.ndarray) -> Iterable[object]:
     if values.ndim != 1:
         raise SourceError(f"{where}: {name!r} has the shape {list(values.shape)}, and keys are a list")
-    return values.tolist()
+    keys: list[object] = values.tolist()
+    return keys
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class SplitVectors:
             chosen = block if len(inside) == len(block) else block[inside]
             begin += len(block)
             with np.errstate(over="ignore"):  # what does not fit becomes infinite, which `check` refuses
-                yield np.ascontiguousarray(chosen, dtype=STORED[self.storage])
+                stored = np.ascontiguousarray(chosen, dtype=STORED[self.storage])
+            yield stored
 
     def check(self, split: str, on_progress: OnProgress = ignore) -> str:
         """XXH3-128 of the stored bytes of all vectors.
@@ -50,7 +51,8 @@ class SplitVectors:
         """
         digest, done, first, differ = xxhash.xxh3_128(), 0, None, False
         for block in self.blocks():
-            _require_finite(self, block, done)
+            if (bad := first_bad(block)) is not None:
+                raise unusable(self, int(self.rows[done + bad]))
             if first is None:
                 first = block[0].copy()
             differ = differ or bool((block != first).any())
@@ -65,34 +67,26 @@ class SplitVectors:
         return digest.hexdigest()
 
 
-def _require_finite(vectors: SplitVectors, block: np.ndarray, done: int) -> None:
-    if _is_finite(block):
-        return
-    row = int(np.argmin(np.isfinite(block).all(1)))
-    source = int(vectors.rows[done + row])
-    raise SourceError(not_finite(vectors, source), hint=hint_of(vectors, source))
-
-
 def first_bad(block: np.ndarray) -> int | None:
     """The first row of `[n, D]` with a number that is not finite; None where all are."""
     return None if _is_finite(block) else int(np.argmin(np.isfinite(block).all(1)))
 
 
-def not_finite(vectors: SplitVectors, source: int) -> str:
-    """What is wrong with the vector of a row of the file, counted from 0."""
-    (given,) = vectors.file.read(source, source + 1)
-    where = f"row {source + 1} of {vectors.file.where}"
-    if np.isfinite(given).all():
-        return f"{where} has a number that is too large for {vectors.storage}: {np.abs(given).max():.4g}"
-    return f"{where} has a number that is not finite (NaN or infinity)"
-
-
-def hint_of(vectors: SplitVectors, source: int) -> str:
-    """What to do about it."""
-    (given,) = vectors.file.read(source, source + 1)
-    if np.isfinite(given).all() and vectors.storage == "float16":
-        return "keep them in more digits: --storage float32"
-    return "encode that text again, or leave the row out of both files"
+def unusable(vectors: SplitVectors, row: int) -> SourceError:
+    """What is wrong with the vector of a row of the file, counted from 0, and what to do."""
+    (given,) = vectors.file.read(row, row + 1)
+    where, number = vectors.file.where, row + 1
+    if not np.isfinite(given).all():
+        return SourceError(
+            f"row {number} of {where} has a number that is not finite (NaN or infinity)",
+            hint="encode that text again, or leave the row out of both files",
+        )
+    return SourceError(
+        f"row {number} of {where} has a number that is too large for {vectors.storage}",
+        hint="keep them in more digits: --storage float32"
+        if vectors.storage == "float16"
+        else "divide all vectors by the same number",
+    )
 
 
 def _is_finite(block: np.ndarray) -> bool:

@@ -127,15 +127,15 @@ def _matrix(where: str, values: pa.Array, width: int, first: int) -> np.ndarray:
     else:
         lengths = np.asarray(pc.list_value_length(values).fill_null(-1))
     if (odd := np.flatnonzero(lengths != width)).size:
-        row, length = int(odd[0]), int(lengths[odd[0]])
+        number, length = first + int(odd[0]) + 1, int(lengths[odd[0]])
         held = "no vector" if length < 0 else f"a vector of {length:,} numbers, and row 1 has {width:,}"
         raise SourceError(
-            f"row {first + row + 1} of {where} has {held}", hint="each row needs a vector of the same length"
+            f"row {number} of {where} has {held}", hint="each row needs a vector of the same length"
         )
     flat = values.flatten()
     if flat.null_count:
-        row = int(np.argmax(~np.asarray(flat.is_valid()))) // width
-        raise SourceError(f"row {first + row + 1} of {where} has an empty place", hint=_EACH)
+        number = first + int(np.argmax(~np.asarray(flat.is_valid()))) // width + 1
+        raise SourceError(f"row {number} of {where} has an empty place", hint=_EACH)
     matrix: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
     return matrix
 

@@ -124,4 +124,5 @@ def in_memory(vectors: np.ndarray) -> VectorFile:
         for begin, end in row_ranges(start, stop, array.shape[1] * array.itemsize):
             yield array[begin:end]
 
-    return VectorFile(where, *array.shape, array.dtype.name, read)
+    rows, width = array.shape
+    return VectorFile(where, rows, width, array.dtype.name, read)

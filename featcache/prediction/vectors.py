@@ -11,7 +11,7 @@ import numpy as np
 from featcache.data.formats.lines import Row
 from featcache.errors import BadRow, SourceError, UsageError
 from featcache.heads.head import Head
-from featcache.importing.check import SplitVectors, first_bad, not_finite
+from featcache.importing.check import SplitVectors, first_bad, unusable
 from featcache.importing.open import open_vectors
 from featcache.importing.vector_file import VectorFile
 from featcache.prediction.predictor import Predictor, PreparedTexts
@@ -79,7 +79,7 @@ class VectorPredictor(Predictor):
         prepared = super().prepare_rows(rows, pairs)
         vectors = self._of(np.array([row.number - 1 for row in rows]))
         if (bad := first_bad(vectors)) is not None:
-            raise BadRow(not_finite(self.vectors, rows[bad].number - 1), bad)
+            raise BadRow(unusable(self.vectors, rows[bad].number - 1).what, bad)
         return PreparedVectors(prepared.count, prepared.tokens, prepared.words, vectors)
 
     def require_all_read(self, rows: int) -> None:
@@ -113,7 +113,8 @@ class VectorPredictor(Predictor):
             parts.append(next(self._blocks))
             there += len(parts[-1])
         self._read = np.concatenate(parts) if len(parts) > 1 else self._read
-        return self._read[places - self._first]
+        vectors: np.ndarray = self._read[places - self._first]
+        return vectors
 
     def _other_count(self, rows: str) -> SourceError:
         file = self.vectors.file

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
+from featcache.evaluation.leaks import NORMALISED
 from featcache.heads.head import load_head
 from featcache.importing import vector_file
+from featcache.runs.run import load_run
 from tests.support.cli_tools import Cli
 from tests.support.vector_files import labelled_vectors, write_texts
 
@@ -51,9 +53,9 @@ def test_a_head_says_what_it_was_trained_on(cli: Cli, imported: Path) -> None:
     head = load_head(imported / "reports" / "ridge-vectors-1")
     assert head.encoder.vectors is not None
     assert (head.encoder.vectors.name, head.encoder.vectors.model) == ("mine", "ada 3")
-    found = cli.ok("runs", "show", "ridge-vectors-1", "--json").json
-    assert found["backbone"]["model"] == "vectors:mine"
-    assert found["metrics"]["test"]["accuracy"] > 0.9
+    record = load_run(imported / "reports", "ridge-vectors-1").record
+    assert record.backbone.model == "vectors:mine"
+    assert record.metrics["test"]["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("command", [
@@ -72,9 +74,11 @@ def test_commands_on_features_take_imported_ones(cli: Cli, imported: Path, comma
 def test_inspect_and_leaks_know_the_texts_without_being_told(cli: Cli, imported: Path) -> None:
     found = cli.ok("inspect", *MODEL, "--json").json
     assert "评论" in str(found)
-    run = cli.ok("runs", "show", "linear-vectors-1", "--json").json
-    assert run["clean"]["rule"] == "normalised"
-    assert Path(run["data"]["data_files"]["test"]).name == "test.csv"
+    record = load_run(imported / "reports", "linear-vectors-1").record
+    assert record.clean is not None
+    assert record.clean.rule == NORMALISED
+    assert record.data is not None
+    assert Path((record.data.data_files or {})["test"]).name == "test.csv"
 
 
 def test_compare_and_report_work_on_runs_of_vectors(cli: Cli, imported: Path) -> None:
@@ -100,6 +104,7 @@ def test_what_is_missing_is_said(cli: Cli, imported: Path) -> None:
     assert "featcache import" in refused.err
 
 
+@pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize(("command", "kind"), [
     (("predict", "房间很干净"), HeadError),
     (("predict", "--input", "test.csv", "--output", "out.csv"), HeadError),
@@ -176,7 +181,7 @@ def test_vectors_are_for_files_and_for_heads_on_vectors(cli: Cli, imported: Path
     assert refused.code == UsageError.exit_code
     assert "--vectors is for the rows of a file" in refused.err
     cli.ok("train-head", *MODEL, "--head", "lexical")
-    refused = cli("predict", "--run", "lexical-lexical-1", "--input", "test.csv", "--vectors", "test.npy",
+    refused = cli("predict", "--run", "no-backbone-1", "--input", "test.csv", "--vectors", "test.npy",
                   "--output", "out.csv")  # fmt: skip
     assert refused.code == UsageError.exit_code
     assert "leave it out" in refused.err

@@ -17,7 +17,7 @@ from pathlib import Path
 RETURNED = {
     "guarantee", "promise", "reason", "note", "unknown_text", "mostly_unknown_text", "read_as",
     "wrong_encoding", "bad_rows_note", "_left_out", "_list_note", "_doubts_of_the_fit", "_backtest",
-    "_memory_warnings",
+    "_memory_warnings", "_order_note",
 }  # fmt: skip
 MOST = 24  # templates of one sentence; a part with more alternatives stays a placeholder
 Parts = tuple[str | ast.expr, ...]  # text, and what is filled in

@@ -164,7 +164,8 @@ def _truncated(about: ListedSealedFile) -> str:
 
 
 def _facts_of_vectors(about: ListedFeatures, part: VectorsPart) -> list[tuple[str, str]]:
-    made, lost, said = about.made, _("not known: the record is lost"), "{name}, {width:,} numbers each, {storage}"
+    made, lost = about.made, _("not known: the record is lost")
+    said = "{name}, {width:,} numbers each, {storage}"
     return [
         (_("labels"), ", ".join(about.label_names) or _("none, or numbers")),
         (_("vectors"), _(said, name=part.name, width=part.width, storage=about.encoder.dtype.storage)),

@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 def _next(found: Sequence[Imported], name: str) -> str:
     splits = {one.split for one in found}
     if splits == {"train"}:
-        return f"next: featcache import FILE --texts FILE --split validation --as {name}"
-    return f"next: featcache train-head --model vectors:{name}"
+        return _("next: featcache import FILE --texts FILE --split validation --as {name}", name=name)
+    return _("next: featcache train-head --model vectors:{name}", name=name)
 
 
 def record(one: Imported) -> dict[str, Any]:
