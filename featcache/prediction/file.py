@@ -136,7 +136,7 @@ def predict_file(
         writer.raw_cells = before.raw_cells
         with Journal(folder, before, writer, commit_every) as journal:
             tokens = _FilePredictor(predictor, rows, journal, on_progress).run()
-            predictor.require_all_read(journal.state.rows)
+        predictor.require_all_read(journal.state.rows)
         bad_path = _publish(journal, place, force=force)
     after, seconds = journal.state, time.perf_counter() - began
     return LabelledFile(
