@@ -82,7 +82,7 @@ def open_npz(path: Path, asked: str | None = None) -> VectorFile:
         with _no_other_array(where), reading(where), np.load(path, allow_pickle=False) as arrays:
             return _keys(where, other, arrays[other])
 
-    return VectorFile(where, rows, width, layout.dtype.name, read, column)
+    return VectorFile(where, rows, width, layout.dtype.name, read, column=column)
 
 
 def open_hdf5(path: Path, asked: str | None = None) -> VectorFile:
@@ -117,7 +117,7 @@ def open_hdf5(path: Path, asked: str | None = None) -> VectorFile:
             text = h5py.check_string_dtype(values.dtype) is not None
             return _keys(where, other, np.asarray(values.asstr()[()] if text else values[()]))
 
-    return VectorFile(where, rows, width, dtype, read, column)
+    return VectorFile(where, rows, width, dtype, read, column=column)
 
 
 def open_safetensors(path: Path, asked: str | None = None) -> VectorFile:
@@ -149,7 +149,7 @@ def open_safetensors(path: Path, asked: str | None = None) -> VectorFile:
             values = np.frombuffer(file.read(end - first), INTEGERS[one["dtype"]]).reshape(one["shape"])
         return _keys(where, other, values)
 
-    return VectorFile(where, rows, width, dtype, read, column)
+    return VectorFile(where, rows, width, dtype, read, column=column)
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:

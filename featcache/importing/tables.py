@@ -109,7 +109,7 @@ def _of_table(where: str, schema: pa.Schema, rows: int, asked: str | None, batch
         for values in batches(other, 0, rows, KEYS):
             yield from values.to_pylist()
 
-    return VectorFile(place, rows, width, dtype, read, column)
+    return VectorFile(place, rows, width, dtype, read, column=column)
 
 
 def _numbers(kind: pa.DataType) -> str:
