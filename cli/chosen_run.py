@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
     """Where the backbone of a run is now, where it runs, and whether its own code may run; no settings."""
     add_flag(parser, "--model", "folder of the backbone, if it has moved since")
+    add_flag(parser, "--adapter", "folder of the backbone's adapter, if it has moved since")
     add_flag(parser, "--device", "auto, cpu, cuda, cuda:N or mps", "auto")
     code = "let the model's own Python code run; what the run says of that does not count"
     parser.add_argument("--trust-remote-code", action=argparse.BooleanOptionalAction, default=None, help=code)
@@ -118,13 +119,13 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     """
     from featcache.finetuning.run_backbone import BackboneChoice
 
+    given = BackboneChoice(args.model, device=args.device, adapter=args.adapter)
     if args.trust_remote_code is not None:
-        return BackboneChoice(args.model, device=args.device, trust_remote_code=args.trust_remote_code)
+        return replace(given, trust_remote_code=args.trust_remote_code)
     own = settings_of(args).backbone
     if own.trust_remote_code and own.model == (args.model or chosen.record.backbone.model):
-        return BackboneChoice(own.model, own.revision, own.hub, args.device, trust_remote_code=True)
-    trust = bool(args.model) and own.trust_remote_code
-    return BackboneChoice(args.model, device=args.device, trust_remote_code=trust)
+        return replace(given, model=own.model, revision=own.revision, hub=own.hub, trust_remote_code=True)
+    return replace(given, trust_remote_code=bool(args.model) and own.trust_remote_code)
 
 
 def load(args: argparse.Namespace, chosen: Run) -> Predictor:

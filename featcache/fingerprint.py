@@ -196,6 +196,7 @@ class EncoderDocument(JsonDocument):
         positions: how the position table was extended, see `position_table.Extension`; None where it was not.
         tuned: the fine-tuned part; None for a frozen backbone.
         vectors: what stands for an encoder where the vectors were imported; None for one that encodes.
+        named: of several encoders side by side each by its name; the other fields then say nothing of them.
     """
 
     format: int = field(default_factory=lambda: FEATURE_FORMAT)
@@ -211,6 +212,29 @@ class EncoderDocument(JsonDocument):
     dtype: Dtypes
     tuned: TunedPart | None = None
     vectors: VectorsPart | None = None
+    named: tuple[NamedEncoder, ...] = ()
+
+
+@dataclass(frozen=True)
+class NamedEncoder(JsonDocument):
+    """One of several encoders whose views a head reads side by side; the main one has the name ""."""
+
+    name: str
+    encoder: EncoderDocument
+
+
+def joined_document(encoders: Mapping[str, EncoderDocument]) -> EncoderDocument:
+    """The document of several encoders by their names, whose order does not matter."""
+    named = tuple(NamedEncoder(name, encoders[name]) for name in sorted(encoders))
+    first = named[0].encoder
+    return EncoderDocument(
+        files={},
+        prompt="",
+        max_length=max(each.encoder.max_length for each in named),
+        truncation_side=first.truncation_side,
+        dtype=first.dtype,
+        named=named,
+    )
 
 
 @dataclass(frozen=True)

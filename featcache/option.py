@@ -62,7 +62,7 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
-PATHS = ("model", "dataset", "data_files", "cache_dir", "reports_dir", "costs")  # settings that may be one
+PATHS = ("model", "adapter", "backbones", "dataset", "data_files", "cache_dir", "reports_dir", "costs")
 
 WRITTEN = {int: "write it as in 100", float: "write it as in 0.001 or 1e-3"}  # hints
 

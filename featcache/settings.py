@@ -26,8 +26,7 @@ T = TypeVar("T")
 CONFIG_FILE = "featcache.toml"
 MOST_BYTES = 1 << 20  # of it
 OTHER_TABLES = ("finetune",)  # read with `load_table`
-DEFAULT_MAX_LENGTH = 512
-DEFAULT_C = 0.1
+DEFAULT_MAX_LENGTH, DEFAULT_C = 512, 0.1
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class BackboneSettings:
     hub: str = setting(
         "huggingface", "where a model that is no folder comes from", choices=("huggingface", "modelscope")
     )
+    adapter: str | None = setting(None, "folder of a PEFT LoRA adapter, merged into the model's weights")
+    backbones: dict[str, str] | None = setting(None, "more of them: A=MODEL,B=FILE.toml; views A:last/mean")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--output", "where to write (default: the name of the run, here)", metavar="FOLDER")
     parser.add_argument("--force", action="store_true", help="replace the folder that is there")
     add_flag(parser, "--model", "folder of the backbone, if it has moved since")
+    add_flag(parser, "--adapter", "folder of the backbone's adapter, if it has moved since")
     add_settings(parser, "paths")
 
 
@@ -40,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     console = err()
     console.quiet = args.quiet
     with console.status("comparing logits"):
-        made = _exporter(args.format)(chosen, folder, model=args.model, force=args.force)
+        made = _exporter(args.format)(
+            chosen, folder, model=args.model, adapter=args.adapter, force=args.force
+        )
     document = {"folder": str(made.folder), "class": made.model_class, "compared": made.compared,
                 "largest_difference": made.difference}  # fmt: skip
     if made.own_difference is not None:

@@ -96,6 +96,8 @@ class Encoder:
                 f"layer alone: no view {self.views[0].name}",
                 hint="use views of the last layer, for example --views last/mean",
             )
+        if backbone.files.is_static:
+            _refuse_single_tokens(self.views, backbone.files.name)
         self.prompt, self.pool_prompt = features.prompt, features.pool_prompt is not False
         if features.lower_case:
             lower_case_texts(backbone)
@@ -174,6 +176,11 @@ class Encoder:
             )
 
     @property
+    def depth(self) -> float:
+        """The share of the backbone that is run; 1 where it has no blocks."""
+        return self.views[-1].layer / self.backbone.num_blocks if self.backbone.num_blocks else 1.0
+
+    @property
     def width(self) -> int:
         """Numbers in the vectors of one text, of all views."""
         return sum(pooler.width for pooler in self.poolers.values())
@@ -205,7 +212,7 @@ class Encoder:
 
     def _notes(self, features: FeatureSettings) -> list[str]:
         """What differs from what was asked for, as messages for the user."""
-        notes, asked = [], features.longest
+        notes, asked = [*self.backbone.notes], features.longest
         what = "window" if self.long_text == "chunks" else "text"
         if self.max_length < asked:
             notes.append(f"longest {what}: {self.max_length} tokens, the model's own limit (not {asked})")
@@ -316,6 +323,16 @@ class Encoder:
             "try --storage float32"
             if overflow
             else "try --dtype float32; if it stays so, the weights themselves are damaged",
+        )
+
+
+def _refuse_single_tokens(views: Sequence[View], name: str) -> None:
+    """Refuse poolings that take one token, of a static model: it knows nothing of the others."""
+    if single := next((view for view in views if not POOLED_TOKEN.keys().isdisjoint(view.joined)), None):
+        raise UsageError(
+            f"view {single.name}: {name} is a table of token vectors, where a single token knows nothing of "
+            "its text",
+            hint="use views of all tokens: --views last/auto, or last/mean",
         )
 
 

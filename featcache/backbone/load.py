@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featcache.backbone.adapter.merge import merge_adapter
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.bert.load import load_bert, stock_tokenizer
 from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
@@ -16,6 +17,7 @@ from featcache.backbone.model_files.find import ModelFiles, require_unchanged
 from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.model_files.weight_files import weight_bytes
+from featcache.backbone.static.load import load_static
 from featcache.errors import BackboneError, UsageError
 from featcache.settings import BackboneSettings
 from featcache.system.machine import processor_flags
@@ -41,18 +43,36 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles, *, stock: bool 
         UsageError: the device does not exist.
     """
     device = resolve_device(settings.device)
-    dtype_name = resolve_dtype(settings.dtype, device)
+    dtype_name = dtype_for(files, settings)
     cannot = f"cannot load {files.name} from {files.folder}"
     hint = "is the download complete? a model with code of its own needs --trust-remote-code"
     with library_errors(cannot, hint):
-        known = None if stock or settings.trust_remote_code else load_bert(files, DTYPES[dtype_name])
+        known = _load_own(files, DTYPES[dtype_name], settings, stock=stock)
         model, tokenizer = known or _load_stock(files, dtype_name, settings.trust_remote_code)
+    notes = merge_adapter(model, files.adapter, files.name) if files.adapter else []
     model.requires_grad_(False).eval().to(device)
     if known is None:
         _own_memory(model)
     require_unchanged(files, settings)
     with nullcontext() if known else quiet_transformers():
-        return Backbone(model, tokenizer, files, device, dtype_name)
+        backbone = Backbone(model, tokenizer, files, device, dtype_name)
+    backbone.notes += notes
+    return backbone
+
+
+def _load_own(
+    files: ModelFiles, dtype: torch.dtype, settings: BackboneSettings, *, stock: bool
+) -> tuple[Any, Any] | None:
+    """The model and its tokenizer, loaded without transformers; None where it is needed."""
+    if not files.is_static:
+        return None if stock or settings.trust_remote_code else load_bert(files, dtype)
+    if stock or files.adapter:
+        what = "trained" if stock else "changed by an adapter"
+        raise UsageError(
+            f"{files.name} is a table of token vectors: it has no blocks that can be {what}",
+            hint="train a head on its features: featcache train-head",
+        )
+    return load_static(files, dtype)
 
 
 def _load_stock(files: ModelFiles, dtype_name: str, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -127,6 +147,17 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     elif device.type == "cpu":
         native = bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
     return "bfloat16" if native else "float32"
+
+
+def dtype_for(files: ModelFiles, settings: BackboneSettings) -> str:
+    """The compute type of a model; `auto` is float32 of a static one, which multiplies nothing.
+
+    Raises:
+        UsageError: the device does not exist.
+    """
+    if files.is_static and settings.dtype == "auto":
+        return "float32"
+    return resolve_dtype(settings.dtype, resolve_device(settings.device))
 
 
 def _own_memory(model: torch.nn.Module) -> None:

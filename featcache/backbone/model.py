@@ -57,6 +57,7 @@ class Backbone:
         fused: which modules were replaced by faster ones, as messages for the user.
         lower_case: whether the tokenizer was set to lower-case texts.
         width: numbers in a token's state.
+        notes: on how it was loaded, as messages for the user.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Backbone:
                 measure_inputs(blocks, lambda: self.states(made_up, [self.num_blocks]))
             self.fused = fuse(model, blocks, int8=dtype_name == "int8")
         self._prepared = False
+        self.notes: list[str] = []
         model.eval()
         self.runs_pooled_alone = runs_pooled_alone(self)
 

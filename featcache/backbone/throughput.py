@@ -34,7 +34,7 @@ class Speedometer:
     def __init__(self, encoder: Encoder, total: int) -> None:
         self.backbone = encoder.backbone
         self.total = total
-        self._depth = encoder.views[-1].layer / encoder.backbone.num_blocks
+        self._depth = encoder.depth
         self._coming = np.zeros(0, dtype=np.int64)
         self._done = 0
         self._flops = 0.0
@@ -68,6 +68,8 @@ def useful_flops(backbone: Backbone, lengths: np.ndarray) -> float:
     Attention takes 4 H L for each token of a text of L tokens (H: width of the attention).
     """
     config = backbone.model.config
+    if not backbone.num_blocks:  # a table of token vectors: they are added
+        return float(lengths.sum() * backbone.width)
     tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
     width: int = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     attention = 4 * width * config.num_attention_heads * backbone.num_blocks

@@ -33,6 +33,17 @@ def require_cached(view: str, what: str) -> None:
         )
 
 
+def split_name(view: str) -> tuple[str, str]:
+    """The name of the backbone and its own view: `A`, `last/mean` of `A:last/mean`; the main one is ""."""
+    name, colon, own = view.rpartition(":")
+    return name.strip(), own.strip() if colon else view
+
+
+def named_view(name: str, view: str) -> str:
+    """`A:last/mean`; the view as it is for the main backbone."""
+    return f"{name}:{view}" if name else view
+
+
 def join_views(names: Iterable[str]) -> str:
     """The name of several views side by side; each counts once."""
     return ",".join(dict.fromkeys(names))

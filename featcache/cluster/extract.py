@@ -91,9 +91,10 @@ def absolute(settings: Settings) -> Settings:
     backbone, data, paths = settings.backbone, settings.data, settings.paths
     cache_dir = paths.cache_dir if is_remote(paths.cache_dir) else str(Path(paths.cache_dir).absolute())
     files = data.data_files and {split: _absolute(path) for split, path in data.data_files.items()}
+    adapter = backbone.adapter and _absolute(backbone.adapter)
     return replace(
         settings,
-        backbone=replace(backbone, model=_absolute(backbone.model)),
+        backbone=replace(backbone, model=_absolute(backbone.model), adapter=adapter),
         data=replace(data, dataset=_absolute(data.dataset), data_files=files),
         paths=replace(paths, cache_dir=cache_dir),
     )

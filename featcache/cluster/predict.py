@@ -118,7 +118,7 @@ def predict_with_ray(
                     parts=parts,
                     output=folder.place,
                     reading=files.reading,
-                    backbone=replace(backbone, model=_model(run, backbone.model)),
+                    backbone=_absolute(run, backbone),
                     threads=pool.threads,
                     abstention=files.abstention,
                 )
@@ -216,10 +216,15 @@ def _content(run: Run) -> dict[str, bytes]:
     return {path.name: read_plain(path, LONGEST_ARRAYS) for path in found}
 
 
-def _model(run: Run, model: str | None) -> str | None:
-    """A folder's path made absolute; a hub id stays with the run, which knows its revision."""
-    path = Path(model or run.record.backbone.model).expanduser()
-    return str(path.absolute()) if path.is_dir() else model
+def _absolute(run: Run, given: BackboneChoice) -> BackboneChoice:
+    """Paths of folders made absolute; a hub id stays with the run, which knows its revision."""
+    made = run.record.backbone
+    path, adapter = Path(given.model or made.model).expanduser(), given.adapter or made.adapter
+    return replace(
+        given,
+        model=str(path.absolute()) if path.is_dir() else given.model,
+        adapter=adapter and str(Path(adapter).expanduser().absolute()),
+    )
 
 
 class _PredictingActor(Actor[PredictOrder]):

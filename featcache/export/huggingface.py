@@ -22,7 +22,7 @@ from featcache.export.reference import (
     new_folder,
     refuse_far_numbers,
     refuse_folder,
-    refuse_words,
+    refuse_other_parts,
 )
 from featcache.export.stock_heads import ONNX, classifies_last_token, put_head
 from featcache.export.stock_logits import TOLERANCE, logits_of, set_padding
@@ -32,7 +32,13 @@ from featcache.runs.run import Run
 
 
 def export_huggingface(
-    run: Run, folder: Path, *, model: str | None = None, texts: Sequence[str] = SAMPLES, force: bool = False
+    run: Run,
+    folder: Path,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    texts: Sequence[str] = SAMPLES,
+    force: bool = False,
 ) -> ExportedModel:
     """Write a run as a folder for `transformers`.
 
@@ -41,7 +47,7 @@ def export_huggingface(
 
     Args:
         folder: made here; replaced only with `force`.
-        model: folder of the backbone, if it has moved since.
+        model, adapter: folders of the backbone and its adapter, if they have moved since.
         texts: on which logits are compared; some short and long ones by default.
 
     Raises:
@@ -53,7 +59,7 @@ def export_huggingface(
     from featcache.backbone.model import quiet_transformers
 
     scorer = _exportable(run)
-    source = RunToExport(run, model)
+    source = RunToExport(run, model, adapter)
     with quiet_transformers():
         made, tokenizer = _build(source, scorer)
     second, notes = source.second(texts), []
@@ -81,7 +87,7 @@ def _exportable(run: Run) -> Linear:
         HeadError: no stock class can hold the head, or no stock tokenizer its texts.
     """
     head = run.head()
-    refuse_words(head)
+    refuse_other_parts(head)
     refuse_far_numbers(head)
     if not isinstance(head.scorer, Linear):
         none = (

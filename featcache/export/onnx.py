@@ -33,7 +33,7 @@ from featcache.export.reference import (
     new_folder,
     refuse_far_numbers,
     refuse_folder,
-    refuse_words,
+    refuse_other_parts,
 )
 from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from featcache.heads.head import Head
@@ -51,7 +51,13 @@ OWN_TOLERANCE: Mapping[str, float] = {"float32": 0.01, "bfloat16": 0.1, "float16
 
 
 def export_onnx(
-    run: Run, folder: Path, *, model: str | None = None, texts: Sequence[str] = SAMPLES, force: bool = False
+    run: Run,
+    folder: Path,
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    texts: Sequence[str] = SAMPLES,
+    force: bool = False,
 ) -> ExportedModel:
     """Write a run as a folder for onnxruntime.
 
@@ -62,7 +68,7 @@ def export_onnx(
 
     Args:
         folder: made here; replaced only with `force`.
-        model: folder of the backbone, if it has moved since.
+        model, adapter: folders of the backbone and its adapter, if they have moved since.
         texts: on which logits are compared, in one padded batch; some short and long ones by default.
 
     Raises:
@@ -73,9 +79,9 @@ def export_onnx(
     refuse_folder(folder, run, force=force)
     require_packages()
     _require_exportable(run.head())
-    source = RunToExport(run, model)
+    source = RunToExport(run, model, adapter)
     made = _OnnxModel.of(source, texts)
-    own = Predictor.from_run(run, model=model).encoder
+    own = Predictor.from_run(run, model=model, adapter=adapter).encoder
     assert own is not None  # the head reads features
     rounded = source.logits(own, texts)
     rounding = own.backbone.dtype_name
@@ -102,7 +108,7 @@ def require_packages() -> None:
 
 
 def _require_exportable(head: Head) -> None:
-    refuse_words(head)
+    refuse_other_parts(head)
     refuse_far_numbers(head)
     if not isinstance(head.scorer, (Attentive, Linear, Mlp)):
         raise HeadError(

@@ -58,8 +58,8 @@ class ExportedModel:
     own_difference: float | None = None
 
 
-def refuse_words(head: Head) -> None:
-    """Refuse a head that reads the words of the texts, or imported vectors.
+def refuse_other_parts(head: Head) -> None:
+    """Refuse a head that reads the words of the texts, imported vectors, or several backbones.
 
     Raises:
         HeadError
@@ -67,6 +67,12 @@ def refuse_words(head: Head) -> None:
     from featcache.finetuning.run_backbone import refuse_vectors
 
     refuse_vectors(head)
+    if head.encoder.named:
+        raise HeadError(
+            f"this head reads several backbones, {', '.join(one.name for one in head.encoder.named)}, and no "
+            "model holds them all",
+            hint="predict with featcache: featcache predict, featcache serve",
+        )
     if head.ngrams is not None:
         raise HeadError(
             "the n-grams of a text are counted outside of the model, so no graph or stock model can hold "
@@ -94,7 +100,8 @@ class RunToExport:
     """The run that is exported, with the files of its backbone.
 
     Args:
-        model: the backbone, if it is not where it was when the head was trained.
+        model, adapter: the backbone and its adapter, if they are not where they were when the head was
+            trained.
 
     Attributes:
         head: with the encoder document it was trained by.
@@ -104,12 +111,19 @@ class RunToExport:
         HeadError, BackboneError, UsageError: see `RunBackbone.find`.
     """
 
-    def __init__(self, run: Run, model: str | None) -> None:
+    def __init__(self, run: Run, model: str | None, adapter: str | None = None) -> None:
         from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
 
         self.run = run
-        self._backbone = RunBackbone.find(run, BackboneChoice(model), exact=True)
+        choice = BackboneChoice(model, adapter=adapter)
+        self._backbone = RunBackbone.find(run, choice, exact=True)
         self.head, self.files = self._backbone.head, self._backbone.files
+        if self.files.is_static:
+            raise BackboneError(
+                f"{self.files.name} is a table of token vectors, for which transformers has no class and no "
+                "tokenizer that leaves tokens out",
+                hint="predict with featcache, or read the table with the library that made it",
+            )
 
     @property
     def pairs(self) -> bool:
@@ -139,7 +153,11 @@ class RunToExport:
         return found if self.head.numbers is None else self.head.numbers.logits(found)
 
     def put_trained(self, model: torch.nn.Module) -> None:
-        """Give a stock backbone the weights that `featcache finetune` trained, if it did."""
+        """Give a stock backbone the run's weights: those of an adapter, then what `finetune` trained."""
+        if self.files.adapter:
+            from featcache.backbone.adapter.merge import merge_adapter
+
+            merge_adapter(model, self.files.adapter, self.files.name)
         if self.head.encoder.tuned:
             from featcache.finetuning.weights import trained_weights
 

@@ -9,6 +9,7 @@ from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheMiss, UsageError
 from featcache.extraction.extracted import Extracted
 from featcache.extraction.job import Job
+from featcache.extraction.named_backbones import settings_by_name
 from featcache.importing.find import find_imported
 from featcache.settings import Settings
 from featcache.system.progress import OnProgress
@@ -43,12 +44,17 @@ def extract_splits(
              several cores.
 
     Returns:
-        A result for each split, in the order of `splits`.
+        A result for each split, in the order of `splits`; of each backbone that views name.
 
     Raises:
         SourceError, BackboneError, CacheError, UsageError: each says what to do. Committed units
             are kept, and the same call goes on from them.
     """
+    if [*(named := settings_by_name(settings))] != [""]:
+        found = []
+        for own in named.values():
+            found += extract_splits(own, splits, report, force=force, wait=wait, workers=workers)
+        return found
     if kind_of(settings.backbone.model) == VECTORS:  # all that there can be is there
         return [Extracted.of(find_imported(settings, split), split, 0.0, cached=True) for split in splits]
     if settings.backbone.device not in (

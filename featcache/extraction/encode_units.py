@@ -99,7 +99,7 @@ class LocalUnitEncoder:
         encoder, split, partition, speed = self.encoder, work.split, work.partition, None
         encoder.backbone.prepare(len(split))  # by the whole, so that a resumed run decides alike
         self.spec = replace(self.spec, fused=tuple(encoder.backbone.fused))
-        if self.watched:
+        if self.watched and encoder.backbone.num_blocks:  # a static model multiplies nothing
             from featcache.backbone.throughput import Speedometer
 
             speed = Speedometer(encoder, partition.count(work.units))

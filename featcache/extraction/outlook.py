@@ -55,11 +55,11 @@ def model_sentence(files: ModelFiles, followed: Followed) -> str:
     """The model, the views of it that are made, and why these."""
     parts = []
     for name, views in followed.views.items():
-        if name == DEPTH:
+        if name == DEPTH and files.blocks:
             layers = dict.fromkeys(view.partition("/")[0] for view in views)
             of = "{name} ({count} views of the layers {layers})"
             parts.append(_(of, name=name, count=len(views), layers=listed(layers)))
-        elif name.endswith(f"/{AUTO}"):
+        elif name.endswith((f"/{AUTO}", DEPTH)):
             by_model = "{view} (as its sentence-transformers settings say)"
             unnamed = "{view} (as it names no pooling itself)"
             parts.append(_(by_model if followed.by_model else unnamed, view=views[0]))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbone.model_files.adapter_files import find_adapter
 from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import Cache
@@ -201,7 +202,17 @@ def _locked(job: _TextJob) -> Iterator[None]:
 def model_files(backbone: BackboneSettings) -> ModelFiles:
     """`find_model` with a hub revision resolved once a process: a grid search asks hundreds of times."""
     named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code, hub=backbone.hub)
-    return find_model(named) if Path(backbone.model).expanduser().is_dir() else _find_on_hub(named)
+    files = find_model(named) if Path(backbone.model).expanduser().is_dir() else _find_on_hub(named)
+    return replace(files, adapter=find_adapter(backbone.adapter))
+
+
+def with_dtype(backbone: BackboneSettings) -> BackboneSettings:
+    """The settings with a compute type that is no longer `auto`."""
+    if backbone.dtype != "auto":
+        return backbone
+    from featcache.backbone.load import dtype_for
+
+    return replace(backbone, dtype=dtype_for(model_files(backbone), backbone))
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from featcache.backbone.attentive import Attention
 from featcache.backbone.encoder import Encoder, document_settings
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.cache.view_names import join_views, split_name
 from featcache.errors import BackboneError, HeadError
 from featcache.fingerprint import EncoderDocument, TunedPart, differences
 from featcache.heads.head import Head
 from featcache.importing.vector_file import said_of
+from featcache.runs.record import BackboneRecord
 from featcache.runs.run import Run
 from featcache.settings import BackboneSettings
 
@@ -25,6 +27,7 @@ class BackboneChoice:
         revision, hub: of `model`; see `--revision`, `--hub`.
         device: see `--device`.
         trust_remote_code: let the model's own Python code run, where the head was trained with it.
+        adapter: folder of the adapter, if it is not where it was; see `--adapter`.
     """
 
     model: str | None = None
@@ -32,6 +35,7 @@ class BackboneChoice:
     hub: str | None = None
     device: str = "auto"
     trust_remote_code: bool = False
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,22 @@ class RunBackbone:
     exact: bool
 
     @classmethod
-    def find(cls, run: Run, choice: BackboneChoice, *, exact: bool = False) -> RunBackbone:
+    def find(
+        cls, run: Run, choice: BackboneChoice, *, exact: bool = False, name: str | None = None
+    ) -> RunBackbone:
         """The backbone of `run`, checked before its weights are loaded.
 
+        Args:
+            name: of a run with several backbones, which of them; `head` is then as if it read no other.
+
         Raises:
-            HeadError: the head cannot be read, or the backbone that is there has other files.
+            HeadError: the head cannot be read, or the backbone that is there has other files, or is one of
+                several.
             BackboneError, UsageError: the backbone is not there, or needs code that may not run.
         """
         head, made = run.head(), run.record.backbone
+        if head.encoder.named:
+            head, made = _named(head, run, name)
         refuse_vectors(head)
         code = [name for name in head.encoder.files if name.endswith(".py")]
         if code and (exact or not choice.trust_remote_code):
@@ -69,6 +81,7 @@ class RunBackbone:
             device="cpu" if exact else choice.device,
             dtype="float32" if exact else head.encoder.dtype.compute,
             batch_tokens=None if exact else made.batch_tokens,
+            adapter=choice.adapter or made.adapter,
         )
         files = find_model(settings)
         other = differences({"files": head.encoder.files}, {"files": files.hashes_of(head.views)})
@@ -76,7 +89,8 @@ class RunBackbone:
             raise HeadError(
                 f"{run.name} was trained with other files than those of {files.name}: "
                 + "; ".join(map(str, other)),
-                hint="give the backbone it was trained with: --model FOLDER",
+                hint="give the backbone it was trained with: --model FOLDER"
+                + (", and its adapter: --adapter FOLDER" if settings.adapter else ""),
             )
         return cls(run, head, settings, files, exact)
 
@@ -116,6 +130,23 @@ def refuse_vectors(head: Head) -> None:
             f"this head reads imported {said_of(part)}; nothing here turns a text into such a vector",
             hint="give vectors of new texts: featcache predict --input FILE --vectors FILE --output FILE",
         )
+
+
+def _named(head: Head, run: Run, name: str | None) -> tuple[Head, BackboneRecord]:
+    """A head as if it read the views of one of its backbones alone, and what the run keeps of that one."""
+    known, documents = run.record.backbone.named, {one.name: one.encoder for one in head.encoder.named}
+    if name is None:
+        raise HeadError(
+            f"{run.name} reads several backbones, {', '.join(documents)}, and no model holds them all",
+            hint="predict with featcache: featcache predict, featcache serve",
+        )
+    if name not in known:
+        raise HeadError(
+            f"run.json of {run.name} does not say which backbone {name!r} is",
+            hint="train that head again: featcache train-head",
+        )
+    views = [own for of, own in map(split_name, head.views) if of == name]
+    return replace(head, encoder=documents[name], view=join_views(views)), known[name]
 
 
 def _needs_code(run: Run, code: Sequence[str], *, exact: bool) -> BackboneError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.backbone.token_rows import ATTENTIVE
-from featcache.cache.view_names import LEXICAL, cached_views, split_view
+from featcache.cache.view_names import LEXICAL, cached_views, split_name, split_view
 from featcache.errors import HeadError
 from featcache.evaluation.costs import cheapest, check_costs
 from featcache.fingerprint import MULTI_LABEL, REGRESSION, SINGLE_LABEL, EncoderDocument, fingerprint
@@ -80,7 +80,9 @@ class HeadDocument:
         """
         encoder = EncoderDocument.from_json(self.encoder)
         thresholds = (0.5,) * len(self.label_names) if self.thresholds is None else self.thresholds
+        named = {split_name(view)[0] for view in cached_views(self.view)}
         checks = {
+            "encoder": {one.name for one in encoder.named} == (named - {""} and named),
             "scorer": self.scorer in ALL_SCORERS,
             "label_names": len(set(self.label_names)) == len(self.label_names),
             "numbers": (self.numbers is not None) == (not self.label_names),

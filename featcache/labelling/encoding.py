@@ -10,7 +10,7 @@ import numpy as np
 
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import FeatcacheError
-from featcache.extraction.text_features import text_features
+from featcache.extraction.text_features import text_features, with_dtype
 from featcache.labelling.session import LabelSession
 from featcache.settings import Settings
 from featcache.system.outside import outside_error
@@ -73,11 +73,7 @@ class BackgroundEncoding:
 
 def features_of(texts: Sequence[str], settings: Settings, report: OnProgress = ignore) -> np.ndarray:
     """The features of texts, float32 `[N, D]`, from the cache where it has them; see `text_features`."""
-    if settings.backbone.dtype == "auto":
-        from featcache.backbone.load import resolve_device, resolve_dtype
-
-        dtype = resolve_dtype("auto", resolve_device(settings.backbone.device))
-        settings = replace(settings, backbone=replace(settings.backbone, dtype=dtype))
+    settings = replace(settings, backbone=with_dtype(settings.backbone))
 
     def load(own: Settings, files: ModelFiles):  # type: ignore[no-untyped-def]  # Encoder imports torch
         from featcache.backbone.encoder import Encoder

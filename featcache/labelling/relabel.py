@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache.catalog import CacheFile, Features
+from featcache.cache.catalog import Features
 from featcache.data.locate import SPLITS
 from featcache.data.text_lookup import find_texts
 from featcache.errors import HeadError, SourceError
@@ -27,6 +27,7 @@ from featcache.inspection.inspection import (
 from featcache.labelling.strategies import ChosenText, Reason
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.votes import CountedAnswers
+from featcache.runs.inputs.joined_files import open_reference
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.durable import write_file
@@ -72,13 +73,7 @@ def labelled_source(run: Run, mine: Settings, on_progress: OnProgress = ignore) 
             f"{run.name}: labels are asked again of runs with cached features, one label a text and no pairs",
             hint="name a run of train-head with one label a text",
         )
-    files = {split: CacheFile(Path(record.caches[split].path)) for split in SPLITS if split in record.caches}
-    for split, file in files.items():
-        if file.fingerprint != record.caches[split].fingerprint:
-            raise HeadError(
-                f"{file.path} is another file than the one {run.name} was trained on",
-                hint="train that head again: featcache train-head",
-            )
+    files = {split: open_reference(record.caches[split]) for split in SPLITS if split in record.caches}
     parts = {split: InspectedSplit.of(file, record.cached_view) for split, file in files.items()}
     inspection = inspect_splits(parts, seed=record.seed, on_progress=on_progress)
     if inspection.doubts.reason:

@@ -177,6 +177,6 @@ def work_of(encoder: Encoder, tokens: Tokens, texts: int) -> np.ndarray:
     # A text of L tokens takes a L + b L^2 operations: two lengths give a and b.
     one, two = (useful_flops(encoder.backbone, np.array([length])) for length in (1, 2))
     square = (two - 2 * one) / 2
-    depth = encoder.views[-1].layer / encoder.backbone.num_blocks
-    rows = ((one - square) * tokens.lengths + square * tokens.lengths.astype(np.float64) ** 2) * depth
+    rows = (one - square) * tokens.lengths + square * tokens.lengths.astype(np.float64) ** 2
+    rows *= encoder.depth
     return np.bincount(tokens.texts_of(np.arange(len(rows))), np.maximum(rows, 1.0), minlength=texts)

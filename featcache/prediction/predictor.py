@@ -14,7 +14,7 @@ from featcache.backbone.tokens.tokenization import Tokens
 from featcache.data.formats.lines import Row
 from featcache.errors import HeadError, SourceError
 from featcache.evaluation.costs import cheapest
-from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
+from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.fingerprint import differences
 from featcache.heads.abstention.abstention import Judgement
 from featcache.heads.head import Head
@@ -165,6 +165,7 @@ class Predictor:
         hub: str | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,
+        adapter: str | None = None,
     ) -> Predictor:
         """The predictor of a run in `reports/`, or of a run's folder.
 
@@ -173,16 +174,17 @@ class Predictor:
             revision, hub: of `model`; see `--revision`, `--hub`.
             device: see `--device`; the compute dtype is always the one of the cached features.
             trust_remote_code: let the model's own Python code run; what the run says of that does not count.
+            adapter: where the backbone's adapter lies now, if not where it lay then.
 
         Raises:
             HeadError: there is no such run, or the backbone is not the one the head was trained with.
             BackboneError: the backbone cannot be loaded.
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
-        choice = BackboneChoice(model, revision, hub, device, trust_remote_code)
-        head = found.head()
-        encoder = RunBackbone.find(found, choice).encoder() if head.views else None
-        predictor = cls(encoder, head)
+        from featcache.prediction.joined_encoder import run_encoder
+
+        choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter)
+        predictor = cls(run_encoder(found, choice), found.head())
         predictor.pairs = found.record.pairs
         return predictor
 

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
-from featcache.extraction.text_features import model_files, text_features
+from featcache.extraction.text_features import model_files, text_features, with_dtype
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Member
 from featcache.heads.probabilities import softmax
@@ -71,6 +71,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         cache_dir: folder of the feature caches.
         trust_remote_code: let the model's own Python code run.
         hub: where a model that is no folder comes from, `huggingface` or `modelscope`.
+        adapter: folder of a PEFT LoRA adapter, which is merged into the model's weights.
 
     Attributes:
         n_features_out_: D, if the model's config has it.
@@ -94,6 +95,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         cache_dir: str | os.PathLike[str] = "cache",
         trust_remote_code: bool = False,
         hub: str = "huggingface",
+        adapter: str | None = None,
     ) -> None:
         self.model = model
         self.revision = revision
@@ -108,6 +110,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.cache_dir = cache_dir
         self.trust_remote_code = trust_remote_code
         self.hub = hub
+        self.adapter = adapter
 
     def fit(self, X: Iterable[str], y: Any = None) -> Self:
         """Check settings, texts and the model's files; the model is not loaded and nothing is learnt.
@@ -118,7 +121,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             BackboneError: the model does not exist.
         """
         _texts(X)
-        settings = self._settings(_compute_dtype(self.dtype, self.device))
+        settings = self._settings(self.dtype)
         self.dtype_ = settings.backbone.dtype
         width = _width(settings, model_files(settings.backbone))
         if width is not None:
@@ -138,7 +141,7 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         """
         texts = _texts(X)
         fitted = getattr(self, "dtype_", None) if self.dtype == "auto" else self.dtype
-        settings = self._settings(fitted or _compute_dtype(self.dtype, self.device))
+        settings = self._settings(fitted or self.dtype)
         if texts:
             return text_features(texts, settings, self._encoder)
         files = model_files(settings.backbone)
@@ -155,11 +158,13 @@ class FeatureExtractor(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self.n_features_out_
 
     def _settings(self, dtype: str) -> Settings:
+        """The settings, with `dtype` resolved on this machine where it is `auto`."""
         values = {**self.get_params(), "dtype": dtype, "cache_dir": os.fspath(self.cache_dir)}
         view = values.pop("view")
         if not isinstance(view, str):
             raise UsageError(f"view wants a text such as 'last/mean', got {view!r}")
-        return build_settings({**values, "views": (view,)})
+        settings = build_settings({**values, "views": (view,)})
+        return replace(settings, backbone=with_dtype(settings.backbone))
 
     def _encoder(self, settings: Settings, files: ModelFiles) -> Encoder:
         """The encoder, loaded once for the same settings and files."""
@@ -204,15 +209,6 @@ def _texts(X: Any) -> list[str]:
 def _width(settings: Settings, files: ModelFiles) -> int | None:
     """Numbers in the vector of a text; None if the model's config does not say it."""
     return files.width_of(follow(settings.features, files).features.views)
-
-
-def _compute_dtype(dtype: str, device: str) -> str:
-    """`dtype`, with `auto` resolved for `device` on this machine."""
-    if dtype != "auto":
-        return dtype
-    from featcache.backbone.load import resolve_device, resolve_dtype
-
-    return resolve_dtype(dtype, resolve_device(device))
 
 
 class LinearHead(ClassifierMixin, BaseEstimator):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from featcache.data.text_lookup import RowTexts, find_texts, foreign_place
 from featcache.errors import CacheMiss, FeatcacheError, HeadError
 from featcache.fingerprint import fingerprint
 from featcache.inspection.inspection import InspectedSplit, Inspection, inspect_splits
-from featcache.runs.record import CacheReference, FrozenRows
+from featcache.runs.inputs.joined_files import open_reference
+from featcache.runs.record import FrozenRows
 from featcache.runs.run import Run
 from featcache.settings import DataSettings, Settings
 from featcache.system.progress import OnProgress
@@ -78,20 +78,10 @@ def _files(run: Run, mine: Settings, notes: list[str]) -> dict[str, CacheFile]:
                     )
                 found[split] = _frozen_features(frozen, split, run.record.cached_view)
             else:
-                found[split] = _unchanged(caches[split])
+                found[split] = open_reference(caches[split])
         except FeatcacheError as error:
             notes.append(f"{split} features are not shown: {error.what}")
     return found
-
-
-def _unchanged(cache: CacheReference) -> CacheFile:
-    file = CacheFile(Path(cache.path))
-    if file.fingerprint != cache.fingerprint:
-        raise HeadError(
-            f"{file.path} is another file than the one the run was trained on",
-            hint="train that head again: featcache train-head",
-        )
-    return file
 
 
 def _frozen_features(frozen: FrozenRows, split: str, view: str) -> CacheFile:

@@ -107,6 +107,7 @@ def save_trained(
     leaks: Leaks,
     *,
     commit: str | None,
+    named: Mapping[str, BackboneRecord] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Score the best head on every split and save it as a run.
@@ -117,6 +118,7 @@ def save_trained(
         features: by split. Predictions and intervals are made of all splits but train.
         leaks: which rows leak; the scores without them are recorded, too.
         commit: of the backbone on the hub; None for a local folder.
+        named: the backbones, where there are several.
         files: what else belongs to the run, by file name.
     """
     head, calibration = heads["head"]
@@ -140,7 +142,7 @@ def save_trained(
         abstention=abstention_record(head, features),
         interval=head.numbers.interval if head.numbers else None,
         interval_covered=covered_shares(head, found.number_predictions),
-        backbone=BackboneRecord(**asdict(settings.backbone), commit=commit),
+        backbone=BackboneRecord(**asdict(settings.backbone), commit=commit, named=dict(named or {})),
         features=_used(settings.features, head.encoder),
         data=settings.data,
     )
@@ -209,5 +211,7 @@ def _in_parts(outputs: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, 
 
 def _used(features: FeatureSettings, encoder: EncoderDocument) -> FeatureSettings:
     """The settings with the prompt and the length that were used, where the model chose them."""
+    if encoder.named:  # each has its own
+        return features
     length = encoder.max_length if features.max_length is None else features.max_length
     return replace(features, prompt=encoder.prompt, prompt_name=None, max_length=length)

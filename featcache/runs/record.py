@@ -34,18 +34,20 @@ MOST_ROWS = 1 << 53  # so that a count is exact as a float
 
 @dataclass(frozen=True)
 class BackboneRecord(BackboneSettings):
-    """The settings of the backbone, and the commit of the hub that they led to; None for a local folder."""
+    """The settings of the backbone, the commit of the hub that they led to, and further backbones by name."""
 
     model: str = ""
     commit: str | None = None
+    named: dict[str, BackboneRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CacheReference:
-    """A cache file that the head was trained or scored on."""
+    """A cache file that the head was trained or scored on; `named`: of several backbones, that of each."""
 
     path: str
     fingerprint: str
+    named: dict[str, CacheReference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class TuningRecord:
     Attributes:
         cut: the block below which nothing was trained; None where training started from the tokens.
         curve: up to 200 pairs of step and training loss.
-        stopped: why training ended early; empty where it did not.
+        stopped: why training ended early, or empty.
         device, dtype, packing, versions: circumstances, which do not change the result.
     """
 
@@ -242,9 +244,7 @@ class SweepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a head was trained, and on what; the part of a run record that each way of training knows.
-
-    Fields with a default are missing in runs of some earlier versions.
+    """How a head was trained, and on what; fields with a default are missing in some earlier versions.
 
     Attributes:
         head: kind of the head, or the part that was fine-tuned, e.g. `top-blocks:2`.

@@ -27,6 +27,7 @@ from featcache.heads.registry import KINDS, check_parallel
 from featcache.heads.view_shares import view_shares
 from featcache.runs.abstain import with_abstention
 from featcache.runs.finish import calibrate, number_head, save_trained
+from featcache.runs.inputs.joined_files import backbone_records
 from featcache.runs.inputs.splits import CachedSplits, drawn_rows, load_data, load_states
 from featcache.runs.numbers.interval import with_interval
 from featcache.runs.record import CalibrationRecord, SweepRecord, TrainingRecord
@@ -175,7 +176,8 @@ def save_fit(
     if best.abstention:  # a distance is of vectors
         features = {name: best.pooled_features(part) for name, part in features.items()}
     commit = sources["train"].commit if sources else None
-    return save_trained(settings, training, heads, features, data.leaks, commit=commit)
+    named = backbone_records(settings, data.files["train"]) if data.files else None
+    return save_trained(settings, training, heads, features, data.leaks, commit=commit, named=named)
 
 
 def _finished_heads(

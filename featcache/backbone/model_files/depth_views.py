@@ -28,6 +28,8 @@ def depth_views(files: ModelFiles) -> tuple[str, ...]:
             f"--views depth: the config.json of {files.name} names no number of layers",
             hint="name the views, for example --views last/mean,-3/mean",
         )
+    if not blocks:  # a table of token vectors
+        return ("last/mean",)
     step = max(1, round(blocks / 6))
     depths = [depth for depth in range(0, LAYERS * step, step) if depth < blocks]
     layers = ["last" if depth == 0 else str(-depth - 1) for depth in depths]

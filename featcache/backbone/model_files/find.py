@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from featcache.backbone.model_files.adapter_files import AdapterFiles, find_adapter
 from featcache.backbone.model_files.config_checks import (
     LAYERS,
     WIDTH_KEYS,
@@ -13,11 +15,17 @@ from featcache.backbone.model_files.config_checks import (
     check_tokenizer_files,
 )
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
-from featcache.backbone.model_files.json_file import read_object
+from featcache.backbone.model_files.json_file import object_if_there, read_object
 from featcache.backbone.model_files.kinds import VECTORS, kind_of
-from featcache.backbone.model_files.modules_json import module_hashes, transformer_folder, view_width
+from featcache.backbone.model_files.modules_json import (
+    TOKENIZER,
+    is_static,
+    module_hashes,
+    transformer_folder,
+    view_width,
+)
 from featcache.backbone.model_files.wanted import TOKENIZER_FILES
-from featcache.backbone.model_files.weight_files import weight_bytes, weight_files
+from featcache.backbone.model_files.weight_files import MODEL2VEC, table_shapes, weight_bytes, weight_files
 from featcache.errors import BackboneError
 from featcache.settings import BackboneSettings
 from featcache.system.hashes import changed_files, current_hash
@@ -31,21 +39,39 @@ class ModelFiles:
         name: the hub id, or the folder's own name.
         folder: where the files are.
         commit: their hub commit; None for a local folder.
-        hashes: SHA-256 by file name, of every file that changes a token's state.
+        hashes: SHA-256 by file name, of every file in the folder that changes a token's state.
+        adapter: what is merged into the weights; None where there is none.
     """
 
     name: str
     folder: Path
     commit: str | None
     hashes: dict[str, str]
+    adapter: AdapterFiles | None = None
+
+    @cached_property
+    def is_static(self) -> bool:
+        """Whether the model is a table of token vectors, without blocks."""
+        return is_static(self.folder)
+
+    @cached_property
+    def is_model2vec(self) -> bool:
+        """Whether it is a table that model2vec wrote: unknown tokens do not count in a text's mean.
+
+        Raises:
+            BackboneError: the table cannot be read.
+        """
+        return [*table_shapes(self.folder)] == [MODEL2VEC]
 
     @property
     def width(self) -> int | None:
-        """D, the width of a token's state, from config.json; None if it is not there.
+        """D, the width of a token's state, from config.json or of the table; None if it is not there.
 
         Raises:
-            BackboneError: config.json is no JSON object.
+            BackboneError: config.json is no JSON object, or the table cannot be read.
         """
+        if self.is_static:
+            return next((shape[-1] for shape in table_shapes(self.folder).values() if shape), None)
         config = read_object(self.folder / "config.json")
         return next((config[key] for key in WIDTH_KEYS if key in config), None)
 
@@ -56,6 +82,8 @@ class ModelFiles:
         Raises:
             BackboneError: config.json is no JSON object.
         """
+        if self.is_static:
+            return 0
         config = read_object(self.folder / "config.json")
         inner = config.get("text_config")
         parts = (config, inner if isinstance(inner, dict) else {})
@@ -65,7 +93,7 @@ class ModelFiles:
     @property
     def architectures(self) -> tuple[str, ...]:
         """The classes that the model was saved as, by its config.json, e.g. `BertForMaskedLM`."""
-        found = read_object(self.folder / "config.json").get("architectures")
+        found = object_if_there(self.folder / "config.json").get("architectures")
         return tuple(map(str, found)) if isinstance(found, list) else ()
 
     def hashes_of(self, views: Sequence[str]) -> dict[str, str]:
@@ -74,7 +102,8 @@ class ModelFiles:
         Raises:
             BackboneError, UsageError: a step of a view has no module.
         """
-        return self.hashes | module_hashes(self.folder, views)
+        merged = self.adapter.hashes if self.adapter else {}
+        return self.hashes | merged | module_hashes(self.folder, views)
 
     def width_of(self, views: Sequence[str]) -> int | None:
         """Numbers in the vectors of all `views`; None if config.json does not say how wide a state is.
@@ -103,13 +132,18 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
     path = Path(settings.model).expanduser()
     if path.is_dir():
         name, folder, commit = path.resolve().name, path, None
+    elif path.suffix == ".gguf":
+        raise BackboneError(
+            f"{settings.model} is a GGUF file, which transformers reads of decoders and T5 alone",
+            hint="use the model that it was made from, with its safetensors: --model ID",
+        )
     elif path.exists() or settings.model.startswith((".", "/", "~")) or settings.model.count("/") > 1:
         raise BackboneError(f"no model folder {settings.model}", hint=WAYS_OUT)
     else:
         folder = download_model(settings)
         name, commit = settings.model, folder.name
     folder = transformer_folder(folder)
-    return ModelFiles(name, folder, commit, _hashes(folder, settings))
+    return ModelFiles(name, folder, commit, _hashes(folder, settings), find_adapter(settings.adapter))
 
 
 def require_unchanged(files: ModelFiles, settings: BackboneSettings) -> None:
@@ -138,6 +172,8 @@ def _hashes(folder: Path, settings: BackboneSettings) -> dict[str, str]:
 
 def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
     config = folder / "config.json"
+    if is_static(folder):
+        return _static_files(folder)
     if not config.is_file():
         raise BackboneError(
             f"{folder} is no model folder: it has no config.json",
@@ -153,3 +189,14 @@ def _relevant_files(folder: Path, remote_code: bool) -> list[Path]:
     check_config(config, weight_bytes(folder))
     check_tokenizer_files(folder)
     return [config, *weight_files(folder), *tokenizer, *code]
+
+
+def _static_files(folder: Path) -> list[Path]:
+    """The files of a table of token vectors; a StaticEmbedding has no config.json."""
+    config, tokenizer = folder / "config.json", folder / TOKENIZER
+    if not tokenizer.is_file():
+        raise BackboneError(
+            f"{folder} has no {TOKENIZER}, which a table of token vectors needs",
+            hint="is the download complete? else save the model again with the library that made it",
+        )
+    return [*filter(Path.is_file, [config]), *weight_files(folder), tokenizer]

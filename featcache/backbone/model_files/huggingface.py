@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from featcache.backbone.model_files.modules_json import CONFIG, transformer_folder
+from featcache.backbone.model_files.modules_json import CONFIG, is_static, transformer_folder
 from featcache.backbone.model_files.wanted import require_weights, wanted_files
 from featcache.settings import BackboneSettings
 from featcache.system.hub.errors import HubError
@@ -42,7 +42,9 @@ def copy_on_disk(settings: BackboneSettings) -> Path | None:
         return folder  # what it lacks is said when it is read
     # Other programs may have fetched the configuration alone.
     model = transformer_folder(folder)
-    whole = (model / CONFIG).is_file() and any(one.suffix in WEIGHTS for one in model.iterdir())
+    whole = ((model / CONFIG).is_file() or is_static(model)) and any(
+        one.suffix in WEIGHTS for one in model.iterdir()
+    )
     return folder if whole else None
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from featcache.backbone.model_files.json_file import read_array, read_object
+from featcache.backbone.model_files.json_file import object_if_there, read_array, read_object
 from featcache.backbone.model_files.weight_files import weight_files
 from featcache.errors import BackboneError, UsageError
 from featcache.system.hashes import current_hash
@@ -15,7 +15,8 @@ MODULES = "modules.json"
 OWN = "sentence_transformers."  # how the names of the library's own kinds begin
 STEPS = {"Dense": "dense", "LayerNorm": "layernorm", "Normalize": "normalized"}  # as they are named in views
 WITH_WEIGHTS = {name: kind for kind, name in STEPS.items() if kind != "Normalize"}
-CONFIG = "config.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+STATIC = "StaticEmbedding"  # the kind of a module that is a table of token vectors
 OTHERWISE = "download the model again, or use a pooling of your own, e.g. --pooling mean"
 
 
@@ -53,6 +54,19 @@ def transformer_folder(root: Path) -> Path:
         return root
     modules = read_modules(root)
     return root / modules[0][1] if modules else root
+
+
+def is_static(folder: Path) -> bool:
+    """Whether a model is a table of token vectors: a StaticEmbedding, or a folder of model2vec.
+
+    Raises:
+        BackboneError: its `modules.json` or its config.json cannot be read.
+    """
+    modules = read_modules(root_of(folder))
+    if modules:
+        return modules[0][0] == STATIC
+    config = object_if_there(folder / CONFIG)
+    return config.get("model_type") == "model2vec" or config.get("architectures") == ["StaticModel"]
 
 
 def module_folders(folder: Path, steps: Sequence[str]) -> list[Path]:

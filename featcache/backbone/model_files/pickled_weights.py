@@ -86,7 +86,7 @@ def _convert(files: ModelFiles, weights: list[Path], folder: Path) -> None:
     for source in weights:
         if source.suffix == PICKLED.suffix:
             name = SAFETENSORS.single if len(weights) == 1 else f"{source.stem}.safetensors"
-            for tensor in _convert_file(source, files.hashes[source.name], folder / name):
+            for tensor in convert_file(source, files.hashes[source.name], folder / name):
                 places[tensor] = name
             made[name] = file_hash(folder / name)
     if len(weights) > 1:
@@ -103,7 +103,7 @@ def _convert(files: ModelFiles, weights: list[Path], folder: Path) -> None:
     write_file(folder / CONVERTED, json.dumps(document, indent=1, sort_keys=True).encode())
 
 
-def _convert_file(source: Path, sha256: str, target: Path) -> list[str]:
+def convert_file(source: Path, sha256: str, target: Path) -> list[str]:
     """Write the tensors of the pickled file `source` to `target`; returns their names.
 
     Args:

@@ -1,8 +1,9 @@
 """How a model's sentence-transformers settings say that a text becomes a vector, without importing torch.
 
 `modules.json` lists modules, each with its settings in a folder of its own: the Transformer, a Pooling, and
-what follows it (Dense, LayerNorm, Dropout, Normalize). `follow` puts what they say in the place of `auto` in
-the settings of features; nothing of them counts where no view has the pooling `auto`.
+what follows it (Dense, LayerNorm, Dropout, Normalize); or a StaticEmbedding in the place of the first two.
+`follow` puts what they say in the place of `auto` in the settings of features; nothing of them counts where
+no view has the pooling `auto`.
 
 A pooling is written as the poolings of tokens that are joined, then the steps that follow, in their order:
 `mean`, `cls+mean`, `mean-dense-normalized`, `last-first256`.
@@ -20,6 +21,7 @@ from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.model_files.json_file import object_if_there, read_object
 from featcache.backbone.model_files.modules_json import (
     CONFIG,
+    STATIC,
     STEPS,
     read_modules,
     require,
@@ -58,6 +60,8 @@ ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs",
 # Arguments for model and tokenizer that change no vector here.
 HARMLESS = ("padding_side", "attn_implementation", "torch_dtype", "dtype", "device_map", "use_cache",
             "low_cpu_mem_usage", "trust_remote_code", "use_fast")  # fmt: skip
+MODEL2VEC_LENGTH = 512  # tokens of a text that model2vec reads
+WHOLE_TEXTS = 1_000_000  # tokens; sentence-transformers gives a StaticEmbedding texts of any length
 LIMITS = ("max_position_embeddings", "n_positions")  # of the longest text, in config.json
 IN_WORDS = {"cls": "first token", "last": "last token", "weightedmean": "weighted mean",
             "mean_sqrt_len": "sum over the root of the length", "normalized": "normalised",
@@ -107,11 +111,13 @@ def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
         BackboneError: settings that cannot be followed; says which and why.
         UsageError: a prompt of this name is not there, or the model does not say how many layers it has.
     """
-    auto = [view for view in features.views if view.endswith(f"/{AUTO}")]
+    own = (f"/{AUTO}", DEPTH) if files.is_static else (f"/{AUTO}",)  # a static model has one layer
+    auto = [view for view in features.views if view.endswith(own)]
     about = object_if_there(root_of(files.folder) / ABOUT) if auto or features.prompt_name is not None else {}
     foreign = str(about.get("model_type") or KIND)
     found = read_settings(files) if auto and foreign == KIND else None
-    pooling = found.pooling if found else DEFAULT_POOLING
+    otherwise = "mean" if files.is_static else DEFAULT_POOLING
+    pooling = found.pooling if found else otherwise
     views = {view: _views_of(view, pooling, files) for view in features.views}
     prompt = _prompt(features, about if found else {}, about, files)
     stored = tuple(dict.fromkeys(name for names in views.values() for name in names))
@@ -126,7 +132,8 @@ def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
     if not prompt:
         made = replace(made, pool_prompt=None)  # there are no tokens of it, so no vector differs
     if found:
-        said = _in_words(made, auto[0].partition("/")[0], found, about)
+        layer = "" if files.is_static else auto[0].partition("/")[0]
+        said = _in_words(made, layer, found, about)
         return Followed(made, views, said, by_model=True)
     note = f"its sentence-transformers settings are those of a {foreign} and are not followed: cls is pooled"
     return Followed(made, views, note if auto and foreign != KIND else "")
@@ -135,7 +142,7 @@ def follow(features: FeatureSettings, files: ModelFiles) -> Followed:
 def _views_of(view: str, pooling: str, files: ModelFiles) -> tuple[str, ...]:
     """The views that one stands for as it is asked for; `pooling`: in the place of `auto`."""
     if view == DEPTH:
-        return depth_views(files)
+        return (f"last/{pooling}",) if files.is_static else depth_views(files)
     return (view.removesuffix(AUTO) + pooling if view.endswith(f"/{AUTO}") else view,)
 
 
@@ -148,24 +155,41 @@ def read_settings(files: ModelFiles) -> SentenceSettings | None:
     root = root_of(files.folder)
     modules = read_modules(root)
     if not modules:
-        return None
-    kinds = [kind for kind, _ in modules]
-    if odd := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Dropout", *STEPS)]:
+        return _model2vec_settings(files) if files.is_static else None
+    first = [STATIC] if files.is_static else ["Transformer", "Pooling"]
+    kinds, steps_from = [kind for kind, _ in modules], len(first)
+    if odd := [kind for kind in kinds if kind not in (*first, "Dropout", *STEPS)]:
         own = "has code of its own" if "." in odd[0] else "is not supported"
         raise _cannot(files, f"its module {odd[0]} {own}")
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]).isdisjoint(kinds[:2]):
-        raise _cannot(files, f"its modules are {', '.join(kinds)}, not a Transformer, a Pooling and steps")
-    for kind, path in modules[2:]:
+    if kinds[:steps_from] != first or not set(kinds[steps_from:]).isdisjoint(first):
+        raise _cannot(files, f"its modules are {', '.join(kinds)}, not a {', a '.join(first)} and steps")
+    for kind, path in modules[steps_from:]:
         config = object_if_there(root / path / CONFIG)
         for key in ("module_input_name", "module_output_name"):
             if config.get(key) not in (None, "sentence_embedding"):
                 raise _cannot(files, f"its module {kind} works on {config[key]}")
-    pooling, pool_prompt = _pooling(files, root / modules[1][1])
-    max_length, lower_case = _transformer(files, root / modules[0][1])
-    steps = [STEPS[kind] for kind in kinds[2:] if kind in STEPS]
+    max_length: int | None
+    if files.is_static:
+        pooling, pool_prompt, max_length, lower_case = "mean", True, _static_length(files), False
+    else:
+        pooling, pool_prompt = _pooling(files, root / modules[1][1])
+        max_length, lower_case = _transformer(files, root / modules[0][1])
+    steps = [STEPS[kind] for kind in kinds[steps_from:] if kind in STEPS]
     if (width := object_if_there(root / ABOUT).get("truncate_dim")) is not None:
         steps.append(f"first{_positive(width, files, 'truncate_dim')}")
     return SentenceSettings("-".join([pooling, *steps]), max_length, lower_case, pool_prompt)
+
+
+def _model2vec_settings(files: ModelFiles) -> SentenceSettings:
+    """Those of a folder that an earlier model2vec wrote, which has no `modules.json`."""
+    normalize = object_if_there(files.folder / CONFIG).get("normalize") is True
+    pooling = "mean-normalized" if normalize else "mean"
+    return SentenceSettings(pooling, _static_length(files), lower_case=False, pool_prompt=True)
+
+
+def _static_length(files: ModelFiles) -> int:
+    """The longest text in tokens, for the library that the table was made by."""
+    return MODEL2VEC_LENGTH if files.is_model2vec else WHOLE_TEXTS
 
 
 def _pooling(files: ModelFiles, module: Path) -> tuple[str, bool]:
@@ -235,8 +259,9 @@ def _in_words(made: FeatureSettings, layer: str, found: SentenceSettings, about:
     """The one line that says what is followed."""
     poolings, *steps = found.pooling.split("-")
     how = " and ".join(IN_WORDS.get(name, name) for name in poolings.split("+"))
-    where = "the last layer" if layer == "last" else f"layer {layer}"
-    said = [f"{how} of {where}", *map(_step_in_words, steps), f"at most {made.longest} tokens"]
+    where = {"": "the token vectors", "last": "the last layer"}.get(layer, f"layer {layer}")
+    said = [f"{how} of {where}", *map(_step_in_words, steps)]
+    said += [f"at most {made.longest} tokens"] if made.longest < WHOLE_TEXTS else []
     said += ["lower case"] if made.lower_case else []
     said += [f"prompt {made.prompt!r}"] if made.prompt else []
     said += ["which is not pooled"] if made.pool_prompt is False else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featcache.backbone.model_files.json_file import bad_field, read_object
 from featcache.errors import BackboneError
@@ -63,6 +64,7 @@ class WeightFormat:
 
 SAFETENSORS = WeightFormat("model.safetensors", ".safetensors")
 PICKLED = WeightFormat("pytorch_model.bin", ".bin")
+STATIC_EMBEDDING, MODEL2VEC = "embedding.weight", "embeddings"  # tables of token vectors, by library
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -89,6 +91,26 @@ def is_pickled(weights: list[Path]) -> bool:
 def weight_bytes(folder: Path) -> int:
     """Bytes of all weight files."""
     return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def table_shapes(folder: Path) -> dict[str, list[int]]:
+    """The tables of token vectors in a safetensors file, by name; none of a pickled file, which is not read.
+
+    Raises:
+        BackboneError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / SAFETENSORS.single
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            there: Any = file.keys()
+            known = [name for name in (STATIC_EMBEDDING, MODEL2VEC) if name in there]
+            return {name: file.get_slice(name).get_shape() for name in known}
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(f"cannot read {path}: {error}", hint="is the download complete?") from None
 
 
 def no_weights(where: str, names: list[str]) -> BackboneError:

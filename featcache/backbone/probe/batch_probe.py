@@ -87,7 +87,7 @@ class _BatchProbe:
 
     def __init__(self, backbone: ProbedBackbone) -> None:
         self.backbone = backbone
-        self.layers = [0, backbone.num_blocks] if backbone.inner_layers else [backbone.num_blocks]
+        self.layers = sorted({0 if backbone.inner_layers else backbone.num_blocks, backbone.num_blocks})
         lengths = _lengths(backbone)
         self.texts = worded_texts(backbone, lengths)
         made_up = made_up_batch(backbone, [1, *lengths]).input_ids[1:]  # not those in place of words

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from featcache.backbone.model_files.json_file import object_if_there
 
@@ -37,7 +37,7 @@ class FileEncodings(dict[str, Any]):
 
     is_fast = True
 
-    def __init__(self, encodings: Sequence[Encoding], *, typed: bool, single: bool) -> None:
+    def __init__(self, encodings: Sequence[Any], *, typed: bool, single: bool) -> None:
         super().__init__(input_ids=[one.ids for one in encodings])
         if typed:
             self["token_type_ids"] = [one.type_ids for one in encodings]

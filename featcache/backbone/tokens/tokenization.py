@@ -143,7 +143,7 @@ class Tokenization:
             lengths,
             _end_to_end(coded["token_type_ids"], np.uint8)[0] if "token_type_ids" in coded else None,
             self._truncated(coded, prompted, pairs, lengths),
-            unknown=self._unknown.count(ids, lengths, pairs=pairs is not None),
+            unknown=self._unknown.count(ids, lengths, pairs=pairs is not None, dropped=coded.get("dropped")),
         )
 
     def places(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[list[Place]]:
@@ -238,7 +238,7 @@ class Tokenization:
             coded = self._coded(prompted[part], first=part.start, verbose=False)
             flat, sizes = _end_to_end(coded["input_ids"], np.int32)
             _require_tokens(texts, sizes, first=part.start)
-            unknown.append(self._unknown.count(flat, sizes, pairs=False))
+            unknown.append(self._unknown.count(flat, sizes, pairs=False, dropped=coded.get("dropped")))
             for number, text in enumerate(np.split(flat, np.cumsum(sizes)[:-1])):
                 windows = split(text)
                 counts.append(len(windows))

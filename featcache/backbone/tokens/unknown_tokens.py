@@ -53,18 +53,24 @@ class UnknownCounter:
         unknown = tokenizer.unk_token_id
         self.unknown = -1 if unknown is None or unknown in tokenizer("")["input_ids"] else unknown
 
-    def count(self, ids: np.ndarray, lengths: np.ndarray, *, pairs: bool) -> UnknownTokens:
+    def count(
+        self, ids: np.ndarray, lengths: np.ndarray, *, pairs: bool, dropped: Sequence[int] | None = None
+    ) -> UnknownTokens:
         """Of N texts, or pairs of texts.
 
         Args:
             ids: of all texts, end to end.
             lengths: tokens of each text, int64 `[N]`, none of them 0.
+            dropped: unknown tokens of each text that are not among its tokens; None where all are.
         """
         prompt = self.tokenizer(self.prompt, add_special_tokens=False)["input_ids"] if self.prompt else []
         around = self.tokenizer.num_special_tokens_to_add(pair=pairs) + len(prompt)
         begins = np.cumsum(lengths) - lengths
         found = np.add.reduceat(ids == self.unknown, begins, dtype=np.int32)
         own = np.maximum(lengths - around, 0).astype(np.int32)
+        if dropped is not None:
+            left_out = np.array(dropped, dtype=np.int32)
+            return UnknownTokens(left_out, own + left_out)
         return UnknownTokens(np.clip(found - prompt.count(self.unknown), 0, own), own)
 
 

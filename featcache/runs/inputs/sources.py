@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featcache.cache.catalog import CacheFile
+from featcache.runs.inputs.joined_files import reference_of
 from featcache.runs.record import CacheReference
 
 
@@ -29,5 +30,4 @@ class SplitSource:
     @classmethod
     def of(cls, file: CacheFile) -> SplitSource:
         made = file.record.made
-        cache = CacheReference(str(file.path), file.fingerprint)
-        return cls(file.truncated, made.unknown_tokens, made.seconds or 0.0, made.commit, cache)
+        return cls(file.truncated, made.unknown_tokens, made.seconds or 0.0, made.commit, reference_of(file))

@@ -11,13 +11,13 @@ from featcache.cache.catalog import CacheFile, Features
 from featcache.cache.view_names import cached_views, split_view
 from featcache.errors import CacheMiss, HeadError, UsageError
 from featcache.evaluation.leaks import NO_LEAKS, Leaks
-from featcache.extraction.api import find_features
 from featcache.fingerprint import REGRESSION, task_of
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.lexical.ngrams import Ngrams
 from featcache.heads.numbers.scale import NumberScale
 from featcache.runs.abstain import ValidationParts, divide, rows_of
+from featcache.runs.inputs.joined_files import find_joined
 from featcache.runs.inputs.sources import SplitSource
 from featcache.runs.inputs.token_states import read_states
 from featcache.runs.leaks import clean_features, find_leaks
@@ -126,7 +126,7 @@ def load_data(
     own = settings.features.views
     settings = dataclasses.replace(settings, features=dataclasses.replace(settings.features, views=wanted))
     try:
-        files = {split: find_features(settings, split) for split in ("train", "validation")}
+        files = {split: find_joined(settings, split) for split in ("train", "validation")}
     except CacheMiss as miss:
         if set(wanted) <= set(own):
             raise
@@ -134,7 +134,7 @@ def load_data(
         hint = f"make them with the same flags: featcache extract --all-splits --views={names}"
         raise CacheMiss(miss.what, hint=hint) from None
     try:
-        files["test"] = find_features(settings, "test")
+        files["test"] = find_joined(settings, "test")
     except CacheMiss:
         pass  # a run without a test score; the command line says so
     features = {view: read_view(settings, files, view, words) for view in views if cached_views(view)}

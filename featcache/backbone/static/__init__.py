@@ -1,0 +1,1 @@
+"""Static models: tables of token vectors, whose mean is the vector of a text."""
