@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbone.model_files.adapter_files import find_adapter
+from featcache.backbone.model_files.adapter.files import find_adapter
 from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import Cache

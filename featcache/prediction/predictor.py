@@ -183,7 +183,7 @@ class Predictor:
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
         from featcache.prediction.joined_encoder import run_encoder
 
-        choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter)
+        choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter=adapter)
         predictor = cls(run_encoder(found, choice), found.head())
         predictor.pairs = found.record.pairs
         return predictor

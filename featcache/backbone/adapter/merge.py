@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import nn
 
 from featcache.backbone.fused_layers import is_conv1d
-from featcache.backbone.model_files.adapter_files import PREFIX, AdapterFiles
+from featcache.backbone.model_files.adapter.files import PREFIX, AdapterFiles
 from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.model_files.pickled_weights import convert_file
 from featcache.errors import BackboneError
@@ -29,7 +29,7 @@ MATRICES = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "
 OTHER_PARTS = ("pooler", "decoder", "vision_model", "vision_tower", "visual")  # beside the encoder of texts
 FITS = "use the model that the adapter was trained on: --model"
 
-Tensors = dict[str, torch.Tensor]
+WeightsByName = dict[str, torch.Tensor]
 
 
 def merge_adapter(model: nn.Module, adapter: AdapterFiles, name: str) -> list[str]:
@@ -75,7 +75,7 @@ def merge_adapter(model: nn.Module, adapter: AdapterFiles, name: str) -> list[st
     return _notes(adapter, name, unused)
 
 
-def _read(adapter: AdapterFiles) -> Tensors:
+def _read(adapter: AdapterFiles) -> WeightsByName:
     """The weights, read once; a pickled file by another process, which builds tensors only."""
     path = adapter.weights
     sha256 = adapter.hashes[PREFIX + path.name]
@@ -93,10 +93,10 @@ def _read(adapter: AdapterFiles) -> Tensors:
 
 def _by_module(
     tensors: Mapping[str, torch.Tensor], adapter: AdapterFiles
-) -> tuple[dict[str, Tensors], Tensors]:
+) -> tuple[dict[str, WeightsByName], WeightsByName]:
     """The two matrices A and B by the name of a module, and whole weights by their own names."""
-    matrices: dict[str, Tensors] = {}
-    whole: Tensors = {}
+    matrices: dict[str, WeightsByName] = {}
+    whole: WeightsByName = {}
     for key, value in tensors.items():
         path = key.removeprefix(OF_PEFT)
         ending = next((end for end in MATRICES if path.endswith(end)), None)
@@ -129,7 +129,7 @@ def _prefix(paths: Iterable[str], known: Collection[str]) -> str | None:
     return next(iter([*own, *found]), None)
 
 
-def _product(module: nn.Module, pair: Tensors, path: str, adapter: AdapterFiles) -> torch.Tensor:
+def _product(module: nn.Module, pair: WeightsByName, path: str, adapter: AdapterFiles) -> torch.Tensor:
     """scale * B A, as the module has its weight."""
     first, second = pair["A"].float(), pair["B"].float()
     if first.dim() != 2 or second.dim() != 2 or len(first) != second.shape[1] or not len(first):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from featcache.backbone.model_files.adapter_files import AdapterFiles, find_adapter
+from featcache.backbone.model_files.adapter.files import AdapterFiles, find_adapter
 from featcache.backbone.model_files.config_checks import (
     LAYERS,
     WIDTH_KEYS,

@@ -1,0 +1,1 @@
+"""Adapters on disk: their settings and their files, without torch."""
