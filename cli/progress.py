@@ -33,6 +33,8 @@ STAGES = (
     noted("states", "stage"),
     noted("count n-grams", "stage"),
     noted("cross-validation", "stage"),
+    noted("cross-validation of the contrastive step, folds", "stage"),
+    noted("train top blocks", "stage"),
     noted("predict", "stage"),
     noted("reading texts", "stage"),
     noted("comparing texts", "stage"),

@@ -11,10 +11,11 @@ from featcache.errors import HeadError, UsageError
 from featcache.translation.language import gettext as _
 from featcache.translation.language import noted
 from featcache_cli.chosen_run import named_runs
-from featcache_cli.commands.train_head import record, show_abstention, show_details
+from featcache_cli.commands.train_head import record, show_abstention
 from featcache_cli.console import note, out, print_result
 from featcache_cli.number_runs import compared_numbers
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
+from featcache_cli.run_details import show_details
 from featcache_cli.run_table import METRICS, SORTS, TableOrder, points_text, run_names, show
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.model_files.kinds import VECTORS, kind_of
@@ -11,21 +11,21 @@ from featcache.backbone.token_rows import ATTENTIVE
 from featcache.cache.view_names import LEXICAL, cached_views
 from featcache.errors import UsageError
 from featcache.heads.distributed import ALONE, ProcessGroup, environment_group
-from featcache.system.text import sparkline
 from featcache.system.units import percent_text, seconds_text
 from featcache.system.workers import Worker
 from featcache.translation.language import gettext as _
-from featcache.translation.language import noted
 from featcache.translation.sentences import translated
 from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.console import columns, note, out, print_result, table
 from featcache_cli.number_runs import show_number_run
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 from featcache_cli.progress import Meter
+from featcache_cli.run_details import show_history
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from featcache.finetuning.tuning import TrainingStep
     from featcache.heads.fit import Epoch
     from featcache.runs.record import RunRecord
     from featcache.runs.run import Run
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 
 BEFORE = {"encode": "states", "download": "download", "count": "count n-grams"}  # stages with a bar
 INSTEAD = {"words": "words", "penalties": "penalties", "scales": "view scales", "solve": "solve"}  # of epochs
-# What the lines of a training are called, where labels are classes and where they are numbers.
-HISTORY = {
-    "train_loss": (noted("train loss"), noted("train loss")),
-    "validation_loss": (noted("validation loss"), noted("validation loss")),
-    "train_accuracy": (noted("train accuracy"), noted("train explained variance")),
-    "validation_accuracy": (noted("validation accuracy"), noted("validation explained variance")),
-}
 AUTO = "auto"  # in the place of a kind of head: chosen for few labels
 HEADS = {
     "linear": "a linear layer by AdamW",
@@ -66,7 +59,10 @@ def add(commands: Commands) -> None:
         run,
     )
     kinds = "; ".join(f"{kind}: {what}" for kind, what in HEADS.items())
-    kinds += "; auto: for few labels, ridge, its views and penalty chosen by cross-validation on train"
+    kinds += (
+        "; auto: for few labels, chosen by cross-validation on train: ridge, its views and penalty, or a "
+    )
+    kinds += "contrastive step on the highest blocks"
     add_flag(parser, "--head", kinds, "linear", choices=(*HEADS, AUTO), metavar="KIND", dest="kind")
     add_flag(
         parser, "--view",
@@ -74,6 +70,8 @@ def add(commands: Commands) -> None:
         "of --views); of the attentive head layers: last,-3 (default: those of depth)",
     )  # fmt: skip
     add_flag(parser, "--rows-per-class", "train on so many rows of each class, drawn by --seed", kind=int)
+    tried = "whether --head auto tries the contrastive step, up to 64 rows a class (default: yes)"
+    parser.add_argument("--contrastive", action=argparse.BooleanOptionalAction, default=True, help=tried)
     workers = "processes that share the rows, linear and exact heads; under torchrun, its own"
     add_flag(parser, "--workers", workers, 1)
     add_name_flag(parser)
@@ -93,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
         if args.kind == AUTO:
             if group.size > 1 or args.workers != 1:
                 raise UsageError("--head auto is for few labels, and one worker", hint="leave --workers out")
-            made = train_auto(settings, args.view, args.rows_per_class, quiet=quiet)
+            made = train_auto(
+                settings, args.view, args.rows_per_class, contrastive=args.contrastive, quiet=quiet
+            )
         else:
             made = train(
                 settings, args.kind, args.view, quiet=quiet, rows_per_class=args.rows_per_class,
@@ -161,16 +161,30 @@ def train(
     return made
 
 
-def train_auto(settings: Settings, view: str | None, rows_per_class: int | None, *, quiet: bool) -> Run:
-    """Train the recipe that cross-validation chooses, with a bar over its fits."""
-    from featcache.runs.few_labels.train import train_few
-
-    with Meter(quiet=quiet) as meter:
+def train_auto(
+    settings: Settings, view: str | None, rows_per_class: int | None, *, contrastive: bool, quiet: bool
+) -> Run:
+    """Train the recipe that cross-validation chooses, with a bar over its fits and trainings."""
+    stages = BEFORE | {"contrastive": "cross-validation of the contrastive step, folds"}
+    with Meter(quiet=quiet, names=stages) as meter:
 
         def draw(done: int, total: int) -> None:
             meter.step("cross-validation", done, total, "fits")
 
-        made = train_few(settings, view, rows_per_class=rows_per_class, on_fit=draw)
+        if contrastive:
+            note("loading torch", quiet=quiet)
+            from featcache.finetuning.few_labels import train_few_labels
+
+            def train(step: TrainingStep) -> None:
+                meter.step("train top blocks", step.step, step.steps)
+
+            made = train_few_labels(
+                settings, view, rows_per_class=rows_per_class, on_fit=draw, report=meter, progress=train
+            )
+        else:
+            from featcache.runs.few_labels.train import train_few
+
+            made = train_few(settings, view, rows_per_class=rows_per_class, on_fit=draw)
     note_missing_test(made, quiet=quiet)
     return made
 
@@ -212,7 +226,7 @@ def show(run: Run) -> None:
     console.print(_(alone if about.view == LEXICAL else reads, view=about.short_view, **values))
     if kind_of(about.backbone.model) == VECTORS:
         console.print(source_sentence(run), style="dim", soft_wrap=True)
-    if "recipe" in about.solver:
+    if "recipe" in about.solver or "contrastive" in about.solver:
         from featcache.runs.few_labels.train import choice_sentence
 
         console.print(choice_sentence(about))
@@ -317,65 +331,3 @@ def show_abstention(run: Run) -> None:
     console.print(_(held, threshold=found.threshold, promise=promise), style="bold")
     console.print(shown)
     console.print(translated(found.guarantee), style="dim")
-
-
-def show_history(run: Run) -> None:
-    """Loss and accuracy by epoch as sparklines, with their ends and the best epoch."""
-    lines = run.history
-    if len(lines) < 2:
-        return
-    console = out()
-    first, last = columns(">first", ">last")
-    shown = table("", first, _("epochs 1 to {last}", last=len(lines)), last)
-    for name, (labels, numbers) in HISTORY.items():
-        values = [getattr(line, name) for line in lines]
-        said = _(numbers if run.record.numbers else labels)
-        shown.add_row(said, f"{values[0]:.4f}", sparkline(values, 36), f"{values[-1]:.4f}")
-    console.print(shown)
-    best = "best epoch by validation: {epoch} (kept as head; the last is kept as last)"
-    console.print(_(best, epoch=run.record.best_epoch), style="dim")
-
-
-def show_details(run: Run, split: str = "test") -> None:
-    """Per-class table, confusion matrix and curves of one run, on `split` (else validation)."""
-    split = split if split in run.record.scores else "validation"
-    if split not in run.record.scores:
-        note(f"{run.name} has no scores by class in its run.json")
-        return
-    scores, names = run.record.scores[split], run.record.label_names
-    of = _("class ({split})", split=_(split))
-    classes = table(of, *columns(">precision", ">recall", ">F1", ">rows"))
-    for line in scores.per_class:
-        ratios = (percent_text(share) for share in (line.precision, line.recall, line.f1))
-        classes.add_row(line.label, *ratios, f"{line.support:,}")
-    console = out()
-    console.print()
-    console.print(classes)
-    console.print()
-    if scores.confusion is not None:  # multi-label has none
-        _show_confusion(scores.confusion, names)
-    show_history(run)
-
-
-def _show_confusion(confusion: list[list[int]], names: Sequence[str]) -> None:
-    """The whole matrix where it fits, else the most frequent confusions."""
-    if len(names) <= 8:
-        short = [name[:10] for name in names]
-        distinct = len(set(short)) == len(short)
-        heads = short if distinct else [f"({number})" for number in range(1, len(names) + 1)]
-        numbered = [f"({number}) {name}" for number, name in enumerate(names, start=1)]
-        rows = names if distinct else numbered
-        shown = table(_("true \\ predicted"), *(f">{head}" for head in heads))
-        for name, row in zip(rows, confusion, strict=True):
-            shown.add_row(name, *(f"{count:,}" for count in row))
-    else:
-        shown = table(*columns("most confused: true", "predicted", ">rows"))
-        wrong = [
-            (count, true, predicted)
-            for true, row in enumerate(confusion)
-            for predicted, count in enumerate(row)
-            if true != predicted and count
-        ]
-        for count, true, predicted in sorted(wrong, reverse=True)[:10]:
-            shown.add_row(names[true], names[predicted], f"{count:,}")
-    out().print(shown)

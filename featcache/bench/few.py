@@ -34,7 +34,6 @@ from featcache.system.documents import tidied
 from featcache.system.progress import OnProgress, Progress, ignore
 
 METHODS = ("auto", "contrastive", "setfit")
-BLOCKS = 4  # that the contrastive step trains, as by default
 VIEW = "last/mean"  # of the contrastive step, and of SetFit
 
 
@@ -140,7 +139,8 @@ class _Draws:
             self.job = self._job(VIEW)
             self.encoder = self.job.encoder("train")
             blocks = self.encoder.backbone.num_blocks
-            self.part = parse_part(f"top-blocks:{min(BLOCKS, blocks)}", blocks)
+            self.recipe = build_recipe({"objective": CONTRASTIVE})
+            self.part = parse_part(self.recipe.default_part(blocks), blocks)
             self.test_inputs = SplitInputs.of(self.test, self.job, self.encoder, self.part.cut)
 
     def _job(self, *views: str) -> Job:
@@ -180,7 +180,7 @@ class _Draws:
         inputs, states_seconds = timed(lambda: SplitInputs.of(train, self.job, self.encoder, self.part.cut))
         tuning = TuningJob(
             dataclasses.replace(self.job.settings, seed=seed),
-            build_recipe({"objective": CONTRASTIVE}),
+            self.recipe,
             self.part,
             FrozenBackbone.of(self.encoder),
             {"train": inputs, "validation": inputs},

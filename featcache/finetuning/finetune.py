@@ -25,6 +25,8 @@ from featcache.system.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from featcache.backbone.encoder import Encoder
+    from featcache.backbone.model_files.find import ModelFiles
+    from featcache.finetuning.job import TuningJob
     from featcache.finetuning.tuning import TrainingStep
 
 COMPUTE = ("float32", "bfloat16")
@@ -64,7 +66,42 @@ def finetune(
         SourceError, BackboneError, CacheError, UsageError: each says what to do.
         HeadError: training diverged before an epoch was done.
     """
+    tuning, model = prepare(settings, train, recipe or Recipe(), view, wait=wait, report=report)
+    return train_and_save(tuning, model, resume=resume, progress=progress)
+
+
+def train_and_save(
+    tuning: TuningJob,
+    model: ModelFiles,
+    *,
+    resume: bool = True,
+    progress: Callable[[TrainingStep], None] = lambda _: None,
+) -> Run:
+    """The training that was prepared, from its checkpoint where one was left and `resume` is set."""
     from featcache.finetuning.checkpoint import CheckpointFolder
+
+    checkpoints = CheckpointFolder(Path(tuning.settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")
+    tuner = tuning.tuner(model, checkpoints, progress)
+    run = tuning.save(tuner, tuner.run(resume=resume), model.commit)
+    checkpoints.discard()
+    return run
+
+
+def prepare(
+    settings: Settings,
+    train: str | None,
+    recipe: Recipe,
+    view: str | None = None,
+    *,
+    wait: float = 0.0,
+    report: Callable[[Progress], None] | None = None,
+) -> tuple[TuningJob, ModelFiles]:
+    """What `finetune` trains on, its states cached, and the files of the backbone.
+
+    Args:
+        train: as of `finetune`; None: the default of the recipe's objective, or all blocks where the backbone
+            has fewer.
+    """
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
     _check_settings(settings)
@@ -73,23 +110,18 @@ def finetune(
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
     settings = job.settings
-    recipe = recipe or Recipe()
     splits = _load(settings, recipe.rows_per_class)
     encoder = job.encoder("train")
-    part = parse_part(train, encoder.backbone.num_blocks)
+    blocks = encoder.backbone.num_blocks
+    part = parse_part(train or recipe.default_part(blocks), blocks)
     _check_encoder(encoder, view)
     inputs = {name: SplitInputs.of(split, job, encoder, part.cut) for name, split in splits.items()}
     leaks = find_leaks(settings, {name: each.hashes for name, each in inputs.items()}, splits)
     words = _count_words(asked, splits, job.on_progress)
-    frozen = FrozenBackbone.of(encoder)
-    tuning = TuningJob(settings, recipe, part, frozen, inputs, leaks=leaks, words=words)
+    tuning = TuningJob(settings, recipe, part, FrozenBackbone.of(encoder), inputs, leaks=leaks, words=words)
     del encoder
     job.release()  # its memory is for the trained part
-    checkpoints = CheckpointFolder(Path(settings.paths.reports_dir) / f".finetune-{tuning.key[:12]}")
-    tuner = tuning.tuner(job.model, checkpoints, progress)
-    run = tuning.save(tuner, tuner.run(resume=resume), job.model.commit)
-    checkpoints.discard()
-    return run
+    return tuning, job.model
 
 
 def _load(settings: Settings, rows_per_class: int | None) -> dict[str, Split]:

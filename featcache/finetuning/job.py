@@ -6,9 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,6 +152,7 @@ class TuningJob:
     Attributes:
         leaks: which rows leak; those of validation are not chosen by.
         words: n-grams of the texts by split, for a head of words beside the trained one.
+        about: what else run.json says under `solver`.
     """
 
     settings: Settings
@@ -160,6 +162,7 @@ class TuningJob:
     inputs: dict[str, SplitInputs]
     leaks: Leaks = NO_LEAKS
     words: Mapping[str, WordRows] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -291,7 +294,7 @@ class TuningJob:
             seconds=state.seconds + seconds,
             history=tuple(state.history),
             settings=self.recipe.identity | {"train": self.part.name},
-            solver=dict(fit.about or {}),
+            solver={**(fit.about or {}), **self.about},
             best_epoch=state.best_epoch or None,
             parameters=fit.best.parameters + sum(value.numel() for value in tuned.best.part.values()),
             rows={split: len(each.split) for split, each in inputs.items()},

@@ -11,9 +11,8 @@ from featcache.errors import UsageError
 from featcache.option import setting, setting_like
 from featcache.settings import HeadSettings, build_dataclass, load_table
 
-DEFAULT_PART = "top-blocks:2"
 LABELS, CONTRASTIVE = "labels", "contrastive"
-PARTS = {CONTRASTIVE: "top-blocks:4"}  # the default part of an objective, where it is another
+BLOCKS = {LABELS: 2, CONTRASTIVE: 4}  # the highest ones, which are trained by default
 DEFAULTS = {CONTRASTIVE: {"lr": 1e-4, "batch_size": 64}}  # and other defaults
 NOT_CONTRASTIVE = ("epochs", "head_lr", "dropout", "patience", "label_smoothing", "class_weight")
 
@@ -63,6 +62,11 @@ class Recipe:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} is not for --objective {self.objective}", hint=f"leave {flag} out")
 
+    def default_part(self, blocks: int | None = None) -> str:
+        """What is trained if nothing else is asked for, of a backbone with that many blocks."""
+        count = BLOCKS[self.objective]
+        return f"top-blocks:{count if blocks is None else min(count, blocks)}"
+
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that count for the objective; for `labels` as before there were objectives."""
@@ -85,7 +89,7 @@ def load_recipe(
     asked = table.pop("train", None)
     table |= {name: value for name, value in given.items() if value is not None}
     recipe = build_recipe(table)
-    return part or str(asked or PARTS.get(recipe.objective, DEFAULT_PART)), recipe
+    return part or str(asked or recipe.default_part()), recipe
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:

@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 WAITING = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how the threads of OpenMP wait
-SPINS = "1000"  # of some 50 ns each
+SPINS, SPINS_ALONE = "1000", "10000"  # of some 50 ns each
 
 
 def available_cores() -> list[int]:
@@ -40,12 +41,33 @@ def keep_to(cores: Sequence[int]) -> None:
 
 
 def short_waits(environment: Mapping[str, str]) -> dict[str, str]:
-    """What lets threads that wait for each other in a product spin for some 50 microseconds, then sleep.
+    """How long threads that wait for each other in a product spin before they sleep, as a variable.
 
-    By default they spin for some 15 ms, which beside other work takes the cores from the very threads that
-    they wait for. It is read when torch is loaded. Empty where the user set how threads wait.
+    Beside other work they spin for some 50 microseconds, on an idle machine for half a millisecond: to sleep
+    and to be woken takes longer than many a wait. By default they spin for some 15 ms, which beside other
+    work takes the cores from the very threads that they wait for. It is read when torch is loaded. Empty
+    where the user set how threads wait.
     """
-    return {"GOMP_SPINCOUNT": SPINS} if WAITING.isdisjoint(environment) else {}
+    if not WAITING.isdisjoint(environment):
+        return {}
+    return {"GOMP_SPINCOUNT": SPINS if others_run() else SPINS_ALONE}
+
+
+def others_run(looks: int = 3) -> bool:
+    """Whether threads of others want the processor, at each of some looks a few milliseconds apart.
+
+    True where the system does not say it.
+    """
+    for look in range(looks):
+        if look:
+            time.sleep(0.002)
+        try:
+            running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+        except (OSError, IndexError, ValueError):
+            return True
+        if running <= 1:  # this thread
+            return False
+    return True
 
 
 def peak_memory_of(process: int) -> int | None:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("arrow_cache")
 
 
 def test_auto_says_what_it_chose_and_predicts(cli: Cli, trained: Path) -> None:
-    result = cli.ok("train-head", "--head", "auto", "--rows-per-class", "8")
+    result = cli.ok("train-head", "--head", "auto", "--rows-per-class", "8", "--no-contrastive")
     said = " ".join(result.out.split())
     assert "16 train rows: " in said and "by cross-validation" in said and "--head KIND --view VIEW" in said
     assert "featcache finetune --objective contrastive" in said  # of so few rows
@@ -29,10 +29,10 @@ def test_auto_says_what_it_chose_and_predicts(cli: Cli, trained: Path) -> None:
 
 
 def test_auto_chooses_among_the_views_asked_for(cli: Cli, trained: Path) -> None:
-    made = cli.ok("train-head", "--head", "auto", "--view", "last/mean", "--json").json
+    made = cli.ok("train-head", "--head", "auto", "--no-contrastive", "--view", "last/mean", "--json").json
     assert made["view"] == "last/mean" and made["rows"]["train"] == 60
     assert set(made["solver"]["recipe_accuracy"]) == {"ridge on last/mean", "weaker ridge on last/mean"}
-    every = cli.ok("train-head", "--head", "auto", "--json").json
+    every = cli.ok("train-head", "--head", "auto", "--no-contrastive", "--json").json
     assert any(name.startswith("ridge on 2 ") for name in every["solver"]["recipe_accuracy"])
 
 
@@ -83,7 +83,8 @@ def test_curve_shows_recipes_side_by_side(cli: Cli, trained: Path) -> None:
     saved = json.loads((Path(made["folder"]) / "recipes.json").read_text(encoding="utf-8"))
     assert saved["scores"] == made["scores"]
     # The chosen recipe on one seed is what `train-head --head auto` trains.
-    auto = cli.ok("train-head", "--head", "auto", "--rows-per-class", "8", "--json").json
+    alone = ("train-head", "--head", "auto", "--no-contrastive", "--rows-per-class", "8", "--json")
+    auto = cli.ok(*alone).json
     chosen = next(one for one in made["scores"] if one["recipe"] == names[-1] and one["rows_per_class"] == 8)
     assert chosen["accuracies"][0] == auto["metrics"]["test"]["accuracy"]
 

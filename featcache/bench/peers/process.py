@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from featcache.system.machine import SPINS
+from featcache.system.machine import SPINS, SPINS_ALONE
 
 
 class Unavailable(Exception):
@@ -20,7 +20,7 @@ def environment(python: str) -> dict[str, str]:
     kept = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if python != sys.executable:
         kept.pop("PYTHONPATH", None)
-    if kept.get("GOMP_SPINCOUNT") == SPINS:
+    if kept.get("GOMP_SPINCOUNT") in (SPINS, SPINS_ALONE):
         del kept["GOMP_SPINCOUNT"]
     return kept
 

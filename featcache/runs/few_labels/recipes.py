@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -126,9 +126,7 @@ def choose_recipe(
     repeats = int(np.clip(round(PREDICTIONS / len(y)), 1, MOST_REPEATS))
     right, done = np.zeros(len(recipes)), 0
     for repeat in range(repeats):
-        fold_of = _stratified_folds(y, folds, np.random.default_rng((seed % 2**64, repeat)))
-        for fold in range(folds):
-            kept, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        for kept, held_out in divisions(y, folds, seed, repeat):
             for number, recipe in enumerate(recipes):
                 rows = train[recipe.view]
                 scorer = recipe.fit(rows.some(kept), classes, head, seed)
@@ -145,6 +143,15 @@ def count_right(scorer: Scorer, rows: LabelledFeatures) -> int:
     if rows.y.ndim == 2:
         return int(((logits > 0) == rows.y.astype(bool)).all(axis=1).sum())
     return int((logits.argmax(axis=1) == rows.y).sum())
+
+
+def divisions(
+    y: np.ndarray, folds: int, seed: int, repeat: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows to train on and the held-out rows of each fold: int64, each row held out once."""
+    fold_of = _stratified_folds(y, folds, np.random.default_rng((seed % 2**64, repeat)))
+    for fold in range(folds):
+        yield np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
 
 
 def _stratified_folds(y: np.ndarray, folds: int, random: np.random.Generator) -> np.ndarray:

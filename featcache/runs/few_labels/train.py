@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -89,6 +89,55 @@ class FewLabels:
         return choose_recipe(self.recipes, self.some(rows), self.classes, self.head, seed=seed, on_fit=on_fit)
 
 
+@dataclass(frozen=True)
+class DrawnRows:
+    """Train rows that a recipe is chosen by and trained on; `rows` are their numbers, int64 `[M]`."""
+
+    few: FewLabels
+    rows: np.ndarray
+    choice: RecipeChoice
+    seconds: float
+
+    @classmethod
+    def choose(
+        cls,
+        settings: Settings,
+        view: str | None = None,
+        rows_per_class: int | None = None,
+        on_fit: Callable[[int, int], None] = lambda done, total: None,
+    ) -> DrawnRows:
+        """The recipe that cross-validation chooses; arguments and errors as of `train_few`."""
+        import_module("featcache.heads.logistic.penalty")  # the import is no part of the training time
+        few = FewLabels.load(settings, view)
+        began = time.perf_counter()
+        rows = np.arange(len(few.labels))
+        if rows_per_class is not None:
+            rows = draw_per_class(few.labels, rows_per_class, settings.seed)
+        choice = few.choose(rows, settings.seed, on_fit)
+        return cls(few, rows, choice, time.perf_counter() - began)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the rows, in their order."""
+        return np.asarray(self.few.labels[self.rows])
+
+    def train(self, settings: Settings, more: Mapping[str, Any]) -> Run:
+        """Train the chosen recipe on all the rows and save it as a run.
+
+        Args:
+            more: what else its run.json says under `solver`.
+        """
+        few, recipe, began = self.few, self.choice.best, time.perf_counter()
+        train = few.train[recipe.view].some(self.rows)
+        scorer = recipe.fit(train, few.classes, few.head, settings.seed)
+        seconds = self.seconds + time.perf_counter() - began
+        used = replace(settings, head=recipe.settings(settings.head, train.x.shape[1]))
+        data = few.data if len(self.rows) == len(few.labels) else drawn_rows(few.data, self.rows)
+        costs = read_costs_for(settings, data.features[recipe.view]["train"])
+        fit = Fit(best=scorer, last=scorer, about=about_choice(self.choice) | dict(more))
+        return save_fit(used, recipe.kind, data, recipe.view, fit, seconds, costs=costs)
+
+
 def train_few(
     settings: Settings,
     view: str | None = None,
@@ -110,21 +159,7 @@ def train_few(
         HeadError: rows no head can be trained on, or too few for cross-validation.
         UsageError: the view `lexical`, or rows_per_class below 1.
     """
-    import_module("featcache.heads.logistic.penalty")  # the import is no part of the training time
-    few = FewLabels.load(settings, view)
-    began = time.perf_counter()
-    rows = np.arange(len(few.labels))
-    if rows_per_class is not None:
-        rows = draw_per_class(few.labels, rows_per_class, settings.seed)
-    choice = few.choose(rows, settings.seed, on_fit)
-    recipe, train = choice.best, few.train[choice.best.view].some(rows)
-    scorer = recipe.fit(train, few.classes, few.head, settings.seed)
-    seconds = time.perf_counter() - began
-    used = replace(settings, head=recipe.settings(settings.head, train.x.shape[1]))
-    data = few.data if rows_per_class is None else drawn_rows(few.data, rows)
-    costs = read_costs_for(settings, data.features[recipe.view]["train"])
-    fit = Fit(best=scorer, last=scorer, about=about_choice(choice))
-    return save_fit(used, recipe.kind, data, recipe.view, fit, seconds, costs=costs)
+    return DrawnRows.choose(settings, view, rows_per_class, on_fit).train(settings, {})
 
 
 def about_choice(choice: RecipeChoice) -> dict[str, Any]:
@@ -142,6 +177,8 @@ def about_choice(choice: RecipeChoice) -> dict[str, Any]:
 def choice_sentence(about: RunRecord) -> str:
     """What was chosen, how, and how to choose otherwise; for few rows a class also what is often better."""
     solver, rows = about.solver, about.rows["train"]
+    if "recipe" not in solver:
+        return _trial_sentence(solver["contrastive"], rows)
     name, folds, repeats = solver["recipe"], solver["folds"], solver["repeats"]
     times = f", {repeats} times" if repeats > 1 else ""
     accuracy = solver["recipe_accuracy"][name]
@@ -149,6 +186,19 @@ def choice_sentence(about: RunRecord) -> str:
         f"{rows:,} train rows: {name}, the best of {len(solver['recipe_accuracy'])} by cross-validation "
         f"({100 * accuracy:.1f} % in {folds} folds{times}); others: --head KIND --view VIEW"
     )
+    if "contrastive" in solver:
+        return f"{said}\n{_trial_sentence(solver['contrastive'], rows)}"
     if rows > FEW * len(about.label_names) or about.task != SINGLE_LABEL:
         return said
     return f"{said}\nof so few rows often better, in a minute: featcache finetune --objective contrastive"
+
+
+def _trial_sentence(trial: Mapping[str, Any], rows: int) -> str:
+    """How the contrastive step did in the folds of the head, and what was taken."""
+    step, head = (f"{100 * trial[key] / trial['rows']:.1f} %" for key in ("right", "head_right"))
+    same = (
+        f"the contrastive step on {trial['blocks']} had {step} right in {trial['folds']} folds, a head {head}"
+    )
+    if trial["right"] >= trial["head_right"]:
+        return f"{rows:,} train rows: {same}: the step is taken; a head alone: --no-contrastive"
+    return f"{same}: the head is taken; the step: featcache finetune --objective contrastive"
