@@ -56,7 +56,10 @@ def test_parts_are_the_modules_between_attentions(family: str, tiny: Folder) -> 
     assert [type(backbone.blocks[0].get_submodule(part.name)).__name__ for part in parts] == PARTS[family]
 
 
-@pytest.mark.parametrize("family", PARTS)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=[] if family in ("bert", "llama") else pytest.mark.slow) for family in PARTS],
+)
 def test_compiled_parts_give_the_same_features(family: str, tiny: Folder) -> None:
     backbone, texts = load(tiny(family)), mixed()
     made = encoder(backbone, *VIEWS, batch_tokens=70)

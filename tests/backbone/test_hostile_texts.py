@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import struct
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ import pytest
 from featcache.errors import BackboneError, SourceError
 from featcache.extraction.api import extract_splits
 from tests.support.cli_tools import (
-    COMMAND,
     Cli,
     Result,
     check_refusal,
     environment,
+    start,
     write_rows,
 )
 from tests.support.extraction import Case, counted, reference_hash, write_case
@@ -53,11 +53,10 @@ def case(tmp_path: Path, tiny: Folder) -> Case:
 
 
 def process(*argv: str | bytes, stdin: bytes = b"") -> Result:
-    """The installed command with raw bytes as arguments and input."""
-    done = subprocess.run(
-        [str(COMMAND), *argv], input=stdin, capture_output=True, env=environment(), timeout=120
-    )
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+    """The command as a process of its own, with raw bytes as arguments and input."""
+    running = start([os.fsdecode(word) for word in argv], environment())
+    out, err = running.communicate(stdin, timeout=120)
+    return Result(running.wait(), out.decode(), err.decode())
 
 
 EXTRACT = ("extract", "--dataset", "odd")

@@ -189,8 +189,13 @@ class _Start:
         if self.own_group:
             os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False, buffering=1 if os.isatty(1) else -1)
+        coded: dict[str, Any] = {
+            "encoding": "utf-8",
+            "errors": "surrogateescape",
+            "closefd": False,
+        }
+        sys.stdin = os.fdopen(0, **coded)
+        sys.stdout = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, **coded)
         sys.stderr = os.fdopen(
             2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace"
         )

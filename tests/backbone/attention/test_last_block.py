@@ -27,8 +27,18 @@ def whole(
         return made(texts, pairs).views
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", TAILED)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *[(family, "float32") for family in TAILED],
+        *[(family, "bfloat16") for family in ("bert", "llama")],
+        *[
+            pytest.param(family, "bfloat16", marks=pytest.mark.slow)
+            for family in TAILED
+            if family not in ("bert", "llama")
+        ],
+    ],
+)
 def test_pooled_tokens_alone_give_what_the_whole_block_gives(
     family: str, dtype: str, lively_tiny: Folder
 ) -> None:
