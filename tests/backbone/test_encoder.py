@@ -33,7 +33,7 @@ from tests.support.stock import (
     settings_of,
     stock,
 )
-from tests.support.tiny import CONFIGS, DECODERS, PACKED, build, write_tokenizer
+from tests.support.tiny import CONFIGS, DECODERS, PACKED, build, one_of_each_kind, write_tokenizer
 
 LONG = (100, 33, 101, 200)  # tokens, many windows of modernbert (8 each way) and mistral (8)
 Folder = Callable[[str], Path]
@@ -73,7 +73,7 @@ SPARSE = (
 )
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", one_of_each_kind(CONFIGS))
 def test_views_of_single_tokens_equal_the_reference(family: str, lively_tiny: Folder) -> None:
     folder = lively_tiny(family)
     texts = mixed(lengths_for(family))
@@ -83,7 +83,7 @@ def test_views_of_single_tokens_equal_the_reference(family: str, lively_tiny: Fo
             assert_features(encoder(loaded(folder), *views, batch_tokens=budget)(texts).views, expected, 3)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", one_of_each_kind(CONFIGS))
 def test_batches_of_any_shape(family: str, lively_tiny: Folder) -> None:
     """As many tokens as there are texts, heads or dimensions: no axis is taken for another."""
     folder = lively_tiny(family)
@@ -169,7 +169,7 @@ def test_unusual_configs_equal_the_reference(family: str, changes: dict[str, Any
         assert_features(found.views, stock(folder).matrix(texts, views=views), stock(folder).blocks)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", one_of_each_kind(CONFIGS))
 def test_bfloat16_is_as_exact_as_stock_bfloat16(family: str, lively_tiny: Folder) -> None:
     folder = lively_tiny(family)
     check_bfloat16(folder, load(folder, dtype="bfloat16"), mixed(lengths_for(family)))
@@ -257,7 +257,7 @@ def in_order(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", one_of_each_kind(CONFIGS))
 def test_no_text_sees_another(family: str, dtype: str, lively_tiny: Folder) -> None:
     """Another text of the same length in its place changes not one bit of the others."""
     backbone = loaded(lively_tiny(family), dtype=dtype)

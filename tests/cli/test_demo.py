@@ -54,7 +54,6 @@ def test_commands_work_after_the_demo(cli: Cli, small_demo: Path, monkeypatch: p
         cli.ok("compare")
         cli.ok("cache", "ls")
     assert cli.ok("predict", "文本", "文本", "--json").json[0]["text"] == "文本"
-    cli.ok("run", "--epochs", "2")
     document = cli.ok("demo", "--rows", "100", "--json").json  # a second time, in the same folder
     assert all(split["cached"] for split in document["splits"])
     assert len(document["predictions"]) == 3 and len(document["runs"]) == 7

@@ -97,7 +97,14 @@ def check_run(folder: Path, part: str, pooling: str, steps: int = 4, budget: int
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *PADDED])
-@pytest.mark.parametrize(("count", "pooling"), [(1, "mean"), (2, "last"), (3, "cls")])
+@pytest.mark.parametrize(
+    ("count", "pooling"),
+    [
+        pytest.param(1, "mean", marks=pytest.mark.slow),
+        pytest.param(2, "last", marks=pytest.mark.slow),
+        (3, "cls"),
+    ],
+)
 def test_losses_and_gradients_equal_those_of_the_whole_model(
     tiny: Callable[[str], Path], family: str, count: int, pooling: str
 ) -> None:

@@ -41,7 +41,7 @@ def trained(seed: int, asked: AbstentionSettings, without: int | None = None, va
 
 def test_the_error_among_answers_exceeds_the_level_no_more_often_than_promised() -> None:
     """Each head is trained and calibrated on rows of its own; many more rows tell its true error."""
-    asked, many = AbstentionSettings(max_error=0.05, confidence=0.9), rows(40_000, 9999)
+    asked, many = AbstentionSettings(max_error=0.05, confidence=0.9), rows(10_000, 9999)
     above, answered = 0, []
     for seed in range(20):
         head = trained(seed, asked)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 WORDS = [*"的一是不了人我在有他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学",
@@ -44,7 +46,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mpnet": {**SIZE, **IDS, **MARKS, "max_position_embeddings": 66},
 }  # fmt: skip
 PACKED = [family for family in CONFIGS if family not in ("deberta-v2", "mpnet")]
+KINDS = ("bert", "modernbert", "llama", "deberta-v2")  # an encoder, one of local attention, a decoder, padded
 DECODERS = ["gpt2", "llama", "qwen3", "mistral"]
+
+
+def one_of_each_kind(families: Iterable[str]) -> list[Any]:
+    """Parameters of a test: `KINDS` in `make test`, the other families in `make test-slow`."""
+    return [one if one in KINDS else pytest.param(one, marks=pytest.mark.slow) for one in families]
 
 
 def build(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
