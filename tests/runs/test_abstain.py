@@ -39,18 +39,19 @@ def trained(seed: int, asked: AbstentionSettings, without: int | None = None, va
     return with_abstention(head, asked, known, asking, parts, seed)
 
 
-def test_the_error_among_answers_exceeds_the_level_no_more_often_than_promised() -> None:
+@pytest.mark.parametrize(("heads", "most"), [(8, 3), pytest.param(20, 5, marks=pytest.mark.slow)])
+def test_the_error_among_answers_exceeds_the_level_no_more_often_than_promised(heads: int, most: int) -> None:
     """Each head is trained and calibrated on rows of its own; many more rows tell its true error."""
     asked, many = AbstentionSettings(max_error=0.05, confidence=0.9), rows(10_000, 9999)
     above, answered = 0, []
-    for seed in range(20):
+    for seed in range(heads):
         head = trained(seed, asked)
         shares = head.predict_proba(many.x)
         assert head.abstention is not None
         yes = head.abstention.judge(shares.max(axis=1), many.x).answered
         above += (shares.argmax(axis=1) != many.y)[yes].mean() > 0.05
         answered.append(yes.mean())
-    assert above <= 5  # 2 of 20 are promised; 6 or more would come once in a hundred such tests
+    assert above <= most  # a tenth are promised; more than that would come once in a hundred such tests
     assert np.mean(answered) > 0.5
 
 
