@@ -270,6 +270,18 @@ def test_train_head_with_workers_prints_what_train_head_prints(kind: str, work: 
     assert_same_head(load_run(Path("reports"), shared["run"]), load_run(Path("reports"), alone["run"]))
 
 
+def test_workers_that_torchrun_describes_train_the_same_head(work: Path, cli: Cli) -> None:
+    """Of them only the first prints, and one run is written."""
+    alone = cli.ok("train-head", "--epochs", "6", "--json").json
+    options = ["--epochs", "6", "--json"]
+    with as_by_torchrun(options, options) as ranks:
+        said = [rank.communicate(timeout=60) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0] and said[1][0] == b"" and len(runs()) == 2
+    made = json.loads(said[0][0])
+    assert_same_head(load_run(Path("reports"), made["run"]), load_run(Path("reports"), alone["run"]))
+
+
+@pytest.mark.slow
 def test_train_head_under_torchrun_trains_the_same_head(work: Path, cli: Cli) -> None:
     """Of its processes only the first prints, and one run is written."""
     alone = cli.ok("train-head", "--epochs", "6", "--json").json
@@ -371,7 +383,7 @@ def assert_all_end(processes: list[int], seconds: float = 20.0) -> None:
     ("blow", "error", "words", "grace"),
     [
         (signal.SIGKILL, HeadError, "worker 2 of 2 was ended by SIGKILL", 15.0),  # it is heard of within that
-        (signal.SIGSTOP, WorkerLost, "another worker", 1.0),
+        pytest.param(signal.SIGSTOP, WorkerLost, "another worker", 1.0, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_worker_ends_the_others(
