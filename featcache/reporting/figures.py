@@ -29,7 +29,7 @@ from featcache.reporting.document import (
     ScoreByRows,
     TrainingCurve,
 )
-from featcache.reporting.words import figure_words
+from featcache.reporting.words import DRAWN_RUNS, figure_words
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
 from featcache.translation.language import gettext as _
@@ -196,22 +196,23 @@ def _points_with_intervals(
 
 def _training_curves(curves: Sequence[TrainingCurve], metric: str, unit: str) -> Figure:
     """Train and validation of one run, or validation of several, with a dot at the epoch that was kept."""
-    one, shown = len(curves) == 1, curves[: len(SERIES)]
-    figure, axes = new_axes(legend_rows=len(shown) if len(shown) > 2 else 1)
+    one, shown = len(curves) == 1, curves[:DRAWN_RUNS]
+    beside = len(shown) < 3  # in the legend, where names have less room then
+    figure, axes = new_axes(legend_rows=1 if beside else len(shown))
     handles, labels = [], []
     for number, curve in enumerate(shown):
         parts = ("train", "validation") if one else ("validation",)
         for place, part in enumerate(parts, start=number):
             values = getattr(curve, f"{part}_{metric}")
             handles.append(axes.plot(curve.epoch, values, LINES[place % len(LINES)], color=SERIES[place])[0])
-            labels.append(_(part) if one else _short(curve.run, 26))
+            labels.append(_(part) if one else _short(curve.run, 26 if beside else 50))
         if curve.best_epoch is not None and curve.best_epoch in curve.epoch:
             best = values[curve.epoch.index(curve.best_epoch)]
             axes.plot([curve.best_epoch], [best], "o", color=handles[-1].get_color(), ms=5)
     axes.set(xlabel=_("epoch (dot: the one kept)"), ylabel=unit)
     if metric == "accuracy":
         _percent(axes.yaxis)
-    _legend(axes, handles, labels, 2 if one else 1 + (len(labels) < 3))
+    _legend(axes, handles, labels, 1 + beside)
     return figure
 
 

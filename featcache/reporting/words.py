@@ -28,6 +28,7 @@ EXCERPT, SHORT = 600, 200  # characters of a text on the page, and of one in a c
 LABEL = 100  # characters of a label
 MOST_CLASSES = 200  # lines of the table; all are in the JSON
 LISTED = 20  # mistakes
+DRAWN_RUNS = 8  # in one figure
 LIGHTS = (noted("bad"), noted("look"), noted("good"))  # states of data checks, worst first
 PAGE_LANGUAGES = {"en": "en", "zh": "zh-CN"}
 
@@ -138,14 +139,19 @@ def figure_words(report: RunReport) -> dict[str, tuple[str, str]]:
     risk = [_("The surest rows are answered first; on the right end every row is.")]
     if report.risk_curve and report.risk_curve.scores:
         risk.append(_("Dot: where this head stops."))
-    caption = _map_caption(report)
+    caption, some, count = _map_caption(report), list[str](), len(report.curves)
+    if count > DRAWN_RUNS:
+        some.append(_("Here the first {shown} of {count}.", shown=DRAWN_RUNS, count=count))
     return {
         "loss": (_("Loss by epoch"), _("Cross-entropy; lower is better.")),
         "accuracy": (_("{score} by epoch", score=score), _("The kept epoch is the best on validation.")),
-        "runs_loss": (_("Loss of the runs that have epochs"), _("Cross-entropy; lower is better.")),
+        "runs_loss": (
+            _("Loss of the runs that have epochs"),
+            paragraph([_("Cross-entropy; lower is better."), *some]),
+        ),
         "runs_accuracy": (
             _("{score} of the runs that have epochs", score=score),
-            _("The kept epoch is the best."),
+            paragraph([_("The kept epoch is the best."), *some]),
         ),
         "learning": (
             _("Score by labelled rows"),

@@ -63,6 +63,27 @@ def test_tables_fit_and_have_no_english_words(
         assert english_words(said.out + said.err, LABELS) == [], said
 
 
+def test_plan_and_cache_have_no_english_words(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATCACHE_LANG", "zh")
+    values = "reviews train validation test cpu arctic inference"
+    for argv in (
+        ["cache", "ls"],
+        ["cache", "verify"],
+        ["cache", "gc", "--max-size", "1kB", "--dry-run"],
+        ["plan", "--sample-seconds", "0.05", "--device", "cpu", "--rows", "2e9", "--price", "0.4"],
+        ["plan", "--rows", "1e9", "--tokens", "50", "--gpus", "64", "--tflops", "989"],
+    ):
+        said = cli.ok(*argv)
+        shown = said.out.partition("\nfeatcache extract")[0] + said.err  # without the command of plan
+        assert english_words(shown, LABELS, values) == [], shown
+    names = {
+        line.split()[0] for line in cli.ok("cache", "info", "--all").out.splitlines() if line[:1].strip()
+    }
+    assert {"状态", "数据集", "指纹"} <= names and not any(name.isascii() for name in names)
+
+
 def test_run_is_chinese_from_the_first_note_to_the_next_commands(
     cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

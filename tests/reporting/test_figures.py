@@ -40,7 +40,7 @@ def test_figures_draw_as_many_runs_as_there_are_colours() -> None:
     curves = [replace(curve, run=f"run-{number}") for number in range(12)]
     svg = figures(replace(report(), curves=curves))["runs_loss"]
     assert "run-0" in svg and "run-7" in svg and "run-8" not in svg  # as many as there are colours
-    assert "validation</text>" not in svg
+    assert "validation</text>" not in svg and "Here the first 8 of 12." in svg
 
 
 def test_the_names_of_many_runs_have_room_above_the_curves() -> None:

@@ -35,7 +35,7 @@ SCRIPT = r"""(() => {
       const box = node.getBoundingClientRect();
       if (box.right > room.right + near || box.left < room.left - near
           || box.top < room.top - near || box.bottom > room.bottom + near)
-        found.push(`text leaves its figure: ${said(node)} (${said(figure.querySelector("title"))})`);
+        found.push(`text leaves its figure: ${said(node)} (${said(figure)})`);
       boxes.push({box, node});
     }
   }
