@@ -46,10 +46,10 @@ def download_model(settings: BackboneSettings) -> Path:
 
 def _copy_instead(settings: BackboneSettings, copy: Path | None, found: HubError, error: Exception) -> Path:
     if found.kind in (Kind.UNKNOWN, Kind.DISK) or copy is None:
-        missing = ", and no complete copy is on this disk" if found.kind is Kind.UNREACHABLE else ""
         hints = [found.hint, "" if found.kind is Kind.DISK else WAYS_OUT]
-        what = f"cannot fetch the model {settings.model}: {found.what}{missing}"
-        refused = ModelUnreachable if found.kind is Kind.UNREACHABLE else BackboneError
-        raise refused(what, hint="\n".join(filter(None, hints))) from error
+        what, hint = f"cannot fetch the model {settings.model}: {found.what}", "\n".join(filter(None, hints))
+        if found.kind is Kind.UNREACHABLE:
+            raise ModelUnreachable(f"{what}, and no complete copy is on this disk", hint=hint) from error
+        raise BackboneError(what, hint=hint) from error
     tell(f"{found.what}; the copy of {settings.model} on this disk is used (commit {copy.name[:12]})")
     return copy
