@@ -159,6 +159,10 @@ def _more_labels(curves: Sequence[SavedCurve]) -> Iterator[str]:
         "from {before:,} to {rows:,} train rows the {metric} of the {head} head on {view} changed by "
         "{points:+.2f} points: more labels are likely to help"
     )
+    chance = (
+        "from {before:,} to {rows:,} train rows the {metric} of the {head} head on {view} changed by "
+        "{points:+.2f} points, within the 95 % intervals: more labels may help"
+    )
     little = (
         "from {before:,} to {rows:,} train rows the {metric} of the {head} head on {view} changed by "
         "{points:+.2f} points: more labels would add little"
@@ -167,7 +171,8 @@ def _more_labels(curves: Sequence[SavedCurve]) -> Iterator[str]:
         before, last = sorted(curve.points, key=lambda point: point.rows)[-2:]
         gain, metric = last.score - before.score, _(curve.metric.replace("_", " "))
         about = {"head": curve.kind, "view": short_view(curve.request.view), "metric": metric}
-        said = helps if gain >= HELPS else little
+        apart = last.low > before.high
+        said = little if gain < HELPS else helps if apart else chance
         yield _(said, before=before.rows, rows=last.rows, points=100 * gain, **about)
 
 

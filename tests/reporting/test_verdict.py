@@ -49,10 +49,15 @@ def test_other_runs_and_the_words_alone(tmp_path: Path) -> None:
     assert said[-1] == "of 2 other runs, by accuracy: 1 tied with it, 1 worse"
 
 
-def saved(*scores: float, view: str = "last/mean") -> SavedCurve:
-    """A curve whose sizes are 10, 100, ..."""
-    points = [SavedPoint(10 ** (place + 1), score, score, score) for place, score in enumerate(scores)]
-    return SavedCurve("exact", "accuracy", "test", tuple(points[::-1]), SavedRequest(view, {"train": "f"}))
+def saved(*scores: float, around: float = 0.0) -> SavedCurve:
+    """A curve whose sizes are 10, 100, ..., and half the width of its intervals."""
+    points = [
+        SavedPoint(10 ** (place + 1), score, score - around, score + around)
+        for place, score in enumerate(scores)
+    ]
+    return SavedCurve(
+        "exact", "accuracy", "test", tuple(points[::-1]), SavedRequest("last/mean", {"train": "f"})
+    )
 
 
 def test_the_first_learning_curve_says_whether_more_labels_would_help(tmp_path: Path) -> None:
@@ -63,6 +68,7 @@ def test_the_first_learning_curve_says_whether_more_labels_would_help(tmp_path: 
         "more labels are likely to help"
     )
     assert verdict(run, None, curves=[saved(0.5, 0.7, 0.701)]).sentences[-1].endswith("would add little")
+    assert verdict(run, None, curves=[saved(0.5, 0.7, around=0.1)]).sentences[-1].endswith("labels may help")
     alone = verdict(run, None).sentences
     assert verdict(run, None, curves=[saved(0.5)]).sentences == alone
 
