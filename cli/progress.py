@@ -157,11 +157,13 @@ class Meter:
 
 
 def _stage_text(name: str) -> str:
-    """The name of a bar in the language that is spoken; the split or the head in it stays."""
+    """The name of a bar in the language that is spoken; the head in it stays."""
     parts = []
     for part in name.split(", "):
         stage = next((one for one in STAGES if f"{part} ".startswith(f"{one} ")), "")
-        parts.append(pgettext("stage", stage) + part.removeprefix(stage) if stage else part)
+        rest = part.removeprefix(stage)
+        rest = f" {_(rest.strip())}" if rest.strip() in ("train", "validation", "test") else rest
+        parts.append(pgettext("stage", stage) + rest if stage else part)
     return listed(parts)
 
 
