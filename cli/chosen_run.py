@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbone.model_files.kinds import ENDPOINT, kind_of
 from featcache.errors import HeadError, UsageError
 from featcache_cli.console import err, note
 from featcache_cli.options import ONE_LEVEL, add_flag, settings_of
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
     """Where the backbone of a run is now, where it runs, and whether its own code may run; no settings."""
-    add_flag(parser, "--model", "folder of the backbone, if it has moved since")
+    moved = "folder of the backbone, if it has moved since; or the endpoint that texts may be sent to"
+    add_flag(parser, "--model", moved)
     add_flag(parser, "--adapter", "folder of the backbone's adapter, if it has moved since")
     add_flag(parser, "--device", "auto, cpu, cuda, cuda:N or mps", "auto")
     code = "let the model's own Python code run; what the run says of that does not count"
@@ -120,9 +122,11 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     from featcache.finetuning.run_backbone import BackboneChoice
 
     given = BackboneChoice(args.model, device=args.device, adapter=args.adapter)
+    own = settings_of(args).backbone
+    if kind_of(own.model) == ENDPOINT and own.model == chosen.record.backbone.model and not args.model:
+        return replace(given, model=own.model)
     if args.trust_remote_code is not None:
         return replace(given, trust_remote_code=args.trust_remote_code)
-    own = settings_of(args).backbone
     if own.trust_remote_code and own.model == (args.model or chosen.record.backbone.model):
         return replace(given, model=own.model, revision=own.revision, hub=own.hub, trust_remote_code=True)
     return replace(given, trust_remote_code=bool(args.model) and own.trust_remote_code)
@@ -140,7 +144,8 @@ def load(args: argparse.Namespace, chosen: Run) -> Predictor:
     with console.status(Text(f"loading {chosen.record.backbone.model}")):
         from featcache.prediction.predictor import Predictor
 
-        predictor = Predictor.from_run(chosen, **asdict(backbone_of(args, chosen)))
+        choice = asdict(backbone_of(args, chosen))
+        predictor = Predictor.from_run(chosen, **choice, endpoint=settings_of(args).endpoint)
     if asked:
         predictor.abstain_at(asked)
     return predictor

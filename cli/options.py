@@ -25,6 +25,7 @@ TITLES = {
     "features": "how a text becomes a vector",
     "head": "how the head is trained",
     "abstention": "when the head gives no answer",
+    "endpoint": "a model behind an endpoint (--model openai+http://...)",
     "paths": "folders",
 }  # of the groups of settings in --help: what the user decides
 PLACES = ("--cache-dir", "--reports-dir", "--output")  # flags that name where a command writes
@@ -182,6 +183,8 @@ def _with_default(help: str, default: Any) -> str:
 def _metavar(kind: Any, choices: Collection[str], flag: str) -> str:
     if choices:
         return "{" + ",".join(choices) + "}"
+    if flag == "--prices":
+        return "MODEL=X,..."
     return METAVARS.get(kind) or flag.upper().rpartition("-")[2]
 
 

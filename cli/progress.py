@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from featcache.system.hub.listener import listening
-from featcache.system.units import seconds_text, short_count_text
+from featcache.system.units import cost_text, seconds_text, short_count_text
 from featcache.translation.language import gettext as _
 from featcache.translation.language import listed, noted, pgettext
 from featcache.translation.sentences import translated
@@ -146,8 +146,9 @@ class Meter:
         if not texts or not tokens:
             return ""
         share = _(" {share:.0%} of peak", share=event.share) if event.share else ""
+        cost = _(" cost {cost}", cost=cost_text(event.cost)) if event.cost is not None else ""
         rates = "{texts} texts/s {tokens} tokens/s{share}"
-        return _(rates, texts=short_count_text(texts), tokens=short_count_text(tokens), share=share)
+        return _(rates, texts=short_count_text(texts), tokens=short_count_text(tokens), share=share + cost)
 
     def _time_left(self, name: str, done: int, total: int) -> str:
         rate = self.rate(name, done)

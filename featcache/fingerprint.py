@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any
 
-import msgspec
 import numpy as np
 
+from featcache.json_document import JsonDocument as JsonDocument
 from featcache.settings import FeatureSettings
 
 FEATURE_FORMAT = 1  # raised when the same document would give other features
@@ -86,61 +86,6 @@ def row_chain(hashes: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
-class JsonDocument:
-    """A JSON object as a dataclass that keeps the fields of later versions.
-
-    Attributes:
-        unknown: fields that a later version added; they count in fingerprints and comparisons.
-    """
-
-    unknown: dict[str, Any] = field(default_factory=dict, kw_only=True)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object. A field with a plain default is left out where it has this value: documents made
-        before the field existed keep their fingerprints. One with a `default_factory` is always there."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "unknown"}
-        defaults = {each.name: each.default for each in fields(self)}
-        known = {name: _plain(value) for name, value in values.items() if value != defaults[name]}
-        return known | self.unknown
-
-    @classmethod
-    def from_json(cls, content: Any) -> Self:
-        """The document that `to_json` wrote.
-
-        Raises:
-            ValueError: a field is missing or has another type.
-        """
-        try:
-            return msgspec.convert(_known_apart(cls, content), cls)
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise ValueError(str(error)) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, JsonDocument):
-        return value.to_json()
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
-
-
-def _known_apart(kind: Any, content: Any) -> Any:
-    """`content` with what is no field of the document `kind` under `unknown`, at every depth."""
-    documents = (one for one in (kind, *get_args(kind)) if isinstance(one, type))
-    document = next((one for one in documents if issubclass(one, JsonDocument)), None)
-    if document is None:
-        return content
-    if isinstance(content, list):
-        return [_known_apart(document, one) for one in content]
-    if not isinstance(content, Mapping):
-        return content
-    kinds = get_type_hints(document)
-    del kinds["unknown"]
-    known = {name: _known_apart(kinds[name], value) for name, value in content.items() if name in kinds}
-    return known | {"unknown": {name: value for name, value in content.items() if name not in kinds}}
-
-
-@dataclass(frozen=True)
 class TunedPart(JsonDocument):
     """The part of a backbone that fine-tuning changed.
 
@@ -179,6 +124,23 @@ class VectorsPart(JsonDocument):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointPart(JsonDocument):
+    """The endpoint that makes the vectors.
+
+    Attributes:
+        address, model, revision: see `backbone.endpoint.model.EndpointModel`.
+        width: numbers in each vector that the server sends.
+        dimensions: numbers that the server is asked for; None: not asked.
+    """
+
+    address: str
+    model: str
+    width: int
+    dimensions: int | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderDocument(JsonDocument):
     """Everything that turns a text into a vector, layer and pooling apart.
 
@@ -189,13 +151,14 @@ class EncoderDocument(JsonDocument):
         prompt: put before every text.
         lower_case: whether texts are lower-cased first, beyond what the tokenizer does by itself.
         pool_prompt: whether the prompt's tokens are pooled too.
-        max_length: tokens kept of a text, special tokens included.
+        max_length: tokens kept of a text, special tokens included; 0 where an endpoint decides.
         truncation_side: the end at which longer texts are truncated, `left` or `right`.
         long_text: how longer texts are encoded: `truncate`, `chunks` or `head-tail`.
         overlap: tokens that neighbouring windows share; None where there are no windows.
         positions: how the position table was extended, see `position_table.Extension`; None where it was not.
         tuned: the fine-tuned part; None for a frozen backbone.
         vectors: what stands for an encoder where the vectors were imported; None for one that encodes.
+        endpoint: the server that encodes; None for a backbone on this machine, which has `files`.
         named: of several encoders side by side each by its name; the other fields then say nothing of them.
     """
 
@@ -212,6 +175,7 @@ class EncoderDocument(JsonDocument):
     dtype: Dtypes
     tuned: TunedPart | None = None
     vectors: VectorsPart | None = None
+    endpoint: EndpointPart | None = None
     named: tuple[NamedEncoder, ...] = ()
 
 
@@ -315,6 +279,7 @@ class RequestedEncoder(JsonDocument):
     Attributes:
         files: SHA-256 by name of the model's files.
         dtype: of the forward pass, as asked; may be `auto`.
+        endpoint: address, model, revision and dimensions of an endpoint; None for a model with files.
     """
 
     files: dict[str, str]
@@ -327,6 +292,7 @@ class RequestedEncoder(JsonDocument):
     extend_positions: str = "none"
     long_text: str = "truncate"
     overlap: int | None = None
+    endpoint: dict[str, Any] | None = None
     format: int = 1
 
     @classmethod

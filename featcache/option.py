@@ -133,6 +133,8 @@ def _typed(option: Option, value: Any) -> Any:
         weights_by_name(value)
     if option.type is tuple:
         return _items(value)
+    if option.name == "prices":
+        return _prices(value)
     if option.type is dict:
         return _mapping(value)
     if option.type in (int, float):
@@ -164,6 +166,23 @@ def _number(kind: type, value: Any) -> int | float:
     if kind is int and isinstance(value, float) and number != value:
         raise ValueError(f"wants a whole number, got {value!r}")
     return number
+
+
+def _prices(value: Any) -> dict[str, float] | None:
+    """Prices by name, of `A=0.02,B=0.1` or of a table; None where there are none."""
+    try:
+        pairs = (
+            (part.rpartition("=")[::2] for part in value.split(","))
+            if isinstance(value, str)
+            else value.items()
+        )
+        found = {str(name).strip(): float(price) for name, price in pairs}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{value!r}: write prices by name, e.g. text-embedding-3-small=0.02") from None
+    for name, price in found.items():
+        if not 0 <= price < math.inf or not name:
+            raise ValueError(f"the price of {name!r} is {price:g}: a number of at least 0 is needed")
+    return found or None
 
 
 def _mapping(value: Any) -> dict[str, str] | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import UsageError, closest
 from featcache.option import Option, coerce, setting
 from featcache.plain_file import read_plain
@@ -33,7 +34,7 @@ DEFAULT_MAX_LENGTH, DEFAULT_C = 512, 0.1
 class BackboneSettings:
     """Which frozen model, and how it computes."""
 
-    model: str = setting("bert-base-chinese", "hub id or local folder of the backbone")
+    model: str = setting("bert-base-chinese", "hub id or folder of the backbone, or openai+http://HOST/v1#M")
     revision: str | None = setting(None, "hub revision of the model: branch, tag or commit")
     trust_remote_code: bool = setting(False, "let the model's own Python code run")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
@@ -280,6 +281,7 @@ class Settings:
     features: FeatureSettings = FeatureSettings()
     head: HeadSettings = HeadSettings()
     abstention: AbstentionSettings = AbstentionSettings()
+    endpoint: EndpointSettings = EndpointSettings()  # noqa: RUF009
     paths: PathSettings = PathSettings()
     seed: int = setting(0, "seed of every random choice")
 
@@ -312,9 +314,9 @@ def load_settings(overrides: Mapping[str, Any] | None = None, *, path: str | Pat
         UsageError: unknown table or setting, a value of the wrong type, an unreadable file.
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
-    in_file = _values_in_file(path)
-    if "max_error" in given or "coverage" in given:  # one takes the place of the other
-        in_file = {name: value for name, value in in_file.items() if name not in ("max_error", "coverage")}
+    in_file, levels = _values_in_file(path), ("max_error", "coverage")
+    if not given.keys().isdisjoint(levels):  # one takes the place of the other
+        in_file = {name: value for name, value in in_file.items() if name not in levels}
     return build_settings(in_file | given)
 
 
@@ -375,8 +377,7 @@ def _toml_tables(path: str | Path | None) -> dict[str, Any]:
 def _values_in_file(path: str | Path | None) -> dict[str, Any]:
     """The values of the settings file by name, of all its tables but `OTHER_TABLES`."""
     file = Path(path if path is not None else CONFIG_FILE)
-    known = options()
-    sections = [name for name in _sections(Settings) if name]
+    known, sections = options(), [name for name in _sections(Settings) if name]
     values: dict[str, Any] = {}
     for key, content in _toml_tables(path).items():
         if key in OTHER_TABLES:
@@ -396,5 +397,4 @@ def _values_in_file(path: str | Path | None) -> dict[str, Any]:
 def _closest(name: str, known: list[str]) -> str:
     if (option := options().get(name)) is not None:
         return f"{name} belongs {f'below [{option.section}]' if option.section else 'above all tables'}"
-    close = closest(name, known)
-    return f"did you mean {close!r}?" if close else f"known: {', '.join(known)}"
+    return f"did you mean {close!r}?" if (close := closest(name, known)) else f"known: {', '.join(known)}"

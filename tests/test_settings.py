@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import UsageError
 from featcache.option import PATHS
 from featcache.settings import (
@@ -69,6 +70,7 @@ def test_options_have_help_a_flag_and_a_valid_default() -> None:
             FeatureSettings,
             HeadSettings,
             AbstentionSettings,
+            EndpointSettings,
             PathSettings,
         )
         for field in dataclasses.fields(part)
@@ -118,6 +120,8 @@ def any_settings(draw: st.DrawFn) -> Settings:
         strategy = st.sampled_from(option.choices) if option.choices else of_type[option.type]
         if name == "class_weight":
             strategy = st.sampled_from(CLASS_WEIGHTS)
+        if name == "prices":
+            strategy = st.dictionaries(WORDS, st.floats(0, 1e6), min_size=1, max_size=3)
         if option.least is not None:
             strategy = strategy.filter(lambda value, least=option.least: value is None or value >= least)
         if option.below is not None:
@@ -178,6 +182,8 @@ def test_load_settings_prefers_flags_then_the_file_then_defaults(name: str) -> N
     in_file, as_flag = samples[option.type]
     if name == "class_weight":
         in_file, as_flag = CLASS_WEIGHTS[:2]
+    if name == "prices":
+        in_file, as_flag = {"m": 0.5}, {"m": 0.25}
     if option.choices:
         in_file, as_flag = option.choices[1], option.choices[0]
     write(to_toml(build_settings({name: in_file})))

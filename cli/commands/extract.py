@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
     workers = "processes at work: a number, or auto: one for each GPU, or for every few cores"
     add_flag(parser, "--workers", f"{workers} (default: 1; with --engine ray: auto)", metavar="N")
     add_engine(parser)
-    add_settings(parser, "backbone", "data", "features", "paths", "")
+    add_settings(parser, "backbone", "data", "features", "endpoint", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace a featcache.toml that is there")
     parser.set_defaults(places=("--config",))
-    add_settings(parser, "backbone", "data", "features", "head", "paths", "")
+    add_settings(parser, "backbone", "data", "features", "endpoint", "head", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:

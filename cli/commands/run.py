@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     )
     about = "file, folder, URL or hub id, as --dataset; featcache.toml is then written for the other commands"
     parser.add_argument("source", nargs="?", metavar="SOURCE", help=about)
-    add_settings(parser, "backbone", "data", "features", "head", "paths", "")
+    add_settings(parser, "backbone", "data", "features", "endpoint", "head", "paths", "")
 
 
 def run(args: argparse.Namespace) -> int:

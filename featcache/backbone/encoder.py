@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +26,7 @@ from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
 from featcache.backbone.token_rows import ATTENTIVE
+from featcache.backbone.tokens.encoded import Encoded
 from featcache.backbone.tokens.tokenization import (
     Place,
     TextTokens,
@@ -46,21 +46,6 @@ BATCHES = {  # what the user is told of batches that are not packed
 }
 DEFAULT_BUDGET = {"cpu": 4096, "cuda": 65536}
 TOO_LONG = "use a smaller --max-length (with --long-text chunks no text is truncated), or another --device"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder makes of N texts.
-
-    Attributes:
-        views: features `[N, D]` in the storage dtype, by view name.
-        n_tokens: int32 `[N]`, tokens that were encoded; those in two windows count once.
-        truncated: bool `[N]`.
-    """
-
-    views: dict[str, np.ndarray]
-    n_tokens: np.ndarray
-    truncated: np.ndarray
 
 
 class Encoder:
@@ -179,6 +164,15 @@ class Encoder:
     def depth(self) -> float:
         """The share of the backbone that is run; 1 where it has no blocks."""
         return self.views[-1].layer / self.backbone.num_blocks if self.backbone.num_blocks else 1.0
+
+    @property
+    def name(self) -> str:
+        """Of the backbone, as it was asked for."""
+        return self.backbone.files.name
+
+    def prepare(self, texts: int) -> None:
+        """Get ready for about so many texts; see `Backbone.prepare`."""
+        self.backbone.prepare(texts)
 
     @property
     def width(self) -> int:

@@ -82,7 +82,7 @@ def export_onnx(
     source = RunToExport(run, model, adapter)
     made = _OnnxModel.of(source, texts)
     own = Predictor.from_run(run, model=model, adapter=adapter).encoder
-    assert own is not None  # the head reads features
+    assert isinstance(own, Encoder)  # the head reads features of a backbone with files
     rounded = source.logits(own, texts)
     rounding = own.backbone.dtype_name
     del own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featcache.backbone.model_files.kinds import VECTORS, kind_of
+from featcache.backbone.model_files.kinds import ENDPOINT, VECTORS, kind_of
 from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheMiss, UsageError
 from featcache.extraction.extracted import Extracted
@@ -57,18 +57,8 @@ def extract_splits(
         return found
     if kind_of(settings.backbone.model) == VECTORS:  # all that there can be is there
         return [Extracted.of(find_imported(settings, split), split, 0.0, cached=True) for split in splits]
-    if settings.backbone.device not in (
-        "auto",
-        "cpu",
-    ):  # said also where all is cached, and nothing is loaded
-        from featcache.backbone.load import resolve_device
-
-        resolve_device(settings.backbone.device)
     worker = Worker.from_environment()
-    if worker and workers != 1:
-        raise UsageError("--workers under torchrun", hint="torchrun starts the workers: leave it out")
-    if worker and force:
-        raise UsageError("--force under torchrun", hint="remove the file first: featcache cache rm")
+    _check_workers(settings, worker, workers, force=force)
     if workers != 1:
         from featcache.extraction.local_workers import LocalWorkersJob, worker_count
 
@@ -76,6 +66,28 @@ def extract_splits(
         if count > 1:
             return LocalWorkersJob(settings, report, force=force, wait=wait, count=count).run(splits)
     return Job(settings, report, force=force, wait=wait, worker=worker).run(splits)
+
+
+def _check_workers(settings: Settings, worker: Worker | None, workers: int | str, *, force: bool) -> None:
+    """Refuse a device that there is not, and workers that cannot share this job, also where all is cached.
+
+    Raises:
+        UsageError
+    """
+    if kind_of(settings.backbone.model) == ENDPOINT:
+        if worker or workers != 1:
+            raise UsageError(
+                "several workers and an endpoint: one process sends all texts to the server",
+                hint="leave --workers and torchrun out; --connections says how many requests are sent",
+            )
+    elif settings.backbone.device not in ("auto", "cpu"):
+        from featcache.backbone.load import resolve_device
+
+        resolve_device(settings.backbone.device)
+    if worker and workers != 1:
+        raise UsageError("--workers under torchrun", hint="torchrun starts the workers: leave it out")
+    if worker and force:
+        raise UsageError("--force under torchrun", hint="remove the file first: featcache cache rm")
 
 
 def find_features(settings: Settings, split: str) -> CacheFile:

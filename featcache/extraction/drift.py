@@ -123,6 +123,11 @@ class Reencoder:
                 f"{file.path.name} has imported vectors, which nothing here can make again",
                 hint="without --reencode every byte of it is checked",
             )
+        if document.endpoint is not None:
+            raise CacheError(
+                f"{file.path.name} was made by {document.endpoint.address}, which is not asked here",
+                hint="featcache extract compares its canary in each session before it adds a row",
+            )
         settings = self._backbone(file, document)
         code = [name for name in document.files if name.endswith(".py")]
         if code and not settings.trust_remote_code:

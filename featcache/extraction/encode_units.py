@@ -28,6 +28,7 @@ AHEAD = 2  # units whose texts are tokenised before the model is there for them;
 POLL = 0.1  # seconds between two looks for work where there is none
 
 Prepared = TypeVar("Prepared")
+Told = TypeVar("Told", covariant=True)  # what an encoder makes of texts before it encodes them
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class UnitWork:
 class UnitEncoder(Protocol):
     """What encodes commit units: the model of this process, or the actors of a cluster."""
 
-    spec: EncoderSpec
+    @property
+    def spec(self) -> EncoderSpec:
+        """The description of the encoder."""
 
     def encode(self, work: UnitWork) -> None:
         """Encode and commit units until none of `work.units` is missing.
@@ -97,7 +100,7 @@ class LocalUnitEncoder:
     def encode(self, work: UnitWork) -> None:
         """See `UnitEncoder.encode`."""
         encoder, split, partition, speed = self.encoder, work.split, work.partition, None
-        encoder.backbone.prepare(len(split))  # by the whole, so that a resumed run decides alike
+        encoder.prepare(len(split))  # by the whole, so that a resumed run decides alike
         self.spec = replace(self.spec, fused=tuple(encoder.backbone.fused))
         if self.watched and encoder.backbone.num_blocks:  # a static model multiplies nothing
             from featcache.backbone.throughput import Speedometer
@@ -187,8 +190,15 @@ def _prepared(
                 future.cancel()
 
 
-def tokenize_rows(encoder: Encoder, split: Split, rows: np.ndarray, hashes: np.ndarray) -> Tokens:
-    """The tokens of some rows of a split.
+class Tokenizer(Protocol[Told]):
+    """The part of an encoder that reads texts."""
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Told:
+        """Texts as what its `encode` takes."""
+
+
+def tokenize_rows(encoder: Tokenizer[Told], split: Split, rows: np.ndarray, hashes: np.ndarray) -> Told:
+    """The tokens of some rows of a split; of an endpoint the texts that were sent.
 
     Args:
         hashes: of all rows of the split, uint8 `[N, 32]`.

@@ -64,8 +64,10 @@ class EncoderSpec:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens at which a text is truncated; None where long texts are split into windows."""
-        return None if self.document.long_text == "chunks" else self.document.max_length
+        """Tokens at which a text is truncated; None where long texts are split into windows, or a server
+        decides."""
+        decided = self.document.long_text != "chunks" and self.document.endpoint is None
+        return self.document.max_length if decided else None
 
     @property
     def row_bytes(self) -> int:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbone.model_files.find import ModelFiles, find_model
-from featcache.backbone.model_files.sentence_transformers import follow
+from featcache.backbone.endpoint.model import AnyModel, EndpointModel, find_any_model, follow_any
+from featcache.backbone.model_files.find import ModelFiles
+from featcache.backbone.model_files.kinds import no_files
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.record import Provenance
@@ -25,6 +26,8 @@ from featcache.data.split import Split, describe_source, load_splits, require_sa
 from featcache.errors import CacheError, UsageError
 from featcache.extraction.encode_units import LocalUnitEncoder, UnitEncoder
 from featcache.extraction.encoder_spec import EncoderSpec
+from featcache.extraction.endpoint.outlook import with_cost
+from featcache.extraction.endpoint.units import EndpointUnits
 from featcache.extraction.extracted import Extracted
 from featcache.extraction.make_file import EncodedCounts, FileMaker, NewFile
 from featcache.extraction.outlook import Announced, announce
@@ -73,7 +76,7 @@ class Job:
         wait: float = 0.0,
         worker: Worker | None = None,
         folder: Path | None = None,
-        model: ModelFiles | None = None,
+        model: AnyModel | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
         self.watched = on_progress is not None
@@ -85,12 +88,13 @@ class Job:
                 hint="leave it out here, and train with: featcache train-head --view depth,lexical",
             )
         self.cache = Cache.open(settings.paths.cache_dir)
-        self.model = model or find_model(settings.backbone)
-        followed = follow(settings.features, self.model)
+        self.any_model = model or find_any_model(settings.backbone)
+        followed = follow_any(settings.features, self.any_model)
         self.settings, self.followed = replace(settings, features=followed.features), followed
         self.asked = followed.views
         self.source = describe_source(settings.data, seed=settings.seed) if source is None else source
         self._encoder: Encoder | None = None
+        self._endpoint: EndpointUnits | None = None
         self._loading_seconds = 0.0  # until the encoder was there
         self._unit_encoder: UnitEncoder | None = None
 
@@ -109,8 +113,11 @@ class Job:
         loaded = load_splits(data, splits, seed=self.settings.seed)
         require_same_source(self.settings.data, self.source or {}, seed=self.settings.seed)
         if self.worker is None:  # each of several workers would speak for itself
-            about = Announced(loaded, self.model, self.followed, self._row_bytes(), lambda: self._encoder)
+            about = Announced(loaded, self.any_model, self.followed, self._row_bytes(), lambda: self._encoder)
             self.on_progress = announce(about, self.on_progress)
+        if (endpoint := self.endpoint()) is not None:
+            left = [self._to_send(split, endpoint) for split in loaded.values()]
+            self.on_progress = with_cost(endpoint.encoder, left, splits[0], self.on_progress)
         return {name: self.extract(split) for name, split in loaded.items()}
 
     def extract(self, split: Split) -> Extracted:
@@ -159,8 +166,11 @@ class Job:
         data = self.settings.data
         unknown = {"dataset": data.dataset, "revision": data.dataset_revision, "commit": None}
         features = self.settings.features
-        files = self.model.hashes_of(features.views)
-        encoder = RequestedEncoder.of(files, self.settings.backbone.dtype, features)
+        if isinstance(self.any_model, EndpointModel):
+            encoder = self.any_model.requested(features)
+        else:
+            files = self.any_model.hashes_of(features.views)
+            encoder = RequestedEncoder.of(files, self.settings.backbone.dtype, features)
         return Request(split, self.source if self.source is not None else unknown, encoder)
 
     def lookup(self, split: str) -> CacheFile | None:
@@ -236,25 +246,57 @@ class Job:
             self.on_progress(Progress("hash", split.name, done, len(split)))
         return np.concatenate(hashes), np.concatenate(sizes)
 
+    @property
+    def model(self) -> ModelFiles:
+        """The model, of which the files are needed.
+
+        Raises:
+            UsageError: it is behind an endpoint.
+        """
+        if isinstance(self.any_model, EndpointModel):
+            raise no_files(self.any_model.name)
+        return self.any_model
+
     def encoder(self, split: str) -> Encoder:
-        """The encoder, loaded when the first split needs it."""
+        """The encoder of a model with files, loaded when the first split needs it."""
         if self._encoder is None:
+            files = self.model
             began = time.perf_counter()
-            self.on_progress(Progress("load", split, text=self.model.name))
+            self.on_progress(Progress("load", split, text=self.any_model.name))
             from featcache.backbone.encoder import Encoder
 
-            self._encoder = Encoder.load(self._own_device(), self.settings.features, self.model)
+            self._encoder = Encoder.load(self._own_device(), self.settings.features, files)
             self._loading_seconds += time.perf_counter() - began
             self.note_encoder(split, self._encoder.notes)
         return self._encoder
 
     def unit_encoder(self, split: str) -> UnitEncoder:
         """What encodes the commit units, loaded when the first split needs it."""
+        if self._unit_encoder is None and (endpoint := self.endpoint()) is not None:
+            self.note_encoder(split, endpoint.spec.notes)
+            self._unit_encoder = endpoint
         if self._unit_encoder is None:
             encoder = self.encoder(split)
             spec = EncoderSpec.of(encoder, self.settings.features.views)
             self._unit_encoder = LocalUnitEncoder(spec, encoder, watched=self.watched)
         return self._unit_encoder
+
+    def endpoint(self) -> EndpointUnits | None:
+        """What encodes by an endpoint, which is not asked yet; None for a model with files."""
+        if self._endpoint is None and isinstance(self.any_model, EndpointModel):
+            self._endpoint = EndpointUnits.of(self.any_model, self.settings, self.cache)
+        return self._endpoint
+
+    def _to_send(self, split: Split, endpoint: EndpointUnits) -> tuple[np.ndarray, np.ndarray]:
+        """Row hashes and bytes of the rows of a split that an endpoint is to encode."""
+        hashes, sizes = self.hash_rows(split)
+        if not endpoint.knows_width:  # nothing of it is in the cache
+            return hashes, sizes
+        new = self._new_file(
+            split, hashes, sizes, endpoint.spec, parse_shard_size(self.settings.paths.shard_size)
+        )
+        rows = FileMaker(new, endpoint, ignore, force=self.force).rows_left()
+        return hashes[rows], sizes[rows]
 
     def release(self) -> None:
         """Free the memory of the encoder; it is loaded again when a split needs it."""
@@ -285,7 +327,7 @@ class Job:
     def _row_bytes(self) -> int | None:
         """Of one row on disk, without its label; None where the width of the model is not known."""
         features = self.settings.features
-        width = self.model.width_of(features.views)
+        width = self.any_model.width_of(features.views)
         return width and width * np.dtype(features.storage).itemsize + 64
 
     def _new_file(
@@ -294,13 +336,13 @@ class Job:
         rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         document = CacheDocument(spec.document, tuple(spec.stored_views), rows, labels)
         name = source_name(self.settings.data)
-        path = self.cache.path(name, self.model.name, split.name, document.fingerprint)
+        path = self.cache.path(name, self.any_model.name, split.name, document.fingerprint)
         return NewFile(
             split=split,
             hashes=hashes,
             sizes=sizes,
             document=document,
-            model=self.model.name,
+            model=self.any_model.name,
             cache=self.cache,
             path=path,
             shard_size=shard_size,
@@ -334,11 +376,11 @@ class Job:
             created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             dataset=source_name(self.settings.data),
             model=self.settings.backbone.model,
-            commit=self.model.commit,
+            commit=self.any_model.commit,
             hub=None if self.settings.backbone.hub == BackboneSettings().hub else self.settings.backbone.hub,
-            device=spec.device,
-            dtype=spec.dtype,
-            packing=spec.packing,
+            device=spec.device or None,
+            dtype=spec.dtype or None,
+            packing=spec.packing or None,
             packing_note=spec.packing_note,
             fused=spec.fused,
             host=platform.node(),

@@ -185,6 +185,15 @@ class FileMaker:
 
     # -- the partition ----------------------------------------------------------------------------
 
+    def rows_left(self) -> np.ndarray:
+        """Rows that no cache file has and no earlier call has committed, int64; nothing is encoded."""
+        partition = self._choose_partition()
+        plan = self._plan(partition)
+        begun = read_plan(self.partial, PartitionPlan) == plan
+        committed = Staging(self.partial, plan, joined=True).named() if begun else set()
+        left = [partition.rows(number) for number in range(partition.units) if number not in committed]
+        return np.concatenate([np.empty(0, np.int64), *left])
+
     def _choose_partition(self) -> Partition:
         """A new partition, or that of unfinished work where it leaves no more to be encoded."""
         new = self._partition([] if self.force else list(self._possible_donors()))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbone.endpoint.model import AnyModel, EndpointModel
 from featcache.backbone.model_files.depth_views import DEPTH
-from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.model_files.sentence_transformers import AUTO, Followed
 from featcache.data.split import Split, count_labels
 from featcache.fingerprint import REGRESSION, task_of
@@ -51,8 +51,11 @@ def data_sentences(splits: Mapping[str, Split]) -> Iterator[str]:
     yield _("{rows}; labels: {labels}", rows=rows, labels=shown or _("none"))
 
 
-def model_sentence(files: ModelFiles, followed: Followed) -> str:
+def model_sentence(files: AnyModel, followed: Followed) -> str:
     """The model, the views of it that are made, and why these."""
+    if isinstance(files, EndpointModel):
+        where = "model {name} at {address}; views: {views}"
+        return _(where, name=files.name, address=files.address, views=listed(followed.features.views))
     parts = []
     for name, views in followed.views.items():
         if name == DEPTH and files.blocks:
@@ -81,7 +84,7 @@ class Announced:
     """
 
     splits: Mapping[str, Split]
-    files: ModelFiles
+    files: AnyModel
     followed: Followed
     row_bytes: int | None
     encoder: Callable[[], Encoder | None]

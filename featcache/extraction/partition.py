@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.backbone.tokens.encoded import BYTES_A_TOKEN
 from featcache.cache.catalog import CacheFile
 
 UNIT_ROWS = 8192  # most texts in a commit unit
 UNIT_BATCHES = 8  # token budgets in a commit unit: its last batch, which is seldom full, should not count
-BYTES_A_TOKEN = 3.5  # of UTF-8, roughly: a Chinese character has three, an English word piece four to five
 
 
 @dataclass(frozen=True)

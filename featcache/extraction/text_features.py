@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbone.endpoint.model import AnyModel, EndpointModel, find_any_model
 from featcache.backbone.model_files.adapter.files import find_adapter
-from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.model_files.find import ModelFiles
+from featcache.backbone.model_files.kinds import ENDPOINT, kind_of
 from featcache.backbone.tokens.unknown_tokens import MANY, unknown_text
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import view_column
@@ -188,7 +190,7 @@ def _find(job: _TextJob, wanted: _WantedFeatures | None, hashes: np.ndarray) -> 
 @contextmanager
 def _locked(job: _TextJob) -> Iterator[None]:
     """Wait until no other process or thread encodes texts of this model for this cache folder."""
-    path = job.cache.path(NAME, job.model.name, NAME, "all").with_suffix(".lock")
+    path = job.cache.path(NAME, job.any_model.name, NAME, "all").with_suffix(".lock")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = ProcessLock(path)
@@ -199,22 +201,26 @@ def _locked(job: _TextJob) -> Iterator[None]:
         lock.release()
 
 
-def model_files(backbone: BackboneSettings) -> ModelFiles:
-    """`find_model` with a hub revision resolved once a process: a grid search asks hundreds of times."""
+def model_files(backbone: BackboneSettings) -> AnyModel:
+    """`find_any_model` with a hub revision resolved once a process: a grid search asks hundreds of times."""
     named = BackboneSettings(backbone.model, backbone.revision, backbone.trust_remote_code, hub=backbone.hub)
-    files = find_model(named) if Path(backbone.model).expanduser().is_dir() else _find_on_hub(named)
+    quick = kind_of(backbone.model) == ENDPOINT or Path(backbone.model).expanduser().is_dir()
+    files = find_any_model(named) if quick else _find_on_hub(named)
+    if isinstance(files, EndpointModel):
+        return files
     return replace(files, adapter=find_adapter(backbone.adapter))
 
 
 def with_dtype(backbone: BackboneSettings) -> BackboneSettings:
-    """The settings with a compute type that is no longer `auto`."""
-    if backbone.dtype != "auto":
+    """The settings with a compute type that is no longer `auto`; of an endpoint they stay as they are."""
+    files = model_files(backbone) if backbone.dtype == "auto" else None
+    if files is None or isinstance(files, EndpointModel):
         return backbone
     from featcache.backbone.load import dtype_for
 
-    return replace(backbone, dtype=dtype_for(model_files(backbone), backbone))
+    return replace(backbone, dtype=dtype_for(files, backbone))
 
 
 @lru_cache(maxsize=8)
-def _find_on_hub(named: BackboneSettings) -> ModelFiles:
-    return find_model(named)
+def _find_on_hub(named: BackboneSettings) -> AnyModel:
+    return find_any_model(named)

@@ -70,6 +70,12 @@ class RunBackbone:
         if head.encoder.named:
             head, made = _named(head, run, name)
         refuse_vectors(head)
+        if head.encoder.endpoint is not None:
+            raise HeadError(
+                f"{run.name} reads vectors of {head.encoder.endpoint.model}, which is behind an endpoint; "
+                "this needs the files of a backbone",
+                hint="predict and serve work with it, and ask the endpoint for each text",
+            )
         code = [name for name in head.encoder.files if name.endswith(".py")]
         if code and (exact or not choice.trust_remote_code):
             raise _needs_code(run, code, exact=exact)

@@ -245,7 +245,7 @@ class _FilePredictor:
     def run(self) -> int:
         """Label all batches that are left; returns the number of tokens encoded."""
         if self.predictor.encoder is not None:
-            self.predictor.encoder.backbone.prepare(self.rows.total or 0)
+            self.predictor.encoder.prepare(self.rows.total or 0)
         begun = self.done
         with ThreadPoolExecutor(1) as pool:
             for number, ready in enumerate(self._ahead(pool), self.journal.state.chunks):

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
+from featcache.backbone.endpoint.encoder import EndpointEncoder, SentTexts
 from featcache.backbone.tokens.tokenization import Tokens
 from featcache.data.formats.lines import Row
+from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import HeadError, SourceError
 from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice
+from featcache.finetuning.run_endpoint import run_endpoint
 from featcache.fingerprint import differences
 from featcache.heads.abstention.abstention import Judgement
 from featcache.heads.head import Head
@@ -101,12 +104,12 @@ class PreparedTexts:
     """N texts that are ready for the backbone and for a head of words.
 
     Attributes:
-        tokens: None where no backbone runs.
+        tokens: None where no backbone runs; of an endpoint the texts that are on their way.
         words: float32 `[N, V]`, their n-grams; None for a head that does not read words.
     """
 
     count: int
-    tokens: Tokens | None
+    tokens: Tokens | SentTexts | None
     words: csr_matrix | None
 
     @property
@@ -128,7 +131,7 @@ class Predictor:
 
     inputs: Sequence[object] = ()  # what besides the rows of a file decides its labels
 
-    def __init__(self, encoder: Encoder | None, head: Head) -> None:
+    def __init__(self, encoder: Encoder | EndpointEncoder | None, head: Head) -> None:
         if encoder is not None:
             self._check(encoder, head)
         elif head.views:
@@ -141,7 +144,7 @@ class Predictor:
         self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
 
     @staticmethod
-    def _check(encoder: Encoder, head: Head) -> None:
+    def _check(encoder: Encoder | EndpointEncoder, head: Head) -> None:
         found = differences(head.encoder.to_json(), encoder.document.to_json())
         if found:
             raise HeadError(
@@ -166,6 +169,7 @@ class Predictor:
         device: str = "auto",
         trust_remote_code: bool = False,
         adapter: str | None = None,
+        endpoint: EndpointSettings | None = None,
     ) -> Predictor:
         """The predictor of a run in `reports/`, or of a run's folder.
 
@@ -175,6 +179,8 @@ class Predictor:
             device: see `--device`; the compute dtype is always the one of the cached features.
             trust_remote_code: let the model's own Python code run; what the run says of that does not count.
             adapter: where the backbone's adapter lies now, if not where it lay then.
+            endpoint: how an endpoint is asked, of a head that reads its vectors. One on another machine is
+                asked only if `model` names it.
 
         Raises:
             HeadError: there is no such run, or the backbone is not the one the head was trained with.
@@ -184,7 +190,11 @@ class Predictor:
         from featcache.prediction.joined_encoder import run_encoder
 
         choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter=adapter)
-        predictor = cls(run_encoder(found, choice), found.head())
+        head = found.head()
+        if head.views and (part := head.encoder.endpoint) is not None:
+            predictor = cls(run_endpoint(found, head, part, model, endpoint or EndpointSettings()), head)
+        else:
+            predictor = cls(run_encoder(found, choice), head)
         predictor.pairs = found.record.pairs
         return predictor
 
@@ -279,7 +289,8 @@ class Predictor:
     def explains(self) -> bool:
         """Whether `explain` can say something: of heads that read words or token states."""
         words, looks = self.head.ngrams is not None, bool(self.head.attention)
-        fast = self.encoder is None or not looks or self.encoder.backbone.tokenizer.is_fast
+        own = self.encoder if isinstance(self.encoder, Encoder) else None
+        fast = not looks or own is None or own.backbone.tokenizer.is_fast
         return (words or looks) and bool(fast) and self.head.numbers is None
 
     def explain(
@@ -290,7 +301,8 @@ class Predictor:
 
         likely = (max(one.probabilities, key=one.probabilities.__getitem__) for one in predictions)
         labels = [self.label_names.index(name) for name in likely]
-        return explain(self.head, [one.text for one in predictions], labels, pairs, encoder=self.encoder)
+        encoder = self.encoder if isinstance(self.encoder, Encoder) else None
+        return explain(self.head, [one.text for one in predictions], labels, pairs, encoder=encoder)
 
     def chosen(self, row: np.ndarray) -> list[int]:
         """Numbers of the labels that are predicted at the probabilities `[C]` of one text."""
@@ -331,7 +343,7 @@ class Predictor:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """By view what the head reads of a backbone, and which texts were truncated, bool `[N]`."""
         if self.encoder is not None and prepared.tokens is not None:
-            encoded = self.encoder.encode(prepared.tokens, progress)
+            encoded = self.encoder.encode(prepared.tokens, progress)  # type: ignore[arg-type]  # of its own
             return encoded.views, encoded.truncated
         if progress is not None:
             progress(prepared.count, 0)

@@ -20,8 +20,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featcache.backbone.endpoint.model import AnyModel, follow_any
 from featcache.backbone.model_files.find import ModelFiles
-from featcache.backbone.model_files.sentence_transformers import follow
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.extraction.text_features import model_files, text_features, with_dtype
 from featcache.heads.features import LabelledFeatures, Standard
@@ -206,9 +206,9 @@ def _texts(X: Any) -> list[str]:
     return texts
 
 
-def _width(settings: Settings, files: ModelFiles) -> int | None:
+def _width(settings: Settings, files: AnyModel) -> int | None:
     """Numbers in the vector of a text; None if the model's config does not say it."""
-    return files.width_of(follow(settings.features, files).features.views)
+    return files.width_of(follow_any(settings.features, files).features.views)
 
 
 class LinearHead(ClassifierMixin, BaseEstimator):

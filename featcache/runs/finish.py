@@ -213,5 +213,5 @@ def _used(features: FeatureSettings, encoder: EncoderDocument) -> FeatureSetting
     """The settings with the prompt and the length that were used, where the model chose them."""
     if encoder.named:  # each has its own
         return features
-    length = encoder.max_length if features.max_length is None else features.max_length
+    length = features.max_length or encoder.max_length or None  # an endpoint does not tell its own
     return replace(features, prompt=encoder.prompt, prompt_name=None, max_length=length)

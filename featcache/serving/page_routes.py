@@ -97,6 +97,8 @@ class PageRoutes:
             measured = await asyncio.to_thread(encoder.measure, asked.text, asked.pair or None)
         except FeatcacheError as error:
             raise Refused(422, error.what, error.hint) from None
+        if measured is None:  # an endpoint does not say how much it reads
+            return JSONResponse(None)
         return JSONResponse({**asdict(measured), "limit": encoder.max_length, "long_text": encoder.long_text})
 
 

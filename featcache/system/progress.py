@@ -17,6 +17,7 @@ class Progress:
         tokens: tokens encoded so far.
         text: a message for the user.
         share: of the machine's GEMM peak that encoding has reached, 0 to 1; None while it is not known.
+        cost: of an endpoint so far; None where its price is not known, and for all else.
     """
 
     stage: str
@@ -26,6 +27,7 @@ class Progress:
     tokens: int = 0
     text: str = ""
     share: float | None = None
+    cost: float | None = None
 
 
 OnProgress = Callable[[Progress], None]

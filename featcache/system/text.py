@@ -106,7 +106,12 @@ def last_part(path: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A model or a data set as files for others name it: a hub id as it is, else `last_part`."""
+    """A model or a data set as files for others name it.
+
+    A hub id as it is, of an endpoint the model without the address, of all else `last_part`.
+    """
+    if name.startswith("openai+"):
+        return name.partition("#")[2]
     return name if _HUB_ID.fullmatch(name) else last_part(name)
 
 

@@ -105,6 +105,11 @@ def interval_text(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{percent_text(low)}, {percent_text(high)}]"
 
 
+def cost_text(cost: float) -> str:
+    """An amount with as many digits as it needs: `12.30`, `0.0042`."""
+    return f"{cost:,.2f}" if cost >= 1 or cost == 0 else f"{cost:.2g}"
+
+
 def count_text(count: float) -> str:
     """At most six digits: `118.2`, `26,500`, `97.4 billion`."""
     for size, text in (

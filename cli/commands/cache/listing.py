@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.cache.cache import Cache
     from featcache.cache.local import FileFacts
     from featcache.cache.record import Provenance
-    from featcache.fingerprint import EncoderDocument, VectorsPart
+    from featcache.fingerprint import EncoderDocument, EndpointPart, VectorsPart
 
 LOST = noted("not known: its record is lost, or of an earlier featcache")
 CUT = {
@@ -145,19 +145,23 @@ def _facts(about: ListedFile) -> list[tuple[str, str]]:
     if encoder.vectors is not None and isinstance(about, ListedFeatures):
         return [*first, *_facts_of_vectors(about, encoder.vectors), (_("fingerprint"), about.fingerprint)]
     files = [f"{name} {digest[:12]}" for name, digest in encoder.files.items()]
+    server = encoder.endpoint
     return [
         *first,
         (_("texts"), _truncated(about)),
         *(_facts_of_features(about) if isinstance(about, ListedFeatures) else []),
         *(_facts_of_states(about) if isinstance(about, ListedStates) else []),
-        (_("weights"), "\n".join(files) or _("none")),
+        (_("weights"), "\n".join(files) or _("none")) if server is None else _endpoint(server),
         (_("fingerprint"), about.fingerprint),
     ]
 
 
 def _truncated(about: ListedSealedFile) -> str:
     """How many texts were truncated, to what length, and where."""
-    encoder, said = about.encoder, CUT[about.encoder.truncation_side]
+    encoder = about.encoder
+    if encoder.endpoint is not None:
+        return _("whole, as far as the server reads them")
+    said = CUT[encoder.truncation_side]
     if encoder.long_text == "head-tail":
         said = CUT["middle"]
     return _(said, count=about.truncated, longest=encoder.max_length)
@@ -176,6 +180,15 @@ def _facts_of_vectors(about: ListedFeatures, part: VectorsPart) -> list[tuple[st
     ]
 
 
+def _endpoint(server: EndpointPart) -> tuple[str, str]:
+    """The server that made the vectors of a file."""
+    said = _(
+        "{model} at {address}, {width:,} numbers a vector",
+        model=server.model, address=server.address, width=server.width,
+    )  # fmt: skip
+    return _("endpoint"), f"{said}, --revision {server.revision}" if server.revision else said
+
+
 def _facts_of_states(about: ListedStates) -> list[tuple[str, str]]:
     states = "of {tokens:,} tokens before block {cut}, for featcache finetune"
     return [(_("states"), _(states, tokens=about.tokens, cut=about.cut))]
@@ -186,7 +199,8 @@ def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
     lost, dtype, model = _("not known: the record is lost"), encoder.dtype, made.model
     if made.model and made.commit:
         model = _("{model} at {commit}", model=made.model, commit=made.commit)
-    types = "{compute} computed, {storage} stored"
+    local = encoder.endpoint is None
+    types = "{compute} computed, {storage} stored" if local else "{storage} stored"
     facts = [
         (_("views"), ", ".join(about.views)),
         (_("labels"), ", ".join(about.label_names) or _("none, or numbers")),
@@ -194,8 +208,8 @@ def _facts_of_features(about: ListedFeatures) -> list[tuple[str, str]]:
         (_("model"), model or lost),
         (_("prompt"), repr(encoder.prompt) if encoder.prompt else _("none")),
         (_("numbers"), _(types, compute=dtype.compute, storage=dtype.storage)),
-        (_("run"), about.computed),
-        (_("unknown"), _unknown(made.unknown_tokens)),
+        (_("run"), about.computed if local else _("by a server")),
+        *([(_("unknown"), _unknown(made.unknown_tokens))] if local else []),
     ]
     if made.created is not None:
         effort = "{date} on {host}, {seconds} for {texts:,} texts encoded"

@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     add_flag(parser, "--export", export, metavar="FILE")
     agreement = "how far the annotators agree, and the texts on which they do not; then end"
     parser.add_argument("--agreement", action="store_true", help=agreement)
-    add_settings(parser, "backbone", "features", "paths", "")
+    add_settings(parser, "backbone", "features", "endpoint", "paths", "")
     from featcache.settings import options
 
     unused = [one.name for one in options().values() if one.section == "data"]

@@ -16,7 +16,7 @@ from featcache.backbone.model_files.config_checks import (
 )
 from featcache.backbone.model_files.download import WAYS_OUT, download_model
 from featcache.backbone.model_files.json_file import object_if_there, read_object
-from featcache.backbone.model_files.kinds import VECTORS, kind_of
+from featcache.backbone.model_files.kinds import ENDPOINT, VECTORS, kind_of, no_files
 from featcache.backbone.model_files.modules_json import (
     TOKENIZER,
     is_static,
@@ -122,7 +122,10 @@ def find_model(settings: BackboneSettings) -> ModelFiles:
     Raises:
         BackboneError: the folder or hub id does not exist, the hub cannot be reached, or the model has no
             weights that can be read; or the name stands for imported vectors.
+        UsageError: the name is that of an endpoint, which has no files on this disk.
     """
+    if kind_of(settings.model) == ENDPOINT:
+        raise no_files(settings.model.partition("#")[2])
     if kind_of(settings.model) == VECTORS:
         raise BackboneError(
             f"{settings.model} stands for imported vectors, and nothing here turns a text into such a vector",

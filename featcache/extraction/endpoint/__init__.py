@@ -1,0 +1,1 @@
+"""Extraction by an endpoint: its commit units, its canary, and what it will cost."""
