@@ -166,7 +166,7 @@ class Encoder:
         return self.views[-1].layer / self.backbone.num_blocks if self.backbone.num_blocks else 1.0
 
     @property
-    def name(self) -> str:
+    def model_name(self) -> str:
         """Of the backbone, as it was asked for."""
         return self.backbone.files.name
 

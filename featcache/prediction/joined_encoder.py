@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from featcache.backbone.encoder import Encoded, Encoder
+from featcache.backbone.encoder import Encoder
+from featcache.backbone.tokens.encoded import Encoded
 from featcache.backbone.tokens.tokenization import TextTokens, Tokens
 from featcache.cache.view_names import named_view
 from featcache.errors import UsageError

@@ -195,7 +195,7 @@ class Service:
                 "pairs": self.predictor.pairs,
                 "explains": self.predictor.explains,
                 "view": self.predictor.head.view,
-                "model": encoder.name if encoder else None,
+                "model": encoder.model_name if encoder else None,
                 "max_length": encoder.max_length if encoder else None,
                 "abstention": None if held is None else asdict(held.asked) | {"threshold": held.threshold},
                 "limits": asdict(self.limits),

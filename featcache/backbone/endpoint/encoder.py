@@ -68,7 +68,7 @@ class EndpointEncoder:
         width: int | None = None,
     ) -> None:
         self.model, self.features, self.settings = model, features, settings
-        self.name = model.name
+        self.name = self.model_name = model.name
         self.views = [EndpointView.parse(view) for view in features.views]
         self.storage = np.dtype(features.storage)
         self.spending = Spending.of(settings, model.name)
