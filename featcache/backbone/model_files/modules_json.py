@@ -59,13 +59,19 @@ def transformer_folder(root: Path) -> Path:
 def is_static(folder: Path) -> bool:
     """Whether a model is a table of token vectors: a StaticEmbedding, or a folder of model2vec.
 
-    Raises:
-        BackboneError: its `modules.json` or its config.json cannot be read.
+    Files that cannot be read say nothing here: a `modules.json` does not count where no view asks for it, and
+    a config.json is refused with its reason where it is checked.
     """
-    modules = read_modules(root_of(folder))
+    try:
+        modules = read_modules(root_of(folder))
+    except BackboneError:
+        modules = []
     if modules:
         return modules[0][0] == STATIC
-    config = object_if_there(folder / CONFIG)
+    try:
+        config = object_if_there(folder / CONFIG)
+    except BackboneError:
+        return False
     return config.get("model_type") == "model2vec" or config.get("architectures") == ["StaticModel"]
 
 
