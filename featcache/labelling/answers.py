@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -195,7 +196,17 @@ class AnswersFile:
                 lines.append(read_document(AnswerLine, line, where, _broken))
         if header is None:
             raise SourceError(f"{self.path} is empty", hint="remove it to start a new one")
+        if lines[: len(self.lines)] != self.lines:
+            self._keep_removed(lines)
         self.header, self.lines, self._seen = header, lines, seen
+
+    def _keep_removed(self, lines: Sequence[AnswerLine]) -> None:
+        """Keep what an edit took out: an editor may have saved what it read before the lines were written."""
+        removed = (Counter(self.lines) - Counter(lines)).elements()
+        aside = self.path.with_name(f"{self.path.name}.removed")
+        with explained(aside), durable.disk.open(aside, "ab") as file:
+            file.write(b"".join(map(_json_line, removed)))
+            durable.disk.fsync(file)
 
     def _mended(self, content: bytes) -> bytes:
         """The content in whole lines: the last one gets its end; half a line is kept elsewhere."""
@@ -250,7 +261,12 @@ def all_labels(header: AnswersHeader, lines: Sequence[AnswerLine]) -> tuple[str,
 
 def default_path(texts: Path) -> Path:
     """Where the answers about a file of texts are kept: beside it."""
-    return texts.with_name(f"{texts.name.partition('.')[0] or texts.name}.labels.jsonl")
+    return texts.with_name(f"{name_of(texts)}.labels.jsonl")
+
+
+def name_of(file: Path) -> str:
+    """The name of a file without its ending: `reviews.2024` of `reviews.2024.csv.gz`."""
+    return Path(file.name.removesuffix(".gz")).stem
 
 
 def whoami() -> str:

@@ -1,7 +1,8 @@
 """The page of `featcache label`: one person, one browser, on this machine.
 
 The limits are those of `featcache serve`: only names of this machine are answered, nothing is sent from other
-sites, and a request is small. Every answer is on the disk before the page shows the next text.
+sites, and a request is small. Every answer is on the disk before the page shows the next text. The page is in
+the language of the command until the person chooses the other one.
 """
 
 from __future__ import annotations
@@ -22,14 +23,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from featcache.errors import FeatcacheError, UsageError
 from featcache.labelling.encoding import BackgroundEncoding
 from featcache.labelling.session import LONGEST_NOTE, LabelSession
+from featcache.labelling.words import (
+    WORDS,
+    about_session,
+    accuracy_sentence,
+    counts_sentence,
+    encoding_sentences,
+    more_sentence,
+)
 from featcache.serving.app import LOCAL_NAMES
-from featcache.serving.page_routes import PAGE_HEADERS
+from featcache.serving.page_routes import PAGE_HEADERS, language_of
+from featcache.serving.words import WORDS as SHARED_WORDS
+from featcache.serving.words import words_in
+from featcache.translation.language import LANGUAGES, in_language
+from featcache.translation.language import gettext as _
+from featcache.translation.sentences import translated, translated_lines
 
 PAGE = {
     "/": ("featcache.labelling", "index.html", "text/html"),
     "/label.css": ("featcache.labelling", "label.css", "text/css"),
     "/label.js": ("featcache.labelling", "label.js", "text/javascript"),
     "/page.css": ("featcache.serving", "page.css", "text/css"),
+    "/words.js": ("featcache.serving", "words.js", "text/javascript"),
 }
 BODY_BYTES = 1 << 16
 SURE = 0.95  # probability from which on texts are offered to be confirmed many at a time
@@ -77,16 +92,20 @@ class ConfirmedLabels(_Body):
 class LabelService:
     """A session behind HTTP; `app` is the ASGI application.
 
+    Args:
+        language: one of LANGUAGES, in which the page begins.
+
     Attributes:
         draining: set when the server stops; every answer is on the disk already.
     """
 
-    def __init__(self, session: LabelSession, encoding: BackgroundEncoding) -> None:
-        self.session, self.encoding = session, encoding
+    def __init__(self, session: LabelSession, encoding: BackgroundEncoding, language: str = "en") -> None:
+        self.session, self.encoding, self.language = session, encoding, language
         self.draining = False
         app = FastAPI(title="featcache label", docs_url=None, redoc_url=None, openapi_url=None)
         for path, (package, name, kind) in PAGE.items():
             app.add_api_route(path, partial(self.page, package, name, kind), response_model=None)
+        app.add_api_route("/words", self.words, response_model=None)
         app.add_api_route("/state", self.state, response_model=None)
         app.add_api_route("/curve", self.curve, response_model=None)
         acts: dict[str, Callable[..., Response]] = {
@@ -98,6 +117,7 @@ class LabelService:
         app.add_exception_handler(FeatcacheError, self._refused)
         app.add_exception_handler(RequestValidationError, self._invalid)
         app.add_middleware(_SmallJson)
+        app.add_middleware(_Spoken)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_NAMES), www_redirect=False)
         self.app = app
 
@@ -106,13 +126,19 @@ class LabelService:
         content = files(package).joinpath("page", name).read_bytes()
         return Response(content, media_type=f"{kind}; charset=utf-8", headers=PAGE_HEADERS)
 
+    def words(self, lang: str = "") -> Response:
+        """The words of the page in the language `lang`, else in that of the command."""
+        spoken = lang if lang in LANGUAGES else self.language
+        return self._json({"language": spoken, "words": words_in(spoken, (*WORDS, *SHARED_WORDS))})
+
     def state(self) -> Response:
         """The text that is asked now, and all that the page shows beside it."""
         return self._json(self._state())
 
     def curve(self) -> Response:
         """The accuracy by number of labels; apart, since the next text does not wait for it."""
-        return self._json(asdict(self.session.curve()))
+        found = self.session.curve()
+        return self._json({**asdict(found), "sentence": more_sentence(found.more)})
 
     def answer(self, given: GivenLabels) -> Response:
         self.session.answer(given.row, given.labels, note=given.note, guess_shown=given.guess_shown)
@@ -150,22 +176,22 @@ class LabelService:
 
     def _state(self) -> dict[str, Any]:
         session = self.session
-        asked, counted = session.question(), session.counted
+        asked, counted, encoding = session.question(), session.counted, self.encoding.state
         estimate = session.estimate()
         return {
-            "asked": None if asked is None else asdict(asked),
+            "asked": None if asked is None else {"row": asked.row, "text": asked.text, "why": asked.why},
             "labels": session.labels,
             "multi_label": session.multi_label,
-            "by": session.by,
-            "strategy": None if session.only_first else session.strategy,
-            "texts": len(session.texts.texts),
             "mine": len(counted.touched.get(session.by, ())),
             "labelled": len(counted.labels),
-            "conflicts": len(counted.conflicts),
-            "elsewhere": counted.unknown,
             "estimate": None if estimate is None else asdict(estimate),
-            "encoding": asdict(self.encoding.state),
-            "file": self.session.answers.path.name,
+            "encoded": encoding.ended,
+            "sentences": {
+                "about": about_session(session),
+                "counts": counts_sentence(session),
+                "accuracy": accuracy_sentence(session, estimate),
+                "encoding": "\n".join(encoding_sentences(encoding)),
+            },
         }
 
     def _json(self, content: Any, status: int = 200) -> Response:
@@ -174,10 +200,23 @@ class LabelService:
     def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, FeatcacheError)
         status = 409 if isinstance(error, UsageError) else 500
-        return self._json({"error": error.what, "hint": error.hint}, status)
+        hint = error.hint and translated_lines(error.hint)
+        return self._json({"error": translated(error.what), "hint": hint}, status)
 
     def _invalid(self, request: Request, error: Exception) -> Response:
-        return self._json({"error": "this is no request of the page", "hint": "load the page again"}, 422)
+        said = {"error": _("this is no request of the page"), "hint": _("load the page again")}
+        return self._json(said, 422)
+
+
+class _Spoken:
+    """Speaks the language that a request prefers; the page asks for the one that it is in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with in_language(language_of(scope.get("headers", ()))):
+            await self.app(scope, receive, send)
 
 
 class _SmallJson:
@@ -193,9 +232,9 @@ class _SmallJson:
             length = headers.get(b"content-length", b"")
             refusal = None
             if kind != b"application/json":
-                refusal = 415, "the body is not application/json"
+                refusal = 415, _("the body is not application/json")
             elif not length.isdigit() or int(length) > BODY_BYTES:
-                refusal = 413, f"the body is larger than {BODY_BYTES} bytes"
+                refusal = 413, _("the body is larger than {bytes} bytes", bytes=BODY_BYTES)
             if refusal is not None:
                 status, what = refusal
                 await JSONResponse({"error": what, "hint": None}, status_code=status)(scope, receive, send)

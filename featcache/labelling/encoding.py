@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,19 +14,37 @@ from featcache.errors import FeatcacheError
 from featcache.extraction.text_features import text_features, with_dtype
 from featcache.labelling.session import LabelSession
 from featcache.settings import Settings
+from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
 from featcache.system.progress import OnProgress, Progress, ignore
+
+ChooseModel = Callable[[Settings, OnProgress], Settings]
+STAGES = ("find", "download", "load", "encode")
 
 
 @dataclass(frozen=True)
 class EncodingState:
-    """How far the texts are encoded; `problem` ends it: labelling goes on with texts drawn at random."""
+    """How far the texts are encoded.
+
+    Attributes:
+        stage: one of STAGES; empty before and after.
+        done, total: bytes that are downloaded, or texts that are encoded.
+        model: hub id, or name of the folder.
+        notes: what was told about the model and the texts, in English.
+        problem: in English; it ends the encoding, and labelling goes on with texts drawn at random.
+    """
 
     stage: str = ""
     done: int = 0
     total: int = 0
     ready: bool = False
+    model: str = ""
+    notes: tuple[str, ...] = ()
     problem: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.ready or self.problem is not None
 
 
 class BackgroundEncoding:
@@ -33,10 +52,17 @@ class BackgroundEncoding:
 
     Args:
         settings: None where the session needs no features.
+        choose_model: gives the settings that are taken, such as with another model where that of `settings`
+            is not to be had; called in the thread, since a hub may take its time.
     """
 
-    def __init__(self, session: LabelSession, settings: Settings | None) -> None:
-        self.session, self.settings = session, settings
+    def __init__(
+        self,
+        session: LabelSession,
+        settings: Settings | None,
+        choose_model: ChooseModel = lambda settings, _: settings,
+    ) -> None:
+        self.session, self.settings, self.choose_model = session, settings, choose_model
         self.state = EncodingState(total=len(session.texts.texts), ready=settings is None)
         self._thread = threading.Thread(target=self._run, name="featcache-encode", daemon=True)
 
@@ -44,6 +70,11 @@ class BackgroundEncoding:
         """Begin, where features are needed."""
         if self.settings is not None:
             self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, and no longer than so many seconds."""
+        if self.settings is not None:
+            self._thread.join(seconds)
 
     @property
     def running(self) -> bool:
@@ -55,7 +86,12 @@ class BackgroundEncoding:
         try:
             described = [text for texts in self.session.descriptions.values() for text in texts]
             texts = (*self.session.texts.texts, *described)
-            self.session.use_features(features_of(texts, self.settings, self._report))
+            with listening(self._report):
+                self._begin("find", self.settings)
+                settings = self.choose_model(self.settings, self._report)
+                self._begin("load", settings)
+                features = features_of(texts, settings, self._report)
+            self.session.use_features(features)
             self.state = replace(self.state, stage="", ready=True)
         except Exception as error:  # the person who labels is told, whatever it is
             known = error if isinstance(error, FeatcacheError) else outside_error(error)
@@ -64,11 +100,17 @@ class BackgroundEncoding:
             )
             self.state = replace(self.state, stage="", problem=told)
 
+    def _begin(self, stage: str, settings: Settings) -> None:
+        named = settings.backbone.model
+        self.state = replace(
+            self.state, stage=stage, model=Path(named).name if Path(named).is_dir() else named
+        )
+
     def _report(self, now: Progress) -> None:
-        if now.stage == "encode":
-            self.state = replace(self.state, stage="encode", done=now.done, total=now.total)
-        elif now.stage == "load":
-            self.state = replace(self.state, stage="load")
+        if now.stage == "note":
+            self.state = replace(self.state, notes=(*self.state.notes, now.text))
+        elif now.stage in STAGES:
+            self.state = replace(self.state, stage=now.stage, done=now.done, total=now.total)
 
 
 def features_of(texts: Sequence[str], settings: Settings, report: OnProgress = ignore) -> np.ndarray:

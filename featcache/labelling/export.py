@@ -1,52 +1,61 @@
-"""Labelled texts for training: a csv, jsonl or parquet file, or a folder of `datasets`."""
+"""Labelled texts for training: a csv, jsonl or parquet file, or a folder of `datasets`.
+
+Several labels of a text are a list, which training takes as such; a cell of a csv file has them joined.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import SourceError, UsageError
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.votes import CountedAnswers
-from featcache.system.durable import write_file
+from featcache.system.durable import explained, write_file
 
-SEPARATOR = ";"  # between the labels of a text, where labels are one column
+SEPARATOR = ";"  # between the labels of a text in a csv file
 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A row that has labels; `split` is `validation` for reserved texts, else `train`."""
+    """A row that has labels, one or several; `split` is `train` or `validation`."""
 
     text: str
-    label: str
+    labels: tuple[str, ...]
     split: str
 
 
 def labelled_texts(texts: TextsToLabel, counted: CountedAnswers) -> list[LabelledText]:
     """The rows of the file of texts that have labels, in its order; equal texts share theirs.
 
-    Texts on which as many people say one thing as another are left out.
+    Texts on which as many people say one thing as another are left out. The reserved texts are the validation
+    split, but for those with a label that no other text has: it can only be learned from them.
     """
+    labelled = {row: labels for row, labels in counted.labels.items() if not texts.reserved[row]}
+    learned = frozenset[str]().union(*labelled.values())
     found = []
     for text, row in texts.all_rows:
-        if row in counted.labels:
-            label = SEPARATOR.join(sorted(counted.labels[row]))
-            found.append(LabelledText(text, label, "validation" if texts.reserved[row] else "train"))
+        if labels := counted.labels.get(row):
+            kept = texts.reserved[row] and labels <= learned
+            found.append(LabelledText(text, tuple(sorted(labels)), "validation" if kept else "train"))
     return found
 
 
-def write_labelled(path: Path, rows: Sequence[LabelledText]) -> None:
+def write_labelled(path: Path, rows: Sequence[LabelledText], *, multi_label: bool) -> None:
     """Write or replace a file with the columns text, label and split, by the ending of its name.
 
     Without an ending it is a folder as `datasets.load_from_disk` reads it, with one data set a split; such a
     folder must not exist.
 
+    Args:
+        multi_label: the labels of a text are a list, also where it has one.
+
     Raises:
-        UsageError: another ending, or the folder exists.
+        UsageError: another ending, the folder exists, or a cell of a csv file cannot have the labels.
         SourceError: there are no rows.
     """
     ending = path.suffix.lower()
@@ -54,15 +63,21 @@ def write_labelled(path: Path, rows: Sequence[LabelledText]) -> None:
         raise UsageError(f"--export {path}: unknown ending", hint="use .csv, .jsonl, .parquet, or none")
     if not rows:
         raise SourceError("no text has a label yet", hint="label some first")
-    columns = {name: [getattr(row, name) for row in rows] for name in ("text", "label", "split")}
+    columns: dict[str, Sequence[object]] = {
+        "text": [row.text for row in rows],
+        "label": [list(row.labels) if multi_label else row.labels[0] for row in rows],
+        "split": [row.split for row in rows],
+    }
     if ending == ".csv":
         held = io.StringIO()
         writer = csv.writer(held)
-        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+        joined = [_joined(path, row.labels) if multi_label else row.labels[0] for row in rows]
+        writer.writerows([list(columns), *zip(columns["text"], joined, columns["split"], strict=True)])
         # Excel reads UTF-8 only after a byte order mark.
         write_file(path, b"\xef\xbb\xbf" + held.getvalue().encode())
     elif ending == ".jsonl":
-        lines = (json.dumps(vars(row), ensure_ascii=False) for row in rows)
+        cells = zip(*columns.values(), strict=True)
+        lines = (json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in cells)
         write_file(path, "".join(f"{line}\n" for line in lines).encode())
     elif ending == ".parquet":
         import pyarrow as pa
@@ -72,18 +87,29 @@ def write_labelled(path: Path, rows: Sequence[LabelledText]) -> None:
         pq.write_table(pa.table(columns), buffer)
         write_file(path, buffer.getvalue().to_pybytes())
     else:
-        _write_folder(path, rows)
+        _write_folder(path, columns)
 
 
-def _write_folder(path: Path, rows: Sequence[LabelledText]) -> None:
+def _joined(path: Path, labels: Sequence[str]) -> str:
+    if odd := [label for label in labels if SEPARATOR in label]:
+        raise UsageError(
+            f"--export {path}: the label {odd[0]!r} has a {SEPARATOR} in it, which is between labels there",
+            hint="use .jsonl, .parquet, or no ending",
+        )
+    return SEPARATOR.join(labels)
+
+
+def _write_folder(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     if path.exists():
         raise UsageError(f"--export {path}: it exists already", hint="give a new folder")
     from datasets import Dataset, DatasetDict
 
-    parts = {}
-    for split in dict.fromkeys(row.split for row in rows):
-        own = [row for row in rows if row.split == split]
-        parts[split] = Dataset.from_dict(
-            {name: [getattr(row, name) for row in own] for name in ("text", "label")}
-        )
-    DatasetDict(parts).save_to_disk(str(path))
+    parts, splits = {}, columns["split"]
+    for split in sorted({str(one) for one in splits}):
+        own = {
+            name: [cell for cell, its in zip(columns[name], splits, strict=True) if its == split]
+            for name in ("text", "label")
+        }
+        parts[split] = Dataset.from_dict(own)
+    with explained(path):
+        DatasetDict(parts).save_to_disk(str(path))

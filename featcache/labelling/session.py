@@ -20,7 +20,15 @@ from featcache.labelling.describe import described_probabilities
 from featcache.labelling.estimate import AccuracyEstimate, LabellingCurve, labelling_curve
 from featcache.labelling.label_head import LabelHead
 from featcache.labelling.pool import TextPool
-from featcache.labelling.strategies import FIRST, ChosenText, Clusters, LabelledPool, Reason, choose
+from featcache.labelling.strategies import (
+    FIRST,
+    AskedText,
+    ChosenText,
+    Clusters,
+    LabelledPool,
+    Reason,
+    choose,
+)
 from featcache.labelling.targets import right_rows, targets_of
 from featcache.labelling.texts import RESERVED, TextsToLabel
 from featcache.labelling.votes import BULK, ESTIMATE, CountedAnswers
@@ -28,23 +36,6 @@ from featcache.labelling.votes import BULK, ESTIMATE, CountedAnswers
 DEFAULT_STRATEGY = "mixed"
 TRAINED_EVERY = 50  # the head is trained again whenever its labels have grown by one in so many
 LONGEST_NOTE, LONGEST_LABEL = 2000, 200  # characters
-FOR_THE_ESTIMATE = "drawn at random, to estimate the accuracy"
-
-
-@dataclass(frozen=True)
-class AskedText:
-    """The text that a person sees now.
-
-    Attributes:
-        row: its number among the texts.
-        chosen: as in `AnswerLine`.
-        reason: why it is asked, for the person.
-    """
-
-    row: int
-    text: str
-    chosen: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -142,8 +133,7 @@ class LabelSession:
             row = self.texts.place.get(last.text)
             self._now = None
             if row is not None:
-                reason = "asked again: its answer was taken back"
-                self._now = AskedText(row, self.texts.texts[row], last.chosen, reason)
+                self._now = self._asked(ChosenText(row, Reason("undone")), last.chosen)
             return True
 
     def add_label(self, name: str) -> None:
@@ -323,24 +313,19 @@ class LabelSession:
             return None
         asked = sum(bool(self.texts.reserved[row]) for row in mine)
         due = RESERVED * (asked + 1) <= len(mine) + 1
-        if due and (row := self._reserved_row(mine)) is not None:
-            return AskedText(row, self.texts.texts[row], ESTIMATE, FOR_THE_ESTIMATE)
-        if (found := self._chosen()) is not None:
-            return self._asked(found)
-        if (row := self._reserved_row(mine)) is not None:
-            return AskedText(row, self.texts.texts[row], ESTIMATE, FOR_THE_ESTIMATE)
-        return None
+        reserved = self._reserved(mine)
+        found = reserved if due and reserved is not None else self._chosen() or reserved
+        return None if found is None else self._asked(found)
 
-    def _asked(self, chosen: ChosenText) -> AskedText:
-        described = chosen.reason.kind == "described"
-        reason = chosen.reason.sentence(
-            list(self.descriptions) if described else self._head_labels or self.labels
-        )
-        return AskedText(chosen.row, self.texts.texts[chosen.row], chosen.reason.kind, reason)
+    def _asked(self, text: ChosenText, chosen: str = "") -> AskedText:
+        described = text.reason.kind == "described"
+        names = tuple(self.descriptions) if described else self._head_labels or self.labels
+        return AskedText(text.row, self.texts.texts[text.row], chosen or text.reason.kind, text.reason, names)
 
-    def _reserved_row(self, mine: set[int]) -> int | None:
+    def _reserved(self, mine: set[int]) -> ChosenText | None:
         """The next reserved text; everybody gets them in the same order, which shows how far people agree."""
-        return next((row for row in self.texts.reserved_order if row not in mine), None)
+        row = next((row for row in self.texts.reserved_order if row not in mine), None)
+        return None if row is None else ChosenText(row, Reason(ESTIMATE))
 
     def _open_rows(self) -> np.ndarray:
         """The texts that a strategy may choose: not reserved, and answered by nobody; int `[K]`."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.labelling.pool import NEAR, TextPool
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed
 
 FIRST = 20  # texts that are asked before a head chooses: spread over the whole
 CANDIDATES, POPULATION = 1024, 4096  # texts among which, and for which, spread texts are chosen
@@ -29,8 +31,9 @@ class Reason:
     """Why a text was chosen.
 
     Attributes:
-        kind: `spread`, `described`, `between`, `unsure`, `typical`, `unlike` or `random`; of texts that have
-            labels already `doubted`, `conflict` or `near`.
+        kind: `spread`, `described`, `between`, `unsure`, `typical`, `unlike` or `random`; `estimate` of those
+            drawn to estimate the accuracy; of texts that have labels already `doubted`, `conflict` or `near`;
+            `undone` of one whose answer was taken back.
         labels: numbers of the labels that it is between or like, or that the head cannot tell apart; of a
             doubted text its own label, then the one that speaks against it.
     """
@@ -39,23 +42,26 @@ class Reason:
     labels: tuple[int, ...] = ()
 
     def sentence(self, names: Sequence[str]) -> str:
-        """For the person who labels."""
+        """For the person who labels, in the language that is spoken."""
         named = [names[label] for label in self.labels]
-        if self.kind == "between":
-            return f"between {named[0]} and {named[1]}" if len(named) > 1 else f"perhaps {named[0]}"
-        if self.kind == "described":
-            return f"like the description of {named[0]}"
-        if self.kind == "doubted":
-            return f"labelled {named[0]}, and other texts rather say {named[1]}"
-        if self.kind == "near":
-            return f"labelled {named[0]}, and nearly equal to a text labelled {named[1]}"
+        first, second = (*named, "", "")[:2]
+        if self.kind == "between" and not second:
+            return _("perhaps {label}", label=first)
         return {
-            "spread": "one of the first texts, spread over the whole",
-            "unsure": f"the head is unsure among {', '.join(named)}",
-            "typical": "typical of texts without labels",
-            "unlike": "unlike all labelled ones",
-            "random": "drawn at random",
-            "conflict": "the same text has several labels",
+            "between": _("between {first} and {second}", first=first, second=second),
+            "described": _("like the description of {label}", label=first),
+            "doubted": _("labelled {first}, and other texts rather say {second}", first=first, second=second),
+            "near": _(
+                "labelled {first}, and nearly equal to a text labelled {second}", first=first, second=second
+            ),
+            "spread": _("one of the first texts, spread over the whole"),
+            "unsure": _("the head is unsure among {labels}", labels=listed(named)),
+            "typical": _("typical of texts without labels"),
+            "unlike": _("unlike all labelled ones"),
+            "random": _("drawn at random"),
+            "estimate": _("drawn at random, to estimate the accuracy"),
+            "conflict": _("the same text has several labels"),
+            "undone": _("asked again: its answer was taken back"),
         }[self.kind]
 
 
@@ -65,6 +71,28 @@ class ChosenText:
 
     row: int
     reason: Reason
+
+
+@dataclass(frozen=True)
+class AskedText:
+    """The text that a person sees now.
+
+    Attributes:
+        row: its number among the texts.
+        chosen: as in `AnswerLine`.
+        reason: why it is asked; `names` are those of its labels.
+    """
+
+    row: int
+    text: str
+    chosen: str
+    reason: Reason
+    names: tuple[str, ...]
+
+    @property
+    def why(self) -> str:
+        """The reason as a sentence, in the language that is spoken."""
+        return self.reason.sentence(self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +185,7 @@ def spread(known: LabelledPool, count: int) -> list[int]:
     if len(labelled):
         covered = known.pool.cosines(labelled, population).max(axis=1)
     chosen = list[int]()
-    for _ in range(min(count, len(candidates))):
+    while len(chosen) < min(count, len(candidates)):
         gain = np.maximum(alike - covered[:, None], 0).sum(axis=0)
         gain[chosen] = -1
         best = int(gain.argmax())

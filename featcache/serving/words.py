@@ -6,6 +6,8 @@ page fills what stands in braces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from featcache.translation.language import gettext, in_language, noted
 
 WORDS = (
@@ -80,7 +82,7 @@ WORDS = (
 )
 
 
-def words_in(language: str) -> dict[str, str]:
-    """The words of the page in one of the languages of featcache, by the English ones."""
+def words_in(language: str, words: Sequence[str] = WORDS) -> dict[str, str]:
+    """The words of a page in one of the languages of featcache, by the English ones."""
     with in_language(language):
-        return {word: gettext(word) for word in WORDS}
+        return {word: gettext(word) for word in words}

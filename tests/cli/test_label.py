@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.chinese import english_words
 from tests.support.cli_tools import Cli, Result, environment, shell, start
 
 WORDS = ("好房间", "坏房间", "服务很好", "酒店很差", "电池便宜", "书很贵", "good room", "bad book")
@@ -48,7 +53,8 @@ def test_keys_in_a_terminal(work: Path) -> None:
         ("new label", "late"), ("labels", "late"),
     ]  # fmt: skip
     assert lines[-1]["note"] == "long day" and lines[-1]["by"] == "anna"
-    assert "texts have labels" in done.err
+    assert "of 80 texts have labels" in done.err and "of 80 texts have labels" in done.out
+    assert "featcache run texts_20_labels" in done.err
     again = typed("1q", "--json")
     assert again.json["labelled"] == 21
     assert len(lines_of(work / "texts.labels.jsonl")) == len(lines) + 1
@@ -61,7 +67,46 @@ def test_several_labels_and_many_labels_in_a_terminal(work: Path) -> None:
     assert done.code == 0, done.err
     given = [line["labels"] for line in lines_of(work / "texts.labels.jsonl")[1:]]
     assert given == [["topic 0", "topic 1"], ["topic 0", "topic 2"], ["topic 10"], ["topic 1"]]
-    assert "no guess" in done.err
+    assert "No guess" in done.err
+
+
+def test_the_terminal_in_chinese(work: Path) -> None:
+    keys = "12" * 3 + "usn" + "a晚到\n" + "m长\n3" + "gi" + "x\x1b[A" + "q"
+    done = typed(keys, "--labels", "好评,差评", "--multi-label", "--lang", "zh")
+    assert done.code == 0, done.err
+    said = re.sub(r"^(?:.*\n)?.*(好房间|坏房间|good room|bad book).*$", "", done.err, flags=re.MULTILINE)
+    assert english_words(said + done.out, "anna texts labels jsonl bert Enter") == []
+    assert len(lines_of(work / "texts.labels.jsonl")) == 1 + 1 + 1 + 1  # an arrow is no key
+
+
+WITHOUT_A_HUB = """
+import shutil, sys
+from featcache.demo import demo
+from featcache_cli.main import main
+demo.build_model = lambda to, **_: shutil.copytree(sys.argv[1], to)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_without_a_hub_the_embedded_encoder_is_used(work: Path, tiny: Any) -> None:
+    (work / "featcache.toml").unlink()
+    command = [sys.executable, "-c", WITHOUT_A_HUB, str(tiny("bert")), "label", "texts.csv", "--terminal"]
+    command += ["--labels", "good,bad", "--dtype", "float32", "--max-length", "16"]
+    with (
+        (work / "said").open("wb") as said,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=said, env=environment()) as process,
+    ):
+        assert process.stdin
+        process.stdin.write(b"12")  # labelling does not wait for it
+        while "embedded encoder multilingual-e5-small is" not in (work / "said").read_text("utf-8"):
+            assert process.poll() is None, (work / "said").read_text("utf-8")
+            process.stdin.write(b"i")
+            process.stdin.flush()
+            time.sleep(0.2)
+        process.stdin.close()
+    assert process.returncode == 0
+    assert "Looking for the model bert-base-chinese" in (work / "said").read_text("utf-8")
+    assert len(lines_of(work / "texts.labels.jsonl")) == 3
 
 
 @contextmanager
@@ -109,6 +154,12 @@ def test_a_killed_page_goes_on_with_every_answer(work: Path) -> None:
         assert ask(url, "/state")["labelled"] == 27
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_labels_may_have_a_chinese_comma_between_them(work: Path) -> None:
+    assert typed("2q", "--labels", "好评，差评 , 其他").code == 0
+    header, line = lines_of(work / "texts.labels.jsonl")
+    assert header["labels"] == ["好评", "差评", "其他"] and line["labels"] == ["差评"]
 
 
 def test_export_and_agreement(work: Path, cli: Cli) -> None:

@@ -107,6 +107,19 @@ def test_an_edit_by_hand_counts_also_while_the_file_is_used(tmp_path: Path) -> N
     assert AnswersFile(path, HEADER).lines == file.lines
 
 
+def test_lines_that_an_editor_wrote_over_are_kept_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    file = AnswersFile(path, HEADER)
+    file.append(line(1))
+    opened = path.read_bytes()
+    file.append(line(2), line(3))
+    path.write_bytes(opened)  # the editor saves what it read
+    file.append(line(4))
+    assert file.lines == [line(1), line(4)]
+    removed = [json.loads(one) for one in (tmp_path / "a.jsonl.removed").read_text("utf-8").splitlines()]
+    assert [one["text"] for one in removed] == [line(2).text, line(3).text]
+
+
 def test_nothing_is_written_into_a_file_that_was_broken_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     file = AnswersFile(path, HEADER)
@@ -211,5 +224,6 @@ def test_labels_can_be_added(tmp_path: Path) -> None:
 
 def test_the_answers_are_beside_the_texts() -> None:
     assert default_path(Path("data/texts.csv.gz")) == Path("data/texts.labels.jsonl")
+    assert default_path(Path("texts.2024.csv")) != default_path(Path("texts.2025.csv"))
     first = json.loads(b'{"featcache": "answers", "format": 1, "labels": ["good", "bad"]}')
     assert first["format"] == HEADER.format

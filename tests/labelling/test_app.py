@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,12 @@ from fastapi.testclient import TestClient
 
 from featcache.labelling.answers import AnswersFile, AnswersHeader
 from featcache.labelling.app import BODY_BYTES, LabelService
-from featcache.labelling.encoding import BackgroundEncoding
+from featcache.labelling.encoding import BackgroundEncoding, EncodingState
 from featcache.labelling.session import LabelSession
 from featcache.labelling.texts import TextsToLabel
+from featcache.labelling.words import WORDS
 from featcache.settings import Settings
+from tests.support.chinese import english_words
 
 
 @pytest.fixture
@@ -133,7 +138,51 @@ def test_a_file_that_was_broken_by_hand_is_told_and_the_answer_can_be_given_agai
     assert client.post("/answer", json={"row": row, "labels": ["x"]}).json()["labelled"] == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/page.css", "/label.css", "/label.js"])
+def test_a_full_disk_is_told_and_the_answer_can_be_given_again(
+    client: TestClient, session: LabelSession
+) -> None:
+    row = client.get("/state").json()["asked"]["row"]
+    path, limits = session.answers.path, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, limits[1]))
+    try:
+        full = client.post("/answer", json={"row": row, "labels": ["x"]})
+        again = client.post("/answer", json={"row": row, "labels": ["x"]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {full.status_code, again.status_code} == {500} and path.name in full.json()["error"]
+    state = client.get("/state").json()
+    assert (state["asked"]["row"], state["labelled"]) == (row, 0)
+    assert client.post("/answer", json={"row": row, "labels": ["y"]}).json()["labelled"] == 1
+    assert [line.labels for line in AnswersFile(path, session.answers.header).lines] == [("y",)]
+
+
+def test_the_words_are_those_that_the_page_says() -> None:
+    said = set[str]()
+    for name, pattern in (("index.html", r'data-word="([^"]+)"'), ("label.js", r'\bt\(\s*"([^"]+)"')):
+        text = files("featcache.labelling").joinpath("page", name).read_text(encoding="utf-8")
+        said |= set(re.findall(pattern, text))
+    assert said == set(WORDS) and len(said) > 25
+
+
+def test_the_server_speaks_the_language_of_the_page(session: LabelSession) -> None:
+    encoding = BackgroundEncoding(session, Settings())
+    encoding.state = EncodingState(stage="encode", done=1200, total=3000, model="bert")
+    with TestClient(LabelService(session, encoding, "zh").app, base_url="http://127.0.0.1") as client:
+        words = client.get("/words").json()
+        assert words["language"] == "zh" and words["words"].keys() >= set(WORDS)
+        assert client.get("/words?lang=en").json()["words"]["Undo"] == "Undo"
+        chinese = {"Accept-Language": "zh"}
+        for path, body in (("/undo", {}), ("/answer", {"row": 10**6, "labels": ["x"]}), ("/answer", {})):
+            error = client.post(path, json=body, headers=chinese).json()
+            assert english_words(" ".join(filter(None, error.values()))) == []
+        state = client.get("/state", headers=chinese).json()
+        said = [*state["sentences"].values(), state["asked"]["why"]]
+        assert english_words(" ".join(said), "bert a jsonl mixed me") == []
+        assert "1,200" in state["sentences"]["encoding"] and "3,000" in state["sentences"]["encoding"]
+        assert client.get("/state").json()["asked"]["why"] == "one of the first texts, spread over the whole"
+
+
+@pytest.mark.parametrize("path", ["/", "/page.css", "/label.css", "/label.js", "/words.js"])
 def test_the_page_is_complete(client: TestClient, path: str) -> None:
     reply = client.get(path)
     assert reply.status_code == 200 and reply.text

@@ -40,7 +40,7 @@ def test_descriptions_guess_and_find_rare_labels_first(tmp_path: Path) -> None:
         assert asked is not None
         if asked.chosen == "described":
             guess = session.guesses(asked.row)[0]
-            assert asked.reason == f"like the description of {guess.label}"
+            assert asked.why == f"like the description of {guess.label}"
         kinds.append(asked.chosen)
         session.answer(asked.row, [LABELS[y[asked.row]]])
     assert {"described", "estimate"} <= set(kinds)

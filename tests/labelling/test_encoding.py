@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from featcache.labelling.answers import AnswersFile, AnswersHeader
 from featcache.labelling.encoding import BackgroundEncoding, EncodingState
 from featcache.labelling.session import LabelSession
 from featcache.labelling.texts import TextsToLabel
+from featcache.labelling.words import encoding_sentences
 from featcache.settings import Settings, build_settings
+from featcache.system.progress import OnProgress, Progress
 
 TEXTS = TextsToLabel.of([f"{word} {number}" for number in range(30) for word in ("好房间", "坏房间", "服务")])
 
@@ -24,9 +26,7 @@ def session_in(folder: Path, descriptions: dict[str, list[str]] | None = None) -
 
 def ended(encoding: BackgroundEncoding) -> EncodingState:
     encoding.start()
-    end = time.monotonic() + 120
-    while encoding.running and time.monotonic() < end:
-        time.sleep(0.05)
+    encoding.wait(120)
     return encoding.state
 
 
@@ -58,6 +58,29 @@ def test_labelling_goes_on_where_texts_cannot_be_encoded(tmp_path: Path) -> None
     asked = session.question()
     assert asked is not None and asked.chosen == "random"
     session.answer(asked.row, ["good"])
+
+
+def test_labelling_begins_while_a_model_is_looked_for_and_what_is_taken_is_told(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    session, go_on = session_in(tmp_path), threading.Event()
+
+    def choose_model(settings: Settings, report: OnProgress) -> Settings:
+        assert go_on.wait(60)
+        report(Progress("note", text="another model is used instead"))
+        return settings_of(tiny("bert"), tmp_path)
+
+    encoding = BackgroundEncoding(session, settings_of(tmp_path / "none", tmp_path), choose_model)
+    encoding.start()
+    asked = session.question()
+    assert asked is not None
+    session.answer(asked.row, ["good"])
+    assert "Looking for the model" in encoding_sentences(encoding.state)[0]
+    go_on.set()
+    encoding.wait(120)
+    assert encoding.state.ready and encoding.state.model == tiny("bert").name
+    assert encoding_sentences(encoding.state) == ["another model is used instead"]
+    assert session.counted.labels == {asked.row: {"good"}}
 
 
 def test_nothing_is_encoded_without_settings(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from featcache.errors import SourceError, UsageError
 from featcache.fingerprint import row_hash
 from featcache.labelling.answers import AnswerLine
-from featcache.labelling.export import labelled_texts, write_labelled
+from featcache.labelling.export import SEPARATOR, LabelledText, labelled_texts, write_labelled
 from featcache.labelling.texts import TextsToLabel, read_texts
 from featcache.labelling.votes import CountedAnswers
 from featcache.settings import DataSettings
@@ -58,13 +59,15 @@ def labelled() -> tuple[TextsToLabel, CountedAnswers]:
 def test_what_was_labelled_is_exported_with_equal_texts(tmp_path: Path, ending: str) -> None:
     texts, counted = labelled()
     rows = labelled_texts(texts, counted)
-    wanted = [('=1+1, "quoted"', "good"), ("two\nlines", "a;bad"), ("TWO lines", "a;bad"), ("房间", "好评")]
-    assert [(row.text, row.label) for row in rows] == wanted
+    wanted = [
+        ('=1+1, "quoted"', ["good"]), ("two\nlines", ["a", "bad"]), ("TWO lines", ["a", "bad"]),
+        ("房间", ["好评"]),
+    ]  # fmt: skip
     path = tmp_path / f"labelled{ending}"
-    write_labelled(path, rows)
+    write_labelled(path, rows, multi_label=True)
     if ending == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
-            read = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+            read = [(row["text"], row["label"].split(SEPARATOR)) for row in csv.DictReader(file)]
     elif ending == ".jsonl":
         read = [(one["text"], one["label"]) for one in map(json.loads, path.read_text("utf-8").splitlines())]
     elif ending == ".parquet":
@@ -75,12 +78,30 @@ def test_what_was_labelled_is_exported_with_equal_texts(tmp_path: Path, ending: 
         parts = load_from_disk(str(path))
         read = [(row["text"], row["label"]) for part in parts.values() for row in part]
         with pytest.raises(UsageError, match="exists"):
-            write_labelled(path, rows)
+            write_labelled(path, rows, multi_label=True)
     assert sorted(read) == sorted(wanted)
+
+
+def test_reserved_texts_are_validation_unless_only_they_have_a_label() -> None:
+    texts = TextsToLabel.of([f"text {number}" for number in range(60)])
+    reserved = np.flatnonzero(texts.reserved).tolist()
+    rare = reserved[0]
+    lines = [
+        AnswerLine(
+            answer="labels", text=one, labels=("rare" if row == rare else "often",), by="a", time=""
+        )
+        for row, one in enumerate(texts.hashes)
+    ]  # fmt: skip
+    splits = [row.split for row in labelled_texts(texts, CountedAnswers.of(texts, lines))]
+    assert [row for row, split in enumerate(splits) if split == "validation"] == reserved[1:]
 
 
 def test_an_export_of_nothing_or_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no text has a label"):
-        write_labelled(tmp_path / "a.csv", [])
+        write_labelled(tmp_path / "a.csv", [], multi_label=False)
+    rows = labelled_texts(*labelled())
     with pytest.raises(UsageError, match="unknown ending"):
-        write_labelled(tmp_path / "a.xlsx", labelled_texts(*labelled()))
+        write_labelled(tmp_path / "a.xlsx", rows, multi_label=True)
+    with pytest.raises(UsageError, match="'a;b' has a ;"):
+        write_labelled(tmp_path / "a.csv", [LabelledText("x", ("a;b",), "train")], multi_label=True)
+    write_labelled(tmp_path / "a.csv", [LabelledText("x", ("a;b",), "train")], multi_label=False)

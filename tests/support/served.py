@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from featcache.serving.app import Service
-from featcache.serving.server import bind
+from featcache.serving.server import Served, bind
 
 
 @contextmanager
-def served(service: Service) -> Iterator[str]:
+def served(service: Served) -> Iterator[str]:
     """The address of the server, which runs in a thread."""
     listening = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False))

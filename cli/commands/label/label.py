@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UsageError
 from featcache.system.packages import require_extra
 from featcache.system.text import clip
-from featcache_cli.console import note, out, print_json, print_result, table
+from featcache.translation.language import gettext as _
+from featcache.translation.language import language_from, listed, ngettext
+from featcache_cli.console import columns, note, out, print_json, print_result, table
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from featcache.labelling.texts import TextsToLabel
     from featcache.labelling.votes import Agreement
     from featcache.settings import Settings
+    from featcache.system.progress import OnProgress
 
 NEEDED = ("fastapi", "uvicorn")
 STRATEGIES = ("margin", "entropy", "typiclust", "mixed", "random")
@@ -100,8 +105,8 @@ def _label(args: argparse.Namespace, by: str) -> int:
         }
         session = LabelSession(texts, answers, by, **more)
         encoding = _ask(args, session, settings)
-    if args.terminal:
-        print_result(args, _summary(session), lambda: None)
+    if args.terminal or not args.json:  # of a page with --json its address is the one document
+        print_result(args, _summary(session), lambda: _show_session(args, session))
     if encoding.running:  # torch does not end well while a thread of it works; what is encoded is kept
         sys.stdout.flush()
         sys.stderr.flush()
@@ -114,8 +119,7 @@ def _answers(args: argparse.Namespace) -> AnswersFile:
     from featcache.labelling.answers import AnswersFile, AnswersHeader, all_labels, default_path
 
     path = Path(args.answers) if args.answers else default_path(Path(args.texts))
-    given = tuple(part.strip() for part in args.labels.split(",")) if args.labels else ()
-    given = given or tuple(_descriptions(args))
+    given = _named_labels(args) or tuple(_descriptions(args))
     if args.labels and (not all(given) or len(set(given)) < len(given)):
         raise UsageError(f"--labels {args.labels}: a label is empty or there twice")
     begun = path.exists() and path.stat().st_size > 0
@@ -135,6 +139,11 @@ def _answers(args: argparse.Namespace) -> AnswersFile:
     return file
 
 
+def _named_labels(args: argparse.Namespace) -> tuple[str, ...]:
+    """Those of `--labels`, with commas of English or Chinese between them."""
+    return tuple(part.strip() for part in re.split("[,，]", args.labels)) if args.labels else ()
+
+
 def _descriptions(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """The described labels; labels that `--labels` does not name are refused."""
     from featcache.labelling.describe import read_descriptions
@@ -142,7 +151,7 @@ def _descriptions(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     if not args.describe:
         return {}
     found = read_descriptions(Path(args.describe))
-    named = {part.strip() for part in args.labels.split(",")} if args.labels else set(found)
+    named = set(_named_labels(args) or found)
     if odd := set(found) - named:
         raise UsageError(f"--describe {args.describe} describes {min(odd)!r}, which is not in --labels")
     return found
@@ -154,7 +163,13 @@ def _ask(
     """Let the person label until they stop; with `settings` the texts are encoded meanwhile."""
     from featcache.labelling.encoding import BackgroundEncoding
 
-    encoding = BackgroundEncoding(session, settings)
+    def choose_model(settings: Settings, report: OnProgress) -> Settings:
+        from featcache.workflow.embedded import with_embedded_model
+
+        of_texts = replace(settings, data=replace(settings.data, dataset=args.texts, data_files=None))
+        return with_embedded_model(of_texts, named=args.model is not None, on_progress=report)
+
+    encoding = BackgroundEncoding(session, settings, choose_model)
     note(f"answers are kept in {session.answers.path}", quiet=args.quiet)
     if args.terminal:
         from featcache_cli.commands.label.terminal import label_in_terminal
@@ -171,7 +186,8 @@ def _ask(
         if args.json:
             print_json({"url": url})
         note(f"label on {url} (Ctrl-C stops; the same command goes on)", quiet=args.quiet)
-        serve(LabelService(session, encoding), listening)
+        # Also of an English terminal, or with --json: the page is for a person.
+        serve(LabelService(session, encoding, args.lang or language_from(os.environ)), listening)
     note("stopped; every answer is kept", quiet=args.quiet)
     return encoding
 
@@ -185,8 +201,25 @@ def _summary(session: LabelSession) -> dict[str, object]:
     }
 
 
+def _show_session(args: argparse.Namespace, session: LabelSession) -> None:
+    """What has come out, and the commands that make a verdict of it."""
+    from featcache.labelling.answers import name_of
+    from featcache.labelling.words import accuracy_sentence, counts_sentence
+
+    for sentence in (counts_sentence(session), accuracy_sentence(session, session.estimate())):
+        out().print(sentence, soft_wrap=True)
+    given = session.counted.labels.values()
+    if len(set().union(*given)) < 2:
+        return
+    folder = f"{name_of(Path(args.texts)).replace('.', '_')}_{len(given)}_labels"
+    answers = ["--answers", args.answers] if args.answers else []
+    export = shlex.join(["featcache", "label", args.texts, *answers, "--export", folder])
+    for command in (_("next:"), f"  {export}", f"  {shlex.join(['featcache', 'run', folder])}"):
+        note(command, quiet=args.quiet)
+
+
 def _export(args: argparse.Namespace, texts: TextsToLabel, answers: AnswersFile) -> int:
-    from featcache.labelling.export import labelled_texts, write_labelled
+    from featcache.labelling.export import SEPARATOR, labelled_texts, write_labelled
     from featcache.labelling.votes import CountedAnswers
 
     path = Path(args.export)
@@ -194,11 +227,17 @@ def _export(args: argparse.Namespace, texts: TextsToLabel, answers: AnswersFile)
         raise UsageError(f"--export {path}: that is a file that is read", hint="give another name")
     counted = CountedAnswers.of(texts, answers.lines)
     rows = labelled_texts(texts, counted)
-    write_labelled(path, rows)
+    write_labelled(path, rows, multi_label=answers.header.multi_label)
     shown = {"file": str(path), "rows": len(rows), "conflicts": len(counted.conflicts)}
-    print_result(args, shown, lambda: out().print(f"{len(rows):,} labelled rows in {path}", soft_wrap=True))
+    said = ngettext(
+        "{count:,} labelled row in {path}", "{count:,} labelled rows in {path}", len(rows), path=path
+    )
+    print_result(args, shown, lambda: out().print(said, soft_wrap=True))
     if counted.conflicts:
         note(f"{len(counted.conflicts):,} texts with unlike labels left out: --agreement lists them")
+    several = ["--label-separator", SEPARATOR] if answers.header.multi_label and path.suffix == ".csv" else []
+    note(_("next:"), quiet=args.quiet)
+    note("  " + shlex.join(["featcache", "run", str(path), *several]), quiet=args.quiet)
     return 0
 
 
@@ -214,17 +253,17 @@ def show_agreement(found: Agreement) -> None:
     """Pairs of people, then the texts on which they differ."""
     console = out()
     if not found.texts:
-        console.print("no text has answers of two people yet")
+        console.print(_("no text has answers of two people yet"))
         return
-    shown = table("annotators", ">texts", ">same label", ">Cohen's kappa")
+    shown = table(*columns("annotators", ">texts", ">same label", ">Cohen's kappa"))
     for pair in found.pairs:
         kappa = "-" if pair.kappa is None else f"{pair.kappa:.2f}"
         shown.add_row(f"{pair.first}, {pair.second}", f"{pair.texts:,}", f"{pair.same:.1%}", kappa)
     console.print(shown)
-    alpha = "not defined: all labels are the same" if found.alpha is None else f"{found.alpha:.2f}"
-    console.print(f"Krippendorff's alpha over {found.texts:,} texts: {alpha}")
+    alpha = _("not defined: all labels are the same") if found.alpha is None else f"{found.alpha:.2f}"
+    console.print(_("Krippendorff's alpha over {texts:,} texts: {alpha}", texts=found.texts, alpha=alpha))
     for one in found.disagreements[:LISTED]:
-        said = ", ".join(f"{name}: {'+'.join(labels)}" for name, labels in one.labels.items())
+        said = listed(f"{name}: {'+'.join(labels)}" for name, labels in one.labels.items())
         console.print(clip(f"  {said}  {' '.join(one.text.split())}", console.width), soft_wrap=True)
     if (left := len(found.disagreements) - LISTED) > 0:
-        console.print(f"  and {left:,} more: --json lists all")
+        console.print("  " + _("and {left:,} more: --json lists all", left=left))

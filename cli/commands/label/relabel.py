@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
 from featcache.system.units import percent_text
+from featcache.translation.language import gettext as _
 from featcache_cli.console import note, out, print_result
 from featcache_cli.options import settings_of
 from featcache_cli.progress import Meter
@@ -55,18 +56,25 @@ def relabel(
 
 
 def _beside(source: LabelledSource, ending: str) -> Path:
-    return source.place.with_name(f"{source.place.name.partition('.')[0]}.{ending}")
+    from featcache.labelling.answers import name_of
+
+    return source.place.with_name(f"{name_of(source.place)}.{ending}")
 
 
 def show(found: CorrectedLabels) -> None:
     console = out()
-    console.print(
-        f"{found.asked:,} texts answered, {found.changed:,} rows with another label", soft_wrap=True
-    )
-    console.print(f"corrected train texts: {found.file}", soft_wrap=True)
-    before, after = percent_text(found.before), percent_text(found.after)
-    console.print(
-        f"{found.split} accuracy of an exact head: {before} with the labels as they were, {after} with the"
-        f" corrected ones (p = {found.p:.2g}, {found.rows:,} rows)",
-        soft_wrap=True,
-    )
+    said = [
+        _(
+            "{asked:,} texts answered, {changed:,} rows with another label",
+            asked=found.asked, changed=found.changed,
+        ),
+        _("corrected train texts: {file}", file=found.file),
+        _(
+            "accuracy of an exact head on {split}: {before} with the labels as they were, {after} with the "
+            "corrected ones (p = {p:.2g}, {rows:,} rows)",
+            split=_(found.split), before=percent_text(found.before), after=percent_text(found.after),
+            p=found.p, rows=found.rows,
+        ),
+    ]  # fmt: skip
+    for sentence in said:
+        console.print(sentence, soft_wrap=True)

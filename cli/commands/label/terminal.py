@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from featcache.errors import UsageError
+from featcache.errors import FeatcacheError, UsageError
+from featcache.labelling.words import accuracy_sentence, counts_sentence, encoding_sentences, more_sentence
+from featcache.translation.language import gettext as _
+from featcache.translation.language import listed, noted
+from featcache.translation.sentences import translated, translated_lines
 from featcache_cli.console import err
 
 if TYPE_CHECKING:
     from featcache.labelling.encoding import BackgroundEncoding
-    from featcache.labelling.session import AskedText, LabelSession
+    from featcache.labelling.session import LabelSession
+    from featcache.labelling.strategies import AskedText
 
-HELP = "u undo  s skip  n not sure  a add a label  m note  g guess  i how far it is  q quit"
+HELP = noted("u undo  s skip  n not sure  a add a label  m note  g guess  i progress  q quit")
 END = ("", "q", "\x03", "\x04")  # end of input, q, Ctrl-C and Ctrl-D
 
 
 def label_in_terminal(session: LabelSession, encoding: BackgroundEncoding) -> None:
     """Ask until the person quits, the input ends, or no text is left; every answer is kept at once."""
-    with _keys() as keys:
+    with _keys() as keys, suppress(KeyboardInterrupt):
         _Conversation(session, encoding, keys).run()
 
 
@@ -32,7 +37,15 @@ class _Keys:
         self._raw = raw
 
     def key(self) -> str:
-        return sys.stdin.read(1)
+        """One key; those that send several characters, such as arrows, are none of ours."""
+        key = sys.stdin.read(1)
+        while key == "\x1b":
+            key = sys.stdin.read(1)
+            if key in ("[", "O"):
+                while (key := sys.stdin.read(1)) and not (key.isalpha() or key == "~"):
+                    pass
+                key = sys.stdin.read(1)
+        return key
 
     def line(self, question: str) -> str:
         err().print(f"{question}: ", end="")
@@ -76,7 +89,12 @@ class _Conversation:
 
     def run(self) -> None:
         shown: AskedText | None = None
+        waits = not self.encoding.state.ended
+        self._tell()
         while (asked := self.session.question()) is not None:
+            if waits and self.encoding.state.ended:
+                waits = False
+                self._tell()
             if asked != shown:
                 if asked.row != self.row:
                     self._fresh(asked.row)
@@ -89,9 +107,14 @@ class _Conversation:
                 if self._press(key, asked):
                     shown = None
                     self.row = self.row if key.lower() == "a" else -1
-            except UsageError as error:
-                self.console.print(error.what, style="red")
-        self.console.print("every text has an answer")
+            except FeatcacheError as error:  # nothing was written; the text is asked still
+                said = [translated(error.what), translated_lines(error.hint or "")]
+                self.console.print("\n".join(filter(None, said)), style="red", soft_wrap=True)
+        self.console.print(_("Every text has an answer."))
+
+    def _tell(self) -> None:
+        for sentence in encoding_sentences(self.encoding.state):
+            self.console.print(sentence, style="dim", soft_wrap=True)
 
     def _fresh(self, row: int) -> None:
         self.row = row
@@ -99,14 +122,14 @@ class _Conversation:
 
     def _show(self, asked: AskedText) -> None:
         console = self.console
-        console.print(f"\n{asked.reason}", style="dim", soft_wrap=True)
+        console.print(f"\n{asked.why}", style="dim", soft_wrap=True)
         console.print(asked.text, style="bold")
         labels = self.session.labels
         numbered = [f"{place} {label}" for place, label in enumerate(labels[:9], 1)] + list(labels[9:])
         console.print("  ".join(numbered), soft_wrap=True)
-        more = "l a label by its name  " if len(labels) > 9 else ""
-        several = "Enter done  " if self.session.multi_label else ""
-        console.print(f"{several}{more}{HELP}", style="dim")
+        more = _("l label by name") + "  " if len(labels) > 9 else ""
+        several = _("Enter done") + "  " if self.session.multi_label else ""
+        console.print(f"{several}{more}{_(HELP)}", style="dim", soft_wrap=True)
 
     def _press(self, key: str, asked: AskedText) -> bool:
         """Act on a key; whether the text has to be shown again."""
@@ -130,14 +153,15 @@ class _Conversation:
             self.chosen.remove(label)
         else:
             self.chosen.append(label)
-        self.console.print(f"chosen: {', '.join(self.chosen) or 'none'}", soft_wrap=True)
+        chosen = listed(self.chosen) or _("none")
+        self.console.print(_("chosen: {labels}", labels=chosen), soft_wrap=True)
         return False
 
     def _answer(self, asked: AskedText, labels: list[str]) -> None:
         self.session.answer(asked.row, labels, note=self.note, guess_shown=self.guess_shown)
 
     def _named(self, asked: AskedText) -> bool:
-        name = self.keys.line("label, or how it begins")
+        name = self.keys.line(_("The label, or how it begins"))
         labels = self.session.labels
         found = [label for label in labels if label == name] or [
             label for label in labels if name and label.startswith(name)
@@ -160,31 +184,25 @@ class _Conversation:
         return True
 
     def _add(self, asked: AskedText) -> bool:
-        self.session.add_label(self.keys.line("new label"))
+        self.session.add_label(self.keys.line(_("New label")))
         return True
 
     def _note(self, asked: AskedText) -> bool:
-        self.note = self.keys.line("note")
+        self.note = self.keys.line(_("Note about this text"))
         return False
 
     def _guess(self, asked: AskedText) -> bool:
         found = self.session.guesses(asked.row)[:5]
         self.guess_shown = self.guess_shown or bool(found)
         said = "  ".join(f"{one.label} {one.probability:.1%}" for one in found)
-        self.console.print(said or "no guess: this text is for the estimate, or the head knows too little")
+        none = _("No guess: this text is for the estimate, or the head knows too little.")
+        self.console.print(said or none, soft_wrap=True)
         return False
 
     def _progress(self, asked: AskedText) -> bool:
-        session, console, encoding = self.session, self.console, self.encoding.state
-        console.print(f"{len(session.counted.labels):,} of {len(session.texts.texts):,} texts have labels")
-        if (now := session.estimate()) is not None:
-            interval = f"{now.low:.1%} to {now.high:.1%}"
-            console.print(f"accuracy {now.accuracy:.1%} ({interval}) on {now.rows:,} texts drawn at random")
-        if (more := session.curve().more) is not None:
-            gain = f"{100 * more.gain:.1f} points ({100 * more.low:.1f} to {100 * more.high:.1f})"
-            console.print(f"{more.labels} more labels: about {gain}")
-        if encoding.problem:
-            console.print(f"the texts could not be encoded: {encoding.problem}", style="red")
-        elif not encoding.ready:
-            console.print(f"texts are encoded: {encoding.done:,} of {encoding.total:,}")
+        session, encoding = self.session, self.encoding.state
+        said = [counts_sentence(session), accuracy_sentence(session, session.estimate())]
+        for sentence in (*said, more_sentence(session.curve().more), *encoding_sentences(encoding)):
+            if sentence:
+                self.console.print(sentence, soft_wrap=True)
         return False

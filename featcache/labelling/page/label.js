@@ -1,18 +1,11 @@
-"use strict";
+// The page: a text is asked, a key answers, and the next one is shown when the answer is on the disk.
 
-const byId = (id) => document.getElementById(id);
+import { asked as ask, byId, button, made, percent, posted, speak, speakTheOther, t } from "/words.js";
+
 const AGAIN = 2000; // milliseconds between two attempts to reach a server that is gone
 const WATCH = 1000; // between two looks at the encoding
 const PAUSE = 700; // without an answer, after which the curve is shown anew
-const ACTIONS = [
-  ["u", "Undo", () => act("/undo", {})],
-  ["s", "Skip", () => act("/skip", { row: state.asked.row, note })],
-  ["n", "Not sure", () => act("/skip", { row: state.asked.row, unsure: true, note })],
-  ["a", "Add a label", () => openField("New label", (name) => act("/label", { name }))],
-  ["m", "Note", () => openField("Note about this text", (said) => { note = said; draw(); }, note)],
-  ["g", "What the head thinks", showGuess],
-  ["b", "Confirm many", showLikely],
-];
+const NUMBERED = 9; // labels that have a key
 
 let state = null;
 let chosen = new Set();
@@ -22,37 +15,33 @@ let busy = false;
 let fieldDone = null;
 let watching = false;
 let curveTimer = 0;
+let againTimer = 0;
 
-/** An element with text in it; texts are never parsed as markup. */
-function made(tag, text, className) {
-  const element = document.createElement(tag);
-  if (text !== undefined) element.textContent = text;
-  if (className) element.className = className;
-  return element;
+const row = () => state.asked.row;
+
+/** Each key with its name, what it does, and whether that makes sense now: some need a text. */
+function actions() {
+  const open = Boolean(state.asked);
+  return [
+    ["u", t("Undo"), () => act("/undo", {}), state.mine > 0],
+    ["s", t("Skip"), () => act("/skip", { row: row(), note }), open],
+    ["n", t("Not sure"), () => act("/skip", { row: row(), unsure: true, note }), open],
+    ["l", t("Label by name"), () => openField(t("The label, or how it begins"), chooseNamed), open],
+    ["a", t("Add a label"), () => openField(t("New label"), (name) => act("/label", { name })), true],
+    ["m", t("Note"), () => openField(t("Note about this text"), takeNote, note), open],
+    ["g", t("What the head thinks"), showGuess, open],
+    ["b", t("Confirm many"), showLikely, !state.multi_label],
+  ].filter(([key]) => key !== "l" || state.labels.length > NUMBERED);
 }
 
-/** Whether an action makes sense now: some need a text. */
-const allowed = (key) => Boolean(state.asked) || ["u", "a", "b"].includes(key);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-
-async function ask(path, body) {
-  const reply = await fetch(path, body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  const found = await reply.json();
-  if (!reply.ok) throw Object.assign(new Error(found.error), { hint: found.hint });
-  return found;
-}
-
-/** Send an answer; the next text is shown when it is on the disk. */
+/** Send an answer; keys that are pressed meanwhile are for no text that the person has seen. */
 async function act(path, body) {
-  if (busy || !state) return;
+  if (busy) return;
   busy = true;
   try {
-    take(await ask(path, body));
+    take(await posted(path, body));
   } catch (error) {
+    if (!error.unreachable) await load(); // another tab may have answered
     fail(error);
   } finally {
     busy = false;
@@ -60,25 +49,33 @@ async function act(path, body) {
 }
 
 function take(found) {
-  const another = !state || !state.asked || !found.asked || state.asked.row !== found.asked.row;
+  const another = state?.asked?.row !== found.asked?.row;
   state = found;
   if (another) {
     chosen = new Set();
     note = "";
     guessShown = false;
     byId("guess").hidden = true;
-    byId("text").scrollTop = 0;
   }
-  byId("problem").textContent = "";
+  say("");
   draw();
+  if (another) byId("text").scrollTop = 0;
 }
 
+/** Text of an element; what is there already is not read aloud again. */
+function write(id, text) {
+  if (byId(id).textContent !== text) byId(id).textContent = text;
+}
+
+const say = (problem) => write("problem", problem);
+
 function fail(error) {
-  if (error instanceof TypeError) {
-    byId("problem").textContent = "The server cannot be reached. What was answered is kept; start it again to go on.";
-    setTimeout(load, AGAIN);
+  if (error.unreachable) {
+    say(t("The server cannot be reached. Every answer before it is kept; start it again to go on."));
+    clearTimeout(againTimer);
+    againTimer = setTimeout(begin, AGAIN);
   } else {
-    byId("problem").textContent = [error.message, error.hint].filter(Boolean).join(" - ");
+    say([error.message, error.hint].filter(Boolean).join(" - "));
   }
 }
 
@@ -90,64 +87,85 @@ async function load() {
   }
 }
 
+const answer = (labels) => act("/answer", { row: row(), labels, note, guess_shown: guessShown });
+
 function choose(label) {
   if (!state.asked) return;
   if (!state.multi_label) {
-    act("/answer", { row: state.asked.row, labels: [label], note, guess_shown: guessShown });
-    return;
+    answer([label]);
+  } else {
+    if (!chosen.delete(label)) chosen.add(label);
+    draw();
   }
-  if (!chosen.delete(label)) chosen.add(label);
+}
+
+function chooseNamed(name) {
+  const exact = state.labels.filter((label) => label === name);
+  const found = exact.length ? exact : state.labels.filter((label) => name && label.startsWith(name));
+  if (found.length === 1) choose(found[0]);
+  else say(t("{count} labels begin with {name}.", { count: found.length, name }));
+}
+
+function takeNote(said) {
+  note = said;
   draw();
 }
 
 function sendSeveral() {
-  if (state.asked && chosen.size) {
-    act("/answer", { row: state.asked.row, labels: [...chosen], note, guess_shown: guessShown });
-  }
+  if (state.asked && chosen.size) answer([...chosen]);
 }
 
-function button(key, name, run, className) {
-  const element = made("button", undefined, className);
-  element.type = "button";
+function keyed(key, name, run, className) {
+  const element = button("", run, className);
+  element.dataset.key = key || name;
   if (key) element.append(made("kbd", key));
   element.append(name);
-  element.addEventListener("click", run);
   return element;
 }
 
+/** New buttons instead of the old ones; one that the keyboard was on has it again. */
+function fill(place, buttons) {
+  const held = place.querySelector(":focus-visible")?.dataset.key;
+  place.replaceChildren(...buttons);
+  buttons.find((one) => one.dataset.key === held)?.focus();
+}
+
 function draw() {
-  const { asked, estimate, encoding } = state;
-  const strategy = state.strategy ? [`strategy ${state.strategy}`] : [];
-  byId("about").textContent = [state.by, state.file, ...strategy].join(" · ");
-  byId("reason").textContent = asked ? asked.reason + (note ? ` · note: ${note}` : "") : "";
-  byId("text").textContent = asked ? asked.text : "Every text has an answer.";
-  byId("labels").replaceChildren(...state.labels.map((label, place) => {
-    const element = button(place < 9 ? String(place + 1) : "", label, () => choose(label));
+  const { asked, labels } = state;
+  const why = [asked?.why, note && t("note: {note}", { note })];
+  write("why", why.filter(Boolean).join(" · "));
+  write("text", asked ? asked.text : t("Every text has an answer."));
+  const scrolls = byId("text").scrollHeight > byId("text").clientHeight;
+  byId("text").toggleAttribute("tabindex", scrolls); // so that the keyboard can scroll it
+  if (scrolls) byId("text").tabIndex = 0;
+  const given = labels.map((label, place) => {
+    const element = keyed(place < NUMBERED ? String(place + 1) : "", label, () => choose(label));
     if (state.multi_label) element.setAttribute("aria-pressed", String(chosen.has(label)));
     element.disabled = !asked;
     return element;
-  }));
-  if (state.multi_label) byId("labels").append(button("Enter", "Done", sendSeveral));
-  byId("actions").replaceChildren(...ACTIONS.map(([key, name, run]) => {
-    const element = button(key, name, run, "plain");
-    element.disabled = !allowed(key);
+  });
+  if (state.multi_label) {
+    const send = keyed(t("Enter"), t("Done"), sendSeveral, "send");
+    send.disabled = !chosen.size;
+    given.push(send);
+  }
+  fill(byId("labels"), given);
+  fill(byId("actions"), actions().map(([key, name, run, allowed]) => {
+    const element = keyed(key, name, run);
+    element.disabled = !allowed;
     return element;
   }));
-  const more = [`${state.labelled} of ${state.texts} texts have labels, ${state.mine} answered by you`];
-  if (state.conflicts) more.push(`${state.conflicts} with unlike labels`);
-  if (state.elsewhere) more.push(`${state.elsewhere} answers are about texts that are not in this file`);
-  byId("counts").textContent = more.join("; ");
-  byId("accuracy").textContent = estimate
-    ? `Accuracy ${percent(estimate.accuracy)} (95 %: ${percent(estimate.low)} to ${percent(estimate.high)}), `
-      + `on ${estimate.rows} texts drawn at random`
-    : state.strategy ? "No accuracy yet: the head needs two labels, and texts drawn at random to be scored on." : "";
-  byId("encoding").textContent = encodingText(encoding);
-  if (!watching && !encoding.ready && !encoding.problem) {
+  drawProgress();
+  clearTimeout(curveTimer);
+  curveTimer = setTimeout(showCurve, PAUSE);
+}
+
+function drawProgress() {
+  for (const [id, sentence] of Object.entries(state.sentences)) write(id, sentence);
+  if (!watching && !state.encoded) {
     watching = true;
     setTimeout(watch, WATCH);
   }
-  clearTimeout(curveTimer);
-  curveTimer = setTimeout(showCurve, PAUSE);
 }
 
 /** The curve when the person pauses: it takes longer than the next text. */
@@ -158,47 +176,36 @@ async function showCurve() {
   } catch {
     return; // the next answer says what is wrong
   }
-  byId("more").textContent = curve.more
-    ? `${curve.more.labels} more labels: about ${(100 * curve.more.gain).toFixed(1)} points more `
-      + `(95 %: ${(100 * curve.more.low).toFixed(1)} to ${(100 * curve.more.high).toFixed(1)})`
-    : "";
+  byId("more").textContent = curve.sentence;
   byId("curve").hidden = curve.points.length < 2;
   byId("curve").tBodies[0].replaceChildren(...curve.points.map((point) => {
     const line = made("tr");
-    const cells = [String(point.labels), percent(point.accuracy), `${percent(point.low)} to ${percent(point.high)}`];
-    line.append(...cells.map((cell) => made("td", cell)));
+    const interval = t("{low} to {high}", { low: percent(point.low), high: percent(point.high) });
+    line.append(...[String(point.labels), percent(point.accuracy), interval].map((cell) => made("td", cell)));
     return line;
   }));
 }
 
-function encodingText({ ready, problem, done, total, stage }) {
-  if (ready) return "";
-  if (problem) return `The texts could not be encoded, so they are drawn at random: ${problem}`;
-  const far = stage === "encode" ? `${done} of ${total}` : "the model is loaded";
-  return `Texts are encoded (${far}); until then they are drawn at random.`;
-}
-
-/** While texts are encoded, only the line about that changes under the person's hands. */
+/** While texts are encoded, only the progress changes under the person's hands. */
 async function watch() {
+  watching = false;
   try {
-    const { encoding } = await ask("/state");
-    state.encoding = encoding;
-    byId("encoding").textContent = encodingText(encoding);
-    watching = !encoding.ready && !encoding.problem;
-    if (watching) setTimeout(watch, WATCH);
-  } catch {
-    setTimeout(watch, AGAIN);
+    const { sentences, encoded } = await ask("/state");
+    Object.assign(state, { sentences, encoded });
+    drawProgress();
+    if (encoded) showCurve();
+  } catch (error) {
+    fail(error);
   }
 }
 
 async function showGuess() {
-  if (!state.asked) return;
   try {
-    const { guesses } = await ask("/guess", { row: state.asked.row });
+    const { guesses } = await posted("/guess", { row: row() });
     guessShown = guessShown || guesses.length > 0;
     byId("guess").textContent = guesses.length
       ? guesses.map((one) => `${one.label} ${percent(one.probability)}`).join(" · ")
-      : "No guess: this text is for the estimate, or the head knows too little.";
+      : t("No guess: this text is for the estimate, or the head knows too little.");
     byId("guess").hidden = false;
   } catch (error) {
     fail(error);
@@ -207,7 +214,7 @@ async function showGuess() {
 
 async function showLikely() {
   try {
-    const { likely } = await ask("/likely", {});
+    const { likely } = await posted("/likely", {});
     byId("many").hidden = false;
     byId("many-send").disabled = !likely.length;
     byId("many-list").replaceChildren(...likely.map((one) => {
@@ -222,7 +229,7 @@ async function showLikely() {
       item.append(line);
       return item;
     }));
-    if (!likely.length) byId("many-list").append(made("li", "The head is not sure enough of any text yet."));
+    if (!likely.length) byId("many-list").append(made("li", t("The head is not sure enough of any text yet.")));
     byId(likely.length ? "many-send" : "many-close").focus();
   } catch (error) {
     fail(error);
@@ -254,6 +261,22 @@ function closeField() {
   byId("field-text").blur();
 }
 
+function showWords() {
+  byId("asked").setAttribute("aria-label", t("Text to label"));
+  byId("given").setAttribute("aria-label", t("Labels"));
+  byId("others").setAttribute("aria-label", t("Other answers"));
+}
+
+async function begin() {
+  try {
+    await speak();
+    showWords();
+    await load();
+  } catch (error) {
+    fail(error);
+  }
+}
+
 byId("field-text").addEventListener("keydown", (event) => {
   event.stopPropagation();
   // While an input method composes, Enter chooses a candidate.
@@ -268,21 +291,24 @@ byId("field-text").addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (!state || event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
   if (event.key === "Escape") closeMany();
-  if (["INPUT", "TEXTAREA"].includes(event.target.tagName) || !byId("many").hidden) return;
-  const place = Number(event.key) - 1;
+  if (event.target.tagName === "INPUT" || !byId("many").hidden) return;
+  const label = state.labels[/^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1];
+  const found = actions().find(([key]) => key === event.key.toLowerCase());
   if (event.key === "Enter" && state.multi_label && event.target.tagName !== "BUTTON") {
     sendSeveral();
-  } else if (/^[1-9]$/.test(event.key) && place < state.labels.length) {
+  } else if (label !== undefined) {
     event.preventDefault();
-    choose(state.labels[place]);
-  } else {
-    const found = ACTIONS.find(([key]) => key === event.key.toLowerCase());
-    if (found && allowed(found[0])) {
-      event.preventDefault();
-      found[2]();
-    }
+    choose(label);
+  } else if (found?.[3]) {
+    event.preventDefault();
+    found[2]();
   }
 });
 byId("many-send").addEventListener("click", confirmMany);
 byId("many-close").addEventListener("click", closeMany);
-load();
+byId("language").addEventListener("click", async () => {
+  await speakTheOther();
+  showWords();
+  await load();
+});
+begin();

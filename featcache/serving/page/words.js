@@ -45,7 +45,7 @@ export async function asked(path, options = {}) {
     reply = await fetch(path, { ...options, headers: { ...options.headers, ...language } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error(t("The server does not answer. Does it still run?"));
+    throw Object.assign(new Error(t("The server does not answer. Does it still run?")), { unreachable: true });
   }
   return answerOf(reply.status, await reply.text());
 }
