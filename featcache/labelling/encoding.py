@@ -18,7 +18,7 @@ from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
 from featcache.system.progress import OnProgress, Progress, ignore
 
-ChooseModel = Callable[[Settings, OnProgress], Settings]
+Encode = Callable[[Settings], np.ndarray]
 STAGES = ("find", "download", "load", "encode")
 
 
@@ -52,18 +52,20 @@ class BackgroundEncoding:
 
     Args:
         settings: None where the session needs no features.
-        choose_model: gives the settings that are taken, such as with another model where that of `settings`
-            is not to be had; called in the thread, since a hub may take its time.
+        with_model: does the encoding, perhaps with other settings where the model of `settings` is not to be
+            had; called in the thread, since a hub may take its time.
     """
 
     def __init__(
         self,
         session: LabelSession,
         settings: Settings | None,
-        choose_model: ChooseModel = lambda settings, _: settings,
+        with_model: Callable[[Settings, Encode, OnProgress], np.ndarray] = lambda mine, work, _: work(mine),
     ) -> None:
-        self.session, self.settings, self.choose_model = session, settings, choose_model
-        self.state = EncodingState(total=len(session.texts.texts), ready=settings is None)
+        self.session, self.settings, self.with_model = session, settings, with_model
+        self.state = (
+            EncodingState(ready=True) if settings is None else EncodingState("find", model=_name(settings))
+        )
         self._thread = threading.Thread(target=self._run, name="featcache-encode", daemon=True)
 
     def start(self) -> None:
@@ -84,13 +86,8 @@ class BackgroundEncoding:
     def _run(self) -> None:
         assert self.settings is not None
         try:
-            described = [text for texts in self.session.descriptions.values() for text in texts]
-            texts = (*self.session.texts.texts, *described)
             with listening(self._report):
-                self._begin("find", self.settings)
-                settings = self.choose_model(self.settings, self._report)
-                self._begin("load", settings)
-                features = features_of(texts, settings, self._report)
+                features = self.with_model(self.settings, self._encode, self._report)
             self.session.use_features(features)
             self.state = replace(self.state, stage="", ready=True)
         except Exception as error:  # the person who labels is told, whatever it is
@@ -100,17 +97,21 @@ class BackgroundEncoding:
             )
             self.state = replace(self.state, stage="", problem=told)
 
-    def _begin(self, stage: str, settings: Settings) -> None:
-        named = settings.backbone.model
-        self.state = replace(
-            self.state, stage=stage, model=Path(named).name if Path(named).is_dir() else named
-        )
+    def _encode(self, settings: Settings) -> np.ndarray:
+        self.state = replace(self.state, stage="find", model=_name(settings))
+        described = [text for texts in self.session.descriptions.values() for text in texts]
+        return features_of((*self.session.texts.texts, *described), settings, self._report)
 
     def _report(self, now: Progress) -> None:
         if now.stage == "note":
             self.state = replace(self.state, notes=(*self.state.notes, now.text))
         elif now.stage in STAGES:
             self.state = replace(self.state, stage=now.stage, done=now.done, total=now.total)
+
+
+def _name(settings: Settings) -> str:
+    model = Path(settings.backbone.model)
+    return model.name if model.is_dir() else settings.backbone.model
 
 
 def features_of(texts: Sequence[str], settings: Settings, report: OnProgress = ignore) -> np.ndarray:

@@ -49,9 +49,9 @@ class TextsToLabel:
                 hint="give more texts, or label these by hand",
             )
         repeated = len(rows) - len(kept)
-        more = [f"{repeated:,} texts are repeated; each is asked once"] if repeated else []
+        notes = [*notes, f"{repeated:,} texts are repeated; each is asked once"] if repeated else notes
         hashes = tuple(bytes(row).hex() for row in row_hashes(kept))
-        return cls(kept, hashes, tuple(rows), (*notes, *more))
+        return cls(kept, hashes, tuple(rows), tuple(notes))
 
     @cached_property
     def place(self) -> dict[str, int]:

@@ -42,7 +42,7 @@ WORDS = (
     noted("Done"),
     noted("Enter"),
     noted("Every text has an answer."),
-    noted("note: {note}"),
+    noted("your note: {note}"),
     noted("The server cannot be reached. Every answer before it is kept; start it again to go on."),
     noted("No guess: this text is for the estimate, or the head knows too little."),
     noted("The head is not sure enough of any text yet."),

@@ -35,6 +35,7 @@ MORE = (
     noted("not read: {columns}", FINISHED),
     noted("{columns}, and {count} more", FINISHED),
     noted("no usable text", FINISHED),
+    noted("row {line}", FINISHED),
     noted("no label", FINISHED),
     noted("a null among its labels", FINISHED),
     noted("without text or label", FINISHED),

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from featcache.errors import BackboneError
 from featcache.labelling.answers import AnswersFile, AnswersHeader
-from featcache.labelling.encoding import BackgroundEncoding, EncodingState
+from featcache.labelling.encoding import BackgroundEncoding, Encode, EncodingState
 from featcache.labelling.session import LabelSession
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.words import encoding_sentences
@@ -65,17 +67,19 @@ def test_labelling_begins_while_a_model_is_looked_for_and_what_is_taken_is_told(
 ) -> None:
     session, go_on = session_in(tmp_path), threading.Event()
 
-    def choose_model(settings: Settings, report: OnProgress) -> Settings:
+    def with_model(settings: Settings, work: Encode, report: OnProgress) -> np.ndarray:
+        with pytest.raises(BackboneError):
+            work(settings)
         assert go_on.wait(60)
         report(Progress("note", text="another model is used instead"))
-        return settings_of(tiny("bert"), tmp_path)
+        return work(settings_of(tiny("bert"), tmp_path))
 
-    encoding = BackgroundEncoding(session, settings_of(tmp_path / "none", tmp_path), choose_model)
+    encoding = BackgroundEncoding(session, settings_of(tmp_path / "none", tmp_path), with_model)
     encoding.start()
     asked = session.question()
     assert asked is not None
     session.answer(asked.row, ["good"])
-    assert "Looking for the model" in encoding_sentences(encoding.state)[0]
+    assert "Until all are encoded" in encoding_sentences(encoding.state)[0]
     go_on.set()
     encoding.wait(120)
     assert encoding.state.ready and encoding.state.model == tiny("bert").name

@@ -20,8 +20,10 @@ from featcache_cli.console import columns, note, out, print_json, print_result, 
 from featcache_cli.options import Commands, add_command, add_flag, add_settings, settings_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from featcache.labelling.answers import AnswersFile
-    from featcache.labelling.encoding import BackgroundEncoding
+    from featcache.labelling.encoding import BackgroundEncoding, Encode
     from featcache.labelling.session import LabelSession
     from featcache.labelling.texts import TextsToLabel
     from featcache.labelling.votes import Agreement
@@ -163,13 +165,13 @@ def _ask(
     """Let the person label until they stop; with `settings` the texts are encoded meanwhile."""
     from featcache.labelling.encoding import BackgroundEncoding
 
-    def choose_model(settings: Settings, report: OnProgress) -> Settings:
+    def with_model(mine: Settings, work: Encode, report: OnProgress) -> np.ndarray:
         from featcache.workflow.embedded import with_embedded_model
 
-        of_texts = replace(settings, data=replace(settings.data, dataset=args.texts, data_files=None))
-        return with_embedded_model(of_texts, named=args.model is not None, on_progress=report)
+        own = replace(mine, data=replace(mine.data, dataset=args.texts, data_files=None))
+        return with_embedded_model(own, work, named=args.model is not None, on_progress=report)[1]
 
-    encoding = BackgroundEncoding(session, settings, choose_model)
+    encoding = BackgroundEncoding(session, settings, with_model)
     note(f"answers are kept in {session.answers.path}", quiet=args.quiet)
     if args.terminal:
         from featcache_cli.commands.label.terminal import label_in_terminal

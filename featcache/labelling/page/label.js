@@ -132,7 +132,7 @@ function fill(place, buttons) {
 
 function draw() {
   const { asked, labels } = state;
-  const why = [asked?.why, note && t("note: {note}", { note })];
+  const why = [asked?.why, note && t("your note: {note}", { note })];
   write("why", why.filter(Boolean).join(" · "));
   write("text", asked ? asked.text : t("Every text has an answer."));
   const scrolls = byId("text").scrollHeight > byId("text").clientHeight;
