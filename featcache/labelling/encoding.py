@@ -18,7 +18,8 @@ from featcache.system.hub.listener import listening
 from featcache.system.outside import outside_error
 from featcache.system.progress import OnProgress, Progress, ignore
 
-Encode = Callable[[Settings], np.ndarray]
+EncodeWith = Callable[[Settings], np.ndarray]
+WithModel = Callable[[Settings, EncodeWith, OnProgress], np.ndarray]
 STAGES = ("find", "download", "load", "encode")
 
 
@@ -60,7 +61,7 @@ class BackgroundEncoding:
         self,
         session: LabelSession,
         settings: Settings | None,
-        with_model: Callable[[Settings, Encode, OnProgress], np.ndarray] = lambda mine, work, _: work(mine),
+        with_model: WithModel = lambda mine, work, _: work(mine),
     ) -> None:
         self.session, self.settings, self.with_model = session, settings, with_model
         self.state = (

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.data.arrow_table import quiet_datasets
 from featcache.errors import SourceError, UsageError
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.votes import CountedAnswers
@@ -111,5 +112,5 @@ def _write_folder(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
             for name in ("text", "label")
         }
         parts[split] = Dataset.from_dict(own)
-    with explained(path):
+    with explained(path), quiet_datasets():
         DatasetDict(parts).save_to_disk(str(path))

@@ -75,7 +75,7 @@ def test_the_terminal_in_chinese(work: Path) -> None:
     done = typed(keys, "--labels", "好评,差评", "--multi-label", "--lang", "zh")
     assert done.code == 0, done.err
     said = re.sub(r"^(?:.*\n)?.*(好房间|坏房间|good room|bad book).*$", "", done.err, flags=re.MULTILINE)
-    assert english_words(said + done.out, "anna texts labels jsonl bert Enter") == []
+    assert english_words(said + done.out, "anna text texts labels jsonl bert") == []
     assert len(lines_of(work / "texts.labels.jsonl")) == 1 + 1 + 1 + 1  # an arrow is no key
 
 

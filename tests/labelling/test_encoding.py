@@ -11,7 +11,7 @@ import pytest
 
 from featcache.errors import BackboneError
 from featcache.labelling.answers import AnswersFile, AnswersHeader
-from featcache.labelling.encoding import BackgroundEncoding, Encode, EncodingState
+from featcache.labelling.encoding import BackgroundEncoding, EncodeWith, EncodingState
 from featcache.labelling.session import LabelSession
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.words import encoding_sentences
@@ -67,7 +67,7 @@ def test_labelling_begins_while_a_model_is_looked_for_and_what_is_taken_is_told(
 ) -> None:
     session, go_on = session_in(tmp_path), threading.Event()
 
-    def with_model(settings: Settings, work: Encode, report: OnProgress) -> np.ndarray:
+    def with_model(settings: Settings, work: EncodeWith, report: OnProgress) -> np.ndarray:
         with pytest.raises(BackboneError):
             work(settings)
         assert go_on.wait(60)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from featcache.labelling.answers import AnswersFile
-    from featcache.labelling.encoding import BackgroundEncoding, Encode
+    from featcache.labelling.encoding import BackgroundEncoding, EncodeWith
     from featcache.labelling.session import LabelSession
     from featcache.labelling.texts import TextsToLabel
     from featcache.labelling.votes import Agreement
@@ -165,7 +165,7 @@ def _ask(
     """Let the person label until they stop; with `settings` the texts are encoded meanwhile."""
     from featcache.labelling.encoding import BackgroundEncoding
 
-    def with_model(mine: Settings, work: Encode, report: OnProgress) -> np.ndarray:
+    def with_model(mine: Settings, work: EncodeWith, report: OnProgress) -> np.ndarray:
         from featcache.workflow.embedded import with_embedded_model
 
         own = replace(mine, data=replace(mine.data, dataset=args.texts, data_files=None))
