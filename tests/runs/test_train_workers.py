@@ -275,7 +275,7 @@ def test_workers_that_torchrun_describes_train_the_same_head(work: Path, cli: Cl
     alone = cli.ok("train-head", "--epochs", "6", "--json").json
     options = ["--epochs", "6", "--json"]
     with as_by_torchrun(options, options) as ranks:
-        said = [rank.communicate(timeout=60) for rank in ranks]
+        said = [rank.communicate(timeout=180) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0] and said[1][0] == b"" and len(runs()) == 2
     made = json.loads(said[0][0])
     assert_same_head(load_run(Path("reports"), made["run"]), load_run(Path("reports"), alone["run"]))
@@ -428,7 +428,7 @@ def in_touch(process: int) -> bool:
 def test_ctrl_c_ends_all_workers(endless: tuple[Any, list[int]]) -> None:
     process, workers = endless
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130 and out == b"" and err.count(b"interrupted") == 1, err
     assert_all_end(workers)
     assert not list(Path().glob("reports/*"))
@@ -471,13 +471,13 @@ def test_a_lost_worker_ends_the_others_under_torchrun(killed: int, work: Path) -
             time.sleep(0.05)
         time.sleep(0.5)
         ranks[killed].kill()
-        out, err = ranks[1 - killed].communicate(timeout=30)
+        out, err = ranks[1 - killed].communicate(timeout=180)
         assert ranks[1 - killed].returncode == 6 and out == b"" and b"another worker ended" in err, err
         assert b"Traceback" not in err and not runs()
 
 
 def test_workers_with_different_settings_are_refused(work: Path) -> None:
     with as_by_torchrun(["--seed", "1"], ["--seed", "2"]) as ranks:
-        said = [rank.communicate(timeout=60) for rank in ranks]
+        said = [rank.communicate(timeout=180) for rank in ranks]
         assert [rank.returncode for rank in ranks] == [6, 6] and not runs()
         assert b"another worker ended" in said[0][1] and b"worker 2 of 2 has other settings" in said[1][1]
