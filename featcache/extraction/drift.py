@@ -77,6 +77,11 @@ class Reencoder:
                 of the rows is in the data source.
             BackboneError, SourceError: the model or the texts cannot be loaded.
         """
+        if file.document.encoder.vectors is not None:
+            raise CacheError(
+                f"{file.path.name} has imported vectors, which nothing here can make again",
+                hint="without --reencode every byte of it is checked",
+            )
         split = self._split(file)
         draw = np.random.default_rng(self.settings.seed)
         order = draw.permutation(file.rows)
@@ -118,11 +123,6 @@ class Reencoder:
     def _load(self, file: CacheFile, document: EncoderDocument) -> Encoder:
         from featcache.backbone.encoder import Encoder, document_settings
 
-        if document.vectors is not None:
-            raise CacheError(
-                f"{file.path.name} has imported vectors, which nothing here can make again",
-                hint="without --reencode every byte of it is checked",
-            )
         if document.endpoint is not None:
             raise CacheError(
                 f"{file.path.name} was made by {document.endpoint.address}, which is not asked here",

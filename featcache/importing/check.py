@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from featcache.errors import SourceError
-from featcache.importing.vector_file import VectorFile
+from featcache.importing.vector_file import VectorFile, read_ahead
 from featcache.system.progress import OnProgress, Progress, ignore
 
 STORED = {"float16": "<f2", "float32": "<f4"}
@@ -34,7 +34,7 @@ class SplitVectors:
         if not len(wanted):
             return
         begin = int(wanted[0])
-        for block in self.file.read(begin, int(wanted[-1]) + 1):
+        for block in read_ahead(self.file.read(begin, int(wanted[-1]) + 1)):
             low, high = np.searchsorted(wanted, (begin, begin + len(block)))
             inside = wanted[low:high] - begin
             chosen = block if len(inside) == len(block) else block[inside]

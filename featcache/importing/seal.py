@@ -84,10 +84,10 @@ class VectorSealer:
         for other in known.values():
             self._check_agrees(encoder, split, other)
         hashes = np.concatenate([row_hashes(*batch) for batch in split.batches()])
+        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
         document = CacheDocument(
-            encoder, (VIEW,), RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names),
-            imported=vectors.check(split.name, self.on_progress),
-        )  # fmt: skip
+            encoder, (VIEW,), rows, labels, imported=vectors.check(split.name, self.on_progress)
+        )
         if (before := known.get(split.name)) is not None:
             if before.document == document:
                 return before, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,15 @@ def row_ranges(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int
     step = max(1, BLOCK // max(row_bytes, 1))
     for begin in range(start, stop, step):
         yield begin, min(begin + step, stop)
+
+
+def read_ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same blocks, of which the next one is read while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
 
 
 def in_memory(vectors: np.ndarray) -> VectorFile:
