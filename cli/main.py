@@ -45,6 +45,11 @@ Settings come from flags, then featcache.toml, then the defaults.
 """
 
 
+def word_of(module: str) -> str:
+    """The word of the command in a module: `train-head` of `train_head`, `import` of `import_`."""
+    return module.rstrip("_").replace("_", "-")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command in the language of this user, and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
@@ -177,8 +182,7 @@ def _parser(first: Sequence[str] = ()) -> argparse.ArgumentParser:
     add_help_flags(parser)
     parser.add_argument("--version", action="version", version=f"featcache {featcache.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
-    words = {name: name.rstrip("_").replace("_", "-") for name in COMMANDS}  # `import` is a word of Python
-    asked = [name for name, word in words.items() if word in first and name != "completion"]
+    asked = [name for name in COMMANDS if word_of(name) in first and name != "completion"]
     for name in asked or COMMANDS:
         import_module(f"featcache_cli.commands.{name}").add(commands)
     if not asked:

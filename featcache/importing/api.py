@@ -159,7 +159,7 @@ def import_vectors(
         CacheError: the cache cannot be written.
     """
     if split not in SPLITS:
-        raise UsageError(f"unknown split {split!r}", hint=f"splits are: {', '.join(SPLITS)}")
+        raise UsageError(f"{split!r} is no split", hint=f"splits are: {', '.join(SPLITS)}")
     asked, file = VectorsToImport(name=name, model=model), in_memory(vectors)
     own = settings or Settings()
     rows = from_texts(split, texts, labels, None, pairs, own.data.task)

@@ -17,6 +17,7 @@ from featcache.importing.vector_file import VectorFile, check_matrix, choose_arr
 from featcache.system.text import readable
 
 SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+NO_KEYS = "write one key for each row, as in numpy.savez(file, vectors=..., id=...)"
 INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 
 
@@ -143,7 +144,9 @@ def open_safetensors(path: Path, asked: str | None = None) -> VectorFile:
         one = header[_one_of(where, header, other)]
         first, end = one["data_offsets"]
         if one["dtype"] not in INTEGERS:
-            raise SourceError(f"array {other} of {path} holds {one['dtype']}, and keys are whole numbers")
+            raise SourceError(
+                f"array {other} of {path} holds {one['dtype']}, and keys are whole numbers", hint=NO_KEYS
+            )
         with reading(path), open(path, "rb") as file:
             file.seek(begin + first)
             values = np.frombuffer(file.read(end - first), INTEGERS[one["dtype"]]).reshape(one["shape"])
@@ -220,7 +223,9 @@ def _one_of(where: str, arrays: Iterable[str], name: str) -> str:
 
 def _keys(where: str, name: str, values: np.ndarray) -> Iterable[object]:
     if values.ndim != 1:
-        raise SourceError(f"{where}: {name!r} has the shape {list(values.shape)}, and keys are a list")
+        raise SourceError(
+            f"{where}: {name!r} has the shape {list(values.shape)}, and keys are a list", hint=NO_KEYS
+        )
     keys: list[object] = values.tolist()
     return keys
 

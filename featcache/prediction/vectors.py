@@ -79,7 +79,8 @@ class VectorPredictor(Predictor):
         prepared = super().prepare_rows(rows, pairs)
         vectors = self._of(np.array([row.number - 1 for row in rows]))
         if (bad := first_bad(vectors)) is not None:
-            raise BadRow(unusable(self.vectors, rows[bad].number - 1).what, bad)
+            found = unusable(self.vectors, rows[bad].number - 1)
+            raise BadRow(found.what, bad, hint=found.hint)
         return PreparedVectors(prepared.count, prepared.tokens, prepared.words, vectors)
 
     def require_all_read(self, rows: int) -> None:

@@ -15,12 +15,12 @@ import pytest
 from rich.cells import cell_len
 
 from featcache_cli.help import GROUPS
-from featcache_cli.main import COMMANDS, _parser
+from featcache_cli.main import COMMANDS, _parser, word_of
 from tests.support.cli_tools import Cli, environment, widest
 
 MOST_LINES = 24
 CONTRACT = ("init", "extract", "train-head", "compare", "predict", "cache", "run", "demo")
-NAMES = sorted({*CONTRACT, *(name.replace("_", "-") for name in COMMANDS)})
+NAMES = sorted({*CONTRACT, *map(word_of, COMMANDS)})
 HEAVY = {"torch", "transformers", "datasets", "sklearn"}
 
 
