@@ -53,7 +53,7 @@ def test_the_command_alone_is_its_short_help(cli: Cli) -> None:
 
 def test_every_command_is_in_one_group() -> None:
     grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(name.replace("_", "-") for name in COMMANDS)
+    assert sorted(grouped) == sorted(word_of(name) for name in COMMANDS)
 
 
 def test_bash_completes_commands_flags_choices_and_files(cli: Cli, tmp_path: Path) -> None:
