@@ -34,7 +34,6 @@ from tests.support.tiny import build
 
 USAGE, DATA, MODEL, CACHE, HEAD = 2, 3, 4, 5, 6
 LINEAR = "linear-last-cls-1"
-WAYS_OUT = ("HF_ENDPOINT", "featcache demo")
 GOOD = [("好房间", "good"), ("坏电池", "bad"), ("很好", "good"), ("很差", "bad")] * 3
 
 pytestmark = pytest.mark.usefixtures("arrow_cache")
@@ -169,9 +168,10 @@ def test_errors_without_a_hub_name_alternatives(
     hub = str(tmp_path / "hub")
     for argv in (["extract", "--all-splits"], ["run"], ["train-head"]):
         result = shell(*argv, HF_HOME=hub)
-        check_refusal(result, MODEL, "bert-base-chinese", "--model FOLDER", *WAYS_OUT)
+        check_refusal(result, MODEL, "bert-base-chinese", "--model FOLDER", "HF_ENDPOINT", "embedded encoder")
     result = shell("extract", "--all-splits", "--model", tiny("bert"), HF_HOME=hub)
-    check_refusal(result, DATA, "lansinuote/ChnSentiCorp", "--dataset FOLDER", "--data-files", *WAYS_OUT)
+    ways = ("--dataset FOLDER", "--data-files", "HF_ENDPOINT", "featcache demo")
+    check_refusal(result, DATA, "lansinuote/ChnSentiCorp", *ways)
     lines = result.err.splitlines()
     assert all(line.startswith("       ") for line in lines[1:]), lines  # indented below the sentence
 

@@ -176,7 +176,13 @@ def test_without_a_copy_the_error_names_the_ways_out(hub: LoopbackHub, tmp_path:
     hub.fail(".", Silence())
     first, second = find_all(hub, tmp_path, [NAME, "somebody/other"], source)
     assert first.code == second.code == 4
-    for way in ("HF_ENDPOINT=", "HF_HUB_OFFLINE=1", "--model FOLDER", "featcache demo", "does not answer"):
+    for way in (
+        "HF_ENDPOINT=",
+        "HF_HUB_OFFLINE=1",
+        "--model FOLDER",
+        "the embedded encoder",
+        "does not answer",
+    ):
         assert way in first.error
     assert len(second.requests) == 1  # a hub that was silent a moment ago is not asked again
 

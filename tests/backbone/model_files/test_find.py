@@ -256,7 +256,7 @@ def test_find_model_refuses_an_unfinished_snapshot(hub_home: Path) -> None:
 def test_find_model_offline_without_the_model_gives_hints() -> None:
     with pytest.raises(BackboneError, match="nobody/nothing-of-the-kind") as caught:
         find_model(BackboneSettings(model="nobody/nothing-of-the-kind"))
-    for way in ("HF_ENDPOINT", "--model FOLDER", "featcache demo"):
+    for way in ("HF_ENDPOINT", "--model FOLDER", "the embedded encoder"):
         assert way in str(caught.value)
 
 
