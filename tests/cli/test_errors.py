@@ -564,7 +564,7 @@ def test_an_unexpected_error_is_reported_as_a_defect(
     [
         (["trainhead"], 2, "did you mean train-head?"),
         (["swep"], 2, "did you mean sweep?"),
-        (["xyzzy"], 2, "there are: init, extract, train-head"),
+        (["xyzzy"], 2, "there are: init, extract, import, train-head"),
         (["train-head", "--head", "exakt"], 2, "did you mean exact?"),
         (["train-head", "--epoch", "3"], 2, "did you mean --epochs?"),
         (["predict", "x", "--run", "linear-last-cls"], 6, "did you mean linear-last-cls-1?"),

@@ -167,7 +167,9 @@ def start(
     words = [str(word) for word in argv]
     if forked and can_fork(env):
         return ForkedProcess(be_the_command, words, env, stdin=stdin, stdout=stdout, stderr=stderr)
-    return subprocess.Popen([COMMAND, *words], env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+    return subprocess.Popen(
+        [COMMAND, *words], env=env, stdin=stdin, stdout=stdout, stderr=stderr, preexec_fn=interruptible
+    )
 
 
 def shell(*argv: str | Path, stdin: str = "", **changes: str) -> Result:

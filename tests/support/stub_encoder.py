@@ -49,10 +49,13 @@ STUB_SPEC = EncoderSpec(
 class StubEncoder:
     """Encodes a text by its hash; `encoded` has the texts in order."""
 
-    backbone = SimpleNamespace(prepare=lambda rows: None, fused=())
+    backbone = SimpleNamespace(fused=())
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
+
+    def prepare(self, texts: int) -> None:
+        """Nothing has to be prepared."""
 
     def tokenize(self, texts: list[str], pairs: list[str] | None = None) -> StubTokens:
         """Count the characters of the texts."""
