@@ -95,14 +95,15 @@ def started(code: str, *argv: str) -> Iterator[tuple[int, subprocess.Popen[str]]
 
 
 def raw(port: int, content: bytes, seconds: float = 10) -> bytes:
-    """What comes back for these bytes, until the server closes or is silent."""
+    """What comes back for these bytes, until the server closes, resets (it left bytes unread) or is silent."""
+    found = b""
     with socket.create_connection(("127.0.0.1", port), seconds) as connection:
-        connection.sendall(content)
-        found = b""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(content)
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
             while part := connection.recv(65536):
                 found += part
-        return found
+    return found
 
 
 def request(body: bytes, *headers: str, length: int | None = None) -> bytes:
