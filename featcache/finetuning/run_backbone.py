@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from featcache.backbone.attentive import Attention
 from featcache.backbone.encoder import Encoder, document_settings
 from featcache.backbone.model_files.find import ModelFiles, find_model
+from featcache.backbone.model_files.kinds import ENDPOINT, FILES, kind_of
 from featcache.cache.view_names import join_views, split_name
 from featcache.errors import BackboneError, HeadError
 from featcache.fingerprint import EncoderDocument, TunedPart, differences
@@ -75,6 +76,12 @@ class RunBackbone:
                 f"{run.name} reads vectors of {head.encoder.endpoint.model}, which is behind an endpoint; "
                 "this needs the files of a backbone",
                 hint="predict and serve work with it, and ask the endpoint for each text",
+            )
+        if choice.model and (kind := kind_of(choice.model)) != FILES:
+            named = "an endpoint" if kind == ENDPOINT else "imported vectors"
+            raise HeadError(
+                f"{run.name} was trained with the backbone {made.model}, and --model names {named}",
+                hint="leave --model out, or give the folder of that backbone",
             )
         code = [name for name in head.encoder.files if name.endswith(".py")]
         if code and (exact or not choice.trust_remote_code):

@@ -178,6 +178,9 @@ def test_the_predictor_refuses_another_backbone(made: Made, tmp_path: Path) -> N
     other = build("bert", tmp_path / "other", seed=1)
     with pytest.raises(HeadError, match="trained with other files"):
         Predictor.from_run(made.run, model=str(other))
+    for named, kind in (("openai+http://localhost:1/v1#m", "an endpoint"), ("vectors:x", "imported vectors")):
+        with pytest.raises(HeadError, match=f"and --model names {kind}"):
+            Predictor.from_run(made.run, model=named)
 
 
 def test_the_predictor_refuses_changed_or_missing_trained_weights(made: Made, tmp_path: Path) -> None:
