@@ -64,7 +64,8 @@ def main() -> None:
         print(json.dumps({"rows": found}))
         return
     for row in found:
-        print(f"{row['server']:<32} {row['texts_a_second']:>6} texts/s  {row['ratio']:.3f} of the server's limit")
+        speed = f"{row['texts_a_second']:>6} texts/s"
+        print(f"{row['server']:<32} {speed}  {row['ratio']:.3f} of the server's limit")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from featcache.backbone.encoder import Encoder
 from featcache.backbone.model_files.find import find_model
 from featcache.backbone.throughput import gemm_peak, useful_flops
-from featcache.bench.peers.encoding import PEERS, POOLINGS, EncodingJob, PeerEncoder
+from featcache.bench.peers.encoding import POOLINGS, EncodingJob, PeerEncoder, usual_peers
 from featcache.bench.peers.process import Unavailable
 from featcache.bench.short_texts import LengthSpeed, measure_lengths
 from featcache.bench.timing import DIGITS, Machine, this_machine, timed
@@ -106,7 +106,7 @@ def bench_extract(
     settings: Settings,
     texts: Sequence[str],
     *,
-    peers: Sequence[str] = tuple(PEERS),
+    peers: Sequence[str] | None = None,
     peer_python: str = sys.executable,
     beside: int = 0,
     lengths: Sequence[int] = (),
@@ -116,7 +116,8 @@ def bench_extract(
 
     Args:
         settings: model, views, longest text and dtype; the same for all.
-        peers: names out of `PEERS`; those that are not installed are left out.
+        peers: names out of `featcache.bench.peers.encoding.PEERS`; None: the usual ones of the device.
+            Those that are not installed are left out.
         peer_python: the interpreter of the environment in which the peers are installed.
         beside: busy processes beside which featcache is measured once more; 0: it is not.
         lengths: tokens of texts that are made from `texts`; for each of them an extraction is measured.
@@ -210,7 +211,7 @@ class _Rivals:
 def _rivals(
     rounds: _Rounds,
     job: EncodingJob,
-    peers: Sequence[str],
+    peers: Sequence[str] | None,
     python: str,
     exact: Mapping[str, np.ndarray],
     on_progress: OnProgress,
@@ -218,7 +219,7 @@ def _rivals(
     """Every peer in turns with featcache."""
     made = _Rivals({}, {}, {})
     view = rounds.encoder.views[-1].name
-    for name in peers:
+    for name in usual_peers(rounds.encoder.backbone.device) if peers is None else peers:
         on_progress(Progress(name))
         try:
             with PeerEncoder(name, job, python) as peer:

@@ -220,7 +220,7 @@ def lying() -> bytes:
         ("a.json", b"[" * 9999, "a.json"),
         ("a.jsonl", b'{"text": "\\ud800"}', "none of the first 1 rows"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: value if isinstance(value, str) else "",  # packed bytes hold the time
 )
 def test_hostile_files_fail_with_a_sentence(
     name: str, content: bytes, words: str, client: TestClient

@@ -95,7 +95,7 @@ def started(code: str, *argv: str) -> Iterator[tuple[int, subprocess.Popen[str]]
 
 
 def raw(port: int, content: bytes, seconds: float = 10) -> bytes:
-    """What comes back for these bytes, until the server closes, resets (it left bytes unread) or is silent."""
+    """What comes back for these bytes, until the server closes, resets (bytes left unread) or is silent."""
     found = b""
     with socket.create_connection(("127.0.0.1", port), seconds) as connection:
         with contextlib.suppress(ConnectionError):

@@ -47,7 +47,8 @@ def _add_extract(benches: Commands) -> None:
     example += "featcache bench extract --peers sentence_transformers_bf16"
     parser = add_command(benches, "extract", about, example, run_extract)
     add_flag(parser, "--rows", "texts of the train split", 192, least=1)
-    add_flag(parser, "--peers", "only these peers; 'none' for none (default: all)", metavar="A,B,...")
+    names = "only these peers; 'none' for none (default: those usual here)"
+    add_flag(parser, "--peers", names, metavar="A,B,...")
     python = "the Python of an environment with the peers (default: this one)"
     add_flag(parser, "--peer-python", python, metavar="FILE")
     add_flag(parser, "--beside", "also measure beside N busy processes", 0, least=0)
@@ -176,11 +177,11 @@ def _texts(settings: Settings, rows: int) -> list[str]:
     return split.texts(np.unique(np.linspace(0, len(split) - 1, min(rows, len(split))).astype(int)))
 
 
-def _peers(asked: str | None) -> Sequence[str]:
+def _peers(asked: str | None) -> Sequence[str] | None:
     from featcache.bench.peers.encoding import PEERS
 
     if asked is None:
-        return tuple(PEERS)
+        return None
     names = [] if asked == "none" else [name.strip() for name in asked.split(",")]
     for name in names:
         if name not in PEERS:

