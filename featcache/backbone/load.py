@@ -50,6 +50,10 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles, *, stock: bool 
         known = _load_own(files, DTYPES[dtype_name], settings, stock=stock)
         model, tokenizer = known or _load_stock(files, dtype_name, settings.trust_remote_code)
     notes = merge_adapter(model, files.adapter, files.name) if files.adapter else []
+    if not files.is_static and is_emulated(dtype_name, device):
+        notes.append(
+            f"this processor only emulates {dtype_name}: float32 is several times faster (--dtype float32)"
+        )
     model.requires_grad_(False).eval().to(device)
     if known is None:
         _own_memory(model)
@@ -141,12 +145,18 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     """`auto` is bfloat16 if `device` multiplies it natively, else float32."""
     if name != "auto":
         return name
-    native = False
+    return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+
+
+def is_emulated(dtype: str, device: torch.device) -> bool:
+    """Whether a model computes by converting each number, on a processor without such arithmetic."""
+    return device.type == "cpu" and dtype != "float32" and not _multiplies_bfloat16(device)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        native = bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
-    return "bfloat16" if native else "float32"
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
 
 
 def dtype_for(files: ModelFiles, settings: BackboneSettings) -> str:

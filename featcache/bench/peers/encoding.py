@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.load import resolve_dtype
+from featcache.backbone.load import is_emulated
 from featcache.bench.peers import encoding_script
 from featcache.bench.peers.encoding_script import PEERS
 from featcache.bench.peers.process import Unavailable, cannot_start, environment, failure
@@ -29,10 +29,10 @@ INSTEAD_OF_BF16 = ("torch_compile_fp32", "openvino_fp32")  # where bfloat16 is e
 
 
 def usual_peers(device: torch.device) -> tuple[str, ...]:
-    """Those of `PEERS` that anybody would use on this device: in bfloat16 if it multiplies that natively."""
-    if resolve_dtype("auto", device) == "bfloat16":
-        return tuple(name for name in PEERS if name not in INSTEAD_OF_BF16)
-    return tuple(name for name in PEERS if not name.endswith("_bf16"))
+    """Those of `PEERS` that anybody would use on this device: in bfloat16 unless it only emulates that."""
+    if is_emulated("bfloat16", device):
+        return tuple(name for name in PEERS if not name.endswith("_bf16"))
+    return tuple(name for name in PEERS if name not in INSTEAD_OF_BF16)
 
 
 @dataclass(frozen=True)
