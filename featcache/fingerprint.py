@@ -55,15 +55,14 @@ def file_hash(path: Path) -> str:
 
 def row_hash(text: str | None, pair: str | None = None) -> bytes:
     """SHA-256 over text and pair, each tagged and length-prefixed: `None` is not `""`."""
-    digest = hashlib.sha256()
-    for part in (text, pair):
-        if part is None:
-            digest.update(b"\x00")
-        else:
-            content = part.encode("utf-8")
-            digest.update(b"\x01" + len(content).to_bytes(8, "little"))
-            digest.update(content)
-    return digest.digest()
+    return hashlib.sha256(_tagged(text) + _tagged(pair)).digest()
+
+
+def _tagged(part: str | None) -> bytes:
+    if part is None:
+        return b"\x00"
+    content = part.encode("utf-8")
+    return b"\x01" + len(content).to_bytes(8, "little") + content
 
 
 def row_hashes(texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:

@@ -17,7 +17,8 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.cache.description import FileDescription
 from featcache.cache.sealed_writer import Column
-from featcache.cache.shards import shard_paths, write_cache
+from featcache.cache.shards import shard_paths
+from featcache.cache.writing.cache_writer import write_cache
 from featcache.errors import CacheError
 from featcache.fingerprint import CacheDocument, Dtypes, EncoderDocument, LabelsPart, RowsPart
 from featcache.system.machine import peak_memory

@@ -15,6 +15,7 @@ from featcache.cache.local import FileFacts, LocalFiles
 from featcache.cache.record import record_path
 from featcache.cache.remote.mirror import Mirror
 from featcache.cache.staging import discard_work, partial_folder
+from featcache.cache.writing.cache_writer import write_cache
 from featcache.errors import CacheError
 from featcache.fingerprint import Difference, Request, canonical, differences
 from featcache.system.durable import TEMPORARY, explained, remove_temporaries
@@ -149,9 +150,9 @@ class Cache:
         *,
         replace: bool = False,
     ) -> bool:
-        """Write a cache file on this machine, see `shards.write_cache`; `push` brings it to the store."""
+        """Write a cache file on this machine, see `write_cache`; `push` brings it to the store."""
         taken = self.backend.shards_elsewhere(path)
-        return shards.write_cache(path, description, rows, columns, shard_size, replace=replace, taken=taken)
+        return write_cache(path, description, rows, columns, shard_size, replace=replace, taken=taken)
 
     def push(self, path: Path, *, replace: bool = False) -> None:
         """Bring a cache file and its record to the store, if there is one; see `LocalFiles.push`."""

@@ -165,15 +165,20 @@ def read_seal(file: BinaryIO, path: Path | str) -> Seal:
     return replace(seal, digest=lines[2].decode("ascii"))
 
 
+def gaps(size: int, user_block: int, columns: Mapping[str, ColumnEntry]) -> list[tuple[int, int]]:
+    """Where the bytes after the user block that belong to no column begin and end."""
+    start, found = user_block, []
+    for entry in sorted(columns.values(), key=lambda entry: entry.offset):
+        if entry.bytes:
+            found.append((start, entry.offset))
+            start = entry.offset + entry.bytes
+    return [*found, (start, size)]
+
+
 def structure_hash(file: BinaryIO, size: int, user_block: int, columns: Mapping[str, ColumnEntry]) -> str:
     """Checksum of every byte after the user block that belongs to no column."""
     digest = xxhash.xxh3_128()
-    start, gaps = user_block, []
-    for entry in sorted(columns.values(), key=lambda entry: entry.offset):
-        if entry.bytes:
-            gaps.append((start, entry.offset))
-            start = entry.offset + entry.bytes
-    for at, end in [*gaps, (start, size)]:
+    for at, end in gaps(size, user_block, columns):
         file.seek(at)
         while content := file.read(min(CHUNK, max(end - at, 0))):
             digest.update(content)

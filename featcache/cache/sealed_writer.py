@@ -21,11 +21,14 @@ from featcache.cache.seal import (
     Seal,
     are_apart,
     chunk_count,
+    gaps,
     structure_hash,
 )
 from featcache.errors import CacheError
 from featcache.system import durable as files
 from featcache.system.durable import explained, make_folder, publish, require_space, temporary_beside
+
+AT_ONCE = 16 << 20  # bytes after which the disk begins, so that it works while the next rows are made
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,6 @@ def write_sealed(
 ) -> bool:
     """Write a cache file, seal it, and publish it under `path` unless that is taken.
 
-    HDF5 lays out the empty file in memory; its few bytes and the rows are then written with plain file
-    writes into space that was reserved first, so that a full disk is an ordinary error and never reaches
-    HDF5, which can crash on one.
-
     Args:
         meta: JSON-able description, stored as `/meta`; small strings also become attributes.
         replace: take the place of a file of that name, in one step, instead of leaving it.
@@ -68,8 +67,23 @@ def write_sealed(
     Raises:
         CacheError: disk full or any other refusal of the file system; nothing is published.
     """
-    columns = _with_note(meta, columns)
-    layout = _lay_out(meta, columns)
+    return write_unsealed(path, meta, columns).publish(path, meta, replace=replace)
+
+
+def write_unsealed(path: Path, meta: Mapping[str, Any], columns: list[Column]) -> UnsealedFile:
+    """Write the rows of a cache file under a temporary name beside `path`.
+
+    HDF5 lays out the empty file in memory; the rows and, in `UnsealedFile.publish`, its few bytes are written
+    with plain file writes into space that was reserved first, so that a full disk is an ordinary error and
+    never reaches HDF5, which can crash on one.
+
+    Args:
+        meta: as long as the description that the file will have.
+
+    Raises:
+        CacheError: see `write_sealed`; no file is left.
+    """
+    layout = _lay_out(meta, _with_note(meta, columns))
     require_space(path.parent, layout.size, f"{path.name}")
     temporary = temporary_beside(path)
     with explained(path):
@@ -77,11 +91,11 @@ def write_sealed(
         try:
             with files.disk.open(temporary, "x+b") as file:
                 files.disk.reserve(file, layout.size)
-                _fill(file, layout, columns)
-            return publish(temporary, path, replace=replace)
+                sums = {column.name: _write_column(file, column, layout) for column in columns}
         except BaseException:
             files.disk.unlink(temporary)
             raise
+    return UnsealedFile(temporary, columns, layout, sums)
 
 
 def sealed_size(meta: Mapping[str, Any], columns: list[Column]) -> int:
@@ -97,12 +111,56 @@ def _with_note(meta: Mapping[str, Any], columns: list[Column]) -> list[Column]:
 
 @dataclass(frozen=True)
 class _FileLayout:
-    """Where everything is in a file to be written, and the pages with the bytes of HDF5 itself."""
+    """Where everything is in a file to be written, and the bytes of HDF5 itself."""
 
     size: int
     user_block: int
     entries: dict[str, ColumnEntry]
-    pages: dict[int, bytearray]
+    sketch: _Sketch
+
+
+@dataclass(frozen=True)
+class UnsealedFile:
+    """A cache file that has all rows, and no description and no name yet.
+
+    Attributes:
+        columns: what was written; their chunks are used up.
+        sums: checksums of the chunks, by column.
+    """
+
+    temporary: Path
+    columns: list[Column]
+    layout: _FileLayout
+    sums: dict[str, bytes]
+
+    def publish(self, path: Path, meta: Mapping[str, Any], *, replace: bool = False) -> bool:
+        """Describe the file, seal it, and publish it under `path`, in the same folder, unless that is taken.
+
+        Args:
+            meta, replace: see `write_sealed`.
+
+        Returns:
+            False when a file of that name was there already; it is left as it is.
+
+        Raises:
+            CacheError: see `write_sealed`; no file is left.
+        """
+        columns = _with_note(meta, self.columns)
+        layout = _lay_out(meta, columns)
+        with explained(path):
+            try:
+                if layout.entries != self.layout.entries:
+                    raise CacheError(
+                        f"{path}: the description has another length than was announced",
+                        hint="this is a fault of featcache: please report it",
+                    )
+                with files.disk.open(self.temporary, "r+b") as file:
+                    note = columns[-1]
+                    _seal(file, layout, {**self.sums, note.name: _write_column(file, note, layout)})
+                return publish(self.temporary, path, replace=replace)
+            except BaseException:
+                files.disk.unlink(self.temporary)
+                raise
 
 
 class _Sketch(io.RawIOBase):
@@ -137,6 +195,13 @@ class _Sketch(io.RawIOBase):
             self.pages.setdefault(page, bytearray(self.PAGE))[inside] = part
         self.size = max(self.size, self.position)
         return len(view)
+
+    def content(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`."""
+        found = bytearray(end - start)
+        self.seek(start)
+        self.readinto(found)
+        return bytes(found)
 
     def _parts(self, view: memoryview) -> Iterator[tuple[int, slice, memoryview]]:
         """Page, place in the page, and part of `view` that belongs there; moves the position on."""
@@ -191,20 +256,17 @@ def _lay_out(meta: Mapping[str, Any], columns: list[Column]) -> _FileLayout:
             "this HDF5 library places data where it cannot be",
             hint="use the h5py of PyPI: pip install --force-reinstall h5py",
         )
-    return _FileLayout(sketch.size, user_block, entries, sketch.pages)
+    return _FileLayout(sketch.size, user_block, entries, sketch)
 
 
-def _fill(file: BinaryIO, layout: _FileLayout, columns: list[Column]) -> None:
-    """Write what HDF5 wants, the rows and their checksums, then the seal."""
-    for page, content in layout.pages.items():
-        file.seek(page * _Sketch.PAGE)
-        file.write(content[: layout.size - page * _Sketch.PAGE])
-    for column in columns:
-        entry = layout.entries[column.name]
-        file.seek(entry.offset)
-        sums = _write_column(file, column)
+def _seal(file: BinaryIO, layout: _FileLayout, sums: Mapping[str, bytes]) -> None:
+    """Write what HDF5 wants and the checksums of the columns, then the seal."""
+    for start, end in gaps(layout.size, layout.user_block, layout.entries):
+        file.seek(start)
+        file.write(layout.sketch.content(start, end))
+    for name, entry in layout.entries.items():
         file.seek(entry.checksums)
-        file.write(sums)
+        file.write(sums[name])
     file.flush()
     structure = structure_hash(file, layout.size, layout.user_block, layout.entries)
     head = Seal(layout.size, layout.user_block, structure, layout.entries).to_bytes()
@@ -212,9 +274,11 @@ def _fill(file: BinaryIO, layout: _FileLayout, columns: list[Column]) -> None:
     file.write(head)
 
 
-def _write_column(file: BinaryIO, column: Column) -> bytes:
-    """Write all rows; the checksums of the bytes, one for each CHUNK."""
-    sums, chunk, room, written = bytearray(), xxhash.xxh3_128(), CHUNK, 0
+def _write_column(file: BinaryIO, column: Column, layout: _FileLayout) -> bytes:
+    """Write all rows in their place; the checksums of the bytes, one for each CHUNK."""
+    sums, chunk, room, written, begun = bytearray(), xxhash.xxh3_128(), CHUNK, 0, 0
+    start = layout.entries[column.name].offset
+    file.seek(start)
     for rows in column.chunks:
         content = np.ascontiguousarray(rows, dtype=DTYPES[column.dtype]).reshape(-1).view(np.uint8).data
         file.write(content)
@@ -226,6 +290,9 @@ def _write_column(file: BinaryIO, column: Column) -> bytes:
             if not room:
                 sums += chunk.digest()
                 chunk, room = xxhash.xxh3_128(), CHUNK
+        if written - begun >= AT_ONCE:
+            files.disk.begin_writing(file, start + begun, written - begun)
+            begun = written
     if written != column.nbytes:
         raise CacheError(
             f"{column.name}: {written} bytes came, {column.nbytes} were announced",

@@ -1,4 +1,4 @@
-"""A cache file of many sealed shards with one sealed manifest, written shard by shard and read as one file.
+"""A cache file of many sealed shards with one sealed manifest, read as one file.
 
 Beside the manifest `train-0123456789ab.h5` are `train-0123456789ab.shard-00000.h5` and so on. All are
 ordinary sealed files. The manifest has no rows: its description lists the shards in order, each with the
@@ -7,7 +7,6 @@ checksum of its seal, so that no other file is taken for one of them.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import os
 import re
@@ -20,14 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.description import SHARD, ColumnType, FileDescription, ShardEntry
+from featcache.cache.description import FileDescription, ShardEntry
 from featcache.cache.seal import CHUNK, DTYPES, HINT, ColumnEntry, chunk_count, intact
 from featcache.cache.sealed_file import SealedFile
-from featcache.cache.sealed_writer import Column, sealed_size, write_sealed
+from featcache.cache.sealed_writer import Column
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.fingerprint import CacheDocument
-from featcache.system import durable as files
-from featcache.system.durable import explained, remove_temporaries
 from featcache.system.sharded_array import ShardedColumn, as_array
 from featcache.system.units import parse_size
 
@@ -73,6 +70,16 @@ def owner_of(path: Path) -> Path | None:
     return path.with_name(named["stem"] + ".h5") if named else None
 
 
+def shard_path(path: Path, number: int, used: Collection[str] = ()) -> Path:
+    """Where a new shard of the cache file `path` goes.
+
+    Args:
+        used: names of shards that are in use, all made by one call; new shards get other names.
+    """
+    other = "b" if any(_NAME.fullmatch(name) and not name.endswith("b.h5") for name in used) else ""
+    return path.with_name(f"{path.stem}.shard-{number:05d}{other}.h5")
+
+
 def shard_paths(path: Path) -> list[Path]:
     """The files beside the cache file `path` that have names of its shards, in use or not."""
     found = path.parent.glob(f"{glob.escape(path.stem)}.shard-*.h5")
@@ -96,134 +103,10 @@ def cache_bytes(path: Path) -> int:
     return found
 
 
-# -- writing --------------------------------------------------------------------------------------
-
-
-def write_cache(
-    path: Path,
-    description: FileDescription,
-    rows: int,
-    columns: Columns,
-    shard_size: int,
-    *,
-    replace: bool = False,
-    taken: Collection[str] = (),
-) -> bool:
-    """Write a cache as one sealed file, or as shards of at most `shard_size` bytes if it is larger.
-
-    The manifest is published last, so that the cache exists completely or not at all. A call after an
-    interruption continues with the next shard. The caller holds the lock of `path`.
-
-    Args:
-        columns: the columns of some of the rows.
-        replace: replace a cache of that name in one step.
-        taken: names of the shards that a store has of the cache; new shards get other names.
-
-    Returns:
-        False if a cache of that name exists and `replace` is not set; it is not changed.
-
-    Raises:
-        UsageError: not even one row fits into `shard_size`.
-        CacheError: the disk is full, or the file system refuses; finished shards are kept.
-    """
-    whole = columns(slice(0, rows))
-    if sealed_size(description.to_json(), whole) <= shard_size:
-        done = write_sealed(path, description.to_json(), whole, replace=replace)
-    else:
-        used = {*taken, *(each.name for each in shards_in_use(path) or ())}
-        other = "b" if any(_NAME.fullmatch(name) and not name.endswith("b.h5") for name in used) else ""
-        entries = []
-        for number, part in enumerate(_parts(description, rows, columns, shard_size)):
-            shard = path.with_name(f"{path.stem}.shard-{number:05d}{other}.h5")
-            entries.append(_write_shard(shard, _of_shard(description, number, part), columns(part)))
-        done = write_sealed(path, _manifest(description, whole, entries).to_json(), [], replace=replace)
-    _remove_unused(path)
-    return done
-
-
-def _parts(description: FileDescription, rows: int, columns: Columns, shard_size: int) -> list[slice]:
-    """Rows of each shard: as few shards as possible, all about as long."""
-
-    def size(count: int) -> int:
-        longest = _of_shard(description, rows, slice(rows, 2 * rows))
-        return sealed_size(longest.to_json(), columns(slice(0, count)))
-
-    least, most = size(1), rows
-    if least > shard_size:
-        raise UsageError(
-            f"--shard-size {shard_size} bytes: a shard with a single row has {least}",
-            hint="shards of some GB read best: --shard-size 4GB",
-        )
-    fits = 1
-    while fits < most:  # the size grows with the rows
-        middle = (fits + most + 1) // 2
-        fits, most = (middle, most) if size(middle) <= shard_size else (fits, middle - 1)
-    count = -(-rows // fits)
-    return [slice(rows * number // count, rows * (number + 1) // count) for number in range(count)]
-
-
-def _of_shard(whole: FileDescription, number: int, rows: slice) -> FileDescription:
-    """The description of the shard with these rows."""
-    return FileDescription(
-        format=SHARD,
-        fingerprint=whole.fingerprint,
-        split=whole.split,
-        shard=number,
-        first_row=rows.start,
-        rows=rows.stop - rows.start,
-    )
-
-
-def _write_shard(path: Path, description: FileDescription, columns: list[Column]) -> ShardEntry:
-    """Write a shard, unless an earlier attempt finished the same shard and no byte of it has changed."""
-    shard = _finished(path, description)
-    if shard is None:
-        remove_temporaries(path)
-        write_sealed(path, description.to_json(), columns, replace=path.exists())
-        shard = _Shard(path)
-        if shard.description != description:
-            raise CacheError(f"{path} was replaced while it was written", hint="run the same command again")
-    truncated, n_tokens = (
-        shard.total(name) if name in shard.names else None for name in ("truncated", "n_tokens")
-    )
-    rows = description.rows or 0
-    return ShardEntry(path.name, rows, shard.nbytes, shard.digest, truncated=truncated, n_tokens=n_tokens)
-
-
-def _finished(path: Path, description: FileDescription) -> _Shard | None:
-    try:
-        shard = _Shard(path)
-        if shard.description == description:
-            shard.verify()
-            return shard
-    except CacheError:
-        pass
-    return None
-
-
-def _manifest(
-    description: FileDescription, columns: list[Column], shards: list[ShardEntry]
-) -> FileDescription:
-    types = {column.name: ColumnType(column.dtype, column.shape[1:]) for column in columns}
-    return dataclasses.replace(description, columns=types, shards=tuple(shards))
-
-
-def _remove_unused(path: Path) -> None:
-    """Remove the shards that are not part of the finished cache at `path`."""
-    used = shards_in_use(path)
-    if used is None:
-        return
-    with explained(path):
-        for shard in shard_paths(path):
-            remove_temporaries(shard)
-            if shard not in used:
-                files.disk.unlink(shard)
-
-
 # -- reading --------------------------------------------------------------------------------------
 
 
-class _Shard(SealedFile):
+class Shard(SealedFile):
     """A shard, checked with plain reads, because a memory map would count as memory of this process."""
 
     @property
@@ -272,7 +155,7 @@ class ShardedFile(SealedFile):
             what = f"{self.path}: the list of shards makes no sense: {error}"
             raise CorruptCache(what, hint=HINT) from error
         self.nbytes = manifest.nbytes + sum(each.bytes for each in self.shards)
-        self._open: OrderedDict[int, _Shard] = OrderedDict()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
         self._good: set[tuple[Any, ...]] = set()  # shards that were checked, with their state then
         self._columns: dict[str, ShardedColumn] = {}
         self._lock = threading.RLock()
@@ -332,7 +215,7 @@ class ShardedFile(SealedFile):
             self._good.add(state)
         return rows
 
-    def _opened(self, number: int, *, again: bool = False) -> _Shard:
+    def _opened(self, number: int, *, again: bool = False) -> Shard:
         """The shard `number`, checked against the manifest.
 
         Args:
@@ -346,7 +229,7 @@ class ShardedFile(SealedFile):
             self._open.move_to_end(number)
             return self._open[number]
 
-    def _checked_or_fetched(self, entry: ShardEntry) -> _Shard:
+    def _checked_or_fetched(self, entry: ShardEntry) -> Shard:
         path = self.path.with_name(entry.name)
         self._fetch_shard(path)
         try:
@@ -356,10 +239,10 @@ class ShardedFile(SealedFile):
                 raise
             return self._checked(entry, path)
 
-    def _checked(self, entry: ShardEntry, path: Path) -> _Shard:
+    def _checked(self, entry: ShardEntry, path: Path) -> Shard:
         if not path.is_file():
             raise CorruptCache(f"{self.path}: its shard {path.name} is missing", hint=HINT)
-        shard = _Shard(path)
+        shard = Shard(path)
         found = {name: (one.dtype, one.shape) for name, one in shard._entries.items() if name != "meta"}
         wanted = {name: (kind.dtype, (entry.rows, *kind.shape)) for name, kind in self._types.items()}
         if (shard.digest, shard.nbytes) != (entry.seal, entry.bytes) or found != wanted:

@@ -50,7 +50,7 @@ def open_tables(data: DataSettings) -> tuple[dict[str, Callable[[], SplitTable]]
         found = {split: partial(_file_table, split, paths, data) for split, paths in files}
     else:
         if location.folder is not None:
-            sets = _saved(location.folder)
+            sets = open_saved_splits(location.folder)
         else:
             sets = load_from_hub(location.hub_id, location.config, data.dataset_revision)
         found = {str(key): partial(_dataset_table, str(key), one, data) for key, one in sets.items()}
@@ -96,7 +96,12 @@ def _innermost(feature: Any) -> Any:
     return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
 
 
-def _saved(folder: Path) -> Mapping[str, datasets.Dataset]:
+def open_saved_splits(folder: Path) -> Mapping[str, datasets.Dataset]:
+    """The splits in a folder that `datasets` saved; a single dataset is train.
+
+    Raises:
+        SourceError: it is no such folder, or a damaged one.
+    """
     import datasets
 
     try:

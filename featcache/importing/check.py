@@ -1,17 +1,21 @@
-"""A first look at all vectors of a split, before anything is written: are they usable, and which are they?"""
+"""The vectors and rows of a split on their way to a file: are they usable, and which are they?"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
+from featcache.data.split import Split
 from featcache.errors import SourceError
+from featcache.fingerprint import RowsPart, row_hashes
 from featcache.importing.vector_file import VectorFile, read_ahead
 from featcache.system.progress import OnProgress, Progress, ignore
 
+TEXTS = 4096  # that are read at a time
 STORED = {"float16": "<f2", "float32": "<f4"}
 
 
@@ -39,32 +43,83 @@ class SplitVectors:
             inside = wanted[low:high] - begin
             chosen = block if len(inside) == len(block) else block[inside]
             begin += len(block)
-            with np.errstate(over="ignore"):  # what does not fit becomes infinite, which `check` refuses
+            with np.errstate(over="ignore"):  # what does not fit becomes infinite, which `first_bad` finds
                 stored = np.ascontiguousarray(chosen, dtype=STORED[self.storage])
             yield stored
 
-    def check(self, split: str, on_progress: OnProgress = ignore) -> str:
-        """XXH3-128 of the stored bytes of all vectors.
+
+class CheckedVectors:
+    """The vectors of a split, each checked when it is read, once and in order.
+
+    Args:
+        split: its name, for messages.
+        stage: of the progress.
+    """
+
+    def __init__(
+        self, vectors: SplitVectors, split: str, stage: str, on_progress: OnProgress = ignore
+    ) -> None:
+        self.vectors, self._split, self._stage, self._on_progress = vectors, split, stage, on_progress
+        self._state = vectors.file.state
+        self._digest, self._done = xxhash.xxh3_128(), 0
+        self._first: np.ndarray | None = None
+        self._differ = False
+
+    def blocks(self, part: slice = slice(None)) -> Iterator[np.ndarray]:
+        """The vectors of the next rows, see `SplitVectors.blocks`.
 
         Raises:
-            SourceError: a number is not finite, or all vectors are equal.
+            SourceError: a number is not finite.
         """
-        digest, done, first, differ = xxhash.xxh3_128(), 0, None, False
-        for block in self.blocks():
+        for block in self.vectors.blocks(part):
             if (bad := first_bad(block)) is not None:
-                raise unusable(self, int(self.rows[done + bad]))
-            if first is None:
-                first = block[0].copy()
-            differ = differ or bool((block != first).any())
-            digest.update(block.reshape(-1).view(np.uint8).data)
-            done += len(block)
-            on_progress(Progress("check", split, done, len(self.rows)))
-        if not differ and done > 1:
+                raise unusable(self.vectors, int(self.vectors.rows[self._done + bad]))
+            if self._first is None:
+                self._first = block[0].copy()
+            self._differ = self._differ or bool((block != self._first).any())
+            self._digest.update(block.reshape(-1).view(np.uint8).data)
+            yield block
+            self._done += len(block)
+            self._on_progress(Progress(self._stage, self._split, self._done, len(self.vectors.rows)))
+
+    def identity(self) -> str:
+        """XXH3-128 of the stored bytes of all vectors, once all were read.
+
+        Raises:
+            SourceError: all vectors are equal, or the file changed since the first one was read.
+        """
+        where = self.vectors.file.where
+        if self.vectors.file.state != self._state:
             raise SourceError(
-                f"all {done:,} vectors of {split} in {self.file.where} are equal, whatever the text",
+                f"{where} changed while it was imported",
+                hint="run the same command again once no program writes to it",
+            )
+        if not self._differ and self._done > 1:
+            raise SourceError(
+                f"all {self._done:,} vectors of {self._split} in {where} are equal, whatever the text",
                 hint="was each text encoded by itself? look at the vectors of two texts",
             )
-        return digest.hexdigest()
+        return self._digest.hexdigest()
+
+
+class HashedRows:
+    """The row hashes of a split, made when they are read, once and in order."""
+
+    def __init__(self, split: Split) -> None:
+        self._split, self._chain = split, hashlib.sha256()
+
+    def blocks(self, part: slice = slice(None)) -> Iterator[np.ndarray]:
+        """The hashes of the next rows, uint8 `[n, 32]`."""
+        start, stop, _ = part.indices(len(self._split))
+        for begin in range(start, stop, TEXTS):
+            rows = slice(begin, min(begin + TEXTS, stop))
+            hashes = row_hashes(self._split.texts(rows), self._split.pairs(rows))
+            self._chain.update(hashes.tobytes())
+            yield hashes
+
+    def identity(self) -> RowsPart:
+        """Of all rows, once all were read."""
+        return RowsPart(len(self._split), self._chain.hexdigest())
 
 
 def first_bad(block: np.ndarray) -> int | None:

@@ -35,10 +35,10 @@ def open_vectors(path: Path, array: str | None = None, split: str | None = None)
     """
     path = path.expanduser()
     with reading(path):
-        mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
+        about = path.stat()
+    if stat.S_ISDIR(about.st_mode):
         return open_saved(path, array, split)
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
         raise SourceError(f"{path} is a device or a pipe", hint="write the vectors into a file")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -46,4 +46,6 @@ def open_vectors(path: Path, array: str | None = None, split: str | None = None)
             f"{path}: no file of vectors has this ending",
             hint=f"endings: {' '.join(READERS)}; or a folder of dataset.save_to_disk",
         )
+    if not about.st_size:
+        raise SourceError(f"{path} is empty", hint="write the vectors again")
     return replace(reader(path, array), path=path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from featcache.cache.catalog import CacheFile, view_column
 from featcache.cache.description import FileDescription
 from featcache.cache.record import CacheRecord, Provenance, write_record
 from featcache.cache.sealed_writer import Column
-from featcache.cache.shards import Columns
+from featcache.cache.writing.cache_writer import unsealed_cache
 from featcache.data.split import Split
 from featcache.errors import SourceError, UsageError
 from featcache.fingerprint import (
@@ -28,15 +30,14 @@ from featcache.fingerprint import (
     RowsPart,
     VectorsPart,
     differences,
-    row_hashes,
 )
-from featcache.importing.check import SplitVectors
+from featcache.importing.check import CheckedVectors, HashedRows, SplitVectors
 from featcache.system.durable import remove_temporaries
-from featcache.system.hashes import FileState
 from featcache.system.lock import discard_lock, locked
-from featcache.system.progress import OnProgress, Progress, ignore
+from featcache.system.progress import OnProgress, ignore
 
 VIEW = "vectors"  # the name of the only view
+WAIT = 10.0  # seconds for a process that looks whether somebody writes the file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,34 +67,27 @@ class VectorSealer:
             UsageError: the name has other vectors, rows or labels of this split.
             CacheError: the file cannot be written.
         """
-        with self._name_locked():
+        # One process at a time imports under a name, so that it stands for one set of vectors.
+        with _own_lock(self.cache.folder / "imports" / self.name):
             return self._seal(split, vectors, time.perf_counter())
-
-    @contextmanager
-    def _name_locked(self) -> Iterator[None]:
-        """One process at a time imports under a name, so that it stands for one set of vectors."""
-        target = self.cache.folder / "imports" / self.name
-        with locked(target):
-            yield
-            discard_lock(target)
 
     def _seal(self, split: Split, vectors: SplitVectors, began: float) -> tuple[CacheFile, bool]:
         known = self.cache.imported(PREFIX + self.name)
-        encoder, state = self._encoder(vectors), vectors.file.state
+        encoder = self._encoder(vectors)
         split = with_labels_of(split, known.get("train"))
         for other in known.values():
             self._check_agrees(encoder, split, other)
-        hashes = np.concatenate([row_hashes(*batch) for batch in split.batches()])
-        rows, labels = RowsPart.of(hashes), LabelsPart.of(split.labels, split.label_names)
-        document = CacheDocument(
-            encoder, (VIEW,), rows, labels, imported=vectors.check(split.name, self.on_progress)
-        )
-        if (before := known.get(split.name)) is not None:
-            if before.document == document:
-                return before, True
-            raise self._taken(before, document)
-        columns = _columns(split, vectors, hashes, state, self.on_progress)
-        return self._write(split, document, columns, began), False
+        before, labels = known.get(split.name), LabelsPart.of(split.labels, split.label_names)
+        checked = CheckedVectors(vectors, split.name, "seal" if before is None else "check", self.on_progress)
+        about = CacheDocument(encoder, (VIEW,), RowsPart(len(split), ""), labels)
+        new = _ImportedSplit(split, about, checked, HashedRows(split))
+        if before is None:
+            return self._write(new, began), False
+        for blocks in (checked.blocks(), new.rows.blocks()):
+            deque(blocks, maxlen=0)
+        if before.document != new.document():
+            raise self._taken(before, new.document())
+        return before, True
 
     def _encoder(self, vectors: SplitVectors) -> EncoderDocument:
         """Of all splits of the name; nothing is encoded, so that there is no prompt and no longest text."""
@@ -136,34 +130,57 @@ class VectorSealer:
             f"featcache cache rm {before.fingerprint[:12]}",
         )
 
-    def _write(self, split: Split, document: CacheDocument, columns: Columns, began: float) -> CacheFile:
-        model, cache = PREFIX + self.name, self.cache
-        path = cache.path(self.dataset, model, split.name, document.fingerprint)
-        description = FileDescription(
+    def _write(self, new: _ImportedSplit, began: float) -> CacheFile:
+        """Read vectors and texts once; the file gets its name from them when they are all written."""
+        unnamed = self._path(new.split, new.unread)
+        with _own_lock(unnamed):
+            remove_temporaries(unnamed)
+            description, count = self._description(new.split, new.unread), len(new.split)
+            with unsealed_cache(unnamed, description, count, new.columns, self.shard_size) as written:
+                document = new.document()
+                path = self._path(new.split, document)
+                with locked(path, WAIT):
+                    written.publish(path, self._description(new.split, document))
+                    made = self._made(new.split, began)
+                    write_record(path, CacheRecord(document.fingerprint, made=made))
+        self.cache.push(path)
+        return self.cache.file(path)
+
+    def _path(self, split: Split, document: CacheDocument) -> Path:
+        return self.cache.path(self.dataset, PREFIX + self.name, split.name, document.fingerprint)
+
+    def _description(self, split: Split, document: CacheDocument) -> FileDescription:
+        return FileDescription(
             format="featcache",
             fingerprint=document.fingerprint,
             split=split.name,
-            model=model,
+            model=PREFIX + self.name,
             document=document.to_json(),
         )
-        with locked(path):
-            remove_temporaries(path)
-            cache.write(path, description, len(split), columns, self.shard_size)
-            made = replace(
-                self.made,
-                seconds=time.perf_counter() - began,
-                pairs=split.has_pairs,
-                encoded=0,
-                tokens=0,
-                created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                dataset=self.dataset,
-                model=model,
-                host=platform.node(),
-                versions={"numpy": version("numpy")},
-            )
-            write_record(path, CacheRecord(document.fingerprint, made=made))
-        cache.push(path)
-        return cache.file(path)
+
+    def _made(self, split: Split, began: float) -> Provenance:
+        return replace(
+            self.made,
+            seconds=time.perf_counter() - began,
+            pairs=split.has_pairs,
+            encoded=0,
+            tokens=0,
+            created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            dataset=self.dataset,
+            model=PREFIX + self.name,
+            host=platform.node(),
+            versions={"numpy": version("numpy")},
+        )
+
+
+@contextmanager
+def _own_lock(target: Path) -> Iterator[None]:
+    """The lock of something that is no file, and leaves none."""
+    with locked(target):
+        try:
+            yield
+        finally:
+            discard_lock(target)
 
 
 def with_labels_of(split: Split, train: CacheFile | None) -> Split:
@@ -194,39 +211,40 @@ def with_labels_of(split: Split, train: CacheFile | None) -> Split:
     return replace(split, labels=hot, label_names=names)
 
 
-def _columns(
-    split: Split,
-    vectors: SplitVectors,
-    hashes: np.ndarray,
-    state: FileState | None,
-    on_progress: OnProgress,
-) -> Columns:
-    """All columns of the file for any of its rows; no vector is read before it is written.
+@dataclass(frozen=True)
+class _ImportedSplit:
+    """What becomes one file.
 
-    Args:
-        state: of the file of vectors before it was checked.
+    Attributes:
+        about: the document, but for what is known once vectors and rows were read.
     """
 
-    def counted(rows: slice) -> Iterator[np.ndarray]:
-        done = rows.start
-        for block in vectors.blocks(rows):
-            yield block
-            done += len(block)
-            on_progress(Progress("seal", split.name, done, len(split)))
-        if vectors.file.state != state:  # nothing is published
-            raise SourceError(
-                f"{vectors.file.where} changed while it was imported",
-                hint="run the same command again once no program writes to it",
-            )
+    split: Split
+    about: CacheDocument
+    vectors: CheckedVectors
+    rows: HashedRows
 
-    def of_rows(rows: slice) -> list[Column]:
-        count, labels = len(range(len(split))[rows]), split.labels[rows]
+    @property
+    def unread(self) -> CacheDocument:
+        """As long as `document`."""
+        return replace(self.about, rows=RowsPart(len(self.split), "0" * 64), imported="0" * 32)
+
+    def document(self) -> CacheDocument:
+        """Once vectors and rows were read.
+
+        Raises:
+            SourceError: see `CheckedVectors.identity`.
+        """
+        return replace(self.about, rows=self.rows.identity(), imported=self.vectors.identity())
+
+    def columns(self, rows: slice) -> list[Column]:
+        """All columns of the file for any of its rows; nothing is read before it is written."""
+        found = self.vectors.vectors
+        count, labels = len(range(len(self.split))[rows]), self.split.labels[rows]
         return [
-            Column(view_column(VIEW), (count, vectors.file.width), vectors.storage, counted(rows)),
+            Column(view_column(VIEW), (count, found.file.width), found.storage, self.vectors.blocks(rows)),
             Column("labels", labels.shape, labels.dtype.name, [labels]),
-            Column("row_hash", (count, 32), "uint8", [hashes[rows]]),
+            Column("row_hash", (count, 32), "uint8", self.rows.blocks(rows)),
             Column("n_tokens", (count,), "int32", [np.zeros(count, np.int32)]),  # nobody counted them
             Column("truncated", (count,), "uint8", [np.zeros(count, np.uint8)]),
         ]
-
-    return of_rows

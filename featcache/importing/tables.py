@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.data.arrow_table import quiet_datasets
+from featcache.data.arrow_table import open_saved_splits, quiet_datasets
 from featcache.data.formats.lines import first_line
 from featcache.errors import SourceError
 from featcache.importing.vector_file import VectorFile, check_matrix, choose_array, row_ranges
@@ -47,22 +47,13 @@ def open_parquet(path: Path, asked: str | None = None) -> VectorFile:
 
 def open_saved(folder: Path, asked: str | None = None, split: str | None = None) -> VectorFile:
     """A column of lists of a folder that `datasets` saved; of several splits that of the name `split`."""
-    import datasets
-
     with quiet_datasets():
-        try:
-            found = datasets.load_from_disk(str(folder))
-        except Exception as error:  # a broken folder raises errors of many types
-            raise SourceError(
-                f"cannot read {folder}: {first_line(error)}",
-                hint="a folder is one that dataset.save_to_disk wrote",
-            ) from error
-    if isinstance(found, datasets.DatasetDict):
-        names = [*found]
-        name = split if split in names else names[0] if len(names) == 1 else None
-        if name is None:
-            raise SourceError(f"{folder} has the splits {', '.join(names)}", hint="name one: --split train")
-        found = found[name]
+        splits = open_saved_splits(folder)
+    names = [*splits]
+    name = split if split in names else names[0] if len(names) == 1 else None
+    if name is None:
+        raise SourceError(f"{folder} has the splits {', '.join(names)}", hint="name one: --split train")
+    found = splits[name]
     table = found.with_format("arrow")
 
     def batches(name: str, start: int, stop: int, step: int) -> Iterator[pa.Array]:

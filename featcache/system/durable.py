@@ -53,6 +53,12 @@ class Disk:
         else:
             file.truncate(nbytes)
 
+    def begin_writing(self, file: BinaryIO, start: int, nbytes: int) -> None:
+        """Let the system bring bytes of `file` to the disk, if it can be told to; nothing is waited for."""
+        if hasattr(os, "posix_fadvise"):
+            file.flush()
+            os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_DONTNEED)  # keeps unwritten bytes
+
     def fsync(self, file: BinaryIO) -> None:
         """Make the bytes of `file` durable, including those in Python's buffer."""
         file.flush()

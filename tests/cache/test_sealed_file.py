@@ -20,10 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featcache.cache import sealed_writer
 from featcache.cache.seal import CHUNK, DTYPES
 from featcache.cache.sealed_file import SealedFile
-from featcache.cache.sealed_writer import Column, write_sealed
+from featcache.cache.sealed_writer import Column, write_sealed, write_unsealed
 from featcache.errors import CacheError, CorruptCache
+from featcache.system.durable import Disk
 
 META = {"format": "featcache", "split": "train", "document": {"文": ["好", None, 1.5]}, "number": 7}
 
@@ -425,6 +427,30 @@ def test_publishing_works_without_hard_links(tmp_path: Path, monkeypatch: pytest
     first = (tmp_path / "a.h5").read_bytes()
     assert small(tmp_path / "a.h5", seed=1) is False
     assert (tmp_path / "a.h5").read_bytes() == first and leftovers(tmp_path) == ["a.h5"]
+
+
+def test_a_file_gets_its_description_and_its_name_after_its_rows(tmp_path: Path) -> None:
+    values = np.arange(1000, dtype="<f4").reshape(100, 10)
+    write_sealed(tmp_path / "known.h5", {"of": "abc"}, [column("a", values)])
+    file = write_unsealed(tmp_path / "unnamed.h5", {"of": "???"}, [column("a", values)])
+    with pytest.raises(CacheError):
+        SealedFile(file.temporary)  # without a seal it is no cache file
+    assert file.publish(tmp_path / "named.h5", {"of": "abc"})
+    assert (tmp_path / "named.h5").read_bytes() == (tmp_path / "known.h5").read_bytes()
+    assert leftovers(tmp_path) == ["known.h5", "named.h5"]
+    file = write_unsealed(tmp_path / "unnamed.h5", {"of": "???"}, [column("a", values)])
+    with pytest.raises(CacheError, match="another length"):
+        file.publish(tmp_path / "other.h5", {"of": "longer than announced"})
+    assert leftovers(tmp_path) == ["known.h5", "named.h5"]
+
+
+def test_the_disk_works_while_rows_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(sealed_writer, "AT_ONCE", 3000)
+    monkeypatch.setattr(Disk, "begin_writing", lambda _, file, start, nbytes: begun.append((start, nbytes)))
+    write_sealed(tmp_path / "a.h5", META, [column("a", np.zeros((1000, 4), "<f4"), 100)])
+    offset = SealedFile(tmp_path / "a.h5")._entries["a"].offset
+    assert begun == [(offset + 3200 * number, 3200) for number in range(5)]
 
 
 def test_write_sealed_makes_folders(tmp_path: Path) -> None:

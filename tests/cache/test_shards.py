@@ -29,8 +29,9 @@ from featcache.cache.export_arrays import export
 from featcache.cache.gc import collect, survey
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed
-from featcache.cache.shards import cache_bytes, shard_paths, shards_in_use, write_cache
+from featcache.cache.shards import cache_bytes, shard_paths, shards_in_use
 from featcache.cache.verify import verify
+from featcache.cache.writing.cache_writer import write_cache
 from featcache.errors import CacheError, CorruptCache, UsageError
 from featcache.system import sharded_array as shard_column
 from featcache.system.durable import remove_temporaries
@@ -457,7 +458,10 @@ def test_replace_swaps_the_whole_cache_or_nothing(tmp_path: Path, monkeypatch: p
     new["views/last-cls"] = new["views/last-cls"] + np.float16(1)
     path = write(tmp_path, old)
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.cache.shards._manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "featcache.cache.writing.cache_writer._manifest",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path, new, replace=True)
     assert verify(path).ok and np.array_equal(CacheFile(path).features("last/cls").x, old["views/last-cls"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +20,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheError, CacheMiss, SourceError, UsageError
 from featcache.fingerprint import row_hashes
-from featcache.importing import seal, vector_file
+from featcache.importing import arrays, check, vector_file
 from featcache.settings import load_settings
 from tests.support.cli_tools import Cli
 from tests.support.vector_files import LABELS, labelled_vectors, write_texts, write_vectors
@@ -244,15 +247,14 @@ def test_a_file_that_changes_meanwhile_is_not_sealed(
     here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, _ = write(here)
-    checked = seal.SplitVectors.check
+    written = check.CheckedVectors.identity
 
-    def change(*args: object) -> str:
-        found = checked(*args)  # type: ignore[arg-type]
+    def change(checked: check.CheckedVectors) -> str:
         np.save(vectors, labelled_vectors(seed=5)[0])
         os.utime(vectors, ns=(1, 1))
-        return found
+        return written(checked)
 
-    monkeypatch.setattr(seal.SplitVectors, "check", change)
+    monkeypatch.setattr(check.CheckedVectors, "identity", change)
     refused = cli("import", vectors, "--texts", "texts.csv", "--as", "mine")
     assert refused.code == SourceError.exit_code
     assert "changed while it was imported" in refused.err
@@ -273,32 +275,75 @@ def test_large_vectors_become_shards(cli: Cli, here: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from featcache.importing import seal
-write, count = seal.SplitVectors.blocks, 0
-def blocks(self, part=slice(None)):
-    for block in write(self, part):
-        yield block
-        if part != slice(None):
-            os.kill(os.getpid(), signal.SIGKILL)
-seal.SplitVectors.blocks = blocks
+from featcache.cache import sealed_writer
+from featcache.importing import check
 from featcache_cli.main import main
-main(sys.argv[1:])
+blocks, publish, count = check.CheckedVectors.blocks, sealed_writer.publish, int(sys.argv[1])
+def kill_while_reading(self, part=slice(None)):
+    for block in blocks(self, part):
+        yield block
+        os.kill(os.getpid(), signal.SIGKILL)
+def kill_before_publishing(*args, **more):
+    global count
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return publish(*args, **more)
+if count == 0:
+    check.CheckedVectors.blocks = kill_while_reading
+sealed_writer.publish = kill_before_publishing
+main(sys.argv[2:])
 """
 
 
-def test_a_kill_while_it_is_written_leaves_nothing_that_is_taken_for_vectors(cli: Cli, here: Path) -> None:
-    write(here)
-    argv = ["import", "v.npy", "--texts", "texts.csv", "--split", "train", "--as", "mine"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *argv], capture_output=True, check=False)
+@pytest.mark.parametrize(("publishing", "size"), [(0, "4GB"), (1, "4GB"), (2, "40kB")])
+def test_a_kill_while_it_is_written_leaves_nothing_that_is_taken_for_vectors(
+    cli: Cli, here: Path, publishing: int, size: str
+) -> None:
+    write(here, rows=900)
+    argv = [
+        "import",
+        "v.npy",
+        "--texts",
+        "texts.csv",
+        "--split",
+        "train",
+        "--as",
+        "mine",
+        "--shard-size",
+        size,
+    ]
+    words = [sys.executable, "-c", KILLED, str(publishing), *argv]
+    killed = subprocess.run(words, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not cached(here)
-    assert list(here.glob("cache/*/*/*"))  # what the killed process left
+    assert list(here.glob("cache/*/*/.tmp-*"))  # what the killed process left
     cli.ok(*argv)
     np.testing.assert_array_equal(
-        np.asarray(cached(here)["train"].features("vectors").x), labelled_vectors()[0]
+        np.asarray(cached(here)["train"].features("vectors").x[:]), labelled_vectors(rows=900)[0]
     )
     left = {path.suffix for path in here.glob("cache/*/vectors_mine/*")}
     assert left <= {".h5", ".json", ".lock"}
+    assert not list(here.glob("cache/*/*/.tmp-*"))
+
+
+def test_each_vector_is_read_once(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(here)
+    read: list[tuple[int, int]] = []
+    real = vector_file.VectorFile
+
+    def counting(*args: Any, **more: Any) -> vector_file.VectorFile:
+        file = real(*args, **more)
+
+        def rows(start: int, stop: int) -> Iterator[np.ndarray]:
+            read.append((start, stop))
+            return file.read(start, stop)
+
+        return dataclasses.replace(file, read=rows)
+
+    monkeypatch.setattr(arrays, "VectorFile", counting)
+    cli.ok("import", "v.npy", "--texts", "texts.csv", "--split", "train", "--as", "mine")
+    assert read == [(0, 60)]
 
 
 def test_cache_commands_know_imported_vectors(cli: Cli, here: Path) -> None:

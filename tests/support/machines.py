@@ -13,7 +13,7 @@ from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile, add_request
 from featcache.cache.sealed_file import SealedFile
 from featcache.cache.sealed_writer import Column, write_sealed
-from featcache.cache.shards import write_cache
+from featcache.cache.writing.cache_writer import write_cache
 from featcache.system.stores import Remote, opened
 from tests.support.documents import cache_document, encoder_document, make_request
 

@@ -1,0 +1,1 @@
+"""Rows become a cache: one sealed file, or shards with a manifest."""
