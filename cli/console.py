@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from featcache.translation.language import gettext as _
 from featcache.translation.language import pgettext
 from featcache.translation.sentences import translated, translated_lines
+from featcache_cli.line_breaks import broken
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
     from rich.table import Table
-    from rich.text import Text
 
     from featcache.errors import FeatcacheError
 
@@ -40,6 +40,7 @@ def err() -> Console:
 def _console(**where: Any) -> Console:
     """A console that prints texts as they are: no markup, no emoji codes, no highlighting, no escapes."""
     from rich.console import Console
+    from rich.text import Text
 
     from featcache.system.text import readable
 
@@ -54,7 +55,15 @@ def _console(**where: Any) -> Console:
             return super().render_str(readable(text), **options)
 
         def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-            """Texts of others hold no control characters; those of rich are in segments of their own."""
+            """Texts of others hold no control characters; those of rich are in segments of their own.
+
+            Lines end where `broken` ends them.
+            """
+            options = options or self.options
+            if isinstance(renderable, str):
+                renderable = self.render_str(renderable)
+            if isinstance(renderable, Text) and not (renderable.no_wrap or options.no_wrap):
+                renderable = broken(renderable, options.max_width)
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=readable(segment.text))
 

@@ -21,7 +21,7 @@ from featcache.system.packages import version_notes
 from featcache.translation.language import LANGUAGES, in_language, language_from, noted
 from featcache.translation.language import gettext as _
 from featcache_cli.console import err, note, print_error
-from featcache_cli.help import add_help_flags, grouped_commands, print_short_help
+from featcache_cli.help import HELP_TEXT, add_help_flags, grouped_commands, in_help, print_short_help
 from featcache_cli.progress import DOWNLOAD, Meter
 
 COMMANDS = (
@@ -32,17 +32,23 @@ COMMANDS = (
 INTERRUPTED = 130
 CONTINUES = noted("what is finished is kept, and the same command continues from it")
 
-DESCRIPTION = """\
+DESCRIPTION = noted(
+    """\
 Run a frozen Transformer once over your texts, cache its features,
 train heads in seconds. To begin: featcache run reviews.csv
-"""
+""",
+    HELP_TEXT,
+)
 
-EXIT_CODES = """\
+EXIT_CODES = noted(
+    """\
 exit codes: 0 done, 2 usage, 3 data, 4 model, 5 cache, or the disk is full
 or refuses, 6 head or run, 7 worse than another run (compare --fail-if-worse),
 1 anything else, 130 interrupted.
 Settings come from flags, then featcache.toml, then the defaults.
-"""
+""",
+    HELP_TEXT,
+)
 
 
 def word_of(module: str) -> str:
@@ -172,11 +178,11 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 def _parser(first: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Of all commands, or of the one that the first word names: the others take time to import."""
-    from rich_argparse import RawDescriptionRichHelpFormatter  # here: a package that is missing is explained
+    from featcache_cli.help_formatter import HelpFormatter  # here: a package that is missing is explained
 
     parser = _Parser(
         prog="featcache",
-        formatter_class=RawDescriptionRichHelpFormatter,
+        formatter_class=HelpFormatter,
         add_help=False,
     )
     add_help_flags(parser)
@@ -187,7 +193,7 @@ def _parser(first: Sequence[str] = ()) -> argparse.ArgumentParser:
         import_module(f"featcache_cli.commands.{name}").add(commands)
     if not asked:
         about = {name: command.description or "" for name, command in commands.choices.items()}
-        parser.description = f"{DESCRIPTION}\n{grouped_commands(about)}"
+        parser.description = f"{in_help(DESCRIPTION)}\n{grouped_commands(about)}"
     parser.epilog = EXIT_CODES
     parser.set_defaults(parser=parser, root=parser, run=_begin)
     return parser

@@ -6,15 +6,14 @@ import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from rich_argparse import RawDescriptionRichHelpFormatter
-
 from featcache.backbone.model_files.kinds import VECTORS, kind_of
 from featcache.errors import UsageError
 from featcache.option import Option
 from featcache.settings import Settings, build_settings, load_settings, options
 from featcache.system.stores import is_remote, shown
 from featcache.translation.language import LANGUAGES
-from featcache_cli.help import add_help_flags
+from featcache_cli.help import EXAMPLE, add_help_flags
+from featcache_cli.help_formatter import HelpFormatter
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -30,6 +29,7 @@ TITLES = {
 }  # of the groups of settings in --help: what the user decides
 PLACES = ("--cache-dir", "--reports-dir", "--output")  # flags that name where a command writes
 ONE_LEVEL = "--max-error answers as many texts as it allows"
+OWN_METAVARS = {"--prices": "MODEL=X,...", "--backbones": "A=MODEL,..."}
 METAVARS = {int: "N", float: "X", dict: "train=F,...", tuple: "A,B,..."}
 
 
@@ -51,8 +51,8 @@ def add_command(
     parser = commands.add_parser(
         name,
         description=help[0].upper() + help[1:] + ".",
-        epilog="example:\n" + "\n".join(f"  {line}" for line in example.splitlines()),
-        formatter_class=RawDescriptionRichHelpFormatter,
+        epilog=f"{EXAMPLE}\n" + "\n".join(f"  {line}" for line in example.splitlines()),
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
@@ -183,9 +183,7 @@ def _with_default(help: str, default: Any) -> str:
 def _metavar(kind: Any, choices: Collection[str], flag: str) -> str:
     if choices:
         return "{" + ",".join(choices) + "}"
-    if flag == "--prices":
-        return "MODEL=X,..."
-    return METAVARS.get(kind) or flag.upper().rpartition("-")[2]
+    return OWN_METAVARS.get(flag) or METAVARS.get(kind) or flag.upper().rpartition("-")[2]
 
 
 def _parser_of(kind: type, flag: str, least: float | None) -> Callable[[str], Any]:

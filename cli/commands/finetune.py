@@ -10,6 +10,8 @@ from featcache.finetuning.recipe import Recipe, load_recipe
 from featcache.settings import options
 from featcache.system.text import sparkline
 from featcache.system.units import seconds_text, size_text
+from featcache.translation.language import gettext as _
+from featcache.translation.sentences import translated
 from featcache_cli.chosen_run import add_name_flag, check_name, with_name
 from featcache_cli.commands import train_head
 from featcache_cli.console import note, out, print_result
@@ -72,17 +74,19 @@ def show(run: Run) -> None:
     if not about:
         return
     console = out()
-    losses = [loss for _, loss in about.curve]
+    losses = [loss for step, loss in about.curve]
     if len(losses) > 1:
-        console.print(
-            f"loss by step {sparkline(losses, 48)} {losses[0]:.3f} to {losses[-1]:.3f}", style="dim"
-        )
+        course = "loss by step {line} {first:.3f} to {last:.3f}"
+        line = sparkline(losses, 48)
+        console.print(_(course, line=line, first=losses[0], last=losses[-1]), style="dim")
     if about.stopped:
-        console.print(f"stopped: {about.stopped}")
-    cached, seconds = run.record.bytes_cached, run.record.extraction_seconds
-    below = f"states cached: {size_text(cached)}, made once in {seconds_text(seconds)}; " if cached else ""
+        console.print(_("stopped: {reason}", reason=translated(about.stopped)))
+    cached, seconds = run.record.bytes_cached, seconds_text(run.record.extraction_seconds)
+    if cached:
+        made = "token states cached: {size}, made once in {seconds}"
+        console.print(_(made, size=size_text(cached), seconds=seconds), style="dim")
     rate = about.tokens / max(run.record.seconds, 1e-9)
-    console.print(f"{below}{about.steps:,} steps, {rate:,.0f} tokens/s", style="dim")
+    console.print(_("{steps:,} steps, {rate:,.0f} tokens/s", steps=about.steps, rate=rate), style="dim")
 
 
 def _train_head(args: argparse.Namespace, given: dict[str, Any], drawn: int | None) -> Run:
@@ -115,19 +119,20 @@ class TrainingMeter(Meter):
         super().__init__(quiet=quiet, names={"encode": "states"})
         self.part = part
         self._loss: float | None = None
-        self._validation = ""
+        self._accuracy: float | None = None
 
     def train(self, step: TrainingStep) -> None:
         if step.text:
             self.note(step.text)
         elif step.line:
             line = step.line
-            self._validation = f" validation {line.validation_accuracy:.4f}"
-            self.note(
-                f"epoch {line.epoch}: train loss {line.train_loss:.4f}, validation loss "
-                f"{line.validation_loss:.4f}, accuracy {line.validation_accuracy:.4f}"
-            )
+            self._accuracy = line.validation_accuracy
+            said = "epoch {epoch}: train loss {train:.4f}, validation loss {held:.4f}, accuracy {score:.4f}"
+            losses = {"train": line.train_loss, "held": line.validation_loss}
+            self.note(_(said, epoch=line.epoch, score=self._accuracy, **losses))
         else:
             self._loss = step.loss if self._loss is None else 0.9 * self._loss + 0.1 * step.loss
-            info = f"loss {self._loss:.4f}{self._validation}"
+            both = "loss {loss:.4f} validation {accuracy:.4f}"
+            said = "loss {loss:.4f}" if self._accuracy is None else both
+            info = _(said, loss=self._loss, accuracy=self._accuracy)
             self.step(f"train {self.part}", step.step, step.steps, info)

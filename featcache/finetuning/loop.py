@@ -98,13 +98,14 @@ class Tuner:
             try:
                 self._step()
             except Diverged as error:
-                stopped = f"{error} in step {self.state.step + 1} of {self.steps}"
+                where = f"{error} in step {self.state.step + 1} of {self.steps}"
                 if self.best is None:
                     raise HeadError(
-                        f"{stopped}, before the first epoch was done",
+                        f"{where}, before the first epoch was done",
                         hint="use a smaller --lr, a longer --warmup, or --dtype float32",
                     ) from None
-                self._tell(f"{stopped}: the best epoch is kept")
+                self._tell(f"{where}: the best epoch is kept")
+                stopped = where
                 break
             if self.state.step % self.per_epoch == 0:
                 stopped = self._end_epoch()

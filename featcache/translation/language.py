@@ -16,6 +16,8 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
+from featcache.translation.agreement import agreed, has_odd_count
+
 LANGUAGES = ("en", "zh")
 VARIABLE = "FEATCACHE_LANG"
 LOCALE_VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set counts, as in POSIX
@@ -87,7 +89,10 @@ def noted(message: str, context: str = "") -> str:
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:
-    return text.format_map(values) if values else text
+    """`text` with its values; in English a count of 1 has a singular after it, but in no text of others."""
+    said = text.format_map(values) if values else text
+    odd = any(isinstance(value, str) and has_odd_count(value) for value in values.values())
+    return said if odd or language() != "en" else agreed(said)
 
 
 def _catalogue() -> standard.NullTranslations:

@@ -10,6 +10,7 @@ import struct
 from functools import cache
 from string import Formatter
 
+from featcache.translation.agreement import agreed
 from featcache.translation.language import catalogue_file, language, noted, pgettext
 
 FINISHED = "finished"  # the context of templates in the catalogue
@@ -58,6 +59,9 @@ MORE = (
     noted("at least {least} and below {limit}", FINISHED),
     noted("above {limit} and at most {most}", FINISHED),
     noted("above {low} and below {high}", FINISHED),
+    noted("{error} in step {step} of {steps}", FINISHED),
+    noted("the loss became NaN or infinite", FINISHED),
+    noted("a gradient became NaN or infinite", FINISHED),
     noted("a finite number", FINISHED),
     noted("an empty object", FINISHED),
     noted("No such file or directory", FINISHED),
@@ -83,8 +87,13 @@ DEEPEST = 4  # sentences in sentences
 
 
 def translated(sentence: str, depth: int = 0) -> str:
-    """`sentence` in the language that is spoken; as it is where no template of the catalogue matches it."""
-    if language() == "en" or depth > DEEPEST:
+    """`sentence` in the language that is spoken; as it is where no template of the catalogue matches it.
+
+    An English sentence has a singular after a count of 1.
+    """
+    if language() == "en":
+        return agreed(sentence)
+    if depth > DEEPEST:
         return sentence
     for template in _templates(language()):
         if (found := template.values(sentence)) is not None:

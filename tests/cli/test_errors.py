@@ -87,7 +87,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ("train-head --seed 1.5", ("--seed", "whole number", "1.5")),
         ("predict --top-k 0 好", ("--top-k 0", "at least 1")),
         ("predict --top-k x 好", ("--top-k", "'x'")),
-        ("predict 好 --pair 甲 --pair 乙", ("1 texts", "2 --pair")),
+        ("predict 好 --pair 甲 --pair 乙", ("1 text but", "2 --pair")),
         ("cache rm", ("no files are named", "--all")),
         ("cache lss", ("'lss'", "did you mean ls?")),
         ("compare --config gone.toml", ("gone.toml", "featcache init")),

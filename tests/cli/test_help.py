@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from featcache_cli.help import GROUPS
+from featcache.translation.language import in_language
+from featcache_cli.help import GROUPS, help_text, short_help
 from featcache_cli.main import COMMANDS, _parser, word_of
 from tests.support.cli_tools import Cli, environment, widest
 
 MOST_LINES = 24
+SAME = ()  # help that Chinese has as it is
 CONTRACT = ("init", "extract", "train-head", "compare", "predict", "cache", "run", "demo")
 NAMES = sorted({*CONTRACT, *map(word_of, COMMANDS)})
 HEAVY = {"torch", "transformers", "datasets", "sklearn"}
@@ -49,6 +51,31 @@ def test_short_help_shows_the_flags_that_matter(cli: Cli) -> None:
 
 def test_the_command_alone_is_its_short_help(cli: Cli) -> None:
     assert cli.ok().out == cli.ok("-h").out and "featcache run reviews.csv" in cli.ok().out
+
+
+def test_help_is_chinese_where_that_is_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with in_language("zh"):
+        parsers = [_parser()]
+        for parser in parsers:
+            short, full = short_help(parser, 80), parser.format_help()
+            assert len(short) <= MOST_LINES and max(map(cell_len, short)) <= 80, short
+            assert widest(full) <= 80, full
+            assert short[0].startswith("用法：") and full.startswith("用法：")
+            shown = "".join(full.split())
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+                elif action.help:
+                    said = help_text(action)
+                    assert re.search("[\u4e00-\u9fff]", said) or said in SAME, said
+                    assert "".join(said.split()) in shown, said
+
+
+def test_a_default_is_told_once_and_in_words(cli: Cli) -> None:
+    assert re.search(r"checkpoint\s+\(default:\s+yes\)\n", cli.ok("finetune", "--help").out)
+    chinese = re.sub(r"\s+", "", cli.ok("finetune", "--help", "--lang", "zh").out)
+    assert "被中断的训练（默认：是）--name" in chinese and "（默认：0.0002）" in chinese
 
 
 def test_every_command_is_in_one_group() -> None:

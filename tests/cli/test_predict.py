@@ -45,7 +45,7 @@ def test_predict_labels_a_file(cli: Cli, trained: Path) -> None:
     Path("in.csv").write_text(ROWS, encoding="utf-8")
     result = cli.ok("predict", "--input", "in.csv", "--output", "out.jsonl")
     assert "2 of 3 rows labelled" in result.out and "out.jsonl" in result.out
-    assert "1 rows could not be labelled" in result.err and "line 3" in result.err
+    assert "1 row could not be labelled" in result.err and "line 3" in result.err
     assert widest(result.out) <= 80
     said = {row["id"]: row["prediction"] for row in read_rows("out.jsonl")}
     direct = cli.ok("predict", "房间干净，服务好", "坏电池 失望", "--json").json

@@ -22,7 +22,7 @@ def test_rows_and_labels_are_counted_over_all_splits() -> None:
         "train": from_texts("train", ["a", "b", "c"], ["x", "x", "y"], ["x", "y"]),
         "test": from_texts("test", ["d"], ["x"], ["x", "y"]),
     }
-    assert list(data_sentences(splits))[-1] == "3 train, 1 test rows; labels: x (3), y (1)"
+    assert list(data_sentences(splits))[-1] == "3 train, 1 test row; labels: x (3), y (1)"
     many = {"train": from_texts("train", [f"t{i}" for i in range(9)], [f"l{i}" for i in range(9)])}
     assert list(data_sentences(many))[-1].endswith("l5 (1) and 3 more")
     numbers = {"train": from_texts("train", ["a", "b"], [1.5, 4], task="regression")}

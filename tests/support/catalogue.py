@@ -6,6 +6,7 @@ drops what the source no longer says.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import itertools
 import json
@@ -19,6 +20,8 @@ from jinja2 import Environment
 from jinja2.ext import extract_from_ast
 
 from featcache.translation.sentences import FINISHED
+from featcache_cli.help import HELP_TEXT, help_parts
+from featcache_cli.main import _parser
 from tests.support.finished_sentences import Function, Module, finished_sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +29,7 @@ PO = ROOT / "featcache" / "translation" / "zh" / "LC_MESSAGES" / "featcache.po"
 MO = PO.with_suffix(".mo")
 HEADER = "Language: zh_CN\nContent-Type: text/plain; charset=UTF-8\nPlural-Forms: nplurals=1; plural=0;\n"
 COLUMN = "column"  # the context of headers of tables
+CONTEXTS = {"FINISHED": FINISHED, "HELP_TEXT": HELP_TEXT}  # by the name of their constant
 Key = tuple[str, str]  # context (or ""), message
 
 
@@ -53,6 +57,8 @@ def collected() -> dict[Key, Message]:
             message.where = path.relative_to(ROOT).as_posix()
             known = found.setdefault(message.key, message)
             known.plural = known.plural or message.plural
+    for message in _of_help():
+        found.setdefault(message.key, message)
     for template, where in finished_sentences(ROOT, paths).items():
         found.setdefault((FINISHED, template), Message(FINISHED, template, where=where))
     return dict(sorted(found.items(), key=lambda item: item[1].where))
@@ -84,8 +90,8 @@ def _texts(node: ast.expr, module: Module, function: Function | None, depth: int
         return [node.value] if isinstance(node.value, str) else []
     if isinstance(node, ast.IfExp):
         return [text for one in (node.body, node.orelse) for text in _texts(one, module, function, depth)]
-    if isinstance(node, ast.Name) and node.id == "FINISHED":
-        return [FINISHED]
+    if isinstance(node, ast.Name) and node.id in CONTEXTS:
+        return [CONTEXTS[node.id]]
     if isinstance(node, ast.Name) and depth < 3:
         values = module.values(node.id, function)
         return [text for value in values for text in _texts(value, module, function, depth + 1)]
@@ -97,6 +103,21 @@ def _of_template(path: Path) -> Iterator[Message]:
     names = {"_": "gettext", "ngettext": "ngettext", "pgettext": "pgettext"}
     for _, name, words in extract_from_ast(tree, tuple(names)):
         yield from _message(names[name], list(words) if isinstance(words, tuple) else [words])
+
+
+def _of_help() -> Iterator[Message]:
+    """What `-h` and `--help` of every command say, as the parsers have it."""
+    parsers = [_parser()]
+    for parser in parsers:
+        texts = [] if parser is parsers[0] else [parser.description]  # that of the first has the others in it
+        for group in parser._action_groups:
+            texts += [group.title, group.description] if group._group_actions else []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):  # its help is the names of commands
+                parsers += action.choices.values()
+            else:
+                texts.append(help_parts(action)[0])
+        yield from (Message(HELP_TEXT, text, where=f"{parser.prog} --help") for text in texts if text)
 
 
 def _message(function: str, words: list[object]) -> Iterator[Message]:

@@ -17,7 +17,7 @@ from pathlib import Path
 RETURNED = {
     "guarantee", "promise", "reason", "note", "unknown_text", "mostly_unknown_text", "read_as",
     "wrong_encoding", "bad_rows_note", "_left_out", "_list_note", "_doubts_of_the_fit", "_backtest",
-    "_memory_warnings", "_order_note",
+    "_memory_warnings", "_order_note", "_end_epoch",
 }  # fmt: skip
 MOST = 24  # templates of one sentence; a part with more alternatives stays a placeholder
 Parts = tuple[str | ast.expr, ...]  # text, and what is filled in
@@ -107,7 +107,7 @@ def finished_sentences(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     wanted: dict[str, set[str | int]] = {
         name: {0, "what", "hint"} for name in classes | {"failure", "ValueError"}
     }
-    wanted |= {"note": {0, "text"}, "Progress": {"text"}, "Fact": {0, 1}}
+    wanted |= {"note": {0, "text"}, "Progress": {"text"}, "TrainingStep": {"text"}, "Fact": {0, 1}}
     found: dict[str, str] = {}
     while True:
         before = sum(map(len, wanted.values()))

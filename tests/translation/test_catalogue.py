@@ -6,11 +6,18 @@ import gettext
 import re
 from string import Formatter
 
-from tests.support.catalogue import MO, PO, Key, collected, compiled, po_text, read_po
+import pytest
+
+from tests.support.catalogue import MO, PO, Key, Message, collected, compiled, po_text, read_po
 
 KNOWN = read_po()
 HAN = "[\u4e00-\u9fff]"
 SAME = re.compile("F1|MAE|RMSE|R²|token|(--|pip install |featcache ).*")  # the same in Chinese
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Key, Message]:
+    return collected()
 
 
 def placeholders(text: str) -> list[tuple[str, str, str]]:
@@ -20,8 +27,7 @@ def placeholders(text: str) -> list[tuple[str, str, str]]:
     )
 
 
-def test_every_message_of_the_source_is_translated_and_no_other() -> None:
-    found = collected()
+def test_every_message_of_the_source_is_translated_and_no_other(found: dict[Key, Message]) -> None:
     assert sorted(found.keys() - KNOWN.keys()) == [], "run: python -m tests.support.catalogue"
     assert sorted(KNOWN.keys() - found.keys()) == [], "run: python -m tests.support.catalogue"
     assert [key for key, message in KNOWN.items() if not message.translation] == []
@@ -30,13 +36,15 @@ def test_every_message_of_the_source_is_translated_and_no_other() -> None:
     }
 
 
-def test_collecting_finds_each_kind_of_message() -> None:
-    found = collected()
+def test_collecting_finds_each_kind_of_message(found: dict[Key, Message]) -> None:
     for key in (
         ("", "accuracy"),  # noted
         ("", "Confusion matrix"),  # a template of a page
         ("", "{count:,} row"),  # ngettext
         ("column", "differs in"),  # a column of a table
+        ("help", "Train the highest blocks with a head; the blocks below run once."),  # of a parser
+        ("help", "learning rate of the head"),  # without its default
+        ("help", "step by step"),  # noted with a context
         ("finished", "no run {name} in {reports_dir}"),  # raised as an f-string
         ("finished", "--input {source}: its ending is none of {names}, xlsx, zip"),  # by pieces
         ("finished", "label {names} in row {code} of {split} never occurs in train"),

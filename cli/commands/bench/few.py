@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def add(benches: Commands) -> None:
     about = "measure accuracies and seconds with few labels beside SetFit"
-    example = "featcache bench few --sets r8 --rows-per-class 8,16 --seeds 3 --peer-python peers/bin/python"
+    example = "featcache bench few --sets r8 --rows-per-class 8,16 --seeds 3"
     parser = add_command(benches, "few", about, example, run)
     add_flag(parser, "--sets", SETS_HELP, metavar="A,B,...")
     add_flag(parser, "--rows-per-class", "rows of each class", "8,16,64", metavar="N,...")

@@ -241,8 +241,8 @@ def show(made: LabelledFile) -> None:
     if made.truncated:
         note(f"{made.truncated:,} texts were longer than the maximum length and were truncated")
     if made.changed_cells:
-        what = "cells begin like a formula and have a ' in front, so that no spreadsheet calculates them"
-        note(f"{made.changed_cells:,} {what}; --raw-cells writes them as they are")
+        what = "cells that begin like a formula, so that no spreadsheet calculates them"
+        note(f"a ' was put before {made.changed_cells:,} {what}; --raw-cells writes them as they are")
     if made.mostly_unknown:
         note(mostly_unknown_text(made.mostly_unknown, labelled))
     if made.bad:
