@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 import pytest
 
 from featcache.errors import BackboneError
+from featcache.extraction.endpoint.canary import TEXTS as CANARY_TEXTS
 from featcache.labelling.answers import AnswersFile, AnswersHeader
-from featcache.labelling.encoding import BackgroundEncoding, EncodeWith, EncodingState
+from featcache.labelling.encoding import BackgroundEncoding, EncodeWith, EncodingState, features_of
 from featcache.labelling.session import LabelSession
 from featcache.labelling.texts import TextsToLabel
 from featcache.labelling.words import encoding_sentences
 from featcache.settings import Settings, build_settings
 from featcache.system.progress import OnProgress, Progress
+from tests.support.endpoint_server import EndpointServer, vectors_of
 
 TEXTS = TextsToLabel.of([f"{word} {number}" for number in range(30) for word in ("好房间", "坏房间", "服务")])
 
@@ -49,6 +52,22 @@ def test_features_come_from_the_cache_the_second_time(
     monkeypatch.setattr("featcache.backbone.encoder.Encoder.load", lambda *_: pytest.fail("loaded again"))
     second = session_in(tmp_path)
     assert ended(BackgroundEncoding(second, settings)).ready
+    assert second.pool is not None and (second.pool.x == first.pool.x).all()
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_an_endpoint_encodes_each_text_once(tmp_path: Path) -> None:
+    with EndpointServer() as server:
+        settings = build_settings({"model": server.model, "cache_dir": str(tmp_path / "cache")})
+        first = session_in(tmp_path, {"good": ["很好"], "bad": ["很差", "失望"]})
+        state = ended(BackgroundEncoding(first, settings))
+        assert state.ready and state.problem is None
+        assert first.pool is not None and first.pool.x.shape == (90, 16)
+        assert Counter(server.seen.answered) == Counter([*TEXTS.texts, "很好", "很差", "失望", *CANARY_TEXTS])
+        before, second = server.seen.requests, session_in(tmp_path)
+        assert ended(BackgroundEncoding(second, settings)).ready
+        np.testing.assert_allclose(features_of(TEXTS.texts, settings), vectors_of(TEXTS.texts), atol=1e-3)
+        assert server.seen.requests == before
     assert second.pool is not None and (second.pool.x == first.pool.x).all()
 
 

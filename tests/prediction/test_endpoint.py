@@ -107,6 +107,20 @@ def test_run_trains_heads_without_depth(
     assert "behind" not in done.err
 
 
+def test_sweep_compare_report_and_inspect_read_the_features_of_an_endpoint(
+    trained_by: Cli, server: EndpointServer
+) -> None:
+    before = server.seen.requests
+    trained_by.ok("sweep", *DATA, "--lr", "0.1,0.01", "--epochs", "3", "--quiet")
+    compared = trained_by.ok("compare", "--json").json["runs"]
+    assert {one["head"] for one in compared} == {"linear", "logistic"}
+    trained_by.ok("inspect", *DATA, "--quiet")
+    trained_by.ok("report", "--quiet")
+    pages = "".join(path.read_text("utf-8") for path in Path("reports").rglob("*.html"))
+    assert "tiny-embedding" in pages and "bad film" in pages
+    assert server.seen.requests == before  # all of them read the cache
+
+
 def test_the_estimator_reads_an_endpoint(server: EndpointServer, tmp_path: Path) -> None:
     extractor = FeatureExtractor(server.model, cache_dir=tmp_path)
     found = extractor.fit_transform(["good", "bad", "good"])

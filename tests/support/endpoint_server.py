@@ -15,13 +15,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 
 NAME = "tiny-embedding"
@@ -29,11 +30,17 @@ NAME = "tiny-embedding"
 
 def vector_of(text: str, width: int = 16, model: str = "a") -> np.ndarray:
     """The vector of a text, float32 `[width]` of length 1; other models give others."""
-    seed = int.from_bytes(hashlib.sha256(f"{model}\0{text}".encode()).digest()[:8], "little")
-    values = np.random.default_rng(seed).standard_normal(width)
+    return vectors_of([text], width, model)[0]
+
+
+def vectors_of(texts: Sequence[str], width: int = 16, model: str = "a") -> np.ndarray:
+    """The vector of each text, float32 `[N, width]`."""
+    drawn = b"".join(hashlib.shake_128(f"{model}\0{text}".encode()).digest(4 * width) for text in texts)
+    values = np.frombuffer(drawn, "<u4").reshape(len(texts), width) / 2.0**31 - 1.0
     for number, word in enumerate(("good", "bad", "fine", "poor")):  # so that a head can learn something
-        values[number % 2] += 6.0 * (word in text) * (1 if number % 2 == 0 else -1)
-    return (values / np.linalg.norm(values)).astype(np.float32)
+        has = np.array([word in text for text in texts])
+        values[:, number % 2] += 4.0 * has * (1 if number % 2 == 0 else -1)
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass
@@ -41,7 +48,7 @@ class Behaviour:
     """What the server does; may be changed while it runs.
 
     Attributes:
-        latency: seconds until an answer.
+        latency: seconds from a request to its answer.
         errors: share of the requests that get a 500, a 503 or a broken connection.
         most_inside: requests that are answered at a time; others get a 429. 0: no limit.
         rate: requests a second; others get a 429. 0: no limit.
@@ -112,6 +119,13 @@ class EndpointServer:
         """For `--model`."""
         return f"openai+{self.address}#{NAME}"
 
+    def note(self, texts: Sequence[str]) -> None:
+        """These texts are answered."""
+        self.seen.answered += texts
+        if self.log and texts:
+            with self.log.open("a") as log:
+                log.write("".join(json.dumps(text) + "\n" for text in texts))
+
     def __enter__(self) -> Self:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
@@ -122,6 +136,13 @@ class EndpointServer:
         self.http.server_close()
 
 
+class _Reply(NamedTuple):
+    status: int
+    content: Any  # bytes, or what JSON can hold
+    headers: Mapping[str, str] | None = None
+    texts: Sequence[str] = ()  # whose vectors these are
+
+
 class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -130,6 +151,7 @@ class _Request(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_POST(self) -> None:
+        arrived = time.monotonic()
         server: EndpointServer = self.server.endpoint  # type: ignore[attr-defined]
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         now = server.behaviour
@@ -148,15 +170,20 @@ class _Request(BaseHTTPRequestHandler):
                 if now.times == 0:
                     now.form = "right"
         if refused:
-            self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": now.retry_after})
+            self._send(_Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": now.retry_after}))
             return
+        reply: _Reply | None = None
         try:
-            if now.latency:
-                time.sleep(now.latency)
-            self._answer(server, asked, kind)
+            reply = self._reply(server, asked, kind)
+            time.sleep(max(0.0, arrived + now.latency - time.monotonic()))
         finally:
             with server.lock:
                 server.inside -= 1
+                server.note(reply.texts if reply else ())
+        if reply is None:
+            self.close_connection = True
+        else:
+            self._send(reply)
 
     def _is_full(self, server: EndpointServer) -> bool:
         now = server.behaviour
@@ -169,40 +196,41 @@ class _Request(BaseHTTPRequestHandler):
             server.tokens -= 1
         return bool(now.most_inside) and server.inside >= now.most_inside
 
-    def _answer(self, server: EndpointServer, asked: Mapping[str, Any], kind: str) -> None:
+    def _reply(self, server: EndpointServer, asked: Mapping[str, Any], kind: str) -> _Reply | None:
+        """None: the connection is broken off."""
         now, texts = server.behaviour, asked["input"]
         if kind in ("500", "503"):
-            self._send(int(kind), {"error": {"message": "for a moment"}})
-        elif kind in ("reset", "silent"):
+            return _Reply(int(kind), {"error": {"message": "for a moment"}})
+        if kind in ("reset", "silent"):
             if kind == "silent":
                 server.closing.wait(30)
-            self.close_connection = True
-        elif kind == "error":
-            self._send(now.status, {"error": {"message": now.message}})
-        elif kind == "redirect":
-            self._send(307, {}, {"Location": now.location})
-        elif kind == "html":
+            return None
+        if kind == "error":
+            return _Reply(now.status, {"error": {"message": now.message}})
+        if kind == "redirect":
+            return _Reply(307, {}, {"Location": now.location})
+        if kind == "html":
             page = b"<html><head><title>Sign in</title></head></html>"
-            self._send_bytes(200, page, {"Content-Type": "text/html"})
-        elif kind == "nothing":
-            self._send_bytes(200, b"")
-        elif now.most_texts and len(texts) > now.most_texts:
-            self._send(400, {"error": {"message": f"batch size must not be larger than {now.most_texts}"}})
-        elif now.bad_text and any(now.bad_text in text for text in texts):
-            self._send(400, {"error": {"message": "the text is too long"}})
-        else:
-            width = now.width if now.ignore_dimensions else asked.get("dimensions") or now.width
-            self._vectors(server, texts, kind, width)
+            return _Reply(200, page, {"Content-Type": "text/html"})
+        if kind == "nothing":
+            return _Reply(200, b"")
+        if now.most_texts and len(texts) > now.most_texts:
+            message = f"batch size must not be larger than {now.most_texts}"
+            return _Reply(400, {"error": {"message": message}})
+        if now.bad_text and any(now.bad_text in text for text in texts):
+            return _Reply(400, {"error": {"message": "the text is too long"}})
+        width = now.width if now.ignore_dimensions else asked.get("dimensions") or now.width
+        return _Reply(200, self._vectors(now, texts, kind, width), texts=texts)
 
-    def _vectors(self, server: EndpointServer, texts: list[str], kind: str, width: int) -> None:
-        now = server.behaviour
-        data: list[dict[str, Any]] = []
-        for number, text in enumerate(texts):
-            values = vector_of(text, width, now.model)
-            shown: Any = [round(float(value), 6) for value in values]
-            if kind == "base64":
-                shown = base64.b64encode(values.tobytes()).decode()
-            data.append({"object": "embedding", "index": number, "embedding": shown})
+    def _vectors(self, now: Behaviour, texts: list[str], kind: str, width: int) -> bytes:
+        rows = vectors_of(texts, width, now.model)
+        shown: list[Any] = rows.astype(float).round(6).tolist()
+        if kind == "base64":
+            shown = [base64.b64encode(row.tobytes()).decode() for row in rows]
+        data: list[dict[str, Any]] = [
+            {"object": "embedding", "index": number, "embedding": values}
+            for number, values in enumerate(shown)
+        ]
         if kind == "reversed":
             data.reverse()
         elif kind == "fewer":
@@ -214,20 +242,14 @@ class _Request(BaseHTTPRequestHandler):
         answer: dict[str, Any] = {"object": "list", "data": data, "model": NAME}
         if now.usage:
             answer["usage"] = {"total_tokens": sum(map(len, texts)), "prompt_tokens": sum(map(len, texts))}
-        body = json.dumps(answer).encode()
-        with server.lock:
-            server.seen.answered += texts
-            if server.log:
-                with server.log.open("a") as log:
-                    log.write("".join(json.dumps(text) + "\n" for text in texts))
-        self._send_bytes(200, body[: len(body) // 2] if kind == "half" else body)
+        body = msgspec.json.encode(answer)
+        return body[: len(body) // 2] if kind == "half" else body
 
-    def _send(self, status: int, content: Any, headers: Mapping[str, str] | None = None) -> None:
-        self._send_bytes(status, json.dumps(content).encode(), headers)
-
-    def _send_bytes(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+    def _send(self, reply: _Reply) -> None:
+        content = reply.content
+        body = content if isinstance(content, bytes) else msgspec.json.encode(content)
+        self.send_response(reply.status)
+        for name, value in {"Content-Type": "application/json", **(reply.headers or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self._headers_buffer.append(b"\r\n" + body)  # type: ignore[attr-defined]  # one write

@@ -169,7 +169,7 @@ class Client:
         body = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
         while True:
             try:
-                return self._try(body, len(texts))
+                return self._try(body, len(texts), again=bool(failures or waited))
             except ServerBusy as problem:
                 wait = problem.wait if problem.wait is not None else self._backoff(failures)
                 failures, waited = failures + (problem.wait is None), waited + wait
@@ -187,14 +187,14 @@ class Client:
     def _backoff(failures: int) -> float:
         return float(min(LONGEST_WAIT, FIRST_WAIT * 2**failures) * random.uniform(0.5, 1.0))
 
-    def _try(self, body: bytes, count: int) -> Vectors | str:
+    def _try(self, body: bytes, count: int, *, again: bool) -> Vectors | str:
         """One request; see `_answer_of`.
 
         Raises:
             ServerBusy, Passing: it may be sent again.
             BackboneError: it may not.
         """
-        began = self.window.enter(self._stopped)
+        began = self.window.enter(self._stopped, again=again)
         if began is None:
             raise Stopped
         taken = True
