@@ -100,9 +100,10 @@ types:
 	ln -sfn ../../cli build/types/featcache_cli
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml featcache featcache_cli
 
-# Two workers with one thread each: two OpenMP pools on few cores slow each other down.
+# Two workers with one thread each: two OpenMP pools on few cores slow each other down. Processes that tests start
+# read compiled modules, also where the environment says that Python writes none.
 tests:
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 10
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations 10
 
 setup: $(DEV)
 
