@@ -40,6 +40,8 @@ def fuse(model: nn.Module, blocks: nn.Module, *, int8: bool = False) -> list[str
             )
         on_cuda = next(model.parameters()).device.type == "cuda"
         return _fuse_pairs(blocks, CudaLinear) if on_cuda else []
+    if not int8 and private_torch.is_emulated("bfloat16", next(model.parameters()).device):
+        return []  # oneDNN has no such products for this processor
     kind: LinearKind = Int8Linear if int8 else OneDnnLinear
     done = _fuse_pairs(blocks, kind)
     if count := sum(_lay_out_linears(module, kind) for module in list(blocks.modules())):
@@ -226,7 +228,7 @@ class ProjectionPart(nn.Module):
 
 
 def _has_onednn(model: nn.Module) -> bool:
-    """Whether the swaps pay here: bfloat16 on a CPU, by a torch with oneDNN."""
+    """Whether the swaps can be made here: bfloat16 on a CPU, by a torch with oneDNN."""
     first = next(model.parameters())
     return (
         first.device.type == "cpu" and first.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()

@@ -17,10 +17,10 @@ from featcache.backbone.model_files.find import ModelFiles, require_unchanged
 from featcache.backbone.model_files.library_errors import library_errors
 from featcache.backbone.model_files.pickled_weights import loadable_folder
 from featcache.backbone.model_files.weight_files import weight_bytes
+from featcache.backbone.private_torch import is_emulated, multiplies_bfloat16
 from featcache.backbone.static.load import load_static
 from featcache.errors import BackboneError, UsageError
 from featcache.settings import BackboneSettings
-from featcache.system.machine import processor_flags
 
 
 class NoPooler(nn.Module):
@@ -145,18 +145,7 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     """`auto` is bfloat16 if `device` multiplies it natively, else float32."""
     if name != "auto":
         return name
-    return "bfloat16" if _multiplies_bfloat16(device) else "float32"
-
-
-def is_emulated(dtype: str, device: torch.device) -> bool:
-    """Whether a model computes by converting each number, on a processor without such arithmetic."""
-    return device.type == "cpu" and dtype != "float32" and not _multiplies_bfloat16(device)
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def dtype_for(files: ModelFiles, settings: BackboneSettings) -> str:
@@ -175,13 +164,6 @@ def _own_memory(model: torch.nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
-
-
-def cpu_capabilities() -> set[str]:
-    """Instruction sets of this processor that torch uses, for example `avx2` and `avx512_bf16`."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
-        return processor_flags()
-    return {name for name, able in torch.cpu.get_capabilities().items() if able is True}
 
 
 def _require_weights(files: ModelFiles, info: dict[str, Any]) -> None:

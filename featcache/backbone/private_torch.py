@@ -2,7 +2,8 @@
 
 The private calls are several times faster, but torch may drop or change them. At its first use each one is
 compared with its public counterpart on a few numbers. If it is absent, takes other arguments or returns
-other values, the public one is used instead, and a warning names it once.
+other values, the public one is used instead, and a warning names it once. What the processor itself
+can multiply is here, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+
+from featcache.system.machine import processor_flags
 
 CPU = torch.device("cpu")
 APPROXIMATE = {"erf": "none", "tanh": "tanh"}  # how torch calls the two GELUs
@@ -46,11 +49,32 @@ def checked(private: Call, public: Call, sample: Callable[[torch.device], Any], 
     if works:
         return private
     name = private.__name__.removeprefix("_private_")
+    here = "processor" if device.type == "cpu" else "GPU"
     warnings.warn(
-        f"torch {torch.__version__} has no {name} that works as expected; a slower public call replaces it",
+        f"torch {torch.__version__} has no {name} that works as expected on this {here}; a slower public "
+        "call replaces it",
         stacklevel=3,
     )
     return public
+
+
+def is_emulated(dtype: str, device: torch.device) -> bool:
+    """Whether a model computes by converting each number, on a processor without such arithmetic."""
+    return device.type == "cpu" and dtype != "float32" and not multiplies_bfloat16(device)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & cpu_capabilities())
+
+
+def cpu_capabilities() -> set[str]:
+    """Instruction sets of this processor that torch uses, for example `avx2` and `avx512_bf16`."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
+        return processor_flags()
+    return {name for name, able in torch.cpu.get_capabilities().items() if able is True}
 
 
 def _wave(*shape: int, device: torch.device = CPU) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from featcache.backbone.load import cpu_capabilities
+from featcache.backbone.private_torch import cpu_capabilities
 from featcache.errors import FeatcacheError
 from featcache.system.machine import available_cores
 

@@ -18,6 +18,7 @@ from featcache.backbone import fused_layers as fusing
 from featcache.backbone import model as backbones
 from featcache.backbone.fused_layers import Int8Linear, OneDnnLinear, ProjectionPart, fuse, measure_inputs
 from featcache.backbone.model import Backbone
+from featcache.backbone.private_torch import is_emulated
 from tests.support.stock import assert_no_farther, encoder, lively, load, loaded, mixed
 from tests.support.tiny import build
 
@@ -46,7 +47,8 @@ UNUSUAL: dict[str, tuple[str, dict[str, Any], tuple[int, int, int]]] = {
 }
 
 needs_onednn = pytest.mark.skipif(
-    not fusing._has_onednn(nn.Linear(1, 1).to(BF16)), reason="a torch without oneDNN's calls swaps nothing"
+    not fusing._has_onednn(nn.Linear(1, 1).to(BF16)) or is_emulated("bfloat16", torch.device("cpu")),
+    reason="nothing is swapped without products in bfloat16 and oneDNN's calls",
 )
 
 
@@ -113,6 +115,13 @@ def test_fuse_replaces_nothing_in_other_dtypes(dtype: str, tiny: Folder) -> None
     assert not any(
         type(module).__module__ == "featcache.backbone.fused_layers" for module in backbone.model.modules()
     )
+
+
+def test_fuse_replaces_nothing_in_bfloat16_that_is_emulated(
+    tiny: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.backbone.private_torch.cpu_capabilities", lambda: {"avx2"})
+    assert load(tiny("bert"), dtype="bfloat16").fused == []
 
 
 # ---------------------------------------------------------------- single modules

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from featcache.backbone.load import cpu_capabilities, resolve_device, resolve_dtype
+from featcache.backbone.load import resolve_device, resolve_dtype
 from featcache.backbone.model_files.find import find_model
+from featcache.backbone.private_torch import cpu_capabilities
 from featcache.errors import BackboneError, UsageError
 from tests.support.stock import (
     assert_features,
@@ -158,7 +159,7 @@ def test_resolve_device_and_dtype() -> None:
 def test_a_dtype_that_is_emulated_is_noted(
     flags: set[str], tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.backbone.load.cpu_capabilities", lambda: flags)
+    monkeypatch.setattr("featcache.backbone.private_torch.cpu_capabilities", lambda: flags)
     for dtype in ("float32", "bfloat16"):
         notes = load(tiny("bert"), dtype=dtype).notes
         emulated = dtype == "bfloat16" and "avx512_bf16" not in flags

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.load import is_emulated
+from featcache.backbone.private_torch import is_emulated
 from featcache.bench.peers import encoding_script
 from featcache.bench.peers.encoding_script import PEERS
 from featcache.bench.peers.process import Unavailable, cannot_start, environment, failure

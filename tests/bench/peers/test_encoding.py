@@ -56,7 +56,7 @@ def test_peers_in_bfloat16_run_where_it_is_native(monkeypatch: pytest.MonkeyPatc
     both = []
     for able in (True, False):
         flags = {"avx2", "avx512_bf16"} if able else {"avx2"}
-        monkeypatch.setattr("featcache.backbone.load.cpu_capabilities", lambda flags=flags: flags)
+        monkeypatch.setattr("featcache.backbone.private_torch.cpu_capabilities", lambda flags=flags: flags)
         both.append(usual_peers(torch.device("cpu")))
     native, emulated = both
     assert "torch_compile_bf16" in native and "torch_compile_fp32" not in native
