@@ -71,7 +71,9 @@ def both(works: dict[str, Path], cli: Cli, *argv: str) -> Any:
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if kind not in ("lexical", "attentive")]
 )  # it reads no cache
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "streamed"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(True, marks=pytest.mark.slow, id="kept"), pytest.param(False, id="streamed")]
+)
 def test_heads_trained_on_shards_are_the_same(
     works: dict[str, Path], kind: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

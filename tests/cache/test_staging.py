@@ -272,7 +272,14 @@ def test_locked_names_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     assert not list(target.parent.glob("*.holder"))
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "by",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_locked_takes_the_lock_of_a_dead_process(tmp_path: Path, by: signal.Signals) -> None:
     target = tmp_path / "a.h5"
     with holding(target) as other:

@@ -545,6 +545,7 @@ def test_cross_validation_encodes_each_text_once_and_a_second_process_none(
     assert sealed_rows(extractor) == len(set(texts))
 
 
+@pytest.mark.slow
 def test_grid_search_in_two_processes(extractor: FeatureExtractor) -> None:
     texts, labels = reviews(30)
     grid = {"features__view": ["last/cls", "last/mean"], "head__C": [0.01, 1.0]}

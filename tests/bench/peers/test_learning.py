@@ -15,6 +15,7 @@ TEXTS = [f"good {number}" for number in range(6)] + [f"bad {number}" for number 
 SPLIT = PeerTexts(TEXTS, [2] * 6 + [0] * 6)
 
 
+@pytest.mark.slow
 def test_sentence_transformers_trains_and_answers(tiny: object) -> None:
     pytest.importorskip("sentence_transformers")
     job = PeerJob(dict.fromkeys(("train", "validation", "test"), SPLIT), 3, str(tiny("bert")), longest=8)  # type: ignore[operator]
