@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ from featcache_cli.options import ONE_LEVEL, add_flag, settings_of
 if TYPE_CHECKING:
     from featcache.finetuning.run_backbone import BackboneChoice
     from featcache.prediction.predictor import Predictor
+    from featcache.runs.record import BackboneRecord
     from featcache.runs.run import Run
-    from featcache.settings import AbstentionSettings
+    from featcache.settings import AbstentionSettings, BackboneSettings
 
 
 def add_backbone_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +119,15 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     """What the flags and the settings file say about the backbone of a run.
 
     The settings file trusts a model that the user names, in it or by `--model`; none that only the run names.
+    Of several backbones it names the endpoints that may be asked; their own code runs by the flag alone.
     """
     from featcache.finetuning.run_backbone import BackboneChoice
 
     given = BackboneChoice(args.model, device=args.device, adapter=args.adapter)
-    own = settings_of(args).backbone
+    own, named = settings_of(args).backbone, chosen.record.backbone.named
+    if named:
+        asked = args.model or _endpoints_of(own, named)
+        return replace(given, model=asked, trust_remote_code=bool(args.trust_remote_code))
     if kind_of(own.model) == ENDPOINT and own.model == chosen.record.backbone.model and not args.model:
         return replace(given, model=own.model)
     if args.trust_remote_code is not None:
@@ -130,6 +135,14 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     if own.trust_remote_code and own.model == (args.model or chosen.record.backbone.model):
         return replace(given, model=own.model, revision=own.revision, hub=own.hub, trust_remote_code=True)
     return replace(given, trust_remote_code=bool(args.model) and own.trust_remote_code)
+
+
+def _endpoints_of(own: BackboneSettings, named: Mapping[str, BackboneRecord]) -> str | None:
+    """Of the several backbones of a run the endpoints that the settings file names too, `A=openai+...`."""
+    mine = {"": own.model} | (own.backbones or {})
+    same = [name for name, record in named.items() if mine.get(name) == record.model]
+    asked = [f"{name}={mine[name]}" for name in same if kind_of(mine[name]) == ENDPOINT]
+    return ",".join(asked) or None
 
 
 def load(args: argparse.Namespace, chosen: Run) -> Predictor:

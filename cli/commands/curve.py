@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featcache.settings import Settings
 
 SCORES = {"accuracy": noted("accuracy"), "macro_f1": noted("macro F1")}
+STEPS = {"encode": "states", "download": "download", "contrastive": "contrastive step, trainings"}
 TIMES = {
     2: noted("twice the labels ({rows:,} rows) would bring {gain:+.2f} points {ends}"),
     4: noted("four times the labels ({rows:,} rows) would bring {gain:+.2f} points {ends}"),
@@ -52,6 +53,8 @@ def add(commands: Commands) -> None:
     recipes = "few labels: the head recipes side by side, at so many rows of each class"
     add_flag(group, "--rows-per-class", f"{recipes} (e.g. 8,16,32,64)", metavar="N,...")
     add_flag(group, "--view", "which cached view (default: the first of --views)")
+    tried = "with --rows-per-class: the contrastive step beside them, up to 64 rows a class (default: yes)"
+    group.add_argument("--contrastive", action=argparse.BooleanOptionalAction, default=True, help=tried)
     no_settings = ("C", "penalty", "folds", "costs")
     add_settings(parser, "head", "backbone", "data", "features", "paths", "", without=no_settings)
 
@@ -75,12 +78,20 @@ def _run_recipes(args: argparse.Namespace) -> int:
     if args.metric != "accuracy":
         raise UsageError("--rows-per-class scores accuracy", hint="leave --metric out")
     sizes = whole_numbers(args.rows_per_class, "--rows-per-class")
-    with Meter(quiet=args.quiet) as meter:
+    settings = settings_of(args)
+    with Meter(quiet=args.quiet, names=STEPS) as meter:
 
         def draw(done: int, total: int) -> None:
             meter.step("recipes", done, total, "draws")
 
-        made = compare_recipes(settings_of(args), sizes, args.seeds, args.view, on_draw=draw)
+        if args.contrastive:
+            note("loading torch", quiet=args.quiet)
+            from featcache.finetuning.few_labels.side_by_side import StepBeside
+
+            beside = StepBeside(settings, meter)
+            made = compare_recipes(settings, sizes, args.seeds, args.view, beside=beside, on_draw=draw)
+        else:
+            made = compare_recipes(settings, sizes, args.seeds, args.view, on_draw=draw)
     print_result(args, made.document, lambda: show_recipes(made))
     note(f"saved in {made.folder}", quiet=args.quiet or args.json)
     return 0
@@ -98,14 +109,22 @@ def show_recipes(made: RecipeComparison) -> None:
     for one in made.scores:
         by_recipe.setdefault(one.recipe, []).append(one)
     for name, scores in by_recipe.items():
-        spreads = ["" if one.deviation is None else f" ±{100 * one.deviation:.1f}" for one in scores]
-        pairs = zip(scores, spreads, strict=True)
-        shown.add_row(name, *(f"{100 * one.accuracy:.1f}{spread}" for one, spread in pairs))
+        at = {one.rows_per_class: one for one in scores}
+        shown.add_row(translated(name), *(_accuracy(at.get(size)) for size in sizes))
         if all(one.clean_accuracy is not None for one in scores):
-            shown.add_row(_("  clean"), *(f"{100 * (one.clean_accuracy or 0):.1f}" for one in scores))
+            clean = (at[size].clean_accuracy if size in at else None for size in sizes)
+            shown.add_row(_("  clean"), *("-" if one is None else f"{100 * one:.1f}" for one in clean))
     console.print(shown)
     train_it = "±: standard deviation over the seeds; train it: featcache train-head --head auto"
     console.print(_(train_it))
+
+
+def _accuracy(score: RecipeScore | None) -> str:
+    """In percent with its deviation; `-` where the recipe was not trained."""
+    if score is None:
+        return "-"
+    spread = "" if score.deviation is None else f" ±{100 * score.deviation:.1f}"
+    return f"{100 * score.accuracy:.1f}{spread}"
 
 
 def _plan(args: argparse.Namespace) -> Plan:

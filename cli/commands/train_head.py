@@ -173,7 +173,7 @@ def train_auto(
 
         if contrastive:
             note("loading torch", quiet=quiet)
-            from featcache.finetuning.few_labels import train_few_labels
+            from featcache.finetuning.few_labels.train import train_few_labels
 
             def train(step: TrainingStep) -> None:
                 meter.step("train top blocks", step.step, step.steps)

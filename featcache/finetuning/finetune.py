@@ -93,6 +93,7 @@ def prepare(
     recipe: Recipe,
     view: str | None = None,
     *,
+    splits: dict[str, Split] | None = None,
     wait: float = 0.0,
     report: Callable[[Progress], None] | None = None,
 ) -> tuple[TuningJob, ModelFiles]:
@@ -101,6 +102,7 @@ def prepare(
     Args:
         train: as of `finetune`; None: the default of the recipe's objective, or all blocks where the backbone
             has fewer.
+        splits: of the source, the rows that states are needed of; by default those that the recipe asks for.
     """
     from featcache.finetuning.job import FrozenBackbone, SplitInputs, TuningJob
 
@@ -110,7 +112,7 @@ def prepare(
     settings = replace(settings, features=replace(settings.features, views=(view,)))
     job = Job(settings, report, wait=wait)
     settings = job.settings
-    splits = _load(settings, recipe.rows_per_class)
+    splits = splits or _load(settings, recipe.rows_per_class)
     encoder = job.encoder("train")
     blocks = encoder.backbone.num_blocks
     part = parse_part(train or recipe.default_part(blocks), blocks)

@@ -236,7 +236,7 @@ class TuningJob:
             files[f"{TRAINED}{'' if name == 'head' else '-last'}.safetensors"] = content
             trained = TunedPart(self.part.name, self.part.cut, hashlib.sha256(content).hexdigest())
             document = replace(self.frozen.document, tuned=trained)
-            scorer = Linear(weights.head["weight"].float().numpy(), weights.head["bias"].float().numpy())
+            scorer = _scorer(weights)
             found, began = self._features(tuner, "validation", document, weights), time.perf_counter()
             fit = self._with_words(Fit(scorer, scorer), found)
             seconds += time.perf_counter() - began
@@ -248,6 +248,11 @@ class TuningJob:
             features["test"] = self._beside(self._features(tuner, "test", document), fit.ngrams)
         training = self._training_record(tuned, fit, seconds)
         return save_trained(self.settings, training, heads, features, self.leaks, commit=commit, files=files)
+
+    def answers(self, tuner: Tuner, tuned: Tuned, split: str) -> np.ndarray:
+        """The labels that the best weights give the texts of a split, int64 `[N]`, as a saved run would."""
+        x = self._features(tuner, split, self.frozen.document, tuned.best).x
+        return np.asarray(_scorer(tuned.best).logits(x).argmax(axis=1))
 
     def _features(
         self, tuner: Tuner, split: str, document: EncoderDocument, weights: TrainedWeights | None = None
@@ -322,3 +327,7 @@ class TuningJob:
                 versions={name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
             ),
         )
+
+
+def _scorer(weights: TrainedWeights) -> Linear:
+    return Linear(weights.head["weight"].float().numpy(), weights.head["bias"].float().numpy())

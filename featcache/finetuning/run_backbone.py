@@ -69,7 +69,7 @@ class RunBackbone:
         """
         head, made = run.head(), run.record.backbone
         if head.encoder.named:
-            head, made = _named(head, run, name)
+            head, made = named_head(head, run, name)
         refuse_vectors(head)
         if head.encoder.endpoint is not None:
             raise HeadError(
@@ -145,8 +145,12 @@ def refuse_vectors(head: Head) -> None:
         )
 
 
-def _named(head: Head, run: Run, name: str | None) -> tuple[Head, BackboneRecord]:
-    """A head as if it read the views of one of its backbones alone, and what the run keeps of that one."""
+def named_head(head: Head, run: Run, name: str | None) -> tuple[Head, BackboneRecord]:
+    """A head as if it read the views of one of its backbones alone, and what the run keeps of that one.
+
+    Raises:
+        HeadError: no name, or one that run.json does not know.
+    """
     known, documents = run.record.backbone.named, {one.name: one.encoder for one in head.encoder.named}
     if name is None:
         raise HeadError(

@@ -17,13 +17,20 @@ from featcache.settings import FeatureSettings
 
 
 def run_endpoint(
-    run: Run, head: Head, part: EndpointPart, named: str | None, settings: EndpointSettings
+    run: Run,
+    head: Head,
+    part: EndpointPart,
+    named: str | None,
+    settings: EndpointSettings,
+    *,
+    name: str | None = None,
 ) -> EndpointEncoder:
     """The encoder of a head's features by its endpoint; the canary is compared before a text is sent.
 
     Args:
         named: what the user says is the model. Texts and key go to another machine only if the user names
             it: `run.json` is the word of whoever trained the head.
+        name: of the endpoint, where the head reads several backbones.
 
     Raises:
         UsageError: the endpoint is on another machine, and the user does not name it.
@@ -37,10 +44,11 @@ def run_endpoint(
             hint="name the endpoint that it was trained with, or train a head on vectors of the other one",
         )
     if named is None and not model.is_local:
+        own = "" if name is None else f"{name}="
         raise UsageError(
             f"{run.name} reads vectors of {model.name}; predicting sends texts and your key to {model.host}, "
             "which only you can allow, whatever the run says",
-            hint=f"--model openai+{model.address}#{model.name}, or the same model in featcache.toml",
+            hint=f"--model {own}openai+{model.address}#{model.name}, or the same model in featcache.toml",
         )
     document = head.encoder
     features = FeatureSettings(

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
+from featcache.backbone.endpoint.encoder import EndpointEncoder, SentTexts
 from featcache.backbone.tokens.encoded import Encoded
 from featcache.backbone.tokens.tokenization import TextTokens, Tokens
 from featcache.cache.view_names import named_view
+from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import UsageError
-from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone
+from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone, named_head, refuse_vectors
+from featcache.finetuning.run_endpoint import run_endpoint
 from featcache.fingerprint import EncoderDocument, joined_document
 from featcache.runs.run import Run
 
+OneEncoder = Encoder | EndpointEncoder
 
-def run_encoder(run: Run, choice: BackboneChoice) -> Encoder | None:
+
+def run_encoder(
+    run: Run, choice: BackboneChoice, endpoint: EndpointSettings | None = None, given: str | None = None
+) -> OneEncoder | JoinedEncoder | None:
     """What makes the features that the head of a run reads; None for words alone.
 
     Args:
-        choice: of several backbones, `model` and `adapter` name those that have moved: `A=FOLDER,B=FOLDER`.
+        choice: of several backbones, `model` and `adapter` name those that have moved, and the endpoints that
+            may be asked: `A=FOLDER,B=openai+https://...`.
+        endpoint: how endpoints are asked.
+        given: of several backbones, the name of the one whose vectors are there already.
 
     Raises:
-        HeadError, BackboneError, UsageError: see `RunBackbone.find` and `RunBackbone.encoder`.
+        HeadError, BackboneError, UsageError: see `RunBackbone.find`, `RunBackbone.encoder`, `run_endpoint`.
     """
-    head = run.head()
-    if not head.views:
+    head, asked = run.head(), endpoint or EndpointSettings()
+    known = [each.name for each in head.encoder.named]
+    names = [name for name in known if name != given]
+    if not head.views or (known and not names):
         return None
-    names = [each.name for each in head.encoder.named]
-    if not names:
+    if not known:
+        if (part := head.encoder.endpoint) is not None:
+            return run_endpoint(run, head, part, choice.model, asked)
         return RunBackbone.find(run, choice).encoder()
-    models, adapters = (_by_name(where, names) for where in (choice.model, choice.adapter))
-    encoders = {}
-    for name in names:
-        own = replace(choice, model=models.get(name), adapter=adapters.get(name))
-        encoders[name] = RunBackbone.find(run, own, name=name).encoder()
+    heads = {name: named_head(head, run, name)[0] for name in names}
+    for own in heads.values():
+        refuse_vectors(own)
+    models, adapters = (_by_name(where, known) for where in (choice.model, choice.adapter))
+    encoders: dict[str, OneEncoder] = {}
+    for name, own in heads.items():
+        if (part := own.encoder.endpoint) is not None:
+            encoders[name] = run_endpoint(run, own, part, models.get(name), asked, name=name)
+        else:
+            chosen = replace(choice, model=models.get(name), adapter=adapters.get(name))
+            encoders[name] = RunBackbone.find(run, chosen, name=name).encoder()
     return JoinedEncoder(encoders)
 
 
@@ -51,60 +70,71 @@ def _by_name(given: str | None, names: Sequence[str]) -> dict[str, str]:
     return {name: folder for name, _, folder in parts}
 
 
-@dataclass(frozen=True)
-class JoinedTokens(Tokens):
-    """The tokens of the same texts for several encoders: those of the first, and of `others` by name."""
+@dataclass(frozen=True, eq=False)
+class JoinedTokens:
+    """The same texts, ready for each of several encoders.
 
-    others: Mapping[str, Tokens] = field(default_factory=dict)
-
-
-class JoinedEncoder(Encoder):
-    """Encoders by the names of their backbones, used as one.
-
-    Lengths, counts of tokens and the budget of a batch are those of the first.
+    Attributes:
+        by_name: of an endpoint the texts that are on their way.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder]) -> None:
-        (self.name, first), *others = encoders.items()
-        self.first, self.others = first, dict(others)
-        self.backbone, self.storage, self.prompt = first.backbone, first.storage, first.prompt
-        self.max_length, self.long_text, self.overlap = first.max_length, first.long_text, first.overlap
+    by_name: Mapping[str, Tokens | SentTexts]
+
+    @property
+    def unknown_shares(self) -> np.ndarray:
+        """float64 `[N]`, of the first encoder."""
+        return next(iter(self.by_name.values())).unknown_shares
+
+
+class JoinedEncoder:
+    """Encoders by the names of their backbones, used as one.
+
+    Lengths, counts of tokens and progress are those of the first: one with a model on this machine, where
+    there is one. Endpoints come last: what a tokenizer refuses is not sent, and they answer while the models
+    on this machine run.
+    """
+
+    def __init__(self, encoders: Mapping[str, OneEncoder]) -> None:
+        self.encoders = dict(sorted(encoders.items(), key=lambda item: isinstance(item[1], EndpointEncoder)))
+        self.first = next(iter(self.encoders.values()))
+        self.max_length, self.long_text = self.first.max_length, self.first.long_text
         self.views = [
             replace(view, name=named_view(name, view.name))
             for name, encoder in encoders.items()
             for view in encoder.views
         ]
-        self.notes = [note for encoder in encoders.values() for note in encoder.notes]
         self.batch_tokens = min(encoder.batch_tokens for encoder in encoders.values())
 
     @property
     def document(self) -> EncoderDocument:
-        return joined_document({self.name: self.first.document} | {
-            name: encoder.document for name, encoder in self.others.items()
-        })  # fmt: skip
+        return joined_document({name: encoder.document for name, encoder in self.encoders.items()})
 
     @property
-    def width(self) -> int:
-        return self.first.width + sum(encoder.width for encoder in self.others.values())
+    def model_name(self) -> str:
+        """The names of all models."""
+        return ", ".join(encoder.model_name for encoder in self.encoders.values())
+
+    def prepare(self, texts: int) -> None:
+        """Get ready for about so many texts."""
+        for encoder in self.encoders.values():
+            encoder.prepare(texts)
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> JoinedTokens:
         """The tokens of each encoder."""
-        others = {name: encoder.tokenize(texts, pairs) for name, encoder in self.others.items()}
-        return JoinedTokens(**vars(self.first.tokenize(texts, pairs)), others=others)
+        return JoinedTokens({name: each.tokenize(texts, pairs) for name, each in self.encoders.items()})
 
-    def measure(self, text: str, pair: str | None = None) -> TextTokens:
+    def measure(self, text: str, pair: str | None = None) -> TextTokens | None:
         """Of the first encoder."""
         return self.first.measure(text, pair)
 
-    def encode(self, tokens: Tokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
+    def encode(self, tokens: JoinedTokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """The features of all encoders, by views with the names of their backbones."""
-        assert isinstance(tokens, JoinedTokens)
-        own = self.first.encode(tokens, on_batch)
-        made = {self.name: own} | {
-            name: encoder.encode(tokens.others[name]) for name, encoder in self.others.items()
+        made = {
+            name: encoder.encode(tokens.by_name[name], on_batch if encoder is self.first else None)  # type: ignore[arg-type]  # of its own
+            for name, encoder in self.encoders.items()
         }
         views = {
             named_view(name, view): x for name, encoded in made.items() for view, x in encoded.views.items()
         }
         truncated = np.logical_or.reduce([encoded.truncated for encoded in made.values()])
-        return Encoded(views, own.n_tokens, truncated)
+        return Encoded(views, next(iter(made.values())).n_tokens, truncated)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from featcache.backbone.encoder import Encoder
-from featcache.backbone.endpoint.encoder import EndpointEncoder, SentTexts
+from featcache.backbone.endpoint.encoder import SentTexts
 from featcache.backbone.tokens.tokenization import Tokens
 from featcache.data.formats.lines import Row
 from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import HeadError, SourceError
 from featcache.evaluation.costs import cheapest
 from featcache.finetuning.run_backbone import BackboneChoice
-from featcache.finetuning.run_endpoint import run_endpoint
 from featcache.fingerprint import differences
 from featcache.heads.abstention.abstention import Judgement
 from featcache.heads.head import Head
 from featcache.heads.lexical.ngrams import joined_texts
+from featcache.prediction.joined_encoder import JoinedEncoder, JoinedTokens, OneEncoder, run_encoder
 from featcache.runs.run import Run, load_run
 from featcache.settings import AbstentionSettings
 from featcache.system.text import check_text
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from featcache.prediction.explain import Explanation
+
+AnyEncoder = OneEncoder | JoinedEncoder
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class PreparedTexts:
     """
 
     count: int
-    tokens: Tokens | SentTexts | None
+    tokens: Tokens | SentTexts | JoinedTokens | None
     words: csr_matrix | None
 
     @property
@@ -131,7 +133,7 @@ class Predictor:
 
     inputs: Sequence[object] = ()  # what besides the rows of a file decides its labels
 
-    def __init__(self, encoder: Encoder | EndpointEncoder | None, head: Head) -> None:
+    def __init__(self, encoder: AnyEncoder | None, head: Head) -> None:
         if encoder is not None:
             self._check(encoder, head)
         elif head.views:
@@ -144,7 +146,7 @@ class Predictor:
         self.pairs: bool | None = None  # whether it was trained on pairs; None where the run does not say
 
     @staticmethod
-    def _check(encoder: Encoder | EndpointEncoder, head: Head) -> None:
+    def _check(encoder: AnyEncoder, head: Head) -> None:
         found = differences(head.encoder.to_json(), encoder.document.to_json())
         if found:
             raise HeadError(
@@ -187,14 +189,8 @@ class Predictor:
             BackboneError: the backbone cannot be loaded.
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
-        from featcache.prediction.joined_encoder import run_encoder
-
         choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter=adapter)
-        head = found.head()
-        if head.views and (part := head.encoder.endpoint) is not None:
-            predictor = cls(run_endpoint(found, head, part, model, endpoint or EndpointSettings()), head)
-        else:
-            predictor = cls(run_encoder(found, choice), head)
+        predictor = cls(run_encoder(found, choice, endpoint), found.head())
         predictor.pairs = found.record.pairs
         return predictor
 

@@ -41,6 +41,7 @@ from featcache.reporting.mistakes import list_mistakes
 from featcache.reporting.sentences import report_sentences
 from featcache.reporting.verdict import verdict
 from featcache.runs.compare import Change, Comparisons, compare_runs
+from featcache.runs.few_labels.side_by_side import saved_comparison
 from featcache.runs.learning_curve import SavedCurve, saved_curves
 from featcache.runs.predictions import Predictions
 from featcache.runs.record import CleanScores, SplitScores
@@ -100,7 +101,7 @@ def build_report(
     report = RunReport(
         split=split,
         **_of_runs(runs, against, split),
-        learning_curves=_learning_curves(subject, curves),
+        **_of_curves(subject, curves, reports_dir),
         **_of_predictions(subject, predictions, own, split, texts),
         mistakes=mistakes.rows,
         wrong=mistakes.wrong,
@@ -260,6 +261,14 @@ def _training_curve(run: Run) -> TrainingCurve:
     shown = [line for number, line in enumerate(lines) if number in kept or line.epoch == best]
     columns = {field.name: [getattr(line, field.name) for line in shown] for field in fields(shown[0])}
     return TrainingCurve(run=run.name, best_epoch=best, **columns)
+
+
+def _of_curves(run: Run, curves: Sequence[SavedCurve], reports_dir: Path | None) -> dict[str, Any]:
+    """The parts of a report that `featcache curve` measured, by their names."""
+    return {
+        "learning_curves": _learning_curves(run, curves),
+        "few_labels": saved_comparison(reports_dir, run) if reports_dir else None,
+    }
 
 
 def _learning_curves(run: Run, curves: Sequence[SavedCurve]) -> list[ScoreByRows]:

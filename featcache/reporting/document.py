@@ -14,6 +14,7 @@ from featcache.fingerprint import MULTI_LABEL
 from featcache.inspection.data_checks import DataCheck
 from featcache.inspection.document import Findings, row_text
 from featcache.inspection.inspection import LeakageScore
+from featcache.runs.few_labels.side_by_side import SavedComparison
 from featcache.runs.record import CalibrationRecord, SelectiveScores
 from featcache.translation.language import noted
 
@@ -339,6 +340,7 @@ class RunReport:
         mistakes: the most confident ones, and the most confident ones whose label is not in doubt.
         wrong, wrong_and_doubted: mistakes in all, and those whose label is in doubt (None if not looked for).
         matrix: cells of the confusion matrix with some of their texts, of the labels that are confused most.
+        few_labels: recipes for few labels, compared on the cache files of the run.
         matrix_labels: numbers of these labels, the most confused first.
     """
 
@@ -363,6 +365,7 @@ class RunReport:
     data: Findings | None
     without_leaks: LeakageScore | None
     notes: Sequence[str]
+    few_labels: SavedComparison | None = None
     risk_curve: RiskCurve | None = None
     verdict: Sequence[str] = ()
     majority: MajorityBaseline | None = None

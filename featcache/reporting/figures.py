@@ -34,10 +34,13 @@ from featcache.system.packages import require_extra
 from featcache.system.text import clip
 from featcache.translation.language import gettext as _
 from featcache.translation.language import noted
+from featcache.translation.sentences import translated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from featcache.runs.few_labels.side_by_side import SavedComparison
 
 WIDTH, HEIGHT = 4.6, 2.9  # inches; on a page 1 inch is 96 px, so that 9 pt letters are 12 px
 LEGEND_ROW = 0.19  # inches
@@ -92,6 +95,7 @@ def figures(report: RunReport) -> dict[str, str]:
             "runs_loss": several and _training_curves(several, "loss", nats),
             "runs_accuracy": several and _training_curves(several, "accuracy", unit),
             "learning": report.learning_curves and _learning_curves(report.learning_curves, score),
+            "recipes": report.few_labels and _recipes(report.few_labels, unit),
             "reliability": report.reliability and _reliability(report.reliability, multi_label=multi_label),
             "confidence": _confidence(report.confidence, _("labels of rows") if multi_label else rows),
             "risk": report.risk_curve and _risk(report.risk_curve),
@@ -236,6 +240,29 @@ def _learning_curves(curves: Sequence[ScoreByRows], score: str) -> Figure:
     axes.xaxis.set_minor_locator(NullLocator())
     _percent(axes.yaxis)
     _legend(axes, handles, labels, 1)
+    return figure
+
+
+def _recipes(made: SavedComparison, unit: str) -> Figure:
+    """The score of each recipe by rows a class, with its standard deviation; points stand side by side."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    names = list(dict.fromkeys(one.recipe for one in made.scores))[: len(SERIES)]
+    figure, axes = new_axes(legend_rows=len(names))
+    handles = []
+    for place, (name, colour, mark) in enumerate(zip(names, SERIES, MARKS, strict=False)):
+        own = [one for one in made.scores if one.recipe == name]
+        rows = [one.rows_per_class * 1.04 ** (place - (len(names) - 1) / 2) for one in own]
+        spreads = [one.deviation or 0.0 for one in own]
+        ends = [(one.accuracy - by, one.accuracy + by) for one, by in zip(own, spreads, strict=True)]
+        accuracies = [one.accuracy for one in own]
+        handles.append(_points_with_intervals(axes, rows, accuracies, ends, color=colour, marker=mark, ms=4))
+    axes.set(xscale="log", xlabel=_("train rows of each class"), ylabel=unit)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({one.rows_per_class for one in made.scores})))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    _percent(axes.yaxis)
+    _legend(axes, handles, list(map(translated, names)), 1)
     return figure
 
 

@@ -157,6 +157,7 @@ def figure_words(report: RunReport) -> dict[str, tuple[str, str]]:
             _("Score by labelled rows"),
             _("Measured by featcache curve, with 95 % intervals."),
         ),
+        "recipes": (_("Few labels: recipes side by side"), _recipes_caption(report)),
         "reliability": (_("Reliability"), paragraph([dashed, _("Bars: 95 % intervals.")])),
         "confidence": (
             _("Confidence"),
@@ -188,6 +189,18 @@ def _map_caption(report: RunReport) -> str:
         return _("The first two principal components; {which}.", which=which)
     kept = "The first two principal components ({share} of the variance); {which}."
     return _(kept, share=parts.percent(features.explained), which=which)
+
+
+def _recipes_caption(report: RunReport) -> str:
+    """What was measured of recipes for few labels."""
+    if not (found := report.few_labels):
+        return ""
+    measured = (
+        "Measured by featcache curve --rows-per-class: {split} {score}, mean of {seeds}, bars: standard "
+        "deviation."
+    )
+    seeds = ngettext("{count} seed", "{count} seeds", found.seeds)
+    return _(measured, split=_(found.split), score=_(report.about.score_name), seeds=seeds)
 
 
 def says(row: ListedRow | Mistake) -> str:

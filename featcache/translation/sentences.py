@@ -80,6 +80,10 @@ MORE = (
     noted("argument {flag}: expected at least one argument", FINISHED),
     noted("argument {flag}: invalid {kind} value: {value}", FINISHED),
     noted("argument {flag}: not allowed with argument {other}", FINISHED),
+    noted("ridge on {reads}", FINISHED),
+    noted("weaker ridge on {reads}", FINISHED),
+    noted("contrastive step on {blocks}", FINISHED),
+    noted("chosen by cross-validation", FINISHED),
 )
 # Between parts of a sentence of which each may have a template.
 CLAUSE, SUBJECT = noted("; ", FINISHED), noted(": ", FINISHED)

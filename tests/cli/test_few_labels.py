@@ -66,7 +66,7 @@ def test_one_row_a_class_names_a_head(cli: Cli, trained: Path) -> None:
 
 
 def test_curve_shows_recipes_side_by_side(cli: Cli, trained: Path) -> None:
-    flags = ("curve", "--rows-per-class", "8,4", "--seeds", "2")
+    flags = ("curve", "--rows-per-class", "8,4", "--seeds", "2", "--no-contrastive")
     result = cli.ok(*flags)
     assert widest(result.out) <= 80
     made = cli.ok(*flags, "--json").json
@@ -105,4 +105,5 @@ def test_curve_flags_that_do_not_fit(flags: tuple[str, ...], words: str, cli: Cl
 def test_recipes_without_a_test_split_are_scored_on_validation(cli: Cli, trained: Path) -> None:
     for path in Path("cache").rglob("test-*"):
         path.unlink()
-    assert cli.ok("curve", "--rows-per-class", "4", "--seeds", "1", "--json").json["split"] == "validation"
+    flags = ("curve", "--rows-per-class", "4", "--seeds", "1", "--no-contrastive")
+    assert cli.ok(*flags, "--json").json["split"] == "validation"

@@ -86,6 +86,29 @@ def test_build_report_shows_learning_curves_of_the_same_features(runs: list[Run]
     assert any("gone.h5" in note for note in told.notes)
 
 
+def test_build_report_shows_the_largest_comparison_of_recipes_on_the_same_features(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    caches = {"train": CacheReference("gone.h5", "f")}
+    run = replace(runs[0], record=replace(runs[0].record, caches=caches))
+    score = {"recipe": "ridge on last/mean", "rows_per_class": 8, "accuracy": 0.5, "deviation": None}
+    saved = {"split": "test", "seeds": 1, "caches": {"train": "f"}}
+    found = {
+        "a": saved | {"scores": [score]},
+        "b": saved | {"scores": [score, score | {"rows_per_class": 16}]},
+        "c": saved | {"scores": [score] * 3, "caches": {"train": "other"}},
+        "d": {"split": "test", "seeds": 1, "scores": [score] * 3},  # as earlier versions wrote it
+        "e": [1],
+    }
+    for name, content in found.items():
+        folder = tmp_path / "reports" / f"curve-recipes-{name}"
+        folder.mkdir()
+        (folder / "recipes.json").write_text(json.dumps(content))
+    told = build_report([run], reports_dir=tmp_path / "reports").few_labels
+    assert told is not None and [one.rows_per_class for one in told.scores] == [8, 16]
+    assert build_report([run]).few_labels is None
+
+
 def test_build_report_refuses_a_map_it_cannot_make(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="sphere"):
         build_report(runs, projection="sphere")

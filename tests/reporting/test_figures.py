@@ -77,3 +77,12 @@ def test_series_differ_by_more_than_their_colour() -> None:
     assert len(set(re.findall(r"stroke-dasharray: [\d., ]+", drawn["runs_loss"]))) >= 2
     shapes = re.findall(r'<path id="m\w+" d="([^"]+)"', drawn["map_errors"])
     assert len(set(shapes)) == 4  # two on the map, two in its legend
+
+
+def test_recipes_for_few_labels_have_a_point_at_each_size_they_were_trained_at() -> None:
+    svg = figures(report())["recipes"]
+    assert "ridge on last/mean" in svg and "contrastive step on b" in svg
+    assert "test accuracy, mean of 5 seeds, bars: standard deviation" in svg
+    marks = [svg.count(f"#{name}") for name in re.findall(r'<path id="(m\w+)"', svg)]
+    assert marks[-2:] == [3, 2]  # the points of each recipe, and one in the legend
+    assert "recipes" not in figures(replace(report(), few_labels=None))

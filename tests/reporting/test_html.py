@@ -146,7 +146,7 @@ def test_to_html_of_a_report_with_few_parts() -> None:
     bare = replace(
         report(),
         **dict.fromkeys(("lengths", "truncated", "map", "cost", "data", "without_leaks", "confusion")),
-        **dict.fromkeys(("risk_curve", "majority")),
+        **dict.fromkeys(("risk_curve", "majority", "few_labels")),
         **dict.fromkeys(("checks", "matrix", "matrix_labels"), ()),
         **dict.fromkeys(
             ("curves", "learning_curves", "classes", "reliability", "mistakes", "notes", "comparisons"), ()

@@ -16,7 +16,14 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache.system.text import one_line
 from featcache.translation.language import gettext as _
 from featcache.translation.sentences import translated
-from featcache_cli.chosen_run import abstention_of, add_abstention_flags, add_backbone_flags, choose, load
+from featcache_cli.chosen_run import (
+    abstention_of,
+    add_abstention_flags,
+    add_backbone_flags,
+    backbone_of,
+    choose,
+    load,
+)
 from featcache_cli.commands.predict import explain
 from featcache_cli.commands.predict.file import add_file_flags, run_file
 from featcache_cli.commands.predict.ray import run_ray
@@ -104,12 +111,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _file_predictor(args: argparse.Namespace) -> Predictor:
-    """The run's predictor; with `--vectors` nothing is loaded but its head."""
+    """The run's predictor; with `--vectors` only the backbones that the head reads beside them are loaded."""
     if args.vectors is None:
         return load(args, choose(args))
     from featcache.prediction.vectors import VectorPredictor
 
-    predictor = VectorPredictor.of_file(choose(args), Path(args.vectors), args.array)
+    chosen, endpoint = choose(args), settings_of(args).endpoint
+    choice = backbone_of(args, chosen)
+    predictor = VectorPredictor.of_file(
+        chosen, Path(args.vectors), args.array, choice=choice, endpoint=endpoint
+    )
     if asked := abstention_of(args):
         predictor.abstain_at(asked)
     return predictor

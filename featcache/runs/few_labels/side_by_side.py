@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from featcache.errors import HeadError, UsageError
 from featcache.fingerprint import fingerprint
 from featcache.heads.features import LabelledFeatures
+from featcache.plain_file import read_plain
 from featcache.runs.few_labels.recipes import count_right
-from featcache.runs.few_labels.train import FewLabels
+from featcache.runs.few_labels.train import DrawnRows, FewLabels
+from featcache.runs.run import Run
 from featcache.runs.weighted_rows import draw_per_class
 from featcache.settings import Settings
+from featcache.system.documents import read_document
 from featcache.system.durable import write_file
 
 RECIPES_FORMAT = 1
@@ -53,18 +56,59 @@ class RecipeScore:
 
 @dataclass(frozen=True)
 class RecipeComparison:
-    """What `compare_recipes` returns; `split` is `validation` where no test split is cached."""
+    """What `compare_recipes` returns; `split` is `validation` where no test split is cached.
+
+    Attributes:
+        caches: fingerprints of the cache files by split.
+    """
 
     split: str
     seeds: int
     scores: tuple[RecipeScore, ...]
     seconds: float
     folder: Path
+    caches: dict[str, str] = field(default_factory=dict)
 
     @property
     def document(self) -> dict[str, Any]:
         """The content of recipes.json, plain JSON."""
         return {"format": RECIPES_FORMAT, **asdict(self), "folder": str(self.folder)}
+
+    def save(self) -> None:
+        """Write recipes.json into its folder."""
+        content = json.dumps(self.document, indent=1, ensure_ascii=False)
+        write_file(self.folder / RECIPES_FILE, content.encode("utf-8"))
+
+
+class Draw(NamedTuple):
+    """So many rows of each class, drawn by a seed."""
+
+    rows_per_class: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DrawAnswers:
+    """A recipe beside the heads, trained on one draw.
+
+    Attributes:
+        labels: what it predicts for the rows that are scored, int64 `[N]`.
+        chosen: cross-validation takes it, not the head.
+    """
+
+    labels: np.ndarray
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class RecipeBeside:
+    """A recipe that is no head on cached features, with its answers on some of the draws."""
+
+    name: str
+    answers: Mapping[Draw, DrawAnswers]
+
+
+TrainBeside = Callable[[Mapping[Draw, DrawnRows], str], RecipeBeside | None]
 
 
 @dataclass(frozen=True)
@@ -74,9 +118,25 @@ class _Scored:
     rows: dict[str, LabelledFeatures]
     clean: np.ndarray | None
 
-    def accuracies(self, few: FewLabels, drawn: np.ndarray, seed: int) -> dict[str, tuple[float, float]]:
-        """Accuracy of each recipe on all rows and on the clean ones (NaN where these are not told apart)."""
-        found, train = {}, few.some(drawn)
+    @classmethod
+    def of(cls, few: FewLabels, split: str) -> _Scored:
+        """The rows of a split.
+
+        Raises:
+            HeadError: there are none.
+        """
+        parts = {name: by_split[split] for name, by_split in few.data.features.items()}
+        rows = {name: LabelledFeatures(part.x, part.y) for name, part in parts.items()}
+        if not len(next(iter(rows.values())).y):
+            raise HeadError(
+                f"there is nothing to score on: {split} has no rows", hint="name a file with rows"
+            )
+        return cls(rows, few.data.leaks.clean(split))
+
+    def accuracies(self, drawn: DrawnRows, seed: int) -> dict[str, tuple[float, float]]:
+        """Accuracy of each head recipe on all rows and on the clean ones (NaN where nothing leaks)."""
+        few = drawn.few
+        found, train = {}, few.some(drawn.rows)
         for recipe in few.recipes:
             scorer = recipe.fit(train[recipe.view], few.classes, few.head, seed)
             rows = self.rows[recipe.view]
@@ -87,6 +147,11 @@ class _Scored:
             found[recipe.name] = (whole, clean)
         return found
 
+    def of_labels(self, labels: np.ndarray) -> tuple[float, float]:
+        """The same of the labels that are predicted for all rows."""
+        right = labels == next(iter(self.rows.values())).y
+        return float(right.mean()), np.nan if self.clean is None else float(right[self.clean].mean())
+
 
 def compare_recipes(
     settings: Settings,
@@ -94,15 +159,17 @@ def compare_recipes(
     seeds: int = 5,
     view: str | None = None,
     *,
+    beside: TrainBeside = lambda drawn, split: None,
     on_draw: Callable[[int, int], None] = lambda done, total: None,
 ) -> RecipeComparison:
-    """Train every head recipe on a few rows of each class, and choose one, for each size and seed.
+    """Train every recipe on a few rows of each class, and choose one, for each size and seed.
 
     Args:
         sizes: rows a class; a seed draws the rows of a smaller size from those of a larger one.
         seeds: how many draws, counted from the settings' own seed.
         view: the recipes for this view alone; by default for all cached views of `settings`.
-        on_draw: receives how many of the draws are done, and of how many.
+        beside: trains a recipe beside the heads on the draws, and answers for the rows of a split.
+        on_draw: receives of how many draws the heads are trained, and of how many there are.
 
     Returns:
         The comparison, saved under `settings.paths.reports_dir`.
@@ -115,52 +182,99 @@ def compare_recipes(
     if seeds < 1 or not sizes:
         raise UsageError("--seeds and --rows-per-class: at least one of each")
     few = FewLabels.load(settings, view)
-    parts = few.data.features
-    split = "test" if "test" in next(iter(parts.values())) else "validation"
-    scored = _Scored(
-        {name: LabelledFeatures(by_split[split].x, by_split[split].y) for name, by_split in parts.items()},
-        few.data.leaks.clean(split),
-    )
-    if not len(next(iter(scored.rows.values())).y):
-        raise HeadError(f"there is nothing to score on: {split} has no rows", hint="name a file with rows")
-    sizes, began, scores = sorted(set(sizes)), time.perf_counter(), list[RecipeScore]()
-    for place, size in enumerate(sizes):
-        found, chosen = list[dict[str, tuple[float, float]]](), Counter[str]()
-        for number in range(seeds):
-            seed = settings.seed + number
-            drawn = draw_per_class(few.labels, size, seed)
-            one = scored.accuracies(few, drawn, seed)
-            best = few.choose(drawn, seed).best.name
-            chosen.update([best, CHOSEN])
-            found.append(one | {CHOSEN: one[best]})
-            on_draw(place * seeds + number + 1, len(sizes) * seeds)
-        scores += [_score(name, size, len(drawn), found, chosen[name]) for name in found[0]]
-    files = {name: file.fingerprint for name, file in few.data.files.items()}
-    key = fingerprint({"files": files, "sizes": sizes, "seeds": [settings.seed, seeds], "view": view or ""})
+    split = "test" if "test" in next(iter(few.data.features.values())) else "validation"
+    scored, began, sizes = _Scored.of(few, split), time.perf_counter(), sorted(set(sizes))
+    draws = [Draw(size, settings.seed + number) for size in sizes for number in range(seeds)]
+    drawn, found = dict[Draw, DrawnRows](), dict[Draw, dict[str, tuple[float, float]]]()
+    for number, draw in enumerate(draws, start=1):
+        rows = draw_per_class(few.labels, draw.rows_per_class, draw.seed)
+        drawn[draw] = one = DrawnRows(few, rows, few.choose(rows, draw.seed), seconds=0.0)
+        found[draw] = scored.accuracies(one, draw.seed)
+        on_draw(number, len(draws))
+    chosen = {draw: one.choice.best.name for draw, one in drawn.items()}
+    if other := beside(drawn, split):
+        for draw, answers in other.answers.items():
+            found[draw][other.name] = scored.of_labels(answers.labels)
+            chosen[draw] = other.name if answers.chosen else chosen[draw]
+    by_size = [[draw for draw in draws if draw.rows_per_class == size] for size in sizes]
+    scores = [score for same in by_size for score in _scores(same, drawn, found, chosen)]
+    caches = {name: file.fingerprint for name, file in few.data.files.items()}
+    asked = {"files": caches, "sizes": sizes, "seeds": [settings.seed, seeds], "view": view or ""}
+    key = fingerprint(asked | ({"beside": other.name} if other else {}))
     made = RecipeComparison(
         split=split,
         seeds=seeds,
         scores=tuple(scores),
         seconds=time.perf_counter() - began,
         folder=Path(settings.paths.reports_dir) / f"curve-recipes-{key[:8]}",
+        caches=caches,
     )
-    content = json.dumps(made.document, indent=1, ensure_ascii=False)
-    write_file(made.folder / RECIPES_FILE, content.encode("utf-8"))
+    made.save()
     return made
 
 
-def _score(
-    name: str, size: int, rows: int, found: Sequence[dict[str, tuple[float, float]]], chosen: int
-) -> RecipeScore:
-    table = np.array([one[name] for one in found])
-    clean = float(table[:, 1].mean())
-    return RecipeScore(
-        recipe=name,
-        rows_per_class=size,
-        rows=rows,
-        accuracy=float(table[:, 0].mean()),
-        deviation=float(table[:, 0].std(ddof=1)) if len(table) > 1 else None,
-        clean_accuracy=None if np.isnan(clean) else clean,
-        accuracies=tuple(table[:, 0].tolist()),
-        chosen=chosen,
-    )
+def _scores(
+    draws: Sequence[Draw],
+    drawn: Mapping[Draw, DrawnRows],
+    found: Mapping[Draw, Mapping[str, tuple[float, float]]],
+    chosen: Mapping[Draw, str],
+) -> list[RecipeScore]:
+    """The recipes at one size, of which `draws` are.
+
+    Args:
+        found: accuracies of each recipe on all rows and on the clean ones.
+        chosen: name of the recipe that was chosen.
+    """
+    names = [chosen[draw] for draw in draws]
+    columns = {name: [found[draw][name] for draw in draws] for name in found[draws[0]]}
+    columns[CHOSEN] = [found[draw][name] for draw, name in zip(draws, names, strict=True)]
+    counts = Counter([*names, *[CHOSEN] * len(draws)])
+    scores = []
+    for name, column in columns.items():
+        whole, clean = np.array(column).T
+        score = RecipeScore(
+            recipe=name,
+            rows_per_class=draws[0].rows_per_class,
+            rows=len(drawn[draws[0]].rows),
+            accuracy=float(whole.mean()),
+            deviation=float(whole.std(ddof=1)) if len(whole) > 1 else None,
+            clean_accuracy=None if np.isnan(clean.mean()) else float(clean.mean()),
+            accuracies=tuple(whole.tolist()),
+            chosen=counts[name],
+        )
+        scores.append(score)
+    return scores
+
+
+@dataclass(frozen=True)
+class SavedScore:
+    """What is read of a `RecipeScore`."""
+
+    recipe: str
+    rows_per_class: int
+    accuracy: float
+    deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class SavedComparison:
+    """What is read of a recipes.json; those of earlier versions do not name their cache files."""
+
+    split: str
+    seeds: int
+    scores: tuple[SavedScore, ...]
+    caches: dict[str, str] = field(default_factory=dict)
+
+
+def saved_comparison(reports_dir: Path, run: Run) -> SavedComparison | None:
+    """The comparison with the most scores among those of the cache files of a run; None without one."""
+    caches = {split: cache.fingerprint for split, cache in run.record.caches.items()}
+    found = []
+    for path in sorted(reports_dir.glob(f"curve-recipes-*/{RECIPES_FILE}")):
+        try:
+            saved = read_document(SavedComparison, read_plain(path), str(path), ValueError)
+        except (OSError, ValueError):
+            continue  # a folder of that name from another program
+        if saved.caches and saved.caches == caches:
+            found.append(saved)
+    return max(found, key=lambda saved: len(saved.scores), default=None)

@@ -11,11 +11,12 @@ import pytest
 
 import featcache
 from featcache.errors import BackboneError
-from featcache.finetuning import few_labels
-from featcache.finetuning.few_labels import StepTrial, train_few_labels, try_step
+from featcache.finetuning.few_labels import train as module
+from featcache.finetuning.few_labels.train import train_few_labels
+from featcache.finetuning.few_labels.trial import StepTrial, can_step, try_step
 from featcache.finetuning.finetune import prepare
 from featcache.finetuning.recipe import CONTRASTIVE, build_recipe
-from featcache.runs.few_labels.recipes import count_right, divisions
+from featcache.runs.few_labels.recipes import count_right, divisions, recipes_on
 from featcache.runs.few_labels.train import DrawnRows
 from featcache.settings import load_settings
 from featcache.system.progress import Progress, ignore
@@ -28,7 +29,7 @@ AUTO = ("train-head", "--head", "auto", "--rows-per-class", "6")
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two training steps instead of twenty."""
-    monkeypatch.setattr(few_labels, "build_recipe", lambda values: build_recipe(values | {"steps": 2}))
+    monkeypatch.setattr(module, "build_recipe", lambda values: build_recipe(values | {"steps": 2}))
 
 
 def trial(right: int, head_right: int) -> StepTrial:
@@ -37,7 +38,7 @@ def trial(right: int, head_right: int) -> StepTrial:
 
 def settled(monkeypatch: pytest.MonkeyPatch, right: int, head_right: int) -> None:
     """The trial comes out like this."""
-    monkeypatch.setattr(few_labels, "try_step", lambda *_: trial(right, head_right))
+    monkeypatch.setattr(module, "try_step", lambda *_: trial(right, head_right))
 
 
 @pytest.mark.parametrize(("right", "head_right", "wins"), [(9, 8, True), (8, 8, True), (7, 8, False)])
@@ -102,21 +103,17 @@ def no_trial(*_: Any) -> StepTrial:
 
 
 @pytest.mark.parametrize("change", [{"class_weight": "balanced"}, {"weight_column": "weight"}])
-def test_what_a_head_alone_can_do_is_left_to_it(
-    change: dict[str, str], trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(few_labels, "prepare", no_trial)
+def test_what_a_head_alone_can_do_is_left_to_it(change: dict[str, str], trained: Path) -> None:
     settings = load_settings()
     drawn = DrawnRows.choose(settings, None, 6)
     asked = replace(settings, head=replace(settings.head, **change))
-    assert few_labels._is_for(settings, drawn, "last/mean")
-    assert not few_labels._is_for(asked, drawn, "last/mean")
-    assert not few_labels._is_for(settings, drawn, "-2/mean")
+    assert can_step(settings, drawn.few) and not can_step(asked, drawn.few)
+    assert not can_step(settings, replace(drawn.few, recipes=recipes_on("-2/mean")))
 
 
 def test_more_than_64_rows_a_class_are_for_heads(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_labels, "prepare", no_trial)
-    monkeypatch.setattr(few_labels, "FEW", 5)
+    monkeypatch.setattr(module, "prepare", no_trial)
+    monkeypatch.setattr(module, "FEW", 5)
     made = train_few_labels(load_settings(), rows_per_class=6)
     assert made.record.head == "ridge" and "contrastive" not in made.record.solver
 
@@ -127,7 +124,7 @@ def test_a_model_that_is_gone_is_said_and_the_head_is_trained(
     def gone(*_: Any, **__: Any) -> None:
         raise BackboneError("no such model", hint="name another")
 
-    monkeypatch.setattr(few_labels, "prepare", gone)
+    monkeypatch.setattr(module, "prepare", gone)
     result = cli.ok(*AUTO)
     assert "the contrastive step cannot be tried: no such model" in result.err
     assert "featcache finetune --objective contrastive" in " ".join(result.out.split())

@@ -1,0 +1,1 @@
+"""Few labels: the contrastive step beside the head recipes."""
