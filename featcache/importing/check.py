@@ -15,7 +15,7 @@ from featcache.fingerprint import RowsPart, row_hashes
 from featcache.importing.vector_file import VectorFile, read_ahead
 from featcache.system.progress import OnProgress, Progress, ignore
 
-TEXTS = 4096  # that are read at a time
+TEXTS = 16_384  # that are read at a time
 STORED = {"float16": "<f2", "float32": "<f4"}
 
 

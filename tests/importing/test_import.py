@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 
 import featcache
+from featcache.cache import sealed_writer
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.errors import CacheError, CacheMiss, SourceError, UsageError
 from featcache.fingerprint import row_hashes
 from featcache.importing import arrays, check, vector_file
 from featcache.settings import load_settings
+from featcache_cli.main import main
 from tests.support.cli_tools import Cli
+from tests.support.forked import fork_server
 from tests.support.vector_files import LABELS, labelled_vectors, write_texts, write_vectors
 
 
@@ -273,27 +276,27 @@ def test_large_vectors_become_shards(cli: Cli, here: Path) -> None:
     assert cli.ok(*argv, "--json").json["splits"][0]["cached"]
 
 
-KILLED = """
-import os, signal, sys
-from featcache.cache import sealed_writer
-from featcache.importing import check
-from featcache_cli.main import main
-blocks, publish, count = check.CheckedVectors.blocks, sealed_writer.publish, int(sys.argv[1])
-def kill_while_reading(self, part=slice(None)):
-    for block in blocks(self, part):
-        yield block
-        os.kill(os.getpid(), signal.SIGKILL)
-def kill_before_publishing(*args, **more):
-    global count
-    count -= 1
-    if count == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return publish(*args, **more)
-if count == 0:
-    check.CheckedVectors.blocks = kill_while_reading
-sealed_writer.publish = kill_before_publishing
-main(sys.argv[2:])
-"""
+def killed_import(publishing: int, argv: list[str]) -> None:
+    """An import that is killed while it writes vectors (0), or before it publishes its n-th file."""
+    blocks, publish = check.CheckedVectors.blocks, sealed_writer.publish
+    left = [publishing]
+
+    def kill_while_reading(self: check.CheckedVectors, part: slice = slice(None)) -> Iterator[np.ndarray]:
+        for block in blocks(self, part):
+            yield block
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_before_publishing(*args: Any, **more: Any) -> bool:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return publish(*args, **more)
+
+    if publishing:
+        sealed_writer.publish = kill_before_publishing
+    else:
+        check.CheckedVectors.blocks = kill_while_reading  # type: ignore[method-assign]
+    main(argv)
 
 
 @pytest.mark.parametrize(("publishing", "size"), [(0, "4GB"), (1, "4GB"), (2, "40kB")])
@@ -313,9 +316,10 @@ def test_a_kill_while_it_is_written_leaves_nothing_that_is_taken_for_vectors(
         "--shard-size",
         size,
     ]
-    words = [sys.executable, "-c", KILLED, str(publishing), *argv]
-    killed = subprocess.run(words, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = fork_server().Process(target=killed_import, args=(publishing, argv))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     assert not cached(here)
     assert list(here.glob("cache/*/*/.tmp-*"))  # what the killed process left
     cli.ok(*argv)

@@ -107,14 +107,13 @@ def test_run_trains_heads_without_depth(
     assert "behind" not in done.err
 
 
-def test_sweep_compare_report_and_inspect_read_the_features_of_an_endpoint(
+def test_sweep_compare_and_report_read_the_features_of_an_endpoint(
     trained_by: Cli, server: EndpointServer
 ) -> None:
     before = server.seen.requests
     trained_by.ok("sweep", *DATA, "--lr", "0.1,0.01", "--epochs", "3", "--quiet")
     compared = trained_by.ok("compare", "--json").json["runs"]
     assert {one["head"] for one in compared} == {"linear", "logistic"}
-    trained_by.ok("inspect", *DATA, "--quiet")
     trained_by.ok("report", "--quiet")
     pages = "".join(path.read_text("utf-8") for path in Path("reports").rglob("*.html"))
     assert "tiny-embedding" in pages and "bad film" in pages
