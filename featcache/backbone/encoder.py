@@ -21,10 +21,11 @@ from featcache.backbone.memory_limit import BatchQueue
 from featcache.backbone.model import Backbone
 from featcache.backbone.model_files.find import ModelFiles, find_model
 from featcache.backbone.model_files.sentence_transformers import follow
-from featcache.backbone.packing import TokenBatch
+from featcache.backbone.packing import PackedLayout, TokenBatch
 from featcache.backbone.pooler import Pooler
 from featcache.backbone.pooling import POOLED_TOKEN, View, parse_view
 from featcache.backbone.position_table import Extension
+from featcache.backbone.static.model import StaticModel
 from featcache.backbone.token_rows import ATTENTIVE
 from featcache.backbone.tokens.encoded import Encoded
 from featcache.backbone.tokens.tokenization import (
@@ -188,6 +189,12 @@ class Encoder:
         usable = usable and self.pool_prompt
         return sorted(POOLED_TOKEN[pooling] for pooling in poolings) if usable else []
 
+    @cached_property
+    def _takes_means(self) -> bool:
+        """Whether all views are means over the rows of a table: its token vectors are then not laid out."""
+        means = all(view.joined == ("mean",) for view in self.views) and self.pool_prompt
+        return self.backbone.files.is_static and means and self.backbone.dtype == torch.float32
+
     @property
     def document(self) -> EncoderDocument:
         """Everything that turns a text into a vector, layer and pooling apart."""
@@ -287,21 +294,32 @@ class Encoder:
 
     def pool(self, batch: TokenBatch, *, windows: bool = False) -> HostCopy:
         """Features float32 `[B, D]` by view name, on their way to the host; `windows`: without the steps."""
-        places = self._pooled
-        states, layout = self.backbone.states(batch, sorted({view.layer for view in self.views}), places)
-        highest = self.views[-1].layer
-        picked = {
-            name: states[highest][places.index(token)]
-            for name, token in POOLED_TOKEN.items()
-            if token in places
-        }
-        pooled = {}
+        states, layout, picked = self._states(batch)
+        highest, pooled = self.views[-1].layer, {}
         with torch.inference_mode():
             for view in self.views:
                 pooler, known = self.poolers[view.name], picked if view.layer == highest else {}
                 values = pooler.pool(states[view.layer], layout, known)
                 pooled[view.name] = values if windows else pooler.finish(values)
             return copier_of(self.backbone.device).to_host(pooled)
+
+    def _states(
+        self, batch: TokenBatch
+    ) -> tuple[dict[int, torch.Tensor], PackedLayout, dict[str, torch.Tensor]]:
+        """Token states by layer, where the texts lie in them, and the poolings of the highest layer known."""
+        layers, places = sorted({view.layer for view in self.views}), self._pooled
+        if self._takes_means:
+            assert isinstance(self.backbone.model, StaticModel)
+            layout = PackedLayout.of(batch.lengths, self.backbone.device)
+            means = self.backbone.model.means(batch.input_ids, batch.lengths)
+            return {layers[-1]: means.new_empty(0)}, layout, {"mean": means}
+        states, layout = self.backbone.states(batch, layers, places)
+        picked = {
+            name: states[layers[-1]][places.index(token)]
+            for name, token in POOLED_TOKEN.items()
+            if token in places
+        }
+        return states, layout, picked
 
     def _check_range(self, name: str, values: np.ndarray, rows: np.ndarray) -> None:
         """Refuse features that storage would round to infinity, and NaN."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
+
+PIECE = 64  # tokens that are added one by one
 
 
 class TokenVectors(NamedTuple):
@@ -50,6 +54,30 @@ class StaticModel(nn.Module):
     def set_attn_implementation(self, name: str) -> None:
         """Note the name: no token attends to another."""
         self.config._attn_implementation = name
+
+    def means(self, input_ids: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+        """The mean vector of each text, float32 `[B, H]`, without laying out its token vectors.
+
+        Sums of `PIECE` tokens are added up: the sum of thousands, one by one, would lose digits.
+
+        Args:
+            input_ids: token ids of all texts end to end, int `[T]`.
+            lengths: tokens of each text, int64 `[B]`, none of them 0.
+        """
+        counts = -(-lengths // PIECE)  # pieces of each text
+        ends = np.cumsum(counts)
+        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        begins = np.repeat(np.cumsum(lengths) - lengths, counts) + PIECE * within
+        sums = functional.embedding_bag(
+            self._places(input_ids), self.vectors.weight, self._places(begins), mode="sum"
+        )
+        texts = self._places(np.arange(len(sums)))
+        whole = functional.embedding_bag(texts, sums, self._places(ends - counts), mode="sum")
+        return whole / self._places(lengths)[:, None]
+
+    def _places(self, values: np.ndarray) -> torch.Tensor:
+        """On the device of the table."""
+        return torch.from_numpy(values.astype(np.int64)).to(self.vectors.weight.device)
 
     def forward(
         self,

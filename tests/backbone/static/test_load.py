@@ -114,6 +114,16 @@ def test_a_vector_does_not_depend_on_the_texts_beside_it(potion: Path, texts: li
     np.testing.assert_array_equal(vectors(encoder, texts), alone)
 
 
+def test_means_are_taken_from_the_table_where_all_views_are_means(
+    potion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laying out the vector of each token first, as other poolings need, gives the same."""
+    quick, whole = encoder_of(potion), encoder_of(potion, views=("last/auto", "last/max"))
+    wanted = whole(TEXTS).views["last/mean-normalized"]
+    monkeypatch.setattr(type(quick.backbone), "states", None)
+    np.testing.assert_allclose(vectors(quick, TEXTS), wanted, **ALIKE)
+
+
 def test_prompts_pairs_windows_and_both_ends(potion: Path) -> None:
     def mean(text: str) -> np.ndarray:
         return by_hand(potion, table_of(), [text], drop=True, normalize=False)[0]
