@@ -41,11 +41,12 @@ def environment_of(*, autoescape: bool) -> Environment:
     """
     require_extra("a report", "report", ["jinja2"])
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     def filled(message: str, **values: Any) -> Markup:
-        """A message of the template, which is HTML, with values that are escaped."""
-        return Markup(_(message)).format(**values) if values else Markup(_(message))
+        """A message of the template, which is HTML, with texts that are escaped."""
+        escaped = {name: escape(value) if isinstance(value, str) else value for name, value in values.items()}
+        return Markup(_(message, **escaped))
 
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),

@@ -26,7 +26,7 @@ _FORMULA = re.compile(r"[=+\-@\t\r＝＋－＠]")
 _NO_FORMULA = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?%?|[=+\-@\s＝＋－＠]*")
 _HUB_ID = re.compile(r"[\w\-][\w.\-]*/[\w.\-]+(:[\w.\-]+)?")  # a data set's may end in `:config`
 _FOLDERS = re.compile(r"(?<![\w/])(?:[A-Za-z]:|~)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
-_FIGURES = re.compile(r"[-+±]?\d[\d,.]*( |$)")
+_FIGURES = re.compile(r"[-+±]?\d[\d,.]*( \S+){0,3}")  # with a unit or an interval; more is a sentence
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -75,7 +75,7 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
 
     def line(kind: str, cells: Sequence[str]) -> str:
         made = (
-            f'<{kind} style="text-align: {"right" if _FIGURES.match(cell) else "left"}">'
+            f'<{kind} style="text-align: {"right" if _FIGURES.fullmatch(cell) else "left"}">'
             f"{html.escape(readable(cell))}</{kind}>"
             for cell in cells
         )

@@ -19,7 +19,10 @@ BEFORE = (  # words between a count and what is counted
     "train", "validation", "test", "clean", "leaked", "different", "other", "more", "shared", "cached",
     "labelled", "imported", "second", "fixed",
 )  # fmt: skip
-VERBS = {"are": "is", "have": "has", "were": "was", "that do": "that does", "that begin": "that begins"}
+VERBS = {
+    "are": "is", "have": "has", "were": "was", "repeat": "repeats", "that do": "that does",
+    "that begin": "that begins",
+}  # fmt: skip
 _ENDINGS = (("ies", "y"), ("sses", "ss"), ("s", ""))
 _ONE = re.compile(
     rf"(?<![\w.,'\"/:-])1(?P<whole> of [\d,]+)?(?P<before>(?: (?:{'|'.join(BEFORE)}))*) "

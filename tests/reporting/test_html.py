@@ -114,6 +114,12 @@ def test_to_html_shows_every_part() -> None:
     assert to_html(report()) == html  # the same report, the same bytes
 
 
+def test_a_count_of_one_has_a_singular() -> None:
+    for text in (Page(to_html(report())).text, to_markdown(report())):
+        assert "1 row (1 test), the least likely label first." in " ".join(text.split())
+        assert not re.search(r"\b1 (test )?(rows|texts|labels)\b", text)
+
+
 def test_to_html_escapes_hostile_texts_and_labels() -> None:
     shown = report(HOSTILE, " ".join(HOSTILE))
     page = check_page(to_html(shown))

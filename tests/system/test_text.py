@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rich.cells import cell_len
 
 from featcache.system.text import (
     clip,
+    html_table,
     last_part,
     markdown_text,
     one_line,
@@ -121,3 +123,18 @@ def test_messages_without_folders() -> None:
     assert str(Path.cwd()) not in without_folders(here) and "x.h5: No such file" in without_folders(here)
     elsewhere = "'/home/me/x.h5' is 1/2 of C:\\me\\y.h5, hfl/rbt3"
     assert without_folders(elsewhere) == "'x.h5' is 1/2 of y.h5, hfl/rbt3"
+
+
+def test_figures_stand_on_the_right_in_tables_for_notebooks_and_sentences_on_the_left() -> None:
+    cells = (
+        "86.60",
+        "-1.5 [-2.9, -0.2]",
+        "1,204",
+        "35 s",
+        "7 test rows are few",
+        "good",
+        "2026-11-30 is a date",
+    )
+    made = html_table(("",), [(cell,) for cell in cells])
+    sides = re.findall(r'<td style="text-align: (\w+)">', made)
+    assert sides == ["right"] * 4 + ["left"] * 3

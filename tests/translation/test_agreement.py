@@ -28,6 +28,8 @@ from tests.support.catalogue import read_po
         ("1 of 1 texts were truncated", "1 of 1 text was truncated"),
         ("1 texts were long and were truncated", "1 text was long and was truncated"),
         ("1 of 3 texts (33.3%) were long and were cut", "1 of 3 texts (33.3%) was long and was cut"),
+        ("1 of 33 test rows (3.0 %) repeat a text", "1 of 33 test rows (3.0 %) repeats a text"),
+        ("2 of 9 and 1 of 3 test rows repeat it", "2 of 9 and 1 of 3 test rows repeat it"),
         ("2 train rows, 1 test rows are long", "2 train rows, 1 test row are long"),
         ("on 1 of 1,204 test rows", "on 1 of 1,204 test rows"),
         ("1 classes, 1 queries, 1 epochs", "1 class, 1 query, 1 epoch"),
