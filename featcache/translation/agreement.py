@@ -13,7 +13,7 @@ COUNTED = (
     "answers", "workers", "machines", "processes", "queries", "parts", "pieces", "arrays", "seeds",
     "days", "seconds", "comparisons", "neighbours", "characters", "resamples", "embeddings", "thresholds",
     "windows", "pairs", "entries", "bytes", "names", "groups", "annotators", "cells", "cores", "elements",
-    "positions", "reviews", "sheets", "sizes", "threads", "tensors", "units",
+    "positions", "reviews", "sheets", "sizes", "threads", "tensors", "units", "trainings",
 )  # fmt: skip
 BEFORE = (  # words between a count and what is counted
     "train", "validation", "test", "clean", "leaked", "different", "other", "more", "shared", "cached",
