@@ -97,21 +97,21 @@ class _Steps:
         return sum(one.choice.folds + 1 for one in self.drawn.values())
 
     def estimate(self) -> float:
-        """Seconds that `train` will take, by a training of one step on the largest draw."""
+        """Seconds that `train` will take, by the second step of a training on the largest draw."""
         largest = max(self.drawn, key=lambda draw: len(self.drawn[draw].rows))
-        tuning, began = self._of(largest), time.perf_counter()
-        tuner = replace(tuning, recipe=replace(tuning.recipe, steps=1)).tuner(self.model)
-        loaded = time.perf_counter()
+        tuning, times = self._of(largest), [time.perf_counter()]
+        two_steps = replace(tuning, recipe=replace(tuning.recipe, steps=2))
+        tuner = two_steps.tuner(self.model, None, lambda _: times.append(time.perf_counter()))
+        loading = time.perf_counter() - times[0]
         tuner.run()
-        seconds, rows = time.perf_counter() - loaded, len(self.drawn[largest].rows)
         batch, steps = tuning.recipe.batch_size, tuning.recipe.steps
-        a_text = seconds / (BOTH_WAYS * min(rows, batch) + 2 * rows)
+        a_text = (times[2] - times[1]) / (BOTH_WAYS * min(len(self.drawn[largest].rows), batch))
         texts = 0
         for one in self.drawn.values():
             rows, trainings = len(one.rows), one.choice.folds + 1
             texts += trainings * (BOTH_WAYS * steps * min(rows, batch) + rows) + rows
         texts += len(self.drawn) * len(self.tuning.inputs[self.split].split)
-        return self.trainings * (loaded - began) + texts * a_text
+        return self.trainings * loading + texts * a_text
 
     def train(self, report: OnProgress) -> dict[Draw, DrawAnswers]:
         """Train on each draw in its folds, and on all its rows."""
