@@ -157,7 +157,8 @@ class VectorPredictor(Predictor):
                 self._blocks = self.vectors.blocks(slice(self._first, None))
             if places[0] < self._first:
                 return self._again(places)
-            self._read, self._first = self._read[places[0] - self._first :], int(places[0])
+            gone = min(int(places[0]) - self._first, len(self._read))  # rows may be left out
+            self._read, self._first = self._read[gone:], self._first + gone
             parts, there = [self._read], len(self._read)
             while self._first + there <= places[-1]:
                 parts.append(next(self._blocks))

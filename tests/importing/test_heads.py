@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featcache.data.formats.lines import Row
 from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.evaluation.leaks import NORMALISED
 from featcache.heads.head import load_head
 from featcache.importing import vector_file
+from featcache.prediction.vectors import VectorPredictor
 from featcache.runs.run import load_run
 from tests.support.cli_tools import Cli
 from tests.support.vector_files import labelled_vectors, write_texts
@@ -158,6 +160,19 @@ def test_batches_of_a_file_take_their_own_vectors(
     np.testing.assert_allclose(np.array(shares)[good], expected.max(1)[good], atol=1e-6)
     assert np.isnan(shares[2100])
     assert "not finite" in Path("out.csv.bad.jsonl").read_text("utf-8")
+
+
+def test_rows_that_are_left_out_between_two_batches_shift_no_vector(
+    imported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_file, "BLOCK", 4 * 12 * 8)  # 8 vectors are read at a time
+    x, texts, _ = labelled_vectors(rows=40, seed=9)
+    np.save("new.npy", x)
+    predictor = VectorPredictor.of_file(load_run(Path("reports"), "linear-vectors-1"), Path("new.npy"))
+    rows = [Row(number, number + 1, {}, text) for number, text in enumerate(texts, start=1)]
+    for begin, end in ((2, 10), (12, 14), (35, 40)):  # the first batch ends with what was read
+        vectors = predictor.prepare_rows(rows[begin:end], None).vectors
+        np.testing.assert_array_equal(vectors, x[begin:end])
 
 
 @pytest.mark.bad_input("wrong vectors")
