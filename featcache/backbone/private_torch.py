@@ -20,6 +20,11 @@ from torch.nn import functional
 from featcache.system.machine import processor_flags
 
 CPU = torch.device("cpu")
+ARITHMETIC = {  # instruction sets for products of a dtype, of x86 and of ARM
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "int8": {"avx512_bf16", "amx_bf16", "bf16"},  # all but its linear layers is in bfloat16
+    "float16": {"avx512_fp16", "amx_fp16", "fp16_arith"},
+}
 APPROXIMATE = {"erf": "none", "tanh": "tanh"}  # how torch calls the two GELUs
 Call = Callable[..., Any]
 
@@ -59,8 +64,12 @@ def checked(private: Call, public: Call, sample: Callable[[torch.device], Any], 
 
 
 def is_emulated(dtype: str, device: torch.device) -> bool:
-    """Whether a model computes by converting each number, on a processor without such arithmetic."""
-    return device.type == "cpu" and dtype != "float32" and not multiplies_bfloat16(device)
+    """Whether a model computes by converting each number, on a processor without such arithmetic.
+
+    False where the instructions of the processor are not known.
+    """
+    known = cpu_capabilities() if device.type == "cpu" and dtype in ARITHMETIC else set()
+    return bool(known) and not ARITHMETIC[dtype] & known
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -131,6 +131,25 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...], float]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("able", "emulated"),
+    [
+        ({"avx2"}, {"bfloat16", "int8", "float16"}),
+        ({"avx512_bf16"}, {"float16"}),
+        ({"amx_bf16", "avx512_fp16"}, set()),
+        ({"neon", "bf16", "fp16_arith"}, set()),
+        (set(), set()),  # not known
+    ],
+)
+def test_a_dtype_without_instructions_is_emulated(
+    able: set[str], emulated: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_torch, "cpu_capabilities", lambda: able)
+    dtypes = ("float32", "bfloat16", "int8", "float16")
+    assert {dtype for dtype in dtypes if is_emulated(dtype, CPU)} == emulated
+    assert not any(is_emulated(dtype, torch.device("cuda")) for dtype in dtypes)
+
+
 def skip_if_emulated(case: str) -> None:
     """Without such arithmetic the processor has no private call that could be taken away."""
     if case.startswith(("oneDNN", "int8")) and is_emulated("bfloat16", CPU):

@@ -11,6 +11,14 @@ from featcache.backbone.endpoint import window as module
 from featcache.backbone.endpoint.window import RequestWindow
 
 
+LONG = 60.0  # seconds; nothing here waits so long, also on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK", 10 * LONG)
+
+
 def full(most: int) -> tuple[RequestWindow, list[float]]:
     """A window with as many requests inside as it allows, and when each was sent."""
     window = RequestWindow(most)
@@ -56,7 +64,7 @@ def test_places_are_given_in_order_and_first_to_what_is_sent_again() -> None:
     assert not order
     for _ in range(3):
         window.leave(taken=True)
-        assert entered.acquire(timeout=0.9)  # sooner than it looks by itself
+        assert entered.acquire(timeout=LONG)
     assert order == ["again", "first", "second"]
 
 
@@ -68,5 +76,5 @@ def test_who_waits_is_told_of_the_end() -> None:
     thread.start()
     stopped.set()
     window.wake()
-    thread.join(0.9)
+    thread.join(LONG)
     assert found == [None] and not window._waiting
