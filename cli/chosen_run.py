@@ -126,7 +126,7 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     given = BackboneChoice(args.model, device=args.device, adapter=args.adapter)
     own, named = settings_of(args).backbone, chosen.record.backbone.named
     if named:
-        asked = args.model or _endpoints_of(own, named)
+        asked = ",".join(filter(None, [*_endpoints_of(own, named), args.model])) or None
         return replace(given, model=asked, trust_remote_code=bool(args.trust_remote_code))
     if kind_of(own.model) == ENDPOINT and own.model == chosen.record.backbone.model and not args.model:
         return replace(given, model=own.model)
@@ -137,12 +137,11 @@ def backbone_of(args: argparse.Namespace, chosen: Run) -> BackboneChoice:
     return replace(given, trust_remote_code=bool(args.model) and own.trust_remote_code)
 
 
-def _endpoints_of(own: BackboneSettings, named: Mapping[str, BackboneRecord]) -> str | None:
+def _endpoints_of(own: BackboneSettings, named: Mapping[str, BackboneRecord]) -> list[str]:
     """Of the several backbones of a run the endpoints that the settings file names too, `A=openai+...`."""
     mine = {"": own.model} | (own.backbones or {})
     same = [name for name, record in named.items() if mine.get(name) == record.model]
-    asked = [f"{name}={mine[name]}" for name in same if kind_of(mine[name]) == ENDPOINT]
-    return ",".join(asked) or None
+    return [f"{name}={mine[name]}" for name in same if kind_of(mine[name]) == ENDPOINT]
 
 
 def load(args: argparse.Namespace, chosen: Run) -> Predictor:

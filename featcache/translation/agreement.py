@@ -26,7 +26,7 @@ VERBS = {
 _ENDINGS = (("ies", "y"), ("sses", "ss"), ("s", ""))
 _ONE = re.compile(
     rf"(?<![\w.,'\"/:-])1(?P<whole> of [\d,]+)?(?P<before>(?: (?:{'|'.join(BEFORE)}))*) "
-    rf"(?P<noun>{'|'.join(COUNTED)})\b(?P<share> \([^()]*\))?"
+    rf"(?P<noun>{'|'.join(COUNTED)})\b(?![.-]\w)(?P<share> \([^()]*\))?"
     rf"(?: (?P<verb>{'|'.join(VERBS)})\b(?:(?P<between>[^.,;:]* and )(?P<second>are|have|were)\b)?)?"
 )
 
@@ -34,7 +34,8 @@ _ONE = re.compile(
 def agreed(sentence: str) -> str:
     """An English sentence, with the noun and the verbs after a count of 1 in the singular.
 
-    `1 of 3 texts were cut` becomes `1 of 3 texts was cut`. Words that are not in COUNTED stay.
+    `1 of 3 texts were cut` becomes `1 of 3 texts was cut`. Words that are not in COUNTED stay, and names of
+    files (`1 rows.csv`).
     """
     return _ONE.sub(_singular, sentence) if "1 " in sentence else sentence
 

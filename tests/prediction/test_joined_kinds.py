@@ -138,6 +138,8 @@ def test_texts_go_to_another_machine_only_by_the_word_of_the_user(
     text = settings.read_text("utf-8").replace("# backbones =", f'backbones = {{E = "{server.model}"}} #')
     settings.write_text(text, "utf-8")
     cli.ok("predict", "--run", "server", *TEXTS, "--json")
+    local = load_run(Path("reports"), "server").record.backbone.named[""].model
+    cli.ok("predict", "--run", "server", *TEXTS, "--model", f"={local}", "--json")  # of the other one
 
 
 def test_texts_alone_have_no_imported_vectors(work: Path, cli: Cli, server: EndpointServer) -> None:

@@ -36,6 +36,8 @@ from tests.support.catalogue import read_po
         ("row 1 has the labels", "row 1 has the labels"),
         ("no column '1 rows'", "no column '1 rows'"),
         ("1 times the tokens", "1 times the tokens"),
+        ("my 1 rows.csv is empty", "my 1 rows.csv is empty"),
+        ("at least 1 rows.", "at least 1 row."),
     ],
 )
 def test_examples(said: str, right: str) -> None:
