@@ -129,10 +129,18 @@ class JoinedEncoder:
 
     def encode(self, tokens: JoinedTokens, on_batch: Callable[[int, int], None] | None = None) -> Encoded:
         """The features of all encoders, by views with the names of their backbones."""
-        made = {
-            name: encoder.encode(tokens.by_name[name], on_batch if encoder is self.first else None)  # type: ignore[arg-type]  # of its own
-            for name, encoder in self.encoders.items()
-        }
+        made: dict[str, Encoded] = {}
+        left = dict(self.encoders)
+        try:
+            for name, encoder in self.encoders.items():
+                del left[name]
+                told = on_batch if encoder is self.first else None
+                made[name] = encoder.encode(tokens.by_name[name], told)  # type: ignore[arg-type]  # of its own
+        except BaseException:
+            for name, encoder in left.items():  # else texts are paid for whose answers nobody reads
+                if isinstance(encoder, EndpointEncoder):
+                    encoder.give_up(tokens.by_name[name])  # type: ignore[arg-type]  # of its own
+            raise
         views = {
             named_view(name, view): x for name, encoded in made.items() for view, x in encoded.views.items()
         }

@@ -6,15 +6,19 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from featcache.backbone.endpoint.answer import Vectors
+from featcache.backbone.endpoint.encoder import EndpointEncoder
 from featcache.backbone.endpoint.model import EndpointModel
 from featcache.data.formats.lines import Row
-from featcache.errors import UsageError
+from featcache.errors import BadRow, UsageError
+from featcache.prediction.joined_encoder import JoinedEncoder
 from featcache.prediction.predictor import Predictor
 from featcache.prediction.vectors import VectorPredictor
 from featcache.runs.run import load_run
@@ -122,6 +126,31 @@ def test_an_endpoint_and_a_model_predict_with_one_pass_of_each(
     assert [one["label"] for one in answer["predictions"]] == [
         predictor.label_names[place] for place in found.argmax(axis=1)
     ]
+
+
+def test_texts_that_a_model_here_refuses_are_not_sent_any_more(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = Predictor.from_run(load_run(Path("reports"), "server")).encoder
+    assert isinstance(joined, JoinedEncoder)
+    endpoint = joined.encoders["E"]
+    assert isinstance(endpoint, EndpointEncoder)
+    waiting: list[Future[Vectors]] = []
+
+    def submit(texts: list[str]) -> Future[Vectors]:
+        waiting.append(Future())
+        return waiting[-1]
+
+    def refuse(*_: object) -> None:
+        raise BadRow("NaN", 1)
+
+    monkeypatch.setattr(endpoint.client, "submit", submit)
+    monkeypatch.setattr(joined.first, "encode", refuse)
+    before = endpoint.spending._reserved
+    with pytest.raises(BadRow):
+        joined.encode(joined.tokenize(TEXTS))
+    assert waiting and all(each.cancelled() for each in waiting)
+    assert endpoint.spending._reserved == pytest.approx(before)
 
 
 def test_texts_go_to_another_machine_only_by_the_word_of_the_user(

@@ -167,7 +167,7 @@ class EndpointEncoder:
                 if on_batch:
                     on_batch(len(estimated), tokens)
         except BaseException:
-            self._give_up(sent)
+            self.give_up(sent)
             raise
         if whole is None:
             whole = np.empty((0, self.client.width or 0), np.float32)
@@ -186,8 +186,8 @@ class EndpointEncoder:
         except CancelledError:
             raise BackboneError("the requests were stopped", hint="the same command continues") from None
 
-    def _give_up(self, sent: SentTexts) -> None:
-        """Send none of the texts that are still waiting."""
+    def give_up(self, sent: SentTexts) -> None:
+        """Send none of the texts that are still waiting; for texts that `encode` is not called for."""
         for rows, future in sent.requests:
             if future.cancel():
                 self.spending.release(float(sent.estimated[rows].sum()))

@@ -10,7 +10,6 @@ import pytest
 from featcache.backbone.endpoint import window as module
 from featcache.backbone.endpoint.window import RequestWindow
 
-
 LONG = 60.0  # seconds; nothing here waits so long, also on a busy machine
 
 
