@@ -149,7 +149,7 @@ class UnsealedFile:
         layout = _lay_out(meta, columns)
         with explained(path):
             try:
-                if layout.entries != self.layout.entries:
+                if (layout.size, layout.entries) != (self.layout.size, self.layout.entries):
                     raise CacheError(
                         f"{path}: the description has another length than was announced",
                         hint="this is a fault of featcache: please report it",

@@ -148,8 +148,7 @@ def _is_finite(block: np.ndarray) -> bool:
     if block.dtype == np.float32:
         flat = block.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(
-                np.dot(flat, flat)
-            ):  # one pass over the memory; a sum that is too large is looked at
-                return True
-    return bool(np.isfinite(block).all())
+            squares = np.dot(flat, flat)  # one pass over the memory
+        if np.isfinite(squares):
+            return True
+    return bool(np.isfinite(block).all())  # also of finite numbers whose squares are too large

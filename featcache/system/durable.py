@@ -57,7 +57,9 @@ class Disk:
         """Let the system bring bytes of `file` to the disk, if it can be told to; nothing is waited for."""
         if hasattr(os, "posix_fadvise"):
             file.flush()
-            os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_DONTNEED)  # keeps unwritten bytes
+            with contextlib.suppress(OSError):  # advice; some kernels and file systems take none
+                # What is not on the disk yet stays in memory until it is.
+                os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_DONTNEED)
 
     def fsync(self, file: BinaryIO) -> None:
         """Make the bytes of `file` durable, including those in Python's buffer."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -451,6 +453,20 @@ def test_the_disk_works_while_rows_are_made(tmp_path: Path, monkeypatch: pytest.
     write_sealed(tmp_path / "a.h5", META, [column("a", np.zeros((1000, 4), "<f4"), 100)])
     offset = SealedFile(tmp_path / "a.h5")._entries["a"].offset
     assert begun == [(offset + 3200 * number, 3200) for number in range(5)]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_a_file_system_that_takes_no_advice_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(sealed_writer, "AT_ONCE", 3000)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    values = np.arange(4000, dtype="<f4").reshape(1000, 4)
+    write_sealed(tmp_path / "a.h5", META, [column("a", values, 100)])
+    np.testing.assert_array_equal(SealedFile(tmp_path / "a.h5").column("a"), values)
 
 
 def test_write_sealed_makes_folders(tmp_path: Path) -> None:
