@@ -68,7 +68,7 @@ class VectorSealer:
             CacheError: the file cannot be written.
         """
         # One process at a time imports under a name, so that it stands for one set of vectors.
-        with _own_lock(self.cache.folder / "imports" / self.name):
+        with _own_lock(self.cache.folder / "imports" / f"{self.name}.import"):  # the lock replaces the ending
             return self._seal(split, vectors, time.perf_counter())
 
     def _seal(self, split: Split, vectors: SplitVectors, began: float) -> tuple[CacheFile, bool]:

@@ -405,7 +405,7 @@ HOLDER = """
 import time
 from pathlib import Path
 from featcache.system.lock import locked
-with locked(Path("cache/imports/mine")):
+with locked(Path("cache/imports/mine.v1.import")):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -413,16 +413,17 @@ with locked(Path("cache/imports/mine")):
 
 def test_two_processes_do_not_import_under_one_name_at_once(cli: Cli, here: Path) -> None:
     write(here)
-    argv = ("import", "v.npy", "--texts", "texts.csv", "--as", "mine")
+    argv = ("import", "v.npy", "--texts", "texts.csv", "--as")
     held = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
     try:
         assert held.stdout is not None
         assert held.stdout.readline() == "held\n"
-        refused = cli(*argv)
+        refused = cli(*argv, "mine.v1")
         assert refused.code == CacheError.exit_code
         assert str(held.pid) in refused.err
+        cli.ok(*argv, "mine.v2")
     finally:
         held.kill()
         held.wait()
-    cli.ok(*argv)
+    cli.ok(*argv, "mine.v1")
     assert not list(here.glob("cache/imports/*"))
