@@ -219,12 +219,31 @@ def _content(run: Run) -> dict[str, bytes]:
 def _absolute(run: Run, given: BackboneChoice) -> BackboneChoice:
     """Paths of folders made absolute; a hub id stays with the run, which knows its revision."""
     made = run.record.backbone
-    path, adapter = Path(given.model or made.model).expanduser(), given.adapter or made.adapter
-    return replace(
-        given,
-        model=str(path.absolute()) if path.is_dir() else given.model,
-        adapter=adapter and str(Path(adapter).expanduser().absolute()),
+    if not made.named:
+        adapter = given.adapter or made.adapter
+        model = _folder(given.model or made.model) or given.model
+        return replace(given, model=model, adapter=adapter and _absolute_path(adapter))
+    from featcache.prediction.joined_encoder import by_name  # here: it imports torch
+
+    models, adapters = (by_name(where, [*made.named]) for where in (given.model, given.adapter))
+    for name, own in made.named.items():
+        if folder := _folder(models.get(name) or own.model):
+            models[name] = folder
+        if adapter := adapters.get(name) or own.adapter:
+            adapters[name] = _absolute_path(adapter)
+    model, adapter = (
+        ",".join(f"{name}={where}" for name, where in each.items()) or None for each in (models, adapters)
     )
+    return replace(given, model=model, adapter=adapter)
+
+
+def _folder(named: str) -> str | None:
+    """The absolute path of a model that is a folder."""
+    return _absolute_path(named) if named and Path(named).expanduser().is_dir() else None
+
+
+def _absolute_path(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 class _PredictingActor(Actor[PredictOrder]):

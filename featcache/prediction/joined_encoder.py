@@ -48,7 +48,7 @@ def run_encoder(
     heads = {name: named_head(head, run, name)[0] for name in names}
     for own in heads.values():
         refuse_vectors(own)
-    models, adapters = (_by_name(where, known) for where in (choice.model, choice.adapter))
+    models, adapters = (by_name(where, known) for where in (choice.model, choice.adapter))
     encoders: dict[str, OneEncoder] = {}
     for name, own in heads.items():
         if (part := own.encoder.endpoint) is not None:
@@ -59,8 +59,12 @@ def run_encoder(
     return JoinedEncoder(encoders)
 
 
-def _by_name(given: str | None, names: Sequence[str]) -> dict[str, str]:
-    """`A=FOLDER,B=FOLDER` as folders by the names of backbones."""
+def by_name(given: str | None, names: Sequence[str]) -> dict[str, str]:
+    """`A=FOLDER,B=FOLDER` as folders by the names of backbones.
+
+    Raises:
+        UsageError: a part without a name, or with one that is not among `names`.
+    """
     parts = [part.partition("=") for part in given.split(",")] if given else []
     if odd := [name for name, equals, _ in parts if not equals or name not in names]:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from featcache.cluster import output_parts as predict_parts
 from featcache.cluster.cluster import Engine
-from featcache.cluster.predict import FilesToLabel, Reading, predict_with_ray
+from featcache.cluster.predict import FilesToLabel, Reading, _absolute, predict_with_ray
 from featcache.errors import UsageError
 from featcache.finetuning.run_backbone import BackboneChoice
+from featcache.runs.record import BackboneRecord
 from featcache.runs.run import Run
 from featcache_cli.main import main
 from tests.support.cli_tools import plain_terminal
@@ -53,6 +55,23 @@ def test_prediction_continues_and_gives_the_labels_of_one_machine(
     assert same_rows(rows_of(out), want)
     for name in ("part-00000.parquet", "part-00003.parquet"):
         assert (out / name).stat().st_mtime_ns == written[name]
+
+
+def test_actors_get_the_folders_of_several_backbones_by_absolute_paths(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("own", "potion", "moved"):
+        Path(folder).mkdir()
+    made = {"": "own", "A": "potion", "H": "org/name", "E": "openai+http://localhost:1/v1#m"}
+    named = {name: BackboneRecord(model=model) for name, model in made.items()}
+    named["A"] = replace(named["A"], adapter="lora")
+    several = replace(run, record=replace(run.record, backbone=BackboneRecord(model="own", named=named)))
+    as_made = _absolute(several, BackboneChoice())
+    assert as_made.model == f"={tmp_path}/own,A={tmp_path}/potion"
+    assert as_made.adapter == f"A={tmp_path}/lora"
+    asked = _absolute(several, BackboneChoice("A=moved,E=openai+https://h/v1#m"))
+    assert asked.model == f"A={tmp_path}/moved,E=openai+https://h/v1#m,={tmp_path}/own"
 
 
 def test_predict_refuses_the_output_of_other_work(
