@@ -17,6 +17,7 @@ from featcache.cluster.cluster import Actor, ActorPool, Engine, connected, deal,
 from featcache.cluster.output_parts import OutputFolder, OutputPart, PartRecord, plan_parts, states_of
 from featcache.data.formats.open import open_rows
 from featcache.data.formats.write import OutputForm
+from featcache.errors import UsageError
 from featcache.finetuning.run_backbone import BackboneChoice
 from featcache.fingerprint import file_hash, fingerprint
 from featcache.plain_file import LONGEST_ARRAYS, read_plain
@@ -94,10 +95,11 @@ def predict_with_ray(
         The sum over all parts; `path` is the folder.
 
     Raises:
-        UsageError: the output holds other work, or Ray cannot be used.
+        UsageError: the output holds other work, the head reads an endpoint, or Ray cannot be used.
         FeatcacheError: the error that an actor raised; finished files are kept.
     """
     require_ray()
+    _refuse_endpoints(run)
     began = time.perf_counter()
     parts = plan_parts(files.sources)
     key = _key(run, files, parts)
@@ -214,6 +216,18 @@ def _content(run: Run) -> dict[str, bytes]:
     """The contents of the files of a run that a predictor needs."""
     found = [*run.folder.glob("*.json"), *run.folder.glob("*.safetensors")]
     return {path.name: read_plain(path, LONGEST_ARRAYS) for path in found}
+
+
+def _refuse_endpoints(run: Run) -> None:
+    """Limits of requests and of cost hold for one process."""
+    head = run.head()
+    for one in [each.encoder for each in head.encoder.named] or [head.encoder]:
+        if head.views and one.endpoint is not None:
+            raise UsageError(
+                f"{run.name} reads vectors of {one.endpoint.model}, which is behind an endpoint: each actor "
+                "would have its own limits of requests and of cost",
+                hint="leave --engine ray out: one process sends many requests at a time",
+            )
 
 
 def _absolute(run: Run, given: BackboneChoice) -> BackboneChoice:

@@ -63,15 +63,15 @@ def test_actors_get_the_folders_of_several_backbones_by_absolute_paths(
     monkeypatch.chdir(tmp_path)
     for folder in ("own", "potion", "moved"):
         Path(folder).mkdir()
-    made = {"": "own", "A": "potion", "H": "org/name", "E": "openai+http://localhost:1/v1#m"}
+    made = {"": "own", "A": "potion", "H": "org/name"}
     named = {name: BackboneRecord(model=model) for name, model in made.items()}
     named["A"] = replace(named["A"], adapter="lora")
     several = replace(run, record=replace(run.record, backbone=BackboneRecord(model="own", named=named)))
     as_made = _absolute(several, BackboneChoice())
     assert as_made.model == f"={tmp_path}/own,A={tmp_path}/potion"
     assert as_made.adapter == f"A={tmp_path}/lora"
-    asked = _absolute(several, BackboneChoice("A=moved,E=openai+https://h/v1#m"))
-    assert asked.model == f"A={tmp_path}/moved,E=openai+https://h/v1#m,={tmp_path}/own"
+    asked = _absolute(several, BackboneChoice("A=moved"))
+    assert asked.model == f"A={tmp_path}/moved,={tmp_path}/own"
 
 
 def test_predict_refuses_the_output_of_other_work(

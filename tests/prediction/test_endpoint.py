@@ -89,6 +89,18 @@ def test_what_needs_the_files_of_a_backbone_says_so(trained_by: Cli) -> None:
         assert failed.code in (2, 6) and "behind an endpoint" in failed.err, words
 
 
+def test_actors_of_a_cluster_ask_no_endpoint(
+    trained_by: Cli, server: EndpointServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.cluster.cluster.require_ray", lambda: None)
+    monkeypatch.setattr("featcache.cluster.predict.require_ray", lambda: None)
+    Path("new.txt").write_text("a good one\n")
+    before = server.seen.requests
+    on_ray = ("predict", "--input", "new.txt", "--output", "out", "--engine", "ray")
+    trained_by.refused(UsageError.exit_code, on_ray, "its own limits of requests and of cost")
+    assert server.seen.requests == before and not Path("out").exists()
+
+
 def test_info_says_what_is_true_of_an_endpoint(trained_by: Cli, server: EndpointServer) -> None:
     shown = trained_by.ok("cache", "info", "--all").out
     assert "float16 stored" in shown and "by a server" in shown and server.address in shown.replace("\n", "")
