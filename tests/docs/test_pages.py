@@ -21,7 +21,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Flags of other programs that the pages name.
 OTHERS = frozenset((
     "--no-python", "--nproc-per-node", "--nnodes", "--strict", "--force-reinstall", "--seconds", "--workers",
-    "--peer-python", "--no-view-scales", "--texts-per-second",
+    "--peer-python", "--no-view-scales", "--texts-per-second", "--url-prefix",
 ))  # fmt: skip
 
 
