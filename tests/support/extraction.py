@@ -125,15 +125,21 @@ def counted() -> Iterator[list[int]]:
     """Texts of each forward pass that is run inside; the checks of a model being loaded apart."""
     from featcache.backbone import load as loading_module
     from featcache.backbone.model import Backbone
+    from featcache.backbone.static.model import StaticModel
 
     passes: list[int] = []
     loading: list[bool] = []
-    states, load = Backbone.states, loading_module.load_backbone
+    states, means, load = Backbone.states, StaticModel.means, loading_module.load_backbone
 
     def counting(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if not loading:
             passes.append(len(batch.lengths))
         return states(self, batch, *args, **kwargs)
+
+    def counting_means(self: Any, ids: Any, lengths: Any) -> Any:
+        if not loading:
+            passes.append(len(lengths))
+        return means(self, ids, lengths)
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         loading.append(True)
@@ -144,6 +150,7 @@ def counted() -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Backbone, "states", counting)
+        patch.setattr(StaticModel, "means", counting_means)
         patch.setattr(loading_module, "load_backbone", marked)
         yield passes
 
