@@ -60,7 +60,6 @@ class CheckedVectors:
         self, vectors: SplitVectors, split: str, stage: str, on_progress: OnProgress = ignore
     ) -> None:
         self.vectors, self._split, self._stage, self._on_progress = vectors, split, stage, on_progress
-        self._state = vectors.file.state
         self._digest, self._done = xxhash.xxh3_128(), 0
         self._first: np.ndarray | None = None
         self._differ = False
@@ -86,17 +85,13 @@ class CheckedVectors:
         """XXH3-128 of the stored bytes of all vectors, once all were read.
 
         Raises:
-            SourceError: all vectors are equal, or the file changed since the first one was read.
+            SourceError: all vectors are equal, or the file changed since it was opened.
         """
-        where = self.vectors.file.where
-        if self.vectors.file.state != self._state:
-            raise SourceError(
-                f"{where} changed while it was imported",
-                hint="run the same command again once no program writes to it",
-            )
+        file = self.vectors.file
+        file.require_unchanged()
         if not self._differ and self._done > 1:
             raise SourceError(
-                f"all {self._done:,} vectors of {self._split} in {where} are equal, whatever the text",
+                f"all {self._done:,} vectors of {self._split} in {file.where} are equal, whatever the text",
                 hint="was each text encoded by itself? look at the vectors of two texts",
             )
         return self._digest.hexdigest()

@@ -12,6 +12,7 @@ from featcache.errors import SourceError
 from featcache.importing.arrays import open_hdf5, open_npy, open_npz, open_safetensors
 from featcache.importing.tables import open_parquet, open_saved
 from featcache.importing.vector_file import VectorFile
+from featcache.system.hashes import FileState
 
 READERS: dict[str, Callable[[Path, str | None], VectorFile]] = {
     ".npy": open_npy,
@@ -48,4 +49,4 @@ def open_vectors(path: Path, array: str | None = None, split: str | None = None)
         )
     if not about.st_size:
         raise SourceError(f"{path} is empty", hint="write the vectors again")
-    return replace(reader(path, array), path=path)
+    return replace(reader(path, array), path=path, opened=FileState.of(about))

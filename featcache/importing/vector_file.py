@@ -28,6 +28,7 @@ class VectorFile:
         dtype: of the numbers, one of `NUMBERS`.
         read: the rows from `start` to `stop`, as arrays `[n, D]` in order; bfloat16 comes as float32.
         path: of a file; None of a folder, and in memory.
+        opened: the state of that file before anything was read of it.
         column: the values of another column or array of the file by its name, one a row; None where the file
             can have no other.
     """
@@ -39,18 +40,23 @@ class VectorFile:
     read: Callable[[int, int], Iterator[np.ndarray]]
     column: Callable[[str], Iterable[object]] | None = None
     path: Path | None = None
+    opened: FileState | None = None
 
-    @property
-    def state(self) -> FileState | None:
-        """Changes when the file is written or replaced; None where there is no file.
+    def require_unchanged(self) -> None:
+        """Refuse a file that was written or replaced since it was opened.
 
         Raises:
-            SourceError: the file is gone.
+            SourceError: it was, or it is gone.
         """
         if self.path is None:
-            return None
+            return
         with reading(self.path):
-            return FileState.of(self.path.stat())
+            now = FileState.of(self.path.stat())
+        if now != self.opened:
+            raise SourceError(
+                f"{self.where} changed while it was read",
+                hint="run the same command again once no program writes to it",
+            )
 
     @property
     def storage(self) -> str:

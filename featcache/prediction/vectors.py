@@ -132,11 +132,12 @@ class VectorPredictor(Predictor):
         return PreparedVectors(prepared.count, prepared.tokens, prepared.words, vectors)
 
     def require_all_read(self, rows: int) -> None:
-        """Refuse a file of vectors that belongs to more rows than there were.
+        """Refuse a file of vectors that belongs to more rows than there were, or that changed meanwhile.
 
         Raises:
             SourceError
         """
+        self.vectors.file.require_unchanged()
         if rows != self.vectors.file.rows:
             raise self._other_count(f"{rows:,}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -160,6 +161,24 @@ def test_batches_of_a_file_take_their_own_vectors(
     np.testing.assert_allclose(np.array(shares)[good], expected.max(1)[good], atol=1e-6)
     assert np.isnan(shares[2100])
     assert "not finite" in Path("out.csv.bad.jsonl").read_text("utf-8")
+
+
+@pytest.mark.bad_input("wrong vectors")
+def test_vectors_that_are_written_meanwhile_label_nothing(
+    cli: Cli, imported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = VectorPredictor.require_all_read
+
+    def change(predictor: VectorPredictor, rows: int) -> None:
+        np.save("test.npy", labelled_vectors(seed=5)[0])
+        os.utime("test.npy", ns=(1, 1))
+        real(predictor, rows)
+
+    monkeypatch.setattr(VectorPredictor, "require_all_read", change)
+    files = ("--input", "test.csv", "--vectors", "test.npy", "--output", "out.csv")
+    refused = cli("predict", *files)
+    assert refused.code == SourceError.exit_code and "changed while it was read" in refused.err
+    assert not Path("out.csv").exists()
 
 
 def test_rows_that_are_left_out_between_two_batches_shift_no_vector(

@@ -260,7 +260,7 @@ def test_a_file_that_changes_meanwhile_is_not_sealed(
     monkeypatch.setattr(check.CheckedVectors, "identity", change)
     refused = cli("import", vectors, "--texts", "texts.csv", "--as", "mine")
     assert refused.code == SourceError.exit_code
-    assert "changed while it was imported" in refused.err
+    assert "changed while it was read" in refused.err
     assert not list(here.glob("cache/**/*.h5"))
 
 
