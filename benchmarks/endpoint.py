@@ -27,6 +27,7 @@ from featcache.system.progress import Progress
 from tests.support.endpoint_server import NAME, server_process
 
 LATENCY, ERRORS, INSIDE, TEXTS = 0.05, 0.02, 8, 32
+TRIES = 50  # of one request of the bare client
 LIMIT = (1 - ERRORS) * INSIDE * TEXTS / LATENCY  # texts a second
 BEHAVIOUR = {"latency": LATENCY, "errors": ERRORS, "width": 32}
 
@@ -81,9 +82,9 @@ def text(number: int) -> str:
 
 
 def _ask(connection: http.client.HTTPConnection, path: str, some: list[str]) -> int:
-    """Send texts until they are answered; their number."""
+    """Send texts until they are answered, at most `TRIES` times; their number."""
     body = json.dumps({"model": NAME, "input": some})
-    while True:
+    for _ in range(TRIES):
         try:
             connection.request("POST", f"{path}/embeddings", body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -92,6 +93,7 @@ def _ask(connection: http.client.HTTPConnection, path: str, some: list[str]) -> 
                 return len(some)
         except (http.client.HTTPException, OSError):
             connection.close()
+    raise RuntimeError(f"{path} does not answer")
 
 
 def _row(server: str, rows: int, reached: float) -> dict[str, float | str]:

@@ -10,9 +10,14 @@ import numpy as np
 
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.data.split import load_splits
-from featcache.errors import BackboneError, SourceError, UsageError
 from featcache.evaluation.leaks import NO_LEAKS
-from featcache.finetuning.few_labels.trial import STAGE, can_step, some_inputs, try_step
+from featcache.finetuning.few_labels.trial import (
+    CANNOT_BE_TRAINED,
+    STAGE,
+    can_step,
+    some_inputs,
+    try_step,
+)
 from featcache.finetuning.finetune import prepare
 from featcache.finetuning.job import TuningJob
 from featcache.finetuning.recipe import CONTRASTIVE, build_recipe
@@ -30,7 +35,7 @@ class StepBeside:
     """Trains the contrastive step for `compare_recipes`, where there are at most 64 rows a class.
 
     On each draw it is trained as by `train_few_labels`: in the folds, to see whether it is taken, and on all
-    rows. It is left out for the same reasons; a model that cannot be had is said.
+    rows. It is left out for the same reasons; a note says why a step cannot be trained.
 
     Attributes:
         report: receives the making of token states, the trainings, and notes, first how long it will take.
@@ -45,10 +50,14 @@ class StepBeside:
         if not few_rows or not can_step(self.settings, next(iter(few_rows.values())).few):
             return None
         try:
-            steps = _Steps.prepare(self.settings, few_rows, split, self.report)
-        except (BackboneError, SourceError, UsageError) as error:
+            return self._train(few_rows, split)
+        except CANNOT_BE_TRAINED as error:
             self.report(Progress("note", text=f"the contrastive step cannot be tried: {error.what}"))
             return None
+
+    def _train(self, drawn: Mapping[Draw, DrawnRows], split: str) -> RecipeBeside:
+        """Tell how long it will take, and train."""
+        steps = _Steps.prepare(self.settings, drawn, split, self.report)
         count, blocks, seconds = steps.trainings, steps.tuning.part.name, steps.estimate()
         self.report(
             Progress(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from featcache.errors import BackboneError, SourceError, UsageError
-from featcache.finetuning.few_labels.trial import can_step, try_step
+from featcache.finetuning.few_labels.trial import CANNOT_BE_TRAINED, can_step, try_step
 from featcache.finetuning.finetune import prepare, train_and_save
 from featcache.finetuning.recipe import CONTRASTIVE, build_recipe
 from featcache.finetuning.tuning import TrainingStep
@@ -28,8 +27,8 @@ def train_few_labels(
     """Choose among the head recipes and the contrastive step by cross-validation, and save the best as a run.
 
     The step is tried where there are at most 64 train rows a class with one label each, and the view that it
-    trains is pooled from the highest layer. A model that cannot be had or trained is said; the head recipe is
-    then trained.
+    trains is pooled from the highest layer. Where the model is missing or cannot be trained, a note says
+    so, and the head recipe is trained.
 
     Args:
         view: the one to read; by default the recipe chooses among the cached views of `settings`.
@@ -50,10 +49,10 @@ def train_few_labels(
     recipe = build_recipe({"objective": CONTRASTIVE, "rows_per_class": rows_per_class})
     try:
         tuning, model = prepare(settings, None, recipe, few.recipes[0].view, report=report)
-    except (BackboneError, SourceError, UsageError) as error:
+        trial = try_step(drawn, tuning, model, report)
+    except CANNOT_BE_TRAINED as error:
         report(Progress("note", text=f"the contrastive step cannot be tried: {error.what}"))
         return drawn.train(settings, {})
-    trial = try_step(drawn, tuning, model, report)
     about = {"contrastive": asdict(trial)}
     if not trial.wins:
         return drawn.train(settings, about)

@@ -9,6 +9,7 @@ import numpy as np
 
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.cache.view_names import split_view
+from featcache.errors import BackboneError, HeadError, SourceError, UsageError
 from featcache.evaluation.leaks import NO_LEAKS
 from featcache.finetuning.job import SplitInputs, TuningJob
 from featcache.finetuning.tuning import SomeTexts
@@ -19,6 +20,8 @@ from featcache.settings import Settings
 from featcache.system.progress import OnProgress, Progress
 
 STAGE = "contrastive"
+# A model that is missing or has no such blocks, texts that are gone, a training that diverges.
+CANNOT_BE_TRAINED = (BackboneError, HeadError, SourceError, UsageError)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featcache.errors import BackboneError
+from featcache.errors import BackboneError, FeatcacheError, HeadError
 from featcache.finetuning.few_labels import side_by_side as module
 from featcache.finetuning.few_labels import train
 from featcache.finetuning.few_labels.trial import StepTrial
@@ -72,15 +72,19 @@ def test_the_step_is_for_few_rows_and_its_choice_counts(
     assert STEP not in str(alone) and alone["folder"] != made["folder"]
 
 
-def test_a_model_that_is_gone_is_said_and_the_heads_are_compared(
-    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("prepare", BackboneError("no such model")), ("try_step", HeadError("training diverged"))],
+)
+def test_a_step_that_cannot_be_trained_is_noted_and_the_heads_are_compared(
+    name: str, error: FeatcacheError, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: Any, **__: Any) -> None:
-        raise BackboneError("no such model", hint="name another")
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(module, "prepare", gone)
+    monkeypatch.setattr(module, name, failing)
     result = cli.ok("curve", "--rows-per-class", "4", "--seeds", "1", "--json")
-    assert "the contrastive step cannot be tried: no such model" in result.err
+    assert f"the contrastive step cannot be tried: {error.what}" in result.err
     assert STEP not in result.out
 
 

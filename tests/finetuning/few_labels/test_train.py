@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import featcache
-from featcache.errors import BackboneError
+from featcache.errors import BackboneError, FeatcacheError, HeadError
 from featcache.finetuning.few_labels import train as module
 from featcache.finetuning.few_labels.train import train_few_labels
 from featcache.finetuning.few_labels.trial import StepTrial, can_step, try_step
@@ -118,15 +118,19 @@ def test_more_than_64_rows_a_class_are_for_heads(trained: Path, monkeypatch: pyt
     assert made.record.head == "ridge" and "contrastive" not in made.record.solver
 
 
-def test_a_model_that_is_gone_is_said_and_the_head_is_trained(
-    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("prepare", BackboneError("no such model")), ("try_step", HeadError("training diverged"))],
+)
+def test_a_step_that_cannot_be_trained_is_noted_and_the_head_is_trained(
+    name: str, error: FeatcacheError, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: Any, **__: Any) -> None:
-        raise BackboneError("no such model", hint="name another")
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(module, "prepare", gone)
+    monkeypatch.setattr(module, name, failing)
     result = cli.ok(*AUTO)
-    assert "the contrastive step cannot be tried: no such model" in result.err
+    assert f"the contrastive step cannot be tried: {error.what}" in result.err
     assert "featcache finetune --objective contrastive" in " ".join(result.out.split())
     (run,) = [one for one in featcache.list_runs(Path("reports")) if "recipe" in one.record.solver]
     assert run.record.head == "ridge" and "contrastive" not in run.record.solver
