@@ -11,7 +11,7 @@ from featcache.cache.staging import Staging
 from featcache.cluster.encode import put_units, take_units
 from featcache.cluster.extract import extract_with_ray
 from featcache.system.stores import Remote, opened
-from tests.support.extraction import Case
+from tests.support.extraction import Case, assert_same_file
 from tests.support.ray_runs import needs_ray
 
 
@@ -31,7 +31,7 @@ def test_units_are_sent_through_the_store_of_the_cache(
 
     monkeypatch.setattr("featcache.cluster.extract.take_units", take)
     (made,) = extract_with_ray(case.settings(cache_dir=store.as_uri()), ["train"], workers=2)
-    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+    assert_same_file(made.path, case.extract("train").path)
     assert len(sent) > 1 and list(store.rglob("block-*.safetensors")) == []
 
 

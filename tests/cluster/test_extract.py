@@ -16,7 +16,7 @@ from featcache.errors import SourceError
 from featcache.extraction import partition
 from featcache.settings import load_settings
 from featcache.system.progress import Progress
-from tests.support.extraction import Case, some_texts
+from tests.support.extraction import Case, assert_same_file, some_texts
 from tests.support.ray_runs import needs_ray
 
 
@@ -27,7 +27,7 @@ def test_extract_with_ray_makes_the_file_of_one_machine(case: Case, alone: None)
     before = case.extract("train")
     said: list[Progress] = []
     (made,) = extract_with_ray(other.settings(), ["train"], said.append, workers=1)
-    assert made.path.read_bytes() == before.path.read_bytes()
+    assert_same_file(made.path, before.path)
     assert (made.rows, made.encoded, made.cached, made.tokens) == (60, 60, False, before.tokens)
     steps = [event.done for event in said if event.stage == "encode"]
     assert steps[0] == 0 and steps[-1] == 60 and steps == sorted(steps)
@@ -59,7 +59,7 @@ def test_extract_with_ray_encodes_missing_units_and_raises_the_errors_of_one_mac
     said: list[Progress] = []
     (made,) = extract_with_ray(broken.settings(), ["train"], said.append, workers=1)
     assert made.encoded == 60 - there
-    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+    assert_same_file(made.path, case.extract("train").path)
 
 
 def test_extract_with_ray_uses_finished_files_without_ray(
@@ -105,6 +105,6 @@ def test_extraction_survives_the_loss_of_a_node(
 
     (made,) = extract_with_ray(other.settings(), ["train"], watch, workers=2, address=two_nodes.address)
     assert killed and made.encoded == 4000
-    assert made.path.read_bytes() == case.extract("train").path.read_bytes()
+    assert_same_file(made.path, case.extract("train").path)
     assert other.leftovers() == []
     assert capfd.readouterr().out == ""  # Ray would tell of the lost node on stdout

@@ -48,4 +48,10 @@ def abstaining(head: Head, x: np.ndarray, asked: AbstentionSettings = HALF, kind
 def abstaining_predictor(predictor: Predictor, texts: list[str]) -> Predictor:
     """A predictor that answers about half of such texts, of the same encoder and head."""
     x = predictor.encoder(texts).views[predictor.head.view]
-    return Predictor(predictor.encoder, abstaining(predictor.head, x))
+    head = abstaining(predictor.head, x)
+    assert head.abstention
+    # Threshold and limit are the score and the distance of a text; other batches may round it to either side.
+    made = head.abstention
+    wider = replace(made.choice, distance=made.choice.distance + 1e-4)
+    made = replace(made, choice=wider, threshold=made.threshold - 1e-5)
+    return Predictor(predictor.encoder, replace(head, abstention=made))
