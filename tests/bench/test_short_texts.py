@@ -38,7 +38,8 @@ def test_shares_of_an_extraction(settings: Settings, monkeypatch: pytest.MonkeyP
     short, longer = measure_lengths(settings, encoder, mixed(), [10, 40])
     assert short.tokens < 11 < longer.tokens and short.texts > longer.texts
     for one in (short, longer):
-        assert 0 < one.outside_model < 1 and 0 < one.tokenizing < 1 and one.texts_per_s > 0
+        # A busy machine may give one measurement less time than another: below 0 means nothing more.
+        assert one.outside_model < 1 and one.tokenizing > 0 and one.texts_per_s > 0
     assert not list(Path(settings.paths.cache_dir).iterdir())
     with pytest.raises(UsageError, match="the longest has 64"):
         list(measure_lengths(settings, encoder, mixed(), [65]))
