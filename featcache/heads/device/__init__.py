@@ -1,0 +1,1 @@
+"""Heads on a GPU: where one trains, and its features there."""

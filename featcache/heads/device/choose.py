@@ -1,0 +1,28 @@
+"""Where a head trains."""
+
+from __future__ import annotations
+
+import torch
+
+from featcache.backbone.load import resolve_device
+
+CPU = torch.device("cpu")
+
+
+def head_device(asked: str, work: float, least: float) -> torch.device:
+    """The device that a head trains on.
+
+    Args:
+        asked: as the settings have it: `cuda` or `cuda:N` take that GPU; `auto` takes one that is there if
+            the work pays for it; all others mean the CPU.
+        work: floating-point operations, of a step or of all, by the solver.
+        least: so many from which on a GPU pays.
+
+    Raises:
+        UsageError: that GPU is not there.
+    """
+    if asked.startswith("cuda"):
+        return resolve_device(asked)
+    if asked == "auto" and work >= least and torch.cuda.is_available():
+        return torch.device("cuda")
+    return CPU

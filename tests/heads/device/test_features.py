@@ -1,0 +1,34 @@
+"""Features on a device are those of the host, kept there or sent some rows at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from featcache.heads.device.choose import CPU, head_device
+from featcache.heads.device.features import DeviceFeatures
+from tests.support.second_device import second_device
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("room", [None, 0])
+def test_slices_are_those_of_the_host(dtype: type, room: float | None) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 7)).astype(dtype)
+    x.flags.writeable = False  # as memory-mapped features are
+    with second_device() as device:
+        features = DeviceFeatures(x, device, room)
+        assert (features.kept is None) == (room == 0)
+        for rows in (slice(0, 50), slice(3, 20), slice(1, 50, 9)):
+            part = features[rows]
+            assert part.device == device and part.dtype == torch.float32
+            np.testing.assert_array_equal(part.cpu().numpy(), x[rows].astype(np.float32))
+
+
+def test_small_work_stays_on_the_cpu_unless_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert head_device("auto", 1e6, least=1e7) == head_device("cpu", 1e9, 1e7) == CPU
+    assert head_device("mps", 1e9, 1e7) == CPU
+    assert head_device("auto", 1e8, least=1e7) == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert head_device("auto", 1e8, least=1e7) == CPU
