@@ -113,7 +113,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 $(DEMO): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[demo]'
+	$(PIP) -e '.[demo,report]'
 	touch $(DEMO)
 
 $(DEV): $(DEMO)
