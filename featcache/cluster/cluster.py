@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,12 @@ class Engine:
 def require_ray() -> None:
     """Raise UsageError where Ray is not installed."""
     require_extra("--engine ray", "ray", ["ray"])
+
+
+def starts_ray(address: str | None) -> bool:
+    """Whether `connected` would start a cluster that is this machine alone."""
+    ray = sys.modules.get("ray")  # `connected` sets variables before it is imported
+    return address is None and "RAY_ADDRESS" not in os.environ and not (ray and ray.is_initialized())
 
 
 @contextmanager

@@ -143,6 +143,19 @@ def encoder_spec_on(pool: ActorPool, settings: Settings) -> EncoderSpec:
         ) from error
 
 
+def encoder_spec_here(settings: Settings) -> EncoderSpec | None:
+    """The description of the encoder, which is loaded here for that; None if it would take a GPU.
+
+    Raises:
+        BackboneError: the model cannot be loaded.
+    """
+    from featcache.backbone.load import resolve_device
+
+    if resolve_device(settings.backbone.device).type != "cpu":
+        return None
+    return EncoderSpec.of(_load_encoder(settings), settings.features.views)
+
+
 def _load_encoder(settings: Settings) -> Encoder:
     from featcache.backbone.encoder import Encoder
 

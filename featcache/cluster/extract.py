@@ -3,21 +3,29 @@
 The driver, which is the process of the user, partitions the rows, holds the lock and seals the file, as it
 does without Ray. Actors (see `encode`) encode the units and commit them in the folder of the cache, which all
 nodes share, or send them through the store of the cache. The driver needs neither a GPU nor memory for
-the model: an actor describes the encoder to it.
+the model: an actor describes the encoder to it. Where the cluster is this machine alone, and has no GPU, the
+driver loads the model to describe it while Ray starts.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from featcache.cache.staging import Staging
-from featcache.cluster.cluster import ActorPool, Engine, connected, deal, require_ray
-from featcache.cluster.encode import EncodeOrder, EncodingActor, encoder_spec_on, take_units
+from featcache.cluster.cluster import ActorPool, Engine, connected, deal, require_ray, starts_ray
+from featcache.cluster.encode import (
+    EncodeOrder,
+    EncodingActor,
+    encoder_spec_here,
+    encoder_spec_on,
+    take_units,
+)
 from featcache.errors import UsageError
 from featcache.extraction.api import extract_splits
 from featcache.extraction.encode_units import UnitEncoder, UnitWork
@@ -82,7 +90,10 @@ def extract_with_ray(
     require_ray()
     with ExitStack() as stack:
         connect = lambda: stack.enter_context(connected(address))  # noqa: E731
-        job = _RayJob(absolute(settings), report, force=force, wait=wait, workers=workers, connect=connect)
+        job = _RayJob(
+            absolute(settings), report,
+            force=force, wait=wait, workers=workers, connect=connect, starts_ray=starts_ray(address),
+        )  # fmt: skip
         return job.run(splits)
 
 
@@ -106,7 +117,11 @@ def _absolute(name: str) -> str:
 
 
 class _RayJob(Job):
-    """A `Job` whose encoder is on other machines; calls `connect` when the encoder is needed."""
+    """A `Job` whose encoder is on other machines; calls `connect` when the encoder is needed.
+
+    Args:
+        starts_ray: whether `connect` starts a cluster that is this machine alone.
+    """
 
     def __init__(
         self,
@@ -117,18 +132,21 @@ class _RayJob(Job):
         wait: float,
         workers: int | str,
         connect: Callable[[], None],
+        starts_ray: bool,
     ) -> None:
         super().__init__(settings, on_progress, force=force, wait=wait)
-        self.workers, self.connect = workers, connect
+        self.workers, self.connect, self.starts_ray = workers, connect, starts_ray
 
     def unit_encoder(self, split: str) -> UnitEncoder:
         """The actors of the cluster, and the encoder as one of them describes it."""
         if self._unit_encoder is None:
             self.on_progress(Progress("load", split, text="Ray"))
-            self.connect()
-            pool = ActorPool.of(self.workers, self.settings.backbone.device)
-            self.on_progress(Progress("load", split, text=f"{self.model.name} on {pool}"))
-            spec = encoder_spec_on(pool, self.settings)
+            with ThreadPoolExecutor(1) as thread:
+                here = thread.submit(encoder_spec_here, self.settings) if self.starts_ray else None
+                self.connect()
+                pool = ActorPool.of(self.workers, self.settings.backbone.device)
+                self.on_progress(Progress("load", split, text=f"{self.model.name} on {pool}"))
+                spec = (here.result() if here else None) or encoder_spec_on(pool, self.settings)
             self._unit_encoder = _RayUnitEncoder(spec, self)
             self.note_encoder(split, spec.notes)
         return self._unit_encoder
