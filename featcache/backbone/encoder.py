@@ -100,6 +100,7 @@ class Encoder:
         self.poolers = self._make_poolers(attention or {})
         self.storage = np.dtype(features.storage)
         self.batch_tokens = batch_tokens or DEFAULT_BUDGET.get(backbone.device.type, 4096)
+        self._pooled = self._pooled_alone()
 
     @classmethod
     def load(
@@ -180,12 +181,11 @@ class Encoder:
         """Numbers in the vectors of one text, of all views."""
         return sum(pooler.width for pooler in self.poolers.values())
 
-    @cached_property
-    def _pooled(self) -> list[str]:
+    def _pooled_alone(self) -> list[str]:
         """The tokens pooled at the highest layer, if its block can run for them alone; else empty."""
         highest = self.views[-1].layer
         poolings = {name for view in self.views if view.layer == highest for name in view.joined}
-        usable = self.backbone.runs_pooled_alone and highest > 0 and poolings <= set(POOLED_TOKEN)
+        usable = highest > 0 and poolings <= set(POOLED_TOKEN) and self.backbone.runs_pooled_alone
         usable = usable and self.pool_prompt
         return sorted(POOLED_TOKEN[pooling] for pooling in poolings) if usable else []
 

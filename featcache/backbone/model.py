@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,6 @@ class Backbone:
         arguments: names of the arguments of the model's forward.
         inner_layers: whether layers below the last have one state a token; else there are only `last` views.
         first_position: row of the position table that the first token of a text reads.
-        runs_pooled_alone: whether the highest block can run for the pooled tokens alone.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
         dtype: of the states; bfloat16 with int8.
         block_weights: number of weights of linear layers that each token passes, in all blocks.
@@ -97,7 +96,11 @@ class Backbone:
         self._prepared = False
         self.notes: list[str] = []
         model.eval()
-        self.runs_pooled_alone = runs_pooled_alone(self)
+
+    @cached_property
+    def runs_pooled_alone(self) -> bool:
+        """Whether the highest block can run for the pooled tokens alone; tried when it is first asked."""
+        return runs_pooled_alone(self)
 
     def states(
         self, batch: TokenBatch, layers: Sequence[int], pooled: Sequence[str] = ()

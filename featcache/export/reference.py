@@ -116,7 +116,7 @@ class RunToExport:
 
         self.run = run
         choice = BackboneChoice(model, adapter=adapter)
-        self._backbone = RunBackbone.find(run, choice, exact=True)
+        self._backbone = RunBackbone.find(run, run.head(), choice, exact=True)
         self.head, self.files = self._backbone.head, self._backbone.files
         if self.files.is_static:
             raise BackboneError(

@@ -55,19 +55,19 @@ class RunBackbone:
 
     @classmethod
     def find(
-        cls, run: Run, choice: BackboneChoice, *, exact: bool = False, name: str | None = None
+        cls, run: Run, head: Head, choice: BackboneChoice, *, exact: bool = False, name: str | None = None
     ) -> RunBackbone:
         """The backbone of `run`, checked before its weights are loaded.
 
         Args:
+            head: of the run.
             name: of a run with several backbones, which of them; `head` is then as if it read no other.
 
         Raises:
-            HeadError: the head cannot be read, or the backbone that is there has other files, or is one of
-                several.
+            HeadError: the backbone that is there has other files, or is one of several.
             BackboneError, UsageError: the backbone is not there, or needs code that may not run.
         """
-        head, made = run.head(), run.record.backbone
+        made = run.record.backbone
         if head.encoder.named:
             head, made = named_head(head, run, name)
         refuse_vectors(head)

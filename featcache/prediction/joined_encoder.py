@@ -17,17 +17,23 @@ from featcache.errors import UsageError
 from featcache.finetuning.run_backbone import BackboneChoice, RunBackbone, named_head, refuse_vectors
 from featcache.finetuning.run_endpoint import run_endpoint
 from featcache.fingerprint import EncoderDocument, joined_document
+from featcache.heads.head import Head
 from featcache.runs.run import Run
 
 OneEncoder = Encoder | EndpointEncoder
 
 
 def run_encoder(
-    run: Run, choice: BackboneChoice, endpoint: EndpointSettings | None = None, given: str | None = None
+    run: Run,
+    head: Head,
+    choice: BackboneChoice,
+    endpoint: EndpointSettings | None = None,
+    given: str | None = None,
 ) -> OneEncoder | JoinedEncoder | None:
     """What makes the features that the head of a run reads; None for words alone.
 
     Args:
+        head: of the run.
         choice: of several backbones, `model` and `adapter` name those that have moved, and the endpoints that
             may be asked: `A=FOLDER,B=openai+https://...`.
         endpoint: how endpoints are asked.
@@ -36,7 +42,7 @@ def run_encoder(
     Raises:
         HeadError, BackboneError, UsageError: see `RunBackbone.find`, `RunBackbone.encoder`, `run_endpoint`.
     """
-    head, asked = run.head(), endpoint or EndpointSettings()
+    asked = endpoint or EndpointSettings()
     known = [each.name for each in head.encoder.named]
     names = [name for name in known if name != given]
     if not head.views or (known and not names):
@@ -44,7 +50,7 @@ def run_encoder(
     if not known:
         if (part := head.encoder.endpoint) is not None:
             return run_endpoint(run, head, part, choice.model, asked)
-        return RunBackbone.find(run, choice).encoder()
+        return RunBackbone.find(run, head, choice).encoder()
     heads = {name: named_head(head, run, name)[0] for name in names}
     for own in heads.values():
         refuse_vectors(own)
@@ -55,7 +61,7 @@ def run_encoder(
             encoders[name] = run_endpoint(run, own, part, models.get(name), asked, name=name)
         else:
             chosen = replace(choice, model=models.get(name), adapter=adapters.get(name))
-            encoders[name] = RunBackbone.find(run, chosen, name=name).encoder()
+            encoders[name] = RunBackbone.find(run, head, chosen, name=name).encoder()
     return JoinedEncoder(encoders)
 
 

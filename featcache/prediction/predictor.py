@@ -190,7 +190,8 @@ class Predictor:
         """
         found = run if isinstance(run, Run) else load_run(Path("reports"), str(run))
         choice = BackboneChoice(model, revision, hub, device, trust_remote_code, adapter=adapter)
-        predictor = cls(run_encoder(found, choice, endpoint), found.head())
+        head = found.head()
+        predictor = cls(run_encoder(found, head, choice, endpoint), head)
         predictor.pairs = found.record.pairs
         return predictor
 

@@ -110,7 +110,7 @@ class VectorPredictor(Predictor):
         name, file = _imported(head)[0], open_vectors(path, array)
         encoder = None
         if head.encoder.named:
-            encoder = run_encoder(run, choice or BackboneChoice(), endpoint, given=name)
+            encoder = run_encoder(run, head, choice or BackboneChoice(), endpoint, given=name)
         predictor = cls(head, file, encoder)
         predictor.pairs = run.record.pairs
         found = path.expanduser().stat()

@@ -6,7 +6,7 @@ import hashlib
 import random
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,14 +146,15 @@ def write_case(folder: Path, model: Path, **asked: Any) -> Case:
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """Texts of each forward pass that is run inside; the checks of a model being loaded apart."""
+    """Texts of each forward pass that is run inside; those that only try the model apart."""
     from featcache.backbone import load as loading_module
+    from featcache.backbone import model as model_module
     from featcache.backbone.model import Backbone
     from featcache.backbone.static.model import StaticModel
 
     passes: list[int] = []
     loading: list[bool] = []
-    states, means, load = Backbone.states, StaticModel.means, loading_module.load_backbone
+    states, means = Backbone.states, StaticModel.means
 
     def counting(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if not loading:
@@ -165,17 +166,21 @@ def counted() -> Iterator[list[int]]:
             passes.append(len(lengths))
         return means(self, ids, lengths)
 
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        loading.append(True)
-        try:
-            return load(*args, **kwargs)
-        finally:
-            loading.pop()
+    def marked(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            loading.append(True)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                loading.pop()
+
+        return called
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Backbone, "states", counting)
         patch.setattr(StaticModel, "means", counting_means)
-        patch.setattr(loading_module, "load_backbone", marked)
+        patch.setattr(loading_module, "load_backbone", marked(loading_module.load_backbone))
+        patch.setattr(model_module, "runs_pooled_alone", marked(model_module.runs_pooled_alone))
         yield passes
 
 

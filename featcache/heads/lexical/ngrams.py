@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -169,14 +169,7 @@ class Ngrams:
         """
         try:
             idf, text, ends = (tensors[f"ngrams.{name}"] for name in ("idf", "text", "ends"))
-            content = text.tobytes()
-            starts = np.concatenate([[0], ends])[: len(ends)].astype(np.int64)
-            if len(ends) and not (ends[-1] == len(content) and (starts < ends).all()):
-                raise ValueError("their ends are out of order")
-            names = tuple(
-                content[start:end].decode("utf-8", "surrogatepass")
-                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-            )
+            names = _pieces(text, ends)
             columns = settings.hashed or len(names)
             if idf.dtype != np.float32 or idf.shape != (columns,) or not np.isfinite(idf).all():
                 raise ValueError(f"idf is {idf.dtype} {list(idf.shape)} for {columns} columns")
@@ -214,6 +207,28 @@ def joined_texts(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]
     if pairs is None:
         return list(texts)
     return [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)]
+
+
+def _pieces(text: np.ndarray, ends: np.ndarray) -> tuple[str, ...]:
+    """The pieces of UTF-8 text that end at these bytes.
+
+    Raises:
+        ValueError: ends that are out of order or within a character, or bytes that are no text.
+    """
+    content = text.tobytes()
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise ValueError(f"their ends are {ends.dtype} {list(ends.shape)}")
+    if not len(ends):
+        return ()
+    edges = np.concatenate([[0], ends]).astype(np.int64)
+    if edges[-1] != len(content) or (np.diff(edges) <= 0).any():
+        raise ValueError("their ends are out of order")
+    begins = (np.frombuffer(content, np.uint8) & 0xC0) != 0x80  # all but the further bytes of a character
+    if not begins[edges[:-1]].all():
+        raise ValueError("an end is within a character")
+    places = np.concatenate([[0], np.cumsum(begins)])[edges].tolist()
+    whole = content.decode("utf-8", "surrogatepass")  # once: a call for each piece takes most of the time
+    return tuple(whole[start:end] for start, end in pairwise(places))
 
 
 def _hasher(settings: NgramSettings) -> Any:
