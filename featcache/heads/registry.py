@@ -278,11 +278,13 @@ class HeadKind(NamedTuple):
         fit: fits it: train, validation, classes, settings, and by keyword seed and on_epoch.
         settings: names of the `HeadSettings` that it reads.
         reports: whether `fit` takes `on_progress`, too.
+        on_device: whether `fit` takes `device`, too: it can train on a GPU.
     """
 
     fit: Callable[..., Fit]
     settings: tuple[str, ...]
     reports: bool = False
+    on_device: bool = False
 
 
 _WEIGHTS = ("class_weight", "weight_column")
@@ -297,7 +299,7 @@ KINDS = {
     "lexical": HeadKind(fit_lexical, _WEIGHTS, reports=True),
     "logistic": HeadKind(fit_logistic, _LOGISTIC, reports=True),
     "exact": HeadKind(fit_exact, (*_LOGISTIC, "view_scales"), reports=True),
-    "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout")),
+    "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout"), on_device=True),
     "ridge": _closed_form(closed_form.ridge, "alpha", *_WEIGHTS),
     "discriminant": _closed_form(closed_form.discriminant),
     "centroid": _closed_form(closed_form.centroid, *_WEIGHTS),

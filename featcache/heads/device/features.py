@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 
 from featcache.backbone.device_copies import copier_of
+from featcache.heads.features import Standard
 from featcache.heads.logistic.objective import FeatureSlices
 from featcache.system.sharded_array import slices_of
 
@@ -17,15 +21,28 @@ class DeviceFeatures:
     """Features `[N, D]` whose slices are float32 tensors on a device.
 
     Args:
-        x: on the host, already standardised where that is wanted.
+        x: on the host; for `batches` one that gives rows by their numbers, too.
         room: bytes that they may take on the device; None: half of what is free on a GPU.
+        standard: they are standardised by it on the device, in float64 and then rounded as on the host; None:
+            as they are.
 
     Attributes:
         kept: all of them on the device, or None: a slice is then sent when it is read.
     """
 
-    def __init__(self, x: FeatureSlices, device: torch.device, room: float | None = None) -> None:
-        self.x, self.device = x, device
+    def __init__(
+        self,
+        x: FeatureSlices,
+        device: torch.device,
+        room: float | None = None,
+        standard: Standard | None = None,
+    ) -> None:
+        self.x: Any = x
+        self.device = device
+        self.standard: tuple[torch.Tensor, torch.Tensor] | None = None  # mean and scale
+        if standard is not None:
+            mean, scale = (torch.from_numpy(part) for part in (standard.mean, standard.scale))
+            self.standard = mean.to(device), scale.to(device)
         self.shape = (int(x.shape[0]), int(x.shape[1]))
         rows, width = self.shape
         self.kept: torch.Tensor | None = None
@@ -38,10 +55,22 @@ class DeviceFeatures:
         """Some rows, float32 `[B, D]`; not to be written to."""
         return self._sent(rows) if self.kept is None else self.kept[rows]
 
-    def _sent(self, rows: slice) -> torch.Tensor:
+    def batches(self, order: np.ndarray, size: int) -> Iterator[torch.Tensor]:
+        """The rows in this order, int64 `[M]`, so many at a time: float32 `[B, D]`."""
+        if self.kept is not None:
+            there = copier_of(self.device).to_device(order)
+            yield from (self.kept.index_select(0, rows) for rows in there.split(size))
+        else:
+            yield from (self._sent(order[rows]) for rows in slices_of(len(order), size))
+
+    def _sent(self, rows: slice | np.ndarray) -> torch.Tensor:
         values = np.ascontiguousarray(self.x[rows])
         values = values if values.flags.writeable else values.copy()
-        return copier_of(self.device).to_device(values).float()
+        there = copier_of(self.device).to_device(values)
+        if self.standard is None:
+            return there.float()
+        mean, scale = self.standard
+        return there.to(torch.float64, copy=True).sub_(mean).div_(scale).float()
 
 
 def free_bytes(device: torch.device) -> float:

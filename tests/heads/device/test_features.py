@@ -8,6 +8,7 @@ import torch
 
 from featcache.heads.device.choose import CPU, head_device
 from featcache.heads.device.features import DeviceFeatures
+from featcache.heads.features import Standard
 from tests.support.second_device import second_device
 
 
@@ -23,6 +24,19 @@ def test_slices_are_those_of_the_host(dtype: type, room: float | None) -> None:
             part = features[rows]
             assert part.device == device and part.dtype == torch.float32
             np.testing.assert_array_equal(part.cpu().numpy(), x[rows].astype(np.float32))
+
+
+@pytest.mark.parametrize("room", [None, 0])
+def test_batches_are_standardised_as_on_the_host(room: float | None) -> None:
+    x = np.random.default_rng(0).normal(3, 2, size=(50, 7)).astype(np.float16)
+    stored, standard, order = x.copy(), Standard.of(x), np.random.default_rng(1).permutation(50)
+    with second_device() as device:
+        features = DeviceFeatures(x, device, room, standard)
+        batches = [batch.cpu().numpy() for batch in features.batches(order, 16)]
+        np.testing.assert_array_equal(features[slice(5, 9)].cpu().numpy(), standard(x[5:9]))
+    assert [len(batch) for batch in batches] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate(batches), standard(x[order]))
+    np.testing.assert_array_equal(x, stored)
 
 
 def test_small_work_stays_on_the_cpu_unless_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
