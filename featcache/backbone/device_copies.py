@@ -52,7 +52,10 @@ class DeviceCopier:
 
     def to_device(self, values: np.ndarray) -> torch.Tensor:
         """`values` on the device."""
-        tensor = torch.from_numpy(values)
+        return self.send(torch.from_numpy(values))
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the host on the device; on the CPU the same one, else a copy of what it holds now."""
         if self._up is None:
             return tensor.to(self.device)
         computing = torch.cuda.current_stream(self.device)

@@ -124,10 +124,11 @@ class TokenRows:
         """See `batch`, of the states of these rows."""
         import torch
 
+        from featcache.backbone.device_copies import copier_of
         from featcache.backbone.packing import PackedLayout, without_first
 
         device = torch.device(self.device)
-        states, layout = states.to(device), PackedLayout.of(self[rows].lengths, device)
+        states, layout = copier_of(device).send(states), PackedLayout.of(self[rows].lengths, device)
         if not self.skipped:
             return states, layout
         parts = [without_first(one, layout, self.skipped) for one in states]

@@ -205,7 +205,7 @@ def adamw(parameters: list[torch.Tensor], weight_decay: float) -> torch.optim.Op
     """AdamW; one kernel updates all parameters where their device has that."""
     import torch
 
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    fused = parameters[0].device.type in ("cpu", "cuda", "mps")
     return torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
 
 

@@ -63,6 +63,23 @@ def second_device() -> Iterator[torch.device]:
         yield SECOND
 
 
+@contextmanager
+def copies_to_host() -> Iterator[list[str]]:
+    """The operations that bring values from the second device to the host, as they happen; no `tolist`."""
+    found: list[str] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            there = any(isinstance(each, SecondTensor) for each in args)
+            if there and not isinstance(result, (SecondTensor, tuple, list, type(None))):
+                found.append(str(func))
+            return result
+
+    with Watching():
+        yield found
+
+
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     flat, spec = tree_flatten((args, kwargs))
     there = [each for each in flat if isinstance(each, SecondTensor)]

@@ -19,7 +19,7 @@ from featcache.heads.fit import (
     divergence,
     schedule_factor,
 )
-from featcache.heads.mlp import loss_of_rows, score_rows
+from featcache.heads.mlp import adamw, loss_of_rows, score_rows
 from featcache.heads.scorers import Attentive
 from featcache.settings import HeadSettings
 from featcache.system.machine import one_thread_if
@@ -96,24 +96,26 @@ class _AttentiveTraining:
     """The network with its optimizer and loss."""
 
     def __init__(self, train: LabelledFeatures, classes: int, settings: HeadSettings, seed: int) -> None:
-        import torch
-
         from featcache.heads.stack_loss import class_weights
 
         self.train, self.settings, self.done = train, settings, 0
         self.network = _LearnedPooling(train.x, fixed_logits(train.y, classes), settings.queries, seed)
         balanced = settings.class_weight != "none"
         weights = class_weights(train.y, classes, settings.class_weight).numpy() if balanced else None
-        self.loss = loss_of_rows(train.y, self.network.seen, settings.label_smoothing, weights)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters, weight_decay=settings.weight_decay, fused=True
-        )
+        smoothing, device = settings.label_smoothing, self.network.device
+        self.loss = loss_of_rows(train.y, self.network.seen, smoothing, weights, device)
+        self.optimizer = adamw(self.network.parameters, settings.weight_decay)
 
     def epoch(self) -> tuple[float, float]:
-        """All rows once; their mean loss and accuracy, each row before its own step."""
+        """All rows once; their mean loss and accuracy, each row before its own step.
+
+        These come to the host when all steps are done: it waits for the device in none of them.
+        """
+        import torch
+
         settings, count = self.settings, len(self.train.y)
         total = settings.passes * -(-count // settings.batch_size)
-        lost, right = 0.0, 0
+        lost, right, sizes = list[torch.Tensor](), list[torch.Tensor](), list[int]()
         for step in self.network.steps(self.train, settings.batch_size):
             factor = schedule_factor(self.done, total, settings.warmup, settings.schedule)
             self.optimizer.param_groups[0]["lr"] = settings.lr * factor
@@ -123,9 +125,13 @@ class _AttentiveTraining:
             loss.backward()
             self.optimizer.step()
             self.done += 1
-            lost += float(loss.detach()) * len(step.labels)
-            right += step.right(logits.detach())
-        return lost / count, right / count
+            lost.append(loss.detach())
+            right.append(step.right(logits.detach()))
+            sizes.append(len(step.labels))
+        whole = 0.0
+        for mean, size in zip(torch.stack(lost).tolist(), sizes, strict=True):
+            whole += mean * size
+        return whole / count, int(torch.stack(right).sum()) / count
 
 
 class _TextStep(NamedTuple):
@@ -135,11 +141,11 @@ class _TextStep(NamedTuple):
     labels: torch.Tensor
     weights: torch.Tensor | None
 
-    def right(self, logits: torch.Tensor) -> int:
+    def right(self, logits: torch.Tensor) -> torch.Tensor:
         """How many rows have all their labels right."""
         if self.labels.dim() == 1:
-            return int((logits.argmax(1) == self.labels).sum())
-        return int(((logits >= 0) == self.labels.bool()).all(1).sum())
+            return (logits.argmax(1) == self.labels).sum()
+        return ((logits >= 0) == self.labels.bool()).all(1).sum()
 
 
 class _LearnedPooling:
@@ -192,25 +198,22 @@ class _LearnedPooling:
 
     def steps(self, train: LabelledFeatures, size: int) -> Iterator[_TextStep]:
         """One epoch in a new order."""
-        import torch
+        from featcache.backbone.device_copies import copier_of
 
         x: Any = train.x
+        send = copier_of(self.device).to_device
         order = self.dice.permutation(len(train.y))
         parts = [order[first : first + size] for first in range(0, len(order), size)]
         parts = [rows[np.argsort(-x[rows].lengths, kind="stable")] for rows in parts]
         for rows, batch in zip(parts, x.batches(parts), strict=True):
-            y = train.y[rows]
-            if y.ndim == 1:
-                labels = torch.from_numpy(np.searchsorted(self.seen, y))
-            else:
-                labels = torch.from_numpy(y[:, self.seen].astype(np.float32))
-            weights = None
+            y, weights = train.y[rows], None
+            labels = np.searchsorted(self.seen, y) if y.ndim == 1 else y[:, self.seen].astype(np.float32)
             if train.weight is not None:
-                weights = torch.tensor(train.weight[rows], dtype=torch.float32)
-            yield _TextStep(batch, labels, weights)
+                weights = send(train.weight[rows].astype(np.float32))
+            yield _TextStep(batch, send(labels), weights)
 
     def logits(self, states: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
-        """Of some texts, for the labels that can be learnt; on the CPU."""
+        """Of some texts, for the labels that can be learnt."""
         import torch
 
         from featcache.backbone.attentive import pool_layers
@@ -218,7 +221,7 @@ class _LearnedPooling:
         pooled = pool_layers(states, layout, self.queries / self.scale[:, None])
         standard = (pooled - self.mean[:, None]) / self.scale[:, None]
         features = standard.transpose(0, 1).flatten(1)
-        return torch.nn.functional.linear(features, self.weight, self.bias).cpu()
+        return torch.nn.functional.linear(features, self.weight, self.bias)
 
     def scorer(self) -> Attentive:
         """A copy, for states as they are and all labels."""

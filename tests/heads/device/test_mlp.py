@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import featcache.heads.device.choose
 import featcache.heads.device.features
@@ -20,7 +18,7 @@ from featcache.heads.fit import Fit
 from featcache.heads.mlp import fit_mlp
 from featcache.settings import HeadSettings
 from tests.support.feature_rows import clusters, tagged
-from tests.support.second_device import SECOND, SecondTensor, second_device
+from tests.support.second_device import SECOND, copies_to_host, second_device
 
 
 @pytest.fixture
@@ -49,23 +47,6 @@ def check_same(found: Fit, expected: Fit) -> None:
         one, other = (scorer.tensors() for scorer in pair)
         for name in one:
             np.testing.assert_allclose(one[name], other[name], rtol=0, atol=1e-4, err_msg=name)
-
-
-@contextmanager
-def counted() -> Iterator[list[str]]:
-    """The operations that bring a value from the second device to the host."""
-    found: list[str] = []
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            there = any(isinstance(each, SecondTensor) for each in args)
-            if there and not isinstance(result, (SecondTensor, tuple, list, type(None))):
-                found.append(str(func))
-            return result
-
-    with Counting():
-        yield found
 
 
 @pytest.mark.parametrize("room", ["kept", "streamed"])
@@ -124,7 +105,7 @@ def test_the_host_waits_for_the_device_once_an_epoch(second: torch.device, make:
     rows = weighted(make(70))
     counts = []
     for size in (8, 35):
-        with counted() as found:
+        with copies_to_host() as found:
             fitted(rows, make(40, seed=1), "cuda", 4, epochs=3, batch_size=size, dropout=0.2)
         counts.append(found)
     assert counts[0] == counts[1] == ["aten._to_copy.default"] * 12
