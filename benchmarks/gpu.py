@@ -60,7 +60,8 @@ def stages(device: str, model: Path, texts: dict[str, Path], rows: dict[str, int
     """What is measured, the most important first."""
     featcache = ("-m", "featcache_cli.main", "bench")
     where = ("--model", str(model), "--device", device, "--json")
-    tests = ("-m", "pytest", "-p", "no:cacheprovider", "tests/backbone/test_cuda.py")
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_cuda*.py"))
+    tests = ("-m", "pytest", "-p", "no:cacheprovider", *files)
     yield Stage("tests", 150, tests, last=False)
     for name in ("512 tokens", "50 tokens", "reviews", "128 tokens"):
         longest = "512" if name != "reviews" else "350"
@@ -72,7 +73,7 @@ def stages(device: str, model: Path, texts: dict[str, Path], rows: dict[str, int
         *featcache, "finetune", *where, "--dataset", str(texts["labelled"]), "--view", "last/mean",
         "--max-length", "128",
     ))  # fmt: skip
-    yield Stage("heads", 60, (*featcache, "heads", "--json"))
+    yield Stage("heads", 90, (*featcache, "heads", "--json", "--device", device))
 
 
 def write_texts(folder: Path, scale: float) -> tuple[dict[str, Path], dict[str, int]]:
@@ -187,6 +188,8 @@ def table(document: dict[str, Any]) -> str:
         training = found["training"]["result"]
         shares = ", ".join(f"{part} {share:.2f}" for part, share in training["share_of_peak"].items())
         lines += ["", f"Training above the cut, share of the peak: {shares}."]
+    if "result" in found.get("heads", {}):
+        lines += ["", *_heads_rows(found["heads"]["result"])]
     reasons = {name: each["failed"] for name, each in found.items() if each.get("failed")}
     failed = [f"{name} ({reason.splitlines()[-1].strip()})" for name, reason in reasons.items()]
     tests = found.get("tests", {})
@@ -209,6 +212,21 @@ def _extract_row(name: str, result: dict[str, Any]) -> str:
         ", ".join(published),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _heads_rows(result: dict[str, Any]) -> Iterator[str]:
+    shape, found = result["shape"], result["on_device"]
+    yield (
+        f"Heads on {shape['rows']:,} x {shape['width']} made-up features, {shape['epochs']} epochs; *apart*: "
+        "the largest difference of a logit:"
+    )
+    yield from ("", "| head | CPU, s | GPU, s | faster by | apart |", "|---|---|---|---|---|")
+    for one in found["heads"]:
+        faster = one["cpu_seconds"] / one["device_seconds"]
+        yield (
+            f"| {one['head']} | {one['cpu_seconds']:.2f} | {one['device_seconds']:.2f} | {faster:.1f}x | "
+            f"{one['apart']:.1e} |"
+        )
 
 
 def write_table(document: dict[str, Any], readme: Path) -> None:

@@ -115,27 +115,27 @@ def adamw_(
     """One step of AdamW (arXiv:1711.05101) in place, without the corrections for the first steps.
 
     Args:
-        parameters: float32 on the CPU; the other lists have tensors of the same shapes.
+        parameters: float32, on one device; the other lists have tensors of the same shapes there.
         means, squares: running means of the gradients and of their squares.
     """
-    step = checked(_private_fused_adamw, _public_adamw, _adamw_sample, CPU)
+    step = checked(_private_fused_adamw, _public_adamw, _adamw_sample, parameters[0].device)
     step(parameters, gradients, means, squares, rates)
 
 
 def _private_fused_adamw(
     parameters: TensorList, gradients: TensorList, means: TensorList, squares: TensorList, rates: AdamWRates
 ) -> torch.Tensor:
-    steps = [_late_step()] * len(parameters)
+    steps = [_late_step(parameters[0].device)] * len(parameters)
     torch._fused_adamw_(
         parameters, gradients, means, squares, [], steps, amsgrad=False, maximize=False, **vars(rates)
     )
     return parameters[0]
 
 
-@lru_cache(maxsize=1)
-def _late_step() -> torch.Tensor:
+@lru_cache(maxsize=16)
+def _late_step(device: torch.device) -> torch.Tensor:
     """A number of steps so large that the corrections for the first steps are 1."""
-    return torch.full((), 1e12)
+    return torch.full((), 1e12, device=device)
 
 
 def _public_adamw(

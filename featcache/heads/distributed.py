@@ -42,12 +42,14 @@ class ProcessGroup:
         device: where tensors are exchanged: `cpu` (gloo), or this worker's GPU (nccl).
         joined: whether there is a `torch.distributed` group; without one, all operations return what they
             are given.
+        trains_on: where this worker trains, as `head_device` is asked.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
     joined: bool = False
+    trains_on: str = "cpu"
 
     def share(self, count: int) -> slice:
         """Which of `count` rows this worker reads; the shares of all differ by one row at most."""

@@ -19,6 +19,7 @@ import torch
 from featcache.backbone.private_torch import AdamWRates, adamw_
 from featcache.cache.view_names import split_view
 from featcache.errors import HeadError
+from featcache.heads.device.choose import head_device
 from featcache.heads.distributed import ALONE, ProcessGroup
 from featcache.heads.features import LabelledFeatures, Standard, check_splits
 from featcache.heads.fit import (
@@ -38,6 +39,7 @@ from featcache.system.machine import one_thread_if
 from featcache.system.sharded_array import slices_of
 
 SMALL_STEP = 1e7  # floating-point operations
+WORTH_A_GPU = 1e7  # a guess, until it is measured: on a GPU a smaller step takes the time of ten launches
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 Views = Mapping[str, LabelledFeatures]
@@ -58,8 +60,8 @@ def fit_stack(
     """Train all `members` by AdamW (Loshchilov & Hutter, arXiv:1711.05101) on standardised features.
 
     Losses are mean cross-entropy, mean binary cross-entropy for multi-label, or mean squared error of numbers
-    (of which `classes` is 0, and a head has one logit). Equal arguments give equal
-    weights on one machine with one number of threads.
+    (of which `classes` is 0, and a head has one logit). Equal arguments give equal weights on one machine
+    with one number of threads; those of a GPU are the CPU's up to rounding.
 
     Args:
         train: by view; all views have the same rows, labels and weights. A step divides by the weights of
@@ -72,6 +74,7 @@ def fit_stack(
         group: workers that call this with the same arguments. Each takes the rows of its share out of the
             same batches that one worker would take; gradients are summed in float32 once a step, and all
             make the same update. The weights are those of one worker up to the rounding of these sums.
+            To a GPU that it trains on, features that do not fit there are sent some rows at a time.
 
     Returns:
         A Fit a member, in their order.
@@ -79,24 +82,22 @@ def fit_stack(
     Raises:
         HeadError: rows no head can be trained on, settings out of range, a head that diverges at once.
     """
-    views = list(dict.fromkeys(view for member in members for view in parts_of(member, train)))
     _check_settings(members, settings)
+    views = list(dict.fromkeys(view for member in members for view in parts_of(member, train)))
     for view in views:
         check_splits(train[view], validation[view], classes, group)
-    stack = _Stack({view: train[view] for view in views}, classes, members, group)
-    held_out = {
-        view: PaddedFeatures.of(group.own_rows(validation[view].x), stack.views[view].standard)
-        for view in views
-    }
-    y_validation = torch.tensor(validation[views[0]].y).to(stack.labels.dtype)
+    place = _device(train, members, classes, settings, group)
+    stack = _Stack({view: train[view] for view in views}, classes, members, group, place)
+    own = {view: group.own_rows(validation[view].x) for view in views}
+    held_out = {view: PaddedFeatures.of(own[view], stack.views[view].standard, place) for view in views}
+    y_validation = torch.tensor(validation[views[0]].y).to(place, stack.labels.dtype)
     histories = [TrainingHistory[list[torch.Tensor]](settings.patience) for _ in members]
-    operations = 4 * settings.batch_size * sum(part.numel() for part in stack.theta)
     with stack.loader(settings, seed, train[views[0]].weight) as loader:
         for number in range(1, settings.epochs + 1):
-            with one_thread_if(operations < SMALL_STEP):
+            with one_thread_if(4 * settings.batch_size * stack.gradients.numel() < SMALL_STEP):
                 scores = _train_epoch(stack, loader, settings)
-            both = zip(scores, stack.scores(held_out, y_validation), strict=True)
-            lines = [Epoch(number, *trained, *validated) for trained, validated in both]
+            held = stack.scores(held_out, y_validation)
+            lines = [Epoch(number, *one, *other) for one, other in zip(scores, held, strict=True)]
             for head, (history, line) in enumerate(zip(histories, lines, strict=True)):
                 history.add(line, partial(stack.weights, head))
             if on_epoch:
@@ -127,9 +128,18 @@ def _check_settings(members: Sequence[Member], settings: HeadSettings) -> None:
         check_settings({"lr": member.lr, "label_smoothing": member.label_smoothing})
 
 
+def _device(
+    train: Views, members: Sequence[Member], classes: int, settings: HeadSettings, group: ProcessGroup
+) -> torch.device:
+    """Where this worker trains these heads."""
+    read = sum(train[view].x.shape[1] for member in members for view in parts_of(member, train))
+    operations = 4.0 * settings.batch_size * max(classes, 1) * read  # of a step
+    return head_device(group.trains_on, operations, WORTH_A_GPU)
+
+
 def _train_epoch(stack: _Stack, loader: BatchLoader, settings: HeadSettings) -> list[tuple[float, float]]:
     """One pass over the rows; mean loss and accuracy of each head."""
-    sums = torch.zeros(2, len(stack.members), dtype=torch.float64)
+    sums = torch.zeros(2, len(stack.members), dtype=torch.float64, device=stack.device)
     total = steps_of(settings, len(stack.labels))
     warmup, schedule = settings.warmup, settings.schedule
     for part in loader.epoch():
@@ -152,42 +162,44 @@ class _Stack:
     this worker's share, labels those of all rows.
     """
 
-    def __init__(self, train: Views, classes: int, members: Sequence[Member], group: ProcessGroup) -> None:
-        self.steps, self.group = 0, group
+    def __init__(
+        self, train: Views, classes: int, members: Sequence[Member], group: ProcessGroup, device: torch.device
+    ) -> None:
+        self.steps, self.group, self.device = 0, group, device
         names = list(train)
         order = sorted(
             range(len(members)), key=lambda number: names.index(parts_of(members[number], train)[0])
         )
         self.members = [members[number] for number in order]
-        self.loss = stack_loss(train[names[0]].y, classes, self.members)
+        self.loss = stack_loss(train[names[0]].y, classes, self.members, device)
         classes = self.classes = self.loss.classes
-        self.places = torch.tensor(order).argsort()  # member -> place in the stack
+        self.places = torch.tensor(order).argsort().to(device)  # member -> place in the stack
         self.views = {
-            view: PaddedFeatures.of(group.own_rows(rows.x), Standard.of(rows.x, group))
+            view: PaddedFeatures.of(group.own_rows(rows.x), Standard.of(rows.x, group), device)
             for view, rows in train.items()
         }
         self.parts = [[names.index(view) for view in parts_of(head, train)] for head in self.members]
         readers = [
             [head for head, parts in enumerate(self.parts) if view in parts] for view in range(len(names))
         ]
-        self.columns = [
-            _columns(heads, classes) for heads in readers
-        ]  # of each view's rows among all [H * C]
+        # Of each view's rows among all [H * C].
+        self.columns = [_columns(heads, classes, device) for heads in readers]
         self.rows = [
             {head: slice(n * classes, (n + 1) * classes) for n, head in enumerate(heads)} for heads in readers
         ]
         self.joined = any(len(parts) > 1 for parts in self.parts)
         self.unused = [  # the rows of each view's heads whose bias is in another view
-            _rows_of([n for n, head in enumerate(heads) if self.parts[head][0] != view], classes)
+            _rows_of([n for n, head in enumerate(heads) if self.parts[head][0] != view], classes, device)
             for view, heads in enumerate(readers)
         ]
         rates = torch.tensor([head.lr for head in self.members])
-        self.rates = rates.repeat_interleave(classes)[:, None]  # [H * C, 1]
+        self.rates = rates.repeat_interleave(classes)[:, None].to(device)  # [H * C, 1]
         decays = rates * torch.tensor([head.weight_decay for head in self.members])
-        self.decays = decays.repeat_interleave(classes)[:, None]
-        self.shared_decay = self.decays[0].item() if (self.decays == self.decays[0]).all() else None
+        self.decays = decays.repeat_interleave(classes)[:, None].to(device)
+        self.shared_decay = decays[0].item() if (decays == decays[0]).all() else None
         self.theta = self._first_weights()
-        self.gradients = torch.zeros(sum(part.numel() for part in self.theta))  # one piece: one exchange
+        # One piece: one exchange between workers.
+        self.gradients = torch.zeros(sum(part.numel() for part in self.theta), device=device)
         pieces = self.gradients.split([part.numel() for part in self.theta])
         self.gradient = [piece.view_as(part) for piece, part in zip(pieces, self.theta, strict=True)]
         self.mean = [torch.zeros_like(part) for part in self.theta]
@@ -198,14 +210,14 @@ class _Stack:
         """Batches of all epochs, in an order of the rows that `seed` draws."""
         dice, rows = torch.Generator().manual_seed(seed), len(self.labels)
         orders = (torch.randperm(rows, generator=dice) for _ in range(settings.epochs))
-        weights = None if weight is None else torch.tensor(weight, dtype=torch.float32)
+        weights = None if weight is None else torch.tensor(weight, dtype=torch.float32).to(self.device)
         share = self.group.share(rows)
         return BatchLoader(self.views, self.labels, orders, settings.batch_size, share=share, weights=weights)
 
     def _first_weights(self) -> list[torch.Tensor]:
         views = list(self.views.values())
         theta = [
-            torch.zeros(len(heads) * self.classes, features.padded)
+            torch.zeros(len(heads) * self.classes, features.padded, device=self.device)
             for heads, features in zip(self.rows, views, strict=True)
         ]
         for head, (member, parts) in enumerate(zip(self.members, self.parts, strict=True)):
@@ -216,7 +228,7 @@ class _Stack:
             theta[parts[0]][self.rows[parts[0]][head], widths[0]] = weights[:, -1]
         for part, features in zip(theta, views, strict=True):
             # A constant feature (scale 1, see Standard) has no gradient and keeps its weights: zero them.
-            part[:, : features.width] *= torch.from_numpy(features.standard.scale != 1.0)
+            part[:, : features.width] *= torch.from_numpy(features.standard.scale != 1.0).to(self.device)
         return theta
 
     def step(
@@ -256,7 +268,7 @@ class _Stack:
         """
         logits = [torch.mm(part, x.T) for x, part in zip(features, self.theta, strict=True)]
         if self.joined:
-            joined = torch.zeros(len(self.rates), logits[0].shape[1])
+            joined = torch.zeros(len(self.rates), logits[0].shape[1], device=self.device)
             for columns, part in zip(self.columns, logits, strict=True):
                 joined[columns] += part
         else:
@@ -292,7 +304,7 @@ class _Stack:
     def scores(self, held_out: Mapping[str, PaddedFeatures], y: torch.Tensor) -> list[tuple[float, float]]:
         """Loss and accuracy of each head on other rows, some at a time; `y` of all, features of the share."""
         labels = y[self.group.share(len(y))]
-        sums = torch.zeros(2, len(self.members), dtype=torch.float64)
+        sums = torch.zeros(2, len(self.members), dtype=torch.float64, device=self.device)
         step = max(256, (1 << 24) // (len(self.members) * self.classes + self.theta[0].shape[1]))
         for rows in slices_of(len(labels), step):
             features = [held_out[view][rows] for view in self.views]
@@ -310,18 +322,19 @@ class _Stack:
         views, lr = list(self.views.values()), self.members[head].lr
         parts = []
         for view, part in zip(self.parts[head], weights, strict=True):
-            theta, width = part.double().numpy() * lr, views[view].width
+            theta, width = part.double().cpu().numpy() * lr, views[view].width
             parts.append(views[view].standard.fold(theta[:, :width], theta[:, width]))
         weight = np.concatenate([weight for weight, _ in parts], axis=1)
         return Linear(weight, np.stack([bias for _, bias in parts]).sum(axis=0, dtype=np.float32))
 
 
-def _columns(heads: list[int], classes: int) -> slice | torch.Tensor:
+def _columns(heads: list[int], classes: int, device: torch.device) -> slice | torch.Tensor:
     """The rows of these heads among those of all, `[H * C]`; a slice where they are neighbours."""
     if heads == list(range(heads[0], heads[-1] + 1)):
         return slice(heads[0] * classes, (heads[-1] + 1) * classes)
-    return _rows_of(heads, classes)
+    return _rows_of(heads, classes, device)
 
 
-def _rows_of(heads: list[int], classes: int) -> torch.Tensor:
-    return (torch.tensor(heads, dtype=torch.int64)[:, None] * classes + torch.arange(classes)).flatten()
+def _rows_of(heads: list[int], classes: int, device: torch.device) -> torch.Tensor:
+    rows = torch.tensor(heads, dtype=torch.int64)[:, None] * classes + torch.arange(classes)
+    return rows.flatten().to(device)

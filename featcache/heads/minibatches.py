@@ -7,12 +7,15 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Self
 
 import numpy as np
 import torch
 
+from featcache.backbone.device_copies import copier_of
+from featcache.heads.device.choose import CPU
+from featcache.heads.device.features import SHARE_OF_FREE, free_bytes
 from featcache.heads.features import Standard, is_kept, row_slices
 
 NUMBERS_AT_ONCE = 1 << 20  # of one view in a sequence of batches: 4 MB
@@ -25,40 +28,55 @@ class PaddedFeatures:
     Attributes:
         x: as stored, `[N, D]`.
         standard: of the train rows.
-        kept: float32 `[N, padded]` where they are few enough, else None.
+        device: where they are standardised and read.
+        kept: float32 `[N, padded]` on the device where they are few enough, else None.
     """
 
     x: np.ndarray
     standard: Standard
+    device: torch.device = CPU
     kept: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, x: np.ndarray, standard: Standard) -> PaddedFeatures:
-        stored = cls(x, standard)
-        if not is_kept(len(x) * stored.padded):
+    def of(cls, x: np.ndarray, standard: Standard, device: torch.device = CPU) -> PaddedFeatures:
+        stored = cls(x, standard, device)
+        numbers = len(x) * stored.padded
+        fits = is_kept(numbers) if device == CPU else 4 * numbers <= SHARE_OF_FREE * free_bytes(device)
+        if not fits:
             return stored
-        kept = torch.empty(len(x), stored.padded)
+        kept = torch.empty(len(x), stored.padded, device=device)
         for rows in row_slices(x):
             stored._fill(x[rows], kept[rows])
-        return cls(x, standard, kept)
+        return cls(x, standard, device, kept)
 
     @property
     def width(self) -> int:
         return int(self.x.shape[1])
+
+    @cached_property
+    def _standard_there(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and scale on the device."""
+        mean, scale = (torch.from_numpy(part) for part in (self.standard.mean, self.standard.scale))
+        return mean.to(self.device), scale.to(self.device)
 
     @property
     def padded(self) -> int:
         return -(-(self.width + 1) // 16) * 16
 
     def __getitem__(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Rows by number, or neighbouring ones: float32 `[B, padded]`."""
+        """Rows by number, or neighbouring ones: float32 `[B, padded]` on the device."""
         if self.kept is not None:
             return self.kept[rows]
         stored = self.x[rows if isinstance(rows, slice) else rows.numpy()]
-        return self._fill(stored, torch.empty(len(stored), self.padded))
+        return self._fill(stored, torch.empty(len(stored), self.padded, device=self.device))
 
     def _fill(self, stored: np.ndarray, out: torch.Tensor) -> torch.Tensor:
-        out[:, : self.width] = torch.from_numpy(self.standard.exactly(stored))
+        if self.device == CPU:
+            out[:, : self.width] = torch.from_numpy(self.standard.exactly(stored))
+        else:
+            mean, scale = self._standard_there
+            sent = copier_of(self.device).to_device(np.array(stored))
+            out[:, : self.width] = sent.double().sub_(mean).div_(scale)
         out[:, self.width] = 1.0
         out[:, self.width + 1 :] = 0.0
         return out
@@ -66,7 +84,7 @@ class PaddedFeatures:
 
 @dataclass(frozen=True)
 class BatchSequence:
-    """Consecutive batches of an epoch.
+    """Consecutive batches of an epoch; all tensors are on the device of the features.
 
     Attributes:
         rows: int64 `[M]`, row numbers in `views`.
@@ -105,10 +123,10 @@ class BatchLoader:
 
     Args:
         views: features by view; of the rows of `share` alone.
-        labels: of all rows, `[N]` or `[N, C]`.
-        orders: the rows of each epoch, int64 `[N]`, drawn one epoch ahead.
+        labels: of all rows, `[N]` or `[N, C]`, on the device of the features.
+        orders: the rows of each epoch, int64 `[N]` on the CPU, drawn one epoch ahead.
         share: the rows of every batch that this worker takes.
-        weights: of all rows, float32 `[N]`; None where they count alike.
+        weights: of all rows, float32 `[N]`, on that device; None where they count alike.
     """
 
     def __init__(
@@ -148,16 +166,19 @@ class BatchLoader:
             yield future.result()
 
     def _gather(self, rows: torch.Tensor) -> BatchSequence:
-        all_labels = labels = self.labels.index_select(0, rows)
-        all_weights = weights = None if self.weights is None else self.weights.index_select(0, rows)
+        device = self.labels.device
+        there = rows.to(device)
+        all_labels = labels = self.labels.index_select(0, there)
+        all_weights = weights = None if self.weights is None else self.weights.index_select(0, there)
         sizes: int | list[int] = self.batch_size
         if self.share.stop - self.share.start < len(self.labels):
             own = (rows >= self.share.start) & (rows < self.share.stop)
             sizes = [int(batch.sum()) for batch in own.split(self.batch_size)]
-            rows, labels = rows[own] - self.share.start, labels[own]
+            rows, own = rows[own] - self.share.start, own.to(device)
+            there, labels = rows.to(device), labels[own]
             weights = None if weights is None else weights[own]
         gathered = {name: view[rows] for name, view in self.views.items() if view.kept is None}
         return BatchSequence(
-            rows=rows, labels=labels, sizes=sizes, all_labels=all_labels, views=self.views, gathered=gathered,
-            weights=weights, all_weights=all_weights,
+            rows=there, labels=labels, sizes=sizes, all_labels=all_labels,
+            views=self.views, gathered=gathered, weights=weights, all_weights=all_weights,
         )  # fmt: skip

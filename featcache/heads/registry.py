@@ -45,8 +45,12 @@ def fit_linear(
     seed: int,
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup = ALONE,
+    device: str = "cpu",
 ) -> Fit:
     """A linear layer by AdamW, the head of the tutorials: a stack of one.
+
+    Args:
+        device: see `head_device`.
 
     Raises:
         HeadError: rows no head can be trained on, settings out of range, a loss that diverges.
@@ -57,7 +61,8 @@ def fit_linear(
     (fit,) = fit_stack(
         {"features": train}, {"features": validation}, classes,
         [Member.of(settings, "features")], settings, seed=seed,
-        on_epoch=None if on_epoch is None else (lambda lines: on_epoch(lines[0])), group=group,
+        on_epoch=None if on_epoch is None else (lambda lines: on_epoch(lines[0])),
+        group=replace(group, trains_on=device),
     )  # fmt: skip
     if fit.about:
         raise divergence(int(fit.about["diverged_in_epoch"]))
@@ -278,7 +283,7 @@ class HeadKind(NamedTuple):
         fit: fits it: train, validation, classes, settings, and by keyword seed and on_epoch.
         settings: names of the `HeadSettings` that it reads.
         reports: whether `fit` takes `on_progress`, too.
-        on_device: whether `fit` takes `device`, too: it can train on a GPU.
+        on_device: whether `fit` takes `device`, too; see `head_device`.
     """
 
     fit: Callable[..., Fit]
@@ -295,7 +300,7 @@ _BY_EPOCHS = (
 )  # fmt: skip
 
 KINDS = {
-    "linear": HeadKind(fit_linear, _BY_EPOCHS),
+    "linear": HeadKind(fit_linear, _BY_EPOCHS, on_device=True),
     "lexical": HeadKind(fit_lexical, _WEIGHTS, reports=True),
     "logistic": HeadKind(fit_logistic, _LOGISTIC, reports=True),
     "exact": HeadKind(fit_exact, (*_LOGISTIC, "view_scales"), reports=True),

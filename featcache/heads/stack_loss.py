@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from featcache.fingerprint import REGRESSION, task_of
+from featcache.heads.device.choose import CPU
 from featcache.heads.features import counts_of
 from featcache.heads.fit import Member
 
@@ -24,22 +25,25 @@ class StackLoss:
     Args:
         y: labels of all rows, int `[N]` or multi-hot `[N, C]`.
         members: H heads.
+        device: of the probabilities and of all tensors here.
 
     Attributes:
         labels: the same as a tensor.
     """
 
-    def __init__(self, y: np.ndarray, classes: int, members: Sequence[Member]) -> None:
+    def __init__(
+        self, y: np.ndarray, classes: int, members: Sequence[Member], device: torch.device = CPU
+    ) -> None:
         self.multi_label, self.classes = y.ndim == 2, classes
-        self.labels = torch.tensor(y, dtype=torch.uint8 if self.multi_label else torch.int64)
+        self.labels = torch.tensor(y, dtype=torch.uint8 if self.multi_label else torch.int64).to(device)
         smoothing = torch.tensor([member.label_smoothing for member in members])[:, None]  # [H, 1]
         weights = torch.stack([class_weights(y, classes, member.class_weight) for member in members])
         self.plain = bool((smoothing == 0).all() and (weights == 1).all())
-        self.smoothing, self.weights = smoothing, weights  # [H, 1], [H, C]
+        self.smoothing, self.weights = smoothing.to(device), weights.to(device)  # [H, 1], [H, C]
         spread = (smoothing / classes)[:, :, None]
         table = ((1 - smoothing[:, :, None]) * torch.eye(classes) + spread) * weights[:, None, :]
         # T: [H, C of the logit, C of the row's label]
-        self.table = table.transpose(1, 2).contiguous()
+        self.table = table.transpose(1, 2).contiguous().to(device)
         self.mass = self.table.sum(1, keepdim=True)
 
     def outputs(self, logits: torch.Tensor) -> torch.Tensor:
@@ -52,8 +56,9 @@ class StackLoss:
 
     def truths(self, labels: torch.Tensor, sizes: int | list[int]) -> Sequence[torch.Tensor]:
         """Batches of these sizes, of rows with labels `[M]` or multi-hot `[M, C]`, as float32 `[C, B]`."""
-        truth = labels.T if self.multi_label else torch.eye(self.classes).index_select(1, labels)
-        batches: Sequence[torch.Tensor] = truth.float().split(sizes, 1)
+        one_hot = torch.eye(self.classes, device=labels.device)
+        truth = labels.T.float() if self.multi_label else one_hot.index_select(1, labels)
+        batches: Sequence[torch.Tensor] = truth.split(sizes, 1)
         return batches
 
     def masses(
@@ -79,7 +84,7 @@ class StackLoss:
         """As `masses`; a batch of rows that do not count has the smallest, and no gradient."""
         if self.plain or self.multi_label:
             terms = self.classes if self.multi_label else 1
-            return [max(terms * float(part.sum()), SMALLEST) for part in weights]
+            return [max(terms * mass, SMALLEST) for mass in torch.stack([*map(torch.sum, weights)]).tolist()]
         both = zip(labels, weights, strict=True)
         by_row = (self.weights.index_select(1, part) * weight for part, weight in both)
         return [part.sum(1)[:, None, None].clamp_min(SMALLEST) for part in by_row]
@@ -121,9 +126,9 @@ class SquaredLoss(StackLoss):
         y: numbers of all rows, float `[N]`.
     """
 
-    def __init__(self, y: np.ndarray, members: Sequence[Member]) -> None:
+    def __init__(self, y: np.ndarray, members: Sequence[Member], device: torch.device = CPU) -> None:
         self.multi_label, self.classes, self.plain = False, 1, True
-        self.labels = torch.tensor(y, dtype=torch.float32)
+        self.labels = torch.tensor(y, dtype=torch.float32).to(device)
 
     def outputs(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
@@ -137,9 +142,12 @@ class SquaredLoss(StackLoss):
         return batches
 
 
-def stack_loss(y: np.ndarray, classes: int, members: Sequence[Member]) -> StackLoss:
+def stack_loss(
+    y: np.ndarray, classes: int, members: Sequence[Member], device: torch.device = CPU
+) -> StackLoss:
     """The loss for labels: of classes a cross-entropy, of numbers the squared error."""
-    return SquaredLoss(y, members) if task_of(y) == REGRESSION else StackLoss(y, classes, members)
+    numbers = task_of(y) == REGRESSION
+    return SquaredLoss(y, members, device) if numbers else StackLoss(y, classes, members, device)
 
 
 def class_weights(y: np.ndarray, classes: int, kind: str | tuple[float, ...]) -> torch.Tensor:

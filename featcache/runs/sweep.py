@@ -14,6 +14,7 @@ import numpy as np
 
 from featcache.cache.view_names import LEXICAL, require_cached, split_view
 from featcache.errors import UsageError
+from featcache.heads.distributed import ProcessGroup
 from featcache.heads.features import LabelledFeatures
 from featcache.heads.fit import Epoch, Fit, Member
 from featcache.heads.lexical.fit import fit_beside
@@ -225,6 +226,7 @@ class _Search:
             self.head,
             seed=self.settings.seed,
             on_epoch=report,
+            group=ProcessGroup(trains_on=self.settings.backbone.device),
         )
         trials = [_trial(member, fit) for member, fit in zip(members, fits, strict=True)]
         return sorted(zip(trials, fits, strict=True), key=lambda pair: pair[0].rank, reverse=True)

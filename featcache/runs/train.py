@@ -87,7 +87,8 @@ def train_head(
     train, head = weighted_rows(settings, kind, whole, drawn)
     data = data if drawn is None else drawn_rows(data, drawn)
     train, validation = data.scaled(asked, train, data.rows(asked, "validation"))
-    solve = _solver(kind, task_of(train.y), report or ignore, lexical=lexical)
+    device = settings.backbone.device if group.size == 1 else group.device
+    solve = _solver(kind, task_of(train.y), device, report or ignore, lexical=lexical)
     began, classes = time.perf_counter(), len(whole.label_names)
     more: dict[str, Any] = {"group": group} if group.size > 1 else {}
     fit = solve(train, validation, classes, head, seed=settings.seed, on_epoch=progress, **more)
@@ -97,13 +98,16 @@ def train_head(
     return group.broadcast_object(run)
 
 
-def _solver(kind: str, task: str, report: OnProgress, *, lexical: bool) -> Callable[..., Fit]:
+def _solver(kind: str, task: str, device: str, report: OnProgress, *, lexical: bool) -> Callable[..., Fit]:
     """What fits a head of this kind, with what it imports: that is no part of the training time."""
     import_module("torch")
     import_module("sklearn.linear_model" if kind == "logistic" else "featcache.heads.logistic.penalty")
-    solve = kinds_for(task)[kind].fit
+    known = kinds_for(task)[kind]
+    solve = known.fit
     if KINDS[kind].reports:
         solve = partial(solve, on_progress=report)
+    if known.on_device:
+        solve = partial(solve, device=device)
     return partial(fit_beside, solve, on_progress=report) if lexical and kind != LEXICAL else solve
 
 

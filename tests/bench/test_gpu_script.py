@@ -73,7 +73,18 @@ def test_the_table_has_peers_shares_and_what_is_missing(script: Any) -> None:
         "stages": {
             "512 tokens": {"result": result},
             "training": {"result": {"share_of_peak": {"top-blocks:2": 0.4}}},
-            "heads": {"failed": "took more than 60 s"},
+            "heads": {
+                "result": {
+                    "shape": {"rows": 9600, "width": 768, "epochs": 100},
+                    "on_device": {
+                        "device": "cuda",
+                        "heads": [
+                            {"head": "exact", "cpu_seconds": 2.0, "device_seconds": 0.5, "apart": 3e-6}
+                        ],
+                    },
+                }
+            },
+            "128 tokens": {"failed": "took more than 110 s"},
             "tests": {"exit_code": 0, "said": "31 passed in 9 s"},
         },
     }
@@ -81,4 +92,10 @@ def test_the_table_has_peers_shares_and_what_is_missing(script: Any) -> None:
     peers = "Arctic Inference 1.64 M, Text Embeddings Inference 1.62 M"
     assert f"| 512 tokens | 1.70 M | 0.41 | 1.13 M | 1.5x | {peers} |" in text
     assert "top-blocks:2 0.40" in text and "31 passed" in text
-    assert "Not measured: heads (took more than 60 s)." in text
+    assert "| exact | 2.00 | 0.50 | 4.0x | 3.0e-06 |" in text
+    assert "Not measured: 128 tokens (took more than 110 s)." in text
+
+
+def test_every_test_of_cuda_is_run(script: Any) -> None:
+    (tests, *_) = script.stages("cuda", Path("model"), dict.fromkeys(script.COUNTS, Path()), script.COUNTS)
+    assert {Path(part).name for part in tests.command} >= {"test_cuda.py", "test_cuda_heads.py"}

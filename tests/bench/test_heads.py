@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from featcache.bench.heads import _scikit_learn, bench_heads, made_up
+from featcache.bench.heads.measure import _scikit_learn, bench_heads, made_up
 from featcache.system.progress import Progress
 
 NAMES = {
@@ -21,8 +21,11 @@ NAMES = {
 
 def test_bench_heads_times_every_contender_and_solvers_reach_the_same_minimum() -> None:
     told: list[Progress] = []
-    found = bench_heads(rows=400, width=16, epochs=2, on_progress=told.append)
-    assert set(found.seconds) == {now.stage for now in told} == NAMES
+    found = bench_heads(rows=400, width=16, epochs=2, device="cpu", on_progress=told.append)
+    beside = {now.stage for now in told if "on the CPU" in now.stage}
+    assert set(found.seconds) == {now.stage for now in told} - beside == NAMES
+    assert found.on_device is not None and len(found.on_device.heads) == len(beside)
+    assert all(head.device_seconds > 0 and head.apart == 0 for head in found.on_device.heads)
     assert all(seconds > 0 for seconds in found.seconds.values())
     for C in ("0.01", "1"):
         ours, theirs = found.losses[f"exact_C{C}"], found.losses[f"sklearn_lbfgs_C{C}"]

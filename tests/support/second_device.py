@@ -6,10 +6,12 @@ an error, except for single numbers of the CPU and for copies; numpy cannot read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -58,8 +60,18 @@ class _Mode(TorchDispatchMode):
 
 @contextmanager
 def second_device() -> Iterator[torch.device]:
-    """Within it, the second device can be used."""
-    with _Mode():
+    """Within it, the second device can be used, also by the threads of pools."""
+    submit = ThreadPoolExecutor.submit
+
+    def submit_with_device(pool: ThreadPoolExecutor, call: Callable[..., Any], *args: Any) -> Any:
+        def work() -> Any:
+            with _Mode():
+                return call(*args)
+
+        return submit(pool, work)
+
+    with pytest.MonkeyPatch.context() as patch, _Mode():
+        patch.setattr(ThreadPoolExecutor, "submit", submit_with_device)
         yield SECOND
 
 

@@ -25,7 +25,7 @@ from featcache_cli.options import (
 if TYPE_CHECKING:
     from featcache.bench.extract import ExtractBenchmark
     from featcache.bench.finetune import FinetuneBenchmark
-    from featcache.bench.heads import HeadsBenchmark
+    from featcache.bench.heads.measure import HeadsBenchmark
     from featcache.bench.timing import Machine
     from featcache.settings import Settings
     from featcache.system.progress import OnProgress
@@ -63,6 +63,7 @@ def _add_heads(benches: Commands) -> None:
     add_flag(parser, "--rows", "made-up rows; enough that each class has some", 9600, least=100)
     add_flag(parser, "--width", "features of a row", 768, least=1)
     add_flag(parser, "--epochs", "epochs", 100, least=1)
+    add_flag(parser, "--device", "cuda or cuda:N: measure heads there, too, beside the CPU")
 
 
 def _add_store(benches: Commands) -> None:
@@ -110,9 +111,11 @@ def run_extract(args: argparse.Namespace) -> int:
 
 def run_heads(args: argparse.Namespace) -> int:
     note("loading torch", quiet=args.quiet)
-    from featcache.bench.heads import bench_heads
+    from featcache.bench.heads.measure import bench_heads
 
-    result = bench_heads(rows=args.rows, width=args.width, epochs=args.epochs, on_progress=_noted(args))
+    result = bench_heads(
+        rows=args.rows, width=args.width, epochs=args.epochs, device=args.device, on_progress=_noted(args)
+    )
     print_result(args, result, lambda: show_heads(result))
     return 0
 
@@ -251,6 +254,14 @@ def show_heads(result: HeadsBenchmark) -> None:
         loss = result.losses.get(name)
         shown.add_row(name, f"{seconds:.2f}", f"{loss:.6f}" if loss is not None else "")
     console.print(shown)
+    if (there := result.on_device) is not None:
+        shown = table("head", ">CPU, s", f">{there.device}, s", ">faster by", ">logits apart")
+        for one in there.heads:
+            faster = f"{one.cpu_seconds / one.device_seconds:.1f}x"
+            shown.add_row(
+                one.head, f"{one.cpu_seconds:.2f}", f"{one.device_seconds:.2f}", faster, f"{one.apart:.1e}"
+            )
+        console.print(shown)
     shape, about = result.shape, result.machine
     console.print(
         f"{shape.rows:,} x {shape.width} made-up features, {shape.classes} classes, "

@@ -15,6 +15,7 @@ NUMBER_KINDS = {
     "linear": HeadKind(
         fit_linear,
         tuple(name for name in KINDS["linear"].settings if name not in ("label_smoothing", "class_weight")),
+        on_device=True,
     ),
     "ridge": HeadKind(fit_ridge, ("alpha", "penalty", "folds", "weight_column", "interval")),
 }

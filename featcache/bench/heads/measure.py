@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from featcache.bench.heads.on_device import DeviceHeads, heads_on
 from featcache.bench.timing import DIGITS, Machine, median_seconds, this_machine
 from featcache.heads.features import LabelledFeatures, Standard
 from featcache.heads.fit import Member
@@ -51,6 +52,7 @@ class HeadsBenchmark:
         ratios: above 1, featcache is that many times faster; `heads_64_over_one_head` and
             `exact_path_20_over_exact_C1` are costs.
         losses: log loss plus penalty that each solver reached.
+        on_device: heads there and on the CPU; None where no device was named.
     """
 
     seconds: dict[str, float]
@@ -58,6 +60,7 @@ class HeadsBenchmark:
     losses: dict[str, float]
     shape: FeatureShape
     machine: Machine
+    on_device: DeviceHeads | None = None
 
 
 def bench_heads(
@@ -66,12 +69,14 @@ def bench_heads(
     width: int = 768,
     classes: int = 2,
     epochs: int = 100,
+    device: str | None = None,
     on_progress: OnProgress = ignore,
 ) -> HeadsBenchmark:
     """Seconds for heads on `[rows, width]` features, and their ratios.
 
     Args:
         epochs: of the stack and of the tutorials' loop, in batches of 32.
+        device: such as `cuda`, where heads are measured, too.
         on_progress: receives what is measured next as a stage.
     """
     x, y = made_up(rows, width, classes)
@@ -103,13 +108,18 @@ def bench_heads(
         solve(f"sklearn_lbfgs_C{C:g}", lambda C=C: _scikit_learn(x, y, C))  # type: ignore[misc]
         solve(f"exact_C{C:g}", lambda C=C: exact.fit(x, y, classes, C).loss)  # type: ignore[misc]
     measure("exact_path_20", lambda: exact.fit_path(x, y, classes, PATH))
-    train, rest = slice(held_out.stop, None), (x[held_out], y[held_out])
-    measure("compared_path_20", lambda: list(exact.walk_path(x[train], y[train], classes, PATH)))
-    measure("chosen_penalty", lambda: choose_penalty(x[train], y[train], classes, PATH, rest))
+    others, rest = slice(held_out.stop, None), (x[held_out], y[held_out])
+    measure("compared_path_20", lambda: list(exact.walk_path(x[others], y[others], classes, PATH)))
+    measure("chosen_penalty", lambda: choose_penalty(x[others], y[others], classes, PATH, rest))
     measure("sklearn_path_20", lambda: _scikit_learn_path(x, y, held_out), runs=1)
     shape = FeatureShape(rows, width, classes, epochs)
     machine = this_machine("scikit-learn", "numpy")
-    return tidied(HeadsBenchmark(seconds, _ratios(seconds), losses, shape, machine), digits=DIGITS)
+    both = LabelledFeatures(x, y), LabelledFeatures(x[held_out], y[held_out])
+    found = HeadsBenchmark(
+        seconds=seconds, ratios=_ratios(seconds), losses=losses, shape=shape, machine=machine,
+        on_device=None if device is None else heads_on(device, *both, classes, settings, on_progress),
+    )  # fmt: skip
+    return tidied(found, digits=DIGITS)
 
 
 def made_up(rows: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
