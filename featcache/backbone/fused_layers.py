@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from featcache.backbone import private_torch
+from featcache.backbone.linear.int8 import FbgemmLinear, Int8Linear
 from featcache.errors import BackboneError
 
 PEAKS = "input_peaks"  # attribute of a linear layer whose inputs were measured
@@ -33,16 +34,17 @@ def fuse(model: nn.Module, blocks: nn.Module, *, int8: bool = False) -> list[str
     Raises:
         BackboneError: `int8`, and a linear layer of the blocks cannot be computed in 8 bits here.
     """
-    if not _has_onednn(model):
+    first = next(model.parameters())
+    in_float32 = int8 and first.device.type == "cpu" and first.dtype == torch.float32
+    if not in_float32 and not _has_onednn(model):
         if int8:
             raise BackboneError(
                 "int8 needs a CPU and a torch with oneDNN's 8-bit products", hint="use --dtype auto"
             )
-        on_cuda = next(model.parameters()).device.type == "cuda"
-        return _fuse_pairs(blocks, CudaLinear) if on_cuda else []
-    if not int8 and private_torch.is_emulated("bfloat16", next(model.parameters()).device):
+        return _fuse_pairs(blocks, CudaLinear) if first.device.type == "cuda" else []
+    if not int8 and private_torch.is_emulated("bfloat16", first.device):
         return []  # oneDNN has no such products for this processor
-    kind: LinearKind = Int8Linear if int8 else OneDnnLinear
+    kind: LinearKind = (FbgemmLinear if in_float32 else Int8Linear) if int8 else OneDnnLinear
     done = _fuse_pairs(blocks, kind)
     if count := sum(_lay_out_linears(module, kind) for module in list(blocks.modules())):
         done.append(f"weights laid out once ({count})")
@@ -113,66 +115,6 @@ class OneDnnLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return private_torch.linear(x, self.laid_out, self.bias, self.gelu)
-
-
-class Int8Linear(nn.Module):
-    """`gelu(x W^T + b)` or without the GELU, multiplied in 8-bit integers (u8 x s8) by oneDNN.
-
-    Weights are rounded once, with a scale for each output, activations at each call, with a scale for each
-    token, so that the vector of a text never depends on the texts beside it. A few inputs of a Transformer's
-    layers are far larger than the others and would take all the steps of that scale: part of their size is
-    moved into the weights beforehand (SmoothQuant, arXiv:2211.10438, with exponent 1/2), in steps of a
-    quarter octave, so that small differences between machines seldom show.
-
-    Args:
-        weight: `[out, in]`, bfloat16 (or float32: rounded from there).
-        bias: `[out]` or None.
-        gelu: `none`, `erf` or `tanh`.
-        peaks: `[in]`, about the largest value of each input; None: all alike.
-    """
-
-    gelus: ClassVar[tuple[str, ...]] = ("erf", "tanh")
-    ROWS = 512  # tokens at once: what they take stays in the processor's cache
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        gelu: str = "none",
-        peaks: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        exact = weight.detach().float()
-        moved = None if peaks is None else _moved(peaks, exact)
-        exact = exact if moved is None else exact * moved
-        self.smaller = None if moved is None else (1 / moved).to(weight.dtype)
-        self.scale = exact.abs().amax(1).clamp_min(1e-12) / 127
-        rounded = (exact / self.scale[:, None]).round().to(torch.int8)
-        self.laid_out = private_torch.lay_out_int8(rounded, self.ROWS)
-        self.zero = torch.zeros(self.out_features, dtype=torch.int32)
-        self.bias = torch.zeros(self.out_features) if bias is None else bias.detach().float()
-        self.gelu = gelu
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, self.in_features)
-        out = rows.new_empty(len(rows), self.out_features)
-        for part, result in zip(rows.split(self.ROWS), out.split(self.ROWS), strict=True):
-            part = part if self.smaller is None else part * self.smaller
-            # 126: in bfloat16 a quotient can come out half a step above what it should be
-            scale = part.abs().amax(1, keepdim=True).float().clamp_min_(1e-12).div_(126)
-            whole = part.div(scale.to(part.dtype)).round_().add_(128).to(torch.uint8)
-            product = private_torch.linear_int8(whole, self.laid_out, self.scale, self.zero, part.dtype)
-            torch.addcmul(self.bias.to(part.dtype), product, scale.to(part.dtype), out=result)
-            if self.gelu != "none":
-                private_torch.gelu_(result, self.gelu)
-        return out.view(*x.shape[:-1], self.out_features)
-
-
-def _moved(peaks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What the weights of each input are multiplied by, `[in]`; the geometric mean is about 1."""
-    wanted = (peaks.float().clamp_min(1e-5) / weight.abs().amax(0).clamp_min(1e-5)).log2() / 2
-    return ((wanted - wanted.mean()) * 4).round().div(4).clamp(-8, 8).exp2()
 
 
 def measure_inputs(blocks: nn.Module, run: Callable[[], object]) -> None:
@@ -357,12 +299,12 @@ def _made(kind: LinearKind, linears: Sequence[Any], gelu: str = "none") -> nn.Mo
     """One layer of `kind` for linear layers that share their input, their outputs side by side."""
     weights, biases = zip(*(_weights(linear) for linear in linears), strict=True)
     bias = None if biases[0] is None else torch.cat(biases)
-    if kind is Int8Linear:
+    if issubclass(kind, Int8Linear):
         weight = torch.cat(weights)
         # Layers that widen are fed by a norm, whose large values are always the same inputs. After attention
         # or a GELU it is another one for each token: shifting sizes there made the features worse.
         widens = weight.shape[0] > weight.shape[1]
-        return Int8Linear(weight, bias, gelu, getattr(linears[0], PEAKS, None) if widens else None)
+        return kind(weight, bias, gelu, getattr(linears[0], PEAKS, None) if widens else None)
     return kind(torch.cat(weights), bias, gelu)
 
 
@@ -377,6 +319,6 @@ def _sample(linear: Any) -> torch.Tensor:
 
 def _agree(new: torch.Tensor, old: torch.Tensor, kind: LinearKind) -> bool:
     """Equal but for rounding; in 8 bits to a tenth of the norm."""
-    if kind is Int8Linear:
+    if issubclass(kind, Int8Linear):
         return bool((new.float() - old.float()).norm() <= 0.1 * old.float().norm())
     return agree(new, old)

@@ -11,7 +11,7 @@ from torch import nn
 from featcache.backbone.adapter.merge import merge_adapter
 from featcache.backbone.attention.packed import IMPLEMENTATION, packed_attention, register
 from featcache.backbone.bert.load import load_bert, stock_tokenizer
-from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
+from featcache.backbone.model import Backbone, quiet_transformers, states_dtype
 from featcache.backbone.model_files.config_checks import check_parameters, check_vocabulary
 from featcache.backbone.model_files.find import ModelFiles, require_unchanged
 from featcache.backbone.model_files.library_errors import library_errors
@@ -47,8 +47,9 @@ def load_backbone(settings: BackboneSettings, files: ModelFiles, *, stock: bool 
     cannot = f"cannot load {files.name} from {files.folder}"
     hint = "is the download complete? a model with code of its own needs --trust-remote-code"
     with library_errors(cannot, hint):
-        known = _load_own(files, DTYPES[dtype_name], settings, stock=stock)
-        model, tokenizer = known or _load_stock(files, dtype_name, settings.trust_remote_code)
+        dtype = states_dtype(dtype_name, device)
+        known = _load_own(files, dtype, settings, stock=stock)
+        model, tokenizer = known or _load_stock(files, dtype, settings.trust_remote_code)
     notes = merge_adapter(model, files.adapter, files.name) if files.adapter else []
     if not files.is_static and is_emulated(dtype_name, device):
         notes.append(
@@ -79,7 +80,7 @@ def _load_own(
     return load_static(files, dtype)
 
 
-def _load_stock(files: ModelFiles, dtype_name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load_stock(files: ModelFiles, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     """The model and its tokenizer, as transformers loads them."""
     from transformers import AutoConfig
 
@@ -94,7 +95,7 @@ def _load_stock(files: ModelFiles, dtype_name: str, trust_remote_code: bool) -> 
         if not hasattr(config, "auto_map"):
             check_parameters(kind, config, files.folder / "config.json", weight_bytes(files.folder))
         model, info = kind.from_pretrained(
-            loadable_folder(files), config=config, dtype=DTYPES[dtype_name], use_safetensors=True,
+            loadable_folder(files), config=config, dtype=dtype, use_safetensors=True,
             output_loading_info=True, ignore_mismatched_sizes=True, **source,
         )  # fmt: skip
     _require_weights(files, info)

@@ -22,18 +22,22 @@ from featcache.backbone.fused_layers import fuse, is_conv1d, measure_inputs
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.backbone.packing import PackedLayout, TokenBatch, filling, run_together
 from featcache.backbone.position_table import Extension, extend_table, position_table
+from featcache.backbone.private_torch import is_emulated
 from featcache.backbone.probe.batch_probe import find_packing, runs_pooled_alone
 from featcache.backbone.probe.layer_probe import probe_layers
 from featcache.backbone.probe.texts import made_up_batch
 from featcache.errors import BackboneError
 
-# int8: linear layers multiply 8-bit integers, everything else is bfloat16.
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.bfloat16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def states_dtype(dtype_name: str, device: torch.device) -> torch.dtype:
+    """Of weights and states; with int8, where linear layers alone multiply 8-bit integers, bfloat16.
+
+    Where the processor only emulates bfloat16, float32 takes its place.
+    """
+    name = {"int8": "float32" if is_emulated("bfloat16", device) else "bfloat16"}.get(dtype_name, dtype_name)
+    return DTYPES[name]
 
 
 class Backbone:
@@ -51,7 +55,7 @@ class Backbone:
         inner_layers: whether layers below the last have one state a token; else there are only `last` views.
         first_position: row of the position table that the first token of a text reads.
         dtype_name: `float32`, `bfloat16`, `float16` or `int8`, as the fingerprint has it.
-        dtype: of the states; bfloat16 with int8.
+        dtype: of the states; with int8 bfloat16, or float32 where bfloat16 is emulated.
         block_weights: number of weights of linear layers that each token passes, in all blocks.
         fused: which modules were replaced by faster ones, as messages for the user.
         lower_case: whether the tokenizer was set to lower-case texts.
@@ -72,7 +76,7 @@ class Backbone:
         self.files = files
         self.device = device
         self.dtype_name = dtype_name
-        self.dtype = DTYPES[dtype_name]
+        self.dtype = states_dtype(dtype_name, device)
         self.num_blocks = count_blocks(model, files)
         self.blocks = find_blocks(model, self.num_blocks)
         self.arguments = set(inspect.signature(inspect.unwrap(type(model).forward)).parameters)

@@ -22,7 +22,7 @@ from featcache.system.machine import processor_flags
 CPU = torch.device("cpu")
 ARITHMETIC = {  # instruction sets for products of a dtype, of x86 and of ARM
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
-    "int8": {"avx512_bf16", "amx_bf16", "bf16"},  # all but its linear layers is in bfloat16
+    "int8": {"avx512_bf16", "amx_bf16", "bf16", "avx2"},  # avx2: the linear layers by FBGEMM
     "float16": {"avx512_fp16", "amx_fp16", "fp16_arith"},
 }
 APPROXIMATE = {"erf": "none", "tanh": "tanh"}  # how torch calls the two GELUs
@@ -285,6 +285,49 @@ def _int8_sample(device: torch.device) -> tuple[Any, ...]:
     x = (_wave(4, 8, device=device) * 50 + 128).to(torch.uint8)
     weight = (_wave(4, 8, device=device) * 60).to(torch.int8)
     return x, weight, torch.ones(4), torch.zeros(4, dtype=torch.int32), torch.float32
+
+
+def lay_out_fbgemm(weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    """`weight * scale[:, None]` as `linear_fbgemm` takes it.
+
+    Args:
+        weight: int8 `[out, in]`; no two neighbours of one sign in a row sum to more than 128.
+        scale: float32 `[out]`.
+    """
+    call = checked(_private_linear_fbgemm, _public_linear_fbgemm, _fbgemm_sample, CPU)
+    return weight * scale[:, None] if call is _public_linear_fbgemm else _packed(weight, scale)
+
+
+def linear_fbgemm(x: torch.Tensor, laid_out: Any) -> torch.Tensor:
+    """float32 `round(x) W^T` in 8-bit integers, for `x` from -127 to 127 and W from `lay_out_fbgemm`."""
+    if isinstance(laid_out, torch.Tensor):
+        return functional.linear(x.round(), laid_out)
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    result: torch.Tensor = multiply(x, 1.0, 128, laid_out)  # step 1; 128 stands for 0
+    return result
+
+
+def _packed(weight: torch.Tensor, scale: torch.Tensor) -> Any:
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch means to drop quantized tensors
+        quantized = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def _private_linear_fbgemm(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return linear_fbgemm(x, _packed(weight, scale))
+
+
+def _public_linear_fbgemm(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x.round(), weight * scale[:, None])
+
+
+def _fbgemm_sample(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """With sums that 16 bits just hold, if the inputs are added in the pairs that are expected."""
+    x = torch.cat([torch.full((2, 64), 127.0), 60 * _wave(2, 64)]).to(device)
+    largest = torch.tensor([127, 1, 64, 64] * 16, dtype=torch.int8, device=device)
+    return x, torch.stack([largest, -largest, largest // 3]), torch.tensor([0.5, 1.0, 2.0], device=device)
 
 
 def gelu_(values: torch.Tensor, gelu: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from featcache.backbone.load import load_backbone, resolve_device, resolve_dtype
-from featcache.backbone.model import DTYPES, Backbone, quiet_transformers
+from featcache.backbone.model import Backbone, quiet_transformers, states_dtype
 from featcache.backbone.model_files.find import ModelFiles
 from featcache.errors import HeadError
 from featcache.fingerprint import EncoderDocument
@@ -51,7 +51,7 @@ def with_weights(
         plain.model.set_attn_implementation(plain.stock_attention)
     plain.model.to(device)
     for parameter in known.values():
-        parameter.data = parameter.data.to(DTYPES[dtype_name])
+        parameter.data = parameter.data.to(states_dtype(dtype_name, device))
     with quiet_transformers():
         tuned = Backbone(plain.model, plain.tokenizer, plain.files, device, dtype_name)
     tuned.extension, tuned.extension_note = plain.extension, plain.extension_note

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from featcache.backbone import fused_layers as fusing
 from featcache.backbone import model as backbones
-from featcache.backbone.fused_layers import Int8Linear, OneDnnLinear, ProjectionPart, fuse, measure_inputs
+from featcache.backbone.fused_layers import OneDnnLinear, ProjectionPart, fuse, measure_inputs
+from featcache.backbone.linear.int8 import FbgemmLinear, Int8Linear
 from featcache.backbone.model import Backbone
 from featcache.backbone.private_torch import is_emulated
 from tests.support.stock import assert_no_farther, encoder, lively, load, loaded, mixed
@@ -353,21 +354,81 @@ def test_fuse_keeps_modules_whose_replacement_disagrees(
     assert abs(found - plain).mean() <= 0.03 * abs(plain).mean()
 
 
-def test_int8_linear_moves_large_inputs_into_the_weights() -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [(Int8Linear, BF16), (FbgemmLinear, torch.float32)])
+def test_int8_linear_moves_large_inputs_into_the_weights(kind: type[Int8Linear], dtype: torch.dtype) -> None:
     if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         pytest.skip("a torch without oneDNN's 8-bit products")
     torch.manual_seed(0)
-    layer = torch.nn.Linear(64, 48).bfloat16().requires_grad_(False)
+    layer = torch.nn.Linear(64, 48).to(dtype).requires_grad_(False)
     x = torch.randn(200, 64)
     x[:, 7] *= 60  # as one feature of BERT's layers is
     expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
     blocks = torch.nn.ModuleList([layer])
-    measure_inputs(blocks, lambda: layer(x[:50].bfloat16()))
+    measure_inputs(blocks, lambda: layer(x[:50].to(dtype)))
     peaks = layer.input_peaks
     torch.testing.assert_close(peaks.float(), x[:50].abs().amax(0), rtol=0.01, atol=0)
 
     def error(given: torch.Tensor | None) -> float:
-        made = Int8Linear(layer.weight, layer.bias, peaks=given)(x.bfloat16())
+        made = kind(layer.weight, layer.bias, peaks=given)(x.to(dtype))
         return float((made.double() - expected).norm() / expected.norm())
 
     assert error(peaks) < 0.4 * error(None)
+
+
+# ---------------------------------------------------------------- 8 bits without bfloat16
+
+
+@given(
+    rows=st.integers(1, 9),
+    inner=st.integers(1, 70),
+    outer=st.integers(1, 70),
+    largest=st.booleans(),
+    bias=st.booleans(),
+)
+def test_fbgemm_linear_is_near_the_exact_product(
+    rows: int, inner: int, outer: int, largest: bool, bias: bool
+) -> None:
+    """Also where all weights and inputs are as large as they can be, and sums of two in 16 bits are, too."""
+    draw = torch.Generator().manual_seed(rows * 5000 + inner * 71 + outer)
+    x, weight = (torch.randn(n, inner, generator=draw) for n in (rows, outer))
+    x, weight = (x.sign().abs(), weight.sign()) if largest else (x, weight)
+    b = torch.randn(outer, generator=draw) if bias else None
+    found = FbgemmLinear(weight, b)(x[None])
+    assert (found.shape, found.dtype) == ((1, rows, outer), torch.float32)
+    exact = x.double() @ weight.double().T
+    steps = x.abs().amax(1)[:, None] * weight.abs().sum(1) / 254 + x.abs().sum(1)[:, None] * (
+        weight.abs().amax(1) / 127
+    )  # half a step of each input and each weight, of which two neighbours share the size
+    assert bool(((found[0].double() - (0 if b is None else b.double()) - exact).abs() <= 1.01 * steps).all())
+
+
+@pytest.mark.parametrize("gelu", ["none", "erf"])
+def test_a_row_in_int8_does_not_depend_on_the_others(gelu: str) -> None:
+    """The same bits alone, beside far larger rows, and in whichever piece of `ROWS` it lies."""
+    draw = torch.Generator().manual_seed(0)
+    layer = FbgemmLinear(torch.randn(32, 48, generator=draw), torch.randn(32, generator=draw), gelu)
+    x = torch.randn(layer.ROWS + 9, 48, generator=draw)
+    together = layer(x)
+    for row in (0, 5, layer.ROWS - 1, layer.ROWS, len(x) - 1):
+        others = 1e4 * torch.randn(len(x), 48, generator=draw)
+        others[row] = x[row]
+        assert torch.equal(layer(others)[row], together[row])
+        assert torch.equal(layer(x[row : row + 1])[0], together[row])
+
+
+def test_int8_without_bfloat16_keeps_float32_between_its_layers(
+    lively_tiny: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.backbone.private_torch.cpu_capabilities", lambda: {"avx2"})
+    backbone = load(lively_tiny("bert"), dtype="int8")
+    assert (backbone.dtype, backbone.dtype_name, backbone.notes) == (torch.float32, "int8", [])
+    assert counts(backbone.fused) == expected_counts(SWAPS["bert"])
+    texts, encode = mixed(), encoder(backbone, "last/mean", "-2/max")
+    together = encode(texts).views
+    exact = encoder(load(lively_tiny("bert"), dtype="float32"), "last/mean", "-2/max")(texts).views
+    for name, values in together.items():
+        alone = torch.cat([torch.from_numpy(encode([text]).views[name]) for text in texts])
+        # other shapes of attention round otherwise, and a rounding can move an input by a step of 8 bits
+        torch.testing.assert_close(alone, torch.from_numpy(values), rtol=0, atol=0.02)
+        cosine = functional.cosine_similarity(*(torch.from_numpy(v).double() for v in (values, exact[name])))
+        assert 0.99 < cosine.min() < 1 - 1e-7

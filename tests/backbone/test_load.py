@@ -155,15 +155,19 @@ def test_resolve_device_and_dtype() -> None:
     assert resolve_dtype("auto", cpu) == ("bfloat16" if native else "float32")
 
 
-@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}], ids=["emulated", "native"])
+@pytest.mark.parametrize(
+    ("flags", "emulated"),
+    [({"avx2"}, {"bfloat16"}), ({"avx2", "avx512_bf16"}, set()), ({"neon"}, {"bfloat16", "int8"})],
+    ids=["avx2", "native", "arm"],
+)
 def test_a_dtype_that_is_emulated_is_noted(
-    flags: set[str], tiny: Folder, monkeypatch: pytest.MonkeyPatch
+    flags: set[str], emulated: set[str], tiny: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.backbone.private_torch.cpu_capabilities", lambda: flags)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "int8"):
         notes = load(tiny("bert"), dtype=dtype).notes
-        emulated = dtype == "bfloat16" and "avx512_bf16" not in flags
-        assert ["only emulates bfloat16: float32" in note for note in notes] == [True] * emulated
+        said = [f"only emulates {dtype}: float32" in note for note in notes]
+        assert said == [True] * (dtype in emulated)
 
 
 def test_load_backbone_is_silent_and_keeps_the_verbosity(

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from featcache.backbone import private_torch
 from featcache.backbone.attention.trained import trained_attention
-from featcache.backbone.fused_layers import CudaLinear, Int8Linear, OneDnnLinear
+from featcache.backbone.fused_layers import CudaLinear, OneDnnLinear
+from featcache.backbone.linear.int8 import FbgemmLinear, Int8Linear
 from featcache.backbone.packing import PackedLayout
 from featcache.backbone.private_torch import (
     AdamWRates,
@@ -39,6 +40,8 @@ CALLS = {  # where each private call is found, and the name its warning has
     "_reorder_linear_weight": (torch.ops.mkldnn, "linear_pointwise"),
     "qlinear_prepack": (torch.ops.onednn, "qlinear_pointwise"),
     "qlinear_pointwise": (torch.ops.onednn, "qlinear_pointwise"),
+    "linear_prepack": (torch.ops.quantized, "linear_fbgemm"),
+    "linear_with_input_q_dq_qweight_dq_output_fp32": (torch.ops.quantized, "linear_fbgemm"),
     "gelu_": (torch.ops.aten, "gelu"),
 }
 ERRORS = [AttributeError, TypeError, RuntimeError]  # absent; other arguments; the same from torch.ops
@@ -98,6 +101,10 @@ def int8(gelu: str) -> torch.Tensor:
     return layer(drawn(1, 9, 16, seed=2).to(BF16)).float()
 
 
+def fbgemm(gelu: str) -> torch.Tensor:
+    return FbgemmLinear(drawn(12, 17), drawn(12), gelu, drawn(17).abs())(drawn(1, 9, 17, seed=2))
+
+
 def gelu_of(gelu: str) -> torch.Tensor:
     values = drawn(5, 7)
     gelu_(values, gelu)
@@ -126,6 +133,8 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...], float]] = {
             ("tanh", ("qlinear_pointwise", "gelu_")),
         ]
     },
+    "FBGEMM none": (lambda: fbgemm("none"), ("linear_prepack",), 1e-5),
+    "FBGEMM erf": (lambda: fbgemm("erf"), ("linear_with_input_q_dq_qweight_dq_output_fp32",), 1e-5),
     "GELU erf": (lambda: gelu_of("erf"), ("gelu_",), 1e-6),
     "GELU tanh": (lambda: gelu_of("tanh"), ("gelu_",), 1e-6),
 }
@@ -134,7 +143,8 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[str, ...], float]] = {
 @pytest.mark.parametrize(
     ("able", "emulated"),
     [
-        ({"avx2"}, {"bfloat16", "int8", "float16"}),
+        ({"avx2"}, {"bfloat16", "float16"}),
+        ({"neon"}, {"bfloat16", "int8", "float16"}),
         ({"avx512_bf16"}, {"float16"}),
         ({"amx_bf16", "avx512_fp16"}, set()),
         ({"neon", "bf16", "fp16_arith"}, set()),
@@ -154,6 +164,8 @@ def skip_if_emulated(case: str) -> None:
     """Without such arithmetic the processor has no private call that could be taken away."""
     if case.startswith(("oneDNN", "int8")) and is_emulated("bfloat16", CPU):
         pytest.skip("this processor only emulates bfloat16")
+    if case.startswith("FBGEMM") and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("a torch without FBGEMM")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -174,6 +186,25 @@ def test_public_calls_give_the_same_and_a_warning_says_so_once(
     assert sorted(str(warning.message).split(" has no ")[1].split()[0] for warning in told) == sorted(
         {CALLS[call][1] for call in calls}
     )
+
+
+def test_fbgemm_that_adds_other_pairs_in_16_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would if it added the first and the third product, the second and the fourth."""
+    x, weight, scale = private_torch._fbgemm_sample(CPU)
+    expected = functional.linear(x.round(), weight * scale[:, None])
+
+    def other_pairs(values: torch.Tensor, limit: int) -> torch.Tensor:
+        products = (values.round() + 128)[:, None] * weight
+        one, two, three, four = products.unflatten(2, (-1, 4)).unbind(3)
+        sums = (one + three).clamp(-limit, limit) + (two + four).clamp(-limit, limit)
+        return (sums.sum(2) - 128 * weight.sum(1)) * scale
+
+    torch.testing.assert_close(other_pairs(x, limit=2**20), expected)  # right, if sums were never too large
+    name = "linear_with_input_q_dq_qweight_dq_output_fp32"
+    monkeypatch.setattr(torch.ops.quantized, name, lambda values, *_: other_pairs(values, limit=2**15))
+    with pytest.warns(UserWarning, match="linear_fbgemm"):
+        laid_out = private_torch.lay_out_fbgemm(weight, scale)
+    torch.testing.assert_close(private_torch.linear_fbgemm(x, laid_out), expected)
 
 
 def test_a_call_that_gives_other_values_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
