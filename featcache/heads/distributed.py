@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+ArrayOrTensor = TypeVar("ArrayOrTensor", "np.ndarray", "torch.Tensor")
 
 WAIT = 1800.0  # seconds that one worker waits for another before it gives up
 
@@ -76,13 +77,14 @@ class ProcessGroup:
             if found is not part:
                 part.copy_(found.view(part.shape))
 
-    def gather(self, part: np.ndarray, count: int) -> np.ndarray:
+    def gather(self, part: ArrayOrTensor, count: int) -> ArrayOrTensor:
         """The rows `[count, ...]` of all workers, from each one's share of them."""
         if not self.joined:
             return part
         import numpy as np
 
-        whole = np.zeros((count, *part.shape[1:]), part.dtype)
+        shape = (count, *part.shape[1:])
+        whole = np.zeros(shape, part.dtype) if isinstance(part, np.ndarray) else part.new_zeros(shape)
         whole[self.share(count)] = part
         self.sum_(whole)
         return whole

@@ -260,13 +260,13 @@ class WatchedRows:
 
     def __init__(self, x: Any, on_pass: Callable[[int], None]) -> None:
         self.x, self.on_pass, self.shape, self.passes = x, on_pass, x.shape, 0
+        self.device = getattr(x, "device", None)  # of its slices, if these are tensors
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice) -> Any:
         if not rows.start:
             self.passes += 1
             self.on_pass(self.passes)
-        found: np.ndarray = self.x[rows]
-        return found
+        return self.x[rows]
 
 
 def is_kept(numbers: int) -> bool:

@@ -30,9 +30,15 @@ from featcache.system.progress import OnProgress, Progress, ignore
 from featcache.system.sharded_array import JoinedColumns
 
 if TYPE_CHECKING:
+    import torch
+
+    from featcache.heads.logistic.objective import FeatureSlices
     from featcache.heads.logistic.penalty import PenaltyScores
 
 TOLERANCE = 1e-7  # of the exact head: its weights are then right to about 1e-5, however many workers add up
+# Operations of one pass and one Hessian of the exact head from which a GPU pays. A guess until measured: with
+# so many, a processor takes seconds for the whole fit, and a GPU takes seconds to start.
+LEAST_EXACT_WORK = 1e11
 PENALTIES = tuple(float(f"{10 ** (-4 + 6 * step / 19):.3g}") for step in range(20))  # C from 0.0001 to 100
 
 
@@ -141,7 +147,7 @@ def _one_label(
     return weight[1], float(bias[1])
 
 
-def fit_exact(
+def fit_exact(  # noqa: PLR0913  (every kind of head takes the first six)
     train: LabelledFeatures,
     validation: LabelledFeatures,
     classes: int,
@@ -151,20 +157,28 @@ def fit_exact(
     on_epoch: OnEpoch | None = None,
     group: ProcessGroup = ALONE,
     on_progress: OnProgress = ignore,
+    device: str = "cpu",
 ) -> Fit:
     """The same objective to its optimum by `featcache.heads.logistic.exact`, faster, in bounded memory.
 
     Where `settings.penalty_choice` is not fixed, C is the best of `PENALTIES` by the validation rows, or by
     cross-validation among the train rows; see `featcache.heads.logistic.penalty`.
 
+    Args:
+        device: where it computes; see `featcache.heads.device.choose.head_device`.
+
     Raises:
         HeadError: rows no head can be trained on; a class with fewer rows than folds.
+        UsageError: that GPU is not there.
     """
+    from featcache.heads.device.choose import head_device
     from featcache.heads.logistic import exact
 
     check_settings(settings)
     check_splits(train, validation, classes, group)
-    rows = _Rows(train, classes, settings, group)
+    height, width = train.x.shape
+    work = float(height * width * (4 * classes + min(height, width)) / group.size)
+    rows = _Rows(train, classes, settings, group, head_device(device, work, LEAST_EXACT_WORK))
     chosen = rows.penalty(validation, settings, seed, on_progress)
     scales: dict[str, Any] = {}
     if settings.view_scales and isinstance(train.x, JoinedColumns):
@@ -189,7 +203,11 @@ def _about(chosen: PenaltyScores) -> dict[str, float]:
 
 
 class _Rows:
-    """The standardised train rows of a logistic regression."""
+    """The standardised train rows of a logistic regression.
+
+    Args:
+        device: where the solver is to compute; None is the CPU.
+    """
 
     def __init__(
         self,
@@ -197,11 +215,21 @@ class _Rows:
         classes: int,
         settings: HeadSettings,
         group: ProcessGroup = ALONE,
+        device: torch.device | None = None,
     ) -> None:
-        self.y, self.classes, self.group = train.y, classes, group
+        self.y, self.classes, self.group, self.device = train.y, classes, group, device
         self.standard = Standard.of(train.x, group)
-        self.x = standardised_rows(group.own_rows(train.x), self.standard)
+        self.x = self._standardised(train.x)
         self.weight = all_weights(train, classes, settings)
+
+    def _standardised(self, x: np.ndarray) -> FeatureSlices:
+        """This worker's share of the rows, standardised, for a solver on the device."""
+        own = self.group.own_rows(x)
+        if self.device is None or self.device.type == "cpu":
+            return standardised_rows(own, self.standard)
+        from featcache.heads.device.features import DeviceFeatures
+
+        return DeviceFeatures(own, self.device, standard=self.standard)
 
     def penalty(
         self, validation: LabelledFeatures, settings: HeadSettings, seed: int, on_progress: OnProgress
@@ -213,7 +241,7 @@ class _Rows:
             return None
         more: dict[str, Any] = {"sample_weight": self.weight, "group": self.group, "on_progress": on_progress}
         if settings.penalty_choice == "validation":
-            held_out = standardised_rows(self.group.own_rows(validation.x), self.standard), validation.y
+            held_out = self._standardised(validation.x), validation.y
             return penalty.choose_penalty(self.x, self.y, self.classes, PENALTIES, held_out, **more)
         fold_of = penalty.folds_of(self.y, self.classes, settings.folds, seed)
         return penalty.cross_validate_penalty(self.x, self.y, self.classes, PENALTIES, fold_of, **more)
@@ -238,11 +266,11 @@ class _Rows:
 
         def tried(columns: np.ndarray) -> PenaltyScores:
             self.standard = Standard(before.mean, before.scale / columns)
-            own, held_out = (self.group.own_rows(part.x) for part in (train, validation))
-            self.x = standardised_rows(own, self.standard)
-            rows = standardised_rows(held_out, self.standard), validation.y
+            del self.x  # a device may lack the room for both
+            self.x = self._standardised(train.x)
+            held_out = self._standardised(validation.x), validation.y
             return choose_penalty(
-                self.x, self.y, self.classes, [C / NEARBY, C, C * NEARBY], rows,
+                self.x, self.y, self.classes, [C / NEARBY, C, C * NEARBY], held_out,
                 sample_weight=self.weight, group=self.group,
             )  # fmt: skip
 
@@ -303,7 +331,7 @@ KINDS = {
     "linear": HeadKind(fit_linear, _BY_EPOCHS, on_device=True),
     "lexical": HeadKind(fit_lexical, _WEIGHTS, reports=True),
     "logistic": HeadKind(fit_logistic, _LOGISTIC, reports=True),
-    "exact": HeadKind(fit_exact, (*_LOGISTIC, "view_scales"), reports=True),
+    "exact": HeadKind(fit_exact, (*_LOGISTIC, "view_scales"), reports=True, on_device=True),
     "mlp": HeadKind(fit_mlp, (*_BY_EPOCHS, "hidden", "dropout"), on_device=True),
     "ridge": _closed_form(closed_form.ridge, "alpha", *_WEIGHTS),
     "discriminant": _closed_form(closed_form.discriminant),

@@ -148,6 +148,7 @@ def check_operations(group: ProcessGroup) -> None:
 
     ranks = list(range(group.size))
     assert group.gather(np.arange(7)[group.share(7)], 7).tolist() == list(range(7))
+    assert group.gather(torch.arange(7)[group.share(7)], 7).tolist() == list(range(7))
     one, other = torch.full((2, 2), float(group.rank)), np.full(3, group.rank + 0.5)
     group.sum_(one, other)
     assert one.tolist() == [[sum(ranks)] * 2] * 2 and other.tolist() == [sum(ranks) + group.size / 2] * 3

@@ -6,15 +6,15 @@ an error, except for single numbers of the CPU and for copies; numpy cannot read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 SECOND = torch.device("meta")
 _MOVES = ("aten._to_copy.default", "aten.copy_.default")
@@ -51,6 +51,10 @@ class SecondTensor(torch.Tensor):
 
 class _Mode(TorchDispatchMode):
     """Makes tensors on the second device where torch is asked for them."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to be skipped, it would import torch's compiler, which takes seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -92,34 +96,63 @@ def copies_to_host() -> Iterator[list[str]]:
         yield found
 
 
-def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    flat, spec = tree_flatten((args, kwargs))
-    there = [each for each in flat if isinstance(each, SecondTensor)]
-    asked = kwargs.get("device")
-    moves = str(func) in _MOVES
-    here = [each for each in flat if type(each) is torch.Tensor and each.dim() > 0]
-    if there and here and not moves and str(func) not in _INDEXED:
-        raise RuntimeError(f"{func}: expected all tensors to be on one device")
-    if moves:
-        second = torch.device(asked) == SECOND if asked is not None else isinstance(args[0], SecondTensor)
-    else:
-        second = bool(there) or (asked is not None and torch.device(asked) == SECOND)
-    flat = [each.inner if isinstance(each, SecondTensor) else each for each in flat]
-    inner_args, inner_kwargs = tree_unflatten(flat, spec)
-    if asked is not None:
-        inner_kwargs["device"] = torch.device("cpu")
-    found = func(*inner_args, **inner_kwargs)
-    if written := _written(func, args, kwargs):
-        return None if not func._schema.returns else written[0] if len(written) == 1 else tuple(written)
-    if not second or not isinstance(found, (torch.Tensor, tuple, list)):
-        return found
-    return tree_map(lambda each: SecondTensor(each) if type(each) is torch.Tensor else each, found)
+class _Operation(NamedTuple):
+    """What is known of an operation: whether it moves tensors, who may be elsewhere, what it writes to."""
+
+    moves: bool
+    indexed: bool
+    written: tuple[tuple[int, str], ...]  # arguments by position and name
+    returns: bool
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operation writes to, which it then returns, if anything."""
-    return [
-        kwargs[argument.name] if argument.name in kwargs else args[number]
+@cache
+def _operation(func: Any) -> _Operation:
+    written = tuple(
+        (number, argument.name)
         for number, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    )
+    return _Operation(str(func) in _MOVES, str(func) in _INDEXED, written, bool(func._schema.returns))
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    operation = _operation(func)
+    given = list(_tensors((*args, *kwargs.values())))
+    there = any(isinstance(each, SecondTensor) for each in given)
+    here = any(not isinstance(each, SecondTensor) and each.dim() > 0 for each in given)
+    if there and here and not operation.moves and not operation.indexed:
+        raise RuntimeError(f"{func}: expected all tensors to be on one device")
+    asked = kwargs.get("device")
+    second = isinstance(args[0], SecondTensor) if operation.moves else there
+    if asked is not None:
+        second = torch.device(asked) == SECOND or (there and not operation.moves)
+    inner = {name: _inner(value) for name, value in kwargs.items()}
+    if asked is not None:
+        inner["device"] = torch.device("cpu")
+    found = func(*_inner(args), **inner)
+    if operation.written:
+        written = [
+            kwargs[name] if name in kwargs else args[number] for number, name in operation.written
+        ]  # fmt: skip
+        return None if not operation.returns else written[0] if len(written) == 1 else tuple(written)
+    return _wrapped(found) if second else found
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, SecondTensor):
+        return value.inner
+    return type(value)(map(_inner, value)) if type(value) in (tuple, list) else value
+
+
+def _wrapped(found: Any) -> Any:
+    if type(found) is torch.Tensor:
+        return SecondTensor(found)
+    return type(found)(map(_wrapped, found)) if isinstance(found, (tuple, list)) else found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from featcache.backbone.load import resolve_device
-
 CPU = torch.device("cpu")
 
 
@@ -22,6 +20,8 @@ def head_device(asked: str, work: float, least: float) -> torch.device:
         UsageError: that GPU is not there.
     """
     if asked.startswith("cuda"):
+        from featcache.backbone.load import resolve_device  # it takes a while to import
+
         return resolve_device(asked)
     if asked == "auto" and work >= least and torch.cuda.is_available():
         return torch.device("cuda")

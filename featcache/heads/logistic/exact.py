@@ -119,7 +119,7 @@ def fit_path(
     Args:
         x: standardised features `[N, D]`, usually float32; an array, or anything with a shape that gives
             rows for a slice, such as an HDF5 data set: it is read slice by slice. With other workers, only
-            this one's rows, `group.share(N)`.
+            this one's rows, `group.share(N)`. Slices may be tensors of a GPU, which then computes.
         y: labels int `[N]` below `classes`, or multi-hot 0/1 `[N, classes]`.
         classes: C, of which any may be missing in `y`.
         penalties: values of scikit-learn's `C`, above 0, in any order.
@@ -228,7 +228,7 @@ class _Problem:
         elif self.one_logit:
             bias[learnt[0]] = 0.0
             learnt = learnt[1:]
-        theta = found.theta.numpy()
+        theta = found.theta.cpu().numpy()
         weight[learnt], bias[learnt] = theta[:, :-1], theta[:, -1]
         norm = float(found.point.gradient.abs().max())
         return Solution(
@@ -243,7 +243,8 @@ class _Problem:
 
     def theta(self, solution: Solution) -> Tensor:
         """`solution` backwards; where its own rows did not vary, the bias is that of the start."""
-        theta = torch.from_numpy(np.column_stack([solution.weight, solution.bias])[self.present])
+        weights = np.column_stack([solution.weight, solution.bias])[self.present]
+        theta = torch.from_numpy(weights).to(self.objective.device)
         if self.one_logit:
             theta = theta[1:] - theta[:1]
         own = theta[:, -1]
@@ -329,6 +330,6 @@ def _check_finite(objective: Objective, gradient: Tensor) -> None:
         return
     odd = np.zeros(objective.x.shape[0], bool)
     for rows, part in row_parts(objective.x, NUMBERS_AT_ONCE, torch.float32):
-        odd[rows] = ~part.isfinite().all(1).numpy()
+        odd[rows] = ~part.isfinite().all(1).cpu().numpy()
     refuse_odd_rows(odd, objective.rows, "the features", objective.group)
     raise HeadError("the features are so large that their sums overflow float32", hint="standardise them")

@@ -1,7 +1,7 @@
 """The objective of logistic regression over rows that are read slice by slice, and its curvature.
 
 One pass over the features gives loss and gradient. Tensors `[K, D + 1]` hold the weights of K logits, with
-the bias in the last column.
+the bias in the last column. All tensors are on the device of the features.
 """
 
 from __future__ import annotations
@@ -19,44 +19,63 @@ from featcache.heads.distributed import ALONE, ProcessGroup
 
 NUMBERS_AT_ONCE = 2**21  # features of one pass that are read at once, 16 MiB in float64
 GRAM_NUMBERS_AT_ONCE = 2**22  # likewise for the Gram matrix, 16 MiB in float32
+TIMES_ON_GPU = 4  # as many at once there, where each kernel takes time to start; a guess until it is measured
 SAMPLE = 4  # rows for each column that make a rough Gram matrix
 GRAM_COLUMNS = 256  # columns of it that are computed at once, from the diagonal downwards
 
 
 class FeatureSlices(Protocol):
-    """Features `[N, D]` that can be read slice by slice: an array, a memory map, an HDF5 data set."""
+    """Features `[N, D]` that can be read slice by slice: an array, a memory map, an HDF5 data set.
+
+    Where slices are tensors, `device`, a `torch.device`, is theirs.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
+def device_of(x: FeatureSlices) -> torch.device:
+    """Where a solver computes that is given these features."""
+    device = getattr(x, "device", None)  # arrays of numpy have one, too, which is a string
+    return device if isinstance(device, torch.device) else torch.device("cpu")
+
+
 def row_parts(
     x: FeatureSlices, numbers: int, dtype: torch.dtype, stride: int = 1, begin: int = 0
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Every `stride`-th row from `begin` on, in parts `[B, D]` of about `numbers` numbers.
+    """Every `stride`-th row from `begin` on, in parts `[B, D]` of about `numbers` numbers on their device.
 
     A part may overwrite the one before.
     """
     rows, width = x.shape
+    device = device_of(x)
+    numbers *= 1 if device.type == "cpu" else TIMES_ON_GPU
     step = max(1, min(numbers // width, rows))
     buffer: Tensor | None = None
     for first in range(begin, rows, step * stride):
         part = slice(first, min(first + step * stride, rows), stride)
-        array = np.asarray(x[part])
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensor = _tensor(x[part])
         if tensor.dtype != dtype:
-            buffer = torch.empty(step, width, dtype=dtype) if buffer is None else buffer
+            buffer = torch.empty(step, width, dtype=dtype, device=device) if buffer is None else buffer
             tensor = buffer[: len(tensor)].copy_(tensor)
         yield part, tensor
 
 
+def _tensor(rows: Any) -> Tensor:
+    """Rows as `FeatureSlices` gives them, as a tensor that shares their memory if it can."""
+    if isinstance(rows, Tensor):
+        return rows
+    array = np.asarray(rows)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 def logits(x: FeatureSlices, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """float32 `[N, C]` of features `[N, D]`, weights `[C, D]` and bias `[C]`."""
-    w, b = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+    w, b = (torch.from_numpy(each).float().to(device_of(x)) for each in (weight, bias))
     found = torch.empty(x.shape[0], len(b))
     for rows, part in row_parts(x, NUMBERS_AT_ONCE, torch.float32):
-        torch.addmm(b, part, w.T, out=found[rows])
+        found[rows] = torch.addmm(b, part, w.T)
     return found.numpy()
 
 
@@ -101,11 +120,13 @@ class Objective:
         self.x, self.classes, self.group, self.first = x, classes, group, share.start
         self.rows, self.width = len(weight), x.shape[1]
         self.independent = targets.ndim == 2
-        self.targets = torch.from_numpy(np.ascontiguousarray(targets[share]))
+        self.device = device_of(x)
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets[share])).to(self.device)
         if weight.strides == (0,):  # one number for all rows, which may be many million
-            self.weight = torch.full((1,), 1 / self.rows, dtype=torch.float64).expand(len(self.targets))
+            one = torch.full((1,), 1 / self.rows, dtype=torch.float64, device=self.device)
+            self.weight = one.expand(len(self.targets))
         else:
-            self.weight = torch.from_numpy((weight / weight.sum())[share])
+            self.weight = torch.from_numpy((weight / weight.sum())[share]).to(self.device)
 
     def __call__(self, theta: Tensor, ridge: float, dtype: torch.dtype = torch.float64) -> Loss:
         """The objective at `theta`, in one pass that computes in `dtype` and adds up in float64.
@@ -115,7 +136,7 @@ class Objective:
         ridge = ridge if self.group.rank == 0 else 0.0  # the penalty counts once
         value = ridge / 2 * self.total(theta[:, :-1].square())
         gradient = torch.cat([ridge * theta[:, :-1], torch.zeros_like(theta[:, -1:])], dim=1)
-        curvature = torch.zeros(self.classes, 1, dtype=torch.float64)
+        curvature = self._zeros(self.classes, 1)
         theta = theta.to(dtype)
         for rows, x in row_parts(self.x, NUMBERS_AT_ONCE, dtype):
             weight = self.weight[rows, None].to(dtype)
@@ -131,17 +152,19 @@ class Objective:
     def start(self) -> Tensor:
         """The best point with no weights, `[K, D + 1]`: a bias that gives each class its share."""
         share = torch.zeros(self.classes, dtype=torch.float64)
+        all_targets, weights = self.targets.cpu(), self.weight.cpu()  # a GPU adds up in any order
         if self.independent:
-            pairs = zip(self.targets.split(NUMBERS_AT_ONCE), self.weight.split(NUMBERS_AT_ONCE), strict=True)
+            pairs = zip(all_targets.split(NUMBERS_AT_ONCE), weights.split(NUMBERS_AT_ONCE), strict=True)
             for targets, weight in pairs:
                 share += (targets * weight[:, None]).sum(0)
             self.group.sum_(share)
             bias = share.logit()
         else:
-            self.group.sum_(share.index_add_(0, self.targets, self.weight))
+            self.group.sum_(share.index_add_(0, all_targets, weights))
             bias = share.log()
             bias -= bias.mean()
-        return torch.cat([torch.zeros(self.classes, self.width, dtype=torch.float64), bias[:, None]], dim=1)
+        bias = bias[:, None].to(self.device)
+        return torch.cat([self._zeros(self.classes, self.width), bias], dim=1)
 
     def total(self, products: Tensor) -> Tensor:
         """Sum of `[K, ...]` over each problem, `[P, 1]`."""
@@ -165,9 +188,7 @@ class Objective:
         if self.rows <= self.width:
             return self._hessian_of_few_rows(theta, coarse)
         stride = max(1, self.rows // (SAMPLE * self.width)) if rough else 1
-        gram = torch.zeros(self.width, self.width, dtype=torch.float64)
-        total = torch.zeros(self.width, dtype=torch.float64)
-        mass = torch.zeros((), dtype=torch.float64)
+        gram, total, mass = self._zeros(self.width, self.width), self._zeros(self.width), self._zeros()
         begin = -self.first % stride  # the same rows, however many workers share them
         for rows, x in row_parts(self.x, GRAM_NUMBERS_AT_ONCE, torch.float32, stride, begin):
             weight = self._row_curvature(x, theta.float(), rows)
@@ -191,14 +212,16 @@ class Objective:
         Every worker takes all rows.
         """
         here = slice(0, self.x.shape[0])
-        mine = np.asarray(self.x[here], np.float64)
-        of_rows = self._row_curvature(torch.from_numpy(mine), theta, here).numpy()
-        x = torch.from_numpy(self.group.gather(mine, self.rows))
-        weight = torch.from_numpy(self.group.gather(of_rows, self.rows))
+        mine = _tensor(self.x[here]).double()
+        weight = self.group.gather(self._row_curvature(mine, theta, here), self.rows)
+        x = self.group.gather(mine, self.rows)
         weight = weight / weight.sum()
         mean = weight @ x
         x = (x - mean).mul_(weight.sqrt()[:, None])
         return Hessian(mean, x @ x.T, x, coarse=coarse)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def _row_curvature(self, x: Tensor, theta: Tensor, rows: slice) -> Tensor:
         """The curvature that each row adds, over all classes, `[B]`."""

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import featcache.heads.device.choose
 import featcache.heads.device.features
 from featcache.heads.device.rows import DeviceRows
 from featcache.heads.features import LabelledFeatures, WeightedFeatures
@@ -24,7 +23,7 @@ from tests.support.second_device import SECOND, copies_to_host, second_device
 @pytest.fixture
 def second(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Heads that are asked to train on a GPU train on the second device."""
-    monkeypatch.setattr(featcache.heads.device.choose, "resolve_device", lambda name: SECOND)
+    monkeypatch.setattr("featcache.backbone.load.resolve_device", lambda name: SECOND)
     with second_device() as device:
         yield device
 
