@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import ge, gt, le, lt
@@ -65,6 +68,30 @@ class Option:
 PATHS = ("model", "adapter", "backbones", "dataset", "data_files", "cache_dir", "reports_dir", "costs")
 
 WRITTEN = {int: "write it as in 100", float: "write it as in 0.001 or 1e-3"}  # hints
+
+
+def sections_of(kind: type) -> dict[str, Any]:
+    """The dataclasses of the settings `kind` by table; `kind` itself under the empty name."""
+    items = dataclasses.fields(kind)
+    named = {item.name: type(item.default) for item in items if dataclasses.is_dataclass(item.default)}
+    return {"": kind, **named}
+
+
+@functools.cache  # to evaluate all type hints takes milliseconds, and a parser asks once for each section
+def options_of(kind: type) -> Mapping[str, Option]:
+    """Every setting of the dataclass `kind` by its name, in the order of the file; not to be changed."""
+    found: dict[str, Option] = {}
+    for section, cls in sections_of(kind).items():
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if "help" in item.metadata:
+                hint, optional = hints[item.name], isinstance(hints[item.name], types.UnionType)
+                bare = typing.get_args(hint)[0] if optional else hint  # `str` of `str | None`
+                bare = typing.get_origin(bare) or bare  # `tuple` of `tuple[str, ...]`
+                found[item.name] = Option(
+                    section, item.name, type=bare, optional=optional, default=item.default, **item.metadata
+                )
+    return found
 
 
 def coerce(option: Option, value: Any) -> Any:

@@ -7,11 +7,8 @@ format are derived from them.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any, TypeVar
 
 from featcache.endpoint_settings import EndpointSettings
 from featcache.errors import UsageError, closest
-from featcache.option import Option, coerce, setting
+from featcache.option import Option, coerce, options_of, sections_of, setting
 from featcache.plain_file import read_plain
 
 T = TypeVar("T")
@@ -288,18 +285,7 @@ class Settings:
 
 def options(kind: type = Settings) -> dict[str, Option]:
     """Every setting of the dataclass `kind` by its name, which is unique, in the order of the file."""
-    found: dict[str, Option] = {}
-    for section, cls in _sections(kind).items():
-        hints = typing.get_type_hints(cls)
-        for item in dataclasses.fields(cls):
-            if "help" in item.metadata:
-                hint, optional = hints[item.name], isinstance(hints[item.name], types.UnionType)
-                bare = typing.get_args(hint)[0] if optional else hint  # `str` of `str | None`
-                bare = typing.get_origin(bare) or bare  # `tuple` of `tuple[str, ...]`
-                found[item.name] = Option(
-                    section, item.name, type=bare, optional=optional, default=item.default, **item.metadata
-                )
-    return found
+    return dict(options_of(kind))
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None, *, path: str | Path | None = None) -> Settings:
@@ -338,7 +324,7 @@ def build_dataclass(kind: type[T], values: Mapping[str, Any]) -> T:
             raise UsageError(f"unknown setting {name!r}", hint=_closest(name, list(known)))
         tables.setdefault(known[name].section, {})[name] = coerce(known[name], value)
     top = tables.pop("", {})
-    classes = _sections(kind)
+    classes = sections_of(kind)
     return kind(**{section: classes[section](**fields) for section, fields in tables.items()}, **top)
 
 
@@ -348,13 +334,6 @@ def load_table(name: str, path: str | Path | None = None) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UsageError(f"{name} is not a table of settings", hint=f"write it as [{name}]")
     return table
-
-
-def _sections(kind: type) -> dict[str, Any]:
-    """The dataclasses of the settings by table; `kind` itself under the empty name."""
-    items = dataclasses.fields(kind)
-    named = {item.name: type(item.default) for item in items if dataclasses.is_dataclass(item.default)}
-    return {"": kind, **named}
 
 
 def _toml_tables(path: str | Path | None) -> dict[str, Any]:
@@ -377,7 +356,7 @@ def _toml_tables(path: str | Path | None) -> dict[str, Any]:
 def _values_in_file(path: str | Path | None) -> dict[str, Any]:
     """The values of the settings file by name, of all its tables but `OTHER_TABLES`."""
     file = Path(path if path is not None else CONFIG_FILE)
-    known, sections = options(), [name for name in _sections(Settings) if name]
+    known, sections = options(), [name for name in sections_of(Settings) if name]
     values: dict[str, Any] = {}
     for key, content in _toml_tables(path).items():
         if key in OTHER_TABLES:
