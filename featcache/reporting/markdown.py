@@ -40,7 +40,7 @@ def markdown_environment() -> Environment:
     Raises:
         UsageError: Jinja2 is not installed.
     """
-    environment = words.environment_of(autoescape=False)
+    environment = words.environment_of(autoescape=False)  # no page has this one, which may be changed
     environment.finalize = escape
     environment.globals["_"] = filled
     environment.filters |= {

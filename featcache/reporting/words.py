@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,17 @@ PAGE_LANGUAGES = {"en": "en", "zh": "zh-CN"}
 
 
 def environment_of(*, autoescape: bool) -> Environment:
-    """The templates beside this file, with the filters below.
+    """The templates beside this file, with the filters below; one object for each language.
 
     Raises:
         UsageError: Jinja2 is not installed.
     """
     require_extra("a report", "report", ["jinja2"])
+    return _environment(language(), autoescape=autoescape)
+
+
+@cache  # it keeps the compiled templates, and compiling them takes longer than a report
+def _environment(spoken: str, *, autoescape: bool) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -54,7 +60,7 @@ def environment_of(*, autoescape: bool) -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    made.globals |= {"_": filled, "page_language": PAGE_LANGUAGES[language()]}
+    made.globals |= {"_": filled, "page_language": PAGE_LANGUAGES[spoken]}
     made.globals["blank"] = paragraph(["", ""])  # between sentences
     made.filters |= {
         "by_light": lambda checks: sorted(checks, key=lambda one: LIGHTS.index(one.state)),

@@ -27,6 +27,7 @@ _NO_FORMULA = re.compile(r"[+-]?\d+([.,]\d+)*([eE][+-]?\d+)?%?|[=+\-@\s＝＋－
 _HUB_ID = re.compile(r"[\w\-][\w.\-]*/[\w.\-]+(:[\w.\-]+)?")  # a data set's may end in `:config`
 _FOLDERS = re.compile(r"(?<![\w/])(?:[A-Za-z]:|~)?[/\\](?:[^\s/\\:'\"]+[/\\])+")
 _FIGURES = re.compile(r"[-+±]?\d[\d,.]*( \S+){0,3}")  # with a unit or an interval; more is a sentence
+CELL_SIGNS = 16  # that may stand in one cell of a terminal: letters with their accents
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -127,8 +128,10 @@ def clip(text: str, cells: int) -> str:
     """`text` in at most so many terminal cells, with U+FFFD instead of characters that cannot be printed."""
     from rich.cells import cell_len, set_cell_size
 
-    safe = "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
-    return safe if cell_len(safe) <= cells else set_cell_size(safe, cells - 1).rstrip() + "…"
+    begin = text[: CELL_SIGNS * cells]  # of a text of a megabyte
+    safe = "".join(sign if sign.isprintable() else "\ufffd" for sign in begin)
+    fits = len(begin) == len(text) and cell_len(safe) <= cells
+    return safe if fits else set_cell_size(safe, cells - 1).rstrip() + "…"
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:

@@ -7,7 +7,7 @@ that it matches; the values of its placeholders, which may be sentences too, are
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from string import Formatter
 
 from featcache.translation.agreement import agreed
@@ -99,7 +99,7 @@ def translated(sentence: str, depth: int = 0) -> str:
         return agreed(sentence)
     if depth > DEEPEST:
         return sentence
-    for template in _templates(language()):
+    for template in _templates_between(language(), sentence[:1], sentence[-1:]):
         if (found := template.values(sentence)) is not None:
             values = {name: translated(value, depth + 1) for name, value in found.items()}
             return pgettext(FINISHED, template.text).format_map(values)
@@ -145,6 +145,16 @@ class SentenceTemplate:
             found.append(sentence[at:place])
             at = place + len(piece)
         return dict(zip(self.names, [*found, sentence[at:end]], strict=True))
+
+
+@lru_cache(1024)
+def _templates_between(language: str, first: str, last: str) -> list[SentenceTemplate]:
+    """Those of the catalogue that a sentence with this first and this last character may match."""
+    return [
+        one
+        for one in _templates(language)
+        if one.pieces[0][:1] in ("", first) and one.pieces[-1][-1:] in ("", last)
+    ]
 
 
 @cache
