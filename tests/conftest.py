@@ -139,6 +139,17 @@ def lively_tiny(
     return folder
 
 
+@pytest.fixture(params=["untraced", pytest.param("traced", marks=pytest.mark.slow)])
+def onnx_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports to ONNX, for tests of what is exported; `tests/export/test_onnx.py` traces by default, too."""
+    pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
+    pytest.importorskip("onnxscript")
+    if request.param == "untraced":
+        from tests.support.untraced import export_untraced
+
+        export_untraced(monkeypatch)
+
+
 @pytest.fixture
 def arrow_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` keeps its Arrow files in the test's own folder."""

@@ -58,7 +58,7 @@ def test_parts_are_the_modules_between_attentions(family: str, tiny: Folder) -> 
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(family, marks=[] if family in ("bert", "llama") else pytest.mark.slow) for family in PARTS],
+    [pytest.param(family, marks=[] if family == "llama" else pytest.mark.slow) for family in PARTS],
 )
 def test_compiled_parts_give_the_same_features(family: str, tiny: Folder) -> None:
     backbone, texts = load(tiny(family)), mixed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,17 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", ["bert", "deberta-v2", "qwen3"])
+def every_mode(*families: str, of: Iterable[str]) -> list[Any]:
+    """Every mode with the first family; with the others by default the two that depend on the padding."""
+    return [
+        pytest.param(family, mode, marks=[] if quick else pytest.mark.slow)
+        for family in families
+        for mode in of
+        for quick in [family == families[0] or mode in ("mean", "lasttoken")]
+    ]
+
+
+@pytest.mark.parametrize(("family", "mode"), every_mode("bert", "deberta-v2", "qwen3", of=MODES))
 def test_every_pooling_equals_encode(
     family: str, mode: str, lively_tiny: Folder, modules: Any, tmp_path: Path
 ) -> None:
@@ -176,8 +185,10 @@ def test_prompts_equal_encode(lively_tiny: Folder, modules: Any, tmp_path: Path)
     assert abs(vectors() - vectors(prompt="")).max() > 1e-2
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens"])
-@pytest.mark.parametrize("family", ["bert", "deberta-v2", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    every_mode("bert", "deberta-v2", "gpt2", of=("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens")),
+)
 def test_a_prompt_that_is_not_pooled_equals_encode(
     family: str, mode: str, lively_tiny: Folder, modules: Any, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import integer_array_indices
 
 from featcache.bench.memory import measure, write_made_up
+from featcache.cache import sealed_writer
 from featcache.cache.cache import Cache
 from featcache.cache.catalog import CacheFile
 from featcache.cache.description import FileDescription
@@ -38,6 +39,7 @@ from featcache.system.durable import remove_temporaries
 from featcache.system.sharded_array import ShardedColumn, as_array, part_of
 from tests.support.disk import FaultDisk, Quick, memory_folder, plant, plugged_in
 from tests.support.documents import cache_document, encoder_document
+from tests.support.forked import fork_server
 
 ROWS, WIDTH, SHARD = 1000, 8, 40_000
 Arrays = dict[str, np.ndarray]
@@ -378,22 +380,21 @@ def test_a_shard_that_changes_is_checked_again(sharded: Path, monkeypatch: pytes
 
 # ---------------------------------------------------------------- writing, again and in between
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from featcache.cache import sealed_writer as sealed
-from tests.cache.test_shards import made_up, write
-publish, left = sealed.publish, int(sys.argv[2])
-def counting(*args, **kwargs):
-    global left
-    done = publish(*args, **kwargs)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-sealed.publish = counting
-write(Path(sys.argv[1]), made_up())
-"""
+
+def killed(folder: Path, left: int) -> None:
+    """In a process of its own: write the shards, and be killed once `left` of them are published."""
+    publish = sealed_writer.publish
+
+    def counting(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        done = publish(*args, **options)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    sealed_writer.publish = counting
+    write(folder, made_up())
 
 
 def test_a_kill_between_shards_costs_no_finished_shard(tmp_path: Path) -> None:
@@ -401,8 +402,10 @@ def test_a_kill_between_shards_costs_no_finished_shard(tmp_path: Path) -> None:
     count = len(shard_paths(whole))
     for left in (1, count - 1, count):
         folder = tmp_path / str(left)
-        argv = [sys.executable, "-c", KILLED, str(folder), str(left)]
-        assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+        process = fork_server().Process(target=killed, args=(folder, left))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
         path = folder / whole.relative_to(tmp_path / "whole")
         assert not path.exists() and not Cache(folder).paths() and len(shard_paths(path)) == left
         kept = {shard: shard.stat().st_ino for shard in shard_paths(path)}

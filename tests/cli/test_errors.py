@@ -457,6 +457,37 @@ def test_predict_names_a_damaged_run(file: str, damage: str, cli: Cli, trained: 
 # --- Ctrl-C -------------------------------------------------------------------------------------
 
 
+def test_an_interrupted_extraction_says_that_it_continues(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl+C in the second of four units."""
+    from featcache.cache.staging import Staging
+
+    monkeypatch.setattr("featcache.extraction.partition.UNIT_ROWS", 16)
+    commit = Staging.commit
+
+    def stop(self: Staging, number: int, arrays: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        commit(self, number, arrays)
+
+    argv = ("extract", "--split", "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "commit", stop)
+        result = cli(*argv)
+    assert result.code == 130 and result.out == ""
+    assert "interrupted" in result.err and "continues" in result.err and "Traceback" not in result.err
+    kept = list(Path("cache").rglob("block-*.safetensors"))
+    rows = [len(load_file(path)["n_tokens"]) for path in kept]
+    assert sum(rows) > 0 and not list(Path("cache").rglob("*.h5"))
+    again = cli.ok(*argv, "--json")
+    assert f"going on from {len(kept)} of" in again.err
+    split = again.json["splits"][0]
+    assert split["rows"] == 60 and 0 < split["encoded"] <= 60 - sum(rows)
+    assert not list(Path("cache").rglob("*.partial")) and not list(Path("cache").rglob(".tmp-*"))
+
+
+@pytest.mark.slow
 def test_extract_continues_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 5000
     alone = {"HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}  # steady on a busy machine

@@ -152,9 +152,8 @@ def test_fine_tuning_trains_through_the_steps(cli: Cli, work: Path) -> None:
     assert load(Path("model")).num_blocks == 3
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 def test_exports_hold_the_steps_or_say_why_not(cli: Cli, work: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     extracted(cli)
     run = command(cli, "train-head", "--epochs", "3")["run"]
     said = f"this head reads {VIEW}"

@@ -15,8 +15,8 @@ from featcache.inspection.inspection import InspectedSplit, Inspection, inspect_
 from featcache.settings import load_settings
 
 pytestmark = pytest.mark.demo
-ROWS = {"train": 500, "validation": 100, "test": 150}
-PLANTED = 12
+ROWS = {"train": 250, "validation": 50, "test": 75}
+PLANTED = 6
 
 
 def drawn(seed: int = 0) -> dict[str, list[tuple[str, str]]]:

@@ -84,7 +84,7 @@ def test_paired_bootstrap_scores_equal_scikit_learn(multi: bool) -> None:
     assert found.macro_f1.value == pytest.approx(macro_f1(labels, second) - macro_f1(labels, first))
 
 
-@pytest.mark.parametrize("multi", [False, True])
+@pytest.mark.parametrize("multi", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_paired_bootstrap_interval_equals_that_of_resampled_rows(multi: bool) -> None:
     """The textbook way: draw rows, score both with scikit-learn, take the difference."""
     labels, first, second = made_up(1, 120, 3, multi=multi)

@@ -64,9 +64,8 @@ def test_stock_transformers_give_the_numbers(
         assert words in card
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 def test_onnxruntime_gives_the_numbers(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
-    pytest.importorskip("onnxscript")
     import onnxruntime
     from transformers import AutoTokenizer
 

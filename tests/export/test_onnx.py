@@ -110,6 +110,7 @@ def test_export_of_a_fine_tuned_run_in_bfloat16(example: Example) -> None:
     assert abs(untuned / 1.7 - found).max() > 0.1  # the trained blocks are in the graph
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 def test_export_of_a_decoder_pools_the_last_real_token(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     run = made_run(tiny("gpt2"), tmp_path / "run", view="last/last", thresholds=np.array([0.2, 0.5, 0.75]))
     folder = export_onnx(run, tmp_path / "model").folder
@@ -120,6 +121,7 @@ def test_export_of_a_decoder_pools_the_last_real_token(tiny: Callable[[str], Pat
     assert printed == [list(one.labels) for one in expected]
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 def test_export_of_a_head_with_costs_decides_by_them(
     tiny: Callable[[str], Path], example: Example, tmp_path: Path
 ) -> None:

@@ -352,11 +352,11 @@ def test_the_hugging_face_export_of_a_run_finetuned_on_pairs_refuses_the_prompt(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 @pytest.mark.parametrize(
     "paired", ["top-blocks:2", pytest.param("all", marks=pytest.mark.slow)], indirect=True
 )
 def test_the_onnx_export_of_a_run_finetuned_on_pairs_takes_pairs(paired: Run, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
     from featcache.export.onnx import export_onnx
 
     folder = export_onnx(paired, tmp_path / "model").folder

@@ -170,8 +170,16 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [2, 5, 8])
-@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("after", "compute"),
+    [
+        *[(5, "bfloat16"), (8, "float32")],
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((2, "float32"), (5, "float32"), (2, "bfloat16"), (8, "bfloat16"))
+        ],
+    ],
+)
 def test_a_killed_training_goes_on_with_the_same_bits(
     tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, compute: str
 ) -> None:

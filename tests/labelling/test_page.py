@@ -69,7 +69,7 @@ def press(page: Page, *keys: str) -> None:
         page.wait(f"{script} !== {json.dumps(before)}")
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", [pytest.param("en", marks=pytest.mark.slow), "zh"])
 def test_keys_answer_on_every_screen_without_a_violation(
     browser: Browser, tmp_path: Path, language: str
 ) -> None:

@@ -612,8 +612,10 @@ def test_adamw_is_torchs_from_zero(classes: int, class_weight: Any) -> None:
     assert_allclose(head.predict_proba(x), layer(inputs).softmax(1).detach().numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", ["adamw", "exact"])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    ("classes", "solver"),
+    [pytest.param(2, "adamw", marks=pytest.mark.slow), (3, "adamw"), (2, "exact"), (3, "exact")],
+)
 def test_class_weights_in_any_form(classes: int, solver: str) -> None:
     x, y = blobs(classes)
     x, y = x[30:], y[30:]

@@ -31,14 +31,14 @@ def found_on(shown: RunReport, browser: Browser, path: Path, *screens: tuple[int
     return found
 
 
-@pytest.mark.parametrize("classes", [2, 60])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 60])
 def test_the_report_of_hostile_texts_passes_axe(classes: int, browser: Browser, tmp_path: Path) -> None:
     names = (HOSTILE[0], *(f"类别 {number}" for number in range(1, classes)))
     shown = report(names, "房间很干净，服务也好。" * 9)
     assert found_on(shown, browser, tmp_path / "report.html", (390, False), (1280, True)) == []
 
 
-@pytest.mark.parametrize(("runs", "classes"), [(1, 60), (12, 10)])
+@pytest.mark.parametrize(("runs", "classes"), [pytest.param(1, 60, marks=pytest.mark.slow), (12, 10)])
 def test_the_report_of_many_fits_every_screen(
     runs: int, classes: int, browser: Browser, tmp_path: Path
 ) -> None:

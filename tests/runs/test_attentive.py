@@ -217,8 +217,8 @@ def test_a_head_that_was_changed_is_refused(work: Work, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("onnx_graphs")
 def test_the_exported_graph_gives_the_logits_of_the_run(work: Work, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs: pip install 'featcache[onnx]'")
     from featcache.export.onnx import export_onnx
 
     made = export_onnx(work.run, tmp_path / "graph")

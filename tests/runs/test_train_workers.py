@@ -471,7 +471,8 @@ def as_by_torchrun(*argv: list[str]) -> Iterator[list[Any]]:
             rank.communicate()
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_lost_worker_ends_the_others_under_torchrun(killed: int, work: Path) -> None:
     endless = ["--epochs", "10000000"]
     with as_by_torchrun(endless, endless) as ranks:

@@ -80,7 +80,7 @@ def texts_of(page: Page, selector: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("classes", [2, 60])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 60])
 def test_the_page_passes_axe_on_every_screen(
     classes: int, browser: Browser, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -330,7 +330,7 @@ def read_from(hub: LoopbackHub, hub_name: str, home: Path) -> list[Any]:
 
 
 @pytest.mark.enable_socket
-@pytest.mark.parametrize("hub_name", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("hub_name", [pytest.param("huggingface", marks=pytest.mark.slow), "modelscope"])
 def test_a_model_from_a_hub_is_followed(hub_name: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     """Its modules are downloaded with it, other sub-folders are not; and again without the hub."""
     if hub_name == "modelscope":
@@ -354,7 +354,7 @@ def test_a_model_from_a_hub_is_followed(hub_name: str, tiny: Callable[[str], Pat
 
 
 @pytest.mark.enable_socket
-@pytest.mark.parametrize("hub_name", ["huggingface", "modelscope"])
+@pytest.mark.parametrize("hub_name", ["huggingface", pytest.param("modelscope", marks=pytest.mark.slow)])
 def test_a_transformer_in_a_folder_of_its_own_comes_from_a_hub(
     hub_name: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
