@@ -175,7 +175,7 @@ def kill_and_check(case: Case, whole: Case, start_workers: Any, tmp_path: Path, 
     assert len(begun(tmp_path)) <= TRAIN // UNIT + 2 * deaths
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_workers_lose_only_their_units(
     case: Case, whole: Case, start_workers: Any, tmp_path: Path, seed: int
 ) -> None:
@@ -183,7 +183,7 @@ def test_killed_workers_lose_only_their_units(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 104))
+@pytest.mark.parametrize("seed", range(2, 102))
 def test_killed_workers_lose_only_their_units_100_times(
     case: Case, whole: Case, start_workers: Any, tmp_path: Path, seed: int
 ) -> None:

@@ -74,7 +74,13 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("dropout, after", [(0.0, 1), (0.0, 6), (0.3, 3), (0.3, 5)])
+@pytest.mark.parametrize(
+    ("dropout", "after"),
+    [
+        *[(0.0, 6), (0.3, 5)],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((0.0, 1), (0.3, 3))],
+    ],
+)
 def test_run_continues_a_killed_training_with_the_same_result(
     tiny: Callable[[str], Path], tmp_path: Path, after: int, dropout: float
 ) -> None:
