@@ -153,8 +153,8 @@ def environment_group(device: str = "cpu") -> Iterator[ProcessGroup]:
     """The workers that `torchrun` describes in the environment; `ALONE` where it describes none.
 
     Args:
-        device: as settings have it; with `cuda`, workers that have a GPU each exchange tensors by nccl.
-            Heads are computed on processors either way.
+        device: as settings have it; with `cuda`, workers that have a GPU each exchange tensors by nccl, and
+            heads that can train there do.
 
     Raises:
         UsageError: variables are missing or out of range.
