@@ -22,7 +22,7 @@ from jinja2.ext import extract_from_ast
 from featcache.translation.sentences import FINISHED
 from featcache_cli.help import HELP_TEXT, help_parts
 from featcache_cli.main import _parser
-from tests.support.finished_sentences import Function, Module, finished_sentences
+from tests.support.finished_sentences import Function, Module, finished_sentences, module_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PO = ROOT / "featcache" / "translation" / "zh" / "LC_MESSAGES" / "featcache.po"
@@ -65,7 +65,7 @@ def collected() -> dict[Key, Message]:
 
 
 def _of_python(path: Path) -> Iterator[Message]:
-    module = Module(path, ast.parse(path.read_text(encoding="utf-8")))
+    module = module_of(path)
     names = {"columns": "columns", "RunColumn": "columns"}
     names |= {"gettext": "gettext"} if path.name == "language.py" else {}
     for node in ast.walk(module.tree):

@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 RETURNED = {
@@ -89,6 +90,12 @@ def _elements(node: ast.expr) -> list[ast.expr]:
     return [node.elt] if isinstance(node, ast.ListComp | ast.GeneratorExp) else []
 
 
+@cache
+def module_of(path: Path) -> Module:
+    """A file of the source; it is read once, and is not to be changed."""
+    return Module(path, ast.parse(path.read_text(encoding="utf-8")))
+
+
 def parameters(function: Function) -> list[str]:
     spec = function.args
     return [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
@@ -96,7 +103,7 @@ def parameters(function: Function) -> list[str]:
 
 def finished_sentences(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     """Template -> path of the file that has it, in the order of the source."""
-    modules = [Module(path, ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+    modules = [module_of(path) for path in paths]
     classes = {
         node.name
         for m in modules
