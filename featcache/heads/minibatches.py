@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -150,12 +150,13 @@ class BatchLoader:
 
     def __exit__(self, *_: object) -> None:
         self.thread.shutdown(cancel_futures=True)
+        self.sequences.close()  # it holds this object, and so the features on a GPU
 
     def epoch(self) -> Iterator[BatchSequence]:
         """The batches of the next epoch."""
         return itertools.islice(self.sequences, -(-len(self.labels) // self.size))
 
-    def _gathered_ahead(self, parts: Iterator[torch.Tensor]) -> Iterator[BatchSequence]:
+    def _gathered_ahead(self, parts: Iterator[torch.Tensor]) -> Generator[BatchSequence, None, None]:
         """The batches of each part; the next part, also of the next epoch, is gathered meanwhile."""
         waiting: deque[Future[BatchSequence]] = deque()
         for rows in parts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from featcache.errors import DiskError, FeatcacheError
 from featcache.system.durable import disk_error
 from featcache.system.packages import package_error
@@ -15,6 +18,12 @@ def outside_error(error: Exception) -> FeatcacheError | None:
         return disk_error(error, f"use {error.filename or 'a file or a connection'}")
     if isinstance(error, MemoryError):
         return FeatcacheError("there is not enough memory", hint="end other programs, or use fewer rows")
+    torch: Any = sys.modules.get("torch")  # only where it is imported can it have raised the error
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return FeatcacheError(
+            "the GPU has not enough free memory",
+            hint="end other programs that use it, or compute on the processor: --device cpu",
+        )
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         what = f"the name {ascii(error.object)[:200]} is not UTF-8"
         return DiskError(what, hint="rename that file or folder")

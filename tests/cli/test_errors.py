@@ -15,8 +15,10 @@ from typing import Any
 
 import h5py
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from featcache.heads import linear_stack
 from tests.support.cli_tools import (
     COMMAND,
     Cli,
@@ -617,3 +619,13 @@ def test_a_mistyped_name_gets_the_one_that_may_be_meant(
         text = path.read_text(encoding="utf-8").replace("# coverage =", "coverage = 0.9 #")
         path.write_text(text, encoding="utf-8")
     cli.refused(code, argv, words)
+
+
+def test_a_gpu_without_room_is_said_with_the_way_out(
+    cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr(linear_stack, "head_device", full)
+    cli.refused(1, ["train-head", "--head", "linear"], "the GPU has not enough free memory", "--device cpu")

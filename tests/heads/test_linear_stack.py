@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -223,3 +225,22 @@ def test_fit_stack_refuses_no_members() -> None:
     train = rows(30, 0)
     with pytest.raises(HeadError, match="no heads"):
         fit_stack(train, train, 3, [], HeadSettings())
+
+
+def test_features_leave_the_memory_with_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep fits stack after stack: on a GPU there may be no room for the features of two."""
+    made, of = list[weakref.ref[minibatches.PaddedFeatures]](), minibatches.PaddedFeatures.of
+
+    def noted(*args: Any) -> minibatches.PaddedFeatures:
+        found = of(*args)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(minibatches.PaddedFeatures, "of", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        fit_stack(rows(40, 0), rows(20, 1), 3, MEMBERS[:2], HeadSettings(epochs=2, batch_size=8))
+        assert made and all(each() is None for each in made)
+    finally:
+        gc.enable()

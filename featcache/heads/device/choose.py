@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 
 def head_device(asked: str, work: float, least: float) -> torch.device:
-    """The device that a head trains on.
+    """The device that a head trains on; a GPU by its number, which means the same in each thread.
 
     Args:
         asked: as the settings have it: `cuda` or `cuda:N` take that GPU; `auto` takes one that is there if
@@ -22,7 +22,9 @@ def head_device(asked: str, work: float, least: float) -> torch.device:
     if asked.startswith("cuda"):
         from featcache.backbone.load import resolve_device  # it takes a while to import
 
-        return resolve_device(asked)
-    if asked == "auto" and work >= least and torch.cuda.is_available():
-        return torch.device("cuda")
-    return CPU
+        device = resolve_device(asked)
+    elif asked == "auto" and work >= least and torch.cuda.is_available():
+        device = torch.device("cuda")
+    else:
+        return CPU
+    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())

@@ -74,8 +74,8 @@ class DeviceFeatures:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Free memory of a GPU; of other devices without a limit."""
+    """Free memory of a GPU, with what torch holds for its next tensors; of other devices without a limit."""
     if device.type != "cuda":
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
-    return float(free)
+    return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

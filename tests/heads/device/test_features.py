@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from featcache.heads.device.choose import CPU, head_device
-from featcache.heads.device.features import DeviceFeatures
+from featcache.heads.device.features import DeviceFeatures, free_bytes
 from featcache.heads.features import Standard
 from tests.support.second_device import second_device
 
@@ -43,6 +43,13 @@ def test_small_work_stays_on_the_cpu_unless_a_gpu_is_named(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert head_device("auto", 1e6, least=1e7) == head_device("cpu", 1e9, 1e7) == CPU
     assert head_device("mps", 1e9, 1e7) == CPU
-    assert head_device("auto", 1e8, least=1e7) == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # other threads have 0
+    assert head_device("auto", 1e8, least=1e7) == torch.device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert head_device("auto", 1e8, least=1e7) == CPU
+
+
+def test_memory_that_torch_holds_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in (("mem_get_info", (30, 100)), ("memory_reserved", 60), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, found=found: found)
+    assert free_bytes(torch.device("cuda:0")) == 30 + 60 - 20
