@@ -27,4 +27,5 @@ def head_device(asked: str, work: float, least: float) -> torch.device:
         device = torch.device("cuda")
     else:
         return CPU
-    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
+    unnumbered = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if unnumbered else device
