@@ -20,6 +20,8 @@ SECOND = torch.device("meta")
 _MOVES = ("aten._to_copy.default", "aten.copy_.default")
 # Whose indices may be on either device.
 _INDEXED = ("aten.index.Tensor", "aten.index_put_.default", "aten._index_put_impl_.default")
+# Which take no single numbers of the CPU either.
+_JOINED = ("aten.stack.default", "aten.cat.default")
 
 
 class SecondTensor(torch.Tensor):
@@ -119,8 +121,7 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     operation = _operation(func)
     given = list(_tensors((*args, *kwargs.values())))
     there = any(isinstance(each, SecondTensor) for each in given)
-    here = any(not isinstance(each, SecondTensor) and each.dim() > 0 for each in given)
-    if there and here and not operation.moves and not operation.indexed:
+    if there and not operation.moves and _mixed(operation, str(func), args, kwargs):
         raise RuntimeError(f"{func}: expected all tensors to be on one device")
     asked = kwargs.get("device")
     second = isinstance(args[0], SecondTensor) if operation.moves else there
@@ -136,6 +137,16 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ]  # fmt: skip
         return None if not operation.returns else written[0] if len(written) == 1 else tuple(written)
     return _wrapped(found) if second else found
+
+
+def _mixed(operation: _Operation, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor of the CPU is where a GPU would refuse it, in an operation on the second device."""
+    written = [kwargs[key] if key in kwargs else args[number] for number, key in operation.written]
+    if any(not isinstance(each, SecondTensor) for each in _tensors(written)):
+        return True  # also of a single number
+    least = 0 if name in _JOINED else 1
+    read = [*args[:1], *args[2:]] if operation.indexed else [*args, *kwargs.values()]
+    return any(not isinstance(each, SecondTensor) and each.dim() >= least for each in _tensors(read))
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
