@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from featcache.errors import UsageError
 from featcache.heads.device.choose import CPU, head_device
 from featcache.heads.device.features import DeviceFeatures, free_bytes
 from featcache.heads.features import Standard
@@ -47,6 +48,14 @@ def test_small_work_stays_on_the_cpu_unless_a_gpu_is_named(monkeypatch: pytest.M
     assert head_device("auto", 1e8, least=1e7) == torch.device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert head_device("auto", 1e8, least=1e7) == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("asked", ["cuda", "cuda:1"])
+def test_a_named_gpu_that_is_not_there_is_refused(asked: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {asked}: ") as caught:
+        head_device(asked, work=1, least=1e7)
+    assert caught.value.hint == "try --device auto or --device cpu"
 
 
 def test_memory_that_torch_holds_for_its_next_tensors_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
