@@ -73,7 +73,7 @@ def stages(device: str, model: Path, texts: dict[str, Path], rows: dict[str, int
         *featcache, "finetune", *where, "--dataset", str(texts["labelled"]), "--view", "last/mean",
         "--max-length", "128",
     ))  # fmt: skip
-    yield Stage("heads", 90, (*featcache, "heads", "--json", "--device", device))
+    yield Stage("heads", 90, (*featcache, "heads", "--json", "--device", device, "--epochs", "20"))
 
 
 def write_texts(folder: Path, scale: float) -> tuple[dict[str, Path], dict[str, int]]:

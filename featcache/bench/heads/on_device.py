@@ -53,7 +53,7 @@ def heads_on(
     settings: HeadSettings,
     on_progress: OnProgress,
 ) -> DeviceHeads:
-    """Fit heads on the CPU and on a device, in turns.
+    """Fit heads on the CPU and on a device.
 
     Raises:
         UsageError: no such device.
