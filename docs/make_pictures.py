@@ -27,21 +27,22 @@ COMMAND = Path(sys.executable).with_name("featcache")
 COLUMNS = 84
 PAGE = (1000, 1130)  # pixels of the report that are shown
 MOST_BYTES = 300_000
+LANGUAGES = {"": (), "-zh": ("--lang", "zh")}  # flags, by the ending of the names of the pictures
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def main() -> None:
-    """Run the demo and the report in a folder, and draw both."""
+    """Run the demo and the report in a folder, in each language, and draw both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the demo runs; one that ran there is reused")
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="featcache-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (folder / "reports").glob("*"):  # runs of an earlier demo would be compared as well
-        shutil.rmtree(old)
-    printed = run(folder, "demo")
-    run(folder, "report", "--output", "report.html", "--quiet")
-    terminal(printed, PICTURES / "terminal.svg")
-    report(folder / "report.html", PICTURES / "report.png")
+    for ending, flags in LANGUAGES.items():
+        shutil.rmtree(folder / "reports", ignore_errors=True)  # runs of an earlier demo
+        printed = run(folder, "demo", *flags)
+        run(folder, "report", "--output", "report.html", "--quiet", *flags)
+        terminal(printed, " ".join(["featcache demo", *flags]), PICTURES / f"terminal{ending}.svg")
+        report(folder / "report.html", PICTURES / f"report{ending}.png")
     for path in sorted(PICTURES.iterdir()):
         size = path.stat().st_size
         print(f"{path.name}: {size:,} bytes")
@@ -62,14 +63,14 @@ def run(folder: Path, *argv: str) -> str:
     return done.stdout.decode("utf-8")
 
 
-def terminal(printed: str, target: Path) -> None:
+def terminal(printed: str, command: str, target: Path) -> None:
     """Draw the tables and the verdict as an SVG that loads no font."""
     console = Console(
         record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor"
     )
-    console.print(Text.from_ansi("$ featcache demo"))
+    console.print(Text.from_ansi(f"$ {command}"))
     console.print(Text.from_ansi(printed.strip("\n")))
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="featcache demo"), flags=re.S)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=command), flags=re.S)
     target.write_text(re.sub(r'(textLength=")([\d.]+)("[^>]*>)([^<]+)', _with_cells, svg), encoding="utf-8")
 
 
